@@ -1,0 +1,42 @@
+"""Content-based image retrieval, compared: the machinery that the notebooks import.
+
+The data takes one way, and each module stands at one place on it:
+
+    data -> models -> training -> embeddings -> retrieval -> metrics -> results -> plots
+
+`data` reads images and splits them, `models` builds networks, `training` fits them,
+`embeddings` turns images into vectors, `retrieval` ranks the gallery for each query, `metrics`
+scores rankings per query, `results` writes and reads the files of a run, `plots` draws them.
+Around the way stand `params` (what a study asks for), `cache` (what is already done), `study`
+(runs the notebooks in sequence), `pages` (notebooks to HTML) and `__main__` (the command line).
+"""
+
+import os
+from pathlib import Path
+
+# TensorFlow reads these once, when it is first imported, so they stand before any Keras import.
+# oneDNN is off by default on CPUs without AVX-512 and makes training there several times faster.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+__version__ = "0.1.0"
+
+
+class StudyError(Exception):
+    """What the person who runs a study can mend; its text is one line that says how."""
+
+
+def project_root() -> Path:
+    """The nearest folder, from the working directory up, that holds `params/` and `notebooks/`.
+
+    Raises:
+        StudyError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    raise StudyError(
+        f"no project at {here}: go to the folder that holds params/ and notebooks/, and run again"
+    )

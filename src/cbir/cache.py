@@ -1,0 +1,223 @@
+"""What is already done is not done again: folders of results, named by what they were made from.
+
+A step's key is a hash of everything that decides its result: its parameters, the keys of what it
+reads (data and weights come in as fingerprints), the versions of the packages that compute it and
+the code of the modules it runs. This is the one mechanism by which the project decides that
+something is up to date, for a network's weights as for a whole report.
+"""
+
+import ast
+import errno
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from cbir import StudyError, project_root
+
+MANIFEST = "manifest.json"
+# The packages whose versions can change a number. The backend's own is added by `versions`.
+PACKAGES = ("keras", "numpy", "pandas", "pillow", "scikit-learn", "scipy")
+# Modules that decide where results stand and when they are made, never what they are.
+INFRASTRUCTURE = {"cache", "progress", "study", "pages", "__main__"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished step: its folder, and the manifest that says what it was made from."""
+
+    folder: Path
+    manifest: dict
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def seconds(self) -> float:
+        return self.manifest["seconds"]
+
+
+def backend() -> str:
+    """Name of the Keras backend that this process uses or would use."""
+    if "keras" in sys.modules:
+        return sys.modules["keras"].backend.backend()
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name
+    settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
+    return json.loads(settings.read_text())["backend"] if settings.exists() else "tensorflow"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute results, the backend's among them."""
+    named = {"python": "{}.{}.{}".format(*sys.version_info[:3]), "backend": backend()}
+    for package in (*PACKAGES, backend()):
+        named[package] = importlib.metadata.version(package)
+    return named
+
+
+def digest(content) -> str:
+    """SHA-256, in hexadecimal, of anything JSON can say; dictionaries in any order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_digest(source: str) -> str:
+    """SHA-256 of a piece of code and of every module of this package that it comes to import.
+
+    Comments, layout and docstrings are left out: a better explanation trains nothing anew.
+    """
+    package = Path(__file__).parent
+    digests, waiting = {}, [("", source)]
+    while waiting:
+        name, text = waiting.pop()
+        tree = ast.parse(text)
+        digests[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        for module in _imported_modules(tree) - INFRASTRUCTURE - digests.keys():
+            waiting.append((module, (package / f"{module}.py").read_text("utf-8")))
+    return digest(digests)
+
+
+@functools.cache
+def module_digest(module: str) -> str:
+    """`code_digest` of one of this package's modules, named as in `__name__`."""
+    path = Path(__file__).parent / f"{module.removeprefix('cbir.')}.py"
+    return code_digest(path.read_text("utf-8"))
+
+
+def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> str:
+    """The key of a step: 64 hexadecimal digits, equal only where the result must be equal.
+
+    Args:
+        step: the step's name.
+        parameters: all of its parameters, as JSON can say them.
+        reads: keys or fingerprints of everything it reads.
+        code: digest of the code that it runs.
+    """
+    return digest([step, parameters, list(reads), code, versions()])
+
+
+def cached(
+    step: str,
+    make: Callable[[Path], None],
+    *,
+    parameters: dict,
+    reads: Iterable[str] = (),
+    code: str,
+) -> Artifact:
+    """The step's result: from `artifacts/<step>/<key>/` if it stands there, else made now.
+
+    Args:
+        step: name of the step, and of its folder in `artifacts/`.
+        make: writes the result into the folder that it is given. After an interruption it is given
+            the same folder again, with what it had written, and may go on from there.
+        parameters, reads, code: as for `make_key`; code is `__name__` of the module that calls.
+
+    Raises:
+        StudyError: the disk is full or read-only. What was finished before is kept.
+    """
+    reads = list(reads)
+    key = make_key(step, parameters, reads, module_digest(code))
+    folder = project_root() / "artifacts" / step / key[:20]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Two notebooks may start at once: the second waits here and then finds the result.
+        with FileLock(folder.with_suffix(".lock")):
+            if (found := read(folder)) is None:
+                partial = folder.with_suffix(".partial")
+                partial.mkdir(exist_ok=True)
+                started = time.perf_counter()
+                make(partial)
+                write_manifest(
+                    partial,
+                    step=step,
+                    key=key,
+                    parameters=parameters,
+                    reads=reads,
+                    seconds=time.perf_counter() - started,
+                )
+                os.replace(partial, folder)
+                found = read(folder)
+        folder.with_suffix(".lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise _as_study_error(error, folder) from error
+    return found
+
+
+def read(folder: Path) -> Artifact | None:
+    """The finished result in a folder, or None where there is none."""
+    try:
+        return Artifact(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether the folder holds the finished result of exactly this key."""
+    return (found := read(folder)) is not None and found.key == key
+
+
+def write_manifest(folder: Path, **content) -> None:
+    """Mark a folder as finished; `key`, `seconds` and what else the reader should know."""
+    write_text(folder / MANIFEST, json.dumps({**content, "versions": versions()}, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and move it into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file under a temporary name and move it into place."""
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return tree
+
+
+def _imported_modules(tree: ast.Module) -> set[str]:
+    """Names of this package's modules in `from cbir import x` and `from cbir.x import y`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "cbir":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cbir."):
+            names.add(node.module.removeprefix("cbir."))
+    return {name for name in names if (Path(__file__).parent / f"{name}.py").exists()}
+
+
+def _as_study_error(error: OSError, folder: Path) -> Exception:
+    """One line for what a person can mend; any other error as it is."""
+    # h5py reports a full disk in its text alone.
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return StudyError(
+            f"disk full while writing {folder}: free some space and run again; "
+            "finished steps are kept"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return StudyError(f"cannot write {folder}: make it writable and run again")
+    return error

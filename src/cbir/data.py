@@ -1,0 +1,208 @@
+"""Images: read once into memory-mapped arrays, split without overlap, fingerprinted.
+
+Whatever the source (digits, CIFAR-10, a folder of pictures), what comes out is the same: RGB
+images of one size in two arrays, train and test, that are read from disk only where they are used.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from cbir import StudyError, project_root, sources
+from cbir.cache import Artifact, cached, digest
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images, labels and the split of a study.
+
+    Attributes:
+        name: what the study's `dataset` says.
+        classes: class names; a label is a position in them.
+        train_images, test_images: (n, size, size, 3) uint8 RGB, memory-mapped.
+        train_labels, test_labels: (n,) int64.
+        train_names, test_names: what tells an image from all others, such as its path.
+        train, validation: positions in `train_images`, sorted, disjoint, together all of them.
+        fingerprint: SHA-256 of all images and labels.
+        skipped: files that could not be read, with the reason.
+
+    The gallery is `train_images` whole: validation serves the choices, then joins it. The queries
+    are `test_images`, and never serve a choice.
+    """
+
+    name: str
+    classes: list[str]
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    train_names: list[str]
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    test_names: list[str]
+    train: np.ndarray
+    validation: np.ndarray
+    fingerprint: str
+    skipped: list[str]
+
+    @property
+    def split_fingerprint(self) -> str:
+        """Digest of the fingerprint and of which images train and which validate."""
+        return digest([self.fingerprint, self.train.tolist(), self.validation.tolist()])
+
+
+def load(
+    dataset: str,
+    *,
+    image_size: int,
+    test_fraction: float,
+    validation_fraction: float,
+    split_seed: int,
+) -> Dataset:
+    """A data set, decoded on first use and memory-mapped from then on.
+
+    Args:
+        dataset: "digits", "cifar10", or a folder laid out `<class>/...` or
+            `{train,test}/<class>/...`.
+        image_size: pictures become squares of this many pixels (the centre is kept).
+        test_fraction: share of each class that becomes test images where the data has no test
+            split of its own; at least one image a class.
+        validation_fraction: share of each class's training images, at least one.
+        split_seed: of both splits; the same for every run of a study.
+
+    Raises:
+        StudyError: the data cannot be had, or cannot be split so.
+    """
+    images = _images(dataset, image_size, test_fraction, split_seed)
+    content = json.loads((images.folder / "content.json").read_text("utf-8"))
+    arrays = {
+        name: np.load(images.folder / f"{name}.npy", mmap_mode="r")
+        for name in ("train_images", "train_labels", "test_images", "test_labels")
+    }
+    labels = np.asarray(arrays["train_labels"])
+
+    def make(folder: Path) -> None:
+        train, validation = stratified_split(
+            labels, validation_fraction, split_seed, content["classes"], "validation"
+        )
+        np.save(folder / "train.npy", train)
+        np.save(folder / "validation.npy", validation)
+
+    split = cached(
+        "split",
+        make,
+        parameters={
+            "validation_fraction": validation_fraction,
+            "split_seed": split_seed,
+        },
+        reads=[content["fingerprint"]],
+        code=__name__,
+    )
+    loaded = Dataset(
+        name=dataset,
+        train=np.load(split.folder / "train.npy"),
+        validation=np.load(split.folder / "validation.npy"),
+        **content,
+        **arrays,
+    )
+    _check_disjoint(loaded)
+    return loaded
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, classes: list[str], part: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the images that stay and of those set apart, class by class, both sorted.
+
+    Args:
+        labels: (n,) int.
+        fraction: share of each class to set apart, at least one image.
+        seed: decides which.
+        classes, part: names for the error message.
+
+    Raises:
+        StudyError: a class has fewer than two images.
+    """
+    random = np.random.default_rng(seed)
+    apart = []
+    for label, name in enumerate(classes):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise StudyError(
+                f"class {name!r} has too few images left ({len(members)}) to set some apart for "
+                f"{part}: each class needs at least 3, or 2 beside a test folder of its own"
+            )
+        apart.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
+    apart = np.sort(np.concatenate(apart))
+    return np.setdiff1d(np.arange(len(labels)), apart), apart
+
+
+def _images(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> Artifact:
+    """The decoded images of a data set, from the cache or made now."""
+    folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
+    if dataset == "digits":
+        read, state = sources.digits, "scikit-learn"
+    elif dataset == "cifar10" and not folder.is_dir():
+        read, state = sources.cifar10_of_keras, "keras.datasets"
+    else:
+        paths = sources.list_folder(folder)
+        read, state = (
+            lambda: sources.folder_pictures(folder, paths),
+            sources.folder_state(paths),
+        )
+
+    def make(into: Path) -> None:
+        pictures = read()
+        images, readable, skipped = sources.decode(pictures, image_size, into / "all.npy")
+        labels, names = (
+            pictures.labels[readable],
+            [pictures.names[row] for row in readable],
+        )
+        if pictures.is_test is None:
+            parts = stratified_split(labels, test_fraction, split_seed, pictures.classes, "test")
+        else:
+            is_test = pictures.is_test[readable]
+            parts = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+        content = {"classes": pictures.classes, "skipped": skipped}
+        fingerprint = hashlib.sha256(json.dumps(pictures.classes).encode())
+        for part, rows in zip(("train", "test"), parts, strict=True):
+            _check_classes(labels[rows], pictures.classes, part)
+            array = open_memmap(
+                into / f"{part}_images.npy",
+                "w+",
+                images.dtype,
+                (len(rows), *images.shape[1:]),
+            )
+            for start in range(0, len(rows), 1024):
+                array[start : start + 1024] = images[rows[start : start + 1024]]
+                fingerprint.update(array[start : start + 1024].tobytes())
+            array.flush()
+            fingerprint.update(labels[rows].tobytes())
+            np.save(into / f"{part}_labels.npy", labels[rows])
+            content[f"{part}_names"] = [names[row] for row in rows]
+        content["fingerprint"] = fingerprint.hexdigest()
+        (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
+        (into / "all.npy").unlink()
+
+    parameters = {"dataset": dataset, "folder": str(folder), "image_size": image_size}
+    parameters |= {"test_fraction": test_fraction, "split_seed": split_seed}
+    return cached("images", make, parameters=parameters, reads=[state], code=__name__)
+
+
+def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    needed = 2 if part == "train" else 1
+    if counts.min() < needed:
+        raise StudyError(
+            f"class {classes[counts.argmin()]!r} has {counts.min()} readable {part} image(s), and "
+            f"the split needs at least {needed}: add some or remove the class"
+        )
+
+
+def _check_disjoint(dataset: Dataset) -> None:
+    """Queries, training and validation images are different images, by name and by position."""
+    assert not set(dataset.train_names) & set(dataset.test_names), "an image is query and gallery"
+    assert not np.intersect1d(dataset.train, dataset.validation).size, "train meets validation"
+    assert len(dataset.train) + len(dataset.validation) == len(dataset.train_labels)

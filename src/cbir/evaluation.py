@@ -1,0 +1,129 @@
+"""From embeddings to scores: each way of searching, ranked and measured, query by query."""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cbir import metrics, retrieval
+from cbir.cache import Artifact, cached
+from cbir.data import Dataset
+from cbir.embeddings import BATCH_SIZE, Embeddings, normalise
+from cbir.models import Network
+from cbir.training import Training
+
+# The report shows the first ten results, whatever the study's ks.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One way of searching, measured.
+
+    Attributes:
+        artifact: where rankings and scores stand, and what they were made from.
+        search: "unrestricted", or "predicted_class".
+        rankings: (n_queries, k) int32 gallery positions, nearest first, -1 where there are none.
+        similarities: (n_queries, k) float32 cosine similarities.
+        per_query: a row per query: query, label, predicted, and the columns of
+            `metrics.per_query`.
+    """
+
+    artifact: Artifact
+    search: str
+    rankings: np.ndarray
+    similarities: np.ndarray
+    per_query: pd.DataFrame
+
+
+def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
+    """Rank the gallery for every query and score the rankings.
+
+    Args:
+        embeddings: of gallery and queries.
+        search: "unrestricted" ranks the whole gallery; "predicted_class" only the images of the
+            class that the classifier predicts for the query, as the paper does.
+        ks: depths at which to measure.
+    """
+    predicted = embeddings.query_predictions
+    labels, gallery_labels = embeddings.query_labels, embeddings.gallery_labels
+    allowed = {
+        "unrestricted": None,
+        "predicted_class": retrieval.within(predicted, gallery_labels),
+    }[search]
+
+    def make(folder: Path) -> None:
+        k = max(SHOWN, *ks)
+        rankings, similarities = retrieval.search(embeddings.query, embeddings.gallery, k, allowed)
+        np.save(folder / "rankings.npy", rankings)
+        np.save(folder / "similarities.npy", similarities)
+        ranks = retrieval.relevant_ranks(
+            embeddings.query, labels, embeddings.gallery, gallery_labels, allowed
+        )
+        queries = {"query": np.arange(len(labels)), "label": labels, "predicted": predicted}
+        scores = pd.concat([pd.DataFrame(queries), metrics.per_query(ranks, ks)], axis=1)
+        scores.to_parquet(folder / "per_query.parquet")
+
+    artifact = cached(
+        "rankings",
+        make,
+        parameters={"search": search, "ks": ks},
+        reads=[embeddings.artifact.key],
+        code=__name__,
+    )
+    return Evaluation(
+        artifact,
+        search,
+        np.load(artifact.folder / "rankings.npy", mmap_mode="r"),
+        np.load(artifact.folder / "similarities.npy", mmap_mode="r"),
+        pd.read_parquet(artifact.folder / "per_query.parquet"),
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What using a network costs on this machine.
+
+    Attributes:
+        images_per_second: embedding images that stand in memory, batch by batch.
+        query_milliseconds: embedding one picture and searching the gallery with it, median.
+    """
+
+    images_per_second: float
+    query_milliseconds: float
+
+
+def measure_speed(
+    network: Network, training: Training, embeddings: Embeddings, dataset: Dataset
+) -> Speed:
+    """Time the embedding of images and single queries, after a warm-up; measured once and kept."""
+
+    def make(folder: Path) -> None:
+        encoder = network.encoder
+        images = np.asarray(dataset.train_images[: 4 * BATCH_SIZE])
+        encoder.predict(images[:BATCH_SIZE], batch_size=BATCH_SIZE, verbose=0)
+        started = time.perf_counter()
+        encoder.predict(images, batch_size=BATCH_SIZE, verbose=0)
+        throughput = len(images) / (time.perf_counter() - started)
+        seconds = []
+        for image in np.asarray(dataset.test_images[:30]):
+            started = time.perf_counter()
+            vectors, _ = encoder.predict_on_batch(image[None].astype(np.float32))
+            retrieval.search(normalise(vectors), embeddings.gallery, SHOWN)
+            seconds.append(time.perf_counter() - started)
+        # The first one pays for building the graph of a single picture.
+        speed = Speed(throughput, 1000 * statistics.median(seconds[1:] or seconds))
+        (folder / "speed.json").write_text(json.dumps(vars(speed)), encoding="utf-8")
+
+    artifact = cached(
+        "speed",
+        make,
+        parameters={},
+        reads=[training.artifact.key, embeddings.artifact.key],
+        code=__name__,
+    )
+    return Speed(**json.loads((artifact.folder / "speed.json").read_text("utf-8")))

@@ -1,0 +1,214 @@
+"""What a study asks for: YAML files layered over the defaults in a notebook's parameters cell.
+
+The parameters cell is the one list of what a notebook knows: each line there names a parameter,
+its type and its default. A study's files must set every one of them, and nothing else, so that a
+report never rests on a value that nobody wrote down.
+"""
+
+import ast
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from cbir import StudyError
+
+# Set by where a file stands, not by what stands in it: params/<study>/<architecture>.yaml.
+PLACED = ("study", "architecture")
+SHARED = "study.yaml"
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+
+# What a value must fulfil beyond its type: (holds, what to say where it does not).
+_POSITIVE = (lambda value: value > 0, "must be greater than 0")
+_NOT_NEGATIVE = (lambda value: value >= 0, "must be 0 or greater")
+_FRACTION = (lambda value: 0 < value < 1, "must lie between 0 and 1, both excluded")
+LIMITS = {
+    "image_size": (lambda value: value >= 8, "must be 8 or more (pixels)"),
+    "test_fraction": _FRACTION,
+    "validation_fraction": _FRACTION,
+    "split_seed": _NOT_NEGATIVE,
+    "seed": _NOT_NEGATIVE,
+    "ks": (
+        lambda value: value and min(value) > 0 and len(set(value)) == len(value),
+        "must name at least one k, each 1 or more and each once",
+    ),
+    "train": (lambda value: value in ("head", "all"), "must be head or all"),
+    "schedule": (
+        lambda value: value in ("constant", "cosine"),
+        "must be constant or cosine",
+    ),
+    "input_size": (lambda value: value >= 32, "must be 32 or more (pixels)"),
+    "embedding_dim": _POSITIVE,
+    "dropout": (lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
+    "epochs": _POSITIVE,
+    "measured_epochs": (
+        lambda value: all(epoch > 0 for epoch in value) and len(set(value)) == len(value),
+        "must be epochs from 1 on, each once",
+    ),
+    "batch_size": _POSITIVE,
+    "learning_rate": _POSITIVE,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One architecture of a study: the notebook that runs it and what the notebook is given."""
+
+    architecture: str
+    notebook: Path
+    parameters: dict
+
+
+def studies(root: Path) -> list[str]:
+    """Names of the studies in params/."""
+    return sorted(path.parent.name for path in (root / "params").glob(f"*/{SHARED}"))
+
+
+def load(
+    root: Path,
+    study: str,
+    *,
+    report: str | None = None,
+    dataset: str | None = None,
+    overrides: str = "",
+) -> list[Run]:
+    """Read and check a study's files, before any work.
+
+    Args:
+        root: the project's folder.
+        study: name of a folder in params/.
+        report: name of the folder in reports/ that the notebooks write to; the study's by default.
+        dataset: takes the place of the study's own `dataset`.
+        overrides: "key=value key=value", values in YAML, over what the files say.
+
+    Returns:
+        One run per architecture, in the order of their file names.
+
+    Raises:
+        StudyError: an unknown study, or a parameter that is unknown, missing, ill-typed or out of
+            bounds; the text names the file, the key and the nearest known one.
+    """
+    folder = root / "params" / study
+    if study not in studies(root):
+        raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
+    shared = _read_yaml(folder / SHARED, root)
+    changes = {"dataset": dataset} if dataset is not None else {}
+    changes |= parse_overrides(overrides)
+    runs = []
+    for path in sorted(folder.glob("*.yaml")):
+        if path.name == SHARED:
+            continue
+        own = _read_yaml(path, root)
+        notebook = root / "notebooks" / f"{own.pop('notebook', path.stem)}.ipynb"
+        if not notebook.exists():
+            raise StudyError(
+                f"{_name(path, root)}: no notebook {notebook.name} in notebooks/: name the one "
+                "that runs this architecture with the key `notebook`"
+            )
+        layers = [(_name(folder / SHARED, root), shared), (_name(path, root), own)]
+        layers.append(("SET", changes))
+        placed = dict(zip(PLACED, (report or study, path.stem), strict=True))
+        runs.append(Run(path.stem, notebook, _layered(known(notebook), layers) | placed))
+    if not runs:
+        raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
+    return runs
+
+
+def known(notebook: Path) -> dict[str, str]:
+    """The parameters that a notebook knows, with their types, from its parameters cell.
+
+    Raises:
+        StudyError: there is no such cell, or a line in it is not `name: type = literal`.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    found = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
+    if len(found) != 1:
+        raise StudyError(f"{notebook.name}: needs exactly one cell with the tag `parameters`")
+    types = {}
+    for line in ast.parse(found[0].source).body:
+        try:
+            assert isinstance(line, ast.AnnAssign)
+            ast.literal_eval(line.value)
+        except (AssertionError, ValueError):
+            raise StudyError(
+                f"{notebook.name}: each line of the parameters cell must be "
+                f"`name: type = literal`, not `{ast.unparse(line)}`"
+            ) from None
+        types[line.target.id] = ast.unparse(line.annotation)
+    return types
+
+
+def parse_overrides(text: str) -> dict:
+    """ "epochs=3 ks=[1,10]" as a dictionary; values are YAML.
+
+    Raises:
+        StudyError: a piece is not `key=value`.
+    """
+    changes = {}
+    for piece in text.split():
+        key, equals, value = piece.partition("=")
+        if not (key and equals and value):
+            raise StudyError(f'SET: {piece!r} is not key=value, as in SET="epochs=3 ks=[1,10]"')
+        changes[key] = _number(yaml.safe_load(value))
+    return changes
+
+
+def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
+    """Later layers over earlier ones, each checked against what the notebook knows."""
+    parameters = {}
+    for file, layer in layers:
+        for key, value in layer.items():
+            if key in PLACED or key not in types:
+                raise StudyError(f"{file}: unknown parameter {key!r}{_nearest(key, types)}")
+            if not _fits(value, types[key]):
+                raise StudyError(f"{file}: {key} must be {types[key]}, not {value!r}")
+            holds, otherwise = LIMITS.get(key, (lambda _: True, ""))
+            if not holds(value):
+                raise StudyError(f"{file}: {key} {otherwise}, not {value!r}")
+            parameters[key] = float(value) if types[key] == "float" else value
+    if missing := [key for key in types if key not in parameters and key not in PLACED]:
+        files = " or ".join(file for file, _ in layers[:2])
+        raise StudyError(f"{files}: missing parameter {', '.join(missing)}: add it to one of them")
+    return parameters
+
+
+def _fits(value, annotation: str) -> bool:
+    """Whether a value is of the type that a parameters cell gives; an int passes for a float."""
+    if annotation.startswith("list["):
+        element = annotation.removeprefix("list[").removesuffix("]")
+        return isinstance(value, list) and all(_fits(each, element) for each in value)
+    if annotation == "float" and type(value) is int:
+        return True
+    return type(value) is TYPES[annotation]
+
+
+def _nearest(key: str, types: dict[str, str]) -> str:
+    names = [name for name in types if name not in PLACED]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+
+
+def _read_yaml(path: Path, root: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{_name(path, root)}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{_name(path, root)}: must hold lines of the form `key: value`")
+    return {key: _number(value) for key, value in content.items()}
+
+
+def _number(value):
+    """YAML 1.1 reads 1e-3 as a string; whoever writes it means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            pass
+    return value
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
