@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -133,7 +132,7 @@ def cached(
     """
     reads = list(reads)
     key = make_key(step, parameters, reads, module_digest(code))
-    folder = project_root() / "artifacts" / step / key[:20]
+    folder = _folder_of(step, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Two notebooks may start at once: the second waits here and then finds the result.
@@ -157,6 +156,23 @@ def cached(
     except OSError as error:
         raise _as_study_error(error, folder) from error
     return found
+
+
+def find(step: str, *, parameters: dict, reads: Iterable[str] = (), code: str) -> Artifact | None:
+    """The step's result where it is finished, without making it; arguments as for `cached`."""
+    return read(_folder_of(step, make_key(step, parameters, reads, module_digest(code))))
+
+
+def finished(step: str, code: str) -> list[Artifact]:
+    """All results of a step that today's code and package versions would still serve."""
+    found = [read(path.parent) for path in _folder_of(step, "").glob(f"*/{MANIFEST}")]
+    digest_of_code = module_digest(code)
+    return [
+        each
+        for each in found
+        if each.key
+        == make_key(step, each.manifest["parameters"], each.manifest["reads"], digest_of_code)
+    ]
 
 
 def read(folder: Path) -> Artifact | None:
@@ -184,11 +200,8 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file under a temporary name and move it into place."""
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+def _folder_of(step: str, key: str) -> Path:
+    return project_root() / "artifacts" / step / key[:20]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

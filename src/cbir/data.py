@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.lib.format import open_memmap
 
 from cbir import StudyError, project_root, sources
-from cbir.cache import Artifact, cached, digest
+from cbir.cache import cached, digest, find
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Dataset:
     """Images, labels and the split of a study.
 
     Attributes:
-        name: what the study's `dataset` says.
+        parameters: what it was loaded with.
         classes: class names; a label is a position in them.
         train_images, test_images: (n, size, size, 3) uint8 RGB, memory-mapped.
         train_labels, test_labels: (n,) int64.
@@ -34,7 +35,7 @@ class Dataset:
     are `test_images`, and never serve a choice.
     """
 
-    name: str
+    parameters: dict
     classes: list[str]
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -51,6 +52,21 @@ class Dataset:
     def split_fingerprint(self) -> str:
         """Digest of the fingerprint and of which images train and which validate."""
         return digest([self.fingerprint, self.train.tolist(), self.validation.tolist()])
+
+    def counts(self) -> pd.DataFrame:
+        """Images by class (rows) and by what they serve (columns)."""
+        parts = {
+            "training": self.train_labels[self.train],
+            "validation": self.train_labels[self.validation],
+            "gallery": self.train_labels,
+            "queries": self.test_labels,
+        }
+        table = {
+            part: np.bincount(labels, minlength=len(self.classes)) for part, labels in parts.items()
+        }
+        frame = pd.DataFrame(table, index=pd.Index(self.classes, name="class"))
+        frame.loc["all"] = frame.sum()
+        return frame
 
 
 def load(
@@ -75,7 +91,7 @@ def load(
     Raises:
         StudyError: the data cannot be had, or cannot be split so.
     """
-    images = _images(dataset, image_size, test_fraction, split_seed)
+    images = cached(**_images_step(dataset, image_size, test_fraction, split_seed))
     content = json.loads((images.folder / "content.json").read_text("utf-8"))
     arrays = {
         name: np.load(images.folder / f"{name}.npy", mmap_mode="r")
@@ -101,7 +117,13 @@ def load(
         code=__name__,
     )
     loaded = Dataset(
-        name=dataset,
+        parameters={
+            "dataset": dataset,
+            "image_size": image_size,
+            "test_fraction": test_fraction,
+            "validation_fraction": validation_fraction,
+            "split_seed": split_seed,
+        },
         train=np.load(split.folder / "train.npy"),
         validation=np.load(split.folder / "validation.npy"),
         **content,
@@ -109,6 +131,13 @@ def load(
     )
     _check_disjoint(loaded)
     return loaded
+
+
+def is_decoded(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> bool:
+    """Whether `load` would find the images decoded; arguments as for `load`."""
+    step = _images_step(dataset, image_size, test_fraction, split_seed)
+    del step["make"]
+    return find(**step) is not None
 
 
 def stratified_split(
@@ -139,8 +168,8 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(labels)), apart), apart
 
 
-def _images(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> Artifact:
-    """The decoded images of a data set, from the cache or made now."""
+def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> dict:
+    """The step that decodes the images of a data set, as `cached` takes it."""
     folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "digits":
         read, state = sources.digits, "scikit-learn"
@@ -188,7 +217,9 @@ def _images(dataset: str, image_size: int, test_fraction: float, split_seed: int
 
     parameters = {"dataset": dataset, "folder": str(folder), "image_size": image_size}
     parameters |= {"test_fraction": test_fraction, "split_seed": split_seed}
-    return cached("images", make, parameters=parameters, reads=[state], code=__name__)
+    return {
+        "step": "images", "make": make, "parameters": parameters, "reads": [state], "code": __name__
+    }  # fmt: skip
 
 
 def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:

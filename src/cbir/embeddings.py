@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
@@ -36,6 +37,20 @@ class Embeddings:
     def query_predictions(self) -> np.ndarray:
         """(n_queries,) the class that the classifier predicts."""
         return self.query_probabilities.argmax(axis=1)
+
+    def stored(self) -> pd.DataFrame:
+        """How many vectors, how long, and what they take on disk."""
+        parts = {"gallery": self.gallery, "queries": self.query}
+        rows = {
+            part: {
+                "images": len(vectors),
+                "embedding size": vectors.shape[1],
+                "dtype": str(vectors.dtype),
+                "megabytes": vectors.nbytes / 1e6,
+            }
+            for part, vectors in parts.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def features(network: Network, dataset: Dataset) -> Artifact | None:

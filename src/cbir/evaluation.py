@@ -12,12 +12,13 @@ import pandas as pd
 from cbir import metrics, retrieval
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
-from cbir.embeddings import BATCH_SIZE, Embeddings, normalise
+from cbir.embeddings import BATCH_SIZE, Embeddings, embed, normalise
 from cbir.models import Network
 from cbir.training import Training
 
 # The report shows the first ten results, whatever the study's ks.
 SHOWN = 10
+SEARCHES = ("unrestricted", "predicted_class")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Evaluation:
     rankings: np.ndarray
     similarities: np.ndarray
     per_query: pd.DataFrame
+
+    @property
+    def answers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Rankings and similarities, as `plots.results` takes them."""
+        return {self.search: (self.rankings, self.similarities)}
 
 
 def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
@@ -82,6 +88,42 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
         np.load(artifact.folder / "similarities.npy", mmap_mode="r"),
         pd.read_parquet(artifact.folder / "per_query.parquet"),
     )
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of a network, measured: the final one (`epoch` None) or that after an epoch."""
+
+    epoch: int | None
+    embeddings: Embeddings
+    evaluations: list[Evaluation]
+
+
+def measure(
+    network: Network,
+    training: Training,
+    dataset: Dataset,
+    frozen: Artifact | None,
+    *,
+    ks: list[int],
+    epochs: list[int | None],
+) -> list[State]:
+    """Embed and evaluate every way of searching, for each of the states named in `epochs`."""
+    states = []
+    for epoch in epochs:
+        embedded = embed(network, training, dataset, frozen, epoch)
+        states.append(State(epoch, embedded, [evaluate(embedded, each, ks) for each in SEARCHES]))
+    return states
+
+
+def classification(embeddings: Embeddings, classes: list[str]) -> pd.DataFrame:
+    """How many queries of each class (rows) the classifier gets right, and the share."""
+    right = embeddings.query_predictions == embeddings.query_labels
+    table = pd.DataFrame({"queries": 1, "right": right})
+    table = table.groupby(embeddings.query_labels).sum()
+    table.index = pd.Index(classes, name="class")
+    table.loc["all"] = table.sum()
+    return table.assign(accuracy=table["right"] / table["queries"])
 
 
 @dataclass(frozen=True)

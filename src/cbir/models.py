@@ -5,16 +5,16 @@ forget them), a backbone that turns a picture into features, and a head that tur
 embedding and the embedding into class probabilities.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
-import numpy as np
+import pandas as pd
 from keras import layers
 
 from cbir import StudyError
-from cbir.cache import file_digest
-from cbir.weights import find_weights
+from cbir.sources import find_weights, weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,34 @@ class Network:
         return self.model.get_layer("head")
 
     @property
+    def size(self) -> dict[str, int]:
+        """Number of parameters by part, and of those that are trained."""
+        trained = self.model.trainable_variables
+        return {
+            "backbone": self.backbone.count_params(),
+            "head": self.head.count_params(),
+            "total": self.model.count_params(),
+            "trained": sum(math.prod(variable.shape) for variable in trained),
+        }
+
+    def layers(self) -> pd.DataFrame:
+        """A row per layer; a body of many layers is one row."""
+        rows = []
+        for part in (self.backbone, self.head):
+            for layer in part.layers:
+                within = getattr(layer, "layers", [])
+                for each in within[1:] if 0 < len(within) < 20 else [layer]:
+                    rows.append(
+                        {
+                            "part": part.name,
+                            "layer": each.name,
+                            "output": " × ".join(str(side) for side in each.output.shape[1:]),
+                            "parameters": each.count_params(),
+                        }
+                    )
+        return pd.DataFrame(rows).set_index("part")
+
+    @property
     def head_encoder(self) -> keras.Model:
         """(n, features) -> [(n, embedding_dim) embeddings, (n, n_classes) probabilities]."""
         return keras.Model(
@@ -142,6 +170,7 @@ def build(
     keras.utils.set_random_seed(seed)
     known = BACKBONES[backbone]
     body = known.construct((input_size, input_size, 3), dropout)
+    body.name = f"{backbone}_body"
     if path:
         try:
             body.load_weights(path)
@@ -187,14 +216,4 @@ def build(
         "seed": seed,
     }
     model = keras.Model(images, head(encoder(images)), name=backbone)
-    return Network(model, parameters, file_digest(path) if path else "", train)
-
-
-def describe(network: Network) -> dict[str, int]:
-    """Parameters of the network by part, and how many of them are trained."""
-    return {
-        "backbone": network.backbone.count_params(),
-        "head": network.head.count_params(),
-        "total": network.model.count_params(),
-        "trained": sum(int(np.prod(each.shape)) for each in network.model.trainable_variables),
-    }
+    return Network(model, parameters, weights_fingerprint(path), train)

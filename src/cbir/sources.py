@@ -1,4 +1,4 @@
-"""Where pictures come from: digits, CIFAR-10 or a folder, and how they become arrays."""
+"""Where pictures and pretrained weights come from, and how pictures become arrays."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,18 @@ from numpy.lib.format import open_memmap
 from PIL import Image, ImageOps
 
 from cbir import StudyError
-from cbir.cache import digest
+from cbir.cache import digest, file_digest
 from cbir.progress import progress
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
+# Backbone: its constructor in keras.applications, and the name under which Keras keeps the file.
+IMAGENET = {
+    "resnet50": ("ResNet50", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    "vgg16": ("VGG16", "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+}
 
 
 @dataclass(frozen=True)
@@ -171,3 +176,46 @@ def _square(item: Path | np.ndarray, size: int) -> np.ndarray | str:
             return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+
+
+def find_weights(backbone: str, weights: str) -> Path | None:
+    """The file that `weights` means, downloaded where needed; None for random weights.
+
+    Raises:
+        StudyError: no such file, or the download failed.
+    """
+    if weights == "none":
+        return None
+    if weights != "imagenet":
+        if not Path(weights).is_file():
+            raise StudyError(
+                f"weights: no file {weights}: give the path of a weights file, imagenet or none"
+            )
+        return Path(weights)
+    path = imagenet_path(backbone)
+    if not path.exists():
+        try:
+            import keras
+
+            constructor = getattr(keras.applications, IMAGENET[backbone][0])
+            constructor(include_top=False, weights="imagenet")
+        except Exception as error:  # get_file raises a bare Exception where it cannot download
+            raise StudyError(
+                f"ImageNet weights of {backbone} could not be downloaded "
+                f"({' '.join(str(error).split())[:160]}): put {path.name} into "
+                f"{path.parent}, or set `weights: none` or `weights: <path of a file>`"
+            ) from error
+    return path
+
+
+def imagenet_path(backbone: str) -> Path:
+    """Where Keras keeps the ImageNet weights of a backbone, without its classifier."""
+    if backbone not in IMAGENET:
+        raise StudyError(f"weights: {backbone} has no ImageNet weights: use none or a path")
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    return home / "models" / IMAGENET[backbone][1]
+
+
+def weights_fingerprint(path: Path | None) -> str:
+    """SHA-256 of a weights file; empty for random weights."""
+    return file_digest(path) if path else ""

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError
-from cbir.cache import Artifact, cached, write_text
+from cbir.cache import Artifact, cached, file_digest, write_text
 from cbir.data import Dataset
 from cbir.models import Network
 from cbir.progress import Ticker, duration
 
-STATE, HISTORY = "state.npz", "history.json"
+STATE, HISTORY, FINGERPRINT = "state.npz", "history.json", "weights.sha256"
 
 
 class Batches(keras.utils.PyDataset):
@@ -73,6 +73,11 @@ class Training:
 
     artifact: Artifact
     history: pd.DataFrame
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file of the final weights."""
+        return (self.artifact.folder / FINGERPRINT).read_text("utf-8")
 
     def weights_path(self, epoch: int | None = None) -> Path:
         """The weights after an epoch that was to be measured, or the final ones."""
@@ -145,6 +150,7 @@ def train(
                 network.model.save_weights(folder / _weights_name(epoch))
             _save(folder, model, history)
         (folder / STATE).unlink()
+        write_text(folder / FINGERPRINT, file_digest(folder / _weights_name(epochs)))
 
     artifact = cached(
         "training",

@@ -1,0 +1,79 @@
+# A comparative study of content-based image retrieval. `make` lists what it can do.
+
+STUDY ?=
+ARCHITECTURES ?=
+DATA ?=
+SET ?=
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.cbir-installed
+# An active conda environment made from environment.yml is used as it is.
+ifeq ($(CONDA_DEFAULT_ENV),cbir)
+BIN := $(CONDA_PREFIX)/bin
+STAMP := $(CONDA_PREFIX)/.cbir-installed
+endif
+CBIR := $(BIN)/python -m cbir
+ASKED = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
+
+.DEFAULT_GOAL := help
+.PHONY: help report plan lab test lint lock clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F '## ' '/^#   /{sub(/^#   /, "    "); print}' $(MAKEFILE_LIST)
+
+#   report and plan take
+#     STUDY=digits                    a folder in params/ (digits, cifar10, folder)
+#     ARCHITECTURES="cnn vgg16"       only these
+#     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...
+#     SET="epochs=3"                  parameters of a trial, into reports/<study>-trial/
+
+report: $(STAMP)  ## run the study and write reports/<study>/index.html
+	@$(CBIR) report $(ASKED)
+
+plan: $(STAMP)  ## say what `make report` would do, without doing it
+	@$(CBIR) plan $(ASKED)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+test: $(STAMP)  ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style, and that notebooks are committed without outputs
+	@$(BIN)/ruff check src tests notebooks
+	@$(BIN)/ruff format --check src tests notebooks
+	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
+		--quiet --output-file requirements.lock
+
+clean:  ## delete reports and executed notebooks
+	rm -rf reports/*/
+
+distclean: clean  ## delete caches and the environment too
+	rm -rf artifacts .venv .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+
+# uv where it is installed, else venv and pip: the same locked versions either way.
+.venv/.cbir-installed: requirements.lock pyproject.toml
+	@echo "setting up .venv (some minutes, once)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	"error: TensorFlow has no release for Python %d.%d here: install 3.11, 3.12 or 3.13 and say which, as in make PYTHON=python3.12" % v)'
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv && \
+		uv pip install --quiet --python .venv --require-hashes -r requirements.lock && \
+		uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .; \
+	else \
+		$(PYTHON) -m venv .venv && \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock && \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	fi
+	@touch $@
+
+ifneq ($(STAMP),.venv/.cbir-installed)
+$(STAMP): pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+endif

@@ -1,0 +1,55 @@
+"""The command line: `python -m cbir report`, `python -m cbir plan`; `make` calls it."""
+
+import argparse
+import sys
+
+from cbir import StudyError, project_root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 where it succeeded, 1 where it could not, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="cbir", description="Image retrieval, compared.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("report", "bring a study's report up to date"),
+        ("plan", "say what report would do, without doing it"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument(
+            "--study", default="", help="a folder in params/ (default: digits)", metavar="NAME"
+        )
+        command.add_argument(
+            "--architectures", default="", metavar="NAMES",
+            help="those to bring up to date, separated by spaces (default: all of the study)",
+        )  # fmt: skip
+        command.add_argument(
+            "--data", default="", help="a folder of pictures to study instead", metavar="FOLDER"
+        )
+        command.add_argument(
+            "--set", default="", metavar="KEY=VALUE",
+            help="parameters of a trial, separated by spaces; it gets a report of its own",
+        )  # fmt: skip
+    asked = parser.parse_args(arguments)
+    # A log that is not a terminal shows each line when it is printed.
+    sys.stdout.reconfigure(line_buffering=True)
+    try:
+        # Imported late, so that a wrong call is answered at once.
+        from cbir import plan, study
+
+        opened = study.open_study(
+            project_root(), asked.study, asked.architectures, asked.data, asked.set
+        )
+        if asked.command == "plan":
+            print(plan.describe(opened))
+            return 0
+        return 0 if study.report(opened) else 1
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

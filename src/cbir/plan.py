@@ -1,0 +1,127 @@
+"""What a report would take: which notebooks would run, what is cached, what must be downloaded."""
+
+import os
+from pathlib import Path
+
+from cbir import data, sources
+from cbir.cache import Artifact, backend, finished, is_current
+from cbir.progress import duration
+from cbir.study import DATA_PARAMETERS, Study, run_key
+
+# Images a second at 32 pixels, (training, embedding), measured with TensorFlow on two cores of an
+# AMD EPYC; a first guess where no earlier run on this machine tells better.
+RATES = {"cnn": (800, 2300), "resnet50": (60, 550), "vgg16": (55, 230)}
+# Starting a notebook, drawing its figures, writing its page.
+NOTEBOOK_SECONDS = 20
+
+
+def describe(study: Study) -> str:
+    """The plan of a report, as lines of text; nothing is made or downloaded for it."""
+    import keras
+
+    first = study.runs[0].parameters
+    decoded = _is_decoded(first)
+    gpus = keras.distribution.list_devices("gpu")
+    lines = [
+        f"report    reports/{study.name}/index.html",
+        f"images    {_describe_images(first['dataset'])}",
+        f"decoded   {'yes' if decoded else 'no, will be'}",
+        f"backend   {backend()}, GPU: {', '.join(map(str, gpus)) or 'none found'}",
+        "",
+    ]
+    total = 0.0
+    for run in study.runs:
+        given = run.parameters
+        lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
+        lines.append("  " + ", ".join(f"{key}={value}" for key, value in given.items()))
+        missing = _missing_weights(given)
+        if missing:
+            lines.append(f"  will download {missing}")
+        if run.architecture not in study.chosen:
+            lines.append("  left out")
+        elif (
+            decoded
+            and not missing
+            and is_current(study.folder / run.architecture, run_key(study, run))
+        ):
+            lines.append("  up to date")
+        else:
+            training = _trained(study, given) if decoded else None
+            seconds = NOTEBOOK_SECONDS
+            if not training:
+                seconds += _estimate(given, _count_images(study, decoded))
+            lines.append(f"  weights: {'cached' if training else 'to be trained'}")
+            lines.append(f"  will run, about {duration(seconds)}")
+            total += seconds
+    lines += ["", f"about {duration(total + NOTEBOOK_SECONDS) if total else '0 s'} in all"]
+    if total:
+        lines[-1] += ": a rough estimate, from earlier runs here or from a two-core machine"
+    return "\n".join(lines)
+
+
+def _is_decoded(given: dict) -> bool:
+    wanted = {key: given[key] for key in DATA_PARAMETERS if key != "validation_fraction"}
+    return data.is_decoded(given["dataset"], **wanted)
+
+
+def _describe_images(dataset: str) -> str:
+    if dataset == "digits":
+        return "digits, part of scikit-learn: no download"
+    folder = Path("data/cifar10" if dataset == "cifar10" else dataset)
+    if dataset == "cifar10" and not folder.is_dir():
+        archive = _keras_home() / "datasets" / "cifar-10-batches-py_archive"
+        if archive.exists():
+            return "CIFAR-10, as Keras has downloaded it"
+        return "CIFAR-10, will be downloaded by Keras (about 170 MB)"
+    found = sources.list_folder(folder)
+    count = sum(len(paths) for classes in found.values() for paths in classes.values())
+    return f"{folder}: {count:,} pictures, {len(found['train'])} classes"
+
+
+def _missing_weights(given: dict) -> str:
+    """The file of ImageNet weights that a run would download; empty where there is none."""
+    if given["weights"] != "imagenet":
+        return ""
+    path = sources.imagenet_path(given["backbone"])
+    return "" if path.exists() else path.name
+
+
+def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
+    """Number of training images and of all images, known or guessed without reading them."""
+    if decoded:
+        dataset = study.dataset
+        return len(dataset.train), len(dataset.train_labels) + len(dataset.test_labels)
+    name = study.runs[0].parameters["dataset"]
+    known = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
+    if name in known:
+        return known[name]
+    found = sources.list_folder(Path(name))
+    count = sum(len(paths) for classes in found.values() for paths in classes.values())
+    return round(0.7 * count), count
+
+
+def _trained(study: Study, given: dict) -> Artifact | None:
+    """A finished training that the run would be served from the cache."""
+    for each in finished("training", "cbir.training"):
+        known = {**given, "training_seed": given["seed"], "n_classes": len(study.dataset.classes)}
+        stated = each.manifest["parameters"]
+        if each.manifest["reads"][0] == study.dataset.split_fingerprint and all(
+            known[key] == value for key, value in stated.items()
+        ):
+            return each
+    return None
+
+
+def _estimate(given: dict, counts: tuple[int, int]) -> float:
+    """Seconds to train and embed, from the rates, which fall with the number of pixels."""
+    train, embed = RATES.get(given["backbone"], RATES["resnet50"])
+    pixels = (given["input_size"] / 32) ** 2
+    n_train, n_all = counts
+    embedding = n_all * pixels / embed
+    if given["train"] == "head":
+        return embedding + n_train * given["epochs"] / 20_000
+    return n_train * given["epochs"] * pixels / train + embedding
+
+
+def _keras_home() -> Path:
+    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
