@@ -1,0 +1,97 @@
+"""A project of its own for every test that needs one: small pictures, a small study, no network."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+STUDY = {
+    "dataset": "data/shapes",
+    "image_size": 32,
+    "test_fraction": 0.25,
+    "validation_fraction": 0.2,
+    "split_seed": 0,
+    "seed": 0,
+    "ks": [1, 5, 10],
+}
+CNN = {
+    "backbone": "cnn",
+    "weights": "none",
+    "train": "all",
+    "input_size": 32,
+    "embedding_dim": 16,
+    "dropout": 0.1,
+    "epochs": 3,
+    "measured_epochs": [1],
+    "batch_size": 8,
+    "learning_rate": 0.001,
+    "schedule": "cosine",
+}
+
+
+def write_pictures(folder: Path, classes=("circle", "cross", "square"), count=16, size=24) -> None:
+    """Pictures of noise in which each class brightens another part, so that it can be learnt."""
+    random = np.random.default_rng(0)
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = random.integers(0, 90, (size, size, 3), dtype=np.uint8)
+            pixels[place * 6 : place * 6 + 6, :, place % 3] += 150
+            Image.fromarray(pixels).save(folder / name / f"{name}-{number:02d}.png")
+
+
+def write_study(root: Path, name: str, shared: dict, architectures: dict[str, dict]) -> None:
+    """params/<name>/ with its YAML files."""
+    folder = root / "params" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(shared))
+    for architecture, content in architectures.items():
+        (folder / f"{architecture}.yaml").write_text(yaml.safe_dump(content))
+
+
+def make_project(root: Path) -> Path:
+    """A project with the real notebooks and the study `tiny`: CNN trained, the others frozen."""
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    write_pictures(root / "data" / "shapes")
+    frozen = {"train": "head", "epochs": 2, "measured_epochs": []}
+    write_study(
+        root,
+        "tiny",
+        STUDY,
+        {
+            "cnn": CNN,
+            "resnet50": CNN | frozen | {"backbone": "resnet50"},
+            "vgg16": CNN | frozen | {"backbone": "vgg16"},
+        },
+    )
+    return root
+
+
+def cbir(root: Path, *arguments: str, timeout: float = 240, **environment: str):
+    """Run the real command in a project; the finished process with its output as text."""
+    return subprocess.run(
+        [sys.executable, "-m", "cbir", *arguments],
+        cwd=root,
+        env={**os.environ, "KERAS_HOME": str(root / "keras"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A fresh project, made the working directory."""
+    root = make_project(tmp_path)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("KERAS_HOME", str(root / "keras"))
+    return root
