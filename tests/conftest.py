@@ -95,3 +95,47 @@ def project(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(root)
     monkeypatch.setenv("KERAS_HOME", str(root / "keras"))
     return root
+
+
+@pytest.fixture(scope="module")
+def shared_project(tmp_path_factory):
+    """One project for all tests of a module, made the working directory."""
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("KERAS_HOME", str(root / "keras"))
+        yield root
+
+
+def empty_project(root: Path) -> Path:
+    """What makes a folder a project, and nothing else: a place with artifacts of its own."""
+    for name in ("params", "notebooks"):
+        (root / name).mkdir(parents=True)
+    return root
+
+
+def load_shapes():
+    """The small pictures of `make_project`, from the project that is the working directory."""
+    from cbir import data
+
+    return data.load(
+        "data/shapes", image_size=32, test_fraction=0.25, validation_fraction=0.2, split_seed=0
+    )
+
+
+def build_network(backbone="cnn", **changes):
+    """A small network, three classes."""
+    from cbir import models
+
+    given = {"weights": "none", "train": "all", "image_size": 32, "input_size": 32}
+    given |= {"embedding_dim": 16, "dropout": 0.2, "n_classes": 3, "seed": 0}
+    return models.build(backbone, **(given | changes))
+
+
+def train_network(network, dataset, **changes):
+    """A short training."""
+    from cbir import training
+
+    given = {"features": None, "epochs": 4, "measured_epochs": [1], "batch_size": 8}
+    given |= {"learning_rate": 0.002, "schedule": "cosine", "seed": 0}
+    return training.train(network, dataset, **(given | changes))

@@ -11,6 +11,20 @@ from cbir.cache import MANIFEST
 from cbir.progress import duration
 from cbir.results import Result, folder_of, value
 
+# Rows of the table of architectures, and how many digits their numbers bear.
+DIGITS = {
+    "accuracy": 3,
+    "mAP, unrestricted": 3,
+    "mAP, predicted class": 3,
+    "P@10, unrestricted": 3,
+    "parameters (million)": 1,
+    "embedding size": 0,
+    "training (s)": 0,
+    "embedding (images/s)": 0,
+    "query (ms, median)": 1,
+    "index (MB)": 1,
+}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -37,23 +51,23 @@ class Difference:
 
 
 def architectures(results: dict[str, Result]) -> pd.DataFrame:
-    """A row per architecture: how well it retrieves, and what it costs."""
-    rows = {}
+    """A column per architecture: how well it retrieves, and what it costs (rows of `DIGITS`)."""
+    columns = {}
     for name, result in results.items():
-        measured, summary = result.metrics, result.summary
-        rows[name] = {
-            "accuracy": value(measured, "accuracy"),
-            "mAP, unrestricted": value(measured, "mean_average_precision", "unrestricted"),
-            "mAP, predicted class": value(measured, "mean_average_precision", "predicted_class"),
-            "P@10, unrestricted": value(measured, "precision", "unrestricted", 10),
-            "parameters (million)": summary["size"]["total"] / 1e6,
-            "embedding size": summary["embedding_dim"],
-            "training (s)": summary["training_seconds"],
-            "embedding (images/s)": summary["speed"]["images_per_second"],
-            "query (ms, median)": summary["speed"]["query_milliseconds"],
-            "index (MB)": summary["index_bytes"] / 1e6,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
+        rows, summary = result.metrics, result.summary
+        columns[name] = [
+            value(rows, "accuracy"),
+            value(rows, "mean_average_precision", "unrestricted"),
+            value(rows, "mean_average_precision", "predicted_class"),
+            value(rows, "precision", "unrestricted", 10),
+            summary["size"]["total"] / 1e6,
+            summary["embedding_dim"],
+            summary["training_seconds"],
+            summary["speed"]["images_per_second"],
+            summary["speed"]["query_milliseconds"],
+            summary["index_bytes"] / 1e6,
+        ]
+    return pd.DataFrame(columns, index=list(DIGITS))
 
 
 def states(results: dict[str, Result]) -> pd.DataFrame:
@@ -73,7 +87,7 @@ def states(results: dict[str, Result]) -> pd.DataFrame:
                     ),
                 }
             )
-    return pd.DataFrame(rows).set_index("architecture")
+    return pd.DataFrame(rows)
 
 
 def differences(results: dict[str, Result], search: str = "unrestricted") -> list[Difference]:

@@ -110,7 +110,9 @@ class Network:
         for part in (self.backbone, self.head):
             for layer in part.layers:
                 within = getattr(layer, "layers", [])
-                for each in within[1:] if 0 < len(within) < 20 else [layer]:
+                for each in within if 0 < len(within) < 20 else [layer]:
+                    if isinstance(each, layers.InputLayer):
+                        continue
                     rows.append(
                         {
                             "part": part.name,
@@ -119,7 +121,7 @@ class Network:
                             "parameters": each.count_params(),
                         }
                     )
-        return pd.DataFrame(rows).set_index("part")
+        return pd.DataFrame(rows)
 
     @property
     def head_encoder(self) -> keras.Model:

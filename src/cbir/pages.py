@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from cbir.cache import write_text
 
@@ -24,7 +25,7 @@ def write_page(
     exporter = HTMLExporter(
         template_name="template",
         extra_template_basedirs=[str(Path(__file__).parent)],
-        exclude_input=True,
+        preprocessors=[CoalesceStreamsPreprocessor],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )

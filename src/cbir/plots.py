@@ -6,6 +6,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from cbir.data import Dataset
 
@@ -13,7 +14,9 @@ from cbir.data import Dataset
 HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
-plt.rcParams["figure.dpi"] = 144
+# Shown at half the size they are drawn in, so that they are sharp on any screen.
+PIXELS_PER_INCH = 84
+plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
 # Figures are shown by `show` alone, once, with their text.
 plt.ioff()
@@ -21,7 +24,9 @@ plt.ioff()
 
 def show(figure: Figure, alt: str) -> None:
     """Display a figure with the text that stands for it where it cannot be seen."""
-    display(figure, metadata={"image/png": {"alt": alt}})
+    inches = figure.get_tightbbox(figure.canvas.get_renderer()).width
+    about = {"alt": alt, "width": round(inches * PIXELS_PER_INCH)}
+    display(figure, metadata={"image/png": about})
     plt.close(figure)
 
 
@@ -39,10 +44,24 @@ def skipped(files: list[str]) -> str:
     )
 
 
-def table(frame: pd.DataFrame, caption: str, digits: int = 3):
-    """A data frame as a table with a caption."""
-    styled = frame.style.format(precision=digits, thousands=",", na_rep="–")
-    return styled.set_caption(caption)
+def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -> Styler:
+    """A data frame as a table with a caption; text to the left, numbers to the right.
+
+    Args:
+        digits: after the decimal point, for all rows or by the row's name.
+    """
+    styled = frame.rename_axis(index=None, columns=None).style.set_caption(caption)
+    styled = styled.format(precision=3, thousands=",", na_rep="–")
+    if isinstance(digits, int):
+        styled = styled.format(precision=digits, thousands=",", na_rep="–")
+    else:
+        for row, places in digits.items():
+            styled = styled.format(
+                precision=places, thousands=",", na_rep="–", subset=pd.IndexSlice[row, :]
+            )
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    styled = styled.set_properties(subset=texts, **{"text-align": "left"})
+    return styled.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) else styled
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +74,7 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
     depth = chosen["k"].map(lambda k: "all" if pd.isna(k) else f"{k:.0f}")
     chosen = chosen.assign(depth=depth).set_index(["metric", "depth", "search"])
     wide = chosen["value"].unstack("search", sort=False)
-    return wide.rename_axis(index={"depth": "k"}, columns=None).reset_index("k")
+    return wide.rename_axis(index={"depth": "k"}, columns=None).reset_index()
 
 
 def samples(dataset: Dataset, per_class: int = 10) -> Figure:

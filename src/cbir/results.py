@@ -166,6 +166,12 @@ def write_csv(rows: pd.DataFrame, path: Path) -> None:
     write_text(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """Rows of a metrics.csv; names stay text, also where they look like numbers."""
+    named = ["study", "architecture", "variant", "protocol", "search", "metric", "class"]
+    return pd.read_csv(path, dtype=dict.fromkeys(named, "str"))
+
+
 def read(study: str, architecture: str) -> Result:
     """What an architecture's run left in reports/.
 
@@ -181,7 +187,7 @@ def read(study: str, architecture: str) -> Result:
         raise StudyError(f"{gone[0]} is gone: delete {folder} and run `make report` again")
     return Result(
         summary=summary,
-        metrics=pd.read_csv(folder / "metrics.csv"),
+        metrics=read_csv(folder / "metrics.csv"),
         history=pd.read_csv(folder / "history.csv", index_col="epoch"),
         per_query={
             name: pd.read_parquet(path / "per_query.parquet") for name, path in steps.items()
@@ -207,7 +213,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
         architectures: those whose results are up to date.
         about: what else the manifest says of the study.
     """
-    rows = [pd.read_csv(folder / name / "metrics.csv") for name in architectures]
+    rows = [read_csv(folder / name / "metrics.csv") for name in architectures]
     table = pd.concat(rows) if rows else pd.DataFrame(columns=COLUMNS)
     write_csv(sort(table), folder / "metrics.csv")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}

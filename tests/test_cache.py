@@ -1,0 +1,517 @@
+"""What is done is done once, under a name that says what it was made from, and whole or not at all."""
+
+import errno
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cbir import StudyError, cache
+
+# A module of the package that is sure to stay, as the one that the steps below run.
+CODE = "cbir.metrics"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """An empty project."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A package of three modules in the place of the real one: one imports two imports three."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "one.py").write_text("from cbir.two import double\n\nanswer = double(3)\n")
+    (folder / "two.py").write_text(
+        '"""Doubles."""\nfrom cbir import three\n\n\n'
+        'def double(number):\n    """Twice as much."""\n    return number * three.FACTOR\n'
+    )
+    (folder / "three.py").write_text("FACTOR = 2\n")
+    (folder / "four.py").write_text("FACTOR = 4\n")
+    (folder / "progress.py").write_text("EVERY = 5\n")
+    monkeypatch.setattr(cache, "__file__", str(folder / "cache.py"))
+    cache.module_digest.cache_clear()
+    yield folder
+    cache.module_digest.cache_clear()
+
+
+def write(folder: Path, text: str = "done") -> None:
+    (folder / "result.txt").write_text(text)
+
+
+def make_once(make=write, step="step", **parameters) -> cache.Artifact:
+    return cache.cached(step, make, parameters=parameters, reads=["data"], code=CODE)
+
+
+def found(step="step", **parameters) -> cache.Artifact | None:
+    return cache.find(step, parameters=parameters, reads=["data"], code=CODE)
+
+
+def no_make(folder: Path) -> None:
+    raise AssertionError("made again")
+
+
+def raising(error: BaseException):
+    def make(folder: Path) -> None:
+        write(folder, "half")
+        raise error
+
+    return make
+
+
+def test_make_is_called_once_and_its_result_served_from_then_on(root):
+    first = make_once(size=3)
+    assert (first.folder / "result.txt").read_text() == "done"
+    second = make_once(no_make, size=3)
+    assert second == first
+    assert first.folder.parent == root / "artifacts" / "step"
+
+
+def test_result_is_served_from_a_folder_below_the_project_too(root, monkeypatch):
+    first = make_once()
+    monkeypatch.chdir(root / "notebooks")
+    assert make_once(no_make) == first
+
+
+def test_manifest_says_what_a_result_was_made_from(root):
+    artifact = make_once(size=3)
+    content = json.loads((artifact.folder / "manifest.json").read_text())
+    assert content == artifact.manifest
+    assert (content["step"], content["parameters"], content["reads"]) == (
+        "step", {"size": 3}, ["data"],
+    )  # fmt: skip
+    assert content["versions"] == cache.versions()
+    assert artifact.key == content["key"]
+    assert artifact.folder.name == artifact.key[:20]
+
+
+def test_seconds_are_those_that_make_took(root):
+    assert 0.05 <= make_once(lambda folder: time.sleep(0.05)).seconds < 5
+
+
+def test_nothing_but_the_result_is_left_in_the_folder_of_a_step(root):
+    artifact = make_once()
+    assert sorted(path.name for path in artifact.folder.iterdir()) == [
+        "manifest.json", "result.txt",
+    ]  # fmt: skip
+    assert [path for path in artifact.folder.parent.iterdir() if path.is_dir()] == [artifact.folder]
+
+
+CHANGES = {
+    "step": {"step": "other"},
+    "parameters": {"parameters": {"size": 4}},
+    "one more parameter": {"parameters": {"size": 3, "more": None}},
+    "type of a parameter": {"parameters": {"size": "3"}},
+    "reads": {"reads": ["one", "three"]},
+    "order of reads": {"reads": ["two", "one"]},
+    "fewer reads": {"reads": ["one"]},
+    "code": {"code": "other"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_key_changes_with_each_thing_that_decides_a_result(change):
+    given = {"step": "step", "parameters": {"size": 3}, "reads": ["one", "two"], "code": "code"}
+    assert cache.make_key(**given) == cache.make_key(**given)
+    assert cache.make_key(**given | change) != cache.make_key(**given)
+
+
+@pytest.mark.parametrize("package", ["python", "backend", "keras", "numpy", "pillow", "tensorflow"])
+def test_key_changes_with_the_version_of_each_package_that_computes(package, monkeypatch):
+    monkeypatch.setattr(cache, "backend", lambda: "tensorflow")
+    versions = cache.versions.__wrapped__()
+    assert package in versions
+    monkeypatch.setattr(cache, "versions", lambda: versions)
+    before = cache.make_key("step", {}, [], "code")
+    monkeypatch.setattr(cache, "versions", lambda: versions | {package: "0.0.1"})
+    assert cache.make_key("step", {}, [], "code") != before
+
+
+def test_key_is_the_same_for_parameters_in_another_order():
+    one, other = {"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}
+    assert cache.make_key("step", one, [], "") == cache.make_key("step", other, [], "")
+
+
+def test_other_parameters_reads_or_code_are_made_anew(root, monkeypatch):
+    made = [make_once(size=3), make_once(size=4)]
+    made.append(cache.cached("step", write, parameters={"size": 3}, reads=["else"], code=CODE))
+    monkeypatch.setattr(cache, "module_digest", lambda module: "other code")
+    made.append(make_once(size=3))
+    assert len({artifact.folder for artifact in made}) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x = 1\n", "# why\nx = 1  # so\n"),
+        ("x = 1\n", '"""Explained."""\nx = 1\n'),
+        ('"""Explained."""\nx = 1\n', '"""Explained better."""\n\n\nx = (1)\n'),
+        ("def f(a):\n    return a\n", 'def f(a):\n    """What a is."""\n    return a\n'),
+        ("class A:\n    b = 1\n", 'class A:\n    """An A."""\n\n    b = 1\n'),
+        (
+            "class A:\n    def f(self):\n        return 1\n",
+            'class A:\n    def f(self):\n        """One."""\n        return 1  # one\n',
+        ),
+        ("f(a, b)\n", "f(\n    a,\n    b,\n)\n"),
+    ],
+)
+def test_comments_layout_and_docstrings_leave_the_code_as_it_was(before, after):
+    assert cache.code_digest(before) == cache.code_digest(after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x = 1\n", "x = 2\n"),
+        ("x = 1\n", "x = 1.0\n"),
+        ("x = 'a'\n", "x = 'b'\n"),
+        ("def f(a=1):\n    return a\n", "def f(a=2):\n    return a\n"),
+        ("f(a, b)\n", "f(b, a)\n"),
+        ('x = f("text")\n', 'x = f("another text")\n'),
+        ("import os\n", "import sys\n"),
+    ],
+)
+def test_other_code_has_another_digest(before, after):
+    assert cache.code_digest(before) != cache.code_digest(after)
+
+
+def digest_after(package: Path, module: str, old: str, new: str) -> tuple[str, str]:
+    """Digest of module `one` before and after a change in another module."""
+    source = (package / "one.py").read_text()
+    before = cache.code_digest(source)
+    path = package / f"{module}.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    return before, cache.code_digest((package / "one.py").read_text())
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("two", "number * three", "number + three"),
+        ("three", "FACTOR = 2", "FACTOR = 3"),
+        ("two", "from cbir import three", "from cbir import four as three"),
+    ],
+)
+def test_changed_code_in_an_imported_module_changes_the_digest(package, module, old, new):
+    before, after = digest_after(package, module, old, new)
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("two", '"""Doubles."""', '"""Doubles numbers."""\n# and nothing else'),
+        ("two", "Twice as much.", "Two times as much."),
+        ("three", "FACTOR = 2", "FACTOR = 2  # so that `double` doubles"),
+        ("four", "FACTOR = 4", "FACTOR = 5"),
+    ],
+)
+def test_words_in_an_imported_module_or_code_elsewhere_do_not(package, module, old, new):
+    before, after = digest_after(package, module, old, new)
+    assert before == after
+
+
+def test_modules_that_decide_only_where_and_when_do_not_enter(package):
+    path = package / "one.py"
+    path.write_text("from cbir import progress, two\n")
+    before, after = digest_after(package, "progress", "EVERY = 5", "EVERY = 9")
+    assert before == after
+
+
+def test_modules_that_import_each_other_have_a_digest(package):
+    (package / "three.py").write_text("from cbir import two\n\nFACTOR = 2\n")
+    before, after = digest_after(package, "three", "FACTOR = 2", "FACTOR = 3")
+    assert before != after
+
+
+def test_module_digest_takes_the_name_of_the_module_that_calls(package):
+    source = (package / "one.py").read_text()
+    assert cache.module_digest("cbir.one") == cache.code_digest(source)
+
+
+def test_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    # The example of FIPS 180-2, appendix B.1.
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert cache.file_digest(tmp_path / "file") == expected
+
+
+def test_backend_is_what_keras_would_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k != "keras"})
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    assert cache.backend() == "tensorflow"
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    assert cache.backend() == "jax"
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert cache.backend() == "torch"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), StudyError("no")])
+def test_interrupted_make_is_given_the_same_folder_and_goes_on(root, error):
+    with pytest.raises(type(error)):
+        make_once(raising(error))
+    assert found() is None
+
+    def go_on(folder: Path) -> None:
+        write(folder, (folder / "result.txt").read_text() + " and whole")
+
+    artifact = make_once(go_on)
+    assert (artifact.folder / "result.txt").read_text() == "half and whole"
+    assert make_once(no_make) == artifact
+
+
+def test_half_a_result_is_neither_found_nor_listed(root):
+    seen = []
+
+    def look(folder: Path) -> None:
+        write(folder, "half")
+        seen.append((found(), cache.finished("step", CODE)))
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError):
+        make_once(look)
+    assert seen == [(None, [])]
+    assert (found(), cache.finished("step", CODE)) == (None, [])
+
+
+def test_result_interrupted_before_its_last_move_is_neither_found_nor_listed(root, monkeypatch):
+    replace = os.replace
+
+    def stopped(source, target):
+        if Path(source).is_dir():
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        make_once()
+    monkeypatch.undo()
+    os.chdir(root)
+    assert (found(), cache.finished("step", CODE)) == (None, [])
+    artifact = make_once()
+    assert cache.finished("step", CODE) == [artifact]
+
+
+def test_folder_that_lost_its_manifest_is_made_anew(root):
+    (make_once().folder / "manifest.json").unlink()
+    assert found() is None
+    artifact = make_once(functools.partial(write, text="anew"))
+    assert (artifact.folder / "result.txt").read_text() == "anew"
+
+
+def test_find_makes_nothing(root):
+    assert found(size=3) is None
+    assert not (root / "artifacts").exists()
+    artifact = make_once(size=3)
+    assert found(size=3) == artifact
+    assert found(size=4) is None
+
+
+def test_finished_lists_every_result_of_a_step(root):
+    assert cache.finished("step", CODE) == []
+    made = [make_once(size=size) for size in range(3)]
+    make_once(step="other", size=9)
+    listed = cache.finished("step", CODE)
+    assert {artifact.folder for artifact in listed} == {artifact.folder for artifact in made}
+    assert len(listed) == 3
+
+
+@pytest.mark.parametrize("change", ["module_digest", "versions"])
+def test_finished_leaves_out_what_other_code_or_versions_made(root, monkeypatch, change):
+    make_once()
+    assert len(cache.finished("step", CODE)) == 1
+    changed = {"module_digest": lambda module: "other", "versions": lambda: {"keras": "0"}}
+    monkeypatch.setattr(cache, change, changed[change])
+    assert cache.finished("step", CODE) == []
+
+
+def test_is_current_asks_for_exactly_this_key(tmp_path):
+    assert not cache.is_current(tmp_path, "key")
+    cache.write_manifest(tmp_path, key="key", seconds=1)
+    assert cache.is_current(tmp_path, "key")
+    assert not cache.is_current(tmp_path, "other")
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "text"
+    cache.write_text(path, "before ü")
+
+    def half(self, text, encoding=None):
+        self.write_bytes(b"aft")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        cache.write_text(path, "after")
+    assert path.read_text("utf-8") == "before ü"
+
+
+FULL = {
+    "by number": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    # As h5py says it, without a number.
+    "by text": OSError("Can't write data (No space left on device)"),
+}
+READ_ONLY = {
+    name: OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    for name in ("EACCES", "EROFS", "EPERM")
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_full_disk_is_one_line_and_keeps_what_is_finished(root, error):
+    before = make_once(size=1)
+    with pytest.raises(StudyError, match="^disk full while writing .*free some space") as caught:
+        make_once(raising(error), size=2)
+    assert "\n" not in str(caught.value)
+    assert make_once(no_make, size=1) == before
+    assert found(size=2) is None
+    after = make_once(size=2)
+    assert (after.folder / "result.txt").read_text() == "done"
+
+
+def test_full_disk_while_the_manifest_is_written_is_one_line(root, monkeypatch):
+    def full(path, text):
+        path.write_text(text[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "write_text", full)
+    with pytest.raises(StudyError, match="^disk full"):
+        make_once()
+    assert found() is None
+
+
+@pytest.mark.parametrize("error", READ_ONLY.values(), ids=READ_ONLY)
+def test_read_only_disk_is_one_line(root, error):
+    with pytest.raises(StudyError, match="^cannot write .*make it writable") as caught:
+        make_once(raising(error))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", READ_ONLY.values(), ids=READ_ONLY)
+def test_read_only_project_is_one_line_before_make_is_called(root, monkeypatch, error):
+    def refuse(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StudyError, match="^cannot write "):
+        make_once(no_make)
+
+
+def test_any_other_error_comes_out_as_it_is(root):
+    with pytest.raises(FileNotFoundError, match="weights"):
+        make_once(raising(FileNotFoundError(errno.ENOENT, "no file", "weights")))
+    with pytest.raises(ZeroDivisionError):
+        make_once(raising(ZeroDivisionError()))
+
+
+def test_two_threads_that_start_at_once_make_once(root):
+    calls, results, together = [], [], threading.Barrier(4)
+
+    def slowly(folder: Path) -> None:
+        calls.append(folder)
+        time.sleep(0.2)
+        write(folder)
+
+    def start() -> None:
+        together.wait()
+        results.append(make_once(slowly))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(calls) == 1
+    assert len({result.folder for result in results}) == 1
+    assert len(results) == 4
+
+
+def test_steps_of_different_keys_do_not_wait_for_each_other(root):
+    together, results = threading.Barrier(2), []
+
+    def meet(folder: Path) -> None:
+        together.wait(20)
+
+    def start(size: int) -> None:
+        results.append(make_once(meet, size=size))
+
+    threads = [threading.Thread(target=start, args=[size]) for size in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(results) == 2
+
+
+PROCESS = """
+import os, sys, time
+from pathlib import Path
+from cbir import cache
+
+def make(folder):
+    with open("calls", "a") as calls:
+        calls.write("made\\n")
+    (folder / "result.txt").write_text("half")
+    time.sleep(float(sys.argv[1]))
+    (folder / "result.txt").write_text("done")
+
+cache.versions()
+Path(f"ready-{os.getpid()}").touch()
+while not Path("go").exists():
+    time.sleep(0.005)
+found = cache.cached("step", make, parameters={}, reads=["data"], code="cbir.metrics")
+print((found.folder / "result.txt").read_text())
+"""
+
+
+def start_process(seconds: float) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(happened, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 60
+    while not happened():
+        assert process.poll() is None, "the process ended"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_two_processes_that_start_at_once_make_once(root):
+    processes = [start_process(0.5) for _ in range(2)]
+    wait_for(lambda: len(list(root.glob("ready-*"))) == 2, processes[0])
+    (root / "go").touch()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == ["done\n", "done\n"]
+    assert (root / "calls").read_text() == "made\n"
+
+
+def test_step_of_a_process_that_was_killed_goes_on_in_its_folder(root, monkeypatch):
+    (root / "go").touch()
+    process = start_process(60)
+    wait_for(lambda: any(root.glob("artifacts/step/*/result.txt")), process)
+    process.kill()
+    process.communicate(timeout=60)
+    # What this process would compute with, as the other one saw it.
+    monkeypatch.setattr(cache, "backend", lambda: "tensorflow")
+    monkeypatch.setattr(cache, "versions", cache.versions.__wrapped__)
+    assert found() is None
+
+    def go_on(folder: Path) -> None:
+        write(folder, (folder / "result.txt").read_text() + " and whole")
+
+    assert (make_once(go_on).folder / "result.txt").read_text() == "half and whole"

@@ -1,0 +1,144 @@
+"""Embeddings: unit vectors in the order of the images, one for each state that is measured."""
+
+import numpy as np
+import pytest
+from conftest import build_network, load_shapes, train_network
+
+from cbir import embeddings
+from cbir.embeddings import normalise
+
+
+@pytest.fixture(scope="module")
+def images(shared_project):
+    return load_shapes()
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    """A trained network and its training, measured after epoch 1 too."""
+    network = build_network()
+    return network, train_network(network, images)
+
+
+@pytest.fixture(scope="module")
+def embedded(trained, images):
+    """Embeddings of the final state, made in several batches with a remainder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embeddings, "BATCH_SIZE", 7)
+        return embeddings.embed(*trained, images)
+
+
+def weights_of(model):
+    return [weight.copy() for weight in model.get_weights()]
+
+
+def are_equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_embeddings_are_float32_of_unit_length(embedded, images):
+    for vectors, pictures in (
+        (embedded.gallery, images.train_images),
+        (embedded.query, images.test_images),
+    ):
+        assert vectors.dtype == np.float32
+        assert vectors.shape == (len(pictures), 16)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_embeddings_are_memory_mapped(embedded):
+    assert isinstance(embedded.gallery, np.memmap)
+    assert isinstance(embedded.query, np.memmap)
+
+
+def test_rows_stand_in_the_order_of_the_images(embedded, trained, images):
+    network, _ = trained
+    for vectors, pictures in (
+        (embedded.gallery, images.train_images),
+        (embedded.query, images.test_images),
+    ):
+        by_hand, _ = network.encoder(np.asarray(pictures), training=False)
+        np.testing.assert_allclose(vectors, normalise(by_hand), atol=1e-5)
+    assert embedded.gallery_labels.tolist() == images.train_labels.tolist()
+    assert embedded.query_labels.tolist() == images.test_labels.tolist()
+
+
+def test_probabilities_are_those_of_the_network(embedded, trained, images):
+    expected = trained[0].model.predict(np.asarray(images.test_images), verbose=0)
+    np.testing.assert_allclose(embedded.query_probabilities, expected, atol=1e-5)
+    assert embedded.query_predictions.tolist() == expected.argmax(axis=1).tolist()
+
+
+def test_the_table_of_what_is_stored_counts_images_and_bytes(embedded, images):
+    table = embedded.stored()
+    assert table["images"].tolist() == [len(images.train_labels), len(images.test_labels)]
+    assert table.loc["gallery", "megabytes"] == len(images.train_labels) * 16 * 4 / 1e6
+
+
+def test_normalised_rows_keep_their_direction():
+    vectors = np.array([[3, 4], [0.5, 0], [1e-15, 1e-15]], np.float64)
+    half = 1 / np.sqrt(2)
+    np.testing.assert_allclose(normalise(vectors), [[0.6, 0.8], [1, 0], [half, half]], atol=1e-6)
+    assert normalise(vectors).dtype == np.float32
+
+
+def test_a_row_of_zeros_gets_a_direction_of_unit_length():
+    row = normalise(np.array([[0, 0, 0, 0], [0, 2, 0, 0]]))
+    np.testing.assert_allclose(row, [[0.5, 0.5, 0.5, 0.5], [0, 1, 0, 0]])
+
+
+def test_a_measured_epoch_has_embeddings_of_its_own_state(embedded, trained, images):
+    network, training = trained
+    final = weights_of(network.model)
+    early = embeddings.embed(network, training, images, epoch=1)
+    assert are_equal(weights_of(network.model), final)
+    assert early.artifact.folder != embedded.artifact.folder
+    assert not np.allclose(early.query, embedded.query, atol=1e-3)
+    at_that_time = build_network(seed=9)
+    at_that_time.model.load_weights(training.weights_path(1))
+    expected, _ = at_that_time.encoder(np.asarray(images.test_images), training=False)
+    np.testing.assert_allclose(early.query, normalise(expected), atol=1e-5)
+
+
+def test_the_last_epoch_by_number_is_the_final_state(embedded, trained, images):
+    assert embeddings.embed(*trained, images, epoch=4).artifact.key == embedded.artifact.key
+
+
+def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(embeddings, "_predict", refuse)
+    assert embeddings.embed(*trained, images).artifact.folder == embedded.artifact.folder
+
+
+def test_a_backbone_that_is_trained_has_no_frozen_features(trained, images):
+    assert embeddings.features(trained[0], images) is None
+
+
+def test_seeds_share_the_frozen_features_of_given_weights(images, trained, tmp_path):
+    path = tmp_path / "body.weights.h5"
+    trained[0].backbone.get_layer("cnn_body").save_weights(path)
+    folders = set()
+    for seed in (0, 1):
+        network = build_network(weights=str(path), train="head", seed=seed)
+        frozen = embeddings.features(network, images)
+        folders.add(frozen.folder)
+        expected = network.backbone(np.asarray(images.test_images), training=False)
+        np.testing.assert_allclose(np.load(frozen.folder / "query.npy"), expected, atol=1e-4)
+    assert len(folders) == 1
+
+
+def test_seeds_share_no_frozen_features_of_random_weights(images):
+    networks = [build_network(train="head", seed=seed) for seed in (0, 1)]
+    assert len({embeddings.features(network, images).folder for network in networks}) == 2
+
+
+def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
+    network = build_network(train="head")
+    frozen = embeddings.features(network, images)
+    training = train_network(network, images, features=frozen, epochs=2)
+    embedded = embeddings.embed(network, training, images, frozen)
+    expected, probabilities = network.encoder(np.asarray(images.test_images), training=False)
+    np.testing.assert_allclose(embedded.query, normalise(expected), atol=1e-4)
+    np.testing.assert_allclose(embedded.query_probabilities, probabilities, atol=1e-4)

@@ -1,0 +1,395 @@
+"""What a study's files may say, and the one line that says what is wrong with them."""
+
+import shutil
+
+import nbformat
+import pytest
+import yaml
+from conftest import CNN, ROOT, STUDY, write_study
+
+from cbir import StudyError, params
+
+FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The real notebooks and the study `tiny`, without pictures."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    others = {name: CNN | {"backbone": name} for name in ("resnet50", "vgg16")}
+    write_study(tmp_path, "tiny", STUDY, {"cnn": CNN} | others)
+    return tmp_path
+
+
+def cnn_of(root, **asked) -> dict:
+    """Parameters of the architecture cnn in the study tiny."""
+    runs = params.load(root, "tiny", **asked)
+    return next(run.parameters for run in runs if run.architecture == "cnn")
+
+
+def error_of(root, **asked) -> str:
+    """The one line that loading the study tiny ends with."""
+    with pytest.raises(StudyError) as caught:
+        params.load(root, "tiny", **asked)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write_line(root, line: str, drop: str = "") -> None:
+    """Put a line of YAML, as somebody would type it, into cnn.yaml, in the place of `drop`."""
+    kept = {key: value for key, value in CNN.items() if key != drop}
+    (root / FILE).write_text(yaml.safe_dump(kept) + line + "\n")
+
+
+def write_notebook(root, name: str, *cells: str, tags=("parameters",)) -> None:
+    """A notebook all of whose cells are tagged."""
+    content = [nbformat.v4.new_code_cell(cell, metadata={"tags": [*tags]}) for cell in cells]
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=content), root / "notebooks" / f"{name}.ipynb"
+    )
+
+
+@pytest.mark.parametrize("study", params.studies(ROOT))
+def test_real_study_sets_exactly_the_parameters_that_its_notebooks_know(study):
+    runs = params.load(ROOT, study)
+    assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16"]
+    folder = ROOT / "params" / study
+    shared = yaml.safe_load((folder / "study.yaml").read_text())
+    for run in runs:
+        own = yaml.safe_load((folder / f"{run.architecture}.yaml").read_text())
+        known = params.known(ROOT / "notebooks" / f"{run.architecture}.ipynb")
+        assert run.notebook.samefile(ROOT / "notebooks" / f"{run.architecture}.ipynb")
+        assert not shared.keys() & own.keys()
+        assert shared.keys() | own.keys() == known.keys() - set(params.PLACED)
+        assert run.parameters == shared | own | {"study": study, "architecture": run.architecture}
+
+
+def test_the_studies_are_those_that_the_makefile_names():
+    assert params.studies(ROOT) == ["cifar10", "digits", "folder"]
+    assert "(digits, cifar10, folder)" in (ROOT / "Makefile").read_text()
+
+
+def test_every_limit_belongs_to_a_parameter_that_the_notebooks_know():
+    assert params.LIMITS.keys() <= params.known(ROOT / "notebooks" / "cnn.ipynb").keys()
+
+
+def test_architecture_lies_over_study_and_set_over_both(project):
+    shared = STUDY | {"epochs": 5, "batch_size": 16, "dropout": 0.3}
+    own = {key: value for key, value in CNN.items() if key not in ("epochs", "dropout")}
+    write_study(project, "tiny", shared, {"cnn": own | {"batch_size": 4, "dropout": 0.2}})
+    found = cnn_of(project, overrides="dropout=0.1")
+    assert (found["epochs"], found["batch_size"], found["dropout"]) == (5, 4, 0.1)
+    assert cnn_of(project)["dropout"] == 0.2
+
+
+def test_set_reaches_every_architecture(project):
+    runs = params.load(project, "tiny", overrides="epochs=7 ks=[2,3]")
+    assert len(runs) == 3
+    for run in runs:
+        assert (run.parameters["epochs"], run.parameters["ks"]) == (7, [2, 3])
+
+
+def test_dataset_asked_for_takes_the_place_of_the_study_s(project):
+    assert cnn_of(project)["dataset"] == "data/shapes"
+    assert cnn_of(project, dataset="elsewhere")["dataset"] == "elsewhere"
+    assert cnn_of(project, dataset="1e5")["dataset"] == "1e5"
+
+
+def test_study_and_architecture_come_from_where_the_files_stand(project):
+    found = cnn_of(project)
+    assert (found["study"], found["architecture"]) == ("tiny", "cnn")
+    assert cnn_of(project, report="tiny-trial")["study"] == "tiny-trial"
+
+
+def test_runs_stand_in_the_order_of_their_files(project):
+    write_study(project, "tiny", STUDY, {"alpha": CNN | {"notebook": "cnn"}})
+    names = [run.architecture for run in params.load(project, "tiny")]
+    assert names == ["alpha", "cnn", "resnet50", "vgg16"]
+
+
+@pytest.mark.parametrize("key", ["epochs", "weights", "measured_epochs"])
+def test_missing_parameter_is_named_with_both_files(project, key):
+    write_line(project, "", drop=key)
+    message = error_of(project)
+    assert FILE in message
+    assert SHARED in message
+    assert f"missing parameter {key}:" in message
+
+
+def test_all_missing_parameters_are_named_at_once(project):
+    write_study(project, "tiny", STUDY, {"cnn": {"backbone": "cnn"}})
+    message = error_of(project)
+    assert all(key in message for key in CNN if key != "backbone")
+
+
+@pytest.mark.parametrize("key", sorted((STUDY | CNN).keys() - {"ks", "seed"}))
+def test_misspelt_parameter_is_answered_with_the_nearest_one_and_the_file(project, key):
+    misspelt = key[:2] + key[3:]
+    write_line(project, f"{misspelt}: 1")
+    message = error_of(project)
+    assert message.startswith(f"{FILE}: unknown parameter {misspelt!r}")
+    assert message.endswith(f"did you mean {key!r}?")
+
+
+def test_misspelt_parameter_of_the_whole_study_names_that_file(project):
+    write_study(project, "tiny", STUDY | {"spilt_seed": 1}, {})
+    message = error_of(project)
+    assert message == f"{SHARED}: unknown parameter 'spilt_seed', did you mean 'split_seed'?"
+
+
+def test_misspelt_parameter_in_set_names_set(project):
+    message = error_of(project, overrides="epoch=3")
+    assert message == "SET: unknown parameter 'epoch', did you mean 'epochs'?"
+
+
+def test_parameter_like_no_other_is_answered_with_all_that_are_known(project):
+    write_line(project, "zzzz: 1")
+    known = error_of(project).partition("known are ")[2].split(", ")
+    assert sorted(known) == sorted(STUDY | CNN)
+
+
+@pytest.mark.parametrize("key", params.PLACED)
+def test_study_and_architecture_cannot_be_set(project, key):
+    assert f"unknown parameter {key!r}" in error_of(project, overrides=f"{key}=other")
+
+
+@pytest.mark.parametrize("key", ["1", "1.5", "true", "null"])
+def test_key_that_is_not_text_is_an_unknown_parameter(project, key):
+    write_line(project, f"{key}: 3")
+    assert error_of(project).startswith(f"{FILE}: unknown parameter")
+
+
+ILL_TYPED = [
+    ("epochs", "'3'", "int"),
+    ("epochs", "2.5", "int"),
+    ("epochs", "1e1", "int"),
+    ("epochs", "true", "int"),
+    ("epochs", "", "int"),
+    ("epochs", "[3]", "int"),
+    ("seed", "false", "int"),
+    ("ks", "5", "list[int]"),
+    ("ks", "[1, 2.5]", "list[int]"),
+    ("ks", "[true]", "list[int]"),
+    ("ks", "[[1]]", "list[int]"),
+    ("measured_epochs", "{1: 2}", "list[int]"),
+    ("dropout", "half", "float"),
+    ("dropout", "true", "float"),
+    ("learning_rate", "[0.1]", "float"),
+    ("weights", "3", "str"),
+    ("backbone", "null", "str"),
+    ("train", "true", "str"),
+    ("dataset", "[a]", "str"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "kind"), ILL_TYPED)
+def test_value_of_another_type_is_refused_with_key_file_and_type(project, key, value, kind):
+    write_line(project, f"{key}: {value}", drop=key)
+    assert error_of(project).startswith(f"{FILE}: {key} must be {kind}, not ")
+
+
+OUT_OF_BOUNDS = {
+    "image_size": ["7", "0", "-32"],
+    "test_fraction": ["0", "1", "-0.1", "1.5", ".nan"],
+    "validation_fraction": ["0", "1", "-0.1"],
+    "split_seed": ["-1"],
+    "seed": ["-1"],
+    "ks": ["[]", "[0]", "[-5]", "[1, 5, 1]"],
+    "train": ["some", "''"],
+    "schedule": ["linear", "''"],
+    "input_size": ["31", "0"],
+    "embedding_dim": ["0", "-1"],
+    "dropout": ["1", "-0.1", ".nan"],
+    "epochs": ["0", "-3"],
+    "measured_epochs": ["[0]", "[-1]", "[2, 2]"],
+    "batch_size": ["0"],
+    "learning_rate": ["0", "-1e-3", ".nan"],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in OUT_OF_BOUNDS.items() for value in values]
+)
+def test_value_out_of_bounds_is_refused_with_key_and_file(project, key, value):
+    write_line(project, f"{key}: {value}", drop=key)
+    message = error_of(project)
+    assert message.startswith(f"{FILE}: {key} must ")
+    assert "not " in message
+
+
+AT_THE_BOUNDS = {
+    "image_size": "8",
+    "split_seed": "0",
+    "ks": "[1]",
+    "train": "head",
+    "schedule": "constant",
+    "input_size": "32",
+    "embedding_dim": "1",
+    "dropout": "0",
+    "epochs": "1",
+    "measured_epochs": "[]",
+    "batch_size": "1",
+    "test_fraction": "0.999",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), AT_THE_BOUNDS.items())
+def test_value_at_its_bound_is_taken(project, key, value):
+    write_line(project, f"{key}: {value}", drop=key)
+    assert cnn_of(project)[key] == yaml.safe_load(value)
+
+
+def test_set_is_checked_as_files_are(project):
+    assert error_of(project, overrides="epochs=0").startswith("SET: epochs must be greater than 0")
+    assert error_of(project, overrides="epochs=many").startswith("SET: epochs must be int")
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001"])
+def test_a_number_with_an_exponent_is_a_float(project, written):
+    write_line(project, f"learning_rate: {written}", drop="learning_rate")
+    assert cnn_of(project)["learning_rate"] == 0.001
+    assert cnn_of(project, overrides=f"learning_rate={written}")["learning_rate"] == 0.001
+
+
+def test_a_whole_number_is_a_float_where_one_is_expected(project):
+    found = cnn_of(project, overrides="dropout=0 learning_rate=1")
+    assert type(found["dropout"]) is type(found["learning_rate"]) is float
+
+
+def test_a_text_with_an_e_in_it_stays_a_text(project):
+    assert cnn_of(project, overrides="dataset=data/e5 weights=none")["dataset"] == "data/e5"
+
+
+def test_an_int_is_no_bool_and_a_bool_no_int(project):
+    write_notebook(project, "flags", "flag: bool = True\nnumber: int = 1")
+    (project / "params" / "flags").mkdir()
+    (project / "params" / "flags" / "study.yaml").write_text("number: 1\n")
+    file = project / "params" / "flags" / "flags.yaml"
+    file.write_text("flag: false\n")
+    assert params.load(project, "flags")[0].parameters["flag"] is False
+    file.write_text("flag: 1\n")
+    with pytest.raises(StudyError, match="flag must be bool, not 1"):
+        params.load(project, "flags")
+    file.write_text("flag: true\nnumber: true\n")
+    with pytest.raises(StudyError, match="number must be int, not True"):
+        params.load(project, "flags")
+
+
+def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
+    write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "cnn", "embedding_dim": 99}})
+    run = next(run for run in params.load(project, "tiny") if run.architecture == "wide")
+    assert run.notebook == project / "notebooks" / "cnn.ipynb"
+    assert "notebook" not in run.parameters
+    assert (run.parameters["architecture"], run.parameters["embedding_dim"]) == ("wide", 99)
+
+
+def test_architecture_without_a_notebook_is_told_of_the_key_notebook(project):
+    write_study(project, "tiny", STUDY, {"wide": CNN})
+    message = error_of(project)
+    assert message.startswith("params/tiny/wide.yaml: no notebook wide.ipynb")
+    assert "`notebook`" in message
+
+
+def test_unknown_study_lists_the_known_ones(project):
+    write_study(project, "another", STUDY, {"cnn": CNN})
+    with pytest.raises(StudyError) as caught:
+        params.load(project, "tyni")
+    assert str(caught.value) == "unknown study 'tyni': params/ has another, tiny"
+
+
+def test_folder_without_study_yaml_is_no_study(project):
+    (project / "params" / "notes").mkdir()
+    (project / "params" / "notes" / "cnn.yaml").write_text("epochs: 3\n")
+    assert params.studies(project) == ["tiny"]
+
+
+def test_study_without_an_architecture_says_what_to_add(project):
+    write_study(project, "bare", STUDY, {})
+    with pytest.raises(StudyError, match="params/bare/ names no architecture: add a file"):
+        params.load(project, "bare")
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "epochs=", "epochs= 3", "epochs=3 batch_size"])
+def test_set_that_is_not_key_value_shows_the_piece_and_an_example(project, text):
+    message = error_of(project, overrides=text)
+    assert message.startswith("SET: ")
+    assert 'SET="epochs=3 ks=[1,10]"' in message
+
+
+@pytest.mark.parametrize("text", ["ks=[1, 10]", "ks=[1,10", "dataset=@here", "weights='none"])
+def test_set_whose_value_is_not_yaml_is_one_line(project, text):
+    assert error_of(project, overrides=text).startswith("SET: ")
+
+
+def test_set_reads_values_as_yaml():
+    text = "epochs=3 ks=[1,10] dropout=0.5 weights=a=b learning_rate=1e-2 measured_epochs=[]"
+    assert params.parse_overrides(text) == {
+        "epochs": 3,
+        "ks": [1, 10],
+        "dropout": 0.5,
+        "weights": "a=b",
+        "learning_rate": 0.01,
+        "measured_epochs": [],
+    }
+    assert params.parse_overrides("  ") == {}
+
+
+NOT_YAML = [b"epochs: [1", b"epochs: 3: 4", b"a: 'b", b"epochs:\t- 3\n\t- 4", b"\xff\xfe\x00", b"a\x00"]
+
+
+@pytest.mark.parametrize("content", NOT_YAML)
+@pytest.mark.parametrize("file", [FILE, SHARED])
+def test_file_that_is_not_yaml_is_named_in_one_line(project, file, content):
+    (project / file).write_bytes(content)
+    assert error_of(project).startswith(f"{file}: not YAML: ")
+
+
+@pytest.mark.parametrize("content", ["- epochs\n- 3\n", "epochs 3\n", "3\n"])
+def test_file_without_keys_is_told_the_form(project, content):
+    (project / FILE).write_text(content)
+    assert error_of(project) == f"{FILE}: must hold lines of the form `key: value`"
+
+
+def test_empty_file_sets_nothing(project):
+    (project / FILE).write_text("# nothing yet\n")
+    assert "missing parameter" in error_of(project)
+
+
+LINES = {
+    "no type": "epochs = 3",
+    "no value": "epochs: int",
+    "no literal": "epochs: int = 3 * 2",
+    "a call": "ks: list = list()",
+    "another name": "epochs: int = other",
+    "an import": "import os",
+    "an expression": "print(3)",
+    "a magic": "%matplotlib inline",
+    "not Python": "epochs: int =",
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_parameters_cell_that_holds_something_else_is_refused(project, line):
+    write_notebook(project, "cnn", f"seed: int = 0\n{line}")
+    message = error_of(project)
+    assert message.startswith("cnn.ipynb: ")
+    assert "`name: type = literal`" in message
+
+
+def test_parameters_cell_may_hold_comments_and_any_literal(project):
+    write_notebook(
+        project, "odd", '# why\na: int = -1  # so\nb: list[str] = ["x"]\nc: str = ""\nd: float = 1'
+    )
+    known = params.known(project / "notebooks" / "odd.ipynb")
+    assert known == {"a": "int", "b": "list[str]", "c": "str", "d": "float"}
+
+
+@pytest.mark.parametrize("cells", [(), ("a: int = 1", "b: int = 2")])
+def test_notebook_needs_exactly_one_parameters_cell(project, cells):
+    write_notebook(project, "cnn", *cells)
+    assert error_of(project) == "cnn.ipynb: needs exactly one cell with the tag `parameters`"
+
+
+def test_cell_with_other_tags_is_no_parameters_cell(project):
+    write_notebook(project, "cnn", "a: int = 1", tags=("parameter",))
+    assert "needs exactly one cell" in error_of(project)
