@@ -44,9 +44,7 @@ def write_line(root, line: str, drop: str = "") -> None:
 def write_notebook(root, name: str, *cells: str, tags=("parameters",)) -> None:
     """A notebook all of whose cells are tagged."""
     content = [nbformat.v4.new_code_cell(cell, metadata={"tags": [*tags]}) for cell in cells]
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=content), root / "notebooks" / f"{name}.ipynb"
-    )
+    nbformat.write(nbformat.v4.new_notebook(cells=content), root / "notebooks" / f"{name}.ipynb")
 
 
 @pytest.mark.parametrize("study", params.studies(ROOT))
@@ -334,7 +332,14 @@ def test_set_reads_values_as_yaml():
     assert params.parse_overrides("  ") == {}
 
 
-NOT_YAML = [b"epochs: [1", b"epochs: 3: 4", b"a: 'b", b"epochs:\t- 3\n\t- 4", b"\xff\xfe\x00", b"a\x00"]
+NOT_YAML = [
+    b"epochs: [1",
+    b"epochs: 3: 4",
+    b"a: 'b",
+    b"epochs:\t- 3\n\t- 4",
+    b"\xff\xfe\x00",
+    b"a\x00",
+]
 
 
 @pytest.mark.parametrize("content", NOT_YAML)

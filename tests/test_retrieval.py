@@ -170,9 +170,7 @@ def test_relevant_images_outside_the_searched_class_have_infinite_ranks():
     gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]])
     labels, searched = np.array([0, 0, 1]), np.array([0, 1, 1])
     allowed = retrieval.within(searched, gallery_labels)
-    ranks = retrieval.relevant_ranks(
-        unit([[1, 0]] * 3), labels, gallery, gallery_labels, allowed
-    )
+    ranks = retrieval.relevant_ranks(unit([[1, 0]] * 3), labels, gallery, gallery_labels, allowed)
     # Two relevant images leave one of three places over.
     expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
     assert np.array_equal(ranks, expected, equal_nan=True)

@@ -1,9 +1,14 @@
 """The command line: `python -m cbir report`, `python -m cbir plan`; `make` calls it."""
 
 import argparse
+import os
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 
 from cbir import StudyError, project_root
+from cbir.progress import own_stderr
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     # A log that is not a terminal shows each line when it is printed.
     sys.stdout.reconfigure(line_buffering=True)
+    with own_stderr(Path(os.devnull)):
+        return _run(asked)
+
+
+def _run(asked: argparse.Namespace) -> int:
     try:
         # Imported late, so that a wrong call is answered at once.
         from cbir import plan, study
@@ -49,6 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        log = Path(tempfile.gettempdir()) / "cbir-error.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        print(f"error: {what} (the traceback stands in {log})", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

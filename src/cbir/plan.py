@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cbir import data, sources
+from cbir import data, params, sources
 from cbir.cache import Artifact, backend, finished, is_current
 from cbir.progress import duration
 from cbir.study import DATA_PARAMETERS, Study, run_key
@@ -27,13 +27,19 @@ def describe(study: Study) -> str:
         f"images    {_describe_images(first['dataset'])}",
         f"decoded   {'yes' if decoded else 'no, will be'}",
         f"backend   {backend()}, GPU: {', '.join(map(str, gpus)) or 'none found'}",
-        "",
     ]
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(run.parameters[key] == value for run in study.runs)
+    }
+    lines += [f"shared    {_join(shared)}", ""]
     total = 0.0
     for run in study.runs:
         given = run.parameters
+        own = {key: value for key, value in given.items() if key not in shared}
         lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
-        lines.append("  " + ", ".join(f"{key}={value}" for key, value in given.items()))
+        lines += [f"  {_join(own)}"] if own else []
         missing = _missing_weights(given)
         if missing:
             lines.append(f"  will download {missing}")
@@ -57,6 +63,12 @@ def describe(study: Study) -> str:
     if total:
         lines[-1] += ": a rough estimate, from earlier runs here or from a two-core machine"
     return "\n".join(lines)
+
+
+def _join(parameters: dict) -> str:
+    return ", ".join(
+        f"{key}={value}" for key, value in parameters.items() if key not in params.PLACED
+    )
 
 
 def _is_decoded(given: dict) -> bool:

@@ -1,7 +1,11 @@
-"""One readable line every few seconds, in the terminal and in the log alike, with what is left."""
+"""What a person sees while it runs: one readable line every few seconds, and no noise."""
 
+import contextlib
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class Ticker:
@@ -38,3 +42,18 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+@contextlib.contextmanager
+def own_stderr(log: Path) -> Iterator[None]:
+    """Keep the terminal for what Python prints: libraries and child processes go to a log."""
+    terminal = os.dup(2)
+    ours = sys.stderr
+    try:
+        with log.open("w") as file, os.fdopen(os.dup(terminal), "w") as sys.stderr:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stderr = ours
+        os.dup2(terminal, 2)
+        os.close(terminal)

@@ -91,7 +91,7 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
                 if each.is_dir() and not each.name.startswith(".")
             }
             for part, root in roots.items()
-            if root.is_dir()
+            if part == "train" or root.is_dir()
         }
     except OSError as error:
         raise StudyError(

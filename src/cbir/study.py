@@ -1,13 +1,10 @@
 """A study, from its files to its report: which notebooks must run, and running them in sequence."""
 
-import contextlib
 import functools
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from cbir.cache import (
     write_text,
 )
 from cbir.pages import log_of, write_page
-from cbir.progress import duration
+from cbir.progress import duration, own_stderr
 
 DATA_PARAMETERS = ("image_size", "test_fraction", "validation_fraction", "split_seed")
 
@@ -201,7 +198,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
     """
     reason = ""
     try:
-        with _own_stderr(executed.with_suffix(".stderr.log")):
+        with own_stderr(executed.with_suffix(".stderr.log")):
             papermill.execute_notebook(
                 str(notebook), str(executed), parameters=parameters, kernel_name="python3",
                 cwd=str(root), stdout_file=sys.stdout, progress_bar=sys.stderr.isatty(),
@@ -217,21 +214,6 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
         write_text(executed.with_suffix(".log"), log_of(executed))
     if reason:
         raise StudyError(reason)
-
-
-@contextlib.contextmanager
-def _own_stderr(log: Path) -> Iterator[None]:
-    """Keep the terminal for this process: what a kernel and its libraries say goes to a log."""
-    terminal = os.dup(2)
-    ours = sys.stderr
-    try:
-        with log.open("w") as file, os.fdopen(os.dup(terminal), "w") as sys.stderr:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        sys.stderr = ours
-        os.dup2(terminal, 2)
-        os.close(terminal)
 
 
 def _page_without_results(study: Study, name: str, reason: str, page: str = "") -> None:

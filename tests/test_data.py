@@ -1,0 +1,722 @@
+"""Images from every source: decoded once, split without overlap, and one line where they cannot."""
+
+import functools
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import socket
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import STUDY, write_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cbir import StudyError, cache, data, sources
+
+LOADED_WITH = {
+    "image_size": 16,
+    "test_fraction": 0.25,
+    "validation_fraction": 0.2,
+    "split_seed": 0,
+}
+RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """An empty project."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(dataset="data/shapes", **changes) -> data.Dataset:
+    return data.load(dataset, **LOADED_WITH | changes)
+
+
+def error_of(dataset="data/shapes", **changes) -> str:
+    """The one line that loading a data set ends with."""
+    with pytest.raises(StudyError) as caught:
+        load(dataset, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write_colours(folder: Path, counts: dict[str, int]) -> None:
+    """Pictures of classes named by colour, each in its colour, no two the same."""
+    colours = {"red": RED, "green": GREEN, "blue": BLUE}
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture = Image.new("RGB", (20, 20), colours[name])
+            picture.putpixel((number, 0), (0, 0, 0))
+            picture.save(folder / name / f"{number}.png")
+
+
+def same(one: data.Dataset, other: data.Dataset) -> bool:
+    """Whether two data sets have the same images, labels, names and split."""
+    arrays = ("train_images", "train_labels", "test_images", "test_labels", "train", "validation")
+    return (
+        all(np.array_equal(getattr(one, each), getattr(other, each)) for each in arrays)
+        and one.train_names + one.test_names == other.train_names + other.test_names
+        and one.fingerprint == other.fingerprint
+        and one.split_fingerprint == other.split_fingerprint
+    )
+
+
+def count_calls(monkeypatch, module, name: str) -> list:
+    """Let a function of a module go on as before, and note its calls."""
+    calls, real = [], getattr(module, name)
+
+    def counted(*arguments, **named):
+        calls.append(arguments)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+# Digits
+
+
+def test_digits_have_ten_classes_in_rgb_of_the_size_asked_for(root):
+    digits = load("digits")
+    assert digits.classes == [str(digit) for digit in range(10)]
+    assert digits.train_images.shape[1:] == digits.test_images.shape[1:] == (16, 16, 3)
+    assert len(digits.train_images) + len(digits.test_images) == 1797
+    assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
+    assert digits.train_labels.dtype == digits.test_labels.dtype == np.int64
+    assert len(set(digits.train_names) | set(digits.test_names)) == 1797
+    assert digits.skipped == []
+
+
+def test_digits_are_those_of_scikit_learn_with_their_labels(root):
+    digits, original = load("digits", image_size=8), load_digits()
+    for part in ("train", "test"):
+        names = getattr(digits, f"{part}_names")
+        rows = [int(name.removeprefix("digit-")) for name in names]
+        assert getattr(digits, f"{part}_labels").tolist() == original.target[rows].tolist()
+        # 17 grey levels, 0 to 16, over 0 to 255; each channel the same.
+        expected = (original.images[rows] * 255 / 16).round()[..., None].repeat(3, axis=3)
+        assert (getattr(digits, f"{part}_images") == expected).all()
+
+
+def test_digits_are_the_same_in_another_project(root, tmp_path_factory, monkeypatch):
+    first = load("digits")
+    other = tmp_path_factory.mktemp("other")
+    (other / "params").mkdir()
+    (other / "notebooks").mkdir()
+    monkeypatch.chdir(other)
+    assert same(load("digits"), first)
+    assert (other / "artifacts").is_dir()
+
+
+def test_images_are_read_from_disk_where_they_are_used(root):
+    digits = load("digits")
+    assert isinstance(digits.train_images, np.memmap)
+    assert isinstance(digits.test_images, np.memmap)
+
+
+def test_counts_say_what_each_class_serves_for(root):
+    digits = load("digits")
+    counts = digits.counts()
+    assert list(counts.index) == [*digits.classes, "all"]
+    assert (counts["training"] + counts["validation"] == counts["gallery"]).all()
+    assert counts.loc["all", ["gallery", "queries"]].sum() == 1797
+    original = np.bincount(load_digits().target)
+    assert (counts["gallery"] + counts["queries"])[:-1].tolist() == original.tolist()
+    # A quarter of each class, to the nearest picture.
+    assert counts["queries"][:-1].tolist() == [round(0.25 * int(each)) for each in original]
+
+
+# Folders
+
+
+def test_folder_of_classes_is_split_class_by_class(project):
+    shapes = load()
+    assert shapes.classes == ["circle", "cross", "square"]
+    # 16 a class: a quarter, 4, are queries; a fifth of the other 12, 2.4, validate.
+    assert shapes.counts().loc["cross"].tolist() == [10, 2, 12, 4]
+    assert shapes.counts().loc["all"].tolist() == [30, 6, 36, 12]
+
+
+def test_labels_and_pictures_stay_with_their_names(root):
+    write_colours(root / "data" / "shapes", {"red": 9, "green": 7, "blue": 8})
+    shapes = load()
+    assert shapes.classes == ["blue", "green", "red"]
+    brightest = {"red": 0, "green": 1, "blue": 2}
+    for part in ("train", "test"):
+        images, names = getattr(shapes, f"{part}_images"), getattr(shapes, f"{part}_names")
+        for image, label, name in zip(
+            images, getattr(shapes, f"{part}_labels"), names, strict=True
+        ):
+            folder = name.partition("/")[0]
+            assert shapes.classes[label] == folder
+            assert image.mean(axis=(0, 1)).argmax() == brightest[folder]
+
+
+def test_train_and_test_folders_are_taken_as_they_are(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 6, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 1, "blue": 3})
+    shapes = load(test_fraction=0.9)
+    assert shapes.counts().loc[["blue", "red"], ["gallery", "queries"]].values.tolist() == [
+        [4, 3], [6, 1],
+    ]  # fmt: skip
+    assert {name.partition("/")[0] for name in shapes.train_names} == {"train"}
+    assert {name.partition("/")[0] for name in shapes.test_names} == {"test"}
+
+
+def test_train_folder_without_a_test_folder_is_split(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 8, "blue": 8})
+    assert load().counts().loc["all", ["gallery", "queries"]].tolist() == [12, 4]
+
+
+def test_pictures_in_nested_folders_and_other_spellings_are_found_and_the_rest_is_not(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 4, "blue": 4})
+    write_colours(folder / ".hidden", {"green": 4})
+    (folder / "blue" / "more").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "blue" / "more" / "one.JPG")
+    Image.new("RGB", (9, 9)).save(folder / "blue" / "two.jpeg")
+    (folder / "blue" / "notes.txt").write_text("not a picture")
+    (folder / "README").write_text("not a class")
+    (folder / "empty").mkdir()
+    shapes = load()
+    assert shapes.classes == ["blue", "red"]
+    names = shapes.train_names + shapes.test_names
+    assert len(names) == 10
+    assert {"blue/more/one.JPG", "blue/two.jpeg"} <= set(names)
+
+
+def test_folder_outside_the_project_is_read(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_colours(folder, {"red": 4, "blue": 4})
+    assert len(load(str(folder)).train_labels) == 6
+
+
+def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
+    def refuse():
+        raise AssertionError("Keras was asked")
+
+    monkeypatch.setattr(sources, "cifar10_of_keras", refuse)
+    folder = root / "data" / "cifar10"
+    names = sources.CIFAR10_CLASSES
+    write_pictures(folder / "train", names[:8], count=3, size=32)
+    write_pictures(folder / "test", names[:8], count=1, size=32)
+    write_pictures(folder / "train", names[8:], count=4, size=32)
+    write_pictures(folder / "test", names[8:], count=2, size=32)
+    cifar = load("cifar10", image_size=32)
+    assert cifar.classes == names
+    assert np.bincount(cifar.train_labels).tolist() == [3] * 8 + [4] * 2
+    assert np.bincount(cifar.test_labels).tolist() == [1] * 8 + [2] * 2
+    # Pictures of the size asked for are taken pixel by pixel.
+    with Image.open(folder / cifar.test_names[5]) as picture:
+        assert (cifar.test_images[5] == np.asarray(picture)).all()
+
+
+# Splits
+
+labellings = st.lists(st.integers(2, 30), min_size=2, max_size=6).flatmap(
+    lambda counts: st.permutations(np.repeat(np.arange(len(counts)), counts).tolist())
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    labels=labellings,
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32),
+)
+def test_split_is_disjoint_complete_and_has_every_class_in_both_parts(labels, fraction, seed):
+    labels = np.array(labels)
+    classes = [str(label) for label in range(labels.max() + 1)]
+    stay, apart = data.stratified_split(labels, fraction, seed, classes, "test")
+    assert sorted([*stay, *apart]) == list(range(len(labels)))
+    assert sorted(stay) == stay.tolist()
+    assert sorted(apart) == apart.tolist()
+    counts, taken = np.bincount(labels), np.bincount(labels[apart], minlength=len(classes))
+    assert (taken >= 1).all()
+    assert (taken < counts).all()
+    # As near to the fraction as whole pictures and one on either side allow.
+    assert (abs(taken - np.clip(fraction * counts, 1, counts - 1)) <= 0.5).all()
+    again = data.stratified_split(labels, fraction, seed, classes, "test")
+    assert np.array_equal(stay, again[0])
+    assert np.array_equal(apart, again[1])
+
+
+def test_split_of_another_seed_is_another_one():
+    labels = np.repeat([0, 1], 50)
+    apart = [data.stratified_split(labels, 0.2, seed, ["a", "b"], "test")[1] for seed in range(2)]
+    assert len(apart[0]) == len(apart[1])
+    assert not np.array_equal(*apart)
+
+
+def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
+    with pytest.raises(StudyError, match=r"class 'b' has too few images left \(1\).*validation"):
+        data.stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"], "validation")
+
+
+def test_gallery_is_training_and_validation_and_queries_are_neither(project):
+    shapes = load()
+    together = np.sort(np.concatenate([shapes.train, shapes.validation]))
+    assert together.tolist() == list(range(len(shapes.train_images)))
+    assert not set(shapes.train_names) & set(shapes.test_names)
+    everything = [path.relative_to(project / "data/shapes").as_posix()
+                  for path in (project / "data/shapes").rglob("*.png")]  # fmt: skip
+    assert sorted(shapes.train_names + shapes.test_names) == sorted(everything)
+
+
+def test_split_does_not_depend_on_the_seed_of_a_run(project):
+    from cbir.study import open_study
+
+    one, other, split_anew = (
+        open_study(project, "tiny", overrides=text).dataset
+        for text in ("seed=0", "seed=7", "split_seed=7")
+    )
+    assert same(one, other)
+    assert one.split_fingerprint != split_anew.split_fingerprint
+    assert one.test_names != split_anew.test_names
+
+
+def test_validation_fraction_moves_no_query(project):
+    one, other = load(validation_fraction=0.2), load(validation_fraction=0.5)
+    assert one.test_names == other.test_names
+    assert one.fingerprint == other.fingerprint
+    assert one.split_fingerprint != other.split_fingerprint
+    assert len(one.validation) < len(other.validation)
+
+
+def test_study_s_parameters_are_kept_with_the_images(project):
+    given = {key: STUDY[key] for key in LOADED_WITH}
+    shapes = data.load(STUDY["dataset"], **given)
+    assert shapes.parameters == given | {"dataset": "data/shapes"}
+    assert same(data.load(**shapes.parameters), shapes)
+
+
+# Pictures of every kind
+
+
+def decoded(folder: Path, picture: Image.Image, name="picture.png", size=16, **saved) -> np.ndarray:
+    """A picture as `sources.decode` makes it of a file."""
+    path = folder / name
+    picture.save(path, **saved)
+    return decoded_file(path, size)
+
+
+def decoded_file(path: Path, size=16) -> np.ndarray:
+    pictures = sources.Pictures(["a"], [path], np.zeros(1, int), ["a"])
+    array, readable, skipped = sources.decode(pictures, size, path.with_suffix(".npy"))
+    assert (readable.tolist(), skipped) == ([0], [])
+    return np.array(array[0])
+
+
+# EXIF's orientation: what was done to the upright picture before it was saved.
+TURNED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize(("orientation", "turned"), TURNED.items())
+def test_jpeg_is_turned_upright_as_its_exif_says(tmp_path, orientation, turned):
+    upright = Image.new("RGB", (32, 32), RED)
+    upright.paste(BLUE, (0, 0, 16, 16))
+    upright.paste(GREEN, (16, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if turned is None else upright.transpose(turned)
+    found = decoded(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
+    assert np.abs(found.astype(int) - np.asarray(upright).astype(int)).mean() < 6
+
+
+MODES = {
+    "greyscale": (lambda: Image.new("L", (20, 20), 77), (77, 77, 77)),
+    "greyscale with alpha": (lambda: Image.new("LA", (20, 20), (77, 255)), (77, 77, 77)),
+    "palette": (lambda: Image.new("RGB", (20, 20), RED).quantize(4), RED),
+    "RGBA": (lambda: Image.new("RGBA", (20, 20), (*BLUE, 255)), BLUE),
+    "black and white": (lambda: Image.new("1", (20, 20), 1), (255, 255, 255)),
+    "RGB": (lambda: Image.new("RGB", (20, 20), GREEN), GREEN),
+}
+
+
+@pytest.mark.parametrize(("picture", "colour"), MODES.values(), ids=MODES)
+def test_png_of_every_mode_becomes_rgb(tmp_path, picture, colour):
+    found = decoded(tmp_path, picture())
+    assert found.shape == (16, 16, 3)
+    assert (found == colour).all()
+
+
+def test_greyscale_of_sixteen_bits_keeps_its_levels(tmp_path):
+    levels = np.linspace(0, 65535, 16, dtype=np.uint16)
+    found = decoded(tmp_path, Image.fromarray(np.tile(levels, (16, 1))))
+    assert np.abs(found[0, :, 0].astype(int) - levels // 257).max() <= 1
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    picture = Image.new("RGB", (20, 20), BLUE).convert("CMYK")
+    assert np.abs(decoded(tmp_path, picture, "picture.jpg").astype(int) - BLUE).max() < 40
+
+
+@pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
+def test_centre_of_a_picture_is_kept(tmp_path, shape):
+    picture = Image.new("RGB", shape, RED)
+    centre = (10, 0, 20, 10) if shape[0] > shape[1] else (0, 10, 10, 20)
+    picture.paste(GREEN, centre)
+    assert (decoded(tmp_path, picture, size=10) == GREEN).all()
+
+
+def test_small_picture_is_enlarged(tmp_path):
+    assert (decoded(tmp_path, Image.new("RGB", (1, 1), BLUE)) == BLUE).all()
+
+
+# Pictures that cannot be read
+
+
+def picture_bytes(suffix: str) -> bytes:
+    random = np.random.default_rng(0)
+    stream = io.BytesIO()
+    picture = Image.fromarray(random.integers(0, 255, (12, 12, 3), dtype=np.uint8))
+    picture.save(stream, "JPEG" if suffix == "jpg" else "PNG", exif=Image.Exif().tobytes())
+    return stream.getvalue()
+
+
+BROKEN = {
+    "no picture": b"this is a text",
+    "empty": b"",
+    "half a PNG": picture_bytes("png")[:200],
+    "half a JPEG": picture_bytes("jpg")[:400],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 6, "blue": 6})
+    (folder / "blue" / "3.png").write_bytes(content)
+    shapes = load()
+    (skipped,) = shapes.skipped
+    assert skipped.startswith("blue/3.png: ")
+    assert len(skipped) > len("blue/3.png: ")
+    assert "\n" not in skipped
+    names = shapes.train_names + shapes.test_names
+    assert len(names) == 11
+    assert "blue/3.png" not in names
+    # Those behind it have not moved to other labels.
+    for image, label in zip(shapes.train_images, shapes.train_labels, strict=True):
+        assert image.mean(axis=(0, 1)).argmax() == {"red": 0, "blue": 2}[shapes.classes[label]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_picture_cut_anywhere_is_read_or_skipped_and_never_raises(tmp_path, suffix):
+    whole = picture_bytes(suffix)
+    paths = []
+    for length in range(0, len(whole), 7):
+        paths.append(tmp_path / f"{length:04d}.{suffix}")
+        paths[-1].write_bytes(whole[:length])
+    names = [path.name for path in paths]
+    pictures = sources.Pictures(["a"], paths, np.zeros(len(paths), int), names)
+    _, readable, skipped = sources.decode(pictures, 16, tmp_path / "all.npy")
+    assert len(readable) + len(skipped) == len(paths)
+    assert f"0000.{suffix}" in skipped[0]
+    assert len(skipped) > len(paths) // 2
+
+
+# What stops a study, in one line
+
+
+def test_missing_folder_is_named_with_the_layout(root):
+    message = error_of("data/nowhere")
+    assert "data/nowhere" in message
+    assert "<class>" in message
+
+
+def test_file_in_the_place_of_a_folder_is_named(root):
+    (root / "pictures.zip").write_bytes(b"PK")
+    assert "pictures.zip" in error_of("pictures.zip")
+
+
+def test_empty_folder_is_named_with_the_layout(root):
+    (root / "data" / "shapes").mkdir(parents=True)
+    message = error_of()
+    assert "no PNG or JPEG pictures" in message
+    assert "shapes/<class>/*.png" in message
+
+
+def test_pictures_without_class_folders_are_told_the_layout(root):
+    (root / "data" / "shapes").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(root / "data" / "shapes" / "one.png")
+    assert "shapes/<class>/*.png" in error_of()
+
+
+def test_unreadable_folder_is_named(root, monkeypatch):
+    write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    message = error_of()
+    assert "data/shapes" in message
+    assert "Permission denied" in message
+
+
+def test_one_class_is_not_enough(root):
+    write_colours(root / "data" / "shapes", {"red": 9})
+    assert "one class only (red)" in error_of()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_class_with_too_few_pictures_is_named(root, count):
+    write_colours(root / "data" / "shapes", {"red": 9, "blue": count})
+    assert "class 'blue' has" in error_of()
+
+
+def test_three_pictures_a_class_are_enough(root):
+    write_colours(root / "data" / "shapes", {"red": 3, "blue": 3})
+    assert load().counts().loc["red"].tolist() == [1, 1, 2, 1]
+
+
+def test_two_pictures_a_class_are_enough_beside_a_test_folder(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 2, "blue": 2})
+    write_colours(root / "data" / "shapes" / "test", {"red": 1, "blue": 1})
+    assert load().counts().loc["red"].tolist() == [1, 1, 2, 1]
+
+
+def test_fraction_that_leaves_too_few_to_train_is_one_line(root):
+    write_colours(root / "data" / "shapes", {"red": 3, "blue": 9})
+    assert "class 'red' has 1 readable train image" in error_of(test_fraction=0.9)
+
+
+def test_test_class_that_train_lacks_is_named(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2, "green": 2})
+    assert "class that train lacks: green" in error_of()
+
+
+def test_class_without_test_pictures_is_named(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2})
+    assert "class 'blue' has 0 readable test image" in error_of()
+
+
+def test_class_whose_pictures_are_all_unreadable_is_named(root):
+    write_colours(root / "data" / "shapes", {"red": 5, "blue": 5})
+    for path in (root / "data" / "shapes" / "blue").iterdir():
+        path.write_bytes(b"broken")
+    assert "class 'blue' has" in error_of()
+
+
+# Decoded once, and again where a file has changed
+
+
+def test_images_are_decoded_once(project, monkeypatch):
+    calls = count_calls(monkeypatch, sources, "decode")
+    first = load()
+    second = load()
+    assert len(calls) == 1
+    assert same(first, second)
+
+
+def test_another_size_or_split_is_decoded_anew(project, monkeypatch):
+    calls = count_calls(monkeypatch, sources, "decode")
+    assert load().train_images.shape[1] == 16
+    assert load(image_size=24).train_images.shape[1] == 24
+    load(split_seed=1)
+    assert len(calls) == 3
+
+
+def test_changed_picture_is_decoded_anew_and_changes_the_fingerprint(project, monkeypatch):
+    before = load()
+    name = before.train_names[0]
+    Image.new("RGB", (24, 24), GREEN).save(project / "data" / "shapes" / name)
+    after = load()
+    assert (after.train_images[0] == GREEN).all()
+    assert (before.train_images[0] != GREEN).any()
+    assert after.fingerprint != before.fingerprint
+    assert after.split_fingerprint != before.split_fingerprint
+
+
+def test_touched_picture_is_decoded_anew_to_the_same_fingerprint(project, monkeypatch):
+    calls = count_calls(monkeypatch, sources, "decode")
+    before = load()
+    os.utime(project / "data" / "shapes" / before.train_names[0], (1, 1))
+    after = load()
+    assert len(calls) == 2
+    assert same(before, after)
+
+
+def test_added_and_removed_pictures_are_noticed(project):
+    before = load()
+    path = project / "data" / "shapes" / before.train_names[0]
+    path.rename(path.with_name("zzz.png"))
+    after = load()
+    assert before.train_names[0] not in after.train_names + after.test_names
+    path.with_name("zzz.png").unlink()
+    assert len(load().train_names + load().test_names) == 47
+
+
+def test_whether_images_are_decoded_is_said_without_decoding_them(project):
+    asked = {key: value for key, value in LOADED_WITH.items() if key != "validation_fraction"}
+    assert not data.is_decoded("data/shapes", **asked)
+    assert not (project / "artifacts").exists()
+    shapes = load()
+    assert data.is_decoded("data/shapes", **asked)
+    assert not data.is_decoded("data/shapes", **asked | {"image_size": 17})
+    os.utime(project / "data" / "shapes" / shapes.test_names[0], (1, 1))
+    assert not data.is_decoded("data/shapes", **asked)
+
+
+def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypatch):
+    clean = load(image_size=17)
+    for path in (project / "artifacts").rglob("manifest.json"):
+        path.unlink()
+        path.parent.rename(path.parent.with_name(path.parent.name + "-away"))
+    real = data.open_memmap
+
+    def stopped(path, *arguments):
+        if path.name == "test_images.npy":
+            raise KeyboardInterrupt
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(data, "open_memmap", stopped)
+        load(image_size=17)
+    assert same(load(image_size=17), clean)
+
+
+# CIFAR-10 as Keras downloads it
+
+
+def archive_of_cifar10(count: int) -> bytes:
+    """cifar-10-python.tar.gz with black pictures, `count` a file; the first is green, a frog."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
+        for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+            pictures = np.zeros((count, 3072), np.uint8)
+            labels = [row % 10 for row in range(count)]
+            # Row by row, channel by channel: red, green, blue.
+            pictures[0, 1024:2048] = 200
+            labels[0] = sources.CIFAR10_CLASSES.index("frog")
+            content = pickle.dumps({b"data": pictures, b"labels": labels}, protocol=4)
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def redirect(monkeypatch, root: Path, origin: str, file_hash: str) -> None:
+    """Let Keras fetch CIFAR-10 from elsewhere, with all else as it does."""
+    from keras.src.datasets import cifar10
+
+    real = cifar10.get_file
+    (root / "keras").mkdir(exist_ok=True)
+
+    def get_file(**asked):
+        assert asked["file_hash"]
+        there = {"origin": origin, "file_hash": file_hash, "cache_dir": str(root / "keras")}
+        return real(**asked | there)
+
+    monkeypatch.setattr(cifar10, "get_file", get_file)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """A server on this machine: its folder, its address, and how to stop it."""
+    folder = tmp_path_factory.mktemp("server")
+    handler = functools.partial(Quiet, directory=str(folder))
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=serving.serve_forever)
+    thread.start()
+
+    def stop() -> None:
+        serving.shutdown()
+        serving.server_close()
+        thread.join()
+
+    yield folder, f"http://127.0.0.1:{serving.server_port}", stop
+    if thread.is_alive():
+        stop()
+
+
+def check_advice(message: str) -> None:
+    assert "data/cifar10/{train,test}/<class>" in message
+    assert "`make report`" in message
+
+
+def test_refused_network_is_one_line_that_says_what_else_can_be_done(root, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        origin = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar.tar.gz"
+        redirect(monkeypatch, root, origin, "0" * 64)
+        message = error_of("cifar10")
+    check_advice(message)
+    assert "refused" in message
+
+
+def test_missing_archive_is_one_line_that_says_what_else_can_be_done(root, monkeypatch, server):
+    redirect(monkeypatch, root, f"{server[1]}/gone.tar.gz", "0" * 64)
+    message = error_of("cifar10")
+    check_advice(message)
+    assert "404" in message
+
+
+def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
+    folder, address, _ = server
+    (folder / "cifar.tar.gz").write_bytes(archive_of_cifar10(10))
+    redirect(monkeypatch, root, f"{address}/cifar.tar.gz", "0" * 64)
+    message = error_of("cifar10")
+    check_advice(message)
+    assert "corrupted" in message
+    assert not (root / "artifacts" / "split").exists()
+
+
+def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
+    root, monkeypatch, server
+):
+    import keras
+
+    folder, address, stop = server
+    content = archive_of_cifar10(10_000)
+    (folder / "cifar.tar.gz").write_bytes(content)
+    file_hash = hashlib.sha256(content).hexdigest()
+    redirect(monkeypatch, root, f"{address}/cifar.tar.gz", file_hash)
+    calls = count_calls(monkeypatch, keras.datasets.cifar10, "load_data")
+    first = load("cifar10", image_size=32)
+    stop()
+    second = load("cifar10", image_size=32)
+    assert len(calls) == 1
+    assert first.fingerprint == second.fingerprint
+    assert first.classes == sources.CIFAR10_CLASSES
+    assert first.train_images.shape == (50_000, 32, 32, 3)
+    assert first.test_images.shape == (10_000, 32, 32, 3)
+    assert (first.train_names[10_000], first.test_names[9_999]) == ("train-10000", "test-09999")
+    green = [start for start in range(0, 50_000, 10_000)]
+    for images, labels, rows in (
+        (first.train_images, first.train_labels, green),
+        (first.test_images, first.test_labels, [0]),
+    ):
+        assert (images[rows] == (0, 200, 0)).all()
+        assert [first.classes[label] for label in labels[rows]] == ["frog"] * len(rows)
+        assert not images[1:10_000].any()
+        assert labels[1:10].tolist() == list(range(1, 10))
+    assert cache.finished("images", "cbir.data")

@@ -1,0 +1,184 @@
+"""What a person can get wrong: one line that says how to mend it, and nothing that stood is lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import STUDY, cbir, make_project, write_pictures, write_study
+from PIL import Image
+
+CLOSED_PORT = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A project with a finished report, which no refused command may touch."""
+    root = make_project(tmp_path_factory.mktemp("project"))
+    folder = root / "reports" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text("an earlier report")
+    (folder / "metrics.csv").write_text("study\n")
+    return root
+
+
+def refused(root: Path, *arguments: str, **environment: str) -> str:
+    """Run a command that must be refused; its one line, after checks that hold for them all."""
+    before = {path: path.read_bytes() for path in root.glob("reports/tiny/*") if path.is_file()}
+    done = cbir(root, *arguments, **environment)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    after = {path: path.read_bytes() for path in root.glob("reports/tiny/*") if path.is_file()}
+    assert after == before
+    return lines[0]
+
+
+def test_an_unknown_study_is_answered_with_those_that_are_known(place):
+    line = refused(place, "report", "--study", "tyni")
+    assert "unknown study 'tyni'" in line
+    assert "tiny" in line.partition("params/ has")[2]
+
+
+def test_an_unknown_architecture_is_answered_with_those_that_are_known(place):
+    line = refused(place, "report", "--study", "tiny", "--architectures", "cnn alexnet")
+    assert "unknown architecture 'alexnet'" in line
+    assert "cnn, resnet50, vgg16" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("epoch=3", "unknown parameter 'epoch', did you mean 'epochs'?"),
+        ("epochs=many", "epochs must be int, not 'many'"),
+        ("epochs=1.5", "epochs must be int, not 1.5"),
+        ("dropout=1", "dropout must be at least 0 and less than 1, not 1"),
+        ("epochs", "'epochs' is not key=value"),
+        ("ks=[1, 5]", "ks=[1,"),
+        ("epochs=", "'epochs=' is not key=value"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_named(given, expected, place):
+    assert expected in refused(place, "report", "--study", "tiny", "--set", given)
+
+
+def test_a_misspelt_key_in_a_file_is_named_with_its_file(place):
+    write_study(place, "misspelt", STUDY, {"cnn": {"learning_rat": 0.1}})
+    line = refused(place, "report", "--study", "misspelt")
+    assert "params/misspelt/cnn.yaml: unknown parameter 'learning_rat'" in line
+    assert "did you mean 'learning_rate'?" in line
+
+
+def test_a_key_that_is_no_word_is_named(place):
+    write_study(place, "number", STUDY, {"cnn": {}})
+    (place / "params" / "number" / "cnn.yaml").write_text("1: 2\n")
+    assert "params/number/cnn.yaml" in refused(place, "report", "--study", "number")
+
+
+def test_a_file_that_is_not_yaml_is_named(place):
+    write_study(place, "broken", STUDY, {"cnn": {}})
+    (place / "params" / "broken" / "cnn.yaml").write_text("epochs: [1\n")
+    assert "params/broken/cnn.yaml: not YAML" in refused(place, "report", "--study", "broken")
+
+
+def with_pictures_from(place: Path, name: str) -> str:
+    """A study of pictures in data/<name>, called <name>."""
+    given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
+    write_study(place, name, STUDY | {"dataset": f"data/{name}"}, {"cnn": given})
+    return name
+
+
+def test_a_missing_folder_is_named(place):
+    line = refused(place, "report", "--study", with_pictures_from(place, "absent"))
+    assert "data/absent" in line
+    assert "<class>/" in line
+
+
+def test_an_empty_folder_is_named_with_the_layout(place):
+    (place / "data" / "empty").mkdir()
+    line = refused(place, "report", "--study", with_pictures_from(place, "empty"))
+    assert "data/empty" in line
+    assert "<class>/" in line
+
+
+def test_one_class_alone_is_refused_by_name(place):
+    write_pictures(place / "data" / "lonely", classes=("circle",))
+    line = refused(place, "report", "--study", with_pictures_from(place, "lonely"))
+    assert "one class only (circle)" in line
+
+
+def test_too_few_pictures_are_refused_with_the_class(place):
+    write_pictures(place / "data" / "few", count=8)
+    for path in sorted((place / "data" / "few" / "cross").iterdir())[2:]:
+        path.unlink()
+    line = refused(place, "report", "--study", with_pictures_from(place, "few"))
+    assert "'cross'" in line
+
+
+def test_pictures_that_none_can_read_are_refused(place):
+    for name in ("circle", "cross"):
+        folder = place / "data" / "damaged" / name
+        folder.mkdir(parents=True)
+        for number in range(6):
+            (folder / f"{number}.png").write_text("no picture")
+    line = refused(place, "report", "--study", with_pictures_from(place, "damaged"))
+    assert "'circle' has too few images left (0)" in line or "0 readable" in line
+
+
+def test_a_class_in_test_that_train_lacks_is_named(place):
+    write_pictures(place / "data" / "parted" / "train", count=4)
+    write_pictures(place / "data" / "parted" / "test", classes=("circle", "star"), count=4)
+    line = refused(place, "report", "--study", with_pictures_from(place, "parted"))
+    assert "star" in line
+
+
+def test_cifar10_that_cannot_be_had_says_where_to_put_it(place):
+    given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
+    write_study(place, "cifar", STUDY | {"dataset": "cifar10"}, {"cnn": given})
+    proxies = {"https_proxy": CLOSED_PORT, "http_proxy": CLOSED_PORT, "no_proxy": ""}
+    line = refused(place, "report", "--study", "cifar", **proxies)
+    assert "data/cifar10/{train,test}/<class>/" in line
+    assert "needs no download" in line
+
+
+def test_a_folder_without_a_project_is_refused(tmp_path):
+    assert "no project at" in refused(tmp_path, "report")
+
+
+def test_reports_that_is_no_folder_is_refused(tmp_path):
+    root = make_project(tmp_path / "project")
+    (root / "reports").write_text("in the way")
+    line = refused(root, "report", "--study", "tiny")
+    assert "cannot write into" in line
+    assert "reports" in line
+    assert (root / "reports").read_text() == "in the way"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
+def test_reports_that_are_read_only_are_refused(place):
+    folder = place / "reports" / "tiny"
+    folder.chmod(0o555)
+    try:
+        assert "cannot write into" in refused(place, "report", "--study", "tiny")
+    finally:
+        folder.chmod(0o755)
+
+
+def test_an_unreadable_picture_among_good_ones_is_no_error(place, tmp_path):
+    """The counterpart of the tests above: what is merely skipped must not stop a plan."""
+    write_pictures(place / "data" / "mostly", count=6)
+    (place / "data" / "mostly" / "circle" / "damaged.png").write_text("no picture")
+    Image.new("L", (5, 5)).save(place / "data" / "mostly" / "cross" / "grey.png")
+    done = cbir(place, "plan", "--study", with_pictures_from(place, "mostly"))
+    assert done.returncode == 0, done.stderr
+    assert "20 pictures, 3 classes" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("repot",), ("report", "--stdy", "tiny")])
+def test_a_wrong_call_shows_how_to_call(arguments, tmp_path):
+    done = cbir(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "usage: cbir" in done.stderr
+    assert "Traceback" not in done.stderr
