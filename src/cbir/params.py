@@ -18,6 +18,8 @@ from cbir import StudyError
 # Set by where a file stands, not by what stands in it: params/<study>/<architecture>.yaml.
 PLACED = ("study", "architecture")
 SHARED = "study.yaml"
+# What decides the images: the same for all architectures of a study.
+DATA = ("dataset", "image_size", "test_fraction", "validation_fraction", "split_seed")
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 # What a value must fulfil beyond its type: (holds, what to say where it does not).
@@ -101,6 +103,11 @@ def load(
         if path.name == SHARED:
             continue
         own = _read_yaml(path, root)
+        if apart := [key for key in DATA if key in own]:
+            raise StudyError(
+                f"{_name(path, root)}: {apart[0]} belongs into {SHARED}: all architectures of a "
+                "study see the same images"
+            )
         notebook = root / "notebooks" / f"{own.pop('notebook', path.stem)}.ipynb"
         if not notebook.exists():
             raise StudyError(

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from cbir import data, params, sources
+from cbir import data, params, project_root, sources
 from cbir.cache import Artifact, backend, finished, is_current
 from cbir.progress import duration
-from cbir.study import DATA_PARAMETERS, Study, run_key
+from cbir.study import Study, run_key
 
 # Images a second at 32 pixels, (training, embedding), measured with TensorFlow on two cores of an
 # AMD EPYC; a first guess where no earlier run on this machine tells better.
@@ -72,14 +72,15 @@ def _join(parameters: dict) -> str:
 
 
 def _is_decoded(given: dict) -> bool:
-    wanted = {key: given[key] for key in DATA_PARAMETERS if key != "validation_fraction"}
-    return data.is_decoded(given["dataset"], **wanted)
+    return data.is_decoded(
+        **{key: given[key] for key in params.DATA if key != "validation_fraction"}
+    )
 
 
 def _describe_images(dataset: str) -> str:
     if dataset == "digits":
         return "digits, part of scikit-learn: no download"
-    folder = Path("data/cifar10" if dataset == "cifar10" else dataset)
+    folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "cifar10" and not folder.is_dir():
         archive = _keras_home() / "datasets" / "cifar-10-batches-py_archive"
         if archive.exists():
@@ -107,7 +108,7 @@ def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
     known = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
     if name in known:
         return known[name]
-    found = sources.list_folder(Path(name))
+    found = sources.list_folder(project_root() / name)
     count = sum(len(paths) for classes in found.values() for paths in classes.values())
     return round(0.7 * count), count
 

@@ -31,8 +31,9 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def say(text: str) -> None:
-    """Display a text in Markdown."""
-    display(Markdown(text))
+    """Display a text in Markdown; nothing where it is empty."""
+    if text:
+        display(Markdown(text))
 
 
 def skipped(files: list[str]) -> str:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from cbir.progress import progress
+
 BLOCK = 64
 Allowed = Callable[[slice], np.ndarray]
 
@@ -110,7 +112,9 @@ def _each_block(query, gallery, allowed, use: Callable[[slice, np.ndarray], None
         use(rows, similarity)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(block, range(0, len(query), BLOCK)))
+        starts = range(0, len(query), BLOCK)
+        for _ in progress(threads.map(block, starts), len(starts), f"blocks of {BLOCK} queries"):
+            pass
 
 
 def _first_of_equals(gallery: np.ndarray) -> np.ndarray:

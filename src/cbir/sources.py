@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image, ImageOps
 
-from cbir import StudyError
+from cbir import StudyError, project_root
 from cbir.cache import digest, file_digest
 from cbir.progress import progress
 
@@ -187,11 +187,12 @@ def find_weights(backbone: str, weights: str) -> Path | None:
     if weights == "none":
         return None
     if weights != "imagenet":
-        if not Path(weights).is_file():
+        path = project_root() / weights
+        if not path.is_file():
             raise StudyError(
-                f"weights: no file {weights}: give the path of a weights file, imagenet or none"
+                f"weights: no file {path}: give the path of a weights file, imagenet or none"
             )
-        return Path(weights)
+        return path
     path = imagenet_path(backbone)
     if not path.exists():
         try:

@@ -25,8 +25,6 @@ from cbir.cache import (
 from cbir.pages import log_of, write_page
 from cbir.progress import duration, own_stderr
 
-DATA_PARAMETERS = ("image_size", "test_fraction", "validation_fraction", "split_seed")
-
 
 @dataclass(frozen=True)
 class Study:
@@ -54,7 +52,7 @@ class Study:
     def dataset(self) -> data.Dataset:
         """Its images; read on first use."""
         shared = self.runs[0].parameters
-        return data.load(shared["dataset"], **{key: shared[key] for key in DATA_PARAMETERS})
+        return data.load(**{key: shared[key] for key in params.DATA})
 
     @property
     def links(self) -> list[tuple[str, str]]:
