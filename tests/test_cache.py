@@ -1,4 +1,4 @@
-"""What is done is done once, under a name that says what it was made from, and whole or not at all."""
+"""What is done is done once, named by what it was made from, and whole or not at all."""
 
 import errno
 import functools

@@ -41,6 +41,14 @@ def write_line(root, line: str, drop: str = "") -> None:
     (root / FILE).write_text(yaml.safe_dump(kept) + line + "\n")
 
 
+def write_value(root, key: str, value: str) -> str:
+    """Set a parameter, as somebody would type it, in the file that it stands in; that file."""
+    file, content = (SHARED, STUDY) if key in STUDY else (FILE, CNN)
+    kept = {name: each for name, each in content.items() if name != key}
+    (root / file).write_text(yaml.safe_dump(kept) + f"{key}: {value}\n")
+    return file
+
+
 def write_notebook(root, name: str, *cells: str, tags=("parameters",)) -> None:
     """A notebook all of whose cells are tagged."""
     content = [nbformat.v4.new_code_cell(cell, metadata={"tags": [*tags]}) for cell in cells]
@@ -151,6 +159,12 @@ def test_study_and_architecture_cannot_be_set(project, key):
     assert f"unknown parameter {key!r}" in error_of(project, overrides=f"{key}=other")
 
 
+@pytest.mark.parametrize("key", params.DATA)
+def test_what_decides_the_images_cannot_differ_between_architectures(project, key):
+    (project / FILE).write_text(yaml.safe_dump(CNN | {key: STUDY[key]}))
+    assert error_of(project).startswith(f"{FILE}: {key} belongs into study.yaml")
+
+
 @pytest.mark.parametrize("key", ["1", "1.5", "true", "null"])
 def test_key_that_is_not_text_is_an_unknown_parameter(project, key):
     write_line(project, f"{key}: 3")
@@ -182,8 +196,8 @@ ILL_TYPED = [
 
 @pytest.mark.parametrize(("key", "value", "kind"), ILL_TYPED)
 def test_value_of_another_type_is_refused_with_key_file_and_type(project, key, value, kind):
-    write_line(project, f"{key}: {value}", drop=key)
-    assert error_of(project).startswith(f"{FILE}: {key} must be {kind}, not ")
+    file = write_value(project, key, value)
+    assert error_of(project).startswith(f"{file}: {key} must be {kind}, not ")
 
 
 OUT_OF_BOUNDS = {
@@ -209,9 +223,9 @@ OUT_OF_BOUNDS = {
     ("key", "value"), [(key, value) for key, values in OUT_OF_BOUNDS.items() for value in values]
 )
 def test_value_out_of_bounds_is_refused_with_key_and_file(project, key, value):
-    write_line(project, f"{key}: {value}", drop=key)
+    file = write_value(project, key, value)
     message = error_of(project)
-    assert message.startswith(f"{FILE}: {key} must ")
+    assert message.startswith(f"{file}: {key} must ")
     assert "not " in message
 
 
@@ -233,7 +247,7 @@ AT_THE_BOUNDS = {
 
 @pytest.mark.parametrize(("key", "value"), AT_THE_BOUNDS.items())
 def test_value_at_its_bound_is_taken(project, key, value):
-    write_line(project, f"{key}: {value}", drop=key)
+    write_value(project, key, value)
     assert cnn_of(project)[key] == yaml.safe_load(value)
 
 

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from cbir import StudyError, project_root
 MANIFEST = "manifest.json"
 # The packages whose versions can change a number. The backend's own is added by `versions`.
 PACKAGES = ("keras", "numpy", "pandas", "pillow", "scikit-learn", "scipy")
+SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
 # Modules that decide where results stand and when they are made, never what they are.
 INFRASTRUCTURE = {"cache", "progress", "study", "pages", "__main__"}
 
@@ -62,7 +64,8 @@ def versions() -> dict[str, str]:
     named = {"python": "{}.{}.{}".format(*sys.version_info[:3]), "backend": backend()}
     for package in (*PACKAGES, backend()):
         named[package] = importlib.metadata.version(package)
-    return named
+    # How TensorFlow computes, as `cbir/__init__.py` or whoever runs the study has set it.
+    return named | {name: os.environ[name] for name in SETTINGS if name in os.environ}
 
 
 def digest(content) -> str:
@@ -140,6 +143,9 @@ def cached(
             if (found := read(folder)) is None:
                 partial = folder.with_suffix(".partial")
                 partial.mkdir(exist_ok=True)
+                # What lost its manifest, or got it but not its place, is not finished.
+                (partial / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
                 started = time.perf_counter()
                 make(partial)
                 write_manifest(
@@ -165,7 +171,8 @@ def find(step: str, *, parameters: dict, reads: Iterable[str] = (), code: str) -
 
 def finished(step: str, code: str) -> list[Artifact]:
     """All results of a step that today's code and package versions would still serve."""
-    found = [read(path.parent) for path in _folder_of(step, "").glob(f"*/{MANIFEST}")]
+    folders = [path.parent for path in _folder_of(step, "").glob(f"*/{MANIFEST}")]
+    found = [read(folder) for folder in folders if folder.suffix != ".partial"]
     digest_of_code = module_digest(code)
     return [
         each

@@ -50,7 +50,10 @@ LIMITS = {
         "must be epochs from 1 on, each once",
     ),
     "batch_size": _POSITIVE,
-    "learning_rate": _POSITIVE,
+    "learning_rate": (
+        lambda value: 0 < value < float("inf"),
+        "must be greater than 0 and finite",
+    ),
 }
 
 
@@ -133,8 +136,14 @@ def known(notebook: Path) -> dict[str, str]:
     found = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
     if len(found) != 1:
         raise StudyError(f"{notebook.name}: needs exactly one cell with the tag `parameters`")
+    try:
+        lines = ast.parse(found[0].source).body
+    except SyntaxError as error:
+        raise StudyError(
+            f"{notebook.name}: the parameters cell is not Python: line {error.lineno}: {error.msg}"
+        ) from None
     types = {}
-    for line in ast.parse(found[0].source).body:
+    for line in lines:
         try:
             assert isinstance(line, ast.AnnAssign)
             ast.literal_eval(line.value)
@@ -158,7 +167,12 @@ def parse_overrides(text: str) -> dict:
         key, equals, value = piece.partition("=")
         if not (key and equals and value):
             raise StudyError(f'SET: {piece!r} is not key=value, as in SET="epochs=3 ks=[1,10]"')
-        changes[key] = _number(yaml.safe_load(value))
+        try:
+            changes[key] = _number(yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise StudyError(
+                f"SET: {piece!r} is not key=value in YAML; a value has no spaces, as in ks=[1,10]"
+            ) from None
     return changes
 
 
@@ -178,6 +192,10 @@ def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
     if missing := [key for key in types if key not in parameters and key not in PLACED]:
         files = " or ".join(file for file, _ in layers[:2])
         raise StudyError(f"{files}: missing parameter {', '.join(missing)}: add it to one of them")
+    epochs = parameters.get("epochs", 0)
+    if beyond := [epoch for epoch in parameters.get("measured_epochs", []) if epoch > epochs]:
+        files = " or ".join(file for file, _ in layers[1:])
+        raise StudyError(f"{files}: measured_epochs: {beyond[0]} lies beyond epochs: {epochs}")
     return parameters
 
 
@@ -193,7 +211,7 @@ def _fits(value, annotation: str) -> bool:
 
 def _nearest(key: str, types: dict[str, str]) -> str:
     names = [name for name in types if name not in PLACED]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
 
 

@@ -1,8 +1,5 @@
 """What a report would take: which notebooks would run, what is cached, what must be downloaded."""
 
-import os
-from pathlib import Path
-
 from cbir import data, params, project_root, sources
 from cbir.cache import Artifact, backend, finished, is_current
 from cbir.progress import duration
@@ -82,8 +79,7 @@ def _describe_images(dataset: str) -> str:
         return "digits, part of scikit-learn: no download"
     folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "cifar10" and not folder.is_dir():
-        archive = _keras_home() / "datasets" / "cifar-10-batches-py_archive"
-        if archive.exists():
+        if any((sources.keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
             return "CIFAR-10, as Keras has downloaded it"
         return "CIFAR-10, will be downloaded by Keras (about 170 MB)"
     found = sources.list_folder(folder)
@@ -134,7 +130,3 @@ def _estimate(given: dict, counts: tuple[int, int]) -> float:
     if given["train"] == "head":
         return embedding + n_train * given["epochs"] / 20_000
     return n_train * given["epochs"] * pixels / train + embedding
-
-
-def _keras_home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))

@@ -50,6 +50,7 @@ def digits() -> Pictures:
 
 def cifar10_of_keras() -> Pictures:
     """CIFAR-10 as Keras downloads it, the archive's SHA-256 checked."""
+    keras_home()
     import keras
 
     try:
@@ -80,7 +81,8 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
     layout = f"{folder}/<class>/*.png or {folder}/{{train,test}}/<class>/*.png"
     try:
         roots = {"train": folder / "train", "test": folder / "test"}
-        if not roots["train"].is_dir():
+        # A folder `train` that holds no folders is a class of that name.
+        if not any(each.is_dir() for each in roots["train"].glob("*")):
             roots = {"train": folder}
         found = {
             part: {
@@ -172,7 +174,11 @@ def _square(item: Path | np.ndarray, size: int) -> np.ndarray | str:
     """A picture as (size, size, 3) uint8, or the reason why it cannot be read."""
     try:
         with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):
+                # 16 bits a pixel: Pillow would clip them to 8, which leaves white.
+                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+            upright = upright.convert("RGB")
             return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return " ".join(str(error).split()) or type(error).__name__
@@ -213,8 +219,14 @@ def imagenet_path(backbone: str) -> Path:
     """Where Keras keeps the ImageNet weights of a backbone, without its classifier."""
     if backbone not in IMAGENET:
         raise StudyError(f"weights: {backbone} has no ImageNet weights: use none or a path")
+    return keras_home() / "models" / IMAGENET[backbone][1]
+
+
+def keras_home() -> Path:
+    """Where Keras keeps what it downloads; made, since Keras looks elsewhere where it is not."""
     home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    return home / "models" / IMAGENET[backbone][1]
+    home.mkdir(parents=True, exist_ok=True)
+    return home
 
 
 def weights_fingerprint(path: Path | None) -> str:

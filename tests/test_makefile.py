@@ -1,0 +1,217 @@
+"""make: it lists what it can do, refuses a Python that cannot work, and installs what is locked."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+LOCK = (ROOT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TARGETS = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()
+SUPPORTED = ["3.11", "3.12", "3.13"]
+
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+# Answers `-c CODE` as another version would, and notes everything else instead of doing it.
+PYTHON = """#!/bin/sh
+if [ "$1" = -c ]; then
+    exec "{python}" -c "import sys; sys.version_info = ({version}, 0, 'final', 0)
+$2"
+fi
+echo "python $*" >> "{calls}"
+exit 99
+"""
+UV = """#!/bin/sh
+echo "uv $*" >> "{calls}"
+mkdir -p .venv
+"""
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """What an installation needs, in a folder of its own, beside a uv that only takes notes."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    write_script(tmp_path / "bin" / "uv", UV.format(calls=tmp_path / "calls"))
+    return tmp_path
+
+
+def write_script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def write_python(folder: Path, version: str) -> Path:
+    path = folder / "bin" / f"python{version}"
+    text = PYTHON.format(
+        python=sys.executable, version=version.replace(".", ", "), calls=folder / "calls"
+    )
+    write_script(path, text)
+    return path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run make as from a fresh shell, whatever these tests were started by."""
+    ours = ("MAKE", "MFLAGS", "CONDA", "VIRTUAL_ENV", "UV_", "PIP_")
+    named = ("STUDY", "ARCHITECTURES", "DATA", "SET", "PYTHON", "BIN", "STAMP")
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(ours) and key not in named
+    }
+    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def calls(folder: Path) -> list[str]:
+    path = folder / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@needs_make
+def test_make_alone_lists_every_target_with_what_it_does(copy):
+    done = make(copy)
+    assert done.returncode == 0
+    listed = dict(re.findall(r"^  make (\w+) +(\S.*)$", done.stdout, re.MULTILINE))
+    assert sorted(listed) == sorted(TARGETS)
+    assert "report" in listed
+    assert "reports/<study>/index.html" in listed["report"]
+    assert all(len(text) > 5 for text in listed.values())
+
+
+@needs_make
+def test_make_alone_lists_every_variable_and_installs_nothing(copy):
+    done = make(copy)
+    for variable in ("STUDY", "ARCHITECTURES", "DATA", "SET"):
+        assert re.search(rf"^ +{variable}=\S+", done.stdout, re.MULTILINE)
+    assert calls(copy) == []
+    assert not (copy / ".venv").exists()
+
+
+def test_every_rule_of_the_makefile_is_a_documented_target():
+    rules = re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)
+    assert sorted(rules) == sorted(TARGETS)
+    assert sorted(re.findall(r"^([a-z]+):.*## \S", MAKEFILE, re.MULTILINE)) == sorted(TARGETS)
+
+
+@needs_make
+@pytest.mark.parametrize("version", ["3.9", "3.10", "3.14", "3.15", "4.0"])
+@pytest.mark.parametrize("target", ["report", "test"])
+def test_unsupported_python_is_told_in_one_line_which_to_install(copy, version, target):
+    python = write_python(copy, version)
+    done = make(copy, target, f"PYTHON={python}")
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert f"Python {version} " in line
+    assert all(supported in line for supported in SUPPORTED)
+    assert "Traceback" not in done.stderr
+    assert calls(copy) == []
+    assert not (copy / ".venv").exists()
+
+
+@needs_make
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_supported_python_installs_what_is_locked_with_hashes(copy, version):
+    python = write_python(copy, version)
+    done = make(copy, ".venv/.cbir-installed", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    created, locked, package = calls(copy)
+    assert created.startswith("uv venv ")
+    assert created.endswith(f"--python {python} .venv")
+    assert "--require-hashes -r requirements.lock" in locked
+    assert "--no-deps" in package
+    assert package.endswith("--editable .")
+    assert (copy / ".venv" / ".cbir-installed").exists()
+
+
+@needs_make
+def test_second_make_installs_nothing(copy):
+    python = write_python(copy, "3.12")
+    for _ in range(2):
+        done = make(copy, ".venv/.cbir-installed", f"PYTHON={python}")
+        assert done.returncode == 0, done.stderr
+    assert len(calls(copy)) == 3
+
+
+@needs_make
+def test_failed_installation_is_not_taken_for_a_finished_one(copy):
+    write_script(copy / "bin" / "uv", "#!/bin/sh\nmkdir -p .venv\nexit 1\n")
+    done = make(copy, ".venv/.cbir-installed", f"PYTHON={write_python(copy, '3.12')}")
+    assert done.returncode != 0
+    assert not (copy / ".venv" / ".cbir-installed").exists()
+
+
+def test_makefile_and_pyproject_agree_on_supported_versions():
+    first, last = SUPPORTED[0], SUPPORTED[-1]
+    beyond = f"3.{int(last.split('.')[1]) + 1}"
+    assert PROJECT["requires-python"] == f">={first},<{beyond}"
+
+
+def plain(name: str) -> str:
+    """A package's name in the one spelling that all indexes agree on."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked() -> dict[str, str]:
+    """Each requirement of the lock, by its first line, with all that follows it."""
+    found, head = {}, ""
+    for line in LOCK.splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        if not line[0].isspace():
+            head = line.rstrip("\\ ")
+            assert head not in found
+            found[head] = ""
+        else:
+            found[head] += line
+    return found
+
+
+def test_every_requirement_is_locked_to_one_version_with_hashes():
+    requirements = locked()
+    assert len(requirements) > 50
+    for head, rest in requirements.items():
+        assert re.match(r"[A-Za-z0-9._-]+==[^\s=*]+( ;.*)?$", head), head
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", rest), head
+
+
+def test_lock_names_no_place_to_download_from():
+    assert "://" not in LOCK
+    assert not re.search(r"^ *(--index|--extra-index|--find-links|-f |-i )", LOCK, re.MULTILINE)
+    assert not re.search(r"@ (http|git|file)", LOCK)
+
+
+def test_every_dependency_is_locked():
+    names = {plain(re.split("==", head)[0]) for head in locked()}
+    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    wanted = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in asked}
+    assert len(wanted) > 10
+    assert wanted <= names
+
+
+def test_what_builds_the_package_is_locked_as_nothing_is_fetched_for_building_it():
+    # --no-build-isolation takes setuptools from the environment.
+    assert "--no-build-isolation" in MAKEFILE
+    assert "setuptools" in {plain(re.split("==", head)[0]) for head in locked()}
+
+
+@pytest.mark.parametrize("word", ["environment.yml", "requirements.lock", "pyproject.toml"])
+def test_files_that_the_makefile_speaks_of_exist(word):
+    assert word in MAKEFILE
+    assert (ROOT / word).exists()

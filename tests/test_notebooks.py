@@ -1,0 +1,219 @@
+"""What the notebooks and modules look like: committed clean, alike in structure, short in code."""
+
+import ast
+import re
+import subprocess
+import sys
+import tokenize
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+ARCHITECTURES = ["cnn", "resnet50", "vgg16"]
+NOTEBOOKS = [*ARCHITECTURES, "comparison"]
+MODULES = sorted(path.stem for path in (ROOT / "src" / "cbir").glob("*.py"))
+each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(name: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def is_parameters(cell: nbformat.NotebookNode) -> bool:
+    return "parameters" in cell.metadata.get("tags", ())
+
+
+def parameters_cell(name: str) -> str:
+    (cell,) = [cell for cell in read(name).cells if is_parameters(cell)]
+    assert cell.cell_type == "code"
+    return cell.source
+
+
+def headings(name: str) -> list[str]:
+    text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    return re.findall(r"^(#+ .+)$", text, re.MULTILINE)
+
+
+def source_of(module: str) -> str:
+    return (ROOT / "src" / "cbir" / f"{module}.py").read_text("utf-8")
+
+
+def speaks_tensorflow(tree: ast.AST) -> list[str]:
+    """What in a piece of code names TensorFlow itself: its imports, and the name tf."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("tensorflow")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tensorflow"):
+            found.append(node.module)
+        elif isinstance(node, ast.Name) and node.id in ("tf", "tensorflow"):
+            found.append(node.id)
+    return found
+
+
+def test_there_are_four_notebooks():
+    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NOTEBOOKS)
+
+
+@each_notebook
+def test_notebook_is_committed_without_outputs(name):
+    nbformat.validate(read(name))
+    for cell in code_cells(name):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+@each_notebook
+def test_notebook_says_nothing_of_the_machine_it_was_written_on(name):
+    metadata = read(name).metadata
+    assert metadata.kernelspec.name == "python3"
+    assert "version" not in metadata.get("language_info", {})
+    assert {key for cell in read(name).cells for key in cell.metadata} <= {"tags"}
+
+
+@each_notebook
+def test_parameters_cell_holds_one_commented_annotated_literal_a_line(name):
+    source = parameters_cell(name)
+    statements = ast.parse(source).body
+    lines = source.splitlines()
+    assert len(statements) == len(lines)
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
+        if token.type == tokenize.COMMENT
+    }
+    for number, statement in enumerate(statements, start=1):
+        assert isinstance(statement, ast.AnnAssign), lines[number - 1]
+        ast.literal_eval(statement.value)
+        assert len(comments.get(number, "")) > 5, lines[number - 1]
+
+
+@each_notebook
+def test_default_of_each_parameter_is_of_its_type(name):
+    for statement in ast.parse(parameters_cell(name)).body:
+        kind, default = ast.unparse(statement.annotation), ast.literal_eval(statement.value)
+        if kind.startswith("list["):
+            assert type(default) is list
+            assert all(type(each).__name__ == kind[5:-1] for each in default)
+        else:
+            assert type(default).__name__ == kind
+
+
+def parameters(name: str) -> dict[str, tuple[str, object]]:
+    return {
+        line.target.id: (ast.unparse(line.annotation), ast.literal_eval(line.value))
+        for line in ast.parse(parameters_cell(name)).body
+    }
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES[1:])
+def test_architecture_notebooks_share_their_sections(name):
+    def sections(each: str) -> list[str]:
+        return [heading for heading in headings(each) if heading.startswith("## ")]
+
+    assert len(sections("cnn")) > 5
+    assert sections(name) == sections("cnn")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES[1:])
+def test_architecture_notebooks_share_their_parameters_and_types(name):
+    known = [[(key, kind) for key, (kind, _) in parameters(each).items()] for each in (name, "cnn")]
+    assert known[0] == known[1]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_notebook_runs_its_own_architecture_by_hand_into_a_folder_of_its_own(name):
+    found = parameters(name)
+    assert found["architecture"][1] == found["backbone"][1] == name
+    assert found["study"][1] == "lab"
+    assert found["dataset"][1] == "digits"
+    assert found["weights"][1] == "none"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_parameter_is_used_in_a_later_cell(name):
+    cells = [cell for cell in code_cells(name) if not is_parameters(cell)]
+    tree = ast.parse("\n".join(cell.source for cell in cells))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert parameters(name).keys() <= used
+
+
+@each_notebook
+def test_notebook_has_one_title_and_then_sections(name):
+    found = headings(name)
+    assert found[0].startswith("# ")
+    assert all(heading.startswith("## ") for heading in found[1:])
+    assert len(set(found)) == len(found)
+
+
+@each_notebook
+def test_cells_use_the_package_and_define_nothing(name):
+    for cell in code_cells(name):
+        tree = ast.parse(cell.source)
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        assert not [node for node in ast.walk(tree) if isinstance(node, kinds)], cell.source
+        assert speaks_tensorflow(tree) == []
+
+
+@each_notebook
+def test_cells_are_short(name):
+    for cell in code_cells(name):
+        if not is_parameters(cell):
+            assert len(cell.source.splitlines()) <= 20, cell.source
+
+
+@each_notebook
+def test_code_is_introduced_in_prose(name):
+    cells = read(name).cells
+    assert cells[0].cell_type == "markdown"
+    bare = [
+        cell.source
+        for before, cell in zip(cells, cells[1:], strict=False)
+        if cell.cell_type == before.cell_type == "code"
+    ]
+    # A cell that shows one more table of what the cell before it computed may go without.
+    assert len(bare) <= 1, bare
+
+
+@each_notebook
+def test_prose_is_not_empty(name):
+    for cell in read(name).cells:
+        assert cell.source.strip()
+
+
+@each_module
+def test_module_never_names_tensorflow_in_code(name):
+    assert speaks_tensorflow(ast.parse(source_of(name))) == []
+
+
+def test_naming_tensorflow_would_be_noticed():
+    for code in ("import tensorflow as tf", "from tensorflow.keras import layers", "tf.zeros(3)"):
+        assert speaks_tensorflow(ast.parse(code))
+
+
+@each_module
+def test_module_says_what_it_is_for(name):
+    assert len(ast.get_docstring(ast.parse(source_of(name))) or "") > 30
+
+
+@each_module
+def test_module_is_no_longer_than_300_lines(name):
+    assert len(source_of(name).splitlines()) <= 300
+
+
+@pytest.mark.parametrize("name", ["metrics", "retrieval", "data", "params", "results"])
+def test_module_can_be_imported_without_keras(name):
+    code = (
+        f"import sys, cbir.{name}; "
+        "print([each for each in ('keras', 'tensorflow', 'torch', 'jax') if each in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
