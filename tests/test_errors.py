@@ -1,4 +1,4 @@
-"""What a person can get wrong: one line that says how to mend it, and nothing that stood is lost."""
+"""What a person can get wrong: one line says how to mend it, and nothing that stood is lost."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import STUDY, cbir, make_project, write_pictures, write_study
-from PIL import Image
 
 CLOSED_PORT = "http://127.0.0.1:9"
 
@@ -53,11 +52,9 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place):
     [
         ("epoch=3", "unknown parameter 'epoch', did you mean 'epochs'?"),
         ("epochs=many", "epochs must be int, not 'many'"),
-        ("epochs=1.5", "epochs must be int, not 1.5"),
         ("dropout=1", "dropout must be at least 0 and less than 1, not 1"),
         ("epochs", "'epochs' is not key=value"),
         ("ks=[1, 5]", "ks=[1,"),
-        ("epochs=", "'epochs=' is not key=value"),
     ],
 )
 def test_a_parameter_that_does_not_fit_is_named(given, expected, place):
@@ -164,16 +161,6 @@ def test_reports_that_are_read_only_are_refused(place):
         assert "cannot write into" in refused(place, "report", "--study", "tiny")
     finally:
         folder.chmod(0o755)
-
-
-def test_an_unreadable_picture_among_good_ones_is_no_error(place, tmp_path):
-    """The counterpart of the tests above: what is merely skipped must not stop a plan."""
-    write_pictures(place / "data" / "mostly", count=6)
-    (place / "data" / "mostly" / "circle" / "damaged.png").write_text("no picture")
-    Image.new("L", (5, 5)).save(place / "data" / "mostly" / "cross" / "grey.png")
-    done = cbir(place, "plan", "--study", with_pictures_from(place, "mostly"))
-    assert done.returncode == 0, done.stderr
-    assert "20 pictures, 3 classes" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [(), ("repot",), ("report", "--stdy", "tiny")])

@@ -1,4 +1,4 @@
-"""Files of a run: tidy, sorted, the same bytes for the same numbers; and what is claimed of them."""
+"""Files of a run: tidy, sorted, the same bytes for the same numbers; what is claimed of them."""
 
 import json
 

@@ -85,8 +85,9 @@ def test_validation_figures_are_of_the_validation_images(undisturbed, images):
     [("after the epoch is saved", "cosine"), ("before the epoch is saved", "constant")],
 )
 def test_an_interrupted_training_goes_on_bit_for_bit(
-    moment, schedule, images, tmp_path, monkeypatch, capsys
+    moment, schedule, tmp_path, monkeypatch, capsys
 ):
+    images = load_shapes()
     given = {"schedule": schedule, "measured_epochs": [2]}
     reference = build_network()
     monkeypatch.chdir(empty_project(tmp_path / "undisturbed"))

@@ -7,8 +7,11 @@ The data takes one way, and each module stands at one place on it:
 `data` reads images and splits them, `models` builds networks, `training` fits them,
 `embeddings` turns images into vectors, `retrieval` ranks the gallery for each query, `metrics`
 scores rankings per query, `results` writes and reads the files of a run, `plots` draws them.
-Around the way stand `params` (what a study asks for), `cache` (what is already done), `study`
-(runs the notebooks in sequence), `pages` (notebooks to HTML) and `__main__` (the command line).
+Around the way stand `sources` (where pictures and weights come from), `params` (what a study asks
+for), `cache` (what is already done), `study` (what the command line asked for), `plan` (what it
+would take), `report` (runs the notebooks), `evaluation` and `comparison` (scores, tables,
+sentences), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and `__main__` (the
+command line).
 """
 
 import os

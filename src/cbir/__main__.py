@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(asked: argparse.Namespace) -> int:
     try:
         # Imported late, so that a wrong call is answered at once.
-        from cbir import plan, study
+        from cbir import plan, report, study
 
         opened = study.open_study(
             project_root(), asked.study, asked.architectures, asked.data, asked.set
@@ -52,7 +52,7 @@ def _run(asked: argparse.Namespace) -> int:
         if asked.command == "plan":
             print(plan.describe(opened))
             return 0
-        return 0 if study.report(opened) else 1
+        return 0 if report.bring_up_to_date(opened) else 1
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

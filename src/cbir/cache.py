@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 PACKAGES = ("keras", "numpy", "pandas", "pillow", "scikit-learn", "scipy")
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
 # Modules that decide where results stand and when they are made, never what they are.
-INFRASTRUCTURE = {"cache", "progress", "study", "pages", "__main__"}
+INFRASTRUCTURE = {"cache", "progress", "study", "report", "pages", "__main__"}
 
 
 @dataclass(frozen=True)

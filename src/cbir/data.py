@@ -179,7 +179,7 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
         paths = sources.list_folder(folder)
         read, state = (
             lambda: sources.folder_pictures(folder, paths),
-            sources.folder_state(paths),
+            sources.folder_state(folder, paths),
         )
 
     def make(into: Path) -> None:
@@ -215,7 +215,7 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
         (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
         (into / "all.npy").unlink()
 
-    parameters = {"dataset": dataset, "folder": str(folder), "image_size": image_size}
+    parameters = {"dataset": dataset, "image_size": image_size}
     parameters |= {"test_fraction": test_fraction, "split_seed": split_seed}
     return {
         "step": "images", "make": make, "parameters": parameters, "reads": [state], "code": __name__

@@ -5,6 +5,7 @@ forget them), a backbone that turns a picture into features, and a head that tur
 embedding and the embedding into class probabilities.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,14 +124,14 @@ class Network:
                     )
         return pd.DataFrame(rows)
 
-    @property
+    @functools.cached_property
     def head_encoder(self) -> keras.Model:
         """(n, features) -> [(n, embedding_dim) embeddings, (n, n_classes) probabilities]."""
         return keras.Model(
             self.head.inputs, [self.head.get_layer("embedding").output, self.head.outputs[0]]
         )
 
-    @property
+    @functools.cached_property
     def encoder(self) -> keras.Model:
         """Images -> [(n, embedding_dim) embeddings, (n, n_classes) probabilities]."""
         images = keras.Input(self.model.input_shape[1:])

@@ -169,7 +169,10 @@ def write_csv(rows: pd.DataFrame, path: Path) -> None:
 def read_csv(path: Path) -> pd.DataFrame:
     """Rows of a metrics.csv; names stay text, also where they look like numbers."""
     named = ["study", "architecture", "variant", "protocol", "search", "metric", "class"]
-    return pd.read_csv(path, dtype=dict.fromkeys(named, "str"))
+    # A class may be called NA: only an empty field is empty.
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(named, "str"), keep_default_na=False, na_values=[""]
+    )
 
 
 def read(study: str, architecture: str) -> Result:
@@ -197,6 +200,15 @@ def read(study: str, architecture: str) -> Result:
             name: np.load(path / "similarities.npy", "r") for name, path in steps.items()
         },
     )
+
+
+def is_whole(study: str, architecture: str) -> bool:
+    """Whether a run's files and the artifacts that they point to are all there."""
+    try:
+        read(study, architecture)
+    except (StudyError, OSError):
+        return False
+    return True
 
 
 def read_all(study: str, architectures: list[str], missing: list[str]) -> dict[str, Result]:

@@ -120,14 +120,15 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
-def folder_state(paths: dict) -> str:
-    """Digest of where the files of a folder are, their sizes and when they last changed."""
+def folder_state(folder: Path, paths: dict) -> str:
+    """Digest of the names of a folder's pictures, their sizes and when they last changed."""
     state = []
     for part, classes in paths.items():
         for name, files in classes.items():
             for path in files:
                 about = path.stat()
-                state.append([part, name, str(path), about.st_size, about.st_mtime_ns])
+                name_of = path.relative_to(folder).as_posix()
+                state.append([part, name, name_of, about.st_size, about.st_mtime_ns])
     return digest(state)
 
 
@@ -207,6 +208,8 @@ def find_weights(backbone: str, weights: str) -> Path | None:
             constructor = getattr(keras.applications, IMAGENET[backbone][0])
             constructor(include_top=False, weights="imagenet")
         except Exception as error:  # get_file raises a bare Exception where it cannot download
+            # Keras leaves a damaged file where the next run would take it for the weights.
+            path.unlink(missing_ok=True)
             raise StudyError(
                 f"ImageNet weights of {backbone} could not be downloaded "
                 f"({' '.join(str(error).split())[:160]}): put {path.name} into "

@@ -145,10 +145,10 @@ def train(
             ).history
             row = {name: values[-1] for name, values in logs.items()}
             history.append(row | {"seconds": time.perf_counter() - started})
-            _say(history, epochs)
             if epoch in kept:
                 network.model.save_weights(folder / _weights_name(epoch))
             _save(folder, model, history)
+            _say(history, epochs)
         (folder / STATE).unlink()
         write_text(folder / FINGERPRINT, file_digest(folder / _weights_name(epochs)))
 

@@ -1,0 +1,510 @@
+"""Whole studies through the real command, on pictures so small that each takes seconds.
+
+One project is run for all three architectures; what happens next is tried on copies of it. The
+runs are started two at a time by the fixture `runs`, and the tests read what they left.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import CNN, STUDY, cbir, make_project, write_study
+from test_pages import Tags
+
+pytestmark = pytest.mark.study
+
+ARCHITECTURES = ["cnn", "resnet50", "vgg16"]
+EPOCHS = 12
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+
+
+def folders(root: Path, step: str) -> dict[str, int]:
+    """The finished results of a step, and when each was made."""
+    found = (root / "artifacts" / step).glob("*/manifest.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with what it holds."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def change(root: Path, name: str, **values) -> None:
+    """Change values in a file of the study `tiny`."""
+    path = root / "params" / "tiny" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+
+def run_of_all(root: Path) -> SimpleNamespace:
+    """The study `tiny` from nothing, with its plan before."""
+    make_project(root)
+    write_study(root, "tiny", STUDY, {"cnn": CNN | {"epochs": EPOCHS}})
+    before = snapshot(root)
+    plan = cbir(root, "plan", "--study", "tiny")
+    planned = snapshot(root)
+    return SimpleNamespace(
+        root=root,
+        reports=root / "reports" / "tiny",
+        new={path for path in planned if planned[path] != before.get(path)},
+        plan=plan,
+        done=cbir(root, "report", "--study", "tiny"),
+    )
+
+
+def run_again(root: Path) -> SimpleNamespace:
+    before = snapshot(root / "reports") | snapshot(root / "artifacts")
+    done = cbir(root, "report", "--study", "tiny")
+    after = snapshot(root / "reports") | snapshot(root / "artifacts")
+    plan = cbir(root, "plan", "--study", "tiny")
+    return SimpleNamespace(plan=plan, done=done, before=before, after=after)
+
+
+def run_with_other_depths(root: Path) -> SimpleNamespace:
+    """Other ks for one architecture; then the old ones again, for another."""
+    made = {step: folders(root, step) for step in ("training", "embeddings", "features")}
+    change(root, "study", ks=[1, 2])
+    done = cbir(root, "report", "--study", "tiny", "--architectures", "cnn")
+    table = pd.read_csv(root / "reports" / "tiny" / "metrics.csv")
+    change(root, "study", ks=STUDY["ks"])
+    restored = cbir(root, "report", "--study", "tiny", "--architectures", "resnet50")
+    return SimpleNamespace(root=root, done=done, made=made, table=table, restored=restored)
+
+
+def run_with_another_cnn(root: Path) -> SimpleNamespace:
+    """Another CNN; then weights for ResNet-50 that are not there."""
+    change(root, "cnn", epochs=2)
+    made = {step: folders(root, step) for step in ("training", "embeddings")}
+    done = cbir(root, "report", "--study", "tiny")
+    after = {step: folders(root, step) for step in made}
+    change(root, "resnet50", weights="nowhere.weights.h5")
+    broken = cbir(root, "report", "--study", "tiny")
+    return SimpleNamespace(root=root, done=done, made=made, after=after, broken=broken)
+
+
+def run_trial(root: Path) -> SimpleNamespace:
+    before = snapshot(root / "reports" / "tiny")
+    arguments = ("--study", "tiny", "--set", "epochs=1", "--architectures", "cnn")
+    done = cbir(root, "report", *arguments)
+    after = snapshot(root / "reports" / "tiny")
+    return SimpleNamespace(root=root, done=done, before=before, after=after)
+
+
+def run_with_failures(root: Path) -> SimpleNamespace:
+    """A folder of pictures; one backbone's weights are out of reach, another's damaged."""
+    make_project(root)
+    (root / "data" / "damaged.weights.h5").write_bytes(b"no weights")
+    frozen = CNN | {"train": "head", "epochs": 2, "measured_epochs": []}
+    write_study(
+        root,
+        "folder",
+        STUDY | {"dataset": "data/elsewhere"},
+        {
+            "cnn": frozen,
+            "resnet50": frozen | {"backbone": "resnet50", "weights": "imagenet"},
+            "vgg16": frozen | {"backbone": "vgg16", "weights": "data/damaged.weights.h5"},
+        },
+    )
+    plan = cbir(root, "plan", "--data", "data/shapes")
+    done = cbir(root, "report", "--data", "data/shapes", **NO_NETWORK)
+    return SimpleNamespace(reports=root / "reports" / "shapes", done=done, plan=plan)
+
+
+def children(process: int) -> list[int]:
+    """Every process below a process: a notebook's kernel has a session of its own."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    found, waiting = [], [process]
+    while waiting:
+        below = [pid for pid, parent in parents.items() if parent in waiting]
+        found, waiting = found + below, below
+    return found
+
+
+def stop_at(root: Path, line: str, how: signal.Signals) -> SimpleNamespace:
+    """Start the command and stop it when it prints a line that begins so."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cbir", "report", "--study", "tiny"],
+        cwd=root,
+        env={**os.environ, "KERAS_HOME": str(root / "keras")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    printed = ""
+    for each in process.stdout:
+        printed += each
+        if each.startswith(line):
+            break
+    below = children(process.pid)
+    os.killpg(process.pid, how)
+    if how == signal.SIGKILL:  # as a loss of power: nothing of it goes on
+        for pid in below:
+            os.kill(pid, how)
+    rest, errors = process.communicate(timeout=60)
+    end = time.monotonic() + 15
+    while (left := [pid for pid in below if Path(f"/proc/{pid}").exists()]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.2)
+    return SimpleNamespace(
+        returncode=process.returncode, stdout=printed + rest, stderr=errors, left=left
+    )
+
+
+def run_with_interruptions(root: Path) -> SimpleNamespace:
+    """The CNN anew, from nothing: killed, then interrupted, then left alone."""
+    summary = json.loads((root / "reports" / "tiny" / "cnn" / "summary.json").read_text())
+    for artifact in summary["artifacts"].values():
+        shutil.rmtree(root / artifact)
+    shutil.rmtree(root / "artifacts" / "images")
+    for path in (root / "reports" / "tiny").glob("cnn*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    killed = stop_at(root, "epoch 2/", signal.SIGKILL)
+    stopped = stop_at(root, "epoch 6/", signal.SIGINT)
+    done = cbir(root, "report", "--study", "tiny")
+    return SimpleNamespace(root=root, killed=killed, stopped=stopped, done=done)
+
+
+AFTERWARDS = {
+    "interrupted": run_with_interruptions,
+    "depths": run_with_other_depths,
+    "another": run_with_another_cnn,
+    "trial": run_trial,
+    "again": run_again,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Name of a run -> what it left, each a copy of `tiny` but `tiny` and `failing` themselves."""
+    with ThreadPoolExecutor(2) as pool:
+        tiny = pool.submit(run_of_all, tmp_path_factory.mktemp("tiny"))
+        failing = pool.submit(run_with_failures, tmp_path_factory.mktemp("failing"))
+
+        def after(name):
+            root = tmp_path_factory.mktemp(name) / "project"
+            shutil.copytree(tiny.result().root, root)
+            return AFTERWARDS[name](root)
+
+        others = {name: pool.submit(after, name) for name in AFTERWARDS}
+        futures = {"tiny": tiny, "failing": failing, **others}
+        yield lambda name: futures[name].result()
+
+
+@pytest.fixture(scope="module")
+def tiny(runs):
+    return runs("tiny")
+
+
+@pytest.fixture(scope="module")
+def table(tiny):
+    return pd.read_csv(tiny.reports / "metrics.csv")
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny):
+    return json.loads((tiny.reports / "manifest.json").read_text())
+
+
+def value(table: pd.DataFrame, **wanted) -> float:
+    """The one value over all queries; what is not asked for does not apply."""
+    chosen = table[table["class"].isna()]
+    for column in ("epoch", "search", "k"):
+        is_it = chosen[column].isna() if column not in wanted else chosen[column] == wanted[column]
+        chosen = chosen[is_it]
+    chosen = chosen[chosen["metric"] == wanted["metric"]]
+    return chosen.loc[chosen["architecture"] == wanted["architecture"], "value"].item()
+
+
+def test_a_plan_says_what_would_run_and_makes_nothing(tiny):
+    assert tiny.plan.returncode == 0, tiny.plan.stderr
+    assert not {path for path in tiny.new if path.startswith(("reports", "artifacts"))}
+    for expected in (
+        "notebooks/cnn.ipynb", "notebooks/resnet50.ipynb", "notebooks/vgg16.ipynb",
+        "learning_rate=0.001", "weights: to be trained", "48 pictures, 3 classes", "GPU:",
+    ):  # fmt: skip
+        assert expected in tiny.plan.stdout
+    assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in all", tiny.plan.stdout)
+    assert "download" not in tiny.plan.stdout
+
+
+def test_a_study_ends_well_and_says_nothing_on_stderr(tiny):
+    assert tiny.done.returncode == 0, tiny.done.stderr
+    assert tiny.done.stderr == ""
+    assert "reports/tiny/index.html written in" in tiny.done.stdout
+    for name in ARCHITECTURES:
+        assert f"{name}: done in" in tiny.done.stdout
+
+
+def test_the_terminal_shows_no_warnings_of_libraries(tiny):
+    assert "WARNING" not in tiny.done.stdout
+
+
+@pytest.mark.parametrize("page", ["index", *ARCHITECTURES])
+def test_pages_show_figures_with_texts_and_fetch_nothing(page, tiny):
+    html = (tiny.reports / f"{page}.html").read_text("utf-8")
+    tags = Tags(html)
+    assert len(tags.of("img")) >= 4
+    assert all(image.get("alt", "").strip() for image in tags.of("img"))
+    assert all(image["src"].startswith("data:image/") for image in tags.of("img"))
+    assert not tags.of("script")
+    assert not tags.of("link")
+    assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", html)
+    links = [link["href"] for link in tags.of("a")]
+    assert {"index.html", "cnn.html", "resnet50.html", "vgg16.html"} <= set(links)
+    here = [link for link in links if re.fullmatch(r"[\w.]+", link)]
+    assert all((tiny.reports / link).exists() for link in here)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "comparison"])
+def test_executed_notebooks_are_kept_with_their_parameters(name, tiny):
+    executed = nbformat.read(tiny.reports / f"{name}.ipynb", as_version=4)
+    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
+    assert len(injected) == 1
+    assert 'study = "tiny"' in injected[0].source
+    assert (tiny.reports / f"{name}.log").exists()
+
+
+def test_the_notebooks_of_the_project_are_left_as_they_were(tiny):
+    for path in (tiny.root / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(cell.get("outputs") for cell in cells)
+
+
+def test_the_table_has_every_architecture_and_the_measured_state(table):
+    assert sorted(set(table["architecture"])) == ARCHITECTURES
+    assert set(table.loc[table["architecture"] == "cnn", "epoch"].dropna()) == {1}
+    assert table.loc[table["architecture"] != "cnn", "epoch"].isna().all()
+    assert set(table["class"].dropna()) == {"circle", "cross", "square"}
+    assert set(table["k"].dropna()) == set(STUDY["ks"])
+    assert set(table["search"].dropna()) == {"unrestricted", "predicted_class"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_accuracy_and_map_are_those_recomputed_from_the_embeddings(name, tiny, table, manifest):
+    folder = tiny.root / manifest["architectures"][name]["artifacts"]["embeddings"]
+    load = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    labels, gallery_labels = load["query_labels"], load["gallery_labels"]
+    predicted = load["query_probabilities"].argmax(axis=1)
+    right = (predicted == labels).mean()
+    assert value(table, architecture=name, metric="accuracy") == pytest.approx(right, rel=1e-5)
+    for search in ("unrestricted", "predicted_class"):
+        precisions = []
+        for row, label in enumerate(labels):
+            similarity = load["gallery_embeddings"] @ load["query_embeddings"][row]
+            order = np.argsort(-similarity, kind="stable")
+            if search == "predicted_class":
+                order = order[gallery_labels[order] == predicted[row]]
+            hits = gallery_labels[order] == label
+            at_hits = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]
+            precisions.append(at_hits.sum() / (gallery_labels == label).sum())
+        found = value(table, architecture=name, metric="mean_average_precision", search=search)
+        assert found == pytest.approx(np.mean(precisions), abs=2e-3)  # ties of unequal last bits
+
+
+def test_the_manifest_says_what_the_numbers_were_made_from(manifest, tiny):
+    assert manifest["study"] == "tiny"
+    assert manifest["command"] == "make report STUDY=tiny"
+    assert {"python", "backend", "keras", "numpy", "tensorflow"} <= set(manifest["versions"])
+    assert set(manifest["git"]) == {"commit", "clean"}
+    assert {"cpu", "cores", "gpus", "system"} <= set(manifest["machine"])
+    assert re.fullmatch("[0-9a-f]{64}", manifest["data"]["fingerprint"])
+    assert manifest["data"]["gallery"] == 36
+    assert manifest["data"]["queries"] == 12
+    assert manifest["failures"] == {}
+    assert list(manifest["architectures"]) == ARCHITECTURES
+    for name, run in manifest["architectures"].items():
+        assert run["parameters"]["backbone"] == name
+        assert run["parameters"]["dataset"] == "data/shapes"
+        assert re.fullmatch("[0-9a-f]{64}", run["weights"]["trained"])
+        assert run["weights"]["started from"] == "random"
+        steps = {"training", "embeddings", "unrestricted", "predicted_class", "notebook"}
+        assert steps <= set(run["seconds"])
+        assert all(seconds > 0 for seconds in run["seconds"].values())
+        assert run["peak_memory_bytes"] > 50e6
+        assert all((tiny.root / path).is_dir() for path in run["artifacts"].values())
+
+
+def test_a_second_run_has_nothing_to_do(runs):
+    again = runs("again")
+    assert again.done.returncode == 0
+    assert "nothing to do: reports/tiny/index.html is up to date" in again.done.stdout
+    assert "running" not in again.done.stdout
+    assert "epoch" not in again.done.stdout
+    # The copy stands elsewhere, so its pictures are decoded anew; all that stood stays as it was.
+    assert {path: again.after.get(path) for path in again.before} == again.before
+    assert {path.partition("/")[0] for path in again.after.keys() - again.before} <= {"images"}
+
+
+def test_a_plan_of_a_finished_study_takes_no_time(runs):
+    plan = runs("again").plan
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.count("up to date") == 3
+    assert plan.stdout.rstrip().endswith("0 s in all")
+
+
+def test_other_depths_train_and_embed_nothing(runs):
+    depths = runs("depths")
+    assert depths.done.returncode == 0, depths.done.stderr
+    assert "cnn: running notebooks/cnn.ipynb" in depths.done.stdout
+    assert "epoch" not in depths.done.stdout
+    for step, made in depths.made.items():
+        assert folders(depths.root, step) == made
+    assert set(depths.table["k"].dropna()) == {1, 2}
+
+
+def test_what_was_left_out_is_not_mixed_with_new_results(runs):
+    depths = runs("depths")
+    assert "resnet50: left out" in depths.done.stdout
+    assert set(depths.table["architecture"]) == {"cnn"}
+
+
+def test_what_is_up_to_date_again_has_its_page_again(runs):
+    depths = runs("depths")
+    assert "resnet50: up to date" in depths.restored.stdout
+    html = (depths.root / "reports" / "tiny" / "resnet50.html").read_text("utf-8")
+    assert "No results" not in html
+    assert len(Tags(html).of("img")) >= 4
+
+
+def test_a_change_to_one_architecture_runs_it_and_the_comparison_alone(runs):
+    another = runs("another")
+    assert another.done.returncode == 0, another.done.stderr
+    running = re.findall(r"running notebooks/(\w+)\.ipynb", another.done.stdout)
+    assert running == ["cnn", "comparison"]
+    assert "resnet50: up to date" in another.done.stdout
+    assert "vgg16: up to date" in another.done.stdout
+    for step, made in another.made.items():
+        assert made.items() < another.after[step].items()
+    assert len(another.after["training"]) == 4
+
+
+def test_a_page_shows_why_an_architecture_has_no_results_any_more(runs):
+    another = runs("another")
+    assert another.broken.returncode == 1
+    reports = another.root / "reports" / "tiny"
+    assert "resnet50" not in set(pd.read_csv(reports / "metrics.csv")["architecture"])
+    for page in ("index.html", "resnet50.html"):
+        assert "nowhere.weights.h5" in (reports / page).read_text("utf-8")
+
+
+def test_a_trial_has_a_report_of_its_own(runs):
+    trial = runs("trial")
+    assert trial.done.returncode == 0, trial.done.stderr
+    assert trial.after == trial.before
+    reports = trial.root / "reports" / "tiny-trial"
+    table = pd.read_csv(reports / "metrics.csv")
+    assert set(table["study"]) == {"tiny-trial"}
+    assert set(table["architecture"]) == {"cnn"}
+    manifest = json.loads((reports / "manifest.json").read_text())
+    assert manifest["architectures"]["cnn"]["parameters"]["epochs"] == 1
+    assert 'SET="epochs=1"' in manifest["command"]
+    assert "vgg16" in (reports / "index.html").read_text("utf-8")
+
+
+def test_a_killed_run_goes_on_after_its_last_epoch(runs):
+    interrupted = runs("interrupted")
+    assert interrupted.killed.returncode == -signal.SIGKILL
+    resumed = re.search(r"going on after epoch (\d+)", interrupted.stopped.stdout)
+    assert resumed
+    assert 1 <= int(resumed[1]) < EPOCHS  # a line is printed before the epoch is saved
+    assert "epoch 1/" not in interrupted.stopped.stdout
+
+
+def test_an_interruption_is_one_line_and_leaves_nothing_running(runs):
+    stopped = runs("interrupted").stopped
+    assert stopped.stderr == "interrupted: the same command goes on from here\n"
+    assert stopped.returncode == 130
+    assert stopped.left == []
+    assert "resnet50" not in stopped.stdout
+
+
+def test_an_interrupted_study_ends_with_the_bytes_of_an_undisturbed_one(runs, tiny, manifest):
+    """Made anew, killed, interrupted and resumed, the CNN is what it was when made at once."""
+    interrupted = runs("interrupted")
+    assert interrupted.done.returncode == 0, interrupted.done.stderr
+    assert "going on after epoch" in interrupted.done.stdout
+    reports = interrupted.root / "reports" / "tiny"
+    assert (reports / "metrics.csv").read_bytes() == (tiny.reports / "metrics.csv").read_bytes()
+    histories = [pd.read_csv(folder / "cnn" / "history.csv") for folder in (reports, tiny.reports)]
+    assert histories[0].drop(columns="seconds").equals(histories[1].drop(columns="seconds"))
+    repeated = json.loads((reports / "manifest.json").read_text())
+    for given in (repeated, manifest):
+        assert given["data"]["fingerprint"] == manifest["data"]["fingerprint"]
+    weights = [each["architectures"]["cnn"]["weights"] for each in (repeated, manifest)]
+    assert weights[0] == weights[1]
+
+
+def test_a_plan_names_what_would_be_downloaded(runs):
+    plan = runs("failing").plan
+    assert plan.returncode == 0, plan.stderr
+    assert "reports/shapes/index.html" in plan.stdout
+    assert "will download resnet50_weights" in plan.stdout
+
+
+def test_a_folder_of_pictures_is_studied_under_its_own_name(runs):
+    failing = runs("failing")
+    assert "shapes: 36 gallery images, 12 queries, 3 classes" in failing.done.stdout
+    table = pd.read_csv(failing.reports / "metrics.csv")
+    assert set(table["study"]) == {"shapes"}
+    manifest = json.loads((failing.reports / "manifest.json").read_text())
+    assert manifest["architectures"]["cnn"]["parameters"]["dataset"] == "data/shapes"
+
+
+def test_one_failure_stops_no_other_architecture(runs):
+    failing = runs("failing")
+    assert failing.done.returncode == 1
+    assert "cnn: done in" in failing.done.stdout
+    assert "vgg16: running" in failing.done.stdout
+    assert set(pd.read_csv(failing.reports / "metrics.csv")["architecture"]) == {"cnn"}
+
+
+def test_each_failure_is_one_line_on_stderr(runs):
+    lines = runs("failing").done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["resnet50", "vgg16"]
+    assert "could not be downloaded" in lines[0]
+    assert "data/damaged.weights.h5 does not fit vgg16" in lines[1]
+    assert lines[-1].startswith("failed: resnet50, vgg16")
+
+
+def test_the_report_names_failures_with_their_reasons(runs):
+    reports = runs("failing").reports
+    index = Tags((reports / "index.html").read_text("utf-8")).text
+    assert "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5" in index
+    assert "data/damaged.weights.h5 does not fit vgg16" in index
+    assert "could not be downloaded" in (reports / "resnet50.html").read_text("utf-8")
+    failures = json.loads((reports / "manifest.json").read_text())["failures"]
+    assert sorted(failures) == ["resnet50", "vgg16"]
+
+
+def test_the_traceback_of_a_failed_notebook_is_in_its_log_and_page(runs):
+    failing = runs("failing")
+    assert "Traceback" not in failing.done.stdout + failing.done.stderr
+    log = (failing.reports / "vgg16.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "StudyError" in log
+    assert "\x1b" not in log
+    assert "StudyError" in (failing.reports / "vgg16.html").read_text("utf-8")
