@@ -73,7 +73,8 @@ distclean: clean  ## delete caches and the environment too
 	@touch $@
 
 ifneq ($(STAMP),.venv/.cbir-installed)
-$(STAMP): pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+$(STAMP): requirements.lock pyproject.toml
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 endif

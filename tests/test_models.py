@@ -229,6 +229,25 @@ def test_a_file_with_another_ending_is_refused(vgg_file, tmp_path):
     assert str(path) in one_line(caught)
 
 
+def test_the_table_of_imagenet_weights_is_that_of_keras():
+    hashes = {"resnet50": resnet.WEIGHTS_HASHES["resnet50"][1]}
+    addresses = {
+        "resnet50": resnet.BASE_WEIGHTS_PATH + NOTOP.format("resnet50"),
+        "vgg16": vgg16.WEIGHTS_PATH_NO_TOP,
+    }
+    for backbone, (name, address, md5) in sources.IMAGENET.items():
+        assert name == NOTOP.format(backbone)
+        assert address == addresses[backbone]
+        assert md5 == hashes.get(backbone, md5)
+        assert md5 in inspect.getsource(sys.modules[f"keras.src.applications.{backbone}"]) or (
+            backbone in hashes
+        )
+
+
+def test_parameters_name_the_backbones_that_models_builds():
+    assert tuple(models.BACKBONES) == params.BACKBONES
+
+
 def test_the_plain_cnn_has_no_imagenet_weights():
     with pytest.raises(StudyError, match="cnn has no ImageNet weights"):
         build_network("cnn", weights="imagenet")
@@ -238,8 +257,8 @@ def test_the_plain_cnn_has_no_imagenet_weights():
 def test_unreachable_imagenet_weights_say_which_file_to_put_where(
     backbone, keras_home, monkeypatch
 ):
-    monkeypatch.setattr(resnet, "BASE_WEIGHTS_PATH", CLOSED_PORT)
-    monkeypatch.setattr(vgg16, "WEIGHTS_PATH_NO_TOP", CLOSED_PORT + "vgg16.h5")
+    name = NOTOP.format(backbone)
+    monkeypatch.setitem(sources.IMAGENET, backbone, (name, CLOSED_PORT + name, "0" * 32))
     with pytest.raises(StudyError) as caught:
         build_network(backbone, weights="imagenet")
     text = one_line(caught)
@@ -283,8 +302,7 @@ def served(published, tmp_path, monkeypatch):
     (folder / name).hardlink_to(published[0] / name)
     server = Server(folder)
     md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(resnet, "BASE_WEIGHTS_PATH", server.address)
-    monkeypatch.setitem(resnet.WEIGHTS_HASHES, "resnet50", ("", md5))
+    monkeypatch.setitem(sources.IMAGENET, "resnet50", (name, server.address + name, md5))
     yield server, folder
     server.server.shutdown()
     server.server.server_close()

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from cbir import StudyError, project_root
+from cbir.cache import as_study_error
 from cbir.progress import own_stderr
 
 
@@ -60,11 +61,23 @@ def _run(asked: argparse.Namespace) -> int:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
-        log = Path(tempfile.gettempdir()) / "cbir-error.log"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        print(f"error: {what} (the traceback stands in {log})", file=sys.stderr)
+        if isinstance(error, OSError):
+            error = as_study_error(error, Path(error.filename or "the project's folder"))
+        what = "" if isinstance(error, StudyError) else f"{type(error).__name__}: "
+        print(f"error: {what}{' '.join(str(error).split())[:300]}{_log()}", file=sys.stderr)
         return 1
+
+
+def _log() -> str:
+    """Write the traceback of what is being handled to a file, and say where it stands."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="cbir-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(traceback.format_exc())
+    except OSError:
+        return ""
+    return f" (the traceback stands in {log.name})"
 
 
 if __name__ == "__main__":

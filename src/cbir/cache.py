@@ -7,6 +7,7 @@ something is up to date, for a network's weights as for a whole report.
 """
 
 import ast
+import contextlib
 import errno
 import functools
 import hashlib
@@ -54,8 +55,7 @@ def backend() -> str:
         return sys.modules["keras"].backend.backend()
     if name := os.environ.get("KERAS_BACKEND"):
         return name
-    settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
-    return json.loads(settings.read_text())["backend"] if settings.exists() else "tensorflow"
+    return _keras_settings()["backend"]
 
 
 @functools.cache
@@ -63,9 +63,16 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that compute results, the backend's among them."""
     named = {"python": "{}.{}.{}".format(*sys.version_info[:3]), "backend": backend()}
     for package in (*PACKAGES, backend()):
-        named[package] = importlib.metadata.version(package)
+        try:
+            named[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise StudyError(
+                f"{package} is not installed: install it, or choose another backend of Keras "
+                "with KERAS_BACKEND"
+            ) from None
     # How TensorFlow computes, as `cbir/__init__.py` or whoever runs the study has set it.
-    return named | {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    named |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    return named | {name: str(_keras_settings().get(name)) for name in ("floatx", "epsilon")}
 
 
 def digest(content) -> str:
@@ -150,6 +157,7 @@ def cached(
                 make(partial)
                 write_manifest(
                     partial,
+                    peak_memory_bytes=peak_memory(),
                     step=step,
                     key=key,
                     parameters=parameters,
@@ -158,9 +166,11 @@ def cached(
                 )
                 os.replace(partial, folder)
                 found = read(folder)
-        folder.with_suffix(".lock").unlink(missing_ok=True)
+        # Windows does not delete a file that another process waits on.
+        with contextlib.suppress(OSError):
+            folder.with_suffix(".lock").unlink()
     except OSError as error:
-        raise _as_study_error(error, folder) from error
+        raise as_study_error(error, folder) from error
     return found
 
 
@@ -230,7 +240,24 @@ def _imported_modules(tree: ast.Module) -> set[str]:
     return {name for name in names if (Path(__file__).parent / f"{name}.py").exists()}
 
 
-def _as_study_error(error: OSError, folder: Path) -> Exception:
+def _keras_settings() -> dict:
+    """keras.json of whoever runs the study, over Keras' own defaults."""
+    path = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
+    defaults = {"backend": "tensorflow", "floatx": "float32", "epsilon": 1e-07}
+    return defaults | (json.loads(path.read_text("utf-8")) if path.exists() else {})
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def as_study_error(error: OSError, folder: Path) -> Exception:
     """One line for what a person can mend; any other error as it is."""
     # h5py reports a full disk in its text alone.
     if error.errno == errno.ENOSPC or "No space left" in str(error):

@@ -50,9 +50,12 @@ class Difference:
         return self.low > 0
 
 
-def architectures(results: dict[str, Result]) -> pd.DataFrame:
-    """A column per architecture: how well it retrieves, and what it costs (rows of `DIGITS`)."""
-    columns = {}
+def architectures(results: dict[str, Result], missing: list[str] = ()) -> pd.DataFrame:
+    """A column per architecture: how well it retrieves, and what it costs (rows of `DIGITS`).
+
+    Those without results (`missing`, "name: reason") have a column of NaN.
+    """
+    columns = {each.partition(":")[0]: [float("nan")] * len(DIGITS) for each in missing}
     for name, result in results.items():
         rows, summary = result.metrics, result.summary
         columns[name] = [
@@ -67,7 +70,7 @@ def architectures(results: dict[str, Result]) -> pd.DataFrame:
             summary["speed"]["query_milliseconds"],
             summary["index_bytes"] / 1e6,
         ]
-    return pd.DataFrame(columns, index=list(DIGITS))
+    return pd.DataFrame(columns, index=list(DIGITS)).sort_index(axis="columns")
 
 
 def states(results: dict[str, Result]) -> pd.DataFrame:

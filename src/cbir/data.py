@@ -177,6 +177,8 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
         read, state = sources.cifar10_of_keras, "keras.datasets"
     else:
         paths = sources.list_folder(folder)
+        if dataset == "cifar10" and "test" not in paths:
+            raise StudyError(f"{folder} has no test/: unpack CIFAR-10 there anew, test images too")
         read, state = (
             lambda: sources.folder_pictures(folder, paths),
             sources.folder_state(folder, paths),
@@ -213,6 +215,7 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
             content[f"{part}_names"] = [names[row] for row in rows]
         content["fingerprint"] = fingerprint.hexdigest()
         (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
+        del images, array
         (into / "all.npy").unlink()
 
     parameters = {"dataset": dataset, "image_size": image_size}

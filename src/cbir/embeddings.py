@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from cbir import StudyError
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
 from cbir.models import Network
@@ -60,19 +61,20 @@ def features(network: Network, dataset: Dataset) -> Artifact | None:
     """
     if network.train == "all":
         return None
-    from_scratch = {} if network.weights else {"seed": network.parameters["seed"]}
+    # Random weights follow from the seed, and from dropout, which draws from it too.
+    drawn = () if network.weights else ("seed", "dropout")
 
     def make(folder: Path) -> None:
         for part, images in (("gallery", dataset.train_images), ("query", dataset.test_images)):
-            np.save(folder / f"{part}.npy", _predict(network.backbone, images, part))
+            np.save(folder / f"{part}.npy", predict(network.backbone, images, part))
 
     return cached(
         "features",
         make,
         parameters={
-            name: network.parameters[name] for name in ("backbone", "image_size", "input_size")
-        }
-        | from_scratch,
+            name: network.parameters[name]
+            for name in ("backbone", "image_size", "input_size", *drawn)
+        },
         reads=[dataset.fingerprint, network.weights],
         code=__name__,
     )
@@ -100,7 +102,7 @@ def embed(
         encoder = network.head_encoder if frozen else network.encoder
         for part, images in (("gallery", dataset.train_images), ("query", dataset.test_images)):
             inputs = np.load(frozen.folder / f"{part}.npy", mmap_mode="r") if frozen else images
-            embedding, probabilities = _predict(encoder, inputs, part)
+            embedding, probabilities = predict(encoder, inputs, part)
             np.save(folder / f"{part}_embeddings.npy", normalise(embedding))
             np.save(folder / f"{part}_probabilities.npy", probabilities)
         np.save(folder / "gallery_labels.npy", dataset.train_labels)
@@ -132,12 +134,14 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     angles with all axes, so that it can be ranked.
     """
     vectors = np.asarray(vectors, np.float32)
+    if not np.isfinite(vectors).all():
+        raise StudyError("an embedding is not a finite number: the network's weights are broken")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     flat = np.float32(1 / np.sqrt(vectors.shape[1]))
     return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), flat)
 
 
-def _predict(model: keras.Model, inputs: np.ndarray, part: str):
+def predict(model: keras.Model, inputs: np.ndarray, part: str):
     """The model's output for all inputs, in their order."""
     batches = Batches(inputs, np.zeros(len(inputs)), np.arange(len(inputs)), BATCH_SIZE)
     what = f"embedding the {part}, batches of {BATCH_SIZE}"

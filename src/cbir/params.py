@@ -22,11 +22,15 @@ SHARED = "study.yaml"
 DATA = ("dataset", "image_size", "test_fraction", "validation_fraction", "split_seed")
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
+# The rows of `models.BACKBONES`, named here so that checking parameters does not load Keras.
+BACKBONES = ("cnn", "resnet50", "vgg16")
+
 # What a value must fulfil beyond its type: (holds, what to say where it does not).
 _POSITIVE = (lambda value: value > 0, "must be greater than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "must be 0 or greater")
 _FRACTION = (lambda value: 0 < value < 1, "must lie between 0 and 1, both excluded")
 LIMITS = {
+    "backbone": (lambda value: value in BACKBONES, f"must be one of {', '.join(BACKBONES)}"),
     "image_size": (lambda value: value >= 8, "must be 8 or more (pixels)"),
     "test_fraction": _FRACTION,
     "validation_fraction": _FRACTION,
@@ -118,7 +122,7 @@ def load(
                 "that runs this architecture with the key `notebook`"
             )
         layers = [(_name(folder / SHARED, root), shared), (_name(path, root), own)]
-        layers.append(("SET", changes))
+        layers.append(("DATA or SET" if dataset else "SET", changes))
         placed = dict(zip(PLACED, (report or study, path.stem), strict=True))
         runs.append(Run(path.stem, notebook, _layered(known(notebook), layers) | placed))
     if not runs:
@@ -192,7 +196,12 @@ def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
     if missing := [key for key in types if key not in parameters and key not in PLACED]:
         files = " or ".join(file for file, _ in layers[:2])
         raise StudyError(f"{files}: missing parameter {', '.join(missing)}: add it to one of them")
+    # A trial of fewer epochs measures what it has.
+    changed = layers[-1][1]
     epochs = parameters.get("epochs", 0)
+    if "epochs" in changed and "measured_epochs" not in changed:
+        kept = [epoch for epoch in parameters.get("measured_epochs", []) if epoch <= epochs]
+        parameters["measured_epochs"] = kept
     if beyond := [epoch for epoch in parameters.get("measured_epochs", []) if epoch > epochs]:
         files = " or ".join(file for file, _ in layers[1:])
         raise StudyError(f"{files}: measured_epochs: {beyond[0]} lies beyond epochs: {epochs}")

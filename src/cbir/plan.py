@@ -3,10 +3,11 @@
 from cbir import data, params, project_root, sources
 from cbir.cache import Artifact, backend, finished, is_current
 from cbir.progress import duration
+from cbir.results import machine
 from cbir.study import Study, run_key
 
 # Images a second at 32 pixels, (training, embedding), measured with TensorFlow on two cores of an
-# AMD EPYC; a first guess where no earlier run on this machine tells better.
+# AMD EPYC.
 RATES = {"cnn": (800, 2300), "resnet50": (60, 550), "vgg16": (55, 230)}
 # Starting a notebook, drawing its figures, writing its page.
 NOTEBOOK_SECONDS = 20
@@ -14,16 +15,14 @@ NOTEBOOK_SECONDS = 20
 
 def describe(study: Study) -> str:
     """The plan of a report, as lines of text; nothing is made or downloaded for it."""
-    import keras
-
     first = study.runs[0].parameters
     decoded = _is_decoded(first)
-    gpus = keras.distribution.list_devices("gpu")
+    gpus = machine()["gpus"]
+    images = "decoded before" if decoded else _describe_images(first["dataset"])
     lines = [
         f"report    reports/{study.name}/index.html",
-        f"images    {_describe_images(first['dataset'])}",
-        f"decoded   {'yes' if decoded else 'no, will be'}",
-        f"backend   {backend()}, GPU: {', '.join(map(str, gpus)) or 'none found'}",
+        f"images    {first['dataset']}: {images}",
+        f"backend   {backend()}, GPU: {', '.join(gpus) or 'none found'}",
     ]
     shared = {
         key: value
@@ -37,7 +36,7 @@ def describe(study: Study) -> str:
         own = {key: value for key, value in given.items() if key not in shared}
         lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
         lines += [f"  {_join(own)}"] if own else []
-        missing = _missing_weights(given)
+        missing = sources.missing_weights(given["backbone"], given["weights"])
         if missing:
             lines.append(f"  will download {missing}")
         if run.architecture not in study.chosen:
@@ -49,7 +48,7 @@ def describe(study: Study) -> str:
         ):
             lines.append("  up to date")
         else:
-            training = _trained(study, given) if decoded else None
+            training = _trained(study, given) if decoded and not missing else None
             seconds = NOTEBOOK_SECONDS
             if not training:
                 seconds += _estimate(given, _count_images(study, decoded))
@@ -58,7 +57,7 @@ def describe(study: Study) -> str:
             total += seconds
     lines += ["", f"about {duration(total + NOTEBOOK_SECONDS) if total else '0 s'} in all"]
     if total:
-        lines[-1] += ": a rough estimate, from earlier runs here or from a two-core machine"
+        lines[-1] += ": a rough estimate, from the speed of a machine with two cores and no GPU"
     return "\n".join(lines)
 
 
@@ -76,23 +75,15 @@ def _is_decoded(given: dict) -> bool:
 
 def _describe_images(dataset: str) -> str:
     if dataset == "digits":
-        return "digits, part of scikit-learn: no download"
+        return "part of scikit-learn, no download"
     folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "cifar10" and not folder.is_dir():
         if any((sources.keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
-            return "CIFAR-10, as Keras has downloaded it"
-        return "CIFAR-10, will be downloaded by Keras (about 170 MB)"
+            return "as Keras has downloaded it"
+        return "will be downloaded by Keras (about 170 MB)"
     found = sources.list_folder(folder)
     count = sum(len(paths) for classes in found.values() for paths in classes.values())
-    return f"{folder}: {count:,} pictures, {len(found['train'])} classes"
-
-
-def _missing_weights(given: dict) -> str:
-    """The file of ImageNet weights that a run would download; empty where there is none."""
-    if given["weights"] != "imagenet":
-        return ""
-    path = sources.imagenet_path(given["backbone"])
-    return "" if path.exists() else path.name
+    return f"{count:,} pictures in {folder}, {len(found['train'])} classes"
 
 
 def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
@@ -113,8 +104,11 @@ def _trained(study: Study, given: dict) -> Artifact | None:
     """A finished training that the run would be served from the cache."""
     for each in finished("training", "cbir.training"):
         known = {**given, "training_seed": given["seed"], "n_classes": len(study.dataset.classes)}
+        known["measured_epochs"] = sorted(given["measured_epochs"])
+        path = sources.find_weights(given["backbone"], given["weights"])
+        reads = [study.dataset.split_fingerprint, sources.weights_fingerprint(path)]
         stated = each.manifest["parameters"]
-        if each.manifest["reads"][0] == study.dataset.split_fingerprint and all(
+        if each.manifest["reads"][:2] == reads and all(
             known[key] == value for key, value in stated.items()
         ):
             return each

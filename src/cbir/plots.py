@@ -1,5 +1,7 @@
 """Figures: data in, a matplotlib figure out. Hits and misses differ in colour and in sign."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,6 +12,8 @@ from pandas.io.formats.style import Styler
 
 from cbir.data import Dataset
 
+# Figures show at most so many classes, and so stay readable.
+MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
 HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
@@ -80,7 +84,7 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 def samples(dataset: Dataset, per_class: int = 10) -> Figure:
     """The first training images of each class, a row a class."""
-    classes = dataset.classes
+    classes = dataset.classes[:MOST_ROWS]
     figure, axes = plt.subplots(
         len(classes),
         per_class,
@@ -106,7 +110,7 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
         histories: by name, a row per epoch with accuracy, loss, val_accuracy, val_loss.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    for (name, history), colour in zip(histories.items(), PALETTE, strict=False):
+    for (name, history), colour in zip(histories.items(), itertools.cycle(PALETTE), strict=False):
         marker = "o" if len(history) < 15 else ""
         for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
             for column, style, part in (
@@ -138,7 +142,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> 
     """How many queries of each class (rows) were taken for which class (columns)."""
     counts = np.zeros((len(classes), len(classes)), int)
     np.add.at(counts, (labels, predicted), 1)
-    side = max(4.5, 0.62 * len(classes))
+    side = min(16, max(4.5, 0.62 * len(classes)))
     figure, axis = plt.subplots(figsize=(side, side * 0.85))
     sns.heatmap(
         counts, annot=len(classes) <= 30, fmt="d", cmap="Blues", cbar=False, linewidths=0.5,
@@ -192,6 +196,8 @@ def results(
 def per_class(rows: pd.DataFrame, metric: str, search: str, k: int | None = None) -> Figure:
     """One metric by the query's class, a column of the heat map for each architecture.
 
+    Of very many classes it shows those that score lowest.
+
     Args:
         rows: of metrics.csv.
     """
@@ -199,6 +205,8 @@ def per_class(rows: pd.DataFrame, metric: str, search: str, k: int | None = None
     chosen = chosen[chosen["k"].isna() if k is None else (chosen["k"] == k)]
     chosen = chosen[chosen["class"].notna()].astype({"class": str})
     table = chosen.pivot(index="class", columns="architecture", values="value")
+    if len(table) > MOST_ROWS:
+        table = table.loc[table.mean(axis=1).nsmallest(MOST_ROWS).index]
     figure, axis = plt.subplots(figsize=(1.6 * len(table.columns) + 2.4, 0.42 * len(table) + 1))
     sns.heatmap(
         table, annot=True, fmt=".3f", cmap="Blues", linewidths=0.5, ax=axis, vmax=1,

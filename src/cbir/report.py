@@ -6,10 +6,10 @@ from pathlib import Path
 
 import nbformat
 
-from cbir import StudyError, __version__, params, results
+from cbir import StudyError, __version__, params, results, sources
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.progress import duration, own_stderr
-from cbir.study import Study, git_state, notebook_digest, run_key
+from cbir.study import Study, git_state, notebook_digest, page_digest, run_key
 
 
 def bring_up_to_date(study: Study) -> bool:
@@ -48,11 +48,20 @@ def _architecture(study: Study, run: params.Run) -> tuple[str, str, bool]:
     """An architecture's key, why it has no results (empty where it has), whether it ran now."""
     name = run.architecture
     page = study.folder / f"{name}.html"
+    is_chosen = name in study.chosen
+    if not is_chosen and sources.missing_weights(
+        run.parameters["backbone"], run.parameters["weights"]
+    ):
+        # Not worth a download: without its weights it cannot have been run.
+        if not page.exists():
+            _write_note(study, name, "not run", page.name)
+        return "", "not run", False
     try:
         key = run_key(study, run)
     except StudyError as error:
-        (study.folder / name / MANIFEST).unlink(missing_ok=True)
-        _write_note(study, name, str(error), page.name)
+        if is_chosen:
+            (study.folder / name / MANIFEST).unlink(missing_ok=True)
+            _write_note(study, name, str(error), page.name)
         return "", str(error), False
     if (
         is_current(study.folder / name, key)
@@ -61,7 +70,7 @@ def _architecture(study: Study, run: params.Run) -> tuple[str, str, bool]:
     ):
         print(f"{name}: up to date", flush=True)
         return key, "", False
-    if name not in study.chosen:
+    if not is_chosen:
         if not page.exists():
             _write_note(study, name, "not run", page.name)
         return key, "not run", False
@@ -106,7 +115,14 @@ def _run_architecture(study: Study, run: params.Run, key: str) -> None:
     _execute(run.notebook, executed, run.parameters, study.root)
     seconds = time.perf_counter() - started
     _write_page(study, executed, f"{name}.html", name)
-    write_manifest(folder, step="run", key=key, parameters=run.parameters, seconds=seconds)
+    write_manifest(
+        folder,
+        step="run",
+        key=key,
+        parameters=run.parameters,
+        seconds=seconds,
+        git=git_state(study.root),
+    )
     print(f"{name}: done in {duration(seconds)}", flush=True)
 
 
@@ -170,9 +186,12 @@ def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) ->
             if run.architecture not in current
         ],
     }
-    key = make_key("comparison", given, current.values(), notebook_digest(notebook))
+    key = make_key(
+        "comparison", given, [*current.values(), page_digest()], notebook_digest(notebook)
+    )
     folder = study.folder / "comparison"
-    if is_current(folder, key) and (study.folder / "index.html").exists():
+    written = [study.folder / name for name in ("index.html", "metrics.csv", MANIFEST)]
+    if is_current(folder, key) and all(path.exists() for path in written):
         return False
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-import sys
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import MANIFEST, write_text
+from cbir.cache import MANIFEST, Artifact, write_text
 
 if TYPE_CHECKING:  # the comparison reads results without Keras
     from cbir.data import Dataset
@@ -64,6 +64,7 @@ def save(
     seed: int,
     dataset: "Dataset",
     network: "Network",
+    features: Artifact | None,
     training: "Training",
     states: list["State"],
     speed: "Speed",
@@ -71,6 +72,7 @@ def save(
     """Write a run's files into reports/<study>/<architecture>/, and read them back.
 
     Args:
+        features: of a frozen backbone; None where it is trained.
         states: the final state first.
     """
     folder = folder_of(study, architecture)
@@ -81,7 +83,8 @@ def save(
     write_csv(rows, folder / "metrics.csv")
     training.history.to_csv(folder / "history.csv", float_format="%.6g")
     final = states[0]
-    steps = {
+    steps = {"features": features} if features else {}
+    steps |= {
         "training": training.artifact,
         "embeddings": final.embeddings.artifact,
         **{each.search: each.artifact for each in final.evaluations},
@@ -107,7 +110,9 @@ def save(
         "index_bytes": int(final.embeddings.gallery.nbytes),
         "speed": asdict(speed),
         "epochs": len(training.history),
-        "training_seconds": float(training.history["seconds"].sum()),
+        # A frozen backbone's features are what its training consists of, for the most part.
+        "training_seconds": float(training.history["seconds"].sum())
+        + (features.seconds if features else 0),
         "seconds": {name: artifact.seconds for name, artifact in steps.items()},
         "artifacts": {
             name: artifact.folder.relative_to(project_root()).as_posix()
@@ -115,7 +120,7 @@ def save(
         },
         "searches": [each.search for each in final.evaluations],
         "machine": machine(),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": max(each.manifest["peak_memory_bytes"] for each in steps.values()),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read(study, architecture)
@@ -239,6 +244,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
             "seconds": summary["seconds"] | {"notebook": run["seconds"]},
             "peak_memory_bytes": summary["peak_memory_bytes"],
             "artifacts": summary["artifacts"],
+            "git": run["git"],
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
@@ -259,26 +265,20 @@ def value(
 
 
 def machine() -> dict:
-    """Processor, cores, memory and accelerators of this machine."""
-    import keras
-
+    """Processor, cores, and GPUs by the name that their driver gives them."""
     name = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+        gpus = told.stdout.strip().splitlines()
+    except (OSError, subprocess.SubprocessError):
+        gpus = []
     return {
         "system": platform.system(),
         "cpu": name or platform.machine(),
         "cores": os.cpu_count(),
-        "gpus": [str(device) for device in keras.distribution.list_devices("gpu")],
+        "gpus": gpus,
     }
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

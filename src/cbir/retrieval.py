@@ -13,11 +13,17 @@ import numpy as np
 from cbir.progress import progress
 
 BLOCK = 64
+# Each holds a block's similarities and their order: 100 MB on a gallery of 50,000.
+MOST_THREADS = 8
 Allowed = Callable[[slice], np.ndarray]
 
 
 def search(
-    query: np.ndarray, gallery: np.ndarray, k: int, allowed: Allowed | None = None
+    query: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    allowed: Allowed | None = None,
+    first: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest gallery images of each query.
 
@@ -27,6 +33,7 @@ def search(
         k: how many; all of the gallery where it has fewer.
         allowed: (slice of queries) -> (b, n_gallery) bool, what the search may return, such as
             `within` gives; everything by default.
+        first: `first_of_equals` of the gallery, where it is searched many times.
 
     Returns:
         Rankings, (n_queries, k) int32 gallery positions, nearest first, equals in gallery order,
@@ -45,7 +52,7 @@ def search(
             rankings[rows][row, : len(best)] = best
             similarities[rows][row, : len(best)] = values[best]
 
-    _each_block(query, gallery, allowed, nearest)
+    _each_block(query, gallery, allowed, nearest, first)
     return rankings, similarities
 
 
@@ -94,12 +101,18 @@ def within(labels: np.ndarray, gallery_labels: np.ndarray) -> Allowed:
     return lambda rows: labels[rows, None] == gallery_labels
 
 
-def _each_block(query, gallery, allowed, use: Callable[[slice, np.ndarray], None]) -> None:
+def _each_block(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    allowed: Allowed | None,
+    use: Callable[[slice, np.ndarray], None],
+    first: np.ndarray | None = None,
+) -> None:
     """Hand each block's rows and its (b, n_gallery) similarities to `use`, on every core.
 
     What the search may not return has similarity -inf.
     """
-    first = _first_of_equals(gallery)
+    first = first_of_equals(gallery) if first is None else first
     repeated = np.flatnonzero(first != np.arange(len(gallery)))
 
     def block(start: int) -> None:
@@ -111,13 +124,13 @@ def _each_block(query, gallery, allowed, use: Callable[[slice, np.ndarray], None
             similarity[~allowed(rows)] = -np.inf
         use(rows, similarity)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count())) as threads:
         starts = range(0, len(query), BLOCK)
         for _ in progress(threads.map(block, starts), len(starts), f"blocks of {BLOCK} queries"):
             pass
 
 
-def _first_of_equals(gallery: np.ndarray) -> np.ndarray:
+def first_of_equals(gallery: np.ndarray) -> np.ndarray:
     """(n_gallery,) for each row the position of the first row that is identical to it."""
     rows = np.ascontiguousarray(gallery).view(f"V{gallery.shape[1] * gallery.itemsize}").ravel()
     _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)

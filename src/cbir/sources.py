@@ -17,10 +17,20 @@ SUFFIXES = {".png", ".jpg", ".jpeg"}
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
-# Backbone: its constructor in keras.applications, and the name under which Keras keeps the file.
+# The ImageNet weights of a backbone without its classifier, as keras.applications has them: the
+# name under which Keras keeps the file, where it comes from, its MD5.
+KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
 IMAGENET = {
-    "resnet50": ("ResNet50", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-    "vgg16": ("VGG16", "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    "resnet50": (
+        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        f"{KERAS_APPLICATIONS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "4d473c1dd8becc155b73f8504c6f6626",
+    ),
+    "vgg16": (
+        "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        f"{KERAS_APPLICATIONS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "6d6bbae143d832006294945121d1f1fc",
+    ),
 }
 
 
@@ -86,9 +96,7 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
             roots = {"train": folder}
         found = {
             part: {
-                each.name: sorted(
-                    path for path in each.rglob("*") if path.suffix.lower() in SUFFIXES
-                )
+                each.name: _pictures_below(each)
                 for each in sorted(root.iterdir())
                 if each.is_dir() and not each.name.startswith(".")
             }
@@ -118,6 +126,18 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
             f"{folder}/test has a class that train lacks: {', '.join(sorted(strangers))}"
         )
     return found
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    return sorted(
+        Path(where, name)
+        for where, _, names in os.walk(folder, onerror=fail)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    )
 
 
 def folder_state(folder: Path, paths: dict) -> str:
@@ -202,14 +222,19 @@ def find_weights(backbone: str, weights: str) -> Path | None:
         return path
     path = imagenet_path(backbone)
     if not path.exists():
+        part = path.with_name(path.name + ".part")
         try:
             import keras
 
-            constructor = getattr(keras.applications, IMAGENET[backbone][0])
-            constructor(include_top=False, weights="imagenet")
+            _, address, md5 = IMAGENET[backbone]
+            # Under another name until it is whole, so that nothing half-loaded is ever used.
+            keras.utils.get_file(
+                part.name, address, cache_dir=keras_home(), cache_subdir="models",
+                file_hash=md5, force_download=True,
+            )  # fmt: skip
+            part.replace(path)
         except Exception as error:  # get_file raises a bare Exception where it cannot download
-            # Keras leaves a damaged file where the next run would take it for the weights.
-            path.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise StudyError(
                 f"ImageNet weights of {backbone} could not be downloaded "
                 f"({' '.join(str(error).split())[:160]}): put {path.name} into "
@@ -218,11 +243,17 @@ def find_weights(backbone: str, weights: str) -> Path | None:
     return path
 
 
+def missing_weights(backbone: str, weights: str) -> str:
+    """The name of the file that `find_weights` would download; empty where it would not."""
+    path = imagenet_path(backbone) if weights == "imagenet" else None
+    return path.name if path and not path.exists() else ""
+
+
 def imagenet_path(backbone: str) -> Path:
     """Where Keras keeps the ImageNet weights of a backbone, without its classifier."""
     if backbone not in IMAGENET:
         raise StudyError(f"weights: {backbone} has no ImageNet weights: use none or a path")
-    return keras_home() / "models" / IMAGENET[backbone][1]
+    return keras_home() / "models" / IMAGENET[backbone][0]
 
 
 def keras_home() -> Path:

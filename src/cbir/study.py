@@ -9,6 +9,7 @@ from pathlib import Path
 from cbir import StudyError, data, params, sources
 from cbir.cache import (
     code_digest,
+    digest,
     make_key,
 )
 
@@ -66,8 +67,11 @@ def open_study(
     study = study or ("folder" if dataset else "digits")
     name = study
     if dataset:
-        name = Path(dataset).resolve().name
-        name += "-folder" if name in params.studies(root) else ""
+        dataset = str(Path(dataset).expanduser())
+        name = Path(dataset).resolve().name or "folder"
+        # A report of one's own pictures never passes for another one.
+        taken = [*params.studies(root), "lab"]
+        name += "-folder" if name in taken or name.endswith("-trial") else ""
     name += "-trial" if overrides else ""
     runs = params.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
     known = [run.architecture for run in runs]
@@ -87,8 +91,15 @@ def run_key(study: Study, run: params.Run) -> str:
     """The key of an architecture's run: parameters, data, weights, notebook and code."""
     given = run.parameters
     path = sources.find_weights(given["backbone"], given["weights"])
-    reads = [study.dataset.split_fingerprint, sources.weights_fingerprint(path)]
+    reads = [study.dataset.split_fingerprint, sources.weights_fingerprint(path), page_digest()]
     return make_key("run", given, reads, notebook_digest(run.notebook))
+
+
+def page_digest() -> str:
+    """Digest of what makes pages of notebooks."""
+    package = Path(__file__).parent
+    files = [package / "pages.py", *sorted((package / "template").iterdir())]
+    return digest([path.read_text("utf-8") for path in files if path.is_file()])
 
 
 def notebook_digest(notebook: Path) -> str:

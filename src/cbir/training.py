@@ -36,7 +36,9 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, inputs, labels, positions, batch_size):
-        super().__init__()
+        # With two threads or more Keras reads ahead by itself and switches tf.data's autotuning
+        # off, whose thread otherwise holds up the end of each epoch (by up to its length).
+        super().__init__(workers=2)
         self.inputs, self.labels = inputs, labels
         self.positions, self.batch_size = positions, batch_size
 
@@ -144,12 +146,13 @@ def train(
                 callbacks=[Progress(steps, f"epoch {epoch}/{epochs}, batches", every=30)],
             ).history
             row = {name: values[-1] for name, values in logs.items()}
+            if not np.isfinite(row["loss"]):
+                raise StudyError(f"training diverged in epoch {epoch}: lower learning_rate")
             history.append(row | {"seconds": time.perf_counter() - started})
             if epoch in kept:
                 network.model.save_weights(folder / _weights_name(epoch))
             _save(folder, model, history)
             _say(history, epochs)
-        (folder / STATE).unlink()
         write_text(folder / FINGERPRINT, file_digest(folder / _weights_name(epochs)))
 
     artifact = cached(
@@ -167,6 +170,7 @@ def train(
         reads=[dataset.split_fingerprint, network.weights, features.key if features else ""],
         code=__name__,
     )
+    (artifact.folder / STATE).unlink(missing_ok=True)
     rows = json.loads((artifact.folder / HISTORY).read_text("utf-8"))
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     training = Training(artifact, history)
