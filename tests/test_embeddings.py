@@ -108,7 +108,7 @@ def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
     def refuse(*_):
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr(embeddings, "_predict", refuse)
+    monkeypatch.setattr(embeddings, "predict", refuse)
     assert embeddings.embed(*trained, images).artifact.folder == embedded.artifact.folder
 
 
