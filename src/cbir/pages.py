@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
 from cbir.cache import write_text
 
@@ -29,6 +29,9 @@ def write_page(
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    # Words to whoever works in the notebook mean nothing on the page.
+    hide = TagRemovePreprocessor(remove_cell_tags={"notebook-only"}, enabled=True)
+    exporter.register_preprocessor(hide, enabled=True)
     content = nbformat.read(notebook, as_version=4)
     shown = {"report": report, "title": title, "links": links, "page": page.name}
     html, _ = exporter.from_notebook_node(content, resources={"cbir": shown})

@@ -55,8 +55,9 @@ def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -
     Args:
         digits: after the decimal point, for all rows or by the row's name.
     """
-    styled = frame.rename_axis(index=None, columns=None).style.set_caption(caption)
-    styled = styled.format(precision=3, thousands=",", na_rep="–")
+    named = frame.index.name is not None
+    shown = (frame.reset_index() if named else frame).rename_axis(columns=None)
+    styled = shown.style.set_caption(caption).format(precision=3, thousands=",", na_rep="–")
     if isinstance(digits, int):
         styled = styled.format(precision=digits, thousands=",", na_rep="–")
     else:
@@ -64,9 +65,10 @@ def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -
             styled = styled.format(
                 precision=places, thousands=",", na_rep="–", subset=pd.IndexSlice[row, :]
             )
-    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
-    styled = styled.set_properties(subset=texts, **{"text-align": "left"})
-    return styled.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) else styled
+    texts = [name for name in shown if not pd.api.types.is_numeric_dtype(shown[name])]
+    left = [{"selector": "th, td", "props": "text-align: left"}]
+    styled = styled.set_table_styles(dict.fromkeys(texts, left), axis=0)
+    return styled.hide(axis="index") if isinstance(shown.index, pd.RangeIndex) else styled
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
