@@ -35,7 +35,7 @@ plan: $(STAMP)  ## say what `make report` would do, without doing it
 	@$(CBIR) plan $(ASKED)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest
