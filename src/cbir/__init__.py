@@ -14,6 +14,7 @@ sentences), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and
 command line).
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from pathlib import Path
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# In a notebook TensorFlow warns on standard output, between the lines of a training.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -144,7 +144,8 @@ def known(notebook: Path) -> dict[str, str]:
         lines = ast.parse(found[0].source).body
     except SyntaxError as error:
         raise StudyError(
-            f"{notebook.name}: the parameters cell is not Python: line {error.lineno}: {error.msg}"
+            f"{notebook.name}: each line of the parameters cell must be `name: type = literal`; "
+            f"line {error.lineno}: {error.msg}"
         ) from None
     types = {}
     for line in lines:

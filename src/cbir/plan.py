@@ -83,7 +83,7 @@ def _describe_images(dataset: str) -> str:
         return "will be downloaded by Keras (about 170 MB)"
     found = sources.list_folder(folder)
     count = sum(len(paths) for classes in found.values() for paths in classes.values())
-    return f"{count:,} pictures in {folder}, {len(found['train'])} classes"
+    return f"{count:,} pictures, {len(found['train'])} classes"
 
 
 def _count_images(study: Study, decoded: bool) -> tuple[int, int]:

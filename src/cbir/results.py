@@ -244,7 +244,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
             "seconds": summary["seconds"] | {"notebook": run["seconds"]},
             "peak_memory_bytes": summary["peak_memory_bytes"],
             "artifacts": summary["artifacts"],
-            "git": run["git"],
+            "git": run.get("git"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
