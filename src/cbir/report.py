@@ -40,7 +40,10 @@ def bring_up_to_date(study: Study) -> bool:
     elif not failures:
         print(f"nothing to do: {index} is up to date")
     if failures:
-        print(f"failed: {', '.join(failures)}; the reasons stand in {index}", file=sys.stderr)
+        print(
+            f"failed: {', '.join(failures)}; the reasons stand in {index}, logs beside it",
+            file=sys.stderr,
+        )
     return not failures
 
 

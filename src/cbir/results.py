@@ -89,6 +89,7 @@ def save(
         "embeddings": final.embeddings.artifact,
         **{each.search: each.artifact for each in final.evaluations},
     }
+    fitting = float(training.history["seconds"].sum())
     summary = {
         "parameters": network.parameters | {"training": training.artifact.manifest["parameters"]},
         "dataset": {
@@ -111,9 +112,10 @@ def save(
         "speed": asdict(speed),
         "epochs": len(training.history),
         # A frozen backbone's features are what its training consists of, for the most part.
-        "training_seconds": float(training.history["seconds"].sum())
-        + (features.seconds if features else 0),
-        "seconds": {name: artifact.seconds for name, artifact in steps.items()},
+        "training_seconds": fitting + (features.seconds if features else 0),
+        # Of a training that was resumed, the artifact knows the last part alone.
+        "seconds": {name: artifact.seconds for name, artifact in steps.items()}
+        | {"training": fitting},
         "artifacts": {
             name: artifact.folder.relative_to(project_root()).as_posix()
             for name, artifact in steps.items()
