@@ -150,6 +150,8 @@ def stop_at(root: Path, line: str, how: signal.Signals) -> SimpleNamespace:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job in the background ignores SIGINT, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     printed = ""
     for each in process.stdout:

@@ -23,8 +23,9 @@ from pathlib import Path
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# In a notebook TensorFlow warns on standard output, between the lines of a training.
-logging.getLogger("tensorflow").setLevel(logging.ERROR)
+# In a notebook TensorFlow warns on standard output, between the lines of a training. It sets its
+# logger's level itself, so the level cannot say what passes.
+logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 __version__ = "0.1.0"
 

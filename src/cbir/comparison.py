@@ -73,6 +73,25 @@ def architectures(results: dict[str, Result], missing: list[str] = ()) -> pd.Dat
     return pd.DataFrame(columns, index=list(DIGITS)).sort_index(axis="columns")
 
 
+def leaders(table: pd.DataFrame) -> str:
+    """Which architecture has the best number of each kind; nothing where there is but one.
+
+    Args:
+        table: from `architectures`.
+    """
+    table = table.dropna(axis="columns")
+    if len(table.columns) < 2:
+        return ""
+    highest = ["mAP, unrestricted", "P@10, unrestricted", "accuracy", "embedding (images/s)"]
+    lowest = ["training (s)", "query (ms, median)"]
+    best = {row: table.loc[row].idxmax() for row in highest}
+    best |= {row: table.loc[row].idxmin() for row in lowest}
+    said = [
+        f"{row}: {name} ({table.loc[row, name]:,.{DIGITS[row]}f})" for row, name in best.items()
+    ]
+    return "The best number of each kind, however small its lead: " + "; ".join(said) + "."
+
+
 def states(results: dict[str, Result]) -> pd.DataFrame:
     """A row per measured state of an architecture: accuracy and mAP after how many epochs."""
     rows = []
@@ -184,7 +203,8 @@ def describe(name: str, result: Result) -> str:
         f"Ranking the whole gallery of {images['gallery']:,} images it reaches a mean average "
         f"precision of {everywhere:.3f}; searching only the predicted class, {in_class:.3f}. "
         f"A query takes {speed['query_milliseconds']:.0f} ms (median), the gallery's embeddings "
-        f"{summary['index_bytes'] / 1e6:.1f} MB. Training: {summary['epochs']} epochs, "
+        f"{summary['index_bytes'] / 1e6:.1f} MB. "
+        f"Training: {summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}, "
         f"{duration(summary['training_seconds'])}."
     )
 

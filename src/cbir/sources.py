@@ -237,8 +237,9 @@ def find_weights(backbone: str, weights: str) -> Path | None:
             part.unlink(missing_ok=True)
             raise StudyError(
                 f"ImageNet weights of {backbone} could not be downloaded "
-                f"({' '.join(str(error).split())[:160]}): put {path.name} into "
-                f"{path.parent}, or set `weights: none` or `weights: <path of a file>`"
+                f"({' '.join(str(error).split())[:400]}): put {path.name} into "
+                f"{path.parent}, or set in params/ `weights: none` and `train: all`, "
+                "or `weights: <path of a file>`"
             ) from error
     return path
 
