@@ -27,7 +27,7 @@ from cbir import StudyError, project_root
 
 MANIFEST = "manifest.json"
 # The packages whose versions can change a number. The backend's own is added by `versions`.
-PACKAGES = ("keras", "numpy", "pandas", "pillow", "scikit-learn", "scipy")
+PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "scipy")
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
 # Modules that decide where results stand and when they are made, never what they are.
 INFRASTRUCTURE = {"cache", "progress", "study", "report", "pages", "__main__"}

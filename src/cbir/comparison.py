@@ -1,22 +1,17 @@
-"""Architectures side by side: tables, paired differences, and sentences that claim no more."""
+"""Architectures side by side: the tables of the comparison, with their uncertainty."""
 
-import itertools
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from cbir import data, project_root, protocols, retrieval, tidy, uncertainty
 from cbir.cache import MANIFEST
-from cbir.progress import duration
-from cbir.results import Result, folder_of, value
+from cbir.data import Dataset
+from cbir.results import Result, folder_of
 
-# Rows of the table of architectures, and how many digits their numbers bear.
-DIGITS = {
-    "accuracy": 3,
-    "mAP, unrestricted": 3,
-    "mAP, predicted class": 3,
-    "P@10, unrestricted": 3,
+# What an architecture costs, and how many digits these numbers bear.
+COSTS = {
     "parameters (million)": 1,
     "embedding size": 0,
     "training (s)": 0,
@@ -24,132 +19,182 @@ DIGITS = {
     "query (ms, median)": 1,
     "index (MB)": 1,
 }
+_MAP = {"metric": "mean_average_precision", "k": None}
+QUALITY = {
+    "accuracy": {"metric": "accuracy"},
+    "mAP, unrestricted": _MAP | {"search": "unrestricted"},
+    "mAP, soft": _MAP | {"search": "soft"},
+    "mAP, predicted class": _MAP | {"search": "predicted_class"},
+    "mAP, label lookup": _MAP | {"search": "label_lookup"},
+    "P@10, unrestricted": {"metric": "precision", "search": "unrestricted", "k": 10},
+}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far one architecture is ahead of another, on the same queries.
-
-    Attributes:
-        ahead, behind: their names; `ahead` has the larger mean.
-        mean: mean of the queries' differences in average precision.
-        low, high: its 95 % interval over queries.
-        n_queries: how many queries enter.
-    """
-
-    ahead: str
-    behind: str
-    mean: float
-    low: float
-    high: float
-    n_queries: int
-
-    @property
-    def is_told_apart(self) -> bool:
-        """Whether the interval lies wholly on one side of zero."""
-        return self.low > 0
+def rows_of(results: dict[str, Result]) -> pd.DataFrame:
+    """Rows as in metrics.csv, of all runs, the seeds averaged for each query."""
+    return pd.concat([result.averaged for result in results.values()], ignore_index=True)
 
 
-def architectures(results: dict[str, Result], missing: list[str] = ()) -> pd.DataFrame:
-    """A column per architecture: how well it retrieves, and what it costs (rows of `DIGITS`).
-
-    Those without results (`missing`, "name: reason") have a column of NaN.
-    """
-    columns = {each.partition(":")[0]: [float("nan")] * len(DIGITS) for each in missing}
-    for name, result in results.items():
-        rows, summary = result.metrics, result.summary
-        columns[name] = [
-            value(rows, "accuracy"),
-            value(rows, "mean_average_precision", "unrestricted"),
-            value(rows, "mean_average_precision", "predicted_class"),
-            value(rows, "precision", "unrestricted", 10),
-            summary["size"]["total"] / 1e6,
-            summary["embedding_dim"],
-            summary["training_seconds"],
-            summary["speed"]["images_per_second"],
-            summary["speed"]["query_milliseconds"],
-            summary["index_bytes"] / 1e6,
-        ]
-    return pd.DataFrame(columns, index=list(DIGITS)).sort_index(axis="columns")
+def headline(rows: pd.DataFrame, results: dict[str, Result]) -> pd.DataFrame:
+    """The rows of the study's first protocol."""
+    return rows[rows["protocol"] == next(iter(results.values())).protocol]
 
 
-def leaders(table: pd.DataFrame) -> str:
-    """Which architecture has the best number of each kind; nothing where there is but one.
+def quality(rows: pd.DataFrame, architectures: list[str]) -> pd.DataFrame:
+    """How well each architecture retrieves: a value with its 95 % interval in each cell.
 
     Args:
-        table: from `architectures`.
+        rows: from `headline`.
+        architectures: the columns; those without results are left empty.
     """
-    table = table.dropna(axis="columns")
-    if len(table.columns) < 2:
-        return ""
-    highest = ["mAP, unrestricted", "P@10, unrestricted", "accuracy", "embedding (images/s)"]
-    lowest = ["training (s)", "query (ms, median)"]
-    best = {row: table.loc[row].idxmax() for row in highest}
-    best |= {row: table.loc[row].idxmin() for row in lowest}
-    said = [
-        f"{row}: {name} ({table.loc[row, name]:,.{DIGITS[row]}f})" for row, name in best.items()
-    ]
-    return "The best number of each kind, however small its lead: " + "; ".join(said) + "."
+    columns = {}
+    for name in architectures:
+        own = rows[rows["architecture"] == name]
+        columns[name] = [tidy.number(tidy.select(own, **wanted)) for wanted in QUALITY.values()]
+    return pd.DataFrame(columns, index=list(QUALITY))
+
+
+def costs(results: dict[str, Result]) -> pd.DataFrame:
+    """What each architecture costs on the machine of the run (rows of `COSTS`)."""
+    columns = {}
+    for name, result in results.items():
+        summary, speed = result.summary, result.summary["speed"]
+        columns[name] = [
+            summary["size"]["total"] / 1e6 if "size" in summary else float("nan"),
+            summary["embedding_dim"],
+            summary.get("training_seconds", float("nan")),
+            speed["images_per_second"],
+            speed["query_milliseconds"],
+            summary["index_bytes"] / 1e6,
+        ]
+    return pd.DataFrame(columns, index=list(COSTS))
+
+
+def pairs(results: dict[str, Result], search: str = "unrestricted") -> pd.DataFrame:
+    """Every pair of architectures and controls, compared query by query in average precision.
+
+    The seeds are averaged for each query first: see `uncertainty.compare` for the columns.
+    """
+    scores = {
+        name: average_precision(result, search, result.protocol) for name, result in results.items()
+    }
+    return uncertainty.compare(pd.DataFrame(scores))
+
+
+def average_precision(
+    result: Result, search: str, protocol: str, draw: int | None = None
+) -> pd.Series:
+    """Average precision of each query (the index) in the final state, averaged over the seeds."""
+    chosen = tidy.select(result.per_query, search=search, protocol=protocol, draw=draw)
+    return chosen.groupby("query")["average_precision"].mean()
+
+
+def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """The pairs as a reader sees them."""
+    return pd.DataFrame(
+        {
+            "ahead": compared["ahead"],
+            "behind": compared["behind"],
+            "difference in mAP": [
+                f"{row.difference:.3f} [{row.ci_low:.3f},\u00a0{row.ci_high:.3f}]"
+                for row in compared.itertuples()
+            ],
+            "p": compared["p"],
+            "p, Holm": compared["p_holm"],
+            "effect size": compared["effect_size"],
+            "queries": compared["n_queries"],
+            "told apart": compared["is_told_apart"].map({True: "yes", False: "no"}),
+        }
+    )
+
+
+def seeds(results: dict[str, Result]) -> pd.DataFrame:
+    """How the mAP of the unrestricted search differs from seed to seed, a row an architecture."""
+    rows = []
+    for name, result in results.items():
+        wanted = QUALITY["mAP, unrestricted"] | {"protocol": result.protocol}
+        own = tidy.select(result.metrics, **wanted)
+        values = own["value"]
+        rows.append(
+            {
+                "architecture": name,
+                "seeds": len(values),
+                "mean": values.mean(),
+                "lowest": values.min(),
+                "highest": values.max(),
+                "standard deviation": values.std(ddof=1),
+                "half of the interval over queries": (own["ci_high"] - own["ci_low"]).mean() / 2,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def histories(results: dict[str, Result]) -> dict[str, pd.DataFrame]:
+    """A row per epoch of the first seed, by architecture."""
+    return {name: each.history for name, each in results.items() if not each.is_control}
 
 
 def states(results: dict[str, Result]) -> pd.DataFrame:
     """A row per measured state of an architecture: accuracy and mAP after how many epochs."""
     rows = []
     for name, result in results.items():
-        epochs = result.metrics["epoch"].dropna().unique()
+        if result.is_control:
+            continue
+        averaged = result.averaged[result.averaged["protocol"] == result.protocol]
+        epochs = averaged["epoch"].dropna().unique()
         for epoch in [*sorted(int(epoch) for epoch in epochs), None]:
-            chosen = {"rows": result.metrics, "epoch": epoch}
+            wanted = QUALITY["accuracy"], QUALITY["mAP, unrestricted"]
+            accuracy, mean_ap = (tidy.select(averaged, epoch=epoch, **each) for each in wanted)
             rows.append(
                 {
                     "architecture": name,
                     "epochs": epoch or result.summary["epochs"],
-                    "accuracy": value(metric="accuracy", **chosen),
-                    "mAP, unrestricted": value(
-                        metric="mean_average_precision", search="unrestricted", **chosen
-                    ),
+                    "accuracy": tidy.number(accuracy),
+                    "mAP, unrestricted": tidy.number(mean_ap),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def differences(results: dict[str, Result], search: str = "unrestricted") -> list[Difference]:
-    """Every pair of architectures, compared query by query in average precision.
+def by_protocol(rows: pd.DataFrame, results: dict[str, Result], dataset: Dataset) -> pd.DataFrame:
+    """mAP of the unrestricted search, a row a protocol (and draw), a column an architecture."""
+    chosen = tidy.select(rows, **QUALITY["mAP, unrestricted"])
+    unseen = next(iter(results.values())).summary["asked"]["unseen"]
+    table = {}
+    for protocol in protocols.PROTOCOLS:
+        of_protocol = chosen[chosen["protocol"] == protocol]
+        for draw, group in of_protocol.groupby("draw", dropna=False):
+            label = protocol
+            if not pd.isna(draw):
+                view = protocols.view(dataset, protocol, unseen=unseen, draw=int(draw))
+                apart = [dataset.classes[each] for each in protocols.unseen_labels(view)]
+                label = f"{protocol}: {', '.join(apart)}"
+            table[label] = {
+                name: tidy.number(group[group["architecture"] == name]) for name in results
+            }
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("protocol")
 
-    The interval is mean ± 1.96 standard errors of the paired differences: how the mean would vary
-    with other queries of the same kind, not with other seeds.
+
+def with_and_without_leaks(
+    results: dict[str, Result], dataset: Dataset, leaking: pd.DataFrame
+) -> pd.DataFrame:
+    """mAP of the unrestricted search over all queries, and over those that leak nothing.
+
+    Args:
+        dataset: from `load_images`.
+        leaking: from `leaks.of`.
     """
-    pairs = []
-    for one, other in itertools.combinations(results, 2):
-        scores = [results[name].per_query[search]["average_precision"] for name in (one, other)]
-        each = (scores[0] - scores[1]).dropna().to_numpy()
-        ahead, behind = (one, other) if each.mean() >= 0 else (other, one)
-        each = each if ahead == one else -each
-        error = 1.96 * each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.inf
-        mean = float(each.mean())
-        pairs.append(Difference(ahead, behind, mean, mean - error, mean + error, len(each)))
-    return pairs
-
-
-def table(pairs: list[Difference]) -> pd.DataFrame:
-    """A row per pair of architectures: by how much one is ahead, with the interval."""
-    rows = [
-        {
-            "ahead": pair.ahead,
-            "behind": pair.behind,
-            "difference in mAP": pair.mean,
-            "95 % from": pair.low,
-            "to": pair.high,
-            "queries": pair.n_queries,
-            "told apart": "yes" if pair.is_told_apart else "no",
+    table, leaking = {}, dataset.queries[leaking["query"].unique()]
+    for name, result in results.items():
+        scores = average_precision(result, "unrestricted", result.protocol)
+        clean = scores[~scores.index.isin(leaking)]
+        found = uncertainty.intervals(pd.DataFrame({"all": scores, "without": clean}))
+        table[name] = {
+            "mAP, all queries": tidy.number(found.loc[["all"]]),
+            "mAP, without leaks": tidy.number(found.loc[["without"]]),
+            "queries without leaks": len(clean),
         }
-        for pair in pairs
-    ]
-    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["ahead", "behind"])
-
-
-def rows_of(results: dict[str, Result]) -> pd.DataFrame:
-    """The rows of metrics.csv of all runs."""
-    return pd.concat([result.metrics for result in results.values()], ignore_index=True)
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("architecture")
 
 
 def answers(
@@ -162,64 +207,36 @@ def answers(
     }
 
 
-def dataset(results: dict[str, Result]) -> dict:
-    """What the runs loaded their images with."""
-    return next(iter(results.values())).summary["dataset"]["parameters"]
+def relevant_ranks(result: Result, dataset: Dataset) -> np.ndarray:
+    """(n_queries, R) ranks of every query's relevant images in a run's unrestricted search.
 
-
-def verdict(pairs: list[Difference]) -> str:
-    """The pairs in words, as far as the numbers go."""
-    if not pairs:
-        return "Only one architecture has results, so there is nothing to compare it with."
-    lines = []
-    for pair in pairs:
-        interval = f"95 % interval {pair.low:+.3f} to {pair.high:+.3f}, {pair.n_queries} queries"
-        if pair.is_told_apart:
-            lines.append(
-                f"- **{pair.ahead}** is ahead of {pair.behind} by {pair.mean:.3f} in mAP "
-                f"({interval})."
-            )
-        else:
-            lines.append(
-                f"- {pair.ahead} and {pair.behind} are **not told apart**: they differ by "
-                f"{pair.mean:.3f} in mAP ({interval})."
-            )
-    lines.append(
-        "\nThe intervals cover the choice of queries, one seed each: another seed, other training "
-        "settings or other images may order the architectures differently."
+    Args:
+        dataset: from `load_images`.
+    """
+    path = project_root() / result.summary["artifacts"]["embeddings"] / "vectors.npy"
+    vectors = np.load(path, mmap_mode="r")
+    blocks = retrieval.relevant_ranks(
+        vectors[dataset.queries],
+        dataset.query_labels,
+        vectors[dataset.gallery],
+        dataset.gallery_labels,
+        exclude=dataset.exclude,
     )
-    return "\n".join(lines)
-
-
-def describe(name: str, result: Result) -> str:
-    """A run in words, from its numbers."""
-    summary, rows = result.summary, result.metrics
-    images, speed = summary["dataset"], summary["speed"]
-    accuracy = value(rows, "accuracy")
-    everywhere = value(rows, "mean_average_precision", "unrestricted")
-    in_class = value(rows, "mean_average_precision", "predicted_class")
-    return (
-        f"**{name}** predicts the right class for {accuracy:.1%} of {images['queries']:,} queries. "
-        f"Ranking the whole gallery of {images['gallery']:,} images it reaches a mean average "
-        f"precision of {everywhere:.3f}; searching only the predicted class, {in_class:.3f}. "
-        f"A query takes {speed['query_milliseconds']:.0f} ms (median), the gallery's embeddings "
-        f"{summary['index_bytes'] / 1e6:.1f} MB. "
-        f"Training: {summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}, "
-        f"{duration(summary['training_seconds'])}."
+    found = [ranks for _, ranks in blocks]
+    width = max(ranks.shape[1] for ranks in found)
+    return np.concatenate(
+        [
+            np.pad(ranks, ((0, 0), (0, width - ranks.shape[1])), constant_values=np.nan)
+            for ranks in found
+        ]
     )
 
 
-def describe_all(results: dict[str, Result]) -> str:
-    """Every run in words, a paragraph each."""
-    return "\n\n".join(describe(name, result) for name, result in results.items())
-
-
-def without_results(missing: list[str]) -> str:
-    """The architectures that have no results, with the reason; nothing where there are none."""
-    return "\n".join(
-        f"- **{each.partition(':')[0]}** has no results:{each.partition(':')[2]}"
-        for each in missing
-    )
+def load_images(results: dict[str, Result]) -> Dataset:
+    """The images of the runs, as the study's first protocol sees them."""
+    result = next(iter(results.values()))
+    dataset = data.load(**result.summary["dataset"]["parameters"])
+    return protocols.view(dataset, result.protocol)
 
 
 def provenance(study: str) -> pd.DataFrame:
@@ -238,7 +255,8 @@ def provenance(study: str) -> pd.DataFrame:
         "data, SHA-256": content["data"]["fingerprint"],
     }
     for name, run in content["architectures"].items():
-        rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
+        if run["weights"]:
+            rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
         rows[f"{name}, seconds"] = ", ".join(
             f"{step} {seconds:.1f}" for step, seconds in run["seconds"].items()
         )

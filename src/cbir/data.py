@@ -1,7 +1,8 @@
 """Images: read once into memory-mapped arrays, split without overlap, fingerprinted.
 
 Whatever the source (digits, CIFAR-10, a folder of pictures), what comes out is the same: RGB
-images of one size in two arrays, train and test, that are read from disk only where they are used.
+images of one size in one array, training images before test images, that is read from disk only
+where it is used.
 """
 
 import hashlib
@@ -19,50 +20,75 @@ from cbir.cache import cached, digest, find
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, labels and the split of a study.
+    """All images of a study in one array, and which of them serve what.
 
     Attributes:
         parameters: what it was loaded with.
         classes: class names; a label is a position in them.
-        train_images, test_images: (n, size, size, 3) uint8 RGB, memory-mapped.
-        train_labels, test_labels: (n,) int64.
-        train_names, test_names: what tells an image from all others, such as its path.
-        train, validation: positions in `train_images`, sorted, disjoint, together all of them.
+        images: (n, size, size, 3) uint8 RGB, memory-mapped, training images before test images.
+        labels: (n,) int64.
+        names: what tells an image from all others, such as its path.
+        train, validation, gallery, queries: positions in `images`, each sorted.
         fingerprint: SHA-256 of all images and labels.
         skipped: files that could not be read, with the reason.
+        protocol: which images are gallery and which are queries; see `protocols`.
+        draw: number of the draw, where the protocol draws.
 
-    The gallery is `train_images` whole: validation serves the choices, then joins it. The queries
-    are `test_images`, and never serve a choice.
+    A network learns from `train`; choices are made on `validation`; queries serve no choice.
     """
 
     parameters: dict
     classes: list[str]
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    train_names: list[str]
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    test_names: list[str]
+    images: np.ndarray
+    labels: np.ndarray
+    names: list[str]
     train: np.ndarray
     validation: np.ndarray
+    gallery: np.ndarray
+    queries: np.ndarray
     fingerprint: str
     skipped: list[str]
+    protocol: str = "closed"
+    draw: int | None = None
 
     @property
     def split_fingerprint(self) -> str:
         """Digest of the fingerprint and of which images train and which validate."""
         return digest([self.fingerprint, self.train.tolist(), self.validation.tolist()])
 
+    @property
+    def search_fingerprint(self) -> str:
+        """Digest of the fingerprint and of which images are searched, and with which."""
+        return digest([self.fingerprint, self.gallery.tolist(), self.queries.tolist()])
+
+    @property
+    def gallery_labels(self) -> np.ndarray:
+        """(n_gallery,) int64."""
+        return self.labels[self.gallery]
+
+    @property
+    def query_labels(self) -> np.ndarray:
+        """(n_queries,) int64."""
+        return self.labels[self.queries]
+
+    @property
+    def exclude(self) -> np.ndarray:
+        """(n_queries,) the gallery position that is the query itself, -1 where there is none."""
+        place = np.searchsorted(self.gallery, self.queries)
+        place = np.minimum(place, len(self.gallery) - 1)
+        return np.where(self.gallery[place] == self.queries, place, -1)
+
     def counts(self) -> pd.DataFrame:
         """Images by class (rows) and by what they serve (columns)."""
         parts = {
-            "training": self.train_labels[self.train],
-            "validation": self.train_labels[self.validation],
-            "gallery": self.train_labels,
-            "queries": self.test_labels,
+            "training": self.train,
+            "validation": self.validation,
+            "gallery": self.gallery,
+            "queries": self.queries,
         }
         table = {
-            part: np.bincount(labels, minlength=len(self.classes)) for part, labels in parts.items()
+            part: np.bincount(self.labels[positions], minlength=len(self.classes))
+            for part, positions in parts.items()
         }
         frame = pd.DataFrame(table, index=pd.Index(self.classes, name="class"))
         frame.loc["all"] = frame.sum()
@@ -93,15 +119,12 @@ def load(
     """
     images = cached(**_images_step(dataset, image_size, test_fraction, split_seed))
     content = json.loads((images.folder / "content.json").read_text("utf-8"))
-    arrays = {
-        name: np.load(images.folder / f"{name}.npy", mmap_mode="r")
-        for name in ("train_images", "train_labels", "test_images", "test_labels")
-    }
-    labels = np.asarray(arrays["train_labels"])
+    n_train = content.pop("n_train")
+    labels = np.load(images.folder / "labels.npy")
 
     def make(folder: Path) -> None:
         train, validation = stratified_split(
-            labels, validation_fraction, split_seed, content["classes"], "validation"
+            labels[:n_train], validation_fraction, split_seed, content["classes"], "validation"
         )
         np.save(folder / "train.npy", train)
         np.save(folder / "validation.npy", validation)
@@ -124,10 +147,13 @@ def load(
             "validation_fraction": validation_fraction,
             "split_seed": split_seed,
         },
+        images=np.load(images.folder / "images.npy", mmap_mode="r"),
+        labels=labels,
         train=np.load(split.folder / "train.npy"),
         validation=np.load(split.folder / "validation.npy"),
+        gallery=np.arange(n_train),
+        queries=np.arange(n_train, len(labels)),
         **content,
-        **arrays,
     )
     _check_disjoint(loaded)
     return loaded
@@ -196,24 +222,26 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
         else:
             is_test = pictures.is_test[readable]
             parts = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-        content = {"classes": pictures.classes, "skipped": skipped}
-        fingerprint = hashlib.sha256(json.dumps(pictures.classes).encode())
         for part, rows in zip(("train", "test"), parts, strict=True):
             _check_classes(labels[rows], pictures.classes, part)
-            array = open_memmap(
-                into / f"{part}_images.npy",
-                "w+",
-                images.dtype,
-                (len(rows), *images.shape[1:]),
-            )
-            for start in range(0, len(rows), 1024):
-                array[start : start + 1024] = images[rows[start : start + 1024]]
-                fingerprint.update(array[start : start + 1024].tobytes())
-            array.flush()
-            fingerprint.update(labels[rows].tobytes())
-            np.save(into / f"{part}_labels.npy", labels[rows])
-            content[f"{part}_names"] = [names[row] for row in rows]
-        content["fingerprint"] = fingerprint.hexdigest()
+        order = np.concatenate(parts)
+        fingerprint = hashlib.sha256(json.dumps([pictures.classes, len(parts[0])]).encode())
+        array = open_memmap(
+            into / "images.npy", "w+", images.dtype, (len(order), *images.shape[1:])
+        )
+        for start in range(0, len(order), 1024):
+            array[start : start + 1024] = images[order[start : start + 1024]]
+            fingerprint.update(array[start : start + 1024].tobytes())
+        array.flush()
+        fingerprint.update(labels[order].tobytes())
+        np.save(into / "labels.npy", labels[order])
+        content = {
+            "classes": pictures.classes,
+            "names": [names[row] for row in order],
+            "n_train": len(parts[0]),
+            "skipped": skipped,
+            "fingerprint": fingerprint.hexdigest(),
+        }
         (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
         del images, array
         (into / "all.npy").unlink()
@@ -237,6 +265,6 @@ def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:
 
 def _check_disjoint(dataset: Dataset) -> None:
     """Queries, training and validation images are different images, by name and by position."""
-    assert not set(dataset.train_names) & set(dataset.test_names), "an image is query and gallery"
+    assert len(set(dataset.names)) == len(dataset.names), "an image is query and gallery"
     assert not np.intersect1d(dataset.train, dataset.validation).size, "train meets validation"
-    assert len(dataset.train) + len(dataset.validation) == len(dataset.train_labels)
+    assert len(dataset.train) + len(dataset.validation) == len(dataset.gallery)

@@ -1,17 +1,22 @@
-"""Images to vectors: the layer under the classifier, L2-normalised, for gallery and queries."""
+"""Images to vectors: the layer under the classifier, L2-normalised, for every image of a study."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError
+from cbir import StudyError, controls
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
-from cbir.models import Network
-from cbir.training import Batches, Progress, Training
+
+if TYPE_CHECKING:  # the controls need no Keras
+    import keras
+
+    from cbir.models import Network
+    from cbir.training import Training
 
 BATCH_SIZE = 256
 
@@ -22,22 +27,40 @@ class Embeddings:
 
     Attributes:
         artifact: where they stand, and what they were made from.
-        gallery, query: (n, d) float32, of unit length, memory-mapped.
-        gallery_labels, query_labels: (n,) int64.
-        query_probabilities: (n_queries, n_classes) float32, the classifier's word on each query.
+        dataset: which of the images are gallery, and which are queries.
+        vectors: (n, d) float32, of unit length, memory-mapped: all images, in their order.
+        probabilities: (n, n_classes) float32, the classifier's word on each image; None for a
+            control, which has no classifier.
     """
 
     artifact: Artifact
-    gallery: np.ndarray
-    gallery_labels: np.ndarray
-    query: np.ndarray
-    query_labels: np.ndarray
-    query_probabilities: np.ndarray
+    dataset: Dataset
+    vectors: np.ndarray
+    probabilities: np.ndarray | None
+
+    @functools.cached_property
+    def gallery(self) -> np.ndarray:
+        """(n_gallery, d) float32."""
+        return _rows(self.vectors, self.dataset.gallery)
+
+    @functools.cached_property
+    def query(self) -> np.ndarray:
+        """(n_queries, d) float32."""
+        return _rows(self.vectors, self.dataset.queries)
+
+    @property
+    def query_probabilities(self) -> np.ndarray:
+        """(n_queries, n_classes) float32."""
+        return _rows(self.probabilities, self.dataset.queries)
 
     @property
     def query_predictions(self) -> np.ndarray:
         """(n_queries,) the class that the classifier predicts."""
         return self.query_probabilities.argmax(axis=1)
+
+    def of(self, dataset: Dataset) -> "Embeddings":
+        """The same vectors, with the gallery and the queries of another view."""
+        return Embeddings(self.artifact, dataset, self.vectors, self.probabilities)
 
     def stored(self) -> pd.DataFrame:
         """How many vectors, how long, and what they take on disk."""
@@ -54,10 +77,10 @@ class Embeddings:
         return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def features(network: Network, dataset: Dataset) -> Artifact | None:
+def features(network: "Network", dataset: Dataset) -> Artifact | None:
     """What a frozen backbone makes of every image, computed once; None where it is trained.
 
-    Heads, seeds and epochs share these (n, d) float32 arrays `gallery.npy` and `query.npy`.
+    Heads, seeds and epochs share this (n, d) float32 array `features.npy`.
     """
     if network.train == "all":
         return None
@@ -65,8 +88,7 @@ def features(network: Network, dataset: Dataset) -> Artifact | None:
     drawn = () if network.weights else ("seed", "dropout")
 
     def make(folder: Path) -> None:
-        for part, images in (("gallery", dataset.train_images), ("query", dataset.test_images)):
-            np.save(folder / f"{part}.npy", predict(network.backbone, images, part))
+        np.save(folder / "features.npy", predict(network.backbone, dataset.images, "features"))
 
     return cached(
         "features",
@@ -81,18 +103,18 @@ def features(network: Network, dataset: Dataset) -> Artifact | None:
 
 
 def embed(
-    network: Network,
-    training: Training,
+    network: "Network",
+    training: "Training",
     dataset: Dataset,
     frozen: Artifact | None = None,
     epoch: int | None = None,
 ) -> Embeddings:
-    """Embeddings and class probabilities of gallery and queries.
+    """Embeddings and class probabilities of all images.
 
     Args:
         network: what was trained.
         training: where its weights stand.
-        dataset: gallery = `train_images`, queries = `test_images`.
+        dataset: whose images, gallery and queries.
         frozen: `features`, where the backbone is frozen.
         epoch: one of the training's measured epochs; the final state by default.
     """
@@ -100,13 +122,12 @@ def embed(
     def make(folder: Path) -> None:
         network.model.load_weights(training.weights_path(epoch))
         encoder = network.head_encoder if frozen else network.encoder
-        for part, images in (("gallery", dataset.train_images), ("query", dataset.test_images)):
-            inputs = np.load(frozen.folder / f"{part}.npy", mmap_mode="r") if frozen else images
-            embedding, probabilities = predict(encoder, inputs, part)
-            np.save(folder / f"{part}_embeddings.npy", normalise(embedding))
-            np.save(folder / f"{part}_probabilities.npy", probabilities)
-        np.save(folder / "gallery_labels.npy", dataset.train_labels)
-        np.save(folder / "query_labels.npy", dataset.test_labels)
+        inputs = dataset.images
+        if frozen:
+            inputs = np.load(frozen.folder / "features.npy", mmap_mode="r")
+        vectors, probabilities = predict(encoder, inputs, "embeddings")
+        np.save(folder / "vectors.npy", normalise(vectors))
+        np.save(folder / "probabilities.npy", probabilities)
         network.model.load_weights(training.weights_path())
 
     artifact = cached(
@@ -116,15 +137,36 @@ def embed(
         reads=[training.artifact.key, dataset.fingerprint],
         code=__name__,
     )
-    load = {"mmap_mode": "r"}
     return Embeddings(
-        artifact=artifact,
-        gallery=np.load(artifact.folder / "gallery_embeddings.npy", **load),
-        gallery_labels=np.load(artifact.folder / "gallery_labels.npy"),
-        query=np.load(artifact.folder / "query_embeddings.npy", **load),
-        query_labels=np.load(artifact.folder / "query_labels.npy"),
-        query_probabilities=np.load(artifact.folder / "query_probabilities.npy", **load),
+        artifact,
+        dataset,
+        np.load(artifact.folder / "vectors.npy", mmap_mode="r"),
+        np.load(artifact.folder / "probabilities.npy", mmap_mode="r"),
     )
+
+
+def embed_control(control: str, dataset: Dataset, seed: int) -> Embeddings:
+    """What a control makes of all images; it learns nothing and has no classifier.
+
+    Args:
+        control: a name in `controls.CONTROLS`.
+        dataset: whose images, gallery and queries.
+        seed: of what is random in it.
+    """
+
+    def make(folder: Path) -> None:
+        vectors = controls.describe_images(control, dataset.images, seed)
+        np.save(folder / "vectors.npy", normalise(vectors))
+
+    artifact = cached(
+        "embeddings",
+        make,
+        parameters={"control": control, "seed": seed},
+        reads=[dataset.fingerprint],
+        code=__name__,
+    )
+    vectors = np.load(artifact.folder / "vectors.npy", mmap_mode="r")
+    return Embeddings(artifact, dataset, vectors, None)
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
@@ -141,8 +183,17 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), flat)
 
 
-def predict(model: keras.Model, inputs: np.ndarray, part: str):
+def predict(model: "keras.Model", inputs: np.ndarray, what: str):
     """The model's output for all inputs, in their order."""
+    from cbir.training import Batches, Progress
+
     batches = Batches(inputs, np.zeros(len(inputs)), np.arange(len(inputs)), BATCH_SIZE)
-    what = f"embedding the {part}, batches of {BATCH_SIZE}"
-    return model.predict(batches, verbose=0, callbacks=[Progress(len(batches), what)])
+    said = Progress(len(batches), f"{what}, batches of {BATCH_SIZE}")
+    return model.predict(batches, verbose=0, callbacks=[said])
+
+
+def _rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Rows by position: a view where they follow one another, a copy where they do not."""
+    first, last = positions[0], positions[-1] + 1
+    is_whole = last - first == len(positions) and (np.diff(positions) == 1).all()
+    return array[first:last] if is_whole else array[positions]

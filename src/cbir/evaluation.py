@@ -3,22 +3,22 @@
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cbir import metrics, retrieval
+from cbir import metrics, protocols, retrieval, searches
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
-from cbir.embeddings import BATCH_SIZE, Embeddings, embed, normalise, predict
-from cbir.models import Network
-from cbir.training import Training
+from cbir.embeddings import BATCH_SIZE, Embeddings, normalise
 
 # The report shows the first ten results, whatever the study's ks.
 SHOWN = 10
-SEARCHES = ("unrestricted", "predicted_class")
+# What a protocol's own literature reports.
+PROTOCOL_KS = {"hashing_1k": (1000,)}
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Evaluation:
 
     Attributes:
         artifact: where rankings and scores stand, and what they were made from.
-        search: "unrestricted", or "predicted_class".
+        search: a name in `searches.SEARCHES`.
         rankings: (n_queries, k) int32 gallery positions, nearest first, -1 where there are none.
         similarities: (n_queries, k) float32 cosine similarities.
-        per_query: a row per query: query, label, predicted, and the columns of
-            `metrics.per_query`.
+        per_query: a row per query: query (its position among all images), label, predicted (-1
+            without a classifier), correct (1 or 0), searched (the share of the gallery that was),
+            and the columns of `metrics.evaluate_retrieval`.
     """
 
     artifact: Artifact
@@ -51,35 +52,43 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
 
     Args:
         embeddings: of gallery and queries.
-        search: "unrestricted" ranks the whole gallery; "predicted_class" only the images of the
-            class that the classifier predicts for the query, as the paper does.
+        search: a name in `searches.SEARCHES`.
         ks: depths at which to measure, besides the ten results that a report shows.
     """
     ks = sorted({*ks, SHOWN})
-    predicted = embeddings.query_predictions
-    labels, gallery_labels = embeddings.query_labels, embeddings.gallery_labels
-    allowed = {
-        "unrestricted": None,
-        "predicted_class": retrieval.within(predicted, gallery_labels),
-    }[search]
+    dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
-        k = max(SHOWN, *ks)
-        rankings, similarities = retrieval.search(embeddings.query, embeddings.gallery, k, allowed)
-        np.save(folder / "rankings.npy", rankings)
-        np.save(folder / "similarities.npy", similarities)
-        ranks = retrieval.relevant_ranks(
-            embeddings.query, labels, embeddings.gallery, gallery_labels, allowed
+        asked = searches.question(embeddings, search)
+        labels, gallery_labels = dataset.query_labels, dataset.gallery_labels[asked.order]
+        # Where each gallery position has gone, so that a query is still found in it.
+        place = np.argsort(asked.order)
+        exclude = np.where(dataset.exclude < 0, -1, place[dataset.exclude])
+        limits = {"restrict_to": asked.restrict_to, "exclude": exclude}
+        rankings, similarities = retrieval.search(
+            normalise(asked.query), asked.gallery, SHOWN, gallery_labels=gallery_labels, **limits
         )
-        queries = {"query": np.arange(len(labels)), "label": labels, "predicted": predicted}
-        scores = pd.concat([pd.DataFrame(queries), metrics.per_query(ranks, ks)], axis=1)
+        np.save(folder / "rankings.npy", np.where(rankings < 0, -1, asked.order[rankings]))
+        np.save(folder / "similarities.npy", similarities)
+        scores = metrics.evaluate_retrieval(
+            asked.query, labels, asked.gallery, gallery_labels, ks=ks, **limits
+        )
+        queries = {"query": dataset.queries, "label": labels}
+        queries |= {"predicted": -1, "correct": np.nan, "searched": 1.0}
+        if embeddings.probabilities is not None:
+            queries["predicted"] = predicted = embeddings.query_predictions
+            queries["correct"] = (predicted == labels).astype(float)
+        if asked.restrict_to is not None:
+            counts = np.bincount(gallery_labels, minlength=len(dataset.classes))
+            queries["searched"] = asked.restrict_to @ counts / len(gallery_labels)
+        scores = pd.concat([pd.DataFrame(queries), scores], axis=1)
         scores.to_parquet(folder / "per_query.parquet")
 
     artifact = cached(
         "rankings",
         make,
         parameters={"search": search, "ks": ks},
-        reads=[embeddings.artifact.key],
+        reads=[embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint],
         code=__name__,
     )
     return Evaluation(
@@ -91,45 +100,76 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
     )
 
 
+def first_view(dataset: Dataset, asked: dict) -> Dataset:
+    """The data set as the study's first protocol sees it: what its pages show."""
+    return protocols.view(dataset, asked["protocols"][0])
+
+
 @dataclass(frozen=True)
 class State:
-    """A state of a network, measured: the final one (`epoch` None) or that after an epoch."""
+    """What was measured at once: a state of a network, under a protocol, in every way of searching.
 
+    Attributes:
+        seed: that the network was trained with.
+        epoch: after which the network was in this state; None for the final one.
+        embeddings: of the images of that state, as the protocol (and its draw) sees them.
+        evaluations: one for each way of searching, `unrestricted` first.
+    """
+
+    seed: int
     epoch: int | None
     embeddings: Embeddings
     evaluations: list[Evaluation]
 
 
 def measure(
-    network: Network,
-    training: Training,
     dataset: Dataset,
-    frozen: Artifact | None,
     *,
-    ks: list[int],
-    epochs: list[int | None],
+    embed_view: Callable[..., Embeddings],
+    asked: dict,
+    epochs: list[int] = (),
 ) -> list[State]:
-    """Embed and evaluate every way of searching, for each of the states named in `epochs`."""
+    """Measure every seed under every protocol; the study's first seed and protocol come first.
+
+    Args:
+        dataset: as `data.load` gives it.
+        embed_view: (view, seed) -> embeddings, from a network or from a control; `epoch` says
+            which state of a network, where it is not the final one.
+        asked: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
+        epochs: states to measure besides the final one, under the first protocol.
+    """
     states = []
-    for epoch in epochs:
-        embedded = embed(network, training, dataset, frozen, epoch)
-        states.append(State(epoch, embedded, [evaluate(embedded, each, ks) for each in SEARCHES]))
+    first_seed, first_protocol = asked["seeds"][0], asked["protocols"][0]
+    views = list(
+        protocols.views(dataset, asked["protocols"], unseen=asked["unseen"], draws=asked["draws"])
+    )
+    for seed in asked["seeds"]:
+        for view in views:
+            # Draws are repetitions already, and each is a training of its own.
+            if view.draw is not None and seed != first_seed:
+                continue
+            is_first = view.protocol == first_protocol
+            ks = [*asked["ks"], *PROTOCOL_KS.get(view.protocol, ())]
+            for epoch in [None, *(sorted(epochs) if is_first else ())]:
+                embedded = embed_view(view, seed, **({"epoch": epoch} if epoch else {}))
+                ways = [evaluate(embedded, each, ks) for each in searches.of(embedded)]
+                states.append(State(seed, epoch, embedded, ways))
     return states
 
 
-def classification(embeddings: Embeddings, classes: list[str]) -> pd.DataFrame:
+def classification(embeddings: Embeddings) -> pd.DataFrame:
     """How many queries of each class (rows) the classifier gets right, and the share."""
-    right = embeddings.query_predictions == embeddings.query_labels
-    table = pd.DataFrame({"queries": 1, "right": right})
-    table = table.groupby(embeddings.query_labels).sum()
-    table.index = pd.Index(classes, name="class")
+    labels = embeddings.dataset.query_labels
+    right = embeddings.query_predictions == labels
+    table = pd.DataFrame({"queries": 1, "right": right}).groupby(labels).sum()
+    table.index = pd.Index(embeddings.dataset.classes, name="class")
     table.loc["all"] = table.sum()
     return table.assign(accuracy=table["right"] / table["queries"])
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What using a network costs on this machine.
+    """What embedding costs on this machine.
 
     Attributes:
         images_per_second: embedding images that stand in memory, batch by batch.
@@ -140,24 +180,27 @@ class Speed:
     query_milliseconds: float
 
 
-def measure_speed(
-    network: Network, training: Training, embeddings: Embeddings, dataset: Dataset
-) -> Speed:
-    """Time the embedding of images and single queries, after a warm-up; measured once and kept."""
+def measure_speed(embeddings: Embeddings, encode: Callable[[np.ndarray], np.ndarray]) -> Speed:
+    """Time the embedding of images and single queries, after a warm-up; measured once and kept.
+
+    Args:
+        embeddings: whose gallery is searched.
+        encode: (n, size, size, 3) uint8 images -> (n, d) vectors.
+    """
+    dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
-        encoder, first = network.encoder, retrieval.first_of_equals(embeddings.gallery)
-        images = np.asarray(dataset.train_images[: 4 * BATCH_SIZE])
-        predict(encoder, images[: 2 * BATCH_SIZE], "warm-up")
+        first = retrieval.first_of_equals(embeddings.gallery)
+        images = np.asarray(dataset.images[: 4 * BATCH_SIZE])
+        encode(images[: 2 * BATCH_SIZE])
         started = time.perf_counter()
-        predict(encoder, images, "gallery")
+        encode(images)
         throughput = len(images) / (time.perf_counter() - started)
         seconds = []
-        for image in np.asarray(dataset.test_images[:30]):
+        for position in dataset.queries[:30]:
             started = time.perf_counter()
-            vectors, _ = encoder.predict_on_batch(image[None].astype(np.float32))
-            vectors = normalise(np.asarray(vectors))
-            retrieval.search(vectors, embeddings.gallery, SHOWN, first=first)
+            vector = normalise(encode(dataset.images[position][None]))
+            retrieval.search(vector, embeddings.gallery, SHOWN, first=first)
             seconds.append(time.perf_counter() - started)
         # The first one pays for building the graph of a single picture.
         speed = Speed(throughput, 1000 * statistics.median(seconds[1:] or seconds))
@@ -167,7 +210,7 @@ def measure_speed(
         "speed",
         make,
         parameters={},
-        reads=[training.artifact.key, embeddings.artifact.key],
+        reads=[embeddings.artifact.key, dataset.search_fingerprint],
         code=__name__,
     )
     return Speed(**json.loads((artifact.folder / "speed.json").read_text("utf-8")))

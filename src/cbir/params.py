@@ -14,51 +14,15 @@ import nbformat
 import yaml
 
 from cbir import StudyError
+from cbir.limits import LIMITS, TYPES
 
 # Set by where a file stands, not by what stands in it: params/<study>/<architecture>.yaml.
 PLACED = ("study", "architecture")
 SHARED = "study.yaml"
 # What decides the images: the same for all architectures of a study.
 DATA = ("dataset", "image_size", "test_fraction", "validation_fraction", "split_seed")
-TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-
-# The rows of `models.BACKBONES`, named here so that checking parameters does not load Keras.
-BACKBONES = ("cnn", "resnet50", "vgg16")
-
-# What a value must fulfil beyond its type: (holds, what to say where it does not).
-_POSITIVE = (lambda value: value > 0, "must be greater than 0")
-_NOT_NEGATIVE = (lambda value: value >= 0, "must be 0 or greater")
-_FRACTION = (lambda value: 0 < value < 1, "must lie between 0 and 1, both excluded")
-LIMITS = {
-    "backbone": (lambda value: value in BACKBONES, f"must be one of {', '.join(BACKBONES)}"),
-    "image_size": (lambda value: value >= 8, "must be 8 or more (pixels)"),
-    "test_fraction": _FRACTION,
-    "validation_fraction": _FRACTION,
-    "split_seed": _NOT_NEGATIVE,
-    "seed": _NOT_NEGATIVE,
-    "ks": (
-        lambda value: value and min(value) > 0 and len(set(value)) == len(value),
-        "must name at least one k, each 1 or more and each once",
-    ),
-    "train": (lambda value: value in ("head", "all"), "must be head or all"),
-    "schedule": (
-        lambda value: value in ("constant", "cosine"),
-        "must be constant or cosine",
-    ),
-    "input_size": (lambda value: value >= 32, "must be 32 or more (pixels)"),
-    "embedding_dim": _POSITIVE,
-    "dropout": (lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
-    "epochs": _POSITIVE,
-    "measured_epochs": (
-        lambda value: all(epoch > 0 for epoch in value) and len(set(value)) == len(value),
-        "must be epochs from 1 on, each once",
-    ),
-    "batch_size": _POSITIVE,
-    "learning_rate": (
-        lambda value: 0 < value < float("inf"),
-        "must be greater than 0 and finite",
-    ),
-}
+# What is measured of an architecture.
+ASKED = ("seeds", "protocols", "unseen", "draws", "ks")
 
 
 @dataclass(frozen=True)
@@ -68,6 +32,21 @@ class Run:
     architecture: str
     notebook: Path
     parameters: dict
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it stands in the place of an architecture, without a network."""
+        return "control" in self.parameters
+
+    @property
+    def weights(self) -> tuple[str, str]:
+        """Backbone and weights, as `sources.find_weights` takes them."""
+        return self.parameters.get("backbone", ""), self.parameters.get("weights", "none")
+
+    @property
+    def asked(self) -> dict:
+        """What is to be measured."""
+        return {key: self.parameters[key] for key in ASKED}
 
 
 def studies(root: Path) -> list[str]:
@@ -93,7 +72,7 @@ def load(
         overrides: "key=value key=value", values in YAML, over what the files say.
 
     Returns:
-        One run per architecture, in the order of their file names.
+        One run per architecture, in the order of their file names, the controls last.
 
     Raises:
         StudyError: an unknown study, or a parameter that is unknown, missing, ill-typed or out of
@@ -127,7 +106,9 @@ def load(
         runs.append(Run(path.stem, notebook, _layered(known(notebook), layers) | placed))
     if not runs:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
-    return runs
+    for run in runs:
+        _check_together(run, runs[0])
+    return sorted(runs, key=lambda run: run.is_control)
 
 
 def known(notebook: Path) -> dict[str, str]:
@@ -207,6 +188,25 @@ def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
         files = " or ".join(file for file, _ in layers[1:])
         raise StudyError(f"{files}: measured_epochs: {beyond[0]} lies beyond epochs: {epochs}")
     return parameters
+
+
+def _check_together(run: Run, first: Run) -> None:
+    """What no parameter shows alone.
+
+    Raises:
+        StudyError: a protocol that the data cannot serve, or nothing to compare runs under.
+    """
+    protocols, dataset = run.parameters["protocols"], run.parameters["dataset"]
+    if "hashing_1k" in protocols and dataset != "cifar10":
+        raise StudyError(
+            f"{run.architecture}: protocols: hashing_1k is that of cifar10: leave it out for "
+            f"{dataset}"
+        )
+    if protocols[0] != first.parameters["protocols"][0]:
+        raise StudyError(
+            f"{run.architecture}: protocols: must begin with {first.parameters['protocols'][0]}, "
+            f"as those of {first.architecture} do: architectures are compared under the first"
+        )
 
 
 def _fits(value, annotation: str) -> bool:

@@ -1,7 +1,7 @@
 """What a report would take: which notebooks would run, what is cached, what must be downloaded."""
 
-from cbir import data, params, project_root, sources
-from cbir.cache import Artifact, backend, finished, is_current
+from cbir import data, params, project_root, protocols, sources
+from cbir.cache import backend, finished, is_current
 from cbir.progress import duration
 from cbir.results import machine
 from cbir.study import Study, run_key
@@ -36,7 +36,7 @@ def describe(study: Study) -> str:
         own = {key: value for key, value in given.items() if key not in shared}
         lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
         lines += [f"  {_join(own)}"] if own else []
-        missing = sources.missing_weights(given["backbone"], given["weights"])
+        missing = sources.missing_weights(*run.weights)
         if missing:
             lines.append(f"  will download {missing}")
         if run.architecture not in study.chosen:
@@ -48,11 +48,14 @@ def describe(study: Study) -> str:
         ):
             lines.append("  up to date")
         else:
-            training = _trained(study, given) if decoded and not missing else None
             seconds = NOTEBOOK_SECONDS
-            if not training:
-                seconds += _estimate(given, _count_images(study, decoded))
-            lines.append(f"  weights: {'cached' if training else 'to be trained'}")
+            if not run.is_control:
+                wanted = _trainings(study, run, decoded)
+                cached = sum(_trained(study, given, *each) for each in wanted if decoded)
+                cached = 0 if missing else cached
+                left = len(wanted) - cached
+                seconds += left * _estimate(given, _count_images(study, decoded))
+                lines.append(f"  trainings: {cached} cached, {left} to be done")
             lines.append(f"  will run, about {duration(seconds)}")
             total += seconds
     lines += ["", f"about {duration(total + NOTEBOOK_SECONDS) if total else '0 s'} in all"]
@@ -90,7 +93,7 @@ def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
     """Number of training images and of all images, known or guessed without reading them."""
     if decoded:
         dataset = study.dataset
-        return len(dataset.train), len(dataset.train_labels) + len(dataset.test_labels)
+        return len(dataset.train), len(dataset.labels)
     name = study.runs[0].parameters["dataset"]
     known = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
     if name in known:
@@ -100,19 +103,35 @@ def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
     return round(0.7 * count), count
 
 
-def _trained(study: Study, given: dict) -> Artifact | None:
-    """A finished training that the run would be served from the cache."""
-    for each in finished("training", "cbir.training"):
-        known = {**given, "training_seed": given["seed"], "n_classes": len(study.dataset.classes)}
-        known["measured_epochs"] = sorted(given["measured_epochs"])
-        path = sources.find_weights(given["backbone"], given["weights"])
-        reads = [study.dataset.split_fingerprint, sources.weights_fingerprint(path)]
-        stated = each.manifest["parameters"]
-        if each.manifest["reads"][:2] == reads and all(
-            known[key] == value for key, value in stated.items()
-        ):
-            return each
-    return None
+def _trainings(study: Study, run: params.Run, decoded: bool) -> list[tuple[int, str]]:
+    """The seed and the split of every training that a run needs; splits are known once decoded."""
+    given, wanted = run.parameters, []
+    for seed in given["seeds"]:
+        for protocol in given["protocols"]:
+            draws = range(given["draws"]) if protocol == "unseen_classes" else [None]
+            if protocol == "unseen_classes" and seed != given["seeds"][0]:
+                continue
+            for draw in draws:
+                split = f"{protocol} {draw}".replace("held_out_gallery", "closed")
+                if decoded:
+                    unseen = given["unseen"]
+                    view = protocols.view(study.dataset, protocol, unseen=unseen, draw=draw)
+                    split = view.split_fingerprint
+                wanted.append((seed, split))
+    return list(dict.fromkeys(wanted))
+
+
+def _trained(study: Study, given: dict, seed: int, split: str) -> bool:
+    """Whether a training would be served from the cache."""
+    path = sources.find_weights(given["backbone"], given["weights"])
+    reads = [split, sources.weights_fingerprint(path)]
+    known = {**given, "seed": seed, "training_seed": seed, "n_classes": len(study.dataset.classes)}
+    known["measured_epochs"] = sorted(given["measured_epochs"])
+    return any(
+        each.manifest["reads"][:2] == reads
+        and all(known[key] == value for key, value in each.manifest["parameters"].items())
+        for each in finished("training", "cbir.training")
+    )
 
 
 def _estimate(given: dict, counts: tuple[int, int]) -> float:

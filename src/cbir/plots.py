@@ -7,16 +7,29 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from cbir.data import Dataset
+from cbir import tidy
 
 # Figures show at most so many classes, and so stay readable.
 MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
 HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
+# In the order of their importance.
+METRICS = [
+    "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
+    "mean_average_precision_at_r", "mean_reciprocal_rank", "gallery_searched",
+]  # fmt: skip
+SEARCH_COLOURS = {
+    "unrestricted": "#0072B2",
+    "label_lookup": "#555555",
+    "predicted_class": "#E69F00",
+    "soft": "#009E73",
+    "oracle_class": "#CC79A7",
+}
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
 # Shown at half the size they are drawn in, so that they are sharp on any screen.
 PIXELS_PER_INCH = 84
@@ -38,6 +51,13 @@ def say(text: str) -> None:
     """Display a text in Markdown; nothing where it is empty."""
     if text:
         display(Markdown(text))
+
+
+def _is_number(column: pd.Series) -> bool:
+    """Whether a column holds numbers, also as text with their intervals."""
+    if pd.api.types.is_numeric_dtype(column):
+        return True
+    return column.astype(str).str.fullmatch(r"–|[-+]?[\d.,]+( \[.*\])?").all()
 
 
 def skipped(files: list[str]) -> str:
@@ -65,44 +85,26 @@ def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -
             styled = styled.format(
                 precision=places, thousands=",", na_rep="–", subset=pd.IndexSlice[row, :]
             )
-    texts = [name for name in shown if not pd.api.types.is_numeric_dtype(shown[name])]
+    texts = [name for name in shown if not _is_number(shown[name])]
     left = [{"selector": "th, td", "props": "text-align: left"}]
     styled = styled.set_table_styles(dict.fromkeys(texts, left), axis=0)
     return styled.hide(axis="index") if isinstance(shown.index, pd.RangeIndex) else styled
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """Retrieval metrics over all queries, final state: a row per metric and k, a column per search.
+    """Retrieval metrics over all queries: a row per metric and k, a column per search.
 
     Args:
-        rows: of metrics.csv, one architecture's.
+        rows: of metrics.csv, one architecture's, of one seed and protocol.
     """
-    chosen = rows[rows["class"].isna() & rows["search"].notna() & rows["epoch"].isna()]
+    chosen = tidy.select(rows[rows["search"].notna()])
     depth = chosen["k"].map(lambda k: "all" if pd.isna(k) else f"{k:.0f}")
-    chosen = chosen.assign(depth=depth).set_index(["metric", "depth", "search"])
-    wide = chosen["value"].unstack("search", sort=False)
-    return wide.rename_axis(index={"depth": "k"}, columns=None).reset_index()
-
-
-def samples(dataset: Dataset, per_class: int = 10) -> Figure:
-    """The first training images of each class, a row a class."""
-    classes = dataset.classes[:MOST_ROWS]
-    figure, axes = plt.subplots(
-        len(classes),
-        per_class,
-        figsize=(0.62 * per_class + 1.2, 0.62 * len(classes)),
-        squeeze=False,
-    )
-    labels = dataset.train_labels[dataset.train]
-    for label, row in enumerate(axes):
-        members = dataset.train[np.flatnonzero(labels == label)[:per_class]]
-        for axis in row:
-            axis.set_axis_off()
-        for axis, position in zip(row, members, strict=False):
-            axis.imshow(dataset.train_images[position])
-        row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center")
-    figure.subplots_adjust(wspace=0.06, hspace=0.06)
-    return figure
+    cells = [tidy.number(chosen.loc[[row]]) for row in chosen.index]
+    chosen = chosen.assign(depth=depth, cell=cells).set_index(["metric", "depth", "search"])
+    wide = chosen["cell"].unstack("search", sort=False)
+    order = [name for name in SEARCH_COLOURS if name in wide]
+    metrics = [name for name in METRICS if name in wide.index]
+    return wide.loc[metrics, order].rename_axis(index={"depth": "k"}, columns=None).reset_index()
 
 
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
@@ -155,96 +157,109 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> 
     return figure
 
 
-def results(
-    dataset: Dataset,
-    queries: np.ndarray,
-    answers: dict[str, tuple[np.ndarray, np.ndarray]],
-    k: int = 10,
-) -> Figure:
-    """Queries (left) and what was found for them, hits and misses framed and signed.
-
-    Args:
-        queries: positions in the test images.
-        answers: by name (of a way of searching, or of an architecture), the rankings and the
-            similarities of all queries.
-    """
-    rows = [(query, name) for query in queries for name in answers]
-    figure, axes = plt.subplots(
-        len(rows), k + 1, figsize=(0.85 * (k + 1) + 1.6, 0.98 * len(rows)), squeeze=False
-    )
-    for row, (query, name) in zip(axes, rows, strict=True):
-        row[0].imshow(dataset.test_images[query])
-        _frame(row[0], NEUTRAL, dataset.classes[dataset.test_labels[query]])
-        if len(answers) > 1:
-            row[0].text(
-                -0.2, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=9
-            )
-        rankings, similarities = answers[name]
-        found = rankings[query][:k]
-        for axis, position, similarity in zip(row[1:], found, similarities[query], strict=False):
-            if position < 0:
-                axis.set_axis_off()
-                continue
-            axis.imshow(dataset.train_images[position])
-            is_hit = dataset.train_labels[position] == dataset.test_labels[query]
-            sign = "✓" if is_hit else "✗"
-            _frame(axis, HIT if is_hit else MISS, f"{sign} {similarity:.2f}")
-        for axis in row[1 + len(found) :]:
-            axis.set_axis_off()
-    figure.subplots_adjust(wspace=0.12, hspace=0.42)
-    return figure
-
-
-def per_class(rows: pd.DataFrame, metric: str, search: str, k: int | None = None) -> Figure:
-    """One metric by the query's class, a column of the heat map for each architecture.
+def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
+    """One metric by the query's class, with its interval, a column for each architecture.
 
     Of very many classes it shows those that score lowest.
 
     Args:
-        rows: of metrics.csv.
+        rows: of metrics.csv, of one protocol and of one seed or the average of all.
     """
-    chosen = rows[(rows["metric"] == metric) & (rows["search"] == search) & rows["epoch"].isna()]
-    chosen = chosen[chosen["k"].isna() if k is None else (chosen["k"] == k)]
-    chosen = chosen[chosen["class"].notna()].astype({"class": str})
-    table = chosen.pivot(index="class", columns="architecture", values="value")
-    if len(table) > MOST_ROWS:
-        table = table.loc[table.mean(axis=1).nsmallest(MOST_ROWS).index]
-    figure, axis = plt.subplots(figsize=(1.6 * len(table.columns) + 2.4, 0.42 * len(table) + 1))
+    chosen = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
+    chosen = chosen[(chosen["metric"] == metric) & (chosen["search"] == search)]
+    chosen = chosen.astype({"class": str})
+    cells = [
+        f"{row.value:.3f}\n[{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in chosen.itertuples()
+    ]
+    place = {"index": "class", "columns": "architecture"}
+    values = chosen.pivot(**place, values="value")
+    texts = chosen.assign(cell=cells).pivot(**place, values="cell")
+    if len(values) > MOST_ROWS:
+        values = values.loc[values.mean(axis=1).nsmallest(MOST_ROWS).index]
+    texts = texts.loc[values.index]
+    figure, axis = plt.subplots(figsize=(1.5 * len(values.columns) + 2.4, 0.52 * len(values) + 1))
     sns.heatmap(
-        table, annot=True, fmt=".3f", cmap="Blues", linewidths=0.5, ax=axis, vmax=1,
-        cbar_kws={"label": f"{metric.replace('_', ' ')}, {search}"},
+        values, annot=texts, fmt="", cmap="Blues", linewidths=0.5, ax=axis, vmax=1,
+        annot_kws={"size": 8}, cbar_kws={"label": f"{metric.replace('_', ' ')}, {search}"},
     )  # fmt: skip
     axis.set(xlabel="", ylabel="class of the query")
     axis.tick_params(axis="y", rotation=0)
     return figure
 
 
-def by_depth(rows: pd.DataFrame, metric: str) -> Figure:
-    """A metric against k, a line for each architecture and way of searching."""
-    chosen = rows[
-        (rows["metric"] == metric) & rows["k"].notna() & rows["class"].isna() & rows["epoch"].isna()
-    ]
+def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
+    """A metric against k with its interval, a line for each architecture.
+
+    Args:
+        rows: as for `per_class`.
+    """
+    chosen = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
     figure, axis = plt.subplots(figsize=(7, 3.8))
-    sns.lineplot(
-        chosen.astype({"k": int}), x="k", y="value", hue="architecture", style="search",
-        markers=True, errorbar=None, ax=axis,
-    )  # fmt: skip
-    axis.set(xscale="log", xlabel="k (results looked at)", ylabel=f"{metric} at k")
+    markers = itertools.cycle("osD^vPX")
+    for (name, own), colour in zip(
+        chosen.groupby("architecture", sort=False), itertools.cycle(PALETTE), strict=False
+    ):
+        line = own.astype({"k": int}).sort_values("k")
+        axis.plot(line["k"], line["value"], color=colour, marker=next(markers), label=name)
+        axis.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.15)
+    axis.set(xscale="log", xlabel="k (results looked at)", ylabel=f"{metric} at k, {search}")
     ks = sorted(chosen["k"].astype(int).unique())
     axis.set_xticks(ks, ks)
     axis.minorticks_off()
-    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
-def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
-    """Positions of the first test image of each of the first classes: chosen by nothing else."""
-    classes = range(min(most, len(dataset.classes)))
-    return np.array([np.flatnonzero(dataset.test_labels == label)[0] for label in classes])
+def by_search(rows: pd.DataFrame) -> Figure:
+    """mAP of each way of searching with its interval, a row for each architecture.
+
+    Args:
+        rows: as for `per_class`.
+    """
+    chosen = tidy.select(rows, metric="mean_average_precision", k=None)
+    chosen = chosen[chosen["search"].isin(SEARCH_COLOURS)]
+    names = list(dict.fromkeys(chosen["architecture"]))
+    figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
+    for place, (search, colour) in enumerate(SEARCH_COLOURS.items()):
+        own = chosen[chosen["search"] == search]
+        if own.empty:
+            continue
+        height = [names.index(name) + (place - 2) * 0.15 for name in own["architecture"]]
+        around = [own["value"] - own["ci_low"], own["ci_high"] - own["value"]]
+        axis.errorbar(
+            own["value"], height, xerr=around, fmt="osD^v"[place], color=colour, capsize=3,
+            markersize=6, label=search,
+        )  # fmt: skip
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.set(xlabel="mean average precision, with its 95 % interval")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
 
 
-def _frame(axis: plt.Axes, colour: str, title: str) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, size=8, color=colour, pad=2)
-    for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=2.5, visible=True)
+def outcomes(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
+    """Who is told apart from whom: a win, a tie or a loss of the row against the column.
+
+    Args:
+        table: from `uncertainty.outcomes`.
+        pairs: from `uncertainty.compare`.
+    """
+    signs = {"win": 1, "tie": 0, "loss": -1}
+    values = table.replace(signs).apply(pd.to_numeric, errors="coerce")
+    texts = table.fillna("").astype(str)
+    for pair in pairs.itertuples():
+        for row, column, sign in ((pair.ahead, pair.behind, ""), (pair.behind, pair.ahead, "-")):
+            texts.loc[row, column] += f"\n{sign or '+'}{pair.difference:.3f}"
+    side = 1.15 * len(table) + 1.5
+    figure, axis = plt.subplots(figsize=(side, 0.6 * side))
+    colours = ListedColormap([MISS, "#F2F2F2", HIT])
+    sns.heatmap(
+        values, annot=texts, fmt="", cmap=colours, vmin=-1, vmax=1, cbar=False, linewidths=1,
+        annot_kws={"size": 9}, ax=axis,
+    )  # fmt: skip
+    axis.grid(visible=False)
+    axis.set(xlabel="against", ylabel="")
+    axis.tick_params(axis="y", rotation=0)
+    axis.tick_params(axis="x", rotation=30)
+    return figure

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import nbformat
 
-from cbir import StudyError, __version__, params, results, sources
+from cbir import StudyError, __version__, leaks, params, protocols, results, sources
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.progress import duration, own_stderr
 from cbir.study import Study, git_state, notebook_digest, page_digest, run_key
+
+# Notebooks that read what all architectures left, their pages and titles.
+PAGES = {"comparison": "index.html", "metrics": "metrics.html"}
+TITLES = {"comparison": "Image retrieval compared", "metrics": "What mAP@k means"}
 
 
 def bring_up_to_date(study: Study) -> bool:
@@ -18,9 +22,13 @@ def bring_up_to_date(study: Study) -> bool:
     started = time.perf_counter()
     dataset = study.dataset
     print(
-        f"{study.name}: {len(dataset.train_labels):,} gallery images, "
-        f"{len(dataset.test_labels):,} queries, {len(dataset.classes)} classes"
+        f"{study.name}: {len(dataset.gallery):,} gallery images, "
+        f"{len(dataset.queries):,} queries, {len(dataset.classes)} classes"
     )
+    for run in study.runs:
+        asked = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
+        list(protocols.views(dataset, **asked))  # refuses what the data cannot serve
+    print(leaks.describe(leaks.of(dataset), len(dataset.queries)), flush=True)
     current, failures, ran = {}, {}, False
     for run in study.runs:
         name = run.architecture
@@ -52,9 +60,7 @@ def _architecture(study: Study, run: params.Run) -> tuple[str, str, bool]:
     name = run.architecture
     page = study.folder / f"{name}.html"
     is_chosen = name in study.chosen
-    if not is_chosen and sources.missing_weights(
-        run.parameters["backbone"], run.parameters["weights"]
-    ):
+    if not is_chosen and sources.missing_weights(*run.weights):
         # Not worth a download: without its weights it cannot have been run.
         if not page.exists():
             _write_note(study, name, "not run", page.name)
@@ -178,8 +184,7 @@ def _write_page(study: Study, notebook: Path, page: str, title: str) -> None:
 
 
 def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) -> bool:
-    """Write metrics.csv, manifest.json and index.html; False where they are up to date."""
-    notebook = study.root / "notebooks" / "comparison.ipynb"
+    """Write the study's own files and pages; False where they are up to date."""
     given = {
         "study": study.name,
         "architectures": [run.architecture for run in study.runs],
@@ -189,15 +194,16 @@ def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) ->
             if run.architecture not in current
         ],
     }
-    key = make_key(
-        "comparison", given, [*current.values(), page_digest()], notebook_digest(notebook)
-    )
-    folder = study.folder / "comparison"
-    written = [study.folder / name for name in ("index.html", "metrics.csv", MANIFEST)]
-    if is_current(folder, key) and all(path.exists() for path in written):
+    keys = {}
+    for name in PAGES:
+        notebook = study.root / "notebooks" / f"{name}.ipynb"
+        reads = [*current.values(), page_digest()]
+        keys[name] = make_key(name, given, reads, notebook_digest(notebook))
+    written = [study.folder / name for name in (*PAGES.values(), *results.STUDY_FILES)]
+    if all(is_current(study.folder / name, key) for name, key in keys.items()) and all(
+        path.exists() for path in written
+    ):
         return False
-    folder.mkdir(exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
     about = {
         "study": study.name,
         "command": study.command,
@@ -207,16 +213,25 @@ def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) ->
         "failures": failures,
     }
     results.write_study(study.folder, list(current), about)
-    if not current:
-        _write_note(study, "comparison", "; ".join(given["missing"]), "index.html")
-        return True
-    print("comparison: running notebooks/comparison.ipynb", flush=True)
-    started = time.perf_counter()
-    executed = study.folder / "comparison.ipynb"
-    try:
-        _execute(notebook, executed, given, study.root)
-    except StudyError as error:
-        raise StudyError(f"comparison: failed: {error}") from error
-    _write_page(study, executed, "index.html", "Image retrieval compared")
-    write_manifest(folder, step="comparison", key=key, seconds=time.perf_counter() - started)
+    for name, page in PAGES.items():
+        if current:
+            _run_page(study, name, page, given, keys[name])
+        else:
+            _write_note(study, name, "; ".join(given["missing"]), page)
     return True
+
+
+def _run_page(study: Study, name: str, page: str, given: dict, key: str) -> None:
+    """Run a notebook that reads what all architectures left."""
+    folder = study.folder / name
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    print(f"{name}: running notebooks/{name}.ipynb", flush=True)
+    started = time.perf_counter()
+    executed = study.folder / f"{name}.ipynb"
+    try:
+        _execute(study.root / "notebooks" / executed.name, executed, given, study.root)
+    except StudyError as error:
+        raise StudyError(f"{name}: failed: {error}") from error
+    _write_page(study, executed, page, TITLES[name])
+    write_manifest(folder, step=name, key=key, seconds=time.perf_counter() - started)

@@ -1,5 +1,6 @@
 """The files of a run: written by an architecture's notebook, read by the comparison."""
 
+import functools
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError, project_root
+from cbir import StudyError, project_root, searches, tidy
 from cbir.cache import MANIFEST, Artifact, write_text
 
 if TYPE_CHECKING:  # the comparison reads results without Keras
@@ -20,16 +21,8 @@ if TYPE_CHECKING:  # the comparison reads results without Keras
     from cbir.models import Network
     from cbir.training import Training
 
-COLUMNS = [
-    "study", "architecture", "variant", "seed", "draw", "epoch", "protocol", "search", "metric",
-    "k", "class", "value",
-]  # fmt: skip
-PROTOCOL = "closed"
-# Means over queries have names of their own.
-MEANS = {
-    "average_precision": "mean_average_precision",
-    "reciprocal_rank": "mean_reciprocal_rank",
-}
+# Of a whole study, beside its pages.
+STUDY_FILES = ("metrics.csv", "per_query.parquet", MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -39,17 +32,39 @@ class Result:
     Attributes:
         summary: parameters, sizes, speeds, seconds by step, fingerprints.
         metrics: rows of metrics.csv.
-        history: a row per epoch.
-        per_query: by way of searching, a row per query.
-        rankings, similarities: by way of searching, (n_queries, k).
+        per_query: rows of per_query.parquet: each query, seed, protocol and way of searching.
+        history: a row per epoch; None for a control, which learns nothing.
+        rankings, similarities: by way of searching, (n_queries, k), of the first seed under the
+            first protocol.
     """
 
     summary: dict
     metrics: pd.DataFrame
-    history: pd.DataFrame
-    per_query: dict[str, pd.DataFrame]
+    per_query: pd.DataFrame
+    history: pd.DataFrame | None
     rankings: dict[str, np.ndarray]
     similarities: dict[str, np.ndarray]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it stands in the place of an architecture, without a network."""
+        return self.history is None
+
+    @property
+    def protocol(self) -> str:
+        """The study's first protocol, under which the architectures are compared."""
+        return self.summary["asked"]["protocols"][0]
+
+    @functools.cached_property
+    def averaged(self) -> pd.DataFrame:
+        """Rows as in metrics.csv, the seeds averaged for each query."""
+        classes = self.summary["dataset"]["classes"]
+        return tidy.metrics(tidy.average_seeds(self.per_query), classes)
+
+    def first_rows(self) -> pd.DataFrame:
+        """Rows of metrics.csv of the first seed under the first protocol: what its page shows."""
+        is_first = self.metrics["seed"] == self.summary["asked"]["seeds"][0]
+        return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
 
 
 def folder_of(study: str, architecture: str = "") -> Path:
@@ -61,61 +76,52 @@ def save(
     study: str,
     architecture: str,
     *,
-    seed: int,
+    asked: dict,
     dataset: "Dataset",
-    network: "Network",
-    features: Artifact | None,
-    training: "Training",
     states: list["State"],
     speed: "Speed",
+    network: "Network | None" = None,
+    features: Artifact | None = None,
+    training: "Training | None" = None,
 ) -> Result:
     """Write a run's files into reports/<study>/<architecture>/, and read them back.
 
     Args:
+        asked: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
+        dataset: as the first protocol sees it.
+        states: from `evaluation.measure`; the first is the one that the page shows.
+        network, training: of that state; None for a control.
         features: of a frozen backbone; None where it is trained.
-        states: the final state first.
     """
     folder = folder_of(study, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     # Whoever writes here by hand takes the mark of the run that stood here away.
     (folder / MANIFEST).unlink(missing_ok=True)
-    rows = tidy(study, architecture, seed, states, dataset.classes)
-    write_csv(rows, folder / "metrics.csv")
-    training.history.to_csv(folder / "history.csv", float_format="%.6g")
+    scores = tidy.per_query(study, architecture, states)
+    tidy.write_parquet(scores, folder / "per_query.parquet")
+    tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
     final = states[0]
     steps = {"features": features} if features else {}
-    steps |= {
-        "training": training.artifact,
-        "embeddings": final.embeddings.artifact,
-        **{each.search: each.artifact for each in final.evaluations},
-    }
-    fitting = float(training.history["seconds"].sum())
+    steps |= {"training": training.artifact} if training else {}
+    steps["embeddings"] = final.embeddings.artifact
+    steps |= {each.search: each.artifact for each in final.evaluations}
+    seconds = {name: artifact.seconds for name, artifact in steps.items()}
     summary = {
-        "parameters": network.parameters | {"training": training.artifact.manifest["parameters"]},
+        "asked": asked,
         "dataset": {
             "parameters": dataset.parameters,
             "classes": dataset.classes,
-            "gallery": len(dataset.train_labels),
+            "gallery": len(dataset.gallery),
             "train": len(dataset.train),
             "validation": len(dataset.validation),
-            "queries": len(dataset.test_labels),
+            "queries": len(dataset.queries),
             "skipped": dataset.skipped,
             "fingerprint": dataset.fingerprint,
         },
-        "weights": {
-            "started from": network.weights or "random",
-            "trained": training.fingerprint,
-        },
-        "size": network.size,
         "embedding_dim": int(final.embeddings.gallery.shape[1]),
         "index_bytes": int(final.embeddings.gallery.nbytes),
         "speed": asdict(speed),
-        "epochs": len(training.history),
-        # A frozen backbone's features are what its training consists of, for the most part.
-        "training_seconds": fitting + (features.seconds if features else 0),
-        # Of a training that was resumed, the artifact knows the last part alone.
-        "seconds": {name: artifact.seconds for name, artifact in steps.items()}
-        | {"training": fitting},
+        "seconds": seconds,
         "artifacts": {
             name: artifact.folder.relative_to(project_root()).as_posix()
             for name, artifact in steps.items()
@@ -124,62 +130,26 @@ def save(
         "machine": machine(),
         "peak_memory_bytes": max(each.manifest["peak_memory_bytes"] for each in steps.values()),
     }
+    if "soft" in summary["searches"]:
+        summary["calibration"] = asdict(searches.calibrate(final.embeddings))
+    if network:
+        training.history.to_csv(folder / "history.csv", float_format="%.6g")
+        # Of a training that was resumed, the artifact knows the last part alone.
+        seconds["training"] = float(training.history["seconds"].sum())
+        summary |= {
+            "parameters": network.parameters
+            | {"training": training.artifact.manifest["parameters"]},
+            "weights": {
+                "started from": network.weights or "random",
+                "trained": training.fingerprint,
+            },
+            "size": network.size,
+            "epochs": len(training.history),
+            # A frozen backbone's features are what its training consists of, for the most part.
+            "training_seconds": seconds["training"] + (features.seconds if features else 0),
+        }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read(study, architecture)
-
-
-def tidy(
-    study: str, architecture: str, seed: int, states: list["State"], classes: list[str]
-) -> pd.DataFrame:
-    """A run's numbers, one a row: over all queries (`class` empty) and by the query's class."""
-    rows = []
-    for state in states:
-        place = {"epoch": state.epoch, "protocol": PROTOCOL}
-        scores = state.evaluations[0].per_query
-        right = (scores["label"] == scores["predicted"]).rename("accuracy").to_frame()
-        measured = [(None, right)]
-        measured += [
-            (
-                each.search,
-                each.per_query.drop(columns=["query", "label", "predicted", "n_relevant"]),
-            )
-            for each in state.evaluations
-        ]
-        for search, values in measured:
-            groups = [(None, values.mean())]
-            groups += [
-                (classes[label], group.mean()) for label, group in values.groupby(scores["label"])
-            ]
-            for name, means in groups:
-                for column, value in means.items():
-                    metric, _, k = column.partition("@")
-                    rows.append(
-                        place
-                        | {"search": search, "metric": MEANS.get(metric, metric)}
-                        | {"k": int(k) if k else None, "class": name, "value": value}
-                    )
-    frame = pd.DataFrame(rows).assign(study=study, architecture=architecture, seed=seed)
-    return sort(frame.reindex(columns=COLUMNS))
-
-
-def sort(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of metrics.csv in their one order; what does not apply stands first."""
-    whole = {"seed": "Int64", "draw": "Int64", "epoch": "Int64", "k": "Int64"}
-    return rows.astype(whole).sort_values(COLUMNS[:-1], na_position="first", ignore_index=True)
-
-
-def write_csv(rows: pd.DataFrame, path: Path) -> None:
-    """metrics.csv, the same bytes for the same numbers."""
-    write_text(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """Rows of a metrics.csv; names stay text, also where they look like numbers."""
-    named = ["study", "architecture", "variant", "protocol", "search", "metric", "class"]
-    # A class may be called NA: only an empty field is empty.
-    return pd.read_csv(
-        path, dtype=dict.fromkeys(named, "str"), keep_default_na=False, na_values=[""]
-    )
 
 
 def read(study: str, architecture: str) -> Result:
@@ -195,13 +165,12 @@ def read(study: str, architecture: str) -> Result:
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
     if gone := [path for path in steps.values() if not path.is_dir()]:
         raise StudyError(f"{gone[0]} is gone: delete {folder} and run `make report` again")
+    history = folder / "history.csv"
     return Result(
         summary=summary,
-        metrics=read_csv(folder / "metrics.csv"),
-        history=pd.read_csv(folder / "history.csv", index_col="epoch"),
-        per_query={
-            name: pd.read_parquet(path / "per_query.parquet") for name, path in steps.items()
-        },
+        metrics=tidy.read_csv(folder / "metrics.csv"),
+        per_query=pd.read_parquet(folder / "per_query.parquet"),
+        history=pd.read_csv(history, index_col="epoch") if "epochs" in summary else None,
         rankings={name: np.load(path / "rankings.npy", "r") for name, path in steps.items()},
         similarities={
             name: np.load(path / "similarities.npy", "r") for name, path in steps.items()
@@ -225,16 +194,19 @@ def read_all(study: str, architectures: list[str], missing: list[str]) -> dict[s
 
 
 def write_study(folder: Path, architectures: list[str], about: dict) -> None:
-    """Write a study's metrics.csv and manifest.json from what its architectures left.
+    """Write a study's metrics.csv, per_query.parquet and manifest.json from its runs' own.
 
     Args:
         folder: reports/<study>.
         architectures: those whose results are up to date.
         about: what else the manifest says of the study.
     """
-    rows = [read_csv(folder / name / "metrics.csv") for name in architectures]
-    table = pd.concat(rows) if rows else pd.DataFrame(columns=COLUMNS)
-    write_csv(sort(table), folder / "metrics.csv")
+    rows = [tidy.read_csv(folder / name / "metrics.csv") for name in architectures]
+    table = pd.concat(rows) if rows else pd.DataFrame(columns=tidy.COLUMNS)
+    tidy.write_csv(tidy.sort(table), folder / "metrics.csv")
+    scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
+    if scores:
+        tidy.write_parquet(pd.concat(scores, ignore_index=True), folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
         summary = json.loads((folder / name / "summary.json").read_text("utf-8"))
@@ -242,28 +214,13 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
         manifest["data"], manifest["machine"] = summary["dataset"], summary["machine"]
         manifest["architectures"][name] = {
             "parameters": run["parameters"],
-            "weights": summary["weights"],
+            "weights": summary.get("weights"),
             "seconds": summary["seconds"] | {"notebook": run["seconds"]},
             "peak_memory_bytes": summary["peak_memory_bytes"],
             "artifacts": summary["artifacts"],
             "git": run.get("git"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-
-
-def value(
-    rows: pd.DataFrame,
-    metric: str,
-    search: str | None = None,
-    k: int | None = None,
-    epoch: int | None = None,
-) -> float:
-    """One number over all queries from rows of metrics.csv; NaN where it was not measured."""
-    chosen = rows[rows["class"].isna() & (rows["metric"] == metric)]
-    for column, wanted in (("search", search), ("k", k), ("epoch", epoch)):
-        is_it = chosen[column].isna() if wanted is None else chosen[column] == wanted
-        chosen = chosen[is_it.fillna(False)]
-    return float(chosen["value"].iloc[0]) if len(chosen) else float("nan")
 
 
 def machine() -> dict:

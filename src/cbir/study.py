@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cbir import StudyError, data, params, sources
-from cbir.cache import (
-    code_digest,
-    digest,
-    make_key,
-)
+from cbir.cache import code_digest, digest, make_key
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Study:
     def links(self) -> list[tuple[str, str]]:
         """Name and file of each page of the report."""
         pages = [(run.architecture, f"{run.architecture}.html") for run in self.runs]
-        return [("Comparison", "index.html"), *pages]
+        return [("Comparison", "index.html"), *pages, ("Metrics", "metrics.html")]
 
 
 def open_study(
@@ -89,10 +85,9 @@ def open_study(
 
 def run_key(study: Study, run: params.Run) -> str:
     """The key of an architecture's run: parameters, data, weights, notebook and code."""
-    given = run.parameters
-    path = sources.find_weights(given["backbone"], given["weights"])
+    path = sources.find_weights(*run.weights)
     reads = [study.dataset.split_fingerprint, sources.weights_fingerprint(path), page_digest()]
-    return make_key("run", given, reads, notebook_digest(run.notebook))
+    return make_key("run", run.parameters, reads, notebook_digest(run.notebook))
 
 
 def page_digest() -> str:

@@ -118,13 +118,13 @@ def train(
     if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
         raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
     model = network.model if features is None else network.head
-    inputs = dataset.train_images
+    inputs = dataset.images
     if features is not None:
-        inputs = np.load(features.folder / "gallery.npy", mmap_mode="r")
+        inputs = np.load(features.folder / "features.npy", mmap_mode="r")
     kept = {*measured_epochs, epochs}
 
     def make(folder: Path) -> None:
-        validation = Batches(inputs, dataset.train_labels, dataset.validation, batch_size)
+        validation = Batches(inputs, dataset.labels, dataset.validation, batch_size)
         steps = math.ceil(len(dataset.train) / batch_size)
         model.compile(
             keras.optimizers.Adam(_rate(schedule, learning_rate, steps, epochs)),
@@ -137,7 +137,7 @@ def train(
             order = np.random.default_rng([seed, epoch]).permutation(dataset.train)
             _seed_random_layers(model, seed, epoch)
             logs = model.fit(
-                Batches(inputs, dataset.train_labels, order, batch_size),
+                Batches(inputs, dataset.labels, order, batch_size),
                 validation_data=validation,
                 initial_epoch=epoch - 1,
                 epochs=epoch,

@@ -1,0 +1,254 @@
+"""Sentences of a report, made from its numbers, that claim no more than the numbers do.
+
+Something is said to be ahead of something else only where a paired test, corrected for the number
+of pairs, tells them apart.
+"""
+
+import pandas as pd
+
+from cbir import comparison, tidy, uncertainty
+from cbir.progress import duration
+from cbir.results import Result
+
+# mAP over the whole ranking of binary codes, as their own tables give it. Never beside another
+# protocol than the one that they were measured with.
+PUBLISHED = {
+    "closed": "GreedyHash .944 in its paper, .932 in DeepHash-pytorch's run (10,000 queries, "
+    "50,000 training images as gallery).",
+    "hashing_1k": "DSDH .790, GreedyHash .817, ADSH .92, which trains on the gallery's labels "
+    "(1,000 queries, 5,000 training images, 59,000 in the gallery).",
+}
+
+
+def verdict(compared: pd.DataFrame, results: dict[str, Result]) -> str:
+    """The pairs of architectures in words; the controls in one sentence each.
+
+    Args:
+        compared: from `comparison.pairs`.
+    """
+    controls = [name for name, result in results.items() if result.is_control]
+    if len(results) - len(controls) < 2:
+        lines = ["Only one architecture has results, so there is nothing to compare it with."]
+    else:
+        of_two = ~(compared["ahead"].isin(controls) | compared["behind"].isin(controls))
+        lines = [_pair(row) for row in compared[of_two].itertuples()]
+    lines += [_control(name, compared, controls) for name in controls]
+    lines.append(
+        "\nIntervals are 95 % percentile bootstraps over the queries; p is that of a paired "
+        "permutation test on them, after Holm's correction for all pairs of the table. Both cover "
+        "the choice of queries, not that of the seed: other seeds, training settings or images may "
+        "order the architectures differently."
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def _pair(row) -> str:
+    tested = (
+        f"95 % interval {row.ci_low:+.3f} to {row.ci_high:+.3f}, {chance(row.p_holm)}, "
+        f"{row.n_queries:,} queries"
+    )
+    if row.is_told_apart:
+        return (
+            f"- **{row.ahead}** is ahead of {row.behind} by {row.difference:.3f} in mAP ({tested})."
+        )
+    return (
+        f"- {row.ahead} and {row.behind} are **not told apart**: they differ by "
+        f"{row.difference:.3f} in mAP ({tested})."
+    )
+
+
+def _control(name: str, compared: pd.DataFrame, controls: list[str]) -> str:
+    """Which architectures are ahead of a control, and which are not."""
+    of_it = (compared["ahead"] == name) | (compared["behind"] == name)
+    rivals = compared[of_it & ~(compared["ahead"] + compared["behind"]).isin(_both(controls))]
+    told = rivals["is_told_apart"]
+    ahead = sorted(rivals[told & (rivals["behind"] == name)]["ahead"])
+    behind = sorted(rivals[told & (rivals["ahead"] == name)]["behind"])
+    tied = rivals[~told]
+    tied = sorted({*tied["ahead"], *tied["behind"]} - {name})
+    said = [f"ahead of it: {', '.join(ahead)}"] if ahead else []
+    said += [f"not told apart from it: {', '.join(tied)}"] if tied else []
+    said += [f"behind it: {', '.join(behind)}"] if behind else []
+    return f"- The control {name}: {'; '.join(said)}." if said else ""
+
+
+def _both(names: list[str]) -> list[str]:
+    return [one + other for one in names for other in names]
+
+
+def cheapest(costs: pd.DataFrame) -> str:
+    """Which architecture costs least, of each kind; nothing where there is but one.
+
+    Args:
+        costs: from `comparison.costs`; controls, which are not trained, are left out.
+    """
+    trained = costs.loc[:, costs.loc["training (s)"].notna()]
+    if len(trained.columns) < 2:
+        return ""
+    said = []
+    for row, best in (
+        ("training (s)", trained.loc["training (s)"].idxmin()),
+        ("embedding (images/s)", trained.loc["embedding (images/s)"].idxmax()),
+        ("query (ms, median)", trained.loc["query (ms, median)"].idxmin()),
+    ):
+        said.append(f"{row}: {best} ({trained.loc[row, best]:,.{comparison.COSTS[row]}f})")
+    return "The least cost of each kind, as measured once: " + "; ".join(said) + "."
+
+
+def describe(name: str, result: Result) -> str:
+    """A run in words, from its numbers."""
+    summary = result.summary
+    rows = comparison.headline(result.averaged, {name: result})
+    images, speed = summary["dataset"], summary["speed"]
+    numbers = comparison.quality(rows, [name])[name]
+    n_seeds = len(summary["asked"]["seeds"])
+    said = f"**{name}** "
+    if not result.is_control:
+        said += (
+            f"predicts the right class for {numbers['accuracy']} of {images['queries']:,} queries. "
+            "It "
+        )
+    said += (
+        f"ranks the whole gallery of {images['gallery']:,} images with a mean average precision of "
+        f"{numbers['mAP, unrestricted']}"
+    )
+    said += f" (means of {n_seeds} seeds). " if n_seeds > 1 else ". "
+    said += (
+        f"A query takes {speed['query_milliseconds']:.1f} ms (median), the gallery's embeddings "
+        f"{summary['index_bytes'] / 1e6:.1f} MB."
+    )
+    if not result.is_control:
+        epochs = f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}"
+        said += f" Training: {epochs}, {duration(summary['training_seconds'])}."
+    return said
+
+
+def describe_all(results: dict[str, Result]) -> str:
+    """Every run in words, a paragraph each."""
+    return "\n\n".join(describe(name, result) for name, result in results.items())
+
+
+def retrieval_or_classification(results: dict[str, Result]) -> str:
+    """Is it retrieval or just classification? An answer for each architecture, from its numbers."""
+    return "\n".join(
+        f"- **{name}**: {_beyond_the_label(result)} {_lost_and_won_back(result)}"
+        for name, result in results.items()
+        if "label_lookup" in result.summary["searches"]
+    )
+
+
+def _beyond_the_label(result: Result) -> str:
+    """What the embedding knows beyond the classifier's word."""
+    row = _compare(result, "unrestricted", "label_lookup")
+    scores = {name: _scores(result, name) for name in ("unrestricted", "label_lookup")}
+    said = (
+        f"ranking the whole gallery by embedding gives a mAP of {scores['unrestricted'].mean():.3f}"
+        f", by the classifier's word on the label alone {scores['label_lookup'].mean():.3f}. "
+    )
+    if not row.is_told_apart:
+        return said + f"The two are not told apart ({_tested(row)})."
+    if row.ahead == "unrestricted":
+        return said + f"The embedding knows more than the label: {_tested(row)}."
+    return said + f"The embedding knows less than the label: {_tested(row)}."
+
+
+def _lost_and_won_back(result: Result) -> str:
+    """Queries lost to a wrong prediction, and what the soft search makes good."""
+    own = tidy.select(result.per_query, protocol=result.protocol)
+    n_seeds = own["seed"].nunique()
+    soft = own[own["search"] == "soft"]
+    lost = soft[soft["correct"] == 0]
+    n_queries, n_lost = soft["query"].nunique(), len(lost) / n_seeds
+    n_found = (lost["average_precision"] > 0).sum() / n_seeds
+    mass = result.summary["calibration"]["mass"]
+    digits = 0 if n_seeds == 1 else 1
+    per_seed = "" if n_seeds == 1 else ", a mean over seeds"
+    searched = share(soft["searched"].mean())
+    said = (
+        f"Searching the predicted class alone loses {n_lost:.{digits}f} of {n_queries:,} queries "
+        f"({share(n_lost / n_queries)}{per_seed}), whose class is predicted wrongly. "
+        f"Searching all classes up to a probability of {mass:g} ({searched} of "
+        f"the gallery on average) reaches the true class of {n_found:.{digits}f} of them"
+    )
+    row = _compare(result, "soft", "predicted_class")
+    if not row.is_told_apart:
+        return f"{said}; in mAP the two are not told apart ({_tested(row)})."
+    way = "a gain" if row.ahead == "soft" else "a loss"
+    return f"{said}: {way} in mAP of {_tested(row)}."
+
+
+def _compare(result: Result, one: str, other: str):
+    """Two ways of searching, query by query."""
+    scores = pd.DataFrame({name: _scores(result, name) for name in (one, other)})
+    return next(uncertainty.compare(scores).itertuples())
+
+
+def _scores(result: Result, search: str) -> pd.Series:
+    return comparison.average_precision(result, search, result.protocol)
+
+
+def _tested(row) -> str:
+    interval = f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
+    return f"{row.difference:.3f} {interval}, {chance(row.p_holm)}"
+
+
+def chance(p: float) -> str:
+    """A p-value as it is printed."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def share(part: float) -> str:
+    """A share in per cent."""
+    return f"{100 * part:.1f} %"
+
+
+def without_results(missing: list[str]) -> str:
+    """The architectures that have no results, with the reason; nothing where there are none."""
+    return "\n".join(
+        f"- **{each.partition(':')[0]}** has no results:{each.partition(':')[2]}"
+        for each in missing
+    )
+
+
+def pretrained(results: dict[str, Result]) -> str:
+    """A warning where classes called unseen may have been seen in pretraining."""
+    started = [
+        name
+        for name, result in results.items()
+        if "unseen_classes" in result.summary["asked"]["protocols"]
+        and result.summary.get("weights", {}).get("started from", "random") != "random"
+    ]
+    if not started:
+        return ""
+    return (
+        f"{', '.join(started)} started from pretrained weights, which may have seen the classes "
+        "that are called unseen here."
+    )
+
+
+def published(results: dict[str, Result]) -> str:
+    """Figures from the literature that were measured under a protocol of this study, if any."""
+    asked = {each for result in results.values() for each in result.summary["asked"]["protocols"]}
+    dataset = next(iter(results.values())).summary["dataset"]["parameters"]["dataset"]
+    lines = [
+        f"- {name} on CIFAR-10: {figures}"
+        for name, figures in PUBLISHED.items()
+        if dataset == "cifar10" and name in asked
+    ]
+    return "\n".join(["Published under the same protocol, by methods of deep hashing:", *lines]) * (
+        len(lines) > 0
+    )
+
+
+def protocol(name: str) -> str:
+    """What a protocol means for whoever reads its numbers."""
+    return {
+        "closed": "The protocol is `closed`, the paper's: the gallery is the training images, on "
+        "which the network was taught its classes, and the queries are test images of the same "
+        "classes. It shows how well the network finds again what it was trained to tell apart.",
+        "held_out_gallery": "The protocol is `held_out_gallery`: gallery and queries are test "
+        "images, none of which was trained on; a query is not searched for in itself.",
+        "hashing_1k": "The protocol is `hashing_1k`, that of the deep-hashing literature: 100 "
+        "queries a class, all other images as gallery, 500 images a class to learn from (of which "
+        "the validation images are a part).",
+    }[name]
