@@ -19,7 +19,10 @@ STUDY = {
     "test_fraction": 0.25,
     "validation_fraction": 0.2,
     "split_seed": 0,
-    "seed": 0,
+    "seeds": [0],
+    "protocols": ["closed"],
+    "unseen": 1,
+    "draws": 2,
     "ks": [1, 5, 10],
 }
 CNN = {

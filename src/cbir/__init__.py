@@ -7,10 +7,14 @@ The data takes one way, and each module stands at one place on it:
 `data` reads images and splits them, `models` builds networks, `training` fits them,
 `embeddings` turns images into vectors, `retrieval` ranks the gallery for each query, `metrics`
 scores rankings per query, `results` writes and reads the files of a run, `plots` draws them.
-Around the way stand `sources` (where pictures and weights come from), `params` (what a study asks
-for), `cache` (what is already done), `study` (what the command line asked for), `plan` (what it
-would take), `report` (runs the notebooks), `evaluation` and `comparison` (scores, tables,
-sentences), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and `__main__` (the
+Beside the way stand `sources` (where pictures and weights come from), `protocols` (which images
+are searched with which), `leaks` (which stand on both sides), `recipe` (an architecture's settings
+as one thing), `controls` (embeddings without a network), `searches` (the ways of searching),
+`uncertainty` (intervals and tests), `definitions` (what mAP@k means elsewhere), `evaluation`,
+`tidy`, `comparison`, `claims` and `pictures` (scores, rows, tables, sentences, figures of pictures).
+Around it stand `params` and `limits` (what a study asks for), `cache` (what is already done),
+`study` (what the command line asked for), `plan` (what it would take), `report` (runs the
+notebooks), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and `__main__` (the
 command line).
 """
 

@@ -128,16 +128,16 @@ DEFINITIONS = (
         name="AP@k by min(R, k)",
         formula="sum of P(i) at the hits i <= k, / min(R, k): a perfect top k scores 1",
         divides_by="min(R, k)",
-        used_by="this study; ml_metrics `apk`; recommenders 1.2.1 `map_at_k`; Google Landmarks "
-        "retrieval, `MeanAveragePrecision` in tensorflow/models (k = 100)",
+        used_by="this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
+        "retrieval, MeanAveragePrecision in tensorflow/models (k = 100)",
         score=metrics.average_precision,
     ),
     Definition(
         name="AP@k by R",
         formula="sum of P(i) at the hits i <= k, / R: at most k / R where k < R",
         divides_by="R",
-        used_by="trec_eval `map_cut`; ranx 0.3.21 `map@k`; TensorFlow Similarity 0.17.1 `MapAtK`; "
-        "PyTorch Metric Learning 2.9.0 `mean_average_precision` with k; recommenders 1.2.1 `map`",
+        used_by="trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
+        "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
         score=_by_relevant,
     ),
     Definition(
@@ -145,8 +145,8 @@ DEFINITIONS = (
         formula="sum of P(i) at the hits i <= k, / number of those hits: one hit at rank 1 and "
         "none after it scores 1",
         divides_by="hits among the first k",
-        used_by="torchmetrics 1.9.0 `RetrievalMAP(top_k)`; Open Metric Learning 4.0.0 `calc_map`; "
-        "DeepHash-pytorch `CalcTopMap`; HashNet's code, which leaves queries without a hit out "
+        used_by="torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
+        "DeepHash-pytorch CalcTopMap; HashNet's code, which leaves queries without a hit out "
         "of the mean",
         score=_by_hits,
     ),
@@ -155,17 +155,17 @@ DEFINITIONS = (
         formula="sum of P(i) at the hits i <= R, / R; k plays no part",
         divides_by="R",
         used_by="Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch Metric "
-        "Learning 2.9.0 `mean_average_precision_at_r`; TensorFlow Similarity 0.17.1 `MapAtK` with "
-        "`clip_at_r`",
+        "Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK with "
+        "clip_at_r",
         score=_at_r,
     ),
     Definition(
         name="AP of the full ranking",
         formula="sum of P(i) at all hits i, / R; k plays no part",
         divides_by="R",
-        used_by="this study; scikit-learn `average_precision_score` (where no similarities are "
-        "tied); trec_eval `map`; ranx 0.3.21 `map`; torchmetrics 1.9.0 `RetrievalMAP` and PyTorch "
-        "Metric Learning 2.9.0 `mean_average_precision` without k",
+        used_by="this study; scikit-learn average_precision_score (where no similarities are "
+        "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
+        "Metric Learning 2.9.0 mean_average_precision without k",
         score=_whole,
     ),
     Definition(
@@ -173,7 +173,7 @@ DEFINITIONS = (
         formula="sum over all hits i of the mean of the precisions before and at i, / R; before "
         "rank 1 it is 1; k plays no part",
         divides_by="R",
-        used_by="revisitop `compute_ap`: Radenović et al., Revisiting Oxford and Paris (2018)",
+        used_by="revisitop compute_ap: Radenović et al., Revisiting Oxford and Paris (2018)",
         score=_trapezoid,
     ),
 )

@@ -9,17 +9,18 @@ hash and confirmed by the distance of their pixels; both thresholds must hold:
   contrast 1 and moved by up to 2 pixels, differ by at most 0.42 in the root mean square. 0 is one
   picture in any light, 1.41 two that have nothing in common; 0.42 is a correlation of 0.91.
 
-They were set by looking at pairs of CIFAR-10, so that nearly all are one shot. There they
-find no identical pixels, and near-duplicates of 242 of the 10,000 queries (2.4 %); by eye, about 7
-of these merely look alike. Barz and Denzler ("Do we train on test data?", 2020), who searched by a
-network's features and judged by eye, list 286 (2.9 %), some of them merely alike: what was cropped
-or stretched by more than 2 pixels is missed here. Looser thresholds find ever more ships at sea.
+They were set by looking at pairs of CIFAR-10, so that nearly all are one shot. There they find no
+identical pixels, and near-duplicates of 242 of the 10,000 queries (2.4 %); by eye, about 7 of these
+merely look alike. Barz and Denzler ("Do we train on test data?", 2020), who searched by a network's
+features and judged by eye, list 286 (2.9 %), some of them merely alike: what was cropped or
+stretched by more than 2 pixels is missed here. Looser thresholds find ever more ships at sea.
 
 Where other pictures are as near, as with digits, nearness proves little. There the second threshold
 falls to the distance at which one query in a thousand (`CHANCE`) would find another picture by
-chance, foretold from the distances to its 10th and 50th neighbours; it stays above
-`MIN_PIXEL_DISTANCE`, so that copies are found even where every query has dozens. Natural pictures
-keep 0.42; scikit-learn's digits get 0.07, and have no near-duplicates (the nearest two: 0.09).
+chance, foretold from the distances to its 50th and 250th neighbours (10th and 50th in a small
+gallery). It stays above `MIN_PIXEL_DISTANCE`, so that close copies are found even where a query has
+hundreds. CIFAR-10 keeps 0.42; scikit-learn's digits get 0.06, and have no near-duplicates (the
+nearest two differ by 0.09).
 """
 
 import hashlib
@@ -146,8 +147,9 @@ def _identical(asked: _Signatures, kept: _Signatures) -> pd.DataFrame:
 def _pixel_threshold(asked: _Signatures, kept: _Signatures) -> float:
     """`PIXEL_DISTANCE`, or less where other pictures come that near by chance."""
     n_gallery = np.count_nonzero(kept.has_contrast)
-    # Not the first neighbours: these may be the leaks.
-    close, far = min(10, n_gallery // 10), min(50, n_gallery // 2)
+    # Not the first neighbours: they may be leaks, of which a query may have dozens.
+    close = min(max(10, n_gallery // 50), 50, n_gallery // 4)
+    far = min(5 * close, n_gallery // 2)
     sample = asked.sketches[asked.has_contrast]
     sample = sample[:: max(1, len(sample) // 500)]
     if not close or not len(sample):

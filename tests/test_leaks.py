@@ -1,0 +1,235 @@
+"""Leaks that were planted are found, pictures that differ are not, and the words count them."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+
+from cbir import leaks, sources
+
+COLUMNS = {
+    "query": np.dtype("int64"),
+    "gallery": np.dtype("int64"),
+    "hash_distance": np.dtype("int64"),
+    "pixel_distance": np.dtype("float64"),
+}
+
+
+def scenes(count: int, size: int, seed: int) -> np.ndarray:
+    """Natural-ish pictures: blurred noise over a gradient, each of its own."""
+    random = np.random.default_rng(seed)
+    pictures = np.empty((count, size, size, 3), np.uint8)
+    for place in range(count):
+        coarse = random.integers(0, 256, (10, 10, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+        pictures[place] = np.asarray(smooth.filter(ImageFilter.GaussianBlur(size / 32)))
+    return pictures
+
+
+def compressed(picture: np.ndarray) -> np.ndarray:
+    """A picture through JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=75)
+    return np.asarray(Image.open(buffer))
+
+
+def brightened(picture: np.ndarray) -> np.ndarray:
+    return np.clip(picture * 0.8 + 40, 0, 255).astype(np.uint8)
+
+
+def noisy(picture: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(9).normal(0, 5, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def shifted(picture: np.ndarray) -> np.ndarray:
+    """Moved by a 32nd of its width; the edge that opens repeats the old one."""
+    by = max(1, len(picture) // 32)
+    return np.pad(picture, ((0, 0), (by, 0), (0, 0)), mode="edge")[:, :-by]
+
+
+def positions(pairs: pd.DataFrame) -> list[tuple]:
+    return list(zip(pairs["query"], pairs["gallery"], pairs["kind"], strict=True))
+
+
+@pytest.mark.parametrize("size", [8, 32, 50, 96])
+def test_planted_pairs_are_found_and_nothing_else(size):
+    gallery, queries = scenes(120, size, seed=1), scenes(20, size, seed=2)
+    queries[3] = gallery[70]
+    queries[5] = brightened(gallery[119])
+    queries[7] = noisy(gallery[0])
+    queries[11] = gallery[70]
+    pairs = leaks.find(queries, gallery)
+    assert positions(pairs) == [
+        (3, 70, "identical"),
+        (5, 119, "near-duplicate"),
+        (7, 0, "near-duplicate"),
+        (11, 70, "identical"),
+    ]
+    assert (pairs.loc[pairs["kind"] == "identical", "pixel_distance"] == 0).all()
+    near = pairs[pairs["kind"] == "near-duplicate"]
+    assert near["pixel_distance"].between(0, pairs.attrs["pixel_threshold"], "right").all()
+    assert near["hash_distance"].between(0, leaks.HASH_BITS).all()
+
+
+def tinted(picture: np.ndarray) -> np.ndarray:
+    """Warmer: more red, less blue."""
+    return np.clip(picture * [0.9, 0.8, 0.6] + [25, 0, 0], 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", [compressed, shifted, tinted])
+def test_compression_shift_and_tint_do_not_hide_a_picture(change):
+    gallery, queries = scenes(40, 64, seed=3), scenes(4, 64, seed=4)
+    queries[2] = change(gallery[9])
+    assert positions(leaks.find(queries, gallery)) == [(2, 9, "near-duplicate")]
+
+
+@pytest.mark.parametrize("change", [np.flipud, np.fliplr, np.rot90, lambda picture: 255 - picture])
+def test_mirrored_turned_and_inverted_pictures_are_other_pictures(change):
+    gallery = scenes(30, 32, seed=5)
+    assert leaks.find(change(gallery[4])[None], gallery).empty
+
+
+def test_the_brightness_of_a_picture_does_not_make_it_another():
+    gallery = scenes(30, 32, seed=6)
+    query = (gallery[8] * 0.5).astype(np.uint8)[None]
+    assert leaks.find(query, gallery)["pixel_distance"].item() < 0.05
+
+
+def test_every_pair_is_given_by_query_then_distance():
+    gallery, queries = scenes(60, 32, seed=7), scenes(3, 32, seed=8)
+    queries[1] = queries[2] = gallery[50]
+    gallery[20] = noisy(gallery[50])
+    gallery[10] = gallery[50]
+    pairs = leaks.find(queries, gallery)
+    assert positions(pairs) == [
+        (query, image, kind)
+        for query in (1, 2)
+        for image, kind in ((10, "identical"), (50, "identical"), (20, "near-duplicate"))
+    ]
+    assert list(pairs.index) == list(range(6))
+
+
+def test_positions_hold_in_every_block():
+    # Signatures are made of some 341 pictures at once, queries compared by 64, pairs by 64.
+    gallery, queries = scenes(800, 32, seed=9), scenes(700, 32, seed=10)
+    places = [(0, 799), (63, 0), (64, 340), (65, 341), (340, 63), (341, 682), (699, 683)]
+    for query, image in places:
+        queries[query] = brightened(gallery[image])
+    found = leaks.find(queries, gallery)
+    assert list(zip(found["query"], found["gallery"], strict=True)) == places
+
+
+def test_dozens_of_copies_of_every_query_are_found():
+    # Also more candidates of a block than are compared at once, and a gallery in which the 10th
+    # neighbour of every query is a copy.
+    queries = scenes(10, 32, seed=11)
+    gallery = np.concatenate([scenes(1600, 32, seed=12), *[noisy(queries)] * 20])
+    pairs = leaks.find(queries, gallery)
+    assert list(pairs["query"]) == [query for query in range(10) for _ in range(20)]
+    assert (pairs["gallery"] >= 1600).all()
+
+
+def test_memory_mapped_images_give_the_same(tmp_path):
+    gallery, queries = scenes(50, 32, seed=12), scenes(10, 32, seed=13)
+    queries[4] = noisy(gallery[30])
+    for name, images in (("gallery", gallery), ("queries", queries)):
+        np.save(tmp_path / f"{name}.npy", images)
+    mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("queries", "gallery")]
+    found = leaks.find(*mapped)
+    assert len(found) == 1
+    pd.testing.assert_frame_equal(found, leaks.find(queries, gallery))
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_no_pairs_have_the_same_columns(count):
+    none = leaks.find(scenes(count, 32, seed=14), scenes(20, 32, seed=15))
+    some = leaks.find(scenes(20, 32, seed=15), scenes(20, 32, seed=15))
+    assert none.empty
+    assert len(some) == 20
+    assert list(none.columns) == list(some.columns)
+    for pairs in (none, some):
+        assert {name: pairs[name].dtype for name in COLUMNS} == COLUMNS
+
+
+def test_pictures_of_one_colour_leak_only_where_all_pixels_are_equal():
+    gallery = np.full((4, 32, 32, 3), 100, np.uint8)
+    gallery[1] = 0
+    gallery[2, 0, 0] = 101
+    gallery[3] = 255
+    queries = np.full((2, 32, 32, 3), 100, np.uint8)
+    queries[1] = 101
+    assert positions(leaks.find(queries, gallery)) == [(0, 0, "identical")]
+
+
+def test_look_alike_digits_are_not_leaks(tmp_path):
+    digits, _, _ = sources.decode(sources.digits(), 32, tmp_path / "digits.npy")
+    queries, gallery = digits[::5].copy(), digits[np.arange(len(digits)) % 5 > 0]
+    queries[8] = compressed(gallery[900])
+    pairs = leaks.find(queries, gallery)
+    assert positions(pairs) == [(8, 900, "near-duplicate")]
+    assert pairs.attrs["pixel_threshold"] < leaks.PIXEL_DISTANCE / 2
+
+
+def test_nearly_equal_copies_are_found_though_there_is_nothing_else():
+    queries = scenes(5, 32, seed=16)
+    gallery = np.repeat(queries // 2 * 2, 60, axis=0)
+    pairs = leaks.find(queries, gallery)
+    assert pairs.attrs["pixel_threshold"] == leaks.MIN_PIXEL_DISTANCE
+    assert list(pairs["query"]) == [query for query in range(5) for _ in range(60)]
+
+
+def table(identical: list[int], near: list[int]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "query": identical + near,
+            "kind": ["identical"] * len(identical) + ["near-duplicate"] * len(near),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("identical", "near", "n_queries", "words"),
+    [
+        ([], [], 359, "None of 359 queries also stands in the gallery."),
+        ([], [], 1, "None of 1 query also stands in the gallery."),
+        (
+            [1, 2, 3],
+            [*range(10, 19)],
+            10_000,
+            "12 of 10,000 queries (0.1 %) also stand in the gallery: "
+            "3 as identical pixels, 9 as near-duplicates.",
+        ),
+        (
+            [],
+            [4, 4],
+            100,
+            "1 of 100 queries (1.0 %) also stands in the gallery: 1 as a near-duplicate.",
+        ),
+        (
+            [4],
+            [4, 5],
+            8,
+            "2 of 8 queries (25.0 %) also stand in the gallery: "
+            "1 as identical pixels, 1 as a near-duplicate.",
+        ),
+        (
+            [7],
+            [],
+            10_000,
+            "1 of 10,000 queries (less than 0.1 %) also stands in the gallery: "
+            "1 as identical pixels.",
+        ),
+    ],
+)
+def test_words(identical, near, n_queries, words):
+    assert leaks.describe(table(identical, near), n_queries) == words
+
+
+def test_a_small_gallery_of_natural_pictures_keeps_the_threshold():
+    for count in (1, 3, 8, 40, 300):
+        pairs = leaks.find(scenes(10, 32, seed=17), scenes(count, 32, seed=18))
+        assert pairs.empty
+        assert pairs.attrs["pixel_threshold"] == leaks.PIXEL_DISTANCE
