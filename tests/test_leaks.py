@@ -164,6 +164,30 @@ def test_pictures_of_one_colour_leak_only_where_all_pixels_are_equal():
     assert positions(leaks.find(queries, gallery)) == [(0, 0, "identical")]
 
 
+def test_faint_pictures_leak_only_where_all_pixels_are_equal():
+    # The same three grey levels on two skies: nothing says that it is one shot.
+    gradient = (np.arange(32) // 11).astype(np.uint8)[:, None]
+    gallery = np.stack([np.full((32, 32, 3), value, np.uint8) + gradient for value in (20, 200)])
+    assert positions(leaks.find(gallery[:1] + 1, gallery)) == []
+
+
+def test_pictures_of_one_colour_do_not_move_the_others():
+    gallery, queries = scenes(40, 32, seed=19), scenes(12, 32, seed=20)
+    gallery[::3], queries[::2] = 7, 9
+    queries[11] = noisy(gallery[38])
+    assert positions(leaks.find(queries, gallery)) == [(11, 38, "near-duplicate")]
+
+
+@pytest.mark.parametrize(("by", "found"), [(2, True), (5, False)])
+def test_fine_patterns_are_found_up_to_two_pixels_away(by, found):
+    gallery = scenes(30, 32, seed=21)
+    # Strong detail, of which a shift by one pixel leaves no correlation.
+    detail = np.random.default_rng(22).integers(-70, 70, (32, 32, 3))
+    gallery[6] = np.clip(gallery[6] // 2 + 64 + detail, 0, 255)
+    query = np.roll(gallery[6], by, axis=1)[None]
+    assert (not leaks.find(query, gallery).empty) == found
+
+
 def test_look_alike_digits_are_not_leaks(tmp_path):
     digits, _, _ = sources.decode(sources.digits(), 32, tmp_path / "digits.npy")
     queries, gallery = digits[::5].copy(), digits[np.arange(len(digits)) % 5 > 0]

@@ -1,10 +1,13 @@
 """Rankings against a brute-force reference, in the presence of ties and of identical rows."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from threadpoolctl import threadpool_info
 
 from cbir import metrics, retrieval
 
@@ -21,43 +24,99 @@ def random_unit(count: int, dimensions: int, seed: int) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(count, dimensions)))
 
 
-def ranked(query, gallery, allowed=None) -> list[list[tuple[int, float]]]:
+def all_ranks(query, *arguments, **limits) -> np.ndarray:
+    """The ranks of all blocks, which must follow each other from the first query to the last."""
+    rows, ranks = zip(*retrieval.relevant_ranks(query, *arguments, **limits), strict=True)
+    assert rows[0].start == 0
+    assert rows[-1].stop == len(query)
+    assert all(one.stop == other.start for one, other in itertools.pairwise(rows))
+    assert [len(block) for block in ranks] == [each.stop - each.start for each in rows]
+    return np.concatenate(ranks)
+
+
+def reachable(gallery_labels, row: int, restrict_to=None, exclude=None) -> list[int]:
+    """Gallery positions that the search of a query may return."""
+    found = []
+    for at, label in enumerate(gallery_labels):
+        if restrict_to is not None:
+            searched = restrict_to[row]
+            if not (searched[label] if restrict_to.ndim == 2 else searched == label):
+                continue
+        if exclude is None or exclude[row] != at:
+            found.append(at)
+    return found
+
+
+def ranked(query, gallery, gallery_labels, **limits) -> list[list[tuple[int, float]]]:
     """(position, similarity) of all that may be returned, nearest first, equals in order."""
     answers = []
     for row, vector in enumerate(query):
         similarity = [float(np.dot(vector, other)) for other in gallery]
-        reachable = [at for at in range(len(gallery)) if allowed is None or allowed[row][at]]
-        order = sorted(reachable, key=lambda at: (-similarity[at], at))
+        places = reachable(gallery_labels, row, **limits)
+        order = sorted(places, key=lambda at: (-similarity[at], at))
         answers.append([(at, similarity[at]) for at in order])
     return answers
 
 
-# Whole numbers: their products are exact in float32, so that ties are ties in any implementation.
-values = st.integers(-2, 2).map(float)
+def ranks_of(answers, labels, gallery_labels, exclude=None) -> list[list[float]]:
+    """Ranks of each query's relevant images in `ranked`, without the places left over."""
+    rows = []
+    for row, answer in enumerate(answers):
+        relevant = [at for at, label in enumerate(gallery_labels) if label == labels[row]]
+        if exclude is not None and exclude[row] in relevant:
+            relevant.remove(exclude[row])
+        ranks = [place for place, (at, _) in enumerate(answer, start=1) if at in relevant]
+        rows.append(ranks + [np.inf] * (len(relevant) - len(ranks)))
+    return rows
+
+
+def padded(rows: list[list[float]]) -> np.ndarray:
+    width = max(map(len, rows))
+    return np.array([row + [np.nan] * (width - len(row)) for row in rows], np.float32)
+
+
+# Multiples of a quarter: their products are exact in float32 and below 1, so that ties are ties
+# in any implementation.
+values = st.sampled_from([-0.5, -0.25, -0.0, 0.0, 0.25, 0.5])
 
 
 @st.composite
 def problems(draw):
-    """Queries and gallery with labels; few values, so that rows repeat and similarities tie."""
+    """Queries, gallery, labels of both, and what limits the search.
+
+    Few values and few classes, so that rows repeat and similarities tie.
+    """
     dimensions = draw(st.integers(1, 3))
-    sizes = draw(st.tuples(st.integers(1, 6), st.integers(1, 12)))
+    n_queries, n_gallery = draw(st.integers(1, 6)), draw(st.integers(1, 12))
+
+    def ids(size: int, least=0, most=3) -> np.ndarray:
+        return draw(arrays(np.int64, size, elements=st.integers(least, most)))
+
     query, gallery = (
-        draw(arrays(np.float32, (size, dimensions), elements=values)) for size in sizes
+        draw(arrays(np.float32, (size, dimensions), elements=values))
+        for size in (n_queries, n_gallery)
     )
-    labels = [np.array(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))) for n in sizes]
-    searched = np.array(draw(st.lists(st.integers(0, 3), min_size=sizes[0], max_size=sizes[0])))
-    return query, gallery, *labels, draw(st.one_of(st.none(), st.just(searched)))
+    labels, gallery_labels = ids(n_queries), ids(n_gallery)
+    limits = {}
+    kind = draw(st.sampled_from(["all", "one", "some"]))
+    if kind == "one":
+        limits["restrict_to"] = ids(n_queries)
+    elif kind == "some":
+        limits["restrict_to"] = draw(arrays(bool, (n_queries, 4)))
+    if draw(st.booleans()):
+        limits["exclude"] = ids(n_queries, -1, n_gallery - 1)
+    return query, gallery, labels, gallery_labels, limits
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(problem=problems(), k=st.integers(1, 15))
 def test_search_equals_brute_force(problem, k):
-    query, gallery, _, gallery_labels, searched = problem
-    allowed = None if searched is None else retrieval.within(searched, gallery_labels)
-    mask = None if searched is None else searched[:, None] == gallery_labels
-    rankings, similarities = retrieval.search(query, gallery, k, allowed)
+    query, gallery, _, gallery_labels, limits = problem
+    rankings, similarities = retrieval.search(
+        query, gallery, k, gallery_labels=gallery_labels, **limits
+    )
     assert rankings.shape == similarities.shape == (len(query), min(k, len(gallery)))
-    for row, answer in enumerate(ranked(query, gallery, mask)):
+    for row, answer in enumerate(ranked(query, gallery, gallery_labels, **limits)):
         missing = rankings.shape[1] - len(answer[:k])
         positions = [at for at, _ in answer[:k]] + [-1] * missing
         assert rankings[row].tolist() == positions
@@ -65,24 +124,53 @@ def test_search_equals_brute_force(problem, k):
         assert np.array_equal(similarities[row], expected, equal_nan=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(problem=problems())
 def test_relevant_ranks_equal_brute_force(problem):
-    query, gallery, labels, gallery_labels, searched = problem
-    allowed = None if searched is None else retrieval.within(searched, gallery_labels)
-    mask = None if searched is None else searched[:, None] == gallery_labels
-    ranks = retrieval.relevant_ranks(query, labels, gallery, gallery_labels, allowed)
-    n_relevant = [(gallery_labels == label).sum() for label in labels]
-    assert ranks.shape == (len(query), max(n_relevant))
-    for row, answer in enumerate(ranked(query, gallery, mask)):
-        expected = [
-            place
-            for place, (at, _) in enumerate(answer, start=1)
-            if gallery_labels[at] == labels[row]
-        ]
-        expected += [np.inf] * (n_relevant[row] - len(expected))
-        expected += [np.nan] * (max(n_relevant) - n_relevant[row])
-        assert np.array_equal(ranks[row], expected, equal_nan=True)
+    query, gallery, labels, gallery_labels, limits = problem
+    answers = ranked(query, gallery, gallery_labels, **limits)
+    expected = ranks_of(answers, labels, gallery_labels, limits.get("exclude"))
+    ranks = all_ranks(query, labels, gallery, gallery_labels, **limits)
+    assert np.array_equal(ranks, padded(expected), equal_nan=True)
+
+
+def crowded(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and gallery whose exact similarities crowd, each kind in another way."""
+    random = np.random.default_rng(0)
+    n = retrieval.PIECE + 500
+    if kind == "one value":
+        return np.full((MANY, 1), 0.5), np.full((n, 1), 0.5)
+    if kind == "near one":  # Steps of the last bit, which a coarse bucket would not tell apart.
+        return np.ones((MANY, 1)), 1 - random.integers(0, 300, (n, 1)) / 2**24
+    if kind == "powers of two":  # Most of them in a tiny part of the range.
+        signs = random.choice([-1, 1], (n, 1))
+        return np.ones((MANY, 1)), signs * 2.0 ** -random.integers(0, 140, (n, 1))
+    if kind == "two clusters":
+        near = random.random((n, 1)) < 0.1
+        return np.ones((MANY, 1)), np.where(near, 1, 0) - random.integers(0, 99, (n, 1)) / 2**20
+    classes = np.eye(10)
+    return random.integers(0, 100, (MANY, 10)) / 128, classes[random.integers(0, 10, n)]
+
+
+KINDS = ["one value", "near one", "powers of two", "two clusters", "one-hot"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crowded_similarities_of_many_queries_are_ranked_as_by_a_stable_sort(kind):
+    query, gallery = (vectors.astype(np.float32) for vectors in crowded(kind))
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 4, len(query))
+    gallery_labels = random.integers(0, 3, len(gallery))
+    ranks = all_ranks(query, labels, gallery, gallery_labels)
+    similarity = query.astype(np.float64) @ gallery.astype(np.float64).T
+    rankings = np.argsort(-similarity, axis=1, kind="stable")
+    rows = [
+        (np.flatnonzero(gallery_labels[ranking] == label) + 1).tolist()
+        for ranking, label in zip(rankings, labels, strict=True)
+    ]
+    assert np.array_equal(ranks, padded(rows), equal_nan=True)
+    found, _ = retrieval.search(query, gallery, 300)
+    assert (found == rankings[:, :300]).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,7 +198,7 @@ def test_queries_of_every_block_get_their_own_answer():
     assert rankings[:, 0].tolist() == asked.tolist()
     assert similarities[:, 0] == pytest.approx(np.ones(MANY), abs=1e-5)
     labels = np.arange(50)
-    ranks = retrieval.relevant_ranks(gallery[asked], labels[asked], gallery, labels)
+    ranks = all_ranks(gallery[asked], labels[asked], gallery, labels)
     assert ranks.tolist() == [[1]] * MANY
 
 
@@ -140,9 +228,7 @@ def test_identical_gallery_rows_have_ranks_in_gallery_order():
     labels = np.zeros(len(gallery), int)
     labels[copies[::2]], labels[copies[1::2]] = 1, 2
     for query in asked[1:]:
-        odd, even = (
-            retrieval.relevant_ranks(query, np.array([label]), gallery, labels) for label in (1, 2)
-        )
+        odd, even = (all_ranks(query, np.array([label]), gallery, labels) for label in (1, 2))
         assert odd.tolist() == [[1, 3, 5, 7]]
         assert even.tolist() == [[2, 4, 6, 8]]
 
@@ -154,36 +240,6 @@ def test_copies_cut_off_at_k_are_the_last_ones():
         assert (rankings == copies[:3]).all()
 
 
-def test_search_within_a_class_returns_nothing_else():
-    gallery_labels = np.array([0, 1, 0, 2, 1, 0])
-    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4], [1, 0.5]])
-    searched = np.array([0, 1, 3])
-    allowed = retrieval.within(searched, gallery_labels)
-    rankings, similarities = retrieval.search(unit([[1, 0]] * 3), gallery, 4, allowed)
-    # Class 0 has three images, class 1 two, class 3 none.
-    assert rankings.tolist() == [[0, 2, 5, -1], [1, 4, -1, -1], [-1, -1, -1, -1]]
-    assert np.isnan(similarities).tolist() == (rankings == -1).tolist()
-
-
-def test_relevant_images_outside_the_searched_class_have_infinite_ranks():
-    gallery_labels = np.array([0, 1, 0, 1, 1])
-    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]])
-    labels, searched = np.array([0, 0, 1]), np.array([0, 1, 1])
-    allowed = retrieval.within(searched, gallery_labels)
-    ranks = retrieval.relevant_ranks(unit([[1, 0]] * 3), labels, gallery, gallery_labels, allowed)
-    # Two relevant images leave one of three places over.
-    expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
-    assert np.array_equal(ranks, expected, equal_nan=True)
-
-
-def test_within_takes_each_block_of_queries_by_its_own_labels():
-    labels = np.arange(MANY) % 5
-    gallery_labels = np.arange(20) % 5
-    allowed = retrieval.within(labels, gallery_labels)
-    rankings, _ = retrieval.search(random_unit(MANY, 8, 0), random_unit(20, 8, 1), 4, allowed)
-    assert (gallery_labels[rankings] == labels[:, None]).all()
-
-
 def test_k_larger_than_the_gallery_returns_all_of_it():
     rankings, similarities = retrieval.search(random_unit(3, 4, 0), random_unit(6, 4, 1), 100)
     assert rankings.shape == similarities.shape == (3, 6)
@@ -191,47 +247,242 @@ def test_k_larger_than_the_gallery_returns_all_of_it():
     assert np.isfinite(similarities).all()
 
 
-def test_answers_are_int32_and_float32():
-    query, gallery = random_unit(3, 4, 0), random_unit(6, 4, 1)
-    rankings, similarities = retrieval.search(query, gallery, 2)
-    ranks = retrieval.relevant_ranks(query, np.zeros(3, int), gallery, np.zeros(6, int))
-    types = rankings.dtype, similarities.dtype, ranks.dtype
-    assert types == (np.int32, np.float32, np.float32)
-
-
-def test_query_of_a_class_that_the_gallery_lacks_has_no_relevant_images():
-    labels = np.array([0, 7])
-    ranks = retrieval.relevant_ranks(
-        random_unit(2, 4, 0), labels, random_unit(3, 4, 1), np.array([0, 1, 0])
-    )
-    assert np.isfinite(ranks[0]).all()
-    assert np.isnan(ranks[1]).all()
-
-
-def test_same_question_twice_is_answered_alike_bit_for_bit():
-    query, gallery = random_unit(MANY, 65, 0), random_unit(700, 65, 1)
-    labels = np.arange(MANY) % 7, np.arange(700) % 7
-    first, second = (
-        (
-            *retrieval.search(query, gallery, 100),
-            retrieval.relevant_ranks(query, labels[0], gallery, labels[1]),
-        )
-        for _ in range(2)
-    )
-    for one, other in zip(first, second, strict=True):
-        assert one.tobytes() == other.tobytes()
-
-
 def test_search_and_relevant_ranks_agree_on_where_the_relevant_images_stand():
     query, gallery = random_unit(MANY, 33, 0), random_unit(300, 33, 1)
     labels, gallery_labels = np.arange(MANY) % 5, np.arange(300) % 5
     rankings, _ = retrieval.search(query, gallery, 300)
-    ranks = retrieval.relevant_ranks(query, labels, gallery, gallery_labels)
+    ranks = all_ranks(query, labels, gallery, gallery_labels)
     places = [
         np.flatnonzero(gallery_labels[ranking] == label) + 1
         for ranking, label in zip(rankings, labels, strict=True)
     ]
     assert (ranks == np.array(places)).all()
+
+
+def test_search_within_a_class_returns_nothing_else():
+    gallery_labels = np.array([0, 1, 0, 2, 1, 0])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4], [1, 0.5]])
+    query = unit([[1, 0]] * 3)
+    # Class 0 has three images, class 1 two, class 3 none.
+    rankings, similarities = retrieval.search(
+        query, gallery, 4, gallery_labels=gallery_labels, restrict_to=np.array([0, 1, 3])
+    )
+    assert rankings.tolist() == [[0, 2, 5, -1], [1, 4, -1, -1], [-1, -1, -1, -1]]
+    assert np.isnan(similarities).tolist() == (rankings == -1).tolist()
+    # Classes 0 and 2, class 1, none.
+    some = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
+    rankings, _ = retrieval.search(
+        query, gallery, 4, gallery_labels=gallery_labels, restrict_to=some
+    )
+    assert rankings.tolist() == [[0, 2, 3, 5], [1, 4, -1, -1], [-1, -1, -1, -1]]
+
+
+def test_relevant_images_outside_the_searched_class_have_infinite_ranks():
+    gallery_labels = np.array([0, 1, 0, 1, 1])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]])
+    labels, searched = np.array([0, 0, 1]), np.array([0, 1, 1])
+    ranks = all_ranks(unit([[1, 0]] * 3), labels, gallery, gallery_labels, restrict_to=searched)
+    # Two relevant images leave one of three places over.
+    expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
+    assert np.array_equal(ranks, expected, equal_nan=True)
+
+
+def test_excluded_image_is_neither_ranked_nor_relevant():
+    gallery_labels = np.array([0, 1, 0, 0])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
+    query, labels = unit([[1, 0]] * 3), np.zeros(3, int)
+    # Of the query's class, of another one, nothing.
+    exclude = np.array([0, 1, -1])
+    rankings, _ = retrieval.search(query, gallery, 4, exclude=exclude)
+    assert rankings.tolist() == [[1, 2, 3, -1], [0, 2, 3, -1], [0, 1, 2, 3]]
+    ranks = all_ranks(query, labels, gallery, gallery_labels, exclude=exclude)
+    assert np.array_equal(ranks, [[2, 3, np.nan], [1, 2, 3], [1, 3, 4]], equal_nan=True)
+
+
+def test_exclusion_and_restriction_together():
+    gallery_labels = np.array([0, 1, 0, 0])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
+    query, labels = unit([[1, 0]] * 3), np.zeros(3, int)
+    exclude = np.array([0, 0, 1])
+    # What is excluded of an unreachable class is not missed: R is 2, 2 and 3.
+    ranks = all_ranks(
+        query, labels, gallery, gallery_labels, exclude=exclude, restrict_to=np.array([0, 1, 0])
+    )
+    expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
+    assert np.array_equal(ranks, expected, equal_nan=True)
+
+
+def test_excluded_image_leaves_its_copies_where_they_are():
+    gallery = unit([[1, 2], [1, 0], [1, 2], [1, 2]])
+    rankings, similarities = retrieval.search(gallery[:1], gallery, 4, exclude=np.array([0]))
+    assert rankings.tolist() == [[2, 3, 1, -1]]
+    assert similarities[0, 0] == similarities[0, 1]
+    ranks = all_ranks(
+        gallery[:1], np.array([1]), gallery, np.array([1, 0, 1, 1]), exclude=np.array([0])
+    )
+    assert ranks.tolist() == [[1, 2]]
+
+
+def test_limits_are_those_of_each_query_in_every_block():
+    query, gallery = random_unit(MANY, 8, 0), random_unit(20, 8, 1)
+    labels, gallery_labels = np.arange(MANY) % 5, np.arange(20) % 5
+    exclude = np.arange(MANY) % 20
+    limits = {"restrict_to": labels, "exclude": exclude}
+    rankings, _ = retrieval.search(query, gallery, 3, gallery_labels=gallery_labels, **limits)
+    # Each class has four images, of which one is excluded.
+    assert (gallery_labels[rankings] == labels[:, None]).all()
+    assert (rankings != exclude[:, None]).all()
+    assert (all_ranks(query, labels, gallery, gallery_labels, **limits) == [1, 2, 3]).all()
+
+
+def test_answers_are_int32_and_float32():
+    query, gallery = random_unit(3, 4, 0), random_unit(6, 4, 1)
+    rankings, similarities = retrieval.search(query, gallery, 2)
+    ranks = all_ranks(query, np.zeros(3, int), gallery, np.zeros(6, int))
+    types = rankings.dtype, similarities.dtype, ranks.dtype
+    assert types == (np.int32, np.float32, np.float32)
+
+
+def test_query_of_a_class_that_the_gallery_lacks_has_no_relevant_images():
+    labels = np.array([0, 7, 1])
+    ranks = all_ranks(random_unit(3, 4, 0), labels, random_unit(3, 4, 1), np.array([0, 2, 0]))
+    assert np.isfinite(ranks[0]).all()
+    assert np.isnan(ranks[1:]).all()
+
+
+def test_class_ids_may_be_few_and_far_between():
+    query, gallery = random_unit(MANY, 4, 0), random_unit(30, 4, 1)
+    near = np.arange(MANY) % 3, np.arange(30) % 3
+    far = np.array([5, 10**6, 2**40])
+    ranks = [
+        all_ranks(query, labels, gallery, gallery_labels)
+        for labels, gallery_labels in (near, (far[near[0]], far[near[1]]))
+    ]
+    assert np.array_equal(*ranks)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_are_ranked_as_float32(dtype):
+    query, gallery = random_unit(5, 4, 0).astype(dtype), random_unit(40, 4, 1).astype(dtype)
+    labels = np.arange(5) % 3, np.arange(40) % 3
+    narrow = query.astype(np.float32), gallery.astype(np.float32)
+    ranks = all_ranks(query, labels[0], gallery, labels[1])
+    assert np.array_equal(ranks, all_ranks(narrow[0], labels[0], narrow[1], labels[1]))
+    for one, other in zip(
+        retrieval.search(query, gallery, 9), retrieval.search(*narrow, 9), strict=True
+    ):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("value", [2, -3, np.inf, np.nan])
+def test_rows_that_are_not_of_unit_length_are_refused(value):
+    gallery = np.array([[1, 0], [value, 0]], np.float32)
+    with pytest.raises(ValueError, match="unit length"):
+        all_ranks(unit([[1, 0]]), np.array([0]), gallery, np.array([0, 1]))
+
+
+@pytest.mark.parametrize("name", ["query_labels", "gallery_labels", "restrict_to", "exclude"])
+def test_lengths_that_do_not_fit_are_refused_before_anything_is_ranked(name):
+    given = {"query": random_unit(3, 4, 0), "gallery": random_unit(6, 4, 1)}
+    labels = {"query_labels": np.zeros(3, int), "gallery_labels": np.zeros(6, int)}
+    limits = {"restrict_to": np.zeros(3, int), "exclude": np.zeros(3, int)}
+    everything = given | labels | limits
+    everything[name] = everything[name][1:]
+    with pytest.raises(ValueError, match=name):
+        retrieval.relevant_ranks(**everything)
+    if name != "query_labels":
+        del everything["query_labels"]
+        with pytest.raises(ValueError, match=name):
+            retrieval.search(**everything, k=1)
+
+
+def test_restricted_search_needs_labels():
+    with pytest.raises(ValueError, match="gallery_labels"):
+        retrieval.search(
+            random_unit(2, 4, 0), random_unit(6, 4, 1), 1, restrict_to=np.zeros(2, int)
+        )
+
+
+def everything(query, gallery) -> list[np.ndarray]:
+    labels = np.arange(len(query)) % 7, np.arange(len(gallery)) % 7
+    ranks = all_ranks(query, labels[0], gallery, labels[1])
+    return [ranks, *retrieval.search(query, gallery, 100)]
+
+
+def test_same_question_twice_is_answered_alike_bit_for_bit():
+    query, gallery = random_unit(MANY, 65, 0), random_unit(retrieval.PIECE + 700, 65, 1)
+    for one, other in zip(everything(query, gallery), everything(query, gallery), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("cores", [None, 1, 3, 64])
+def test_answers_do_not_depend_on_the_number_of_cores(cores, monkeypatch):
+    query, gallery = random_unit(300, 65, 0), random_unit(retrieval.PIECE + 700, 65, 1)
+    expected = everything(query, gallery)
+    monkeypatch.setattr(retrieval.os, "cpu_count", lambda: cores)
+    for one, other in zip(expected, everything(query, gallery), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_blocks_of_a_large_gallery_are_smaller(monkeypatch):
+    query, gallery = random_unit(50, 8, 0), random_unit(90, 8, 1)
+    labels = np.arange(50) % 3, np.arange(90) % 3
+    expected = all_ranks(query, labels[0], gallery, labels[1])
+    monkeypatch.setattr(retrieval, "MOST_SIMILARITIES", 7 * 90)
+    blocks = list(retrieval.relevant_ranks(query, labels[0], gallery, labels[1]))
+    assert [len(ranks) for _, ranks in blocks] == [7] * 7 + [1]
+    assert np.array_equal(np.concatenate([ranks for _, ranks in blocks]), expected)
+    monkeypatch.setattr(retrieval, "MOST_SIMILARITIES", 1)
+    assert np.array_equal(all_ranks(query, labels[0], gallery, labels[1]), expected)
+
+
+class Watched:
+    """Queries that note how far they have been read."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows, self.read = rows, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self.read = max(self.read, rows.stop)
+        return self.rows[rows]
+
+
+def test_relevant_ranks_are_computed_block_by_block():
+    query, gallery = Watched(random_unit(MANY, 8, 0)), random_unit(20, 8, 1)
+    blocks = retrieval.relevant_ranks(query, np.zeros(MANY, int), gallery, np.zeros(20, int))
+    assert query.read == 0
+    for end in (retrieval.BLOCK, 2 * retrieval.BLOCK, MANY):
+        rows, ranks = next(blocks)
+        assert rows.stop == query.read == end
+        assert ranks.shape == (rows.stop - rows.start, 20)
+    with pytest.raises(StopIteration):
+        next(blocks)
+
+
+def test_matrix_products_elsewhere_keep_their_threads():
+    def threads() -> list[int]:
+        return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+    before = threads()
+    for _ in retrieval.relevant_ranks(
+        random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
+    ):
+        assert threads() == before
+
+
+def test_first_of_equals_names_the_first_of_each_group():
+    rows = np.array([[1, 0], [0, 1], [1, 0], [-0.0, 1], [1, 1], [0, 1]], np.float32)
+    assert retrieval.first_of_equals(rows).tolist() == [0, 1, 0, 1, 4, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 2)), elements=values))
+def test_first_of_equals_equals_brute_force(rows):
+    expected = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in rows]
+    assert retrieval.first_of_equals(rows).tolist() == expected
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -242,12 +493,12 @@ def test_within_the_predicted_class_precision_and_map_are_the_accuracy(k):
     predicted = np.where(random.random(MANY) < 0.7, labels, (labels + 1) % 4)
     accuracy = (predicted == labels).mean()
     assert 0 < accuracy < 1
-    ranks = retrieval.relevant_ranks(
+    ranks = all_ranks(
         random_unit(MANY, 8, 1),
         labels,
         random_unit(80, 8, 2),
         gallery_labels,
-        retrieval.within(predicted, gallery_labels),
+        restrict_to=predicted,
     )
     means = metrics.per_query(ranks, [k]).mean()
     assert means[f"precision@{k}"] == pytest.approx(accuracy)
@@ -259,12 +510,8 @@ def test_within_the_predicted_class_precision_and_map_are_the_accuracy(k):
 def test_beyond_the_class_size_precision_within_the_predicted_class_falls_below_accuracy():
     gallery_labels = np.repeat(np.arange(2), 10)
     labels = np.array([0, 1, 1])
-    ranks = retrieval.relevant_ranks(
-        random_unit(3, 8, 1),
-        labels,
-        random_unit(20, 8, 2),
-        gallery_labels,
-        retrieval.within(labels, gallery_labels),
+    ranks = all_ranks(
+        random_unit(3, 8, 1), labels, random_unit(20, 8, 2), gallery_labels, restrict_to=labels
     )
     # All ten of the class are found: 10 of 40.
     assert metrics.precision_at_k(ranks, 40) == pytest.approx([10 / 40] * 3)

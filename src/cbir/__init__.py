@@ -11,7 +11,7 @@ Beside the way stand `sources` (where pictures and weights come from), `protocol
 are searched with which), `leaks` (which stand on both sides), `recipe` (an architecture's settings
 as one thing), `controls` (embeddings without a network), `searches` (the ways of searching),
 `uncertainty` (intervals and tests), `definitions` (what mAP@k means elsewhere), `evaluation`,
-`tidy`, `comparison`, `claims` and `pictures` (scores, rows, tables, sentences, figures of pictures).
+`tidy`, `comparison`, `claims` and `pictures` (scores, rows, tables, sentences, grids of pictures).
 Around it stand `params` and `limits` (what a study asks for), `cache` (what is already done),
 `study` (what the command line asked for), `plan` (what it would take), `report` (runs the
 notebooks), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and `__main__` (the

@@ -6,18 +6,9 @@ of pairs, tells them apart.
 
 import pandas as pd
 
-from cbir import comparison, tidy, uncertainty
+from cbir import comparison, protocols, tidy, uncertainty
 from cbir.progress import duration
 from cbir.results import Result
-
-# mAP over the whole ranking of binary codes, as their own tables give it. Never beside another
-# protocol than the one that they were measured with.
-PUBLISHED = {
-    "closed": "GreedyHash .944 in its paper, .932 in DeepHash-pytorch's run (10,000 queries, "
-    "50,000 training images as gallery).",
-    "hashing_1k": "DSDH .790, GreedyHash .817, ADSH .92, which trains on the gallery's labels "
-    "(1,000 queries, 5,000 training images, 59,000 in the gallery).",
-}
 
 
 def verdict(compared: pd.DataFrame, results: dict[str, Result]) -> str:
@@ -210,6 +201,43 @@ def without_results(missing: list[str]) -> str:
     )
 
 
+def unseen(results: dict[str, Result]) -> str:
+    """Does an embedding know more than the classes it was taught? An answer for each."""
+    scores = {
+        name: comparison.average_precision(result, "unrestricted", "unseen_classes")
+        for name, result in results.items()
+        if "unseen_classes" in result.summary["asked"]["protocols"]
+    }
+    compared = uncertainty.compare(pd.DataFrame(scores))
+    controls = [name for name in scores if results[name].is_control]
+    lines = []
+    for name, values in scores.items():
+        if name in controls:
+            continue
+        found = uncertainty.intervals(values.to_frame()).assign(search="unrestricted")
+        said = [
+            f"{'ahead of' if row.ahead == name else 'behind'} {other} by {_tested(row)}"
+            if row.is_told_apart
+            else f"not told apart from {other} ({_tested(row)})"
+            for row, other in _against(name, compared, controls)
+        ]
+        lines.append(
+            f"- **{name}**, asked for classes that it was never taught, reaches a mAP of "
+            f"{tidy.number(found)} over all draws" + (": " + "; ".join(said) if said else "") + "."
+        )
+    return "\n".join(lines)
+
+
+def _against(name: str, compared: pd.DataFrame, controls: list[str]) -> list[tuple]:
+    """The pairs of one architecture with each control, and the control's name."""
+    return [
+        (row, other)
+        for row in compared.itertuples()
+        for other in controls
+        if {row.ahead, row.behind} == {name, other}
+    ]
+
+
 def pretrained(results: dict[str, Result]) -> str:
     """A warning where classes called unseen may have been seen in pretraining."""
     started = [
@@ -232,7 +260,7 @@ def published(results: dict[str, Result]) -> str:
     dataset = next(iter(results.values())).summary["dataset"]["parameters"]["dataset"]
     lines = [
         f"- {name} on CIFAR-10: {figures}"
-        for name, figures in PUBLISHED.items()
+        for name, figures in protocols.PUBLISHED.items()
         if dataset == "cifar10" and name in asked
     ]
     return "\n".join(["Published under the same protocol, by methods of deep hashing:", *lines]) * (
@@ -242,13 +270,4 @@ def published(results: dict[str, Result]) -> str:
 
 def protocol(name: str) -> str:
     """What a protocol means for whoever reads its numbers."""
-    return {
-        "closed": "The protocol is `closed`, the paper's: the gallery is the training images, on "
-        "which the network was taught its classes, and the queries are test images of the same "
-        "classes. It shows how well the network finds again what it was trained to tell apart.",
-        "held_out_gallery": "The protocol is `held_out_gallery`: gallery and queries are test "
-        "images, none of which was trained on; a query is not searched for in itself.",
-        "hashing_1k": "The protocol is `hashing_1k`, that of the deep-hashing literature: 100 "
-        "queries a class, all other images as gallery, 500 images a class to learn from (of which "
-        "the validation images are a part).",
-    }[name]
+    return protocols.EXPLAINED[name]

@@ -81,12 +81,11 @@ def pairs(results: dict[str, Result], search: str = "unrestricted") -> pd.DataFr
     return uncertainty.compare(pd.DataFrame(scores))
 
 
-def average_precision(
-    result: Result, search: str, protocol: str, draw: int | None = None
-) -> pd.Series:
-    """Average precision of each query (the index) in the final state, averaged over the seeds."""
-    chosen = tidy.select(result.per_query, search=search, protocol=protocol, draw=draw)
-    return chosen.groupby("query")["average_precision"].mean()
+def average_precision(result: Result, search: str, protocol: str) -> pd.Series:
+    """Average precision of each (draw and) query in the final state, averaged over the seeds."""
+    chosen = tidy.select(result.per_query, search=search, protocol=protocol)
+    place = "query" if chosen["draw"].isna().all() else ["draw", "query"]
+    return chosen.groupby(place)["average_precision"].mean()
 
 
 def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:

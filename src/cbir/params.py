@@ -84,7 +84,7 @@ def load(
     shared = _read_yaml(folder / SHARED, root)
     changes = {"dataset": dataset} if dataset is not None else {}
     changes |= parse_overrides(overrides)
-    runs = []
+    found, runs = [], []
     for path in sorted(folder.glob("*.yaml")):
         if path.name == SHARED:
             continue
@@ -100,10 +100,19 @@ def load(
                 f"{_name(path, root)}: no notebook {notebook.name} in notebooks/: name the one "
                 "that runs this architecture with the key `notebook`"
             )
-        layers = [(_name(folder / SHARED, root), shared), (_name(path, root), own)]
-        layers.append(("DATA or SET" if dataset else "SET", changes))
+        found.append((path, notebook, known(notebook), own))
+    anywhere = {key for _, _, types, _ in found for key in types}
+    for path, notebook, types, own in found:
+        # What is for all is for those that know it: a control has no epochs.
+        elsewhere = anywhere - types.keys()
+        for_all, changed = (
+            {key: value for key, value in layer.items() if key not in elsewhere}
+            for layer in (shared, changes)
+        )
+        layers = [(_name(folder / SHARED, root), for_all), (_name(path, root), own)]
+        layers.append(("DATA or SET" if dataset else "SET", changed))
         placed = dict(zip(PLACED, (report or study, path.stem), strict=True))
-        runs.append(Run(path.stem, notebook, _layered(known(notebook), layers) | placed))
+        runs.append(Run(path.stem, notebook, _layered(types, layers) | placed))
     if not runs:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
     for run in runs:

@@ -27,7 +27,7 @@ def describe(study: Study) -> str:
     shared = {
         key: value
         for key, value in first.items()
-        if all(run.parameters[key] == value for run in study.runs)
+        if all(run.parameters.get(key) == value for run in study.runs)
     }
     lines += [f"shared    {_join(shared)}", ""]
     total = 0.0
