@@ -64,13 +64,16 @@ def write_colours(folder: Path, counts: dict[str, int]) -> None:
 
 def same(one: data.Dataset, other: data.Dataset) -> bool:
     """Whether two data sets have the same images, labels, names and split."""
-    arrays = ("train_images", "train_labels", "test_images", "test_labels", "train", "validation")
-    return (
-        all(np.array_equal(getattr(one, each), getattr(other, each)) for each in arrays)
-        and one.train_names + one.test_names == other.train_names + other.test_names
-        and one.fingerprint == other.fingerprint
-        and one.split_fingerprint == other.split_fingerprint
+    arrays = ("images", "labels", "train", "validation", "gallery", "queries")
+    values = ("classes", "names", "fingerprint", "split_fingerprint", "search_fingerprint")
+    return all(np.array_equal(getattr(one, each), getattr(other, each)) for each in arrays) and all(
+        getattr(one, each) == getattr(other, each) for each in values
     )
+
+
+def names_of(dataset: data.Dataset, part: str) -> list[str]:
+    """Names of the images that serve as `gallery`, `queries`, `train` or `validation`."""
+    return [dataset.names[position] for position in getattr(dataset, part)]
 
 
 def count_calls(monkeypatch, module, name: str) -> list:
@@ -91,23 +94,23 @@ def count_calls(monkeypatch, module, name: str) -> list:
 def test_digits_have_ten_classes_in_rgb_of_the_size_asked_for(root):
     digits = load("digits")
     assert digits.classes == [str(digit) for digit in range(10)]
-    assert digits.train_images.shape[1:] == digits.test_images.shape[1:] == (16, 16, 3)
-    assert len(digits.train_images) + len(digits.test_images) == 1797
-    assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
-    assert digits.train_labels.dtype == digits.test_labels.dtype == np.int64
-    assert len(set(digits.train_names) | set(digits.test_names)) == 1797
+    assert digits.images.shape == (1797, 16, 16, 3)
+    assert digits.images.dtype == np.uint8
+    assert digits.labels.shape == (1797,)
+    assert digits.labels.dtype == digits.gallery_labels.dtype == digits.query_labels.dtype
+    assert digits.labels.dtype == np.int64
+    assert len(set(digits.names)) == len(digits.names) == 1797
     assert digits.skipped == []
+    assert (digits.protocol, digits.draw) == ("closed", None)
 
 
 def test_digits_are_those_of_scikit_learn_with_their_labels(root):
     digits, original = load("digits", image_size=8), load_digits()
-    for part in ("train", "test"):
-        names = getattr(digits, f"{part}_names")
-        rows = [int(name.removeprefix("digit-")) for name in names]
-        assert getattr(digits, f"{part}_labels").tolist() == original.target[rows].tolist()
-        # 17 grey levels, 0 to 16, over 0 to 255; each channel the same.
-        expected = (original.images[rows] * 255 / 16).round()[..., None].repeat(3, axis=3)
-        assert (getattr(digits, f"{part}_images") == expected).all()
+    rows = [int(name.removeprefix("digit-")) for name in digits.names]
+    assert digits.labels.tolist() == original.target[rows].tolist()
+    # 17 grey levels, 0 to 16, over 0 to 255; each channel the same.
+    expected = (original.images[rows] * 255 / 16).round()[..., None].repeat(3, axis=3)
+    assert (digits.images == expected).all()
 
 
 def test_digits_are_the_same_in_another_project(root, tmp_path_factory, monkeypatch):
@@ -121,9 +124,7 @@ def test_digits_are_the_same_in_another_project(root, tmp_path_factory, monkeypa
 
 
 def test_images_are_read_from_disk_where_they_are_used(root):
-    digits = load("digits")
-    assert isinstance(digits.train_images, np.memmap)
-    assert isinstance(digits.test_images, np.memmap)
+    assert isinstance(load("digits").images, np.memmap)
 
 
 def test_counts_say_what_each_class_serves_for(root):
@@ -154,14 +155,12 @@ def test_labels_and_pictures_stay_with_their_names(root):
     shapes = load()
     assert shapes.classes == ["blue", "green", "red"]
     brightest = {"red": 0, "green": 1, "blue": 2}
-    for part in ("train", "test"):
-        images, names = getattr(shapes, f"{part}_images"), getattr(shapes, f"{part}_names")
-        for image, label, name in zip(
-            images, getattr(shapes, f"{part}_labels"), names, strict=True
-        ):
-            folder = name.partition("/")[0]
-            assert shapes.classes[label] == folder
-            assert image.mean(axis=(0, 1)).argmax() == brightest[folder]
+    for image, label, name in zip(shapes.images, shapes.labels, shapes.names, strict=True):
+        folder = name.partition("/")[0]
+        assert shapes.classes[label] == folder
+        assert image.mean(axis=(0, 1)).argmax() == brightest[folder]
+    assert shapes.gallery_labels.tolist() == [shapes.labels[at] for at in shapes.gallery]
+    assert shapes.query_labels.tolist() == [shapes.labels[at] for at in shapes.queries]
 
 
 def test_train_and_test_folders_are_taken_as_they_are(root):
@@ -171,8 +170,9 @@ def test_train_and_test_folders_are_taken_as_they_are(root):
     assert shapes.counts().loc[["blue", "red"], ["gallery", "queries"]].values.tolist() == [
         [4, 3], [6, 1],
     ]  # fmt: skip
-    assert {name.partition("/")[0] for name in shapes.train_names} == {"train"}
-    assert {name.partition("/")[0] for name in shapes.test_names} == {"test"}
+    assert [name.partition("/")[0] for name in shapes.names] == ["train"] * 10 + ["test"] * 4
+    assert shapes.gallery.tolist() == list(range(10))
+    assert shapes.queries.tolist() == list(range(10, 14))
 
 
 def test_train_folder_without_a_test_folder_is_split(root):
@@ -192,15 +192,14 @@ def test_pictures_in_nested_folders_and_other_spellings_are_found_and_the_rest_i
     (folder / "empty").mkdir()
     shapes = load()
     assert shapes.classes == ["blue", "red"]
-    names = shapes.train_names + shapes.test_names
-    assert len(names) == 10
-    assert {"blue/more/one.JPG", "blue/two.jpeg"} <= set(names)
+    assert len(shapes.names) == 10
+    assert {"blue/more/one.JPG", "blue/two.jpeg"} <= set(shapes.names)
 
 
 def test_folder_outside_the_project_is_read(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     write_colours(folder, {"red": 4, "blue": 4})
-    assert len(load(str(folder)).train_labels) == 6
+    assert len(load(str(folder)).gallery) == 6
 
 
 def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
@@ -216,11 +215,11 @@ def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
     write_pictures(folder / "test", names[8:], count=2, size=32)
     cifar = load("cifar10", image_size=32)
     assert cifar.classes == names
-    assert np.bincount(cifar.train_labels).tolist() == [3] * 8 + [4] * 2
-    assert np.bincount(cifar.test_labels).tolist() == [1] * 8 + [2] * 2
+    assert np.bincount(cifar.gallery_labels).tolist() == [3] * 8 + [4] * 2
+    assert np.bincount(cifar.query_labels).tolist() == [1] * 8 + [2] * 2
     # Pictures of the size asked for are taken pixel by pixel.
-    with Image.open(folder / cifar.test_names[5]) as picture:
-        assert (cifar.test_images[5] == np.asarray(picture)).all()
+    with Image.open(folder / cifar.names[cifar.queries[5]]) as picture:
+        assert (cifar.images[cifar.queries[5]] == np.asarray(picture)).all()
 
 
 # Splits
@@ -268,29 +267,31 @@ def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
 def test_gallery_is_training_and_validation_and_queries_are_neither(project):
     shapes = load()
     together = np.sort(np.concatenate([shapes.train, shapes.validation]))
-    assert together.tolist() == list(range(len(shapes.train_images)))
-    assert not set(shapes.train_names) & set(shapes.test_names)
+    assert together.tolist() == shapes.gallery.tolist() == list(range(36))
+    assert shapes.queries.tolist() == list(range(36, 48))
+    assert (shapes.exclude == -1).all()
     everything = [path.relative_to(project / "data/shapes").as_posix()
                   for path in (project / "data/shapes").rglob("*.png")]  # fmt: skip
-    assert sorted(shapes.train_names + shapes.test_names) == sorted(everything)
+    assert sorted(shapes.names) == sorted(everything)
 
 
-def test_split_does_not_depend_on_the_seed_of_a_run(project):
+def test_split_does_not_depend_on_the_seeds_of_a_run(project):
     from cbir.study import open_study
 
     one, other, split_anew = (
         open_study(project, "tiny", overrides=text).dataset
-        for text in ("seed=0", "seed=7", "split_seed=7")
+        for text in ("seeds=[0]", "seeds=[7,8]", "split_seed=7")
     )
     assert same(one, other)
     assert one.split_fingerprint != split_anew.split_fingerprint
-    assert one.test_names != split_anew.test_names
+    assert names_of(one, "queries") != names_of(split_anew, "queries")
 
 
 def test_validation_fraction_moves_no_query(project):
     one, other = load(validation_fraction=0.2), load(validation_fraction=0.5)
-    assert one.test_names == other.test_names
+    assert names_of(one, "queries") == names_of(other, "queries")
     assert one.fingerprint == other.fingerprint
+    assert one.search_fingerprint == other.search_fingerprint
     assert one.split_fingerprint != other.split_fingerprint
     assert len(one.validation) < len(other.validation)
 
@@ -413,11 +414,10 @@ def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
     assert skipped.startswith("blue/3.png: ")
     assert len(skipped) > len("blue/3.png: ")
     assert "\n" not in skipped
-    names = shapes.train_names + shapes.test_names
-    assert len(names) == 11
-    assert "blue/3.png" not in names
+    assert len(shapes.names) == 11
+    assert "blue/3.png" not in shapes.names
     # Those behind it have not moved to other labels.
-    for image, label in zip(shapes.train_images, shapes.train_labels, strict=True):
+    for image, label in zip(shapes.images, shapes.labels, strict=True):
         assert image.mean(axis=(0, 1)).argmax() == {"red": 0, "blue": 2}[shapes.classes[label]]
 
 
@@ -534,27 +534,28 @@ def test_images_are_decoded_once(project, monkeypatch):
 
 def test_another_size_or_split_is_decoded_anew(project, monkeypatch):
     calls = count_calls(monkeypatch, sources, "decode")
-    assert load().train_images.shape[1] == 16
-    assert load(image_size=24).train_images.shape[1] == 24
+    assert load().images.shape[1] == 16
+    assert load(image_size=24).images.shape[1] == 24
     load(split_seed=1)
     assert len(calls) == 3
 
 
 def test_changed_picture_is_decoded_anew_and_changes_the_fingerprint(project):
     before = load()
-    name = before.train_names[0]
+    name = before.names[0]
     Image.new("RGB", (24, 24), GREEN).save(project / "data" / "shapes" / name)
     after = load()
-    assert (after.train_images[0] == GREEN).all()
-    assert (before.train_images[0] != GREEN).any()
+    assert (after.images[0] == GREEN).all()
+    assert (before.images[0] != GREEN).any()
     assert after.fingerprint != before.fingerprint
     assert after.split_fingerprint != before.split_fingerprint
+    assert after.search_fingerprint != before.search_fingerprint
 
 
 def test_touched_picture_is_decoded_anew_to_the_same_fingerprint(project, monkeypatch):
     calls = count_calls(monkeypatch, sources, "decode")
     before = load()
-    os.utime(project / "data" / "shapes" / before.train_names[0], (1, 1))
+    os.utime(project / "data" / "shapes" / before.names[0], (1, 1))
     after = load()
     assert len(calls) == 2
     assert same(before, after)
@@ -562,12 +563,12 @@ def test_touched_picture_is_decoded_anew_to_the_same_fingerprint(project, monkey
 
 def test_added_and_removed_pictures_are_noticed(project):
     before = load()
-    path = project / "data" / "shapes" / before.train_names[0]
+    path = project / "data" / "shapes" / before.names[0]
     path.rename(path.with_name("zzz.png"))
     after = load()
-    assert before.train_names[0] not in after.train_names + after.test_names
+    assert before.names[0] not in after.names
     path.with_name("zzz.png").unlink()
-    assert len(load().train_names + load().test_names) == 47
+    assert len(load().names) == 47
 
 
 def test_whether_images_are_decoded_is_said_without_decoding_them(project):
@@ -577,7 +578,7 @@ def test_whether_images_are_decoded_is_said_without_decoding_them(project):
     shapes = load()
     assert data.is_decoded("data/shapes", **asked)
     assert not data.is_decoded("data/shapes", **asked | {"image_size": 17})
-    os.utime(project / "data" / "shapes" / shapes.test_names[0], (1, 1))
+    os.utime(project / "data" / "shapes" / shapes.names[-1], (1, 1))
     assert not data.is_decoded("data/shapes", **asked)
 
 
@@ -589,7 +590,7 @@ def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypat
     real = data.open_memmap
 
     def stopped(path, *arguments):
-        if path.name == "test_images.npy":
+        if path.name == "images.npy":
             raise KeyboardInterrupt
         return real(path, *arguments)
 
@@ -707,16 +708,14 @@ def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     assert len(calls) == 1
     assert first.fingerprint == second.fingerprint
     assert first.classes == sources.CIFAR10_CLASSES
-    assert first.train_images.shape == (50_000, 32, 32, 3)
-    assert first.test_images.shape == (10_000, 32, 32, 3)
-    assert (first.train_names[10_000], first.test_names[9_999]) == ("train-10000", "test-09999")
-    green = list(range(0, 50_000, 10_000))
-    for images, labels, rows in (
-        (first.train_images, first.train_labels, green),
-        (first.test_images, first.test_labels, [0]),
-    ):
-        assert (images[rows] == (0, 200, 0)).all()
-        assert [first.classes[label] for label in labels[rows]] == ["frog"] * len(rows)
-        assert not images[1:10_000].any()
-        assert labels[1:10].tolist() == list(range(1, 10))
+    assert first.images.shape == (60_000, 32, 32, 3)
+    assert (len(first.gallery), len(first.queries)) == (50_000, 10_000)
+    assert (first.names[10_000], first.names[59_999]) == ("train-10000", "test-09999")
+    # A file of Keras' after the other, the test images last.
+    green = list(range(0, 60_000, 10_000))
+    assert (first.images[green] == (0, 200, 0)).all()
+    assert [first.classes[label] for label in first.labels[green]] == ["frog"] * 6
+    for start in green:
+        assert not first.images[start + 1 : start + 10_000].any()
+        assert first.labels[start + 1 : start + 10].tolist() == list(range(1, 10))
     assert cache.finished("images", "cbir.data")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import build_network, load_shapes, train_network
 
-from cbir import embeddings
+from cbir import StudyError, controls, embeddings, protocols
 from cbir.embeddings import normalise
 
 
@@ -37,42 +37,58 @@ def are_equal(one, other):
 
 
 def test_embeddings_are_float32_of_unit_length(embedded, images):
-    for vectors, pictures in (
-        (embedded.gallery, images.train_images),
-        (embedded.query, images.test_images),
-    ):
-        assert vectors.dtype == np.float32
-        assert vectors.shape == (len(pictures), 16)
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert embedded.vectors.dtype == np.float32
+    assert embedded.vectors.shape == (len(images.images), 16)
+    np.testing.assert_allclose(np.linalg.norm(embedded.vectors, axis=1), 1, atol=1e-6)
 
 
-def test_embeddings_are_memory_mapped(embedded):
-    assert isinstance(embedded.gallery, np.memmap)
-    assert isinstance(embedded.query, np.memmap)
+def test_embeddings_and_probabilities_of_all_images_are_memory_mapped(embedded, images):
+    for array in (embedded.vectors, embedded.probabilities, embedded.gallery, embedded.query):
+        assert isinstance(array, np.memmap)
+    assert len(embedded.vectors) == len(embedded.probabilities) == len(images.labels)
+    names = {path.name for path in embedded.artifact.folder.iterdir()}
+    assert names == {"vectors.npy", "probabilities.npy", "manifest.json"}
 
 
 def test_rows_stand_in_the_order_of_the_images(embedded, trained, images):
     network, _ = trained
-    for vectors, pictures in (
-        (embedded.gallery, images.train_images),
-        (embedded.query, images.test_images),
-    ):
-        by_hand, _ = network.encoder(np.asarray(pictures), training=False)
-        np.testing.assert_allclose(vectors, normalise(by_hand), atol=1e-5)
-    assert embedded.gallery_labels.tolist() == images.train_labels.tolist()
-    assert embedded.query_labels.tolist() == images.test_labels.tolist()
+    by_hand, _ = network.encoder(np.asarray(images.images), training=False)
+    np.testing.assert_allclose(embedded.vectors, normalise(by_hand), atol=1e-5)
+    assert np.array_equal(embedded.gallery, embedded.vectors[images.gallery])
+    assert np.array_equal(embedded.query, embedded.vectors[images.queries])
 
 
 def test_probabilities_are_those_of_the_network(embedded, trained, images):
-    expected = trained[0].model.predict(np.asarray(images.test_images), verbose=0)
-    np.testing.assert_allclose(embedded.query_probabilities, expected, atol=1e-5)
-    assert embedded.query_predictions.tolist() == expected.argmax(axis=1).tolist()
+    expected = trained[0].model.predict(np.asarray(images.images), verbose=0)
+    np.testing.assert_allclose(embedded.probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(embedded.query_probabilities, expected[images.queries], atol=1e-5)
+    assert embedded.query_predictions.tolist() == expected[images.queries].argmax(axis=1).tolist()
+
+
+def test_another_view_takes_its_rows_of_the_same_vectors(embedded, images):
+    view = protocols.view(images, "unseen_classes", unseen=1, draw=0)
+    shuffled = images.gallery[[1, 0, 5]]
+    for dataset in (view, protocols.view(images, "held_out_gallery")):
+        other = embedded.of(dataset)
+        assert other.artifact is embedded.artifact
+        assert np.array_equal(other.gallery, embedded.vectors[dataset.gallery])
+        assert np.array_equal(other.query, embedded.vectors[dataset.queries])
+        assert np.array_equal(
+            other.query_probabilities, embedded.probabilities[dataset.queries]
+        )
+    assert np.array_equal(embeddings._rows(embedded.vectors, shuffled), embedded.vectors[shuffled])
+
+
+def test_protocols_that_train_alike_share_embeddings(embedded, trained, images):
+    held_out = embeddings.embed(*trained, protocols.view(images, "held_out_gallery"))
+    assert held_out.artifact.folder == embedded.artifact.folder
+    assert held_out.dataset.protocol == "held_out_gallery"
 
 
 def test_the_table_of_what_is_stored_counts_images_and_bytes(embedded, images):
     table = embedded.stored()
-    assert table["images"].tolist() == [len(images.train_labels), len(images.test_labels)]
-    assert table.loc["gallery", "megabytes"] == len(images.train_labels) * 16 * 4 / 1e6
+    assert table["images"].tolist() == [len(images.gallery), len(images.queries)]
+    assert table.loc["gallery", "megabytes"] == len(images.gallery) * 16 * 4 / 1e6
 
 
 def test_normalised_rows_keep_their_direction():
@@ -96,8 +112,8 @@ def test_a_measured_epoch_has_embeddings_of_its_own_state(embedded, trained, ima
     assert not np.allclose(early.query, embedded.query, atol=1e-3)
     at_that_time = build_network(seed=9)
     at_that_time.model.load_weights(training.weights_path(1))
-    expected, _ = at_that_time.encoder(np.asarray(images.test_images), training=False)
-    np.testing.assert_allclose(early.query, normalise(expected), atol=1e-5)
+    expected, _ = at_that_time.encoder(np.asarray(images.images), training=False)
+    np.testing.assert_allclose(early.vectors, normalise(expected), atol=1e-5)
 
 
 def test_the_last_epoch_by_number_is_the_final_state(embedded, trained, images):
@@ -124,8 +140,8 @@ def test_seeds_share_the_frozen_features_of_given_weights(images, trained, tmp_p
         network = build_network(weights=str(path), train="head", seed=seed)
         frozen = embeddings.features(network, images)
         folders.add(frozen.folder)
-        expected = network.backbone(np.asarray(images.test_images), training=False)
-        np.testing.assert_allclose(np.load(frozen.folder / "query.npy"), expected, atol=1e-4)
+        expected = network.backbone(np.asarray(images.images), training=False)
+        np.testing.assert_allclose(np.load(frozen.folder / "features.npy"), expected, atol=1e-4)
     assert len(folders) == 1
 
 
@@ -139,6 +155,48 @@ def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
     frozen = embeddings.features(network, images)
     training = train_network(network, images, features=frozen, epochs=2)
     embedded = embeddings.embed(network, training, images, frozen)
-    expected, probabilities = network.encoder(np.asarray(images.test_images), training=False)
-    np.testing.assert_allclose(embedded.query, normalise(expected), atol=1e-4)
-    np.testing.assert_allclose(embedded.query_probabilities, probabilities, atol=1e-4)
+    expected, probabilities = network.encoder(np.asarray(images.images), training=False)
+    np.testing.assert_allclose(embedded.vectors, normalise(expected), atol=1e-4)
+    np.testing.assert_allclose(embedded.probabilities, probabilities, atol=1e-4)
+
+
+def test_views_share_the_frozen_features_of_all_images(images):
+    network = build_network(train="head")
+    unseen = protocols.view(images, "unseen_classes", unseen=1, draw=1)
+    folders = {embeddings.features(network, each).folder for each in (images, unseen)}
+    assert len(folders) == 1
+
+
+@pytest.mark.parametrize("control", controls.CONTROLS)
+def test_a_control_stands_in_the_place_of_a_network_without_a_classifier(control, images):
+    embedded = embeddings.embed_control(control, images, seed=0)
+    described = controls.describe_images(control, images.images, 0)
+    assert np.array_equal(embedded.vectors, normalise(described))
+    assert embedded.probabilities is None
+    assert isinstance(embedded.vectors, np.memmap)
+    assert np.array_equal(embedded.query, embedded.vectors[images.queries])
+
+
+def test_a_control_is_described_once_for_all_views(images, monkeypatch):
+    first = embeddings.embed_control("raw_pixels", images, seed=0)
+
+    def refuse(*_):
+        raise AssertionError("described again")
+
+    monkeypatch.setattr(controls, "describe_images", refuse)
+    held_out = protocols.view(images, "held_out_gallery")
+    again = embeddings.embed_control("raw_pixels", held_out, seed=0)
+    assert again.artifact.folder == first.artifact.folder
+    assert again.dataset is held_out
+
+
+def test_seeds_of_chance_differ_and_come_back(images):
+    zero, one, again = (embeddings.embed_control("random", images, seed) for seed in (0, 1, 0))
+    assert not np.array_equal(zero.vectors, one.vectors)
+    assert np.array_equal(zero.vectors, again.vectors)
+
+
+def test_broken_weights_are_refused_in_one_line():
+    with pytest.raises(StudyError, match="not a finite number") as caught:
+        normalise(np.array([[1, np.nan]]))
+    assert "\n" not in str(caught.value)

@@ -1,14 +1,20 @@
 """Every metric against values worked out by hand, a slow reference, and scikit-learn."""
 
+import itertools
+import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import average_precision_score, ndcg_score
 
-from cbir import metrics
+from cbir import metrics, retrieval
 
 NAN, INF = np.nan, np.inf
 # Of metrics.py's docstring: a gallery of ten or more, relevant images at ranks 1, 3, 6 and 10.
@@ -18,8 +24,14 @@ AT_K = [
     metrics.recall_at_k,
     metrics.hit_rate_at_k,
     metrics.average_precision,
+    metrics.ndcg_at_k,
 ]
-WHOLE = [metrics.average_precision, metrics.r_precision, metrics.reciprocal_rank]
+WHOLE = [
+    metrics.average_precision,
+    metrics.average_precision_at_r,
+    metrics.r_precision,
+    metrics.reciprocal_rank,
+]
 
 
 def ranks(*rows) -> np.ndarray:
@@ -99,6 +111,34 @@ def test_average_precision_at_k_divides_by_the_smaller_of_k_and_the_relevant():
     assert metrics.average_precision(EXAMPLE, 8) == pytest.approx([(1 + 2 / 3 + 3 / 6) / 4])
 
 
+def test_average_precision_at_r_of_the_worked_example():
+    # R = 4; hits at 1 and 3 of the first four: (1/1 + 2/3) / 4 = 0.41667
+    assert metrics.average_precision_at_r(EXAMPLE) == pytest.approx([(1 + 2 / 3) / 4])
+    assert metrics.average_precision_at_r(EXAMPLE).round(3) == [0.417]
+
+
+def test_average_precision_at_r_takes_each_query_at_its_own_number_of_relevant_images():
+    # R = 1, rank 2 > 1: 0. R = 3, ranks 2 and 3: (1/2 + 2/3) / 3. R = 3, one of them reachable.
+    found = metrics.average_precision_at_r(ranks([2], [2, 3, 9], [1, INF, INF]))
+    assert found == pytest.approx([0, (1 / 2 + 2 / 3) / 3, 1 / 3])
+
+
+def test_ndcg_of_the_worked_example():
+    # k = 3: hits at 1 and 3, 1/log2(2) + 1/log2(4) = 1.5;
+    # ideal at 1, 2 and 3, 1/log2(2) + 1/log2(3) + 1/log2(4) = 2.13093; 1.5 / 2.13093 = 0.70392
+    assert metrics.ndcg_at_k(EXAMPLE, 3).round(3) == [0.704]
+    # k = 6: another hit at 6, 1/log2(7) = 0.35621; ideal of min(4, 6) = 4 hits: another at 4,
+    # 1/log2(5) = 0.43068; 1.85621 / 2.56161 = 0.72463
+    assert metrics.ndcg_at_k(EXAMPLE, 6).round(5) == [0.72463]
+
+
+def test_ndcg_divides_by_the_smaller_of_k_and_the_relevant():
+    both = ranks([1, 2], [2])
+    # R = 2 and k = 5: the ideal is two hits. R = 1: 1/log2(3) of an ideal 1.
+    assert metrics.ndcg_at_k(both, 5) == pytest.approx([1, 1 / math.log2(3)])
+    assert metrics.ndcg_at_k(both, 1).tolist() == [1, 0]
+
+
 def test_r_precision_of_the_worked_example():
     # R = 4; ranks <= 4 are {1, 3}: 2 of 4.
     assert metrics.r_precision(EXAMPLE) == pytest.approx([2 / 4])
@@ -147,19 +187,22 @@ def test_k_beyond_the_gallery_divides_by_k():
     assert metrics.precision_at_k(everything, 100) == pytest.approx([3 / 100])
     assert metrics.recall_at_k(everything, 100) == [1]
     assert metrics.average_precision(everything, 100) == [1]
+    assert metrics.ndcg_at_k(everything, 100) == [1]
 
 
 def test_per_query_keeps_the_order_of_queries_and_names_each_k():
     table = metrics.per_query(ranks([1], [2]), [1, 2])
     assert list(table) == [
-        "n_relevant", "average_precision", "r_precision", "reciprocal_rank",
-        "precision@1", "recall@1", "hit_rate@1", "average_precision@1",
-        "precision@2", "recall@2", "hit_rate@2", "average_precision@2",
+        "n_relevant", "average_precision", "r_precision", "average_precision_at_r",
+        "reciprocal_rank",
+        "precision@1", "recall@1", "hit_rate@1", "average_precision@1", "ndcg@1",
+        "precision@2", "recall@2", "hit_rate@2", "average_precision@2", "ndcg@2",
     ]  # fmt: skip
     assert table["reciprocal_rank"].tolist() == [1, 0.5]
     assert table["precision@1"].tolist() == [1, 0]
     assert table["precision@2"].tolist() == [0.5, 0.5]
     assert table["average_precision@1"].tolist() == [1, 0]
+    assert table["ndcg@1"].tolist() == [1, 0]
 
 
 def test_scores_are_float64_and_silent_about_nan():
@@ -177,8 +220,9 @@ def test_ranks_of_a_large_gallery_are_not_rounded():
 
 def reference(found: list[bool], n_relevant: int, k: int) -> dict[str, float]:
     """Each metric, slowly, from hits and misses; the rest of n_relevant is never returned."""
-    names = ["average_precision", "r_precision", "reciprocal_rank"]
-    names += [f"{name}@{k}" for name in ("precision", "recall", "hit_rate", "average_precision")]
+    names = ["average_precision", "r_precision", "average_precision_at_r", "reciprocal_rank"]
+    at_k = ("precision", "recall", "hit_rate", "average_precision", "ndcg")
+    names += [f"{name}@{k}" for name in at_k]
     if n_relevant == 0:
         return dict.fromkeys(names, NAN)
 
@@ -188,14 +232,19 @@ def reference(found: list[bool], n_relevant: int, k: int) -> dict[str, float]:
     def precisions(depth: int) -> float:
         return sum(precision(place + 1) for place, hit in enumerate(found[:depth]) if hit)
 
+    def gain(hits: list[bool]) -> float:
+        return sum(1 / math.log2(place + 1) for place, hit in enumerate(hits, start=1) if hit)
+
     values = [
         precisions(len(found)) / n_relevant,
         precision(n_relevant),
+        precisions(n_relevant) / n_relevant,
         1 / (found.index(True) + 1) if any(found) else 0,
         precision(k),
         sum(found[:k]) / n_relevant,
         float(any(found[:k])),
         precisions(k) / min(n_relevant, k),
+        gain(found[:k]) / gain([True] * min(n_relevant, k)),
     ]
     return dict(zip(names, values, strict=True))
 
@@ -224,3 +273,296 @@ def test_average_precision_equals_that_of_scikit_learn_without_ties(found):
     falling = -np.arange(len(found))
     expected = average_precision_score(found, falling)
     assert metrics.average_precision(ranks(ranks_of(found))) == pytest.approx([expected])
+
+
+@settings(max_examples=100, deadline=None)
+@given(found=st.lists(st.booleans(), min_size=2, max_size=40).filter(any), k=st.integers(1, 50))
+def test_ndcg_equals_that_of_scikit_learn_without_ties(found, k):
+    expected = ndcg_score([found], [-np.arange(len(found))], k=k)
+    assert metrics.ndcg_at_k(ranks(ranks_of(found)), k) == pytest.approx([expected])
+
+
+# Of evaluate_retrieval, slowly and obviously, from embeddings on.
+
+
+def cosines(query: np.ndarray, gallery: np.ndarray) -> list[list[float]]:
+    """Of each query with each image; products of equal rows are summed in the same order."""
+
+    def cosine(one: list[float], other: list[float]) -> float:
+        product = math.fsum(a * b for a, b in zip(one, other, strict=True))
+        return product / math.hypot(*one) / math.hypot(*other)
+
+    return [[cosine(one, other) for other in gallery.tolist()] for one in query.tolist()]
+
+
+def slow_evaluation(query, labels, gallery, gallery_labels, k, restrict_to=None, exclude=None):
+    """A dictionary per query. Cosines within 1e-9, which float64 rounds apart, are ties."""
+    rows = []
+    for row, similarity in enumerate(cosines(query, gallery)):
+        itself = -1 if exclude is None else exclude[row]
+        others = [at for at in range(len(gallery)) if at != itself]
+        n_relevant = sum(gallery_labels[at] == labels[row] for at in others)
+        if restrict_to is not None:
+            searched = restrict_to[row]
+            others = [
+                at
+                for at in others
+                if (
+                    searched[gallery_labels[at]]
+                    if restrict_to.ndim == 2
+                    else searched == gallery_labels[at]
+                )
+            ]
+        others.sort(key=lambda at: (-round(similarity[at], 9), at))
+        found = [bool(gallery_labels[at] == labels[row]) for at in others]
+        rows.append({"n_relevant": n_relevant} | reference(found, int(n_relevant), k))
+    return pd.DataFrame(rows)
+
+
+def assert_distinct_or_equal(similarities: list[list[float]]) -> None:
+    """Leave out examples with cosines that may fall either way."""
+    for row in similarities:
+        gaps = [other - one for one, other in itertools.pairwise(sorted(row))]
+        assume(all(gap < 1e-9 or gap > 1e-5 for gap in gaps))
+
+
+@st.composite
+def questions(draw):
+    """Few directions, each repeated in several lengths (powers of two, so that they stay exact).
+
+    Opposites make similarities negative; of one direction or one class everything ties.
+    """
+    dimensions, n_directions = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    n_queries, n_gallery = draw(st.integers(1, 5)), draw(st.integers(1, 14))
+    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    random = np.random.default_rng(draw(st.integers(0, 10**6)))
+    directions = random.normal(size=(n_directions, dimensions)).astype(dtype)
+
+    def ids(size: int, least: int, most: int) -> np.ndarray:
+        return draw(arrays(np.int64, size, elements=st.integers(least, most)))
+
+    scale = 2.0 ** ids(n_gallery, -2, 2) * (2 * ids(n_gallery, 0, 1) - 1)
+    gallery = directions[ids(n_gallery, 0, n_directions - 1)] * scale[:, None].astype(dtype)
+    query = random.normal(size=(n_queries, dimensions)).astype(dtype)
+    classes = draw(st.integers(1, 4))
+    labels, gallery_labels = ids(n_queries, 0, classes), ids(n_gallery, 0, classes - 1)
+    limits = {}
+    kind = draw(st.sampled_from(["all", "one", "some"]))
+    if kind == "one":
+        limits["restrict_to"] = ids(n_queries, 0, classes)
+    elif kind == "some":
+        limits["restrict_to"] = draw(arrays(bool, (n_queries, classes)))
+    if draw(st.booleans()):
+        limits["exclude"] = ids(n_queries, -1, n_gallery - 1)
+    return (query, labels, gallery, gallery_labels), limits
+
+
+@settings(max_examples=300, deadline=None)
+@given(question=questions(), k=st.integers(1, 20))
+def test_evaluation_equals_the_slow_reference(question, k):
+    arguments, limits = question
+    assert_distinct_or_equal(cosines(arguments[0], arguments[2]))
+    table = metrics.evaluate_retrieval(*arguments, ks=[k], **limits)
+    expected = slow_evaluation(*arguments, k, **limits)
+    assert list(table) == list(expected)
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
+
+
+def question(n_queries=40, n_gallery=90, classes=4, seed=0):
+    random = np.random.default_rng(seed)
+    return (
+        random.normal(size=(n_queries, 6)),
+        random.integers(0, classes, n_queries),
+        random.normal(size=(n_gallery, 6)),
+        random.integers(0, classes, n_gallery),
+    )
+
+
+def test_evaluation_of_many_blocks_keeps_the_order_of_queries():
+    query, labels, gallery, gallery_labels = question(2 * retrieval.BLOCK + 1)
+    table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
+    assert table.index.tolist() == list(range(len(query)))
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (query, gallery)]
+    similarity = unit[0] @ unit[1].T
+    expected = [
+        average_precision_score(gallery_labels == label, row)
+        for label, row in zip(labels, similarity, strict=True)
+    ]
+    assert table["average_precision"].tolist() == pytest.approx(expected)
+
+
+def test_evaluation_has_a_column_for_each_metric_and_k():
+    table = metrics.evaluate_retrieval(*question())
+    assert len(table.columns) == 5 + 5 * 5
+    assert [name for name in table if name.endswith("@1000")] == [
+        "precision@1000", "recall@1000", "hit_rate@1000", "average_precision@1000", "ndcg@1000",
+    ]  # fmt: skip
+    whole = ["n_relevant", "average_precision", "r_precision", "average_precision_at_r",
+             "reciprocal_rank"]  # fmt: skip
+    assert list(metrics.evaluate_retrieval(*question(), ks=())) == whole
+    twice = metrics.evaluate_retrieval(*question(), ks=np.array([5, 5]))
+    assert list(twice) == list(metrics.evaluate_retrieval(*question(), ks=[5]))
+
+
+def test_evaluation_of_the_docstring():
+    table = metrics.evaluate_retrieval([[1, 0]], [0], [[2, 0], [1, 1], [0, 3]], [0, 1, 0])
+    assert table["average_precision"].tolist() == pytest.approx([(1 + 2 / 3) / 2])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_lengths_of_vectors_do_not_matter(dtype):
+    query, labels, gallery, gallery_labels = question()
+    query, gallery = query.astype(dtype), gallery.astype(dtype)
+    table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
+    scaled = gallery * np.array([[0.5], [4]], dtype)[np.arange(len(gallery)) % 2]
+    assert table.equals(metrics.evaluate_retrieval(query * 8, labels, scaled, gallery_labels))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e150, 1e300])
+def test_float64_beyond_the_range_of_float32(scale):
+    query, labels, gallery, gallery_labels = question()
+    table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
+    far = metrics.evaluate_retrieval(query * scale, labels, gallery / scale, gallery_labels)
+    assert table.equals(far)
+
+
+def test_rows_that_are_equal_once_they_are_float32_of_unit_length_are_exact_ties():
+    # Both of the direction [3, 4], the second a little off in float64; the first one is relevant.
+    gallery = np.array([[3, 4], [6 + 1e-10, 8]])
+    for labels, rank in (([0, 1], 1), ([1, 0], 2)):
+        table = metrics.evaluate_retrieval(np.array([[1.0, 0.3]]), [0], gallery, labels)
+        assert table["reciprocal_rank"].tolist() == [1 / rank]
+
+
+def test_identical_rows_stand_in_gallery_order_wherever_they_are():
+    random = np.random.default_rng(2)
+    gallery = random.normal(size=(retrieval.PIECE + 9, 64)).astype(np.float32)
+    copies = [5, 6, 77, 2001, 4000, 4099, 4100, 4104]
+    gallery[copies] = gallery[5]
+    labels = np.zeros(len(gallery), int)
+    labels[copies[1::2]] = 1
+    query = gallery[5] + 0.1 * random.normal(size=(300, 64))
+    table = metrics.evaluate_retrieval(query, np.ones(300, int), gallery, labels)
+    # Ranks 2, 4, 6 and 8, each with a precision of one half.
+    assert table["n_relevant"].tolist() == [4] * 300
+    assert table["average_precision"].tolist() == [0.5] * 300
+
+
+def test_search_that_reaches_nothing_scores_zero_and_no_relevant_image_scores_nan():
+    query, labels, gallery, gallery_labels = question(3)
+    labels[:] = 0, 1, 9
+    nothing = np.zeros((3, 4), bool)
+    table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels, restrict_to=nothing)
+    counts = [(gallery_labels == label).sum() for label in labels]
+    assert table["n_relevant"].tolist() == counts
+    assert counts[2] == 0 < min(counts[:2])
+    scores = table.drop(columns="n_relevant")
+    assert (scores.loc[:1] == 0).all(axis=None)
+    assert scores.loc[2].isna().all()
+
+
+def test_excluded_image_does_not_count_where_the_search_is_restricted_either():
+    query = np.array([[1.0, 0]])
+    gallery, gallery_labels = np.array([[1.0, 0], [1, 1], [1, 2]]), [0, 0, 1]
+    arguments = query, [0], gallery, gallery_labels
+    found = metrics.evaluate_retrieval(*arguments, restrict_to=[0], exclude=[0])
+    missed = metrics.evaluate_retrieval(*arguments, restrict_to=[1], exclude=[0])
+    assert found["n_relevant"].tolist() == missed["n_relevant"].tolist() == [1]
+    assert found["average_precision"].tolist() == [1]
+    assert missed["average_precision"].tolist() == [0]
+
+
+def test_evaluation_is_the_same_each_time_bit_for_bit():
+    arguments = question(300, 5000)
+    first, second = (metrics.evaluate_retrieval(*arguments).to_numpy() for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+
+
+def test_inputs_are_left_as_they_are():
+    arguments = question()
+    copies = [each.copy() for each in arguments]
+    for each in arguments:
+        each.flags.writeable = False
+    metrics.evaluate_retrieval(*arguments, restrict_to=arguments[1], exclude=arguments[1])
+    assert all(map(np.array_equal, arguments, copies))
+
+
+def changed(array: np.ndarray, row, value) -> np.ndarray:
+    array = np.array(array)
+    array[row] = value
+    return array
+
+
+QUERY, LABELS, GALLERY, GALLERY_LABELS = question(5, 9)
+# Two rows are at fault where one can be: the first is named. Rows 2 and 4 of 0 to 4.
+REFUSED = [
+    ("query_embeddings", changed(QUERY, ([2, 4], 1), NAN), "row 2 is NaN or infinite"),
+    ("query_embeddings", changed(QUERY, ([2, 4], 1), -INF), "row 2 is NaN or infinite"),
+    ("query_embeddings", changed(QUERY, [2, 4], 0), "row 2 is zero"),
+    ("query_embeddings", changed(changed(QUERY, 4, NAN), 2, 0), "row 2 is zero"),
+    ("query_embeddings", QUERY[:0], r"\(0, 6\)"),
+    ("query_embeddings", QUERY[:, :0], r"\(5, 0\)"),
+    ("query_embeddings", QUERY[:, :4], "4 dimensions, gallery_embeddings 6"),
+    ("query_embeddings", QUERY[0], r"\(6,\)"),
+    ("query_embeddings", QUERY.astype(str), "<U"),
+    ("gallery_embeddings", changed(GALLERY, ([2, 4], 1), INF), "row 2 is NaN or infinite"),
+    ("gallery_embeddings", changed(GALLERY, [2, 4], 0), "row 2 is zero"),
+    ("gallery_embeddings", GALLERY[:0], r"\(0, 6\)"),
+    ("gallery_embeddings", GALLERY[None], r"\(1, 9, 6\)"),
+    ("query_labels", LABELS[1:], r"\(5,\) of int, got \(4,\)"),
+    ("query_labels", LABELS[:, None], r"\(5, 1\)"),
+    ("query_labels", LABELS.astype(float), "float64"),
+    ("query_labels", changed(LABELS, [2, 4], -3), "row 2 is -3"),
+    ("gallery_labels", GALLERY_LABELS[1:], r"\(9,\) of int, got \(8,\)"),
+    ("gallery_labels", GALLERY_LABELS > 1, "bool"),
+    ("gallery_labels", changed(GALLERY_LABELS, [2, 4], -1), "row 2 is -1"),
+    ("restrict_to", LABELS[1:], r"\(5,\) of int, got \(4,\)"),
+    ("restrict_to", LABELS > 1, "bool"),
+    ("restrict_to", changed(LABELS, [2, 4], -1), "row 2 is -1"),
+    ("restrict_to", np.ones((4, 4), bool), r"\(4, 4\)"),
+    ("restrict_to", np.ones((5, 4), int), "int64"),
+    ("restrict_to", np.ones((5, 4, 1), bool), r"\(5, 4, 1\)"),
+    ("restrict_to", np.ones((5, 0), bool), "row 0 is"),
+    ("exclude", LABELS[1:], r"\(5,\) of int, got \(4,\)"),
+    ("exclude", LABELS.astype(float), "float64"),
+    ("exclude", changed(LABELS, [2, 4], 9), "row 2 is 9, beyond 8"),
+    ("exclude", changed(LABELS, [2, 4], -2), "row 2 is -2, below -1"),
+    ("ks", [1, 0], "got 0"),
+    ("ks", [-1], "got -1"),
+    ("ks", [1.0], "got 1.0"),
+    ("ks", [True], "got True"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED)
+def test_what_does_not_fit_is_refused_by_name_and_first_row(name, value, message):
+    names = ["query_embeddings", "query_labels", "gallery_embeddings", "gallery_labels"]
+    given = dict(zip(names, (QUERY, LABELS, GALLERY, GALLERY_LABELS), strict=True))
+    metrics.evaluate_retrieval(**given)
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        metrics.evaluate_retrieval(**given | {name: value})
+
+
+def test_first_row_at_fault_is_named_beyond_the_first_rows_measured():
+    query, labels, gallery, gallery_labels = question(3, 2 * metrics.ROWS + 5)
+    gallery[-3] = 0
+    with pytest.raises(ValueError, match=f"gallery_embeddings: row {len(gallery) - 3} is zero"):
+        metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
+
+
+def test_first_gallery_label_beyond_the_classes_of_restrict_to_is_named():
+    gallery_labels = changed(GALLERY_LABELS % 3, [3, 6], 3)
+    restrict_to = np.ones((5, 3), bool)
+    with pytest.raises(ValueError, match="^restrict_to: 3 classes, but gallery_labels: row 3 is 3"):
+        metrics.evaluate_retrieval(QUERY, LABELS, GALLERY, gallery_labels, restrict_to=restrict_to)
+
+
+def test_metrics_know_nothing_of_keras():
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, cbir.metrics; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "cbir.retrieval" in loaded
+    assert not {"keras", "tensorflow", "torch", "jax"} & set(loaded)

@@ -14,7 +14,7 @@ from conftest import build_network
 from keras.src.applications import resnet, vgg16
 from keras.src.backend import config
 
-from cbir import StudyError, models, params, sources
+from cbir import StudyError, limits, models, sources
 from cbir.models import BACKBONES
 
 CLOSED_PORT = "http://127.0.0.1:9/"
@@ -240,7 +240,7 @@ def test_the_table_of_imagenet_weights_is_that_of_keras():
 
 
 def test_parameters_name_the_backbones_that_models_builds():
-    assert tuple(models.BACKBONES) == params.BACKBONES
+    assert tuple(models.BACKBONES) == limits.BACKBONES
 
 
 def test_the_plain_cnn_has_no_imagenet_weights():

@@ -70,9 +70,9 @@ def test_the_history_has_a_row_per_epoch(undisturbed):
 def test_validation_figures_are_of_the_validation_images(undisturbed, images):
     network, trained = undisturbed
     probabilities = np.asarray(
-        network.model(np.asarray(images.train_images[images.validation]), training=False)
+        network.model(np.asarray(images.images[images.validation]), training=False)
     )
-    labels = images.train_labels[images.validation]
+    labels = images.labels[images.validation]
     right = (probabilities.argmax(axis=1) == labels).mean()
     loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
     last = trained.history.iloc[-1]
@@ -181,11 +181,10 @@ def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, im
     frozen = embeddings.features(network, images)
     trained = train_network(network, images, features=frozen, epochs=5)
     assert are_equal(start, network.backbone.get_weights())
-    features = np.load(frozen.folder / "query.npy")
+    features = np.load(frozen.folder / "features.npy")
     from_features = np.asarray(network.head(features, training=False))
-    whole = np.asarray(network.model(np.asarray(images.test_images), training=False))
+    whole = np.asarray(network.model(np.asarray(images.images), training=False))
     np.testing.assert_allclose(whole, from_features, atol=1e-4)
-    validation = np.load(frozen.folder / "gallery.npy")[images.validation]
-    right = np.asarray(network.head(validation, training=False)).argmax(axis=1)
-    accuracy = (right == images.train_labels[images.validation]).mean()
+    right = from_features[images.validation].argmax(axis=1)
+    accuracy = (right == images.labels[images.validation]).mean()
     assert trained.history["val_accuracy"].iloc[-1] == pytest.approx(accuracy)

@@ -159,6 +159,13 @@ def load(
     return loaded
 
 
+def take(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Rows by position: a view where they follow one another, a copy where they do not."""
+    first, last = positions[0], positions[-1] + 1
+    is_whole = last - first == len(positions) and (np.diff(positions) == 1).all()
+    return array[first:last] if is_whole else array[positions]
+
+
 def is_decoded(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> bool:
     """Whether `load` would find the images decoded; arguments as for `load`."""
     step = _images_step(dataset, image_size, test_fraction, split_seed)

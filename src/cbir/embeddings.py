@@ -10,7 +10,7 @@ import pandas as pd
 
 from cbir import StudyError, controls
 from cbir.cache import Artifact, cached
-from cbir.data import Dataset
+from cbir.data import Dataset, take
 
 if TYPE_CHECKING:  # the controls need no Keras
     import keras
@@ -41,17 +41,17 @@ class Embeddings:
     @functools.cached_property
     def gallery(self) -> np.ndarray:
         """(n_gallery, d) float32."""
-        return _rows(self.vectors, self.dataset.gallery)
+        return take(self.vectors, self.dataset.gallery)
 
     @functools.cached_property
     def query(self) -> np.ndarray:
         """(n_queries, d) float32."""
-        return _rows(self.vectors, self.dataset.queries)
+        return take(self.vectors, self.dataset.queries)
 
     @property
     def query_probabilities(self) -> np.ndarray:
         """(n_queries, n_classes) float32."""
-        return _rows(self.probabilities, self.dataset.queries)
+        return take(self.probabilities, self.dataset.queries)
 
     @property
     def query_predictions(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class Embeddings:
     def stored(self) -> pd.DataFrame:
         """How many vectors, how long, and what they take on disk."""
         parts = {"gallery": self.gallery, "queries": self.query}
-        rows = {
+        table = {
             part: {
                 "images": len(vectors),
                 "embedding size": vectors.shape[1],
@@ -74,7 +74,7 @@ class Embeddings:
             }
             for part, vectors in parts.items()
         }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        return pd.DataFrame.from_dict(table, orient="index")
 
 
 def features(network: "Network", dataset: Dataset) -> Artifact | None:
@@ -190,10 +190,3 @@ def predict(model: "keras.Model", inputs: np.ndarray, what: str):
     batches = Batches(inputs, np.zeros(len(inputs)), np.arange(len(inputs)), BATCH_SIZE)
     said = Progress(len(batches), f"{what}, batches of {BATCH_SIZE}")
     return model.predict(batches, verbose=0, callbacks=[said])
-
-
-def _rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rows by position: a view where they follow one another, a copy where they do not."""
-    first, last = positions[0], positions[-1] + 1
-    is_whole = last - first == len(positions) and (np.diff(positions) == 1).all()
-    return array[first:last] if is_whole else array[positions]

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from cbir.cache import cached
-from cbir.data import Dataset
+from cbir.data import Dataset, take
 from cbir.progress import progress
 
 HASH_BITS = 24
@@ -77,8 +77,10 @@ def of(dataset: Dataset) -> pd.DataFrame:
 
     def make(folder: Path) -> None:
         images = dataset.images
-        pairs = find(images[dataset.queries], images[dataset.gallery])
-        pairs.to_parquet(folder / "pairs.parquet")
+        pairs = find(take(images, dataset.queries), take(images, dataset.gallery))
+        # Where the queries are searched in themselves, each is excluded from its own search.
+        is_itself = dataset.queries[pairs["query"]] == dataset.gallery[pairs["gallery"]]
+        pairs[~is_itself].reset_index(drop=True).to_parquet(folder / "pairs.parquet")
 
     artifact = cached(
         "leaks", make, parameters={}, reads=[dataset.search_fingerprint], code=__name__

@@ -28,7 +28,8 @@ def bring_up_to_date(study: Study) -> bool:
     for run in study.runs:
         asked = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **asked))  # refuses what the data cannot serve
-    print(leaks.describe(leaks.of(dataset), len(dataset.queries)), flush=True)
+    first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
+    print(leaks.describe(leaks.of(first), len(first.queries)), flush=True)
     current, failures, ran = {}, {}, False
     for run in study.runs:
         name = run.architecture

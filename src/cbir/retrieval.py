@@ -142,14 +142,14 @@ def relevant_ranks(
 
 
 def first_of_equals(gallery: np.ndarray) -> np.ndarray:
-    """(n_gallery,) int32, for each row the position of the first row that is equal to it.
+    """(n_gallery,) int32, for each row the position of the first one that is equal in float32.
 
     A blocked product gives equal rows different last bits, by where they stand. Exact ties they
     are, so the similarity of the first one counts for all of them.
     """
     seen: dict[bytes, int] = {}
     first = np.empty(len(gallery), np.int32)
-    for place, row in enumerate(gallery):
+    for place, row in enumerate(np.asarray(gallery, np.float32)):
         # -0.0 equals 0.0 in other bits; adding 0 makes them the same.
         digest = hashlib.blake2b((row + 0).tobytes(), digest_size=16).digest()
         first[place] = seen.setdefault(digest, place)

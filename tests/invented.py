@@ -1,0 +1,145 @@
+"""Runs that nobody ran: results with the scores that a test gives them, and cheap real ones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from conftest import load_shapes
+
+from cbir import embeddings, evaluation, results
+from cbir.cache import cached
+from cbir.embeddings import Embeddings
+from cbir.results import Result
+
+ASKED = {"seeds": [0], "protocols": ["closed"], "unseen": 1, "draws": 2, "ks": [1, 10]}
+
+
+def rows(
+    scores,
+    *,
+    architecture="cnn",
+    seed=0,
+    draw=None,
+    epoch=None,
+    protocol="closed",
+    search="unrestricted",
+    queries=None,
+    labels=None,
+    **more,
+) -> pd.DataFrame:
+    """Rows of per_query.parquet with a given average precision for each query."""
+    n = len(scores)
+    frame = pd.DataFrame(
+        {
+            "study": "tiny",
+            "architecture": architecture,
+            "variant": None,
+            "seed": seed,
+            "draw": draw,
+            "epoch": epoch,
+            "protocol": protocol,
+            "search": search,
+            "query": range(n) if queries is None else queries,
+            "label": [0] * n if labels is None else labels,
+            "predicted": -1,
+            "correct": np.nan,
+            "searched": 1.0,
+            "average_precision": np.asarray(scores, float),
+        }
+    )
+    return frame.assign(**more).astype({"draw": "Int64", "epoch": "Int64"})
+
+
+def result(*frames: pd.DataFrame, control=False, dataset="digits", **summary) -> Result:
+    """A run of which little more is known than its rows of per_query.parquet."""
+    frame = pd.concat(frames, ignore_index=True)
+    asked = ASKED | {
+        "seeds": list(dict.fromkeys(frame["seed"])),
+        "protocols": list(dict.fromkeys(frame["protocol"])),
+    }
+    known = {
+        "asked": asked,
+        "searches": list(dict.fromkeys(frame["search"])),
+        "calibration": {"mass": 0.9},
+        "dataset": {
+            "parameters": {"dataset": dataset},
+            "classes": ["circle", "cross"],
+            "gallery": 5000,
+            "queries": frame["query"].nunique(),
+        },
+        "speed": {"images_per_second": 1000.0, "query_milliseconds": 2.5},
+        "embedding_dim": 256,
+        "index_bytes": 3_000_000,
+    }
+    if not control:
+        known |= {"weights": {"started from": "random"}, "size": {"total": 4_000_000}}
+        known |= {"epochs": 3, "training_seconds": 70.0}
+    history = None if control else pd.DataFrame({"loss": [0.5]})
+    return Result(known | summary, None, frame, history, {}, {})
+
+
+def all_of_one(scores, name="cnn", **given) -> Result:
+    """A run with the same scores, or those given for it, in each way of searching."""
+    frames = [
+        rows(given.get(search, scores), architecture=name, search=search, correct=1.0)
+        for search in ("unrestricted", "predicted_class", "soft", "label_lookup")
+    ]
+    return result(*frames)
+
+
+def save_control(name: str, **asked) -> Result:
+    """A control, run on the small pictures without its notebook."""
+    dataset, asked = load_shapes(), ASKED | asked
+    states = evaluation.measure(
+        dataset,
+        embed_view=lambda view, seed: embeddings.embed_control(name, view, seed),
+        asked=asked,
+    )
+    view = evaluation.first_view(dataset, asked)
+    speed = evaluation.Speed(1000.0, 2.5)
+    return results.save("tiny", name, asked=asked, dataset=view, states=states, speed=speed)
+
+
+def save_network(name: str, blur: float, *, epochs=(1,), **asked) -> Result:
+    """What passes for a network, without Keras: classes in three directions, blurred by chance."""
+    dataset, asked = load_shapes(), ASKED | asked
+
+    def embed_view(view, seed, epoch=None):
+        def make(folder):
+            random = np.random.default_rng([seed, epoch or 3, view.draw or 0])
+            logits = 3 * np.eye(3)[view.labels] + blur * random.normal(size=(len(view.labels), 3))
+            vectors = np.hstack([logits, blur * random.normal(size=(len(view.labels), 5))])
+            np.save(folder / "vectors.npy", embeddings.normalise(vectors))
+            powers = np.exp(logits)
+            np.save(folder / "probabilities.npy", powers / powers.sum(axis=1, keepdims=True))
+
+        made = cached(
+            "embeddings",
+            make,
+            parameters={"name": name, "seed": seed, "epoch": epoch, "draw": view.draw},
+            reads=[view.fingerprint],
+            code="cbir.embeddings",
+        )
+        return Embeddings(
+            made,
+            view,
+            np.load(made.folder / "vectors.npy"),
+            np.load(made.folder / "probabilities.npy"),
+        )
+
+    states = evaluation.measure(dataset, embed_view=embed_view, asked=asked, epochs=list(epochs))
+    curve = {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.4, "val_loss": 1.1, "seconds": 2.0}
+    history = pd.DataFrame([curve] * 3, index=pd.RangeIndex(1, 4, name="epoch"))
+    artifact = cached(
+        "training", lambda folder: None, parameters={"name": name}, code="cbir.embeddings"
+    )
+    return results.save(
+        "tiny",
+        name,
+        asked=asked,
+        dataset=evaluation.first_view(dataset, asked),
+        states=states,
+        speed=evaluation.Speed(1000.0, 2.5),
+        network=SimpleNamespace(parameters={}, weights=None, size={"total": 4_000_000}),
+        training=SimpleNamespace(artifact=artifact, history=history, fingerprint="f" * 64),
+    )
