@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cbir import metrics
+from cbir import metrics, uncertainty
 
 # Queries scored at a time, so that memory stays small where thousands of images are relevant.
 BATCH = 1000
@@ -45,8 +45,8 @@ def table(ranks: np.ndarray, k: int) -> pd.DataFrame:
         k: at least 1.
 
     Returns:
-        A row per definition: definition, formula, divided by, used by, and mAP, the mean over
-        queries that have a relevant image (NaN where none has).
+        A row per definition: definition, formula, divided by, used by, mAP, the mean over queries
+        that have a relevant image (NaN where none has), and its 95 % interval over them (from, to).
 
     Raises:
         ValueError: k is below 1.
@@ -57,13 +57,17 @@ def table(ranks: np.ndarray, k: int) -> pd.DataFrame:
     for definition in DEFINITIONS:
         batches = range(0, len(ranks), BATCH)
         scores = [definition.score(ranks[start : start + BATCH], k) for start in batches]
+        scores = pd.DataFrame({"mAP": np.concatenate([[], *scores])})
+        found = uncertainty.intervals(scores).loc["mAP"]
         rows.append(
             {
                 "definition": definition.name,
                 "formula": definition.formula,
                 "divided by": definition.divides_by,
                 "used by": definition.used_by,
-                "mAP": pd.Series(np.concatenate([[], *scores])).mean(),
+                "mAP": found["value"],
+                "from": found["ci_low"],
+                "to": found["ci_high"],
             }
         )
     return pd.DataFrame(rows)
@@ -80,7 +84,7 @@ def worked(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
         n_relevant: R, at least the number of hits.
 
     Returns:
-        As `table`.
+        As `table`, without intervals: one ranking says nothing of others.
 
     Raises:
         ValueError: there are more hits than relevant images, or k is below 1.
@@ -89,7 +93,7 @@ def worked(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
     if len(found) > n_relevant:
         raise ValueError(f"{len(found)} hits, but {n_relevant} relevant images")
     missed = [np.inf] * (n_relevant - len(found))
-    return table(np.array([found + missed], np.float32), k)
+    return table(np.array([found + missed], np.float32), k).drop(columns=["from", "to"])
 
 
 def _by_relevant(ranks: np.ndarray, k: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cbir import metrics, protocols, retrieval, searches
+from cbir import metrics, protocols, retrieval, searches, tidy, uncertainty
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
 from cbir.embeddings import BATCH_SIZE, Embeddings, normalise
@@ -159,12 +159,20 @@ def measure(
 
 def classification(embeddings: Embeddings) -> pd.DataFrame:
     """How many queries of each class (rows) the classifier gets right, and the share."""
-    labels = embeddings.dataset.query_labels
-    right = embeddings.query_predictions == labels
-    table = pd.DataFrame({"queries": 1, "right": right}).groupby(labels).sum()
-    table.index = pd.Index(embeddings.dataset.classes, name="class")
-    table.loc["all"] = table.sum()
-    return table.assign(accuracy=table["right"] / table["queries"])
+    dataset = embeddings.dataset
+    right = pd.DataFrame({"right": embeddings.query_predictions == dataset.query_labels})
+    groups = [
+        (name, right[dataset.query_labels == label]) for label, name in enumerate(dataset.classes)
+    ]
+    rows = {
+        name: {
+            "queries": len(group),
+            "right": group["right"].sum(),
+            "accuracy": tidy.number(uncertainty.intervals(group.astype(float))),
+        }
+        for name, group in [*groups, ("all", right)]
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
 @dataclass(frozen=True)

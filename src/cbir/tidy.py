@@ -130,5 +130,7 @@ def number(rows: pd.DataFrame, digits: int = 3) -> str:
     (_, row), *others = rows.iterrows()
     assert not others, "more than one number"
     value, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "ci_low", "ci_high"))
+    if pd.isna(row["ci_low"]):  # of a single query
+        return value
     # No line break within the interval.
     return f"{value} [{low},\u00a0{high}]"
