@@ -12,11 +12,12 @@ ifeq ($(CONDA_DEFAULT_ENV),cbir)
 BIN := $(CONDA_PREFIX)/bin
 STAMP := $(CONDA_PREFIX)/.cbir-installed
 endif
+BENCH := $(dir $(STAMP)).cbir-bench
 CBIR := $(BIN)/python -m cbir
 ASKED = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test lint lock clean distclean
+.PHONY: help report plan lab test lint bench lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ lint: $(STAMP)  ## check style, and that notebooks are committed without outputs
 	@$(BIN)/ruff format --check src tests notebooks
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+bench: $(BENCH)  ## time full rankings beside other libraries (installs PyTorch for it)
+	@$(BIN)/python tests/benchmarks/retrieval.py
+
 lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
@@ -69,6 +73,17 @@ distclean: clean  ## delete caches and the environment too
 		$(PYTHON) -m venv .venv && \
 		.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock && \
 		.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	fi
+	@touch $@
+
+# What only the benchmark needs, beside the locked versions, which stay as they are.
+$(BENCH): $(STAMP)
+	@echo "installing what the benchmark compares with (once)"
+	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
+	@if command -v uv >/dev/null; then \
+		uv pip install --quiet --python $(BIN)/python --constraint $@.txt --no-build-isolation --editable ".[bench]"; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $@.txt --no-build-isolation --editable ".[bench]"; \
 	fi
 	@touch $@
 

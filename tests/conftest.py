@@ -142,3 +142,45 @@ def train_network(network, dataset, **changes):
     given = {"features": None, "epochs": 4, "measured_epochs": [1], "batch_size": 8}
     given |= {"learning_rate": 0.002, "schedule": "cosine", "seed": 0}
     return training.train(network, dataset, **(given | changes))
+
+
+def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
+    """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
+    from cbir.data import Dataset, stratified_split
+
+    given = {"dataset": "toy", "validation_fraction": 0.25, "split_seed": 0} | changes
+    random = np.random.default_rng(n_classes)
+    classes = [f"class {label}" for label in range(n_classes)]
+    parts = [random.permutation(np.repeat(np.arange(n_classes), n)) for n in (n_train, n_test)]
+    train, validation = stratified_split(
+        parts[0], given["validation_fraction"], given["split_seed"], classes, "validation"
+    )
+    count = n_classes * (n_train + n_test)
+    return Dataset(
+        parameters=given,
+        classes=classes,
+        images=np.zeros((count, 1, 1, 3), np.uint8),
+        labels=np.concatenate(parts),
+        names=[f"image {place}" for place in range(count)],
+        train=train,
+        validation=validation,
+        gallery=np.arange(len(parts[0])),
+        queries=np.arange(len(parts[0]), count),
+        fingerprint=f"{n_classes} {n_train} {n_test}",
+        skipped=[],
+    )
+
+
+def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
+    """Embeddings of a toy data set: by chance, where none are given; named by their content."""
+    from cbir.cache import Artifact, digest
+    from cbir.embeddings import Embeddings, normalise
+
+    random = np.random.default_rng(seed)
+    n, n_classes = len(dataset.labels), len(dataset.classes)
+    by_chance = random.normal(size=(n, 6)), random.dirichlet(np.ones(n_classes), n)
+    vectors = normalise(by_chance[0] if vectors is None else vectors)
+    probabilities = by_chance[1] if probabilities is None else probabilities
+    probabilities = np.asarray(probabilities, np.float32)
+    key = digest([vectors.tolist(), probabilities.tolist()])
+    return Embeddings(Artifact(Path(), {"key": key}), dataset, vectors, probabilities)

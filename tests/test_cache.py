@@ -127,7 +127,20 @@ def test_key_changes_with_each_thing_that_decides_a_result(change):
     assert cache.make_key(**given | change) != cache.make_key(**given)
 
 
-@pytest.mark.parametrize("package", ["python", "backend", "keras", "numpy", "pillow", "tensorflow"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "python",
+        "backend",
+        "keras",
+        "numba",
+        "numpy",
+        "pillow",
+        "scikit-image",
+        "scipy",
+        "tensorflow",
+    ],
+)
 def test_key_changes_with_the_version_of_each_package_that_computes(package, monkeypatch):
     monkeypatch.setattr(cache, "backend", lambda: "tensorflow")
     versions = cache.versions.__wrapped__()

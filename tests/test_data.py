@@ -303,6 +303,19 @@ def test_what_images_were_loaded_with_is_kept_with_them(project):
     assert same(data.load(**shapes.parameters), shapes)
 
 
+@settings(max_examples=100, deadline=None)
+@given(positions=st.lists(st.integers(0, 9), min_size=1))
+def test_rows_taken_by_position_are_those_rows(positions):
+    array = np.arange(20).reshape(10, 2)
+    assert np.array_equal(data.take(array, np.array(positions)), array[positions])
+
+
+def test_rows_that_follow_one_another_are_not_copied():
+    array = np.arange(20).reshape(10, 2)
+    assert np.shares_memory(data.take(array, np.arange(3, 9)), array)
+    assert not np.shares_memory(data.take(array, np.array([3, 5])), array)
+
+
 # Pictures of every kind
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import build_network, load_shapes, train_network
 
-from cbir import StudyError, controls, embeddings, protocols
+from cbir import StudyError, controls, embeddings, models, protocols, recipe, training
 from cbir.embeddings import normalise
 
 
@@ -67,16 +67,12 @@ def test_probabilities_are_those_of_the_network(embedded, trained, images):
 
 def test_another_view_takes_its_rows_of_the_same_vectors(embedded, images):
     view = protocols.view(images, "unseen_classes", unseen=1, draw=0)
-    shuffled = images.gallery[[1, 0, 5]]
     for dataset in (view, protocols.view(images, "held_out_gallery")):
         other = embedded.of(dataset)
         assert other.artifact is embedded.artifact
         assert np.array_equal(other.gallery, embedded.vectors[dataset.gallery])
         assert np.array_equal(other.query, embedded.vectors[dataset.queries])
-        assert np.array_equal(
-            other.query_probabilities, embedded.probabilities[dataset.queries]
-        )
-    assert np.array_equal(embeddings._rows(embedded.vectors, shuffled), embedded.vectors[shuffled])
+        assert np.array_equal(other.query_probabilities, embedded.probabilities[dataset.queries])
 
 
 def test_protocols_that_train_alike_share_embeddings(embedded, trained, images):
@@ -158,6 +154,65 @@ def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
     expected, probabilities = network.encoder(np.asarray(images.images), training=False)
     np.testing.assert_allclose(embedded.vectors, normalise(expected), atol=1e-4)
     np.testing.assert_allclose(embedded.probabilities, probabilities, atol=1e-4)
+
+
+def test_one_picture_is_encoded_as_many_are(embedded, trained, images):
+    encode = recipe.encoder(trained[0])
+    many = encode(images.images)
+    np.testing.assert_allclose(normalise(many), embedded.vectors, atol=1e-5)
+    for row in (0, 47):
+        np.testing.assert_allclose(encode(images.images[row][None]), many[row][None], atol=1e-4)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """A recipe without its work: what it trains, and which network and epoch it embeds with."""
+    trained, embedded = [], []
+
+    def build(backbone, n_classes, seed):
+        assert (backbone, n_classes) == ("cnn", 3)
+        return f"network of seed {seed}"
+
+    def train(network, dataset, *, features, seed, epochs):
+        assert (features, epochs) == ("features", 9)
+        trained.append((network, dataset.protocol, dataset.draw, seed))
+        return f"training {len(trained)}"
+
+    def embed(network, done, dataset, features, epoch):
+        assert features == "features"
+        embedded.append((network, done, dataset.protocol, epoch))
+
+    monkeypatch.setattr(models, "build", build)
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(embeddings, "features", lambda network, dataset: "features")
+    monkeypatch.setattr(embeddings, "embed", embed)
+    return trained, embedded
+
+
+def test_a_recipe_trains_once_for_all_that_is_measured_of_a_seed_and_a_split(images, trainings):
+    trained, embedded = trainings
+    embed = recipe.Recipe({"backbone": "cnn"}, {"epochs": 9}).embed
+    held_out = protocols.view(images, "held_out_gallery")
+    embed(images, 4)
+    embed(images, 4, epoch=2)
+    embed(held_out, 4)
+    embed(images, 5)
+    for draw in (0, 1):
+        embed(protocols.view(images, "unseen_classes", unseen=1, draw=draw), 5)
+    assert trained == [
+        ("network of seed 4", "closed", None, 4),
+        ("network of seed 5", "closed", None, 5),
+        ("network of seed 5", "unseen_classes", 0, 5),
+        ("network of seed 5", "unseen_classes", 1, 5),
+    ]
+    assert embedded == [
+        ("network of seed 4", "training 1", "closed", None),
+        ("network of seed 4", "training 1", "closed", 2),
+        ("network of seed 4", "training 1", "held_out_gallery", None),
+        ("network of seed 5", "training 2", "closed", None),
+        ("network of seed 5", "training 3", "unseen_classes", None),
+        ("network of seed 5", "training 4", "unseen_classes", None),
+    ]
 
 
 def test_views_share_the_frozen_features_of_all_images(images):

@@ -1,11 +1,13 @@
 """make: it lists what it can do, refuses a Python that cannot work, and installs what is locked."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,24 @@ def test_every_dependency_is_locked():
     wanted = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in asked}
     assert len(wanted) > 10
     assert wanted <= names
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a module imports, wherever it does."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    whole = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    parts = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in whole + parts}
+
+
+def test_every_package_that_the_code_imports_is_asked_for():
+    found = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").glob("*.py")))
+    theirs = found - {*sys.stdlib_module_names, "cbir"}
+    by_module = packages_distributions()
+    names = {plain(by_module[module][0]) for module in theirs}
+    assert {"keras", "numba", "pandas", "pillow", "scikit-image"} <= names
+    asked = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in PROJECT["dependencies"]}
+    assert names <= asked
 
 
 def test_what_builds_the_package_is_locked_as_nothing_is_fetched_for_building_it():

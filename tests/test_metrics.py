@@ -295,7 +295,7 @@ def cosines(query: np.ndarray, gallery: np.ndarray) -> list[list[float]]:
     return [[cosine(one, other) for other in gallery.tolist()] for one in query.tolist()]
 
 
-def slow_evaluation(query, labels, gallery, gallery_labels, k, restrict_to=None, exclude=None):
+def slow_evaluation(query, labels, gallery, gallery_labels, *, k, restrict_to=None, exclude=None):
     """A dictionary per query. Cosines within 1e-9, which float64 rounds apart, are ties."""
     rows = []
     for row, similarity in enumerate(cosines(query, gallery)):
@@ -363,7 +363,7 @@ def test_evaluation_equals_the_slow_reference(question, k):
     arguments, limits = question
     assert_distinct_or_equal(cosines(arguments[0], arguments[2]))
     table = metrics.evaluate_retrieval(*arguments, ks=[k], **limits)
-    expected = slow_evaluation(*arguments, k, **limits)
+    expected = slow_evaluation(*arguments, k=k, **limits)
     assert list(table) == list(expected)
     np.testing.assert_allclose(table, expected, rtol=1e-12)
 

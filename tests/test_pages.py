@@ -56,6 +56,7 @@ def notebook(tmp_path_factory):
     )
     cells = [
         v4.new_markdown_cell("# A plain CNN\n\nSee [the metrics](metrics.csv)."),
+        v4.new_markdown_cell("Change the next cell.", metadata={"tags": ["notebook-only"]}),
         v4.new_code_cell("secret_name = 1", outputs=[printed, warned, shown]),
         v4.new_code_cell("another_secret", outputs=[table, said]),
         v4.new_code_cell("raise ValueError", outputs=[failed]),
@@ -84,6 +85,11 @@ def test_code_is_hidden_and_prose_and_outputs_are_shown(html):
     assert "<td>0.5</td>" in html
     assert "<strong>b</strong> is ahead of a" in html
     assert "Out[" not in html
+
+
+def test_words_to_whoever_works_in_the_notebook_stay_there(html, notebook):
+    assert "Change the next cell." not in html
+    assert "Change the next cell." in notebook.read_text("utf-8")
 
 
 def test_figures_keep_their_text_and_stand_within_the_page(tags):

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
-from cbir import StudyError, params
+from cbir import StudyError, controls, limits, params, protocols
 
 FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
+CONTROL = {"notebook": "control", "control": "random"}
 
 
 @pytest.fixture
@@ -58,16 +59,20 @@ def write_notebook(root, name: str, *cells: str, tags=("parameters",)) -> None:
 @pytest.mark.parametrize("study", params.studies(ROOT))
 def test_real_study_sets_exactly_the_parameters_that_its_notebooks_know(study):
     runs = params.load(ROOT, study)
-    assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16"]
+    names = [run.architecture for run in runs]
+    assert names == ["cnn", "resnet50", "vgg16", "hand_crafted", "random", "raw_pixels"]
     folder = ROOT / "params" / study
     shared = yaml.safe_load((folder / "study.yaml").read_text())
     for run in runs:
         own = yaml.safe_load((folder / f"{run.architecture}.yaml").read_text())
-        known = params.known(ROOT / "notebooks" / f"{run.architecture}.ipynb")
-        assert run.notebook.samefile(ROOT / "notebooks" / f"{run.architecture}.ipynb")
-        assert not shared.keys() & own.keys()
+        notebook = own.pop("notebook", run.architecture)
+        known = params.known(ROOT / "notebooks" / f"{notebook}.ipynb")
+        assert run.notebook.samefile(ROOT / "notebooks" / f"{notebook}.ipynb")
+        assert shared.keys() & own.keys() <= set(params.ASKED)
         assert shared.keys() | own.keys() == known.keys() - set(params.PLACED)
         assert run.parameters == shared | own | {"study": study, "architecture": run.architecture}
+        assert run.is_control == (run.architecture in controls.CONTROLS)
+        assert run.parameters.get("control", run.architecture) == run.architecture
 
 
 def test_the_studies_are_those_that_the_makefile_names():
@@ -76,7 +81,25 @@ def test_the_studies_are_those_that_the_makefile_names():
 
 
 def test_every_limit_belongs_to_a_parameter_that_the_notebooks_know():
-    assert params.LIMITS.keys() <= params.known(ROOT / "notebooks" / "cnn.ipynb").keys()
+    cnn, control = (
+        params.known(ROOT / "notebooks" / f"{each}.ipynb") for each in ("cnn", "control")
+    )
+    assert limits.LIMITS.keys() <= cnn.keys() | control.keys()
+
+
+def test_the_names_that_limits_lists_are_those_that_the_code_knows():
+    assert tuple(controls.CONTROLS) == limits.CONTROLS
+    assert protocols.PROTOCOLS == limits.PROTOCOLS
+
+
+def test_a_control_and_a_network_are_measured_alike():
+    cnn, control = (
+        params.known(ROOT / "notebooks" / f"{each}.ipynb") for each in ("cnn", "control")
+    )
+    everyone = {*params.PLACED, *params.DATA, *params.ASKED}
+    assert everyone <= cnn.keys()
+    assert control.keys() == everyone | {"control"}
+    assert {key: cnn[key] for key in everyone} == {key: control[key] for key in everyone}
 
 
 def test_architecture_lies_over_study_and_set_over_both(project):
@@ -113,6 +136,71 @@ def test_runs_stand_in_the_order_of_their_files(project):
     assert names == ["alpha", "cnn", "resnet50", "vgg16"]
 
 
+def test_controls_stand_last_in_the_order_of_their_files(project):
+    write_study(project, "tiny", STUDY, {"a_random": CONTROL, "pixels": CONTROL})
+    runs = params.load(project, "tiny")
+    assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16", "a_random", "pixels"]
+    assert [run.is_control for run in runs] == [False] * 3 + [True] * 2
+    assert runs[-1].weights == ("", "none")
+    assert runs[0].weights == ("cnn", "none")
+    assert all(run.asked == {key: STUDY[key] for key in params.ASKED} for run in runs)
+
+
+def test_an_architecture_may_be_measured_in_its_own_way(project):
+    own = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
+    write_study(project, "tiny", STUDY, {"cnn": CNN | own})
+    first, second, _ = params.load(project, "tiny")
+    assert first.asked == {key: (STUDY | own)[key] for key in params.ASKED}
+    assert second.asked == {key: STUDY[key] for key in params.ASKED}
+
+
+def test_what_is_for_all_reaches_only_those_that_know_it(project):
+    write_study(project, "tiny", STUDY | {"epochs": 9}, {"chance": CONTROL})
+    (project / FILE).write_text(yaml.safe_dump({k: CNN[k] for k in CNN if k != "epochs"}))
+    cnn, *_, chance = params.load(project, "tiny", overrides="batch_size=2 draws=7")
+    assert (cnn.parameters["epochs"], cnn.parameters["batch_size"]) == (9, 2)
+    assert chance.parameters.keys().isdisjoint(CNN)
+    assert (cnn.parameters["draws"], chance.parameters["draws"]) == (7, 7)
+
+
+def test_what_a_control_says_of_itself_must_be_known_to_it(project):
+    write_study(project, "tiny", STUDY, {"chance": CONTROL | {"epochs": 3}})
+    assert error_of(project).startswith("params/tiny/chance.yaml: unknown parameter 'epochs'")
+
+
+def test_a_study_of_controls_alone_is_not_asked_for_what_networks_need(project):
+    write_study(project, "bounds", STUDY, {"chance": CONTROL})
+    (run,) = params.load(project, "bounds")
+    assert run.is_control
+    with pytest.raises(StudyError, match="SET: unknown parameter 'epochs'"):
+        params.load(project, "bounds", overrides="epochs=3")
+
+
+@pytest.mark.parametrize("value", ["chance", "''", "Random"])
+def test_an_unknown_control_is_answered_with_those_that_are_known(project, value):
+    write_study(project, "tiny", STUDY, {"chance": CONTROL | {"control": value}})
+    message = error_of(project)
+    assert message.startswith("params/tiny/chance.yaml: control must be one of random, raw_pixels")
+
+
+def test_hashing_1k_is_refused_for_other_images_than_cifar10(project):
+    asked = "protocols=[closed,hashing_1k]"
+    message = error_of(project, overrides=asked)
+    assert message.startswith("cnn: protocols: hashing_1k is that of cifar10")
+    assert message.endswith("leave it out for data/shapes")
+    found = cnn_of(project, overrides=asked, dataset="cifar10")
+    assert found["protocols"] == ["closed", "hashing_1k"]
+
+
+def test_all_are_compared_under_the_same_first_protocol(project):
+    others = ["held_out_gallery", "closed"]
+    write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": others}})
+    message = error_of(project)
+    assert message.startswith("vgg16: protocols: must begin with closed, as those of cnn do")
+    write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": ["closed", *others[:1]]}})
+    assert len(params.load(project, "tiny")) == 3
+
+
 @pytest.mark.parametrize("key", ["epochs", "weights", "measured_epochs"])
 def test_missing_parameter_is_named_with_both_files(project, key):
     write_line(project, "", drop=key)
@@ -128,7 +216,7 @@ def test_all_missing_parameters_are_named_at_once(project):
     assert all(key in message for key in CNN if key != "backbone")
 
 
-@pytest.mark.parametrize("key", sorted((STUDY | CNN).keys() - {"ks", "seed"}))
+@pytest.mark.parametrize("key", sorted((STUDY | CNN).keys() - {"ks"}))
 def test_misspelt_parameter_is_answered_with_the_nearest_one_and_the_file(project, key):
     misspelt = key[:2] + key[3:]
     write_line(project, f"{misspelt}: 1")
@@ -159,7 +247,7 @@ def test_study_and_architecture_cannot_be_set(project, key):
     assert f"unknown parameter {key!r}" in error_of(project, overrides=f"{key}=other")
 
 
-@pytest.mark.parametrize("key", params.DATA)
+@pytest.mark.parametrize("key", [*params.DATA, "unseen"])
 def test_what_decides_the_images_cannot_differ_between_architectures(project, key):
     (project / FILE).write_text(yaml.safe_dump(CNN | {key: STUDY[key]}))
     assert error_of(project).startswith(f"{FILE}: {key} belongs into study.yaml")
@@ -178,7 +266,12 @@ ILL_TYPED = [
     ("epochs", "true", "int"),
     ("epochs", "", "int"),
     ("epochs", "[3]", "int"),
-    ("seed", "false", "int"),
+    ("seeds", "0", "list[int]"),
+    ("seeds", "[false]", "list[int]"),
+    ("protocols", "closed", "list[str]"),
+    ("protocols", "[closed, 1]", "list[str]"),
+    ("unseen", "[2]", "int"),
+    ("draws", "2.5", "int"),
     ("ks", "5", "list[int]"),
     ("ks", "[1, 2.5]", "list[int]"),
     ("ks", "[true]", "list[int]"),
@@ -205,7 +298,10 @@ OUT_OF_BOUNDS = {
     "test_fraction": ["0", "1", "-0.1", "1.5", ".nan"],
     "validation_fraction": ["0", "1", "-0.1"],
     "split_seed": ["-1"],
-    "seed": ["-1"],
+    "seeds": ["[]", "[-1]", "[0, 1, 0]"],
+    "protocols": ["[]", "[open]", "[closed, closed]", "[unseen_classes, closed]"],
+    "unseen": ["0", "-1"],
+    "draws": ["0"],
     "ks": ["[]", "[0]", "[-5]", "[1, 5, 1]"],
     "train": ["some", "''"],
     "schedule": ["linear", "''"],
@@ -232,6 +328,10 @@ def test_value_out_of_bounds_is_refused_with_key_and_file(project, key, value):
 AT_THE_BOUNDS = {
     "image_size": "8",
     "split_seed": "0",
+    "seeds": "[0]",
+    "protocols": "[held_out_gallery, unseen_classes]",
+    "unseen": "1",
+    "draws": "1",
     "ks": "[1]",
     "train": "head",
     "schedule": "constant",
@@ -273,9 +373,11 @@ def test_a_text_with_an_e_in_it_stays_a_text(project):
 
 
 def test_an_int_is_no_bool_and_a_bool_no_int(project):
-    write_notebook(project, "flags", "flag: bool = True\nnumber: int = 1")
+    everyones = "dataset: str = 'digits'\nprotocols: list[str] = []"
+    write_notebook(project, "flags", f"flag: bool = True\nnumber: int = 1\n{everyones}")
     (project / "params" / "flags").mkdir()
-    (project / "params" / "flags" / "study.yaml").write_text("number: 1\n")
+    shared = "number: 1\ndataset: digits\nprotocols: [closed]\n"
+    (project / "params" / "flags" / "study.yaml").write_text(shared)
     file = project / "params" / "flags" / "flags.yaml"
     file.write_text("flag: false\n")
     assert params.load(project, "flags")[0].parameters["flag"] is False

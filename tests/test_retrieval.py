@@ -397,6 +397,17 @@ def test_lengths_that_do_not_fit_are_refused_before_anything_is_ranked(name):
             retrieval.search(**everything, k=1)
 
 
+@pytest.mark.parametrize("position", [-2, 6])
+def test_excluded_positions_beyond_the_gallery_are_refused(position):
+    query, gallery, exclude = random_unit(2, 4, 0), random_unit(6, 4, 1), np.array([0, position])
+    with pytest.raises(ValueError, match="exclude"):
+        retrieval.search(query, gallery, 1, exclude=exclude)
+    with pytest.raises(ValueError, match="exclude"):
+        retrieval.relevant_ranks(
+            query, np.zeros(2, int), gallery, np.zeros(6, int), exclude=exclude
+        )
+
+
 def test_restricted_search_needs_labels():
     with pytest.raises(ValueError, match="gallery_labels"):
         retrieval.search(

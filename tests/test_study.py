@@ -27,6 +27,9 @@ from test_pages import Tags
 pytestmark = pytest.mark.study
 
 ARCHITECTURES = ["cnn", "resnet50", "vgg16"]
+CONTROL = "raw_pixels"
+RUNS = [*ARCHITECTURES, CONTROL]
+PROTOCOLS = ["closed", "held_out_gallery", "unseen_classes"]
 EPOCHS = 12
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
 
@@ -50,9 +53,11 @@ def change(root: Path, name: str, **values) -> None:
 
 
 def run_of_all(root: Path) -> SimpleNamespace:
-    """The study `tiny` from nothing, with its plan before."""
+    """The study `tiny` from nothing, with its plan before: the CNN in full, and a control."""
     make_project(root)
-    write_study(root, "tiny", STUDY, {"cnn": CNN | {"epochs": EPOCHS}})
+    control = {"notebook": "control", "control": CONTROL, "protocols": PROTOCOLS}
+    cnn = CNN | {"epochs": EPOCHS, "seeds": [0, 1], "protocols": PROTOCOLS}
+    write_study(root, "tiny", STUDY, {"cnn": cnn, CONTROL: control})
     before = snapshot(root)
     plan = cbir(root, "plan", "--study", "tiny")
     planned = snapshot(root)
@@ -77,16 +82,19 @@ def run_with_other_depths(root: Path) -> SimpleNamespace:
     """Other ks for one architecture; then the old ones again, for another."""
     made = {step: folders(root, step) for step in ("training", "embeddings", "features")}
     change(root, "study", ks=[1, 2])
+    plan = cbir(root, "plan", "--study", "tiny", "--architectures", "cnn")
     done = cbir(root, "report", "--study", "tiny", "--architectures", "cnn")
     table = pd.read_csv(root / "reports" / "tiny" / "metrics.csv")
     change(root, "study", ks=STUDY["ks"])
     restored = cbir(root, "report", "--study", "tiny", "--architectures", "resnet50")
-    return SimpleNamespace(root=root, done=done, made=made, table=table, restored=restored)
+    return SimpleNamespace(
+        root=root, plan=plan, done=done, made=made, table=table, restored=restored
+    )
 
 
 def run_with_another_cnn(root: Path) -> SimpleNamespace:
     """Another CNN; then weights for ResNet-50 that are not there."""
-    change(root, "cnn", epochs=2)
+    change(root, "cnn", epochs=2, seeds=[0], protocols=["closed"])
     made = {step: folders(root, step) for step in ("training", "embeddings")}
     done = cbir(root, "report", "--study", "tiny")
     after = {step: folders(root, step) for step in made}
@@ -97,7 +105,8 @@ def run_with_another_cnn(root: Path) -> SimpleNamespace:
 
 def run_trial(root: Path) -> SimpleNamespace:
     before = snapshot(root / "reports" / "tiny")
-    arguments = ("--study", "tiny", "--set", "epochs=1", "--architectures", "cnn")
+    changes = "epochs=1 seeds=[0] protocols=[closed]"
+    arguments = ("--study", "tiny", "--set", changes, "--architectures", "cnn")
     done = cbir(root, "report", *arguments)
     after = snapshot(root / "reports" / "tiny")
     return SimpleNamespace(root=root, done=done, before=before, after=after)
@@ -229,10 +238,16 @@ def manifest(tiny):
     return json.loads((tiny.reports / "manifest.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def queries(tiny):
+    return pd.read_parquet(tiny.reports / "per_query.parquet")
+
+
 def value(table: pd.DataFrame, **wanted) -> float:
     """The one value over all queries; what is not asked for does not apply."""
+    wanted = {"seed": 0, "protocol": "closed"} | wanted
     chosen = table[table["class"].isna()]
-    for column in ("epoch", "search", "k"):
+    for column in ("seed", "draw", "epoch", "protocol", "search", "k"):
         is_it = chosen[column].isna() if column not in wanted else chosen[column] == wanted[column]
         chosen = chosen[is_it]
     chosen = chosen[chosen["metric"] == wanted["metric"]]
@@ -244,42 +259,55 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tiny):
     assert not {path for path in tiny.new if path.startswith(("reports", "artifacts"))}
     for expected in (
         "notebooks/cnn.ipynb", "notebooks/resnet50.ipynb", "notebooks/vgg16.ipynb",
-        "learning_rate=0.001", "weights: to be trained", "48 pictures, 3 classes", "GPU:",
+        f"{CONTROL}: notebooks/control.ipynb", "learning_rate=0.001", "weights: to be trained", "48 pictures, 3 classes", "GPU:",
     ):  # fmt: skip
         assert expected in tiny.plan.stdout
     assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in all", tiny.plan.stdout)
     assert "download" not in tiny.plan.stdout
+    # The CNN's: two seeds, and one seed for each of two draws; its gallery moves no training.
+    trainings = re.findall(r"trainings: (\d+) cached, (\d+) to be done", tiny.plan.stdout)
+    assert trainings == [("0", "4"), ("0", "1"), ("0", "1")]
 
 
 def test_a_study_ends_well_and_says_nothing_on_stderr(tiny):
     assert tiny.done.returncode == 0, tiny.done.stderr
     assert tiny.done.stderr == ""
     assert "reports/tiny/index.html written in" in tiny.done.stdout
-    for name in ARCHITECTURES:
+    for name in RUNS:
         assert f"{name}: done in" in tiny.done.stdout
+
+
+def test_leaks_are_told_before_anything_is_trained(tiny):
+    lines = tiny.done.stdout.splitlines()
+    (told,) = [place for place, line in enumerate(lines) if "also stand" in line]
+    assert lines[told] == "None of 12 queries also stands in the gallery."
+    assert told < next(place for place, line in enumerate(lines) if "running" in line)
+    assert told < next(place for place, line in enumerate(lines) if line.startswith("epoch"))
 
 
 def test_the_terminal_shows_no_warnings_of_libraries(tiny):
     assert "WARNING" not in tiny.done.stdout
 
 
-@pytest.mark.parametrize("page", ["index", *ARCHITECTURES])
+@pytest.mark.parametrize("page", ["index", "metrics", *RUNS])
 def test_pages_show_figures_with_texts_and_fetch_nothing(page, tiny):
     html = (tiny.reports / f"{page}.html").read_text("utf-8")
     tags = Tags(html)
-    assert len(tags.of("img")) >= 4
+    assert len(tags.of("img")) >= {CONTROL: 2, "metrics": 0}.get(page, 4)
+    assert "No results" not in html
     assert all(image.get("alt", "").strip() for image in tags.of("img"))
     assert all(image["src"].startswith("data:image/") for image in tags.of("img"))
     assert not tags.of("script")
     assert not tags.of("link")
     assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", html)
     links = [link["href"] for link in tags.of("a")]
-    assert {"index.html", "cnn.html", "resnet50.html", "vgg16.html"} <= set(links)
+    pages = ["index.html", *(f"{name}.html" for name in RUNS), "metrics.html"]
+    assert [link for link in links if link in pages] == pages
     here = [link for link in links if re.fullmatch(r"[\w.]+", link)]
     assert all((tiny.reports / link).exists() for link in here)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "comparison"])
+@pytest.mark.parametrize("name", [*RUNS, "comparison", "metrics"])
 def test_executed_notebooks_are_kept_with_their_parameters(name, tiny):
     executed = nbformat.read(tiny.reports / f"{name}.ipynb", as_version=4)
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
@@ -296,35 +324,131 @@ def test_the_notebooks_of_the_project_are_left_as_they_were(tiny):
         assert not any(cell.get("outputs") for cell in cells)
 
 
-def test_the_table_has_every_architecture_and_the_measured_state(table):
-    assert sorted(set(table["architecture"])) == ARCHITECTURES
+def test_the_table_has_every_run_and_the_measured_state(table):
+    assert sorted(set(table["architecture"])) == sorted(RUNS)
     assert set(table.loc[table["architecture"] == "cnn", "epoch"].dropna()) == {1}
     assert table.loc[table["architecture"] != "cnn", "epoch"].isna().all()
     assert set(table["class"].dropna()) == {"circle", "cross", "square"}
     assert set(table["k"].dropna()) == set(STUDY["ks"])
-    assert set(table["search"].dropna()) == {"unrestricted", "predicted_class"}
+    assert table["value"].between(0, 1).all()
+    assert (table["ci_low"] <= table["value"]).all()
+    assert (table["value"] <= table["ci_high"]).all()
+
+
+def test_each_run_was_measured_under_what_it_was_asked_for(table):
+    places = table[["architecture", "seed", "protocol", "draw"]].drop_duplicates()
+    found = {name: set() for name in RUNS}
+    for name, *place in places.astype(object).where(places.notna(), None).to_numpy():
+        found[name].add(tuple(place))
+    once = {(0, "closed", None), (0, "held_out_gallery", None)}
+    draws = {(0, "unseen_classes", 0), (0, "unseen_classes", 1)}
+    again = {(1, "closed", None), (1, "held_out_gallery", None)}
+    assert found["cnn"] == once | draws | again
+    assert found[CONTROL] == once | draws
+    assert found["resnet50"] == found["vgg16"] == {(0, "closed", None)}
+
+
+def test_a_classifier_is_searched_with_in_all_ways_and_a_control_in_one(table):
+    def searches(chosen: pd.Series) -> set[str]:
+        return set(table.loc[chosen, "search"].dropna())
+
+    is_taught = table["protocol"] != "unseen_classes"
+    is_control = table["architecture"] == CONTROL
+    assert searches(is_taught & ~is_control) == {
+        "unrestricted", "predicted_class", "soft", "label_lookup", "oracle_class"
+    }  # fmt: skip
+    assert searches(~is_taught) == searches(is_control) == {"unrestricted"}
+    assert (table["metric"] == "accuracy").groupby(table["architecture"]).any().to_dict() == {
+        "cnn": True, "resnet50": True, "vgg16": True, CONTROL: False
+    }  # fmt: skip
+
+
+def mean_average_precision(load: dict, name: str, labels, gallery, queries) -> float:
+    """From the embeddings alone, a query at a time."""
+    predicted = load["probabilities"].argmax(axis=1) if "probabilities" in load else None
+    precisions = []
+    for query in queries:
+        kept = gallery[gallery != query]
+        order = kept[np.argsort(-(load["vectors"][kept] @ load["vectors"][query]), kind="stable")]
+        if name == "predicted_class":
+            order = order[labels[order] == predicted[query]]
+        hits = labels[order] == labels[query]
+        at_hits = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]
+        precisions.append(at_hits.sum() / (labels[kept] == labels[query]).sum())
+    return float(np.mean(precisions))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_accuracy_and_map_are_those_recomputed_from_the_embeddings(
+    name, tiny, table, queries, manifest
+):
+    folder = tiny.root / manifest["architectures"][name]["artifacts"]["embeddings"]
+    load = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    (images,) = (tiny.root / "artifacts" / "images").glob("*/labels.npy")
+    labels = np.load(images)
+    asked = queries.loc[queries["protocol"] == "closed", "query"].unique()
+    assert len(asked) == 12
+    gallery = np.setdiff1d(np.arange(len(labels)), asked)
+    ways = [("unrestricted", "closed", gallery)]
+    if name in ("cnn", CONTROL):
+        ways.append(("unrestricted", "held_out_gallery", asked))
+    if name != CONTROL:
+        ways.append(("predicted_class", "closed", gallery))
+        right = (load["probabilities"][asked].argmax(axis=1) == labels[asked]).mean()
+        assert value(table, architecture=name, metric="accuracy") == pytest.approx(right, rel=1e-5)
+    for search, protocol, searched in ways:
+        wanted = {"metric": "mean_average_precision", "search": search, "protocol": protocol}
+        found = value(table, architecture=name, **wanted)
+        expected = mean_average_precision(load, search, labels, searched, asked)
+        assert found == pytest.approx(expected, abs=2e-3)  # ties of unequal last bits
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_accuracy_and_map_are_those_recomputed_from_the_embeddings(name, tiny, table, manifest):
-    folder = tiny.root / manifest["architectures"][name]["artifacts"]["embeddings"]
-    load = {path.stem: np.load(path) for path in folder.glob("*.npy")}
-    labels, gallery_labels = load["query_labels"], load["gallery_labels"]
-    predicted = load["query_probabilities"].argmax(axis=1)
-    right = (predicted == labels).mean()
-    assert value(table, architecture=name, metric="accuracy") == pytest.approx(right, rel=1e-5)
-    for search in ("unrestricted", "predicted_class"):
-        precisions = []
-        for row, label in enumerate(labels):
-            similarity = load["gallery_embeddings"] @ load["query_embeddings"][row]
-            order = np.argsort(-similarity, kind="stable")
-            if search == "predicted_class":
-                order = order[gallery_labels[order] == predicted[row]]
-            hits = gallery_labels[order] == label
-            at_hits = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]
-            precisions.append(at_hits.sum() / (gallery_labels == label).sum())
-        found = value(table, architecture=name, metric="mean_average_precision", search=search)
-        assert found == pytest.approx(np.mean(precisions), abs=2e-3)  # ties of unequal last bits
+def test_in_the_predicted_class_the_scores_are_the_accuracy(name, table):
+    states = table[(table["architecture"] == name) & (table["metric"] == "accuracy")]
+    states = states[states["class"].isna()]
+    assert len(states) == (6 if name == "cnn" else 1)
+    for state in states.itertuples():
+        place = {"architecture": name, "seed": state.seed, "protocol": state.protocol}
+        if not np.isnan(state.epoch):
+            place["epoch"] = state.epoch
+        for metric, more in (
+            ("mean_average_precision", {}), ("precision", {"k": 1}), ("ndcg", {"k": 1}),
+        ):  # fmt: skip
+            given = place | more | {"metric": metric}
+            assert value(table, search="predicted_class", **given) == state.value
+            assert value(table, search="oracle_class", **given) == 1
+
+
+def test_what_is_relevant_is_what_the_protocol_says(queries):
+    relevant = queries.groupby("protocol")["n_relevant"].unique().map(list)
+    # 12 of each class in the gallery; of 4 queries a class, those that are not the query itself.
+    assert relevant.to_dict() == {"closed": [12], "held_out_gallery": [3], "unseen_classes": [12]}
+    unseen = queries[queries["protocol"] == "unseen_classes"]
+    per_draw = unseen.groupby(["architecture", "draw"])["label"].agg(["nunique", "count"])
+    assert (per_draw == [1, 4]).all(axis=None)
+    apart = unseen.groupby("draw")["label"].unique().map(tuple)
+    assert apart[0] != apart[1]
+
+
+def test_the_table_of_queries_agrees_with_the_table_of_metrics(queries, table):
+    place = ["architecture", "seed", "draw", "epoch", "protocol", "search"]
+    assert not queries.duplicated([*place, "query"]).any()
+    means = queries.groupby(place, dropna=False).mean(numeric_only=True).reset_index()
+    whole = table[table["class"].isna()]
+    for metric, k, column in (
+        ("mean_average_precision", None, "average_precision"), ("recall", 5, "recall@5"),
+        ("gallery_searched", None, "searched"),
+    ):  # fmt: skip
+        own = whole[whole["metric"] == metric]
+        own = own[own["k"].isna() if k is None else own["k"] == k]
+        both = own.merge(
+            means.astype({name: "float" for name in ("seed", "draw", "epoch")}), on=place
+        )
+        assert len(own) == len(both) == len(means)
+        assert both["value"].to_numpy() == pytest.approx(both[column].to_numpy(), rel=1e-5)
+    counts = whole.groupby("protocol")["n_queries"].unique().map(list).to_dict()
+    assert counts == {"closed": [12], "held_out_gallery": [12], "unseen_classes": [4]}
 
 
 def test_the_manifest_says_what_the_numbers_were_made_from(manifest, tiny):
@@ -337,8 +461,12 @@ def test_the_manifest_says_what_the_numbers_were_made_from(manifest, tiny):
     assert manifest["data"]["gallery"] == 36
     assert manifest["data"]["queries"] == 12
     assert manifest["failures"] == {}
-    assert list(manifest["architectures"]) == ARCHITECTURES
-    for name, run in manifest["architectures"].items():
+    assert list(manifest["architectures"]) == RUNS
+    control = manifest["architectures"][CONTROL]
+    assert control["weights"] is None
+    assert control["parameters"]["control"] == CONTROL
+    for name in ARCHITECTURES:
+        run = manifest["architectures"][name]
         assert run["parameters"]["backbone"] == name
         assert run["parameters"]["dataset"] == "data/shapes"
         assert re.fullmatch("[0-9a-f]{64}", run["weights"]["trained"])
@@ -364,7 +492,7 @@ def test_a_second_run_has_nothing_to_do(runs):
 def test_a_plan_of_a_finished_study_takes_no_time(runs):
     plan = runs("again").plan
     assert plan.returncode == 0, plan.stderr
-    assert plan.stdout.count("up to date") == 3
+    assert plan.stdout.count("up to date") == len(RUNS)
     assert plan.stdout.rstrip().endswith("0 s in all")
 
 
@@ -373,6 +501,7 @@ def test_other_depths_train_and_embed_nothing(runs):
     assert depths.done.returncode == 0, depths.done.stderr
     assert "cnn: running notebooks/cnn.ipynb" in depths.done.stdout
     assert "epoch" not in depths.done.stdout
+    assert "trainings: 4 cached, 0 to be done" in depths.plan.stdout
     for step, made in depths.made.items():
         assert folders(depths.root, step) == made
     # Ten are always measured, since a report shows ten.
@@ -397,12 +526,13 @@ def test_a_change_to_one_architecture_runs_it_and_the_comparison_alone(runs):
     another = runs("another")
     assert another.done.returncode == 0, another.done.stderr
     running = re.findall(r"running notebooks/(\w+)\.ipynb", another.done.stdout)
-    assert running == ["cnn", "comparison"]
+    assert running == ["cnn", "comparison", "metrics"]
     assert "resnet50: up to date" in another.done.stdout
     assert "vgg16: up to date" in another.done.stdout
     for step, made in another.made.items():
         assert made.items() < another.after[step].items()
-    assert len(another.after["training"]) == 4
+    # The CNN's four, one of each other network, and the new one.
+    assert len(another.after["training"]) == 4 + 2 + 1
 
 
 def test_a_page_shows_why_an_architecture_has_no_results_any_more(runs):
@@ -424,7 +554,8 @@ def test_a_trial_has_a_report_of_its_own(runs):
     assert set(table["architecture"]) == {"cnn"}
     manifest = json.loads((reports / "manifest.json").read_text())
     assert manifest["architectures"]["cnn"]["parameters"]["epochs"] == 1
-    assert 'SET="epochs=1"' in manifest["command"]
+    assert 'SET="epochs=1 seeds=[0] protocols=[closed]"' in manifest["command"]
+    assert set(table["seed"]) == {0}
     assert "vgg16" in (reports / "index.html").read_text("utf-8")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import build_network, empty_project, load_shapes, train_network
 
-from cbir import StudyError, embeddings, training
+from cbir import StudyError, embeddings, protocols, training
 from cbir.training import Batches
 
 pytestmark = pytest.mark.usefixtures("shared_project")
@@ -58,6 +58,23 @@ def test_the_loss_falls_on_pictures_that_can_be_learnt(images, elsewhere):
     history = train_network(build_network(), images, epochs=8).history
     assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
     assert history["accuracy"].iloc[-1] > 0.8
+
+
+def test_an_epoch_sees_what_its_protocol_trains_on_and_nothing_else(images, elsewhere, monkeypatch):
+    seen = []
+
+    class Watching(Batches):
+        def __init__(self, inputs, labels, positions, batch_size):
+            super().__init__(inputs, labels, positions, batch_size)
+            seen.append(sorted(positions))
+
+    monkeypatch.setattr(training, "Batches", Watching)
+    view = protocols.view(images, "unseen_classes", unseen=1, draw=0)
+    train_network(build_network(), view, epochs=1)
+    assert seen == [view.validation.tolist(), view.train.tolist()]
+    (apart,) = protocols.unseen_labels(view)
+    assert not (images.labels[np.concatenate(seen)] == apart).any()
+    assert len(view.train) < len(images.train)
 
 
 def test_the_history_has_a_row_per_epoch(undisturbed):

@@ -18,7 +18,9 @@ def verdict(compared: pd.DataFrame, results: dict[str, Result]) -> str:
         compared: from `comparison.pairs`.
     """
     controls = [name for name, result in results.items() if result.is_control]
-    if len(results) - len(controls) < 2:
+    if not (n_architectures := len(results) - len(controls)):
+        lines = ["No architecture has results, so there is nothing to compare."]
+    elif n_architectures == 1:
         lines = ["Only one architecture has results, so there is nothing to compare it with."]
     else:
         of_two = ~(compared["ahead"].isin(controls) | compared["behind"].isin(controls))

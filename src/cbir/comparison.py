@@ -247,7 +247,8 @@ def provenance(study: str) -> pd.DataFrame:
     commit, machine = content["git"]["commit"] or "not under git", content["machine"]
     rows = {
         "command": content["command"],
-        "commit": commit + (" (with uncommitted changes)" if not content["git"]["clean"] else ""),
+        "commit": commit
+        + (" (with uncommitted changes)" if content["git"]["clean"] is False else ""),
         "processor": f"{machine['cpu']}, {machine['cores']} cores",
         "GPU": ", ".join(machine["gpus"]) or "none",
         "packages": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),

@@ -8,7 +8,8 @@ image that the search may not return (it counts as missed), NaN in places left o
 Worked example, used below: four relevant images at ranks 1, 3, 6 and 10, `[[1, 3, 6, 10]]`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ def evaluate_retrieval(
     blocks = retrieval.relevant_ranks(
         query, query_labels, gallery, gallery_labels, restrict_to=restrict_to, exclude=exclude
     )
-    return pd.concat([per_query(ranks, ks) for _, ranks in blocks], ignore_index=True)
+    return pd.concat([per_query(ranks, ks) for _, ranks in _ahead(blocks)], ignore_index=True)
 
 
 def per_query(ranks: np.ndarray, ks: Iterable[int]) -> pd.DataFrame:
@@ -210,6 +211,15 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """NaN where a query has no relevant images and the denominator is 0."""
     some = denominator > 0
     return np.where(some, numerator / np.where(some, denominator, 1), np.nan)
+
+
+def _ahead(blocks: Iterator) -> Iterator:
+    """The same blocks; the next one is made while the last one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = thread.submit(next, blocks, None)
+            yield block
 
 
 def _unit(name: str, embeddings: np.ndarray) -> np.ndarray:

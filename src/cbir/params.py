@@ -89,7 +89,7 @@ def load(
         if path.name == SHARED:
             continue
         own = _read_yaml(path, root)
-        if apart := [key for key in DATA if key in own]:
+        if apart := [key for key in (*DATA, "unseen") if key in own]:
             raise StudyError(
                 f"{_name(path, root)}: {apart[0]} belongs into {SHARED}: all architectures of a "
                 "study see the same images"

@@ -168,9 +168,7 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     chosen = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
     chosen = chosen[(chosen["metric"] == metric) & (chosen["search"] == search)]
     chosen = chosen.astype({"class": str})
-    cells = [
-        f"{row.value:.3f}\n[{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in chosen.itertuples()
-    ]
+    cells = [tidy.number(chosen.loc[[row]]).replace(" ", "\n") for row in chosen.index]
     place = {"index": "class", "columns": "architecture"}
     values = chosen.pivot(**place, values="value")
     texts = chosen.assign(cell=cells).pivot(**place, values="cell")
@@ -225,7 +223,11 @@ def by_search(rows: pd.DataFrame) -> Figure:
         if own.empty:
             continue
         height = [names.index(name) + (place - 2) * 0.15 for name in own["architecture"]]
-        around = [own["value"] - own["ci_low"], own["ci_high"] - own["value"]]
+        # Where all queries score alike, the mean and its interval differ in their last digit.
+        around = [
+            (own["value"] - own["ci_low"]).clip(lower=0),
+            (own["ci_high"] - own["value"]).clip(lower=0),
+        ]
         axis.errorbar(
             own["value"], height, xerr=around, fmt="osD^v"[place], color=colour, capsize=3,
             markersize=6, label=search,

@@ -205,8 +205,10 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     table = pd.concat(rows) if rows else pd.DataFrame(columns=tidy.COLUMNS)
     tidy.write_csv(tidy.sort(table), folder / "metrics.csv")
     scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
-    if scores:
-        tidy.write_parquet(pd.concat(scores, ignore_index=True), folder / "per_query.parquet")
+    # Without any, too: what earlier results left does not stay.
+    empty = pd.DataFrame(columns=[*tidy.PLACE, *tidy.QUERY])
+    queries = pd.concat(scores, ignore_index=True) if scores else empty
+    tidy.write_parquet(queries, folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
         summary = json.loads((folder / name / "summary.json").read_text("utf-8"))

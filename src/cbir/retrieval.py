@@ -28,8 +28,8 @@ BLAS = ThreadpoolController().select(user_api="blas")
 
 # What float32 keeps in its bits: the sign; that it is 2 or more, or NaN; how large it is if not.
 SIGN, TOO_LARGE, SIZE = np.uint32(2**31), np.uint32(2**30), np.uint32(2**30 - 1)
-# Values of a digit of the radix sort; three digits hold 33 bits.
-DIGIT = 2**11
+# Of the radix sort: the values of a digit, and the key of what is not searched, not relevant then.
+DIGIT, LAST = 2**11, np.uint32(2**32 - 2)
 
 
 def search(
@@ -59,7 +59,7 @@ def search(
         -1 where the search may return no more; and their similarities, float32, NaN there.
 
     Raises:
-        ValueError: the lengths do not fit, or a restricted search lacks `gallery_labels`.
+        ValueError: lengths or positions do not fit; a restricted search lacks `gallery_labels`.
     """
     if gallery_labels is None:
         if restrict_to is not None:
@@ -67,13 +67,11 @@ def search(
         gallery_labels = np.zeros(len(gallery), np.int32)
     _, codes, exclude, searchable = _limits(query, gallery, gallery_labels, restrict_to, exclude)
     first = first_of_equals(gallery) if first is None else first
-    repeated = np.flatnonzero(first != np.arange(len(gallery)))
     k = min(k, len(gallery))
     rankings = np.full((len(query), k), -1, np.int32)
     similarities = np.full((len(query), k), np.nan, np.float32)
 
     def nearest(rows: slice, similarity: np.ndarray) -> None:
-        similarity[:, repeated] = similarity[:, first[repeated]]
         if restrict_to is not None:
             similarity[~searchable(rows)[:, codes]] = -np.inf
         for row, (values, itself) in enumerate(zip(similarity, exclude[rows], strict=True)):
@@ -84,7 +82,7 @@ def search(
             rankings[rows][row, : len(best)] = best
             similarities[rows][row, : len(best)] = values[best]
 
-    for _ in _each_block(query, gallery, nearest):
+    for _ in _each_block(query, gallery, first, nearest):
         pass
     return rankings, similarities
 
@@ -113,7 +111,7 @@ def relevant_ranks(
         places that a query with fewer relevant images leaves over. Exact up to 2**24 images.
 
     Raises:
-        ValueError: the lengths do not fit, or, while it runs, the rows are not of unit length.
+        ValueError: lengths or positions do not fit; while it runs, rows are not of unit length.
 
     Example: similarities 0.9, 0.8, 0.7 to images of classes 1, 0, 1 give a query of class 1 the
     ranks [1, 3]; restricted to class 0 it has [inf, inf]; with position 0 excluded [2, nan].
@@ -134,19 +132,16 @@ def relevant_ranks(
         missed = places < n_relevant[rows, None]
         ranks = np.where(missed, np.float32(np.inf), np.float32(np.nan))
         bits = similarity.view(np.uint32)
-        if not _rank(bits, first, codes, searchable(rows), wanted[rows], exclude[rows], ranks):
+        if not _rank(bits, codes, searchable(rows), wanted[rows], exclude[rows], ranks):
             raise ValueError("query, gallery: rows are not of unit length")
         return ranks
 
-    return ((rows, np.concatenate(ranks)) for rows, ranks in _each_block(query, gallery, stand))
+    blocks = _each_block(query, gallery, first, stand)
+    return ((rows, np.concatenate(ranks)) for rows, ranks in blocks)
 
 
 def first_of_equals(gallery: np.ndarray) -> np.ndarray:
-    """(n_gallery,) int32, for each row the position of the first one that is equal in float32.
-
-    A blocked product gives equal rows different last bits, by where they stand. Exact ties they
-    are, so the similarity of the first one counts for all of them.
-    """
+    """(n_gallery,) int32, for each row the position of the first one that is equal in float32."""
     seen: dict[bytes, int] = {}
     first = np.empty(len(gallery), np.int32)
     for place, row in enumerate(np.asarray(gallery, np.float32)):
@@ -157,7 +152,7 @@ def first_of_equals(gallery: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True)
-def _rank(bits, first, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
+def _rank(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
     """Write the ranks of each row's relevant images; False where a similarity is 2 or more.
 
     A radix sort: it takes the same time however the similarities lie, and leaves equals in the
@@ -166,31 +161,32 @@ def _rank(bits, first, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0
 
     Args:
         bits: (b, n_gallery) uint32, the bits of the float32 similarities.
-        first, codes: (n_gallery,) int32, first of equal rows and class.
+        codes: (n_gallery,) int32, the class.
         searchable: (b, n_classes) bool.
         wanted, exclude: (b,) int32, class that is relevant and position to leave out, or -1.
         ranks: (b, R) float32, written from the left.
     """
-    keys, moved = np.empty(len(codes), np.uint32), np.empty(len(codes), np.uint32)
+    n = len(codes)
+    keys, moved = np.empty(n, np.uint32), np.empty(n, np.uint32)
     starts = np.empty((3, DIGIT), np.int32)
     for row in range(len(bits)):
         starts[:] = 0
-        n = 0
-        for place in range(len(codes)):
-            if not searchable[row, codes[place]] or place == exclude[row]:
-                continue
-            value = bits[row, first[place]]
-            if value & TOO_LARGE:
-                return False
+        seen = np.uint32(0)
+        for place in range(n):
+            value = bits[row, place]
+            seen |= value
             # The greater the similarity, the smaller the key; 0.0 and -0.0 have the same.
             size = value & SIZE
             key = SIZE + size if value & SIGN else SIZE - size
             key = np.uint32(key << 1 | (codes[place] == wanted[row]))
-            keys[n] = key
-            n += 1
+            if not searchable[row, codes[place]] or place == exclude[row]:
+                key = LAST
+            keys[place] = key
             starts[0, (key >> 1) % DIGIT] += 1
             starts[1, (key >> 12) % DIGIT] += 1
             starts[2, key >> 23] += 1
+        if seen & TOO_LARGE:
+            return False
         for digit in range(3):
             start = starts[digit]
             total = 0
@@ -205,10 +201,11 @@ def _rank(bits, first, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0
                 start[value] += 1
             keys, moved = moved, keys
         found = 0
-        for place in range(n):
-            if keys[place] & 1:
-                ranks[row, found] = place + 1
-                found += 1
+        for place in range(n):  # Without a branch, which would often be mispredicted.
+            moved[found] = place + 1
+            found += keys[place] & 1
+        for place in range(found):
+            ranks[row, place] = moved[place]
     return True
 
 
@@ -232,6 +229,8 @@ def _limits(
         _fits("restrict_to", restriction, query)
     exclude = np.full(len(query), -1) if exclude is None else np.asarray(exclude)
     _fits("exclude", exclude, query)
+    if ((exclude < -1) | (exclude >= len(gallery))).any():
+        raise ValueError(f"exclude: positions from -1 to {len(gallery) - 1}")
     classes, codes = np.unique(gallery_labels, return_inverse=True)
 
     def searchable(rows: slice) -> np.ndarray:
@@ -250,7 +249,10 @@ def _fits(name: str, array: np.ndarray, rows: np.ndarray) -> None:
 
 
 def _each_block(
-    query: np.ndarray, gallery: np.ndarray, rank: Callable[[slice, np.ndarray], object]
+    query: np.ndarray,
+    gallery: np.ndarray,
+    first: np.ndarray,
+    rank: Callable[[slice, np.ndarray], object],
 ) -> Iterator[tuple[slice, list]]:
     """Each block's rows, and what `rank` makes of shares of them and their similarities.
 
@@ -259,6 +261,14 @@ def _each_block(
     gallery = np.asarray(gallery, np.float32)
     size = min(BLOCK, max(1, MOST_SIMILARITIES // len(gallery)))
     similarity = np.empty((min(size, len(query)), len(gallery)), np.float32)
+    repeated = np.flatnonzero(first != np.arange(len(gallery)))
+
+    def settle(rows: slice, part: np.ndarray) -> object:
+        # A blocked product gives equal rows different last bits. They are exact ties: the
+        # similarity of the first one counts for all of them.
+        part[:, repeated] = part[:, first[repeated]]
+        return rank(rows, part)
+
     starts = range(0, len(query), size)
     cores = os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as threads:
@@ -271,7 +281,7 @@ def _each_block(
             cuts = range(start, rows.stop, share)
             shares = [slice(cut, min(cut + share, rows.stop)) for cut in cuts]
             parts = [block[cut - start : cut - start + share] for cut in cuts]
-            yield rows, list(threads.map(rank, shares, parts))
+            yield rows, list(threads.map(settle, shares, parts))
 
 
 def _multiply(

@@ -1,0 +1,356 @@
+"""Sentences claim no more than the numbers do: who is ahead is who the test says is ahead."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from invented import all_of_one, result, rows
+
+from cbir import claims, comparison, limits, uncertainty
+
+# Nobody is called that in any sentence: these words say more than "ahead of".
+TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|outperforms?|beats?|wins?)\b")
+N_QUERIES = 9
+few = settings(max_examples=40, deadline=None)
+
+
+def runs(scores: dict[str, list], controls: int = 0) -> dict:
+    """Runs by name, the last ones controls."""
+    names = list(scores)
+    found = {}
+    for place, name in enumerate(names):
+        is_control = place >= len(names) - controls
+        found[name] = result(rows(scores[name], architecture=name), control=is_control)
+    return found
+
+
+def told(sentences: str) -> list[tuple[str, str]]:
+    """Pairs of the names of whom the verdict calls ahead, and of whom it is ahead of."""
+    return re.findall(r"\*\*(\w+)\*\* is ahead of (\w+) by", sentences)
+
+
+def undecided(sentences: str) -> set[frozenset]:
+    found = re.findall(r"- (\w+) and (\w+) are \*\*not told apart\*\*", sentences)
+    return {frozenset(pair) for pair in found}
+
+
+def apart(*shifts: float) -> list[list[float]]:
+    """Scores of runs, each higher than the first by so much, with some noise."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (len(shifts), N_QUERIES))
+    return (np.array(shifts)[:, None] + noise).tolist()
+
+
+values = st.lists(
+    st.floats(0, 1, width=32).map(lambda value: round(value, 2)),
+    min_size=N_QUERIES,
+    max_size=N_QUERIES,
+)
+three = st.tuples(values, values, values)
+shifts = st.lists(st.sampled_from([0.0, 0.03, 0.5]), min_size=3, max_size=3)
+
+
+@few
+@example(apart(0, 0.5, 1))
+@example(apart(0, 0, 0.5))
+@example([[0.5] * N_QUERIES] * 3)
+@given(st.one_of(three, shifts.map(lambda each: apart(*each))))
+def test_the_verdict_says_ahead_only_where_the_test_tells_apart(scores):
+    found = runs(dict(zip(["cnn", "resnet", "vgg"], scores, strict=True)))
+    pairs = comparison.pairs(found)
+    text = claims.verdict(pairs, found)
+    expected = pairs[pairs["is_told_apart"]]
+    assert told(text) == list(zip(expected["ahead"], expected["behind"], strict=True))
+    assert text.count(" is ahead of ") == len(expected)
+    tied = pairs[~pairs["is_told_apart"]]
+    assert undecided(text) == {
+        frozenset(pair) for pair in zip(tied["ahead"], tied["behind"], strict=True)
+    }
+    assert text.count("not told apart") == len(tied)
+    assert not TOO_MUCH.search(text)
+    assert (pairs["is_told_apart"] == (pairs["p_holm"] < 0.05)).all()
+
+
+def test_a_winner_and_a_tie_are_told_as_such():
+    (low,) = apart(0.2)
+    found = runs({"cnn": low, "resnet": low[::-1], "vgg": [0.9] * N_QUERIES})
+    text = claims.verdict(comparison.pairs(found), found)
+    assert sorted(told(text)) == [("vgg", "cnn"), ("vgg", "resnet")]
+    assert undecided(text) == {frozenset(("cnn", "resnet"))}
+
+
+@few
+@example(apart(0, 0.5, 0.5, 1))
+@example(apart(0.5, 0.5, 0.5, 0.5))
+@given(
+    st.lists(st.sampled_from([0.0, 0.05, 0.5, 1.0]), min_size=4, max_size=4).map(
+        lambda each: apart(*each)
+    )
+)
+def test_a_control_is_said_to_be_where_the_test_sees_it(scores):
+    names = ["cnn", "vgg", "raw_pixels", "random"]
+    found = runs(dict(zip(names, scores, strict=True)), controls=2)
+    pairs = comparison.pairs(found)
+    outcomes = uncertainty.outcomes(pairs, names)
+    text = claims.verdict(pairs, found)
+    for control in ("raw_pixels", "random"):
+        (line,) = re.findall(rf"^- The control {control}: (.+)\.$", text, re.MULTILINE)
+        parts = dict(part.split(": ") for part in line.split("; "))
+        said = {name: what for what, names in parts.items() for name in names.split(", ")}
+        words = {"win": "ahead of it", "tie": "not told apart from it", "loss": "behind it"}
+        # Controls among themselves are nobody's question.
+        assert said == {name: words[outcomes.loc[name, control]] for name in ("cnn", "vgg")}
+    assert not re.search(r"(raw_pixels|random)\*?\*? (is ahead of|and)", text)
+
+
+def test_one_architecture_alone_is_compared_with_nothing_but_controls():
+    found = runs({"cnn": apart(1)[0], "random": apart(0)[0]}, controls=1)
+    text = claims.verdict(comparison.pairs(found), found)
+    assert text.startswith("Only one architecture has results")
+    assert "- The control random: ahead of it: cnn." in text
+
+
+def test_controls_alone_are_not_called_an_architecture():
+    found = runs({"raw_pixels": apart(1)[0], "random": apart(0)[0]}, controls=2)
+    text = claims.verdict(comparison.pairs(found), found)
+    assert text.startswith("No architecture has results")
+    assert "The control" not in text
+
+
+def test_the_verdict_names_who_is_ahead_and_by_how_much():
+    pair = {"ahead": "vgg16", "behind": "cnn", "difference": 0.1234, "ci_low": 0.1}
+    pair |= {"ci_high": 0.15, "p_holm": 0.0123, "n_queries": 1060, "is_told_apart": True}
+    found = runs({"cnn": [0.5], "vgg16": [0.6]})
+    text = claims.verdict(pd.DataFrame([pair]), found)
+    assert "**vgg16** is ahead of cnn by 0.123 in mAP" in text
+    assert "(95 % interval +0.100 to +0.150, p = 0.012, 1,060 queries)" in text
+
+
+def test_the_verdict_says_what_it_does_not_cover():
+    found = runs({"cnn": [0.5, 0.1], "vgg16": [0.6, 0.2]})
+    text = claims.verdict(comparison.pairs(found), found)
+    assert "not that of the seed" in text
+    assert "Holm" in text
+
+
+@pytest.mark.parametrize(
+    ("p", "said"), [(0.0001, "p < 0.001"), (0.001, "p = 0.001"), (0.25, "p = 0.250")]
+)
+def test_no_chance_is_called_zero(p, said):
+    assert claims.chance(p) == said
+
+
+@few
+@example(apart(0.5, 0))
+@example(apart(0, 0.5))
+@example(apart(0.5, 0.5))
+@given(st.tuples(values, values))
+def test_an_embedding_knows_more_than_the_label_only_where_the_test_says_so(scores):
+    unrestricted, lookup = scores
+    run = all_of_one([0.5] * N_QUERIES, unrestricted=unrestricted, label_lookup=lookup)
+    said = claims.retrieval_or_classification({"cnn": run}).partition(" Searching ")[0]
+    both = pd.DataFrame({"unrestricted": unrestricted, "label_lookup": lookup})
+    (pair,) = uncertainty.compare(both).itertuples()
+    assert ("knows more" in said) == (pair.is_told_apart and pair.ahead == "unrestricted")
+    assert ("knows less" in said) == (pair.is_told_apart and pair.ahead == "label_lookup")
+    assert ("not told apart" in said) == (not pair.is_told_apart)
+    assert f"a mAP of {np.mean(unrestricted):.3f}" in said
+    assert f"label alone {np.mean(lookup):.3f}" in said
+    assert not TOO_MUCH.search(said)
+
+
+@few
+@example(apart(0.5, 0))
+@example(apart(0, 0.5))
+@example(apart(0.5, 0.5))
+@given(st.tuples(values, values))
+def test_searching_softly_is_a_gain_only_where_the_test_says_so(scores):
+    soft, in_class = scores
+    run = all_of_one([0.5] * N_QUERIES, soft=soft, predicted_class=in_class)
+    said = claims.retrieval_or_classification({"cnn": run}).partition(" Searching ")[2]
+    (pair,) = uncertainty.compare(pd.DataFrame({"soft": soft, "in_class": in_class})).itertuples()
+    assert ("a gain" in said) == (pair.is_told_apart and pair.ahead == "soft")
+    assert ("a loss" in said) == (pair.is_told_apart and pair.ahead == "in_class")
+    assert ("not told apart" in said) == (not pair.is_told_apart)
+
+
+def lost_and_found(seeds: dict[int, tuple[list, list]]):
+    """A run from, by seed, whether each query's class is predicted and what `soft` scores."""
+    frames = []
+    for seed, (correct, soft) in seeds.items():
+        for search in ("unrestricted", "predicted_class", "label_lookup"):
+            frames.append(rows(np.array(correct, float), seed=seed, search=search, correct=correct))
+        frames.append(rows(soft, seed=seed, search="soft", correct=correct, searched=0.25))
+    return result(*frames)
+
+
+def test_lost_queries_are_counted_and_those_that_soft_wins_back():
+    run = lost_and_found({0: ([1, 0, 0, 0, 1], [0.9, 0.5, 0.0, 0.1, 0.8])})
+    said = claims.retrieval_or_classification({"cnn": run})
+    assert "loses 3 of 5 queries (60.0 %)" in said
+    assert "up to a probability of 0.9 (25.0 % of the gallery on average)" in said
+    assert "reaches the true class of 2 of them" in said
+
+
+def test_lost_queries_of_several_seeds_are_a_mean():
+    scores = {0: ([1, 0, 0, 1], [1, 0.5, 0, 1]), 1: ([1, 1, 0, 1], [1, 1, 0.5, 1])}
+    said = claims.retrieval_or_classification({"cnn": lost_and_found(scores)})
+    assert "loses 1.5 of 4 queries (37.5 %, a mean over seeds)" in said
+    assert "the true class of 1.0 of them" in said
+
+
+def test_what_has_no_classifier_is_not_asked_whether_it_only_classifies():
+    control = result(rows([0.5, 0.6], architecture="random"), control=True)
+    assert claims.retrieval_or_classification({"random": control}) == ""
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "data/cifar10", "data/shapes"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["closed"], ["held_out_gallery"], ["hashing_1k"], ["closed", "hashing_1k"],
+        ["held_out_gallery", "unseen_classes"],
+    ],
+)  # fmt: skip
+def test_published_figures_stand_beside_their_own_protocol_alone(dataset, asked):
+    run = result(*[rows([0.5], protocol=each) for each in asked], dataset=dataset)
+    said = claims.published({"cnn": run})
+    is_it = dataset == "cifar10"
+    assert ("GreedyHash .944" in said) == (is_it and "closed" in asked)
+    assert ("DSDH .790" in said) == (is_it and "hashing_1k" in asked)
+    assert bool(said) == (is_it and bool({"closed", "hashing_1k"} & {*asked}))
+    for name in ("held_out_gallery", "unseen_classes"):
+        assert name not in said
+
+
+def test_published_figures_are_those_of_whole_rankings_with_their_gallery():
+    run = result(rows([0.5]), rows([0.5], protocol="hashing_1k"), dataset="cifar10")
+    lines = claims.published({"cnn": run}).splitlines()[1:]
+    assert [line.partition(" on ")[0] for line in lines] == ["- closed", "- hashing_1k"]
+    assert "50,000 training images as gallery" in lines[0]
+    assert "59,000 in the gallery" in lines[1]
+
+
+@pytest.mark.parametrize("asked", [["closed"], ["closed", "unseen_classes"]])
+@pytest.mark.parametrize("weights", ["random", "abcdef"])
+def test_pretraining_is_warned_of_only_where_classes_are_called_unseen(asked, weights):
+    frames = [rows([0.5], protocol=each) for each in asked]
+    network = result(*frames, weights={"started from": weights})
+    control = result(*frames, control=True)
+    said = claims.pretrained({"vgg16": network, "random": control})
+    assert bool(said) == (weights != "random" and "unseen_classes" in asked)
+    assert "random" not in said
+    if said:
+        assert said.startswith("vgg16 started from pretrained weights")
+
+
+def unseen(**scores: list[list[float]]) -> dict:
+    """Runs by name with the scores of each draw; those named random or pixels are controls."""
+    found = {}
+    for name, draws in scores.items():
+        frames = [rows(draws[0], architecture=name)]
+        for draw, each in enumerate(draws):
+            place = {"protocol": "unseen_classes", "draw": draw}
+            queries = range(draw * N_QUERIES, (draw + 1) * N_QUERIES)
+            frames.append(rows(each, architecture=name, queries=queries, **place))
+        found[name] = result(*frames, control=name in ("random", "pixels"))
+    return found
+
+
+def test_unseen_classes_are_told_over_all_draws_against_each_control():
+    found = unseen(
+        cnn=apart(0.5, 0.7), random=apart(0.1, 0.1), pixels=[[0.99] * N_QUERIES] * 2
+    )  # fmt: skip
+    said = claims.unseen(found)
+    mean = np.mean(apart(0.5, 0.7))
+    assert said.count("\n") == 0
+    assert said.startswith("- **cnn**, asked for classes that it was never taught")
+    assert re.search(rf"mAP of {mean:.3f} \[0\.\d+,\u00a00\.\d+\] over all draws: ", said)
+    assert re.search(r"ahead of random by 0\.\d+ \[0\.\d+, 0\.\d+\], p < 0\.001", said)
+    assert re.search(r"behind pixels by 0\.\d+ \[0\.\d+, 0\.\d+\], p < 0\.001", said)
+
+
+@few
+@given(st.tuples(values, values, values))
+def test_an_architecture_is_ahead_on_unseen_classes_only_where_the_test_says_so(scores):
+    cnn, vgg, random = scores
+    said = claims.unseen(unseen(cnn=[cnn], vgg=[vgg], random=[random]))
+    # Corrected for all pairs that were compared, as in the verdict.
+    pairs = uncertainty.compare(pd.DataFrame({"cnn": cnn, "vgg": vgg, "random": random}))
+    for name, line in zip(("cnn", "vgg"), said.splitlines(), strict=True):
+        (pair,) = (
+            each for each in pairs.itertuples() if {each.ahead, each.behind} == {name, "random"}
+        )
+        assert ("ahead of random" in line) == (pair.is_told_apart and pair.ahead == name)
+        assert ("behind random" in line) == (pair.is_told_apart and pair.behind == name)
+        assert ("not told apart from random" in line) == (not pair.is_told_apart)
+
+
+def test_unseen_classes_that_were_not_measured_are_not_spoken_of():
+    assert claims.unseen({"cnn": result(rows([0.5, 0.6]))}) == ""
+
+
+def test_an_architecture_without_controls_is_told_by_itself():
+    said = claims.unseen(unseen(cnn=apart(0.5, 0.6)))
+    assert said.endswith("over all draws.")
+
+
+def test_a_run_is_described_by_its_own_numbers():
+    frames = [
+        rows([0.25, 0.75], labels=[0, 1], seed=seed, correct=[1.0, correct])
+        for seed, correct in ((0, 0.0), (1, 1.0))
+    ]
+    said = claims.describe("cnn", result(*frames, epochs=1))
+    assert said.startswith("**cnn** predicts the right class for 0.750 [")
+    assert "of 2 queries" in said
+    assert "ranks the whole gallery of 5,000 images" in said
+    assert "precision of 0.500 [" in said
+    assert "(means of 2 seeds)" in said
+    assert "2.5 ms (median)" in said
+    assert "3.0 MB" in said
+    assert "Training: 1 epoch, 1 min 10 s." in said
+
+
+def test_a_control_is_described_without_what_it_has_not():
+    said = claims.describe(
+        "random", result(rows([0.25, 0.75], architecture="random"), control=True)
+    )
+    assert "mean average precision of 0.500 [" in said
+    for word in ("predicts", "Training", "seeds", "–", "nan"):
+        assert word not in said
+
+
+def test_every_run_is_described_in_a_paragraph():
+    run = result(rows([0.25, 0.75], correct=1.0))
+    said = claims.describe_all({"cnn": run, "vgg16": run})
+    assert [part[:8] for part in said.split("\n\n")] == ["**cnn** ", "**vgg16*"]
+
+
+def test_the_least_cost_of_each_kind_is_named_with_its_number():
+    columns = {
+        "cnn": [1.0, 256, 30.0, 900.0, 5.0, 1.0],
+        "vgg16": [15.0, 256, 20.4, 100.0, 4.0, 1.0],
+        "random": [np.nan, 128, np.nan, 1e6, 0.1, 1.0],
+    }
+    costs = pd.DataFrame(columns, index=list(comparison.COSTS))
+    said = claims.cheapest(costs)
+    assert "training (s): vgg16 (20)" in said
+    assert "embedding (images/s): cnn (900)" in said
+    assert "query (ms, median): vgg16 (4.0)" in said
+    assert "random" not in said
+    assert claims.cheapest(costs[["cnn", "random"]]) == ""
+
+
+def test_reasons_with_colons_are_told_whole():
+    text = claims.without_results(["vgg16: weights: no file x.h5: give a path"])
+    assert text == "- **vgg16** has no results: weights: no file x.h5: give a path"
+    assert claims.without_results([]) == ""
+
+
+def test_every_protocol_that_can_stand_first_is_explained():
+    first = [name for name in limits.PROTOCOLS if limits.LIMITS["protocols"][0]([name])]
+    assert len(first) == 3
+    for name in first:
+        assert f"`{name}`" in claims.protocol(name)

@@ -1,0 +1,400 @@
+"""From embeddings to scores: what each search must score, and what is measured in which order."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import empty_project, toy_dataset, toy_embeddings
+
+from cbir import evaluation, metrics, protocols, retrieval, searches, uncertainty
+from cbir.cache import Artifact
+from cbir.embeddings import normalise
+
+ASKED = {
+    "seeds": [3, 1],
+    "protocols": ["closed", "held_out_gallery", "unseen_classes"],
+    "unseen": 1,
+    "draws": 2,
+    "ks": [1, 4],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project(tmp_path_factory):
+    """A project to keep rankings in, made the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(empty_project(tmp_path_factory.mktemp("project")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """By chance, under the protocol `closed`."""
+    return toy_embeddings(toy_dataset())
+
+
+@pytest.fixture(scope="module")
+def held_out(embedded):
+    """The same under `held_out_gallery`."""
+    return embedded.of(protocols.view(embedded.dataset, "held_out_gallery"))
+
+
+def similarities_by_hand(query, gallery) -> np.ndarray:
+    return normalise(query).astype(np.float64) @ normalise(gallery).T.astype(np.float64)
+
+
+# The identities that make two of the searches say nothing about the embedding
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
+@pytest.mark.parametrize("unbalanced", [False, True])
+def test_scores_within_the_predicted_class_are_the_accuracy_whatever_the_embedding(
+    seed, protocol, unbalanced
+):
+    dataset = toy_dataset(4, 14, 12)
+    if unbalanced:
+        random = np.random.default_rng(seed)
+        labels = random.permutation(np.repeat(np.arange(4), [20, 40, 30, 14]))
+        dataset = replace(dataset, labels=labels, fingerprint=f"unbalanced {seed}")
+    dataset = protocols.view(dataset, protocol)
+    embedded = toy_embeddings(dataset, seed=seed)
+    sizes = np.bincount(dataset.gallery_labels)
+    # Up to the size of the smallest class, less the query where it stands in the gallery.
+    most = int(sizes.min()) - (protocol == "held_out_gallery")
+    assert most >= 2
+    ks = [1, 2, most]
+    found = evaluation.evaluate(embedded, "predicted_class", ks).per_query
+    is_right = embedded.query_probabilities.argmax(axis=1) == dataset.query_labels
+    accuracy = is_right.mean()
+    assert 0 < accuracy < 1
+    exact = ["average_precision", "r_precision", "average_precision_at_r", "reciprocal_rank"]
+    exact += [
+        f"{name}@{k}" for name in ("precision", "ndcg", "average_precision", "hit_rate") for k in ks
+    ]
+    for name in exact:
+        assert found[name].to_numpy() == pytest.approx(is_right.astype(float), abs=1e-12), name
+        assert found[name].mean() == pytest.approx(accuracy, abs=1e-12), name
+    assert found["correct"].tolist() == is_right.tolist()
+
+
+def test_beyond_the_size_of_the_class_precision_falls_below_the_accuracy(embedded):
+    found = evaluation.evaluate(embedded, "predicted_class", [14, 28]).per_query
+    accuracy = found["correct"].mean()
+    assert found["precision@14"].mean() == pytest.approx(accuracy)
+    assert found["precision@28"].mean() == pytest.approx(accuracy / 2)
+    assert found["ndcg@28"].mean() == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
+def test_scores_within_the_true_class_are_one_whatever_the_embedding(protocol):
+    dataset = protocols.view(toy_dataset(), protocol)
+    for seed in range(3):
+        embedded = toy_embeddings(dataset, seed=seed)
+        found = evaluation.evaluate(embedded, "oracle_class", [1, 11]).per_query
+        for name in ("average_precision", "r_precision", "precision@11", "ndcg@11", "hit_rate@1"):
+            assert found[name].to_numpy() == pytest.approx(1, abs=1e-12), name
+
+
+def test_the_unrestricted_search_depends_on_the_embedding_alone(embedded):
+    dataset = embedded.dataset
+    other_classifier = toy_embeddings(dataset, embedded.vectors, seed=5).probabilities
+    scores = [
+        evaluation.evaluate(each, "unrestricted", [1, 4]).per_query["average_precision"].tolist()
+        for each in (
+            embedded,
+            replace(
+                embedded,
+                probabilities=other_classifier,
+                artifact=Artifact(Path(), {"key": "another classifier"}),
+            ),
+            toy_embeddings(dataset, probabilities=embedded.probabilities, seed=5),
+        )
+    ]
+    assert scores[0] == scores[1]
+    assert scores[0] != scores[2]
+
+
+# Rankings
+
+
+@pytest.mark.parametrize("protocol", ["closed", "held_out_gallery", "unseen_classes"])
+def test_the_unrestricted_search_ranks_by_cosine(protocol):
+    dataset = protocols.view(toy_dataset(), protocol, unseen=2, draw=1)
+    embedded = toy_embeddings(dataset)
+    found = evaluation.evaluate(embedded, "unrestricted", [1])
+    similarity = similarities_by_hand(embedded.query, embedded.gallery)
+    rows = np.flatnonzero(dataset.exclude >= 0)
+    similarity[rows, dataset.exclude[rows]] = -np.inf
+    expected = np.argsort(-similarity, axis=1)[:, : evaluation.SHOWN]
+    assert found.rankings.tolist() == expected.tolist()
+    np.testing.assert_allclose(
+        found.similarities, np.take_along_axis(similarity, expected, axis=1), atol=1e-6
+    )
+    assert found.answers == {"unrestricted": (found.rankings, found.similarities)}
+
+
+@pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
+def test_rankings_of_the_label_lookup_are_places_in_the_real_gallery(protocol):
+    dataset = protocols.view(toy_dataset(), protocol)
+    embedded = toy_embeddings(dataset)
+    found = evaluation.evaluate(embedded, "label_lookup", [1, 4])
+    first = embedded.query_probabilities.argmax(axis=1)
+    assert (dataset.gallery_labels[found.rankings] == first[:, None]).all()
+    unit = normalise(embedded.query_probabilities)
+    assert found.similarities[:, 0] == pytest.approx(unit.max(axis=1))
+    for row in found.rankings:
+        assert len(set(row)) == evaluation.SHOWN
+    # Within a class by chance, not as the gallery stands.
+    rises = (np.diff(found.rankings, axis=1) > 0).mean()
+    assert 0.2 < rises < 0.8
+    is_right = (first == dataset.query_labels).astype(float)
+    assert found.per_query["precision@4"].tolist() == is_right.tolist()
+
+
+def test_what_is_scored_is_what_is_ranked(embedded, held_out):
+    for each in (embedded, held_out):
+        dataset = each.dataset
+        for search in searches.SEARCHES:
+            found = evaluation.evaluate(each, search, [1, 4])
+            hits = dataset.gallery_labels[found.rankings] == dataset.query_labels[:, None]
+            hits &= found.rankings >= 0
+            for k in (1, 4, 10):
+                by_hand = hits[:, :k].mean(axis=1)
+                assert found.per_query[f"precision@{k}"].to_numpy() == pytest.approx(by_hand), (
+                    search, k,
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize("search", searches.SEARCHES)
+def test_a_query_is_never_its_own_result(search, held_out):
+    dataset = held_out.dataset
+    # Each image has a twin in its own class, so that the nearest is known and is not itself.
+    vectors = np.array(held_out.vectors)
+    by_class = dataset.queries[np.argsort(dataset.query_labels, kind="stable")]
+    vectors[by_class[1::2]] = vectors[by_class[::2]]
+    twins = toy_embeddings(dataset, vectors, held_out.probabilities)
+    found = evaluation.evaluate(twins, search, [1])
+    assert not (dataset.gallery[found.rankings] == dataset.queries[:, None]).any()
+    assert (found.per_query["n_relevant"] == 11).all()
+    if search in ("unrestricted", "oracle_class"):
+        twin = dict(zip(by_class[::2], by_class[1::2], strict=True))
+        twin |= {other: each for each, other in twin.items()}
+        nearest = dataset.gallery[found.rankings[:, 0]]
+        assert nearest.tolist() == [twin[each] for each in dataset.queries]
+
+
+def test_a_class_with_fewer_images_than_shown_leaves_places_empty():
+    dataset = toy_dataset(3, 4, 3)
+    found = evaluation.evaluate(toy_embeddings(dataset), "predicted_class", [1])
+    assert found.rankings.shape == (9, evaluation.SHOWN)
+    assert (found.rankings[:, :4] >= 0).all()
+    assert (found.rankings[:, 4:] == -1).all()
+    assert np.isnan(found.similarities[:, 4:]).all()
+
+
+def test_a_gallery_smaller_than_what_is_shown_is_ranked_whole():
+    dataset = protocols.view(toy_dataset(3, 4, 2), "held_out_gallery")
+    found = evaluation.evaluate(toy_embeddings(dataset), "label_lookup", [1])
+    assert found.rankings.shape == (6, 6)
+    assert (found.rankings[:, 5] == -1).all()
+    for itself, row in enumerate(found.rankings[:, :5]):
+        assert sorted(row) == [place for place in range(6) if place != itself]
+
+
+# Columns
+
+
+def test_a_row_says_which_query_it_is_and_what_the_classifier_said(embedded, held_out):
+    for each in (embedded, held_out):
+        dataset = each.dataset
+        for search in searches.SEARCHES:
+            found = evaluation.evaluate(each, search, [4]).per_query
+            assert found["query"].tolist() == dataset.queries.tolist()
+            assert found["label"].tolist() == dataset.query_labels.tolist()
+            assert found["predicted"].tolist() == each.query_predictions.tolist()
+            is_right = found["predicted"] == found["label"]
+            assert found["correct"].tolist() == is_right.astype(float).tolist()
+            assert list(found)[:5] == ["query", "label", "predicted", "correct", "searched"]
+            assert list(found)[5:] == list(metrics.per_query(np.ones((1, 1)), [4, 10]))
+
+
+def test_how_much_of_the_gallery_is_searched(embedded):
+    dataset = embedded.dataset
+    labels = np.concatenate([np.repeat(np.arange(4), [20, 16, 12, 8]), dataset.query_labels])
+    uneven = toy_embeddings(replace(dataset, labels=labels, fingerprint="uneven"), seed=3)
+    sizes = np.array([20, 16, 12, 8])
+    searched = {
+        search: evaluation.evaluate(uneven, search, [1]).per_query["searched"].to_numpy()
+        for search in searches.SEARCHES
+    }
+    assert (searched["unrestricted"] == 1).all()
+    assert (searched["label_lookup"] == 1).all()
+    assert searched["oracle_class"] == pytest.approx(sizes[uneven.dataset.query_labels] / 56)
+    assert searched["predicted_class"] == pytest.approx(sizes[uneven.query_predictions] / 56)
+    soft = searches.question(uneven, "soft").restrict_to
+    assert searched["soft"] == pytest.approx((soft * sizes).sum(axis=1) / 56)
+
+
+def test_a_control_has_no_prediction(embedded):
+    control = replace(embedded, probabilities=None, artifact=Artifact(Path(), {"key": "a control"}))
+    found = evaluation.evaluate(control, "unrestricted", [1]).per_query
+    assert (found["predicted"] == -1).all()
+    assert found["correct"].isna().all()
+    scored = evaluation.evaluate(embedded, "unrestricted", [1]).per_query
+    assert found["average_precision"].equals(scored["average_precision"])
+
+
+def test_the_first_ten_are_measured_whatever_is_asked_for(embedded):
+    found = evaluation.evaluate(embedded, "unrestricted", [2])
+    assert {"precision@2", "precision@10"} <= set(found.per_query)
+    assert found.artifact.key == evaluation.evaluate(embedded, "unrestricted", [10, 2]).artifact.key
+
+
+# Kept
+
+
+def test_each_search_and_view_is_evaluated_once(embedded, held_out, monkeypatch):
+    first = {
+        (each.dataset.protocol, search): evaluation.evaluate(each, search, [1, 4])
+        for each in (embedded, held_out)
+        for search in searches.SEARCHES
+    }
+    assert len({each.artifact.folder for each in first.values()}) == 2 * len(searches.SEARCHES)
+
+    def refuse(*_, **__):
+        raise AssertionError("ranked again")
+
+    monkeypatch.setattr(retrieval, "search", refuse)
+    for each in (embedded, held_out):
+        again = evaluation.evaluate(each, "soft", [4, 1])
+        known = first[each.dataset.protocol, "soft"]
+        assert again.per_query.equals(known.per_query)
+        assert np.array_equal(again.rankings, known.rankings)
+    with pytest.raises(AssertionError, match="ranked again"):
+        evaluation.evaluate(embedded, "soft", [3])
+
+
+# What is measured, in which order
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """`measure` without its work: (seed, protocol, draw, epoch) of what it embeds, and ks."""
+    embedded_as, evaluated_with = [], []
+
+    def embed_view(view, seed, epoch=None):
+        embedded_as.append((seed, view.protocol, view.draw, epoch))
+        return toy_embeddings(view)
+
+    def evaluate(embedded, search, ks):
+        evaluated_with.append((embedded.dataset.protocol, search, ks))
+        return search
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    return embed_view, embedded_as, evaluated_with
+
+
+def test_states_are_measured_seed_by_seed_and_draws_with_the_first_seed_alone(noted):
+    embed_view, embedded_as, _ = noted
+    states = evaluation.measure(toy_dataset(), embed_view=embed_view, asked=ASKED, epochs=[7, 2])
+    assert embedded_as == [
+        (3, "closed", None, None),
+        (3, "closed", None, 2),
+        (3, "closed", None, 7),
+        (3, "held_out_gallery", None, None),
+        (3, "unseen_classes", 0, None),
+        (3, "unseen_classes", 1, None),
+        (1, "closed", None, None),
+        (1, "closed", None, 2),
+        (1, "closed", None, 7),
+        (1, "held_out_gallery", None, None),
+    ]
+    assert embedded_as == [
+        (
+            state.seed,
+            state.embeddings.dataset.protocol,
+            state.embeddings.dataset.draw,
+            state.epoch,
+        )
+        for state in states
+    ]
+
+
+def test_the_first_protocol_is_the_one_that_is_named_first(noted):
+    embed_view, embedded_as, _ = noted
+    asked = ASKED | {"protocols": ["held_out_gallery", "closed"], "seeds": [0]}
+    dataset = toy_dataset()
+    evaluation.measure(dataset, embed_view=embed_view, asked=asked, epochs=[1])
+    assert embedded_as == [
+        (0, "held_out_gallery", None, None),
+        (0, "held_out_gallery", None, 1),
+        (0, "closed", None, None),
+    ]
+    assert evaluation.first_view(dataset, asked).protocol == "held_out_gallery"
+
+
+def test_each_state_is_searched_in_every_way_that_it_can_be(noted):
+    embed_view, _, evaluated_with = noted
+    asked = ASKED | {"protocols": ["closed", "unseen_classes"], "seeds": [0], "draws": 1}
+    states = evaluation.measure(toy_dataset(), embed_view=embed_view, asked=asked)
+    assert [state.evaluations for state in states] == [list(searches.SEARCHES), ["unrestricted"]]
+    assert all(ks == [1, 4] for _, _, ks in evaluated_with)
+
+
+def test_hashing_1k_is_measured_at_the_depth_of_its_literature_too(noted):
+    embed_view, _, evaluated_with = noted
+    dataset = toy_dataset(3, 500, 100, dataset="cifar10")
+    asked = ASKED | {"protocols": ["closed", "hashing_1k"], "seeds": [0]}
+    evaluation.measure(dataset, embed_view=embed_view, asked=asked)
+    assert {(protocol, *ks) for protocol, _, ks in evaluated_with} == {
+        ("closed", 1, 4), ("hashing_1k", 1, 4, 1000),
+    }  # fmt: skip
+
+
+def test_measured_states_hold_the_embeddings_and_their_scores():
+    asked = ASKED | {"seeds": [0]}
+    states = evaluation.measure(
+        toy_dataset(), embed_view=lambda view, seed: toy_embeddings(view, seed=seed), asked=asked
+    )
+    assert len(states) == 4
+    for state in states:
+        assert [each.search for each in state.evaluations] == searches.of(state.embeddings)
+        for each in state.evaluations:
+            queries = state.embeddings.dataset.queries
+            assert each.per_query["query"].tolist() == queries.tolist()
+
+
+# Classification and speed
+
+
+def test_classification_counts_what_is_right_by_class(embedded):
+    table = evaluation.classification(embedded)
+    dataset = embedded.dataset
+    assert list(table.index) == [*dataset.classes, "all"]
+    is_right = embedded.query_predictions == dataset.query_labels
+    for label, name in enumerate(dataset.classes):
+        of_class = dataset.query_labels == label
+        assert table.loc[name, "queries"] == 12
+        assert table.loc[name, "right"] == is_right[of_class].sum()
+        assert table.loc[name, "accuracy"].startswith(f"{is_right[of_class].mean():.3f} [")
+    assert table.loc["all", ["queries", "right"]].tolist() == [48, is_right.sum()]
+    low, high = uncertainty.bootstrap(is_right[:, None].astype(float))
+    expected = f"{is_right.mean():.3f} [{low[0]:.3f},\u00a0{high[0]:.3f}]"
+    assert table.loc["all", "accuracy"] == expected
+
+
+def test_speed_is_that_of_single_queries_and_measured_once(embedded):
+    asked = []
+
+    def encode(images):
+        asked.append(len(images))
+        return np.ones((len(images), 6))
+
+    speed = evaluation.measure_speed(embedded, encode)
+    assert asked == [104, 104] + [1] * 30
+    assert speed.images_per_second > 0
+    assert speed.query_milliseconds > 0
+    assert evaluation.measure_speed(embedded, encode) == speed
+    assert len(asked) == 32

@@ -1,0 +1,203 @@
+"""Figures show what they were given: hits as hits, misses as misses, numbers with intervals."""
+
+import re
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from invented import rows
+from matplotlib.colors import to_hex
+
+from cbir import pictures, plots, tidy, uncertainty
+
+CLASSES = ["circle", "cross", "square"]
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def dataset():
+    """Nine gallery pictures, each of a grey that tells it, then three queries."""
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 1, 2])
+    greys = np.arange(12, dtype=np.uint8) * 20
+    return SimpleNamespace(
+        classes=CLASSES,
+        images=np.broadcast_to(greys[:, None, None, None], (12, 8, 8, 3)),
+        labels=labels,
+        train=np.arange(9),
+        gallery=np.arange(9),
+        gallery_labels=labels[:9],
+        queries=np.arange(9, 12),
+        query_labels=labels[9:],
+    )
+
+
+def shown_in(axis) -> int | None:
+    """Position of the picture that an axis shows."""
+    return int(axis.images[0].get_array()[0, 0, 0]) // 20 if axis.images else None
+
+
+def frame_of(axis) -> str:
+    return to_hex(axis.spines["left"].get_edgecolor()).upper()
+
+
+def test_results_stand_beside_their_query_hits_and_misses_told_by_frame_and_sign(dataset):
+    rankings = np.array([[0, 3, 1], [5, 4, -1], [6, 7, 8]])
+    similarities = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, np.nan], [0.4, 0.3, 0.2]])
+    answers = {"cnn": (rankings, similarities)}
+    figure = pictures.results(dataset, np.array([0, 1]), answers, k=3)
+    one, other = np.array(figure.axes).reshape(2, 4)
+    assert [shown_in(axis) for axis in one] == [9, 0, 3, 1]
+    assert [axis.get_title() for axis in one] == ["circle", "✓ 0.90", "✗ 0.80", "✓ 0.70"]
+    assert [frame_of(axis) for axis in one[1:]] == [plots.HIT, plots.MISS, plots.HIT]
+    # A search that finds no more shows no more.
+    assert [shown_in(axis) for axis in other] == [10, 5, 4, None]
+    assert not other[3].axison
+
+
+def test_a_gallery_smaller_than_what_is_shown_leaves_places_empty(dataset):
+    answers = {"cnn": (np.array([[0, 3]] * 3), np.array([[0.9, 0.8]] * 3))}
+    figure = pictures.results(dataset, np.array([2]), answers, k=4)
+    assert [shown_in(axis) for axis in figure.axes] == [11, 0, 3, None, None]
+
+
+def test_each_architecture_answers_in_a_row_of_its_own(dataset):
+    one = (np.array([[0]] * 3), np.array([[0.9]] * 3))
+    other = (np.array([[4]] * 3), np.array([[0.9]] * 3))
+    figure = pictures.results(dataset, np.array([0, 1]), {"cnn": one, "vgg": other}, k=1)
+    table = np.array(figure.axes).reshape(4, 2)
+    assert [[shown_in(axis) for axis in row] for row in table] == [[9, 0], [9, 4], [10, 0], [10, 4]]
+    assert [row[0].texts[0].get_text() for row in table] == ["cnn", "vgg", "cnn", "vgg"]
+
+
+def test_queries_are_chosen_by_their_place_alone(dataset):
+    dataset.query_labels = np.array([2, 0, 0, 1, 2])
+    assert pictures.one_query_a_class(dataset).tolist() == [1, 3, 0]
+    assert pictures.one_query_a_class(dataset, most=2).tolist() == [1, 3]
+
+
+def test_samples_are_training_images_by_class(dataset):
+    figure = pictures.samples(dataset, per_class=4)
+    table = np.array(figure.axes).reshape(3, 4)
+    expected = [[0, 1, 2, None], [3, 4, 5, None], [6, 7, 8, None]]
+    assert [[shown_in(axis) for axis in row] for row in table] == expected
+    assert [row[0].texts[0].get_text() for row in table] == CLASSES
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 13, 30])
+def test_leaking_pairs_stand_one_above_the_other(count, dataset):
+    pairs = pd.DataFrame({"query": np.arange(count) % 3, "gallery": np.arange(count) % 9})
+    figure = pictures.leaking_pairs(dataset, pairs)
+    columns = min(12, count)
+    table = np.array(figure.axes).reshape(-1, columns)
+    shown = [
+        (
+            shown_in(table[2 * (n // columns), n % columns]),
+            shown_in(table[2 * (n // columns) + 1, n % columns]),
+        )
+        for n in range(min(count, 24))
+    ]
+    assert shown == [(9 + n % 3, n % 9) for n in range(min(count, 24))]
+    assert sum(bool(axis.images) for axis in figure.axes) == 2 * len(shown)
+
+
+def table_of(**scores) -> pd.DataFrame:
+    """Rows of metrics.csv from average precisions by architecture."""
+    frames = [
+        tidy.metrics(rows(each, architecture=name, labels=[0, 0, 1, 1]), CLASSES)
+        for name, each in scores.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_heat_map_says_each_class_with_its_interval():
+    table = table_of(cnn=[0.2, 0.4, 0.9, 0.9], vgg=[0.1, 0.1, 0.5, 0.7])
+    figure = plots.per_class(table, "mean_average_precision", "unrestricted")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == [
+        "0.300\n[0.200,\u00a00.400]", "0.100\n[0.100,\u00a00.100]",
+        "0.900\n[0.900,\u00a00.900]", "0.600\n[0.500,\u00a00.700]",
+    ]  # fmt: skip
+    assert [each.get_text() for each in figure.axes[0].get_yticklabels()] == CLASSES[:2]
+
+
+def test_the_heat_map_says_no_interval_of_a_single_query():
+    table = tidy.metrics(rows([0.5, 0.25], labels=[0, 1]), CLASSES)
+    figure = plots.per_class(table, "mean_average_precision", "unrestricted")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.500", "0.250"]
+
+
+def test_of_very_many_classes_the_hardest_are_shown():
+    names = [f"class {label:02d}" for label in range(50)]
+    scores = np.random.default_rng(0).permutation(50) / 50
+    frame = rows(np.repeat(scores, 2), labels=np.repeat(np.arange(50), 2))
+    figure = plots.per_class(tidy.metrics(frame, names), "mean_average_precision", "unrestricted")
+    shown = {each.get_text() for each in figure.axes[0].get_yticklabels()}
+    assert shown == {names[label] for label in np.argsort(scores)[: plots.MOST_ROWS]}
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0, 0.11779448621553884, 0.017543859649122806])
+@pytest.mark.parametrize("n_queries", [1, 2, 3, 97])
+def test_queries_that_all_score_alike_can_be_drawn(score, n_queries):
+    table = tidy.metrics(rows([score] * n_queries), CLASSES)
+    (axis,) = plots.by_search(table).axes
+    assert axis.get_legend_handles_labels()[1] == ["unrestricted"]
+
+
+def test_the_matrix_says_who_is_ahead_and_by_how_much():
+    scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
+    pairs = uncertainty.compare(pd.DataFrame(scores))
+    pairs["is_told_apart"] = pairs["behind"] == "cnn"
+    figure = plots.outcomes(uncertainty.outcomes(pairs, list(scores)), pairs)
+    # By row and column; the diagonal stays empty.
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "loss\n-0.350", "loss\n-0.050", "win\n+0.350", "tie\n+0.300", "win\n+0.050", "tie\n-0.300",
+    ]  # fmt: skip
+
+
+def test_scores_are_a_row_a_metric_and_a_column_a_search():
+    both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
+    both["precision@5"] = both["precision@10"] = 0.25
+    table = plots.scores(tidy.metrics(both, CLASSES))
+    assert list(table.columns) == ["metric", "k", "unrestricted", "predicted_class"]
+    assert list(zip(table["metric"], table["k"], strict=True)) == [
+        ("mean_average_precision", "all"), ("precision", "5"), ("precision", "10"),
+        ("gallery_searched", "all"),
+    ]  # fmt: skip
+    assert table["unrestricted"].iloc[0] == "0.300 [0.200,\u00a00.400]"
+    assert table["predicted_class"].iloc[3] == "0.500 [0.500,\u00a00.500]"
+
+
+def test_numbers_with_intervals_stand_to_the_right_and_texts_to_the_left():
+    frame = pd.DataFrame({"cnn": ["0.1 [0.0,\u00a00.2]", "–"], "said": ["yes", "no"], "k": [1, 2]})
+    html = plots.table(frame, "A caption.").to_html()
+    left = re.findall(r"(#T_\w+ (?:th|td)\.col\d|\.col\d)[^{]*\{\s*text-align: left", html)
+    assert "A caption." in html
+    assert {each[-1] for each in left} == {"1"}
+    assert "0.1 [0.0,\u00a00.2]" in html
+
+
+def test_nothing_is_said_where_there_is_nothing_to_say(monkeypatch):
+    said = []
+    monkeypatch.setattr(plots, "display", said.append)
+    plots.say("")
+    assert said == []
+    plots.say("**a** is ahead of b")
+    assert said[0].data == "**a** is ahead of b"
+
+
+def test_a_figure_is_shown_once_with_the_text_that_stands_for_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda figure, metadata: shown.append(metadata))
+    figure, _ = plt.subplots(figsize=(4, 2))
+    plots.show(figure, "Loss by epoch.")
+    (metadata,) = shown
+    assert metadata["image/png"]["alt"] == "Loss by epoch."
+    assert 250 < metadata["image/png"]["width"] < 400
+    assert not plt.fignum_exists(figure.number)

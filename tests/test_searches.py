@@ -1,0 +1,373 @@
+"""Ways of searching: which classes may be found, what a label alone can do, and what is tuned."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import empty_project, toy_dataset, toy_embeddings
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cbir import metrics, protocols, searches
+from cbir.searches import SEARCHES, calibrated, fit_temperature, probable
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project(tmp_path_factory):
+    """A project to keep what is calibrated in, made the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(empty_project(tmp_path_factory.mktemp("project")))
+        yield
+
+
+def softmax(logits) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def cross_entropy(probabilities, labels) -> float:
+    return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+
+
+# As a network gives them: float32, some so sure that the rest is 0, some with ties.
+logits = st.tuples(st.integers(1, 6), st.integers(2, 8)).flatmap(
+    lambda shape: arrays(
+        np.float64, shape, elements=st.one_of(st.floats(-200, 200), st.integers(-2, 2).map(float))
+    )
+)
+softmaxes = logits.map(lambda rows: softmax(rows).astype(np.float32))
+temperatures = st.floats(0.05, 20)
+masses = st.floats(0.01, 0.9999)
+
+
+# probable
+
+
+@settings(max_examples=200, deadline=None)
+@given(probabilities=softmaxes, temperature=temperatures, mass=masses)
+def test_probable_classes_are_the_fewest_that_reach_the_mass(probabilities, temperature, mass):
+    chosen = probable(probabilities, temperature, mass)
+    softened = calibrated(probabilities, temperature)
+    assert chosen.shape == probabilities.shape
+    assert chosen.dtype == bool
+    rows = np.arange(len(chosen))
+    assert chosen[rows, softened.argmax(axis=1)].all()
+    for is_chosen, row in zip(chosen, softened, strict=True):
+        falling = np.sort(row)[::-1]
+        count = is_chosen.sum()
+        # These are the most probable ones, they reach the mass, and one fewer would not.
+        assert row[is_chosen].sum() == pytest.approx(falling[:count].sum())
+        assert falling[:count].sum() >= mass - 1e-9
+        assert count == 1 or falling[: count - 1].sum() < mass + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(probabilities=softmaxes, temperature=temperatures, mass=masses)
+def test_the_predicted_class_is_always_searched(probabilities, temperature, mass):
+    chosen = probable(probabilities, temperature, mass)
+    assert chosen[np.arange(len(chosen)), probabilities.argmax(axis=1)].all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(probabilities=softmaxes, temperature=temperatures)
+def test_a_mass_of_one_searches_all(probabilities, temperature):
+    assert probable(probabilities, temperature, 1.0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(probabilities=softmaxes, temperature=temperatures, both=st.tuples(masses, masses))
+def test_a_greater_mass_searches_what_a_smaller_one_does_and_more(probabilities, temperature, both):
+    small, large = (probable(probabilities, temperature, mass) for mass in sorted(both))
+    assert (large >= small).all()
+
+
+def test_probable_by_hand():
+    rows = np.array([[0.1, 0.6, 0.3], [0.98, 0.01, 0.01], [0.3, 0.4, 0.3]])
+    assert probable(rows, 1, 0.5).tolist() == [
+        [False, True, False], [True, False, False], [True, True, False],
+    ]  # fmt: skip
+    assert probable(rows, 1, 0.85).tolist() == [
+        [False, True, True], [True, False, False], [True, True, True],
+    ]  # fmt: skip
+    # What reaches the mass exactly is enough; of equals the first is taken.
+    assert probable(np.array([[0.5, 0.5]]), 1, 0.5).tolist() == [[True, False]]
+    # Made less sure, the second needs more classes; made surer, the last needs one.
+    assert probable(rows, 20, 0.85)[1].all()
+    assert probable(rows, 0.05, 0.85)[2].tolist() == [False, True, False]
+
+
+# calibrated
+
+
+@settings(max_examples=100, deadline=None)
+@given(probabilities=softmaxes)
+def test_a_temperature_of_one_changes_nothing(probabilities):
+    same = calibrated(probabilities, 1)
+    assert same.dtype == np.float64
+    np.testing.assert_allclose(same, probabilities, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(probabilities=softmaxes, both=st.tuples(temperatures, temperatures))
+def test_a_higher_temperature_is_flatter_and_keeps_the_order(probabilities, both):
+    cold, hot = (calibrated(probabilities, temperature) for temperature in sorted(both))
+    for each in (cold, hot):
+        np.testing.assert_allclose(each.sum(axis=1), 1)
+        order = np.argsort(probabilities, axis=1, kind="stable")
+        assert (np.diff(np.take_along_axis(each, order, axis=1), axis=1) >= -1e-12).all()
+    assert (hot.max(axis=1) <= cold.max(axis=1) + 1e-12).all()
+    assert (hot.min(axis=1) >= cold.min(axis=1) - 1e-12).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=arrays(np.float64, (4, 5), elements=st.floats(-10, 10)), temperature=st.floats(0.5, 20))
+def test_calibrating_divides_the_logits(rows, temperature):
+    expected = softmax(rows / temperature)
+    np.testing.assert_allclose(calibrated(softmax(rows), temperature), expected, atol=1e-9)
+
+
+# fit_temperature
+
+
+def planted(temperature, n=4000, n_classes=5) -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn as probabilities say, and those probabilities, misstated by a temperature."""
+    random = np.random.default_rng(0)
+    logits = 2 * random.normal(size=(n, n_classes))
+    true = softmax(logits)
+    labels = (true.cumsum(axis=1) < random.random((n, 1))).sum(axis=1)
+    return softmax(logits * temperature).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 6.0])
+def test_a_planted_temperature_is_found(temperature):
+    probabilities, labels = planted(temperature)
+    found = fit_temperature(probabilities, labels)
+    assert found == pytest.approx(temperature, rel=0.1)
+    least = cross_entropy(calibrated(probabilities, found), labels)
+    for other in (1.0, 0.9 * found, 1.1 * found):
+        assert least <= cross_entropy(calibrated(probabilities, other), labels)
+
+
+def test_the_temperature_stays_within_its_bounds():
+    sure = np.full((50, 2), [0.6, 0.4], np.float32)
+    assert fit_temperature(sure, np.zeros(50, int)) == pytest.approx(1 / 20, rel=0.01)
+    assert fit_temperature(sure, np.ones(50, int)) == pytest.approx(20, rel=0.01)
+
+
+def test_a_softmax_that_has_run_out_of_digits_can_be_calibrated():
+    certain = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 0]]
+    temperature = fit_temperature(certain, np.array([0, 1, 2, 1, 2]))
+    assert 1 < temperature <= 20
+    assert np.isfinite(calibrated(certain, temperature)).all()
+
+
+# of
+
+
+def test_a_classifier_that_knows_the_classes_is_searched_with_in_every_way():
+    dataset = toy_dataset()
+    embedded = toy_embeddings(dataset)
+    assert searches.of(embedded) == list(SEARCHES)
+    assert searches.of(embedded.of(protocols.view(dataset, "held_out_gallery"))) == list(SEARCHES)
+    assert SEARCHES[0] == "unrestricted"
+
+
+def test_without_a_classifier_for_the_queries_the_search_is_unrestricted():
+    dataset = toy_dataset()
+    embedded = toy_embeddings(dataset)
+    unseen = protocols.view(dataset, "unseen_classes", unseen=1, draw=0)
+    assert searches.of(embedded.of(unseen)) == ["unrestricted"]
+    assert searches.of(replace(embedded, probabilities=None)) == ["unrestricted"]
+
+
+# question
+
+
+def test_an_unrestricted_search_ranks_the_gallery_as_it_is():
+    embedded = toy_embeddings(toy_dataset())
+    asked = searches.question(embedded, "unrestricted")
+    assert np.array_equal(asked.query, embedded.query)
+    assert np.array_equal(asked.gallery, embedded.gallery)
+    assert asked.order.tolist() == list(range(len(embedded.gallery)))
+    assert asked.restrict_to is None
+
+
+def test_a_control_can_be_asked_unrestrictedly():
+    embedded = replace(toy_embeddings(toy_dataset()), probabilities=None)
+    assert searches.question(embedded, "unrestricted").restrict_to is None
+
+
+@pytest.mark.parametrize("search", ["predicted_class", "oracle_class"])
+def test_a_search_of_one_class_is_restricted_to_it(search):
+    embedded = toy_embeddings(toy_dataset())
+    asked = searches.question(embedded, search)
+    known = {
+        "predicted_class": embedded.query_probabilities.argmax(axis=1),
+        "oracle_class": embedded.dataset.query_labels,
+    }
+    assert (asked.restrict_to.sum(axis=1) == 1).all()
+    assert asked.restrict_to.argmax(axis=1).tolist() == known[search].tolist()
+    assert np.array_equal(asked.query, embedded.query)
+    assert asked.order.tolist() == list(range(len(embedded.gallery)))
+
+
+def test_a_soft_search_takes_the_classes_that_calibration_finds_probable():
+    embedded = toy_embeddings(toy_dataset())
+    known = searches.calibrate(embedded)
+    asked = searches.question(embedded, "soft")
+    expected = probable(embedded.query_probabilities, known.temperature, known.mass)
+    assert np.array_equal(asked.restrict_to, expected)
+
+
+@pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
+def test_label_lookup_takes_classes_in_order_of_their_probability(protocol):
+    dataset = protocols.view(toy_dataset(5, 9, 6), protocol)
+    embedded = toy_embeddings(dataset)
+    asked = searches.question(embedded, "label_lookup")
+    labels = dataset.gallery_labels[asked.order]
+    assert sorted(asked.order) == list(range(len(labels)))
+    assert (asked.gallery.argmax(axis=1) == labels).all()
+    exclude = np.where(dataset.exclude < 0, -1, np.argsort(asked.order)[dataset.exclude])
+    found = metrics.evaluate_retrieval(
+        asked.query, dataset.query_labels, asked.gallery, labels, ks=(1, 4), exclude=exclude
+    )
+    # All images of a class stand together, behind those of all classes that are more probable.
+    probabilities = embedded.query_probabilities
+    own = dataset.query_labels
+    of_own = probabilities[np.arange(len(own)), own]
+    sizes = np.bincount(labels, minlength=5)
+    before = ((probabilities > of_own[:, None]) * sizes).sum(axis=1)
+    relevant = sizes[own] - (dataset.exclude >= 0)
+    expected = [
+        np.mean(np.arange(1, r + 1) / np.arange(b + 1, b + r + 1))
+        for b, r in zip(before, relevant, strict=True)
+    ]
+    np.testing.assert_allclose(found["average_precision"], expected)
+    assert found["n_relevant"].tolist() == relevant.tolist()
+    is_right = before == 0
+    assert is_right.any()
+    assert not is_right.all()
+    assert (found["precision@1"] == is_right).all()
+    assert (found["precision@4"] == is_right).all()
+
+
+def test_label_lookup_uses_no_embedding():
+    dataset = toy_dataset()
+    embedded = toy_embeddings(dataset)
+    other = toy_embeddings(dataset, probabilities=embedded.probabilities, seed=1)
+    assert not np.array_equal(other.query, embedded.query)
+    first, second = (searches.question(each, "label_lookup") for each in (embedded, other))
+    assert np.array_equal(first.query, second.query)
+    assert np.array_equal(first.gallery, second.gallery)
+    assert np.array_equal(first.order, second.order)
+
+
+def test_label_lookup_knows_no_order_within_a_class():
+    embedded = toy_embeddings(toy_dataset(3, 40, 2))
+    order = searches.question(embedded, "label_lookup").order
+    for label in range(3):
+        places = order[embedded.dataset.gallery_labels[order] == label]
+        assert 0.3 < (np.diff(places) > 0).mean() < 0.7
+
+
+# calibrate
+
+
+def of_class(labels, spread, seed) -> np.ndarray:
+    """Vectors near their class's own direction."""
+    random = np.random.default_rng(seed)
+    own = np.eye(labels.max() + 1)[labels]
+    return own + spread * random.normal(size=own.shape)
+
+
+def classified(labels, right, seed, sure=4.0) -> np.ndarray:
+    """Probabilities of a classifier that is right so often, its second guess mostly right."""
+    random = np.random.default_rng(seed)
+    n, n_classes = len(labels), labels.max() + 1
+    logits = random.normal(size=(n, n_classes))
+    logits[np.arange(n), labels] += sure
+    wrong = random.random(n) > right
+    logits[wrong, (labels[wrong] + 1) % n_classes] += 1.5 * sure
+    return softmax(logits)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Embeddings of a network that is right on two of three images."""
+    dataset = toy_dataset(4, 60, 20)
+    vectors = of_class(dataset.labels, 0.3, 0)
+    return toy_embeddings(dataset, vectors, classified(dataset.labels, 0.66, 1))
+
+
+def test_the_mass_is_the_smallest_of_those_that_score_best_on_validation_images(trained):
+    known = searches.calibrate(trained)
+    assert list(known.scores) == [str(mass) for mass in searches.MASSES]
+    best = max(known.scores.values())
+    assert known.mass == min(float(mass) for mass, score in known.scores.items() if score == best)
+    dataset = trained.dataset
+    labels = dataset.labels[dataset.validation]
+    probabilities = trained.probabilities[dataset.validation]
+    assert known.temperature == pytest.approx(fit_temperature(probabilities, labels))
+    for mass in (0.5, 0.99):
+        by_hand = metrics.evaluate_retrieval(
+            trained.vectors[dataset.validation],
+            labels,
+            trained.vectors[dataset.train],
+            dataset.labels[dataset.train],
+            restrict_to=probable(probabilities, known.temperature, mass),
+        )
+        mean = by_hand["average_precision"].mean()
+        assert known.scores[str(mass)] == pytest.approx(mean)
+    # Otherwise there would have been nothing to choose.
+    assert len(set(known.scores.values())) > 3
+    assert known.scores["0.5"] < best
+
+
+def test_of_equal_masses_the_smallest_is_taken():
+    dataset = toy_dataset(4, 20, 5)
+    certain = np.eye(4)[dataset.labels]
+    known = searches.calibrate(toy_embeddings(dataset, certain, 0.97 * certain + 0.0075))
+    assert set(known.scores.values()) == {1.0}
+    assert known.mass == searches.MASSES[0]
+
+
+def test_calibration_is_chosen_without_the_queries(trained):
+    known = searches.calibrate(trained)
+    dataset, queries = trained.dataset, trained.dataset.queries
+    random = np.random.default_rng(7)
+    vectors, probabilities = np.array(trained.vectors), np.array(trained.probabilities)
+    vectors[queries] = random.normal(size=vectors[queries].shape)
+    probabilities[queries] = random.dirichlet(np.ones(4), len(queries))
+    labels = dataset.labels.copy()
+    labels[queries] = random.permutation(labels[queries])
+    other = replace(dataset, labels=labels, fingerprint="other queries")
+    assert searches.calibrate(toy_embeddings(other, vectors, probabilities)) == known
+
+
+def test_calibration_follows_the_validation_images(trained):
+    known = searches.calibrate(trained)
+    dataset = trained.dataset
+    surer = np.array(trained.probabilities)
+    surer[dataset.validation] = calibrated(surer[dataset.validation], 0.5)
+    vectors = np.array(trained.vectors)
+    other = searches.calibrate(toy_embeddings(dataset, vectors, surer))
+    assert other.temperature == pytest.approx(2 * known.temperature, rel=0.01)
+    moved = vectors.copy()
+    moved[dataset.validation] = np.random.default_rng(3).normal(size=(len(dataset.validation), 4))
+    other = searches.calibrate(toy_embeddings(dataset, moved, trained.probabilities))
+    assert other.temperature == known.temperature
+    assert other.scores != known.scores
+
+
+def test_protocols_that_train_alike_share_a_calibration(trained, monkeypatch):
+    known = searches.calibrate(trained)
+
+    def refuse(*_):
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(searches, "fit_temperature", refuse)
+    held_out = trained.of(protocols.view(trained.dataset, "held_out_gallery"))
+    assert searches.calibrate(held_out) == known
+    with pytest.raises(AssertionError, match="calibrated again"):
+        searches.calibrate(replace(trained, dataset=replace(trained.dataset, fingerprint="x")))
