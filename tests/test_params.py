@@ -1,6 +1,7 @@
 """What a study's files may say, and the one line that says what is wrong with them."""
 
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -372,20 +373,42 @@ def test_a_text_with_an_e_in_it_stays_a_text(project):
     assert cnn_of(project, overrides="dataset=data/e5 weights=none")["dataset"] == "data/e5"
 
 
+EVERYONES = """
+dataset: str = "digits"
+image_size: int = 8
+test_fraction: float = 0.2
+validation_fraction: float = 0.1
+split_seed: int = 0
+seeds: list[int] = [0]
+protocols: list[str] = ["closed"]
+unseen: int = 2
+draws: int = 3
+ks: list[int] = [1]"""
+
+
+def write_flags(project, cell: str) -> Path:
+    """A study whose one notebook has this parameters cell; the file of its one architecture."""
+    write_notebook(project, "flags", cell)
+    shared = {**STUDY, "image_size": 8, "number": 1}
+    write_study(project, "flags", shared, {"flags": {"flag": False}})
+    return project / "params" / "flags" / "flags.yaml"
+
+
 def test_an_int_is_no_bool_and_a_bool_no_int(project):
-    everyones = "dataset: str = 'digits'\nprotocols: list[str] = []"
-    write_notebook(project, "flags", f"flag: bool = True\nnumber: int = 1\n{everyones}")
-    (project / "params" / "flags").mkdir()
-    shared = "number: 1\ndataset: digits\nprotocols: [closed]\n"
-    (project / "params" / "flags" / "study.yaml").write_text(shared)
-    file = project / "params" / "flags" / "flags.yaml"
-    file.write_text("flag: false\n")
+    file = write_flags(project, f"flag: bool = True\nnumber: int = 1{EVERYONES}")
     assert params.load(project, "flags")[0].parameters["flag"] is False
     file.write_text("flag: 1\n")
     with pytest.raises(StudyError, match="flag must be bool, not 1"):
         params.load(project, "flags")
     file.write_text("flag: true\nnumber: true\n")
     with pytest.raises(StudyError, match="number must be int, not True"):
+        params.load(project, "flags")
+
+
+def test_a_notebook_that_lacks_what_every_run_has_is_refused(project):
+    cell = f"flag: bool = True\nnumber: int = 1{EVERYONES}".replace("draws: int = 3\n", "")
+    write_flags(project, cell)
+    with pytest.raises(StudyError, match=r"^flags.ipynb: the parameters cell lacks draws$"):
         params.load(project, "flags")
 
 

@@ -259,7 +259,8 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tiny):
     assert not {path for path in tiny.new if path.startswith(("reports", "artifacts"))}
     for expected in (
         "notebooks/cnn.ipynb", "notebooks/resnet50.ipynb", "notebooks/vgg16.ipynb",
-        f"{CONTROL}: notebooks/control.ipynb", "learning_rate=0.001", "weights: to be trained", "48 pictures, 3 classes", "GPU:",
+        f"{CONTROL}: notebooks/control.ipynb", "learning_rate=0.001", "48 pictures, 3 classes",
+        "trainings: 0 cached, 4 to be done", "trainings: 0 cached, 1 to be done", "GPU:",
     ):  # fmt: skip
         assert expected in tiny.plan.stdout
     assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in all", tiny.plan.stdout)
@@ -442,9 +443,7 @@ def test_the_table_of_queries_agrees_with_the_table_of_metrics(queries, table):
     ):  # fmt: skip
         own = whole[whole["metric"] == metric]
         own = own[own["k"].isna() if k is None else own["k"] == k]
-        both = own.merge(
-            means.astype({name: "float" for name in ("seed", "draw", "epoch")}), on=place
-        )
+        both = own.merge(means.astype(dict.fromkeys(("seed", "draw", "epoch"), "float")), on=place)
         assert len(own) == len(both) == len(means)
         assert both["value"].to_numpy() == pytest.approx(both[column].to_numpy(), rel=1e-5)
     counts = whole.groupby("protocol")["n_queries"].unique().map(list).to_dict()

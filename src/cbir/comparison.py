@@ -8,6 +8,7 @@ import pandas as pd
 from cbir import data, project_root, protocols, retrieval, tidy, uncertainty
 from cbir.cache import MANIFEST
 from cbir.data import Dataset
+from cbir.embeddings import Embeddings
 from cbir.results import Result, folder_of
 
 # What an architecture costs, and how many digits these numbers bear.
@@ -98,13 +99,17 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
                 f"{row.difference:.3f} [{row.ci_low:.3f},\u00a0{row.ci_high:.3f}]"
                 for row in compared.itertuples()
             ],
-            "p": compared["p"],
-            "p, Holm": compared["p_holm"],
+            "p": compared["p"].map(_chance),
+            "p, Holm": compared["p_holm"].map(_chance),
             "effect size": compared["effect_size"],
             "queries": compared["n_queries"],
             "told apart": compared["is_told_apart"].map({True: "yes", False: "no"}),
         }
     )
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def seeds(results: dict[str, Result]) -> pd.DataFrame:
@@ -126,6 +131,24 @@ def seeds(results: dict[str, Result]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def classification(embeddings: Embeddings) -> pd.DataFrame:
+    """How many queries of each class (rows) the classifier gets right, and the share."""
+    dataset = embeddings.dataset
+    right = pd.DataFrame({"right": embeddings.query_predictions == dataset.query_labels})
+    groups = [
+        (name, right[dataset.query_labels == label]) for label, name in enumerate(dataset.classes)
+    ]
+    rows = {
+        name: {
+            "queries": len(group),
+            "right": group["right"].sum(),
+            "accuracy": tidy.number(uncertainty.intervals(group.astype(float))),
+        }
+        for name, group in [*groups, ("all", right)]
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
 def histories(results: dict[str, Result]) -> dict[str, pd.DataFrame]:

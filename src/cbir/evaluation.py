@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cbir import metrics, protocols, retrieval, searches, tidy, uncertainty
+from cbir import metrics, protocols, retrieval, searches
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
 from cbir.embeddings import BATCH_SIZE, Embeddings, normalise
@@ -31,8 +31,9 @@ class Evaluation:
         rankings: (n_queries, k) int32 gallery positions, nearest first, -1 where there are none.
         similarities: (n_queries, k) float32 cosine similarities.
         per_query: a row per query: query (its position among all images), label, predicted (-1
-            without a classifier), correct (1 or 0), searched (the share of the gallery that was),
-            and the columns of `metrics.evaluate_retrieval`.
+            without a classifier), correct (1 or 0, NaN without a classifier of the query's class),
+            searched (the share of the gallery that was), and the columns of
+            `metrics.evaluate_retrieval`.
     """
 
     artifact: Artifact
@@ -55,8 +56,8 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
         search: a name in `searches.SEARCHES`.
         ks: depths at which to measure, besides the ten results that a report shows.
     """
-    ks = sorted({*ks, SHOWN})
     dataset = embeddings.dataset
+    ks = sorted({*ks, SHOWN, *PROTOCOL_KS.get(dataset.protocol, ())})
 
     def make(folder: Path) -> None:
         asked = searches.question(embeddings, search)
@@ -76,8 +77,9 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
         queries = {"query": dataset.queries, "label": labels}
         queries |= {"predicted": -1, "correct": np.nan, "searched": 1.0}
         if embeddings.probabilities is not None:
-            queries["predicted"] = predicted = embeddings.query_predictions
-            queries["correct"] = (predicted == labels).astype(float)
+            queries["predicted"] = embeddings.query_predictions
+        if len(searches.of(embeddings)) > 1:
+            queries["correct"] = (embeddings.query_predictions == labels).astype(float)
         if asked.restrict_to is not None:
             counts = np.bincount(gallery_labels, minlength=len(dataset.classes))
             queries["searched"] = asked.restrict_to @ counts / len(gallery_labels)
@@ -149,30 +151,11 @@ def measure(
             if view.draw is not None and seed != first_seed:
                 continue
             is_first = view.protocol == first_protocol
-            ks = [*asked["ks"], *PROTOCOL_KS.get(view.protocol, ())]
             for epoch in [None, *(sorted(epochs) if is_first else ())]:
                 embedded = embed_view(view, seed, **({"epoch": epoch} if epoch else {}))
-                ways = [evaluate(embedded, each, ks) for each in searches.of(embedded)]
+                ways = [evaluate(embedded, each, asked["ks"]) for each in searches.of(embedded)]
                 states.append(State(seed, epoch, embedded, ways))
     return states
-
-
-def classification(embeddings: Embeddings) -> pd.DataFrame:
-    """How many queries of each class (rows) the classifier gets right, and the share."""
-    dataset = embeddings.dataset
-    right = pd.DataFrame({"right": embeddings.query_predictions == dataset.query_labels})
-    groups = [
-        (name, right[dataset.query_labels == label]) for label, name in enumerate(dataset.classes)
-    ]
-    rows = {
-        name: {
-            "queries": len(group),
-            "right": group["right"].sum(),
-            "accuracy": tidy.number(uncertainty.intervals(group.astype(float))),
-        }
-        for name, group in [*groups, ("all", right)]
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
 @dataclass(frozen=True)

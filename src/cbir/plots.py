@@ -57,7 +57,7 @@ def _is_number(column: pd.Series) -> bool:
     """Whether a column holds numbers, also as text with their intervals."""
     if pd.api.types.is_numeric_dtype(column):
         return True
-    return column.astype(str).str.fullmatch(r"–|[-+]?[\d.,]+( \[.*\])?").all()
+    return column.astype(str).str.fullmatch(r"–|(< )?[-+]?[\d.,]+( \[.*\])?").all()
 
 
 def skipped(files: list[str]) -> str:

@@ -67,7 +67,7 @@ def view(dataset: Dataset, protocol: str, *, unseen: int = 2, draw: int | None =
     if protocol == "closed":
         return dataset
     if protocol == "held_out_gallery":
-        _need_two_of_each(dataset, dataset.queries, protocol)
+        _need_two_of_one(dataset, dataset.queries, protocol)
         return replace(dataset, protocol=protocol, gallery=dataset.queries)
     if protocol == "unseen_classes":
         return _unseen_classes(dataset, unseen, draw or 0)
@@ -96,7 +96,7 @@ def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
         [np.random.default_rng([seed, each]).permutation(n_classes) for each in rounds]
     )
     # A draw that begins in one round and ends in the next may meet a class twice.
-    apart = list(dict.fromkeys(order[start:].tolist() + order.tolist()))[:unseen]
+    apart = list(dict.fromkeys(order[start:].tolist()))[:unseen]
 
     def of(positions: np.ndarray, wanted: bool) -> np.ndarray:
         return positions[np.isin(dataset.labels[positions], apart) == wanted]
@@ -148,7 +148,7 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
     )
 
 
-def _need_two_of_each(dataset: Dataset, positions: np.ndarray, protocol: str) -> None:
+def _need_two_of_one(dataset: Dataset, positions: np.ndarray, protocol: str) -> None:
     counts = np.bincount(dataset.labels[positions], minlength=len(dataset.classes))
     if counts.max() < 2:
         raise StudyError(

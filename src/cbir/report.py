@@ -4,8 +4,6 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
-
 from cbir import StudyError, __version__, leaks, params, protocols, results, sources
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.progress import duration, own_stderr
@@ -170,6 +168,8 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
 
 def _write_note(study: Study, name: str, reason: str, page: str) -> None:
     """A page that has no results to show, but the reason."""
+    import nbformat
+
     notebook = study.folder / f"{name}.ipynb"
     cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\nNo results: {reason}")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)

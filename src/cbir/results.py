@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError, project_root, searches, tidy
+from cbir import StudyError, project_root, tidy
 from cbir.cache import MANIFEST, Artifact, write_text
 
 if TYPE_CHECKING:  # the comparison reads results without Keras
@@ -131,6 +131,8 @@ def save(
         "peak_memory_bytes": max(each.manifest["peak_memory_bytes"] for each in steps.values()),
     }
     if "soft" in summary["searches"]:
+        from cbir import searches  # brings numba along, which a reader of results does not need
+
         summary["calibration"] = asdict(searches.calibrate(final.embeddings))
     if network:
         training.history.to_csv(folder / "history.csv", float_format="%.6g")

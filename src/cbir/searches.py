@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from cbir import metrics
 from cbir.cache import cached
@@ -134,6 +133,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         probabilities: (n, n_classes) of a softmax.
         labels: (n,) int.
     """
+    from scipy.optimize import minimize_scalar  # takes half a second to import
+
     rows = np.arange(len(labels))
 
     def cross_entropy(log_temperature: float) -> float:
