@@ -60,7 +60,7 @@ def result(*frames: pd.DataFrame, control=False, dataset="digits", **summary) ->
     known = {
         "asked": asked,
         "searches": list(dict.fromkeys(frame["search"])),
-        "calibration": {"mass": 0.9},
+        "calibrations": {"0": {"mass": 0.9}},
         "dataset": {
             "parameters": {"dataset": dataset},
             "classes": ["circle", "cross"],

@@ -142,38 +142,35 @@ def test_no_chance_is_called_zero(p, said):
     assert claims.chance(p) == said
 
 
+WAYS = ("unrestricted", "label_lookup", "soft", "predicted_class")
+GAINS = ("knows more", "knows less"), ("a gain", "a loss")
+
+
 @few
-@example(apart(0.5, 0))
-@example(apart(0, 0.5))
-@example(apart(0.5, 0.5))
-@given(st.tuples(values, values))
+@example([apart(0.5, 0, 0.5, 0), apart(0, 0.5, 0, 0.5)])
+@example([apart(0.5, 0.5, 0.5, 0.5)])
+@given(st.lists(st.tuples(values, values, values, values), min_size=1, max_size=2))
 def test_an_embedding_knows_more_than_the_label_only_where_the_test_says_so(scores):
-    unrestricted, lookup = scores
-    run = all_of_one([0.5] * N_QUERIES, unrestricted=unrestricted, label_lookup=lookup)
-    said = claims.retrieval_or_classification({"cnn": run}).partition(" Searching ")[0]
-    both = pd.DataFrame({"unrestricted": unrestricted, "label_lookup": lookup})
-    (pair,) = uncertainty.compare(both).itertuples()
-    assert ("knows more" in said) == (pair.is_told_apart and pair.ahead == "unrestricted")
-    assert ("knows less" in said) == (pair.is_told_apart and pair.ahead == "label_lookup")
-    assert ("not told apart" in said) == (not pair.is_told_apart)
-    assert f"a mAP of {np.mean(unrestricted):.3f}" in said
-    assert f"label alone {np.mean(lookup):.3f}" in said
-    assert not TOO_MUCH.search(said)
-
-
-@few
-@example(apart(0.5, 0))
-@example(apart(0, 0.5))
-@example(apart(0.5, 0.5))
-@given(st.tuples(values, values))
-def test_searching_softly_is_a_gain_only_where_the_test_says_so(scores):
-    soft, in_class = scores
-    run = all_of_one([0.5] * N_QUERIES, soft=soft, predicted_class=in_class)
-    said = claims.retrieval_or_classification({"cnn": run}).partition(" Searching ")[2]
-    (pair,) = uncertainty.compare(pd.DataFrame({"soft": soft, "in_class": in_class})).itertuples()
-    assert ("a gain" in said) == (pair.is_told_apart and pair.ahead == "soft")
-    assert ("a loss" in said) == (pair.is_told_apart and pair.ahead == "in_class")
-    assert ("not told apart" in said) == (not pair.is_told_apart)
+    scores = [dict(zip(WAYS, each, strict=True)) for each in scores]
+    found = {f"run{place}": all_of_one([], **each) for place, each in enumerate(scores)}
+    lines = claims.retrieval_or_classification(found).splitlines()
+    pairs = [uncertainty.compare(pd.DataFrame({one: each[one], other: each[other]}))
+             for each in scores for one, other in (WAYS[:2], WAYS[2:])]  # fmt: skip
+    compared = pd.concat(pairs, ignore_index=True)
+    # All tests that stand in one list are corrected together.
+    told_apart = uncertainty.holm(compared["p"].to_numpy()) < 0.05
+    said = [part for line in lines for part in line.split(" Searching the predicted class ")]
+    assert [line.partition(":")[0] for line in lines] == [f"- **{name}**" for name in found]
+    for text, pair, is_told, words in zip(
+        said, compared.itertuples(), told_apart, GAINS * len(scores), strict=True
+    ):
+        assert (words[0] in text) == (is_told and pair.ahead in ("unrestricted", "soft"))
+        assert (words[1] in text) == (is_told and pair.ahead in ("label_lookup", "predicted_class"))
+        assert ("not told apart" in text) == (not is_told)
+        assert not TOO_MUCH.search(text)
+    for text, each in zip(said[::2], scores, strict=True):
+        assert f"by embedding gives a mAP of {np.mean(each['unrestricted']):.3f} [" in text
+        assert f"label alone {np.mean(each['label_lookup']):.3f} [" in text
 
 
 def lost_and_found(seeds: dict[int, tuple[list, list]]):
@@ -227,7 +224,7 @@ def test_published_figures_stand_beside_their_own_protocol_alone(dataset, asked)
 
 def test_published_figures_are_those_of_whole_rankings_with_their_gallery():
     run = result(rows([0.5]), rows([0.5], protocol="hashing_1k"), dataset="cifar10")
-    lines = claims.published({"cnn": run}).splitlines()[1:]
+    lines = [each for each in claims.published({"cnn": run}).splitlines() if each[:2] == "- "]
     assert [line.partition(" on ")[0] for line in lines] == ["- closed", "- hashing_1k"]
     assert "50,000 training images as gallery" in lines[0]
     assert "59,000 in the gallery" in lines[1]
@@ -267,7 +264,9 @@ def test_unseen_classes_are_told_over_all_draws_against_each_control():
     mean = np.mean(apart(0.5, 0.7))
     assert said.count("\n") == 0
     assert said.startswith("- **cnn**, asked for classes that it was never taught")
-    assert re.search(rf"mAP of {mean:.3f} \[0\.\d+,\u00a00\.\d+\] over all draws: ", said)
+    assert re.search(rf"mAP of {mean:.3f} \[0\.\d+,\u00a00\.\d+\] over all draws", said)
+    low, high = (np.mean(each) for each in apart(0.5, 0.7))
+    assert f"({low:.3f} to {high:.3f} by draw;" in said
     assert re.search(r"ahead of random by 0\.\d+ \[0\.\d+, 0\.\d+\], p < 0\.001", said)
     assert re.search(r"behind pixels by 0\.\d+ \[0\.\d+, 0\.\d+\], p < 0\.001", said)
 
@@ -294,7 +293,7 @@ def test_unseen_classes_that_were_not_measured_are_not_spoken_of():
 
 def test_an_architecture_without_controls_is_told_by_itself():
     said = claims.unseen(unseen(cnn=apart(0.5, 0.6)))
-    assert said.endswith("over all draws.")
+    assert said.endswith("does not cover the choice of classes).")
 
 
 def test_a_run_is_described_by_its_own_numbers():
@@ -354,3 +353,18 @@ def test_every_protocol_that_can_stand_first_is_explained():
     assert len(first) == 3
     for name in first:
         assert f"`{name}`" in claims.protocol(name)
+
+
+def test_how_sure_the_soft_search_must_be_is_told_for_all_seeds():
+    scores = {0: ([1, 0], [1, 0.5]), 1: ([1, 1], [1, 1]), 2: ([1, 1], [1, 1])}
+    run = lost_and_found(scores)
+    run.summary["calibrations"] = {"0": {"mass": 0.95}, "1": {"mass": 0.5}, "2": {"mass": 0.9}}
+    assert "up to a probability of 0.5 to 0.95 (" in claims.retrieval_or_classification({"a": run})
+
+
+def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
+    run = result(rows([0.25, np.nan, 0.75], correct=1.0))
+    said = claims.describe("cnn", run)
+    assert "precision of 0.500 [" in said
+    assert "Left out: 1 " in said
+    assert "Left out" not in claims.describe("cnn", result(rows([0.25, 0.75], correct=1.0)))

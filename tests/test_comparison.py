@@ -190,6 +190,31 @@ def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, a
     assert all(re.fullmatch(CELL, cell) for cell in others)
 
 
+def test_hashing_is_told_at_the_depth_of_its_literature_too(dataset):
+    run = result(
+        rows([0.2, 0.4]).assign(**{"average_precision@1000": 0.1}),
+        rows([0.6, 0.8], protocol="hashing_1k").assign(**{"average_precision@1000": 0.9}),
+    )
+    table = comparison.by_protocol(comparison.rows_of({"cnn": run}), {"cnn": run}, dataset)["cnn"]
+    assert list(table.index) == ["closed", "hashing_1k", "hashing_1k, mAP@1000"]
+    assert [first(cell) for cell in table] == [0.3, 0.7, 0.9]
+
+
+def test_lost_queries_are_those_whose_class_no_search_reaches():
+    frames = [
+        rows(soft, seed=seed, search="soft", correct=correct, searched=0.5)
+        for seed, soft, correct in (
+            (0, [0.9, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]),
+            (1, [0.9, 0.8, 0.7, 0.0], [1.0, 1.0, 0.0, 0.0]),
+        )
+    ]
+    run = result(*frames)
+    control = result(rows([0.5] * 4), control=True)
+    assert comparison.all_lost_and_won_back({"cnn": run, "random": control}) == {
+        "cnn": {"right": 1.5, "won back": 1, "lost": 1.5, "queries": 4, "seeds": 2, "searched": 0.5}
+    }
+
+
 def test_a_protocol_that_nobody_measured_has_no_row(found, dataset):
     only = {"vgg16": found["vgg16"]}
     assert list(comparison.by_protocol(comparison.rows_of(only), only, dataset).index) == ["closed"]
@@ -281,20 +306,20 @@ def test_curves_are_those_of_what_was_trained(found):
 
 def test_the_provenance_names_weights_only_of_what_has_some(found, project):
     folder = project / "reports" / "tiny"
-    assert comparison.provenance("elsewhere").empty
+    assert results.provenance("elsewhere").empty
     for name in found:
         manifest = {"parameters": {}, "seconds": 3.0}
         (folder / name / "manifest.json").write_text(json.dumps(manifest))
     about = {"command": "make report", "git": {"commit": "abc", "clean": False}}
     results.write_study(folder, list(found), about | {"versions": {"keras": "3"}})
-    table = comparison.provenance("tiny")["value"]
+    table = results.provenance("tiny")["value"]
     assert table["commit"] == "abc (with uncommitted changes)"
     assert table["cnn, weights, SHA-256"] == "f" * 64
     assert "raw_pixels, weights, SHA-256" not in table
     assert "notebook 3.0" in table["raw_pixels, seconds"]
     about["git"] = {"commit": None, "clean": None}
     results.write_study(folder, list(found), about | {"versions": {}})
-    assert comparison.provenance("tiny")["value"]["commit"] == "not under git"
+    assert results.provenance("tiny")["value"]["commit"] == "not under git"
 
 
 def shown_by(name: str, monkeypatch, **given) -> list[str]:
@@ -338,9 +363,8 @@ def test_the_comparison_is_drawn_of_whatever_has_results(chosen, found, monkeypa
     assert ("never taught" in whole) == ("cnn" in chosen)
 
 
-def test_every_definition_is_shown_of_the_first_run_that_has_results(found, monkeypatch):
-    given = {"architectures": ["cnn", "vgg16"], "missing": ["cnn: not run"]}
-    shown = shown_by("metrics", monkeypatch, study="tiny", **given)
+def test_every_definition_is_shown_of_one_run(found, monkeypatch):
+    shown = shown_by("metrics", monkeypatch, study="tiny", architecture="vgg16")
     assert any("that of **vgg16**" in each for each in shown)
     tables = [each for each in shown if each.startswith("<style")]
     assert len(tables) == 3

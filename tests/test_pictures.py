@@ -156,9 +156,24 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
     pairs["is_told_apart"] = pairs["behind"] == "cnn"
     figure = plots.outcomes(uncertainty.outcomes(pairs, list(scores)), pairs)
     # By row and column; the diagonal stays empty.
-    assert [text.get_text() for text in figure.axes[0].texts] == [
-        "loss\n-0.350", "loss\n-0.050", "win\n+0.350", "tie\n+0.300", "win\n+0.050", "tie\n-0.300",
+    texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
+    assert [" ".join(text[:2]) for text in texts] == [
+        "loss -0.350", "loss -0.050", "win +0.350", "tie +0.300", "win +0.050", "tie -0.300",
     ]  # fmt: skip
+    # Seen from the other side, an interval is turned round.
+    there, back = (np.array(texts[place][2].strip("[]").split(", "), float) for place in (0, 2))
+    assert there.tolist() == (-back[::-1]).tolist()
+    assert there[0] < -0.35 < there[1] < 0
+
+
+def test_lost_queries_stand_beside_those_won_back():
+    counts = {"right": 90, "won back": 3, "lost": 7.5, "queries": 100, "searched": 0.125}
+    (axis,) = plots.lost_and_won_back({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
+    bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
+    assert bars == [(0, 3), (3, 7.5), (0, 3), (3, 0)]
+    assert [each.get_text() for each in axis.get_yticklabels()] == ["cnn", "vgg"]
+    assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % searched"
+    assert axis.get_legend_handles_labels()[1] == ["won back", "lost"]
 
 
 def test_scores_are_a_row_a_metric_and_a_column_a_search():

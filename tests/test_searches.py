@@ -151,8 +151,15 @@ def test_a_planted_temperature_is_found(temperature):
 
 def test_the_temperature_stays_within_its_bounds():
     sure = np.full((50, 2), [0.6, 0.4], np.float32)
-    assert fit_temperature(sure, np.zeros(50, int)) == pytest.approx(1 / 20, rel=0.01)
     assert fit_temperature(sure, np.ones(50, int)) == pytest.approx(20, rel=0.01)
+    almost = np.full((50_000, 2), [0.51, 0.49], np.float32)
+    labels = np.zeros(50_000, int)
+    labels[0] = 1
+    assert fit_temperature(almost, labels) == pytest.approx(1 / 20, rel=0.01)
+
+
+def test_where_every_label_is_the_most_probable_one_nothing_is_changed():
+    assert fit_temperature(np.full((50, 2), [0.6, 0.4], np.float32), np.zeros(50, int)) == 1
 
 
 def test_a_softmax_that_has_run_out_of_digits_can_be_calibrated():

@@ -106,6 +106,9 @@ def describe(name: str, result: Result) -> str:
         f"{numbers['mAP, unrestricted']}"
     )
     said += f" (means of {n_seeds} seeds). " if n_seeds > 1 else ". "
+    scored = tidy.select(rows, **comparison.QUALITY["mAP, unrestricted"])["n_queries"].iloc[0]
+    if left_out := images["queries"] - scored:
+        said += f"Left out: {left_out:,} queries that have no relevant image in the gallery. "
     said += (
         f"A query takes {speed['query_milliseconds']:.1f} ms (median), the gallery's embeddings "
         f"{summary['index_bytes'] / 1e6:.1f} MB."
@@ -122,21 +125,36 @@ def describe_all(results: dict[str, Result]) -> str:
 
 
 def retrieval_or_classification(results: dict[str, Result]) -> str:
-    """Is it retrieval or just classification? An answer for each architecture, from its numbers."""
+    """Is it retrieval or just classification? An answer for each architecture, from its numbers.
+
+    All its tests are corrected together.
+    """
+    found = {n: each for n, each in results.items() if "label_lookup" in each.summary["searches"]}
+    ways = (("unrestricted", "label_lookup"), ("soft", "predicted_class"))
+    if not found:
+        return ""
+    compared = pd.concat(
+        [_compare(result, *way) for result in found.values() for way in ways], ignore_index=True
+    )
+    p_holm = uncertainty.holm(compared["p"].to_numpy())
+    compared = compared.assign(p_holm=p_holm, is_told_apart=p_holm < uncertainty.ALPHA)
+    rows = iter(compared.itertuples())
     return "\n".join(
-        f"- **{name}**: {_beyond_the_label(result)} {_lost_and_won_back(result)}"
-        for name, result in results.items()
-        if "label_lookup" in result.summary["searches"]
+        f"- **{name}**: {_beyond_the_label(result, next(rows))} "
+        f"{_lost_and_won_back(result, next(rows))}"
+        for name, result in found.items()
     )
 
 
-def _beyond_the_label(result: Result) -> str:
+def _beyond_the_label(result: Result, row) -> str:
     """What the embedding knows beyond the classifier's word."""
-    row = _compare(result, "unrestricted", "label_lookup")
-    scores = {name: _scores(result, name) for name in ("unrestricted", "label_lookup")}
+    means = {
+        name: tidy.number(uncertainty.intervals(_scores(result, name).to_frame()))
+        for name in ("unrestricted", "label_lookup")
+    }
     said = (
-        f"ranking the whole gallery by embedding gives a mAP of {scores['unrestricted'].mean():.3f}"
-        f", by the classifier's word on the label alone {scores['label_lookup'].mean():.3f}. "
+        f"ranking the whole gallery by embedding gives a mAP of {means['unrestricted']}, by the "
+        f"classifier's word on the label alone {means['label_lookup']}. "
     )
     if not row.is_told_apart:
         return said + f"The two are not told apart ({_tested(row)})."
@@ -145,35 +163,30 @@ def _beyond_the_label(result: Result) -> str:
     return said + f"The embedding knows less than the label: {_tested(row)}."
 
 
-def _lost_and_won_back(result: Result) -> str:
+def _lost_and_won_back(result: Result, row) -> str:
     """Queries lost to a wrong prediction, and what the soft search makes good."""
-    own = tidy.select(result.per_query, protocol=result.protocol)
-    n_seeds = own["seed"].nunique()
-    soft = own[own["search"] == "soft"]
-    lost = soft[soft["correct"] == 0]
-    n_queries, n_lost = soft["query"].nunique(), len(lost) / n_seeds
-    n_found = (lost["average_precision"] > 0).sum() / n_seeds
-    mass = result.summary["calibration"]["mass"]
-    digits = 0 if n_seeds == 1 else 1
-    per_seed = "" if n_seeds == 1 else ", a mean over seeds"
-    searched = share(soft["searched"].mean())
+    counts = comparison.lost_and_won_back(result)
+    digits = 0 if counts["seeds"] == 1 else 1
+    per_seed = "" if counts["seeds"] == 1 else ", a mean over seeds"
+    lost = f"{counts['lost'] + counts['won back']:.{digits}f}"
+    masses = sorted({each["mass"] for each in result.summary["calibrations"].values()})
+    mass = " to ".join(f"{each:g}" for each in dict.fromkeys((masses[0], masses[-1])))
     said = (
-        f"Searching the predicted class alone loses {n_lost:.{digits}f} of {n_queries:,} queries "
-        f"({share(n_lost / n_queries)}{per_seed}), whose class is predicted wrongly. "
-        f"Searching all classes up to a probability of {mass:g} ({searched} of "
-        f"the gallery on average) reaches the true class of {n_found:.{digits}f} of them"
+        f"Searching the predicted class alone loses {lost} of {counts['queries']:,} queries "
+        f"({share(1 - counts['right'] / counts['queries'])}{per_seed}), whose class is predicted "
+        f"wrongly. Searching all classes up to a probability of {mass} "
+        f"({share(counts['searched'])} of the gallery on average) reaches the true class of "
+        f"{counts['won back']:.{digits}f} of them"
     )
-    row = _compare(result, "soft", "predicted_class")
     if not row.is_told_apart:
         return f"{said}; in mAP the two are not told apart ({_tested(row)})."
     way = "a gain" if row.ahead == "soft" else "a loss"
     return f"{said}: {way} in mAP of {_tested(row)}."
 
 
-def _compare(result: Result, one: str, other: str):
+def _compare(result: Result, one: str, other: str) -> pd.DataFrame:
     """Two ways of searching, query by query."""
-    scores = pd.DataFrame({name: _scores(result, name) for name in (one, other)})
-    return next(uncertainty.compare(scores).itertuples())
+    return uncertainty.compare(pd.DataFrame({name: _scores(result, name) for name in (one, other)}))
 
 
 def _scores(result: Result, search: str) -> pd.Series:
@@ -223,9 +236,13 @@ def unseen(results: dict[str, Result]) -> str:
             else f"not told apart from {other} ({_tested(row)})"
             for row, other in _against(name, compared, controls)
         ]
+        draws = values.groupby(level="draw").mean()
         lines.append(
             f"- **{name}**, asked for classes that it was never taught, reaches a mAP of "
-            f"{tidy.number(found)} over all draws" + (": " + "; ".join(said) if said else "") + "."
+            f"{tidy.number(found)} over all draws ({draws.min():.3f} to {draws.max():.3f} by draw; "
+            "the interval does not cover the choice of classes)"
+            + (": " + "; ".join(said) if said else "")
+            + "."
         )
     return "\n".join(lines)
 
@@ -265,9 +282,9 @@ def published(results: dict[str, Result]) -> str:
         for name, figures in protocols.PUBLISHED.items()
         if dataset == "cifar10" and name in asked
     ]
-    return "\n".join(["Published under the same protocol, by methods of deep hashing:", *lines]) * (
-        len(lines) > 0
-    )
+    return "\n".join(
+        ["Published under the same protocol: mAP over the whole ranking of binary codes:\n", *lines]
+    ) * (len(lines) > 0)
 
 
 def protocol(name: str) -> str:

@@ -1,15 +1,12 @@
 """Architectures side by side: the tables of the comparison, with their uncertainty."""
 
-import json
-
 import numpy as np
 import pandas as pd
 
 from cbir import data, project_root, protocols, retrieval, tidy, uncertainty
-from cbir.cache import MANIFEST
 from cbir.data import Dataset
 from cbir.embeddings import Embeddings
-from cbir.results import Result, folder_of
+from cbir.results import Result
 
 # What an architecture costs, and how many digits these numbers bear.
 COSTS = {
@@ -87,6 +84,30 @@ def average_precision(result: Result, search: str, protocol: str) -> pd.Series:
     chosen = tidy.select(result.per_query, search=search, protocol=protocol)
     place = "query" if chosen["draw"].isna().all() else ["draw", "query"]
     return chosen.groupby(place)["average_precision"].mean()
+
+
+def lost_and_won_back(result: Result) -> dict[str, float]:
+    """What becomes of the queries under the first protocol, means over the seeds.
+
+    Returns:
+        right: predicted rightly; won back: predicted wrongly, but the soft search reaches the true
+        class; lost: it does not; queries, seeds: how many; searched: share of the gallery that the
+        soft search searched.
+    """
+    soft = tidy.select(result.per_query, protocol=result.protocol, search="soft")
+    n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
+    won = (~is_right & (soft["average_precision"] > 0)).sum() / n_seeds
+    right, n_queries = is_right.sum() / n_seeds, soft["query"].nunique()
+    return {
+        "right": right, "won back": won, "lost": n_queries - right - won,
+        "queries": n_queries, "seeds": n_seeds, "searched": soft["searched"].mean(),
+    }  # fmt: skip
+
+
+def all_lost_and_won_back(results: dict[str, Result]) -> dict[str, dict[str, float]]:
+    """`lost_and_won_back` by architecture; controls, which predict nothing, are left out."""
+    found = {name: each for name, each in results.items() if "soft" in each.summary["searches"]}
+    return {name: lost_and_won_back(each) for name, each in found.items()}
 
 
 def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
@@ -191,10 +212,15 @@ def by_protocol(rows: pd.DataFrame, results: dict[str, Result], dataset: Dataset
                 view = protocols.view(dataset, protocol, unseen=unseen, draw=int(draw))
                 apart = [dataset.classes[each] for each in protocols.unseen_labels(view)]
                 label = f"{protocol}: {', '.join(apart)}"
-            table[label] = {
-                name: tidy.number(group[group["architecture"] == name]) for name in results
-            }
+            table[label] = _cells(group, results)
+        if protocol == "hashing_1k" and len(of_protocol):
+            at_1000 = QUALITY["mAP, unrestricted"] | {"protocol": protocol, "k": 1000}
+            table[f"{protocol}, mAP@1000"] = _cells(tidy.select(rows, **at_1000), results)
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("protocol")
+
+
+def _cells(rows: pd.DataFrame, results: dict[str, Result]) -> dict[str, str]:
+    return {name: tidy.number(rows[rows["architecture"] == name]) for name in results}
 
 
 def with_and_without_leaks(
@@ -259,29 +285,3 @@ def load_images(results: dict[str, Result]) -> Dataset:
     result = next(iter(results.values()))
     dataset = data.load(**result.summary["dataset"]["parameters"])
     return protocols.view(dataset, result.protocol)
-
-
-def provenance(study: str) -> pd.DataFrame:
-    """What a report was made from, as a table, from its manifest.json; empty without one."""
-    manifest = folder_of(study) / MANIFEST
-    if not manifest.exists():
-        return pd.DataFrame({"value": []})
-    content = json.loads(manifest.read_text("utf-8"))
-    commit, machine = content["git"]["commit"] or "not under git", content["machine"]
-    rows = {
-        "command": content["command"],
-        "commit": commit
-        + (" (with uncommitted changes)" if content["git"]["clean"] is False else ""),
-        "processor": f"{machine['cpu']}, {machine['cores']} cores",
-        "GPU": ", ".join(machine["gpus"]) or "none",
-        "packages": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
-        "data, SHA-256": content["data"]["fingerprint"],
-    }
-    for name, run in content["architectures"].items():
-        if run["weights"]:
-            rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
-        rows[f"{name}, seconds"] = ", ".join(
-            f"{step} {seconds:.1f}" for step, seconds in run["seconds"].items()
-        )
-        rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
-    return pd.DataFrame({"value": rows})

@@ -92,8 +92,11 @@ def describe(pairs: pd.DataFrame, n_queries: int) -> str:
     """What `find` found, as a sentence; a query with pairs of both kinds counts as identical."""
     leaking = pairs["query"].nunique()
     all_queries = f"{n_queries:,} {'query' if n_queries == 1 else 'queries'}"
+    # Where look-alikes abound, only what is nearly the same counts.
+    threshold = pairs.attrs.get("pixel_threshold", PIXEL_DISTANCE)
+    looked = f"Looked for up to a pixel distance of {threshold:.2f} (0: the same, 1.41: unrelated)."
     if not leaking:
-        return f"None of {all_queries} also stands in the gallery."
+        return f"None of {all_queries} also stands in the gallery. {looked}"
     identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
     near = leaking - identical
     parts = [f"{identical:,} as identical pixels"] * bool(identical)
@@ -101,7 +104,7 @@ def describe(pairs: pd.DataFrame, n_queries: int) -> str:
     share = 100 * leaking / n_queries
     percent = f"{share:.1f} %" if share >= 0.05 else "less than 0.1 %"
     stand = f"{'stands' if leaking == 1 else 'stand'} in the gallery"
-    return f"{leaking:,} of {all_queries} ({percent}) also {stand}: {', '.join(parts)}."
+    return f"{leaking:,} of {all_queries} ({percent}) also {stand}: {', '.join(parts)}. {looked}"
 
 
 class _Signatures:

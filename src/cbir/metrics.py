@@ -56,6 +56,8 @@ def evaluate_retrieval(
     Example: query [1, 0] of class 0 finds [2, 0], [1, 1] and [0, 3] of classes 0, 1 and 0 in this
     order: ranks 1 and 3, average precision (1/1 + 2/3) / 2 = 0.833.
     """
+    if not isinstance(ks, Iterable):
+        raise ValueError(f"ks must be several depths, such as (1, 10), not {ks!r}")
     ks = [_depth(k) for k in dict.fromkeys(ks)]
     query = _unit("query_embeddings", query_embeddings)
     gallery = _unit("gallery_embeddings", gallery_embeddings)

@@ -240,6 +240,33 @@ def by_search(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def lost_and_won_back(counts: dict[str, dict[str, float]]) -> Figure:
+    """How many queries are predicted wrongly, and how many of these the soft search wins back.
+
+    Args:
+        counts: by architecture, from `comparison.lost_and_won_back`.
+    """
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(counts) + 1))
+    for height, found in enumerate(counts.values()):
+        parts = found["won back"], found["lost"]
+        for part, start, colour, hatch, name in zip(
+            parts, (0, parts[0]), (HIT, MISS), ("", "//"), ("won back", "lost"), strict=True
+        ):
+            label = name if height == 0 else None
+            axis.barh(height, part, left=start, color=colour, hatch=hatch, label=label)
+        text = (
+            f" {sum(parts):.3g} of {found['queries']:,}; {100 * found['searched']:.1f} % searched"
+        )
+        axis.text(sum(parts), height, text, va="center", size=9)
+    axis.set_yticks(range(len(counts)), counts)
+    axis.set_ylim(len(counts) - 0.5, -0.5)
+    axis.set_xlim(0, 1.6 * max([1, *(f["won back"] + f["lost"] for f in counts.values())]))
+    axis.grid(visible=False, axis="y")
+    axis.set(xlabel="queries whose class is predicted wrongly")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
 def outcomes(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """Who is told apart from whom: a win, a tie or a loss of the row against the column.
 
@@ -252,13 +279,16 @@ def outcomes(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     texts = table.fillna("").astype(str)
     for pair in pairs.itertuples():
         for row, column, sign in ((pair.ahead, pair.behind, ""), (pair.behind, pair.ahead, "-")):
-            texts.loc[row, column] += f"\n{sign or '+'}{pair.difference:.3f}"
-    side = 1.15 * len(table) + 1.5
-    figure, axis = plt.subplots(figsize=(side, 0.6 * side))
+            bounds = (pair.ci_low, pair.ci_high) if sign == "" else (-pair.ci_high, -pair.ci_low)
+            texts.loc[row, column] += (
+                f"\n{sign or '+'}{pair.difference:.3f}\n[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+            )
+    side = 1.25 * len(table) + 1.5
+    figure, axis = plt.subplots(figsize=(side, 0.65 * side))
     colours = ListedColormap([MISS, "#F2F2F2", HIT])
     sns.heatmap(
         values, annot=texts, fmt="", cmap=colours, vmin=-1, vmax=1, cbar=False, linewidths=1,
-        annot_kws={"size": 9}, ax=axis,
+        annot_kws={"size": 8}, ax=axis,
     )  # fmt: skip
     axis.grid(visible=False)
     axis.set(xlabel="against", ylabel="")

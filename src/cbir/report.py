@@ -9,7 +9,7 @@ from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest,
 from cbir.progress import duration, own_stderr
 from cbir.study import Study, git_state, notebook_digest, page_digest, run_key
 
-# Notebooks that read what all architectures left, their pages and titles.
+# Notebooks that read what architectures left, their pages and titles.
 PAGES = {"comparison": "index.html", "metrics": "metrics.html"}
 TITLES = {"comparison": "Image retrieval compared", "metrics": "What mAP@k means"}
 
@@ -185,26 +185,12 @@ def _write_page(study: Study, notebook: Path, page: str, title: str) -> None:
 
 
 def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) -> bool:
-    """Write the study's own files and pages; False where they are up to date."""
-    given = {
-        "study": study.name,
-        "architectures": [run.architecture for run in study.runs],
-        "missing": [
-            f"{run.architecture}: {failures.get(run.architecture, 'not run')}"
-            for run in study.runs
-            if run.architecture not in current
-        ],
-    }
-    keys = {}
-    for name in PAGES:
-        notebook = study.root / "notebooks" / f"{name}.ipynb"
-        reads = [*current.values(), page_digest()]
-        keys[name] = make_key(name, given, reads, notebook_digest(notebook))
-    written = [study.folder / name for name in (*PAGES.values(), *results.STUDY_FILES)]
-    if all(is_current(study.folder / name, key) for name, key in keys.items()) and all(
-        path.exists() for path in written
-    ):
-        return False
+    """Write the study's own files and pages, where they are not up to date; False where all are."""
+    missing = [
+        f"{run.architecture}: {failures.get(run.architecture, 'not run')}"
+        for run in study.runs
+        if run.architecture not in current
+    ]
     about = {
         "study": study.name,
         "command": study.command,
@@ -213,17 +199,34 @@ def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) ->
         "versions": versions(),
         "failures": failures,
     }
-    results.write_study(study.folder, list(current), about)
+    if not current:
+        results.write_study(study.folder, [], about)
+        for name, page in PAGES.items():
+            _write_note(study, name, "; ".join(missing), page)
+        return True
+    architectures = [run.architecture for run in study.runs]
+    first = next(iter(current))  # one ranking is enough to show what definitions do
+    given = {
+        "comparison": {"study": study.name, "architectures": architectures, "missing": missing},
+        "metrics": {"study": study.name, "architecture": first},
+    }
+    reads = {"comparison": list(current.values()), "metrics": [current[first]]}
+    stale = {}
     for name, page in PAGES.items():
-        if current:
-            _run_page(study, name, page, given, keys[name])
-        else:
-            _write_note(study, name, "; ".join(given["missing"]), page)
-    return True
+        notebook = notebook_digest(study.root / "notebooks" / f"{name}.ipynb")
+        key = make_key(name, given[name], [*reads[name], page_digest()], notebook)
+        if not (is_current(study.folder / name, key) and (study.folder / page).exists()):
+            stale[name] = key
+    lacking = [name for name in results.STUDY_FILES if not (study.folder / name).exists()]
+    if "comparison" in stale or lacking:
+        results.write_study(study.folder, list(current), about)
+    for name, key in stale.items():
+        _run_page(study, name, given[name], key)
+    return bool(stale or lacking)
 
 
-def _run_page(study: Study, name: str, page: str, given: dict, key: str) -> None:
-    """Run a notebook that reads what all architectures left."""
+def _run_page(study: Study, name: str, given: dict, key: str) -> None:
+    """Run a notebook that reads what architectures left."""
     folder = study.folder / name
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -234,5 +237,5 @@ def _run_page(study: Study, name: str, page: str, given: dict, key: str) -> None
         _execute(study.root / "notebooks" / executed.name, executed, given, study.root)
     except StudyError as error:
         raise StudyError(f"{name}: failed: {error}") from error
-    _write_page(study, executed, page, TITLES[name])
+    _write_page(study, executed, PAGES[name], TITLES[name])
     write_manifest(folder, step=name, key=key, seconds=time.perf_counter() - started)

@@ -133,7 +133,11 @@ def save(
     if "soft" in summary["searches"]:
         from cbir import searches  # brings numba along, which a reader of results does not need
 
-        summary["calibration"] = asdict(searches.calibrate(final.embeddings))
+        summary["calibrations"] = {
+            state.seed: asdict(searches.calibrate(state.embeddings))
+            for state in states
+            if state.epoch is None and state.embeddings.dataset.protocol == asked["protocols"][0]
+        }
     if network:
         training.history.to_csv(folder / "history.csv", float_format="%.6g")
         # Of a training that was resumed, the artifact knows the last part alone.
@@ -225,6 +229,32 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
             "git": run.get("git"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def provenance(study: str) -> pd.DataFrame:
+    """What a report was made from, as a table, from its manifest.json; empty without one."""
+    manifest = folder_of(study) / MANIFEST
+    if not manifest.exists():
+        return pd.DataFrame({"value": []})
+    content = json.loads(manifest.read_text("utf-8"))
+    commit, machine = content["git"]["commit"] or "not under git", content["machine"]
+    rows = {
+        "command": content["command"],
+        "commit": commit
+        + (" (with uncommitted changes)" if content["git"]["clean"] is False else ""),
+        "processor": f"{machine['cpu']}, {machine['cores']} cores",
+        "GPU": ", ".join(machine["gpus"]) or "none",
+        "packages": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
+        "data, SHA-256": content["data"]["fingerprint"],
+    }
+    for name, run in content["architectures"].items():
+        if run["weights"]:
+            rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
+        rows[f"{name}, seconds"] = ", ".join(
+            f"{step} {seconds:.1f}" for step, seconds in run["seconds"].items()
+        )
+        rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
+    return pd.DataFrame({"value": rows})
 
 
 def machine() -> dict:

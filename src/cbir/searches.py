@@ -129,12 +129,17 @@ def calibrate(embeddings: Embeddings) -> Calibration:
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature between 1/20 and 20 that makes the cross-entropy of the labels least.
 
+    1 where every label is the most probable one: no temperature is low enough then, and nothing
+    says how sure the classifier may be.
+
     Args:
         probabilities: (n, n_classes) of a softmax.
         labels: (n,) int.
     """
     from scipy.optimize import minimize_scalar  # takes half a second to import
 
+    if (probabilities.argmax(axis=1) == labels).all():
+        return 1.0
     rows = np.arange(len(labels))
 
     def cross_entropy(log_temperature: float) -> float:
