@@ -39,7 +39,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## check style, and that notebooks are committed without outputs
 	@$(BIN)/ruff check src tests notebooks
