@@ -90,21 +90,24 @@ def test_samples_are_training_images_by_class(dataset):
     assert [row[0].texts[0].get_text() for row in table] == CLASSES
 
 
-@pytest.mark.parametrize("count", [1, 5, 12, 13, 30])
-def test_leaking_pairs_stand_one_above_the_other(count, dataset):
-    pairs = pd.DataFrame({"query": np.arange(count) % 3, "gallery": np.arange(count) % 9})
-    figure = pictures.leaking_pairs(dataset, pairs)
-    columns = min(12, count)
-    table = np.array(figure.axes).reshape(-1, columns)
-    shown = [
-        (
-            shown_in(table[2 * (n // columns), n % columns]),
-            shown_in(table[2 * (n // columns) + 1, n % columns]),
-        )
-        for n in range(min(count, 24))
-    ]
-    assert shown == [(9 + n % 3, n % 9) for n in range(min(count, 24))]
-    assert sum(bool(axis.images) for axis in figure.axes) == 2 * len(shown)
+@pytest.mark.parametrize("most", [1, 2, 3, 24])
+def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most, dataset):
+    pairs = pd.DataFrame({"query": [0, 0, 1, 2, 2, 2], "gallery": [4, 5, 6, 7, 8, 0]})
+    figure = pictures.leaking_pairs(dataset, pairs, most=most)
+    spread = {1: [0], 2: [0, 2]}.get(most, [0, 1, 2])
+    above, below = np.array(figure.axes).reshape(2, len(spread))
+    assert [shown_in(axis) for axis in above] == [9 + query for query in spread]
+    assert [shown_in(axis) for axis in below] == [{0: 4, 1: 6, 2: 7}[query] for query in spread]
+
+
+def test_many_leaking_pairs_stand_in_rows_of_twelve(dataset):
+    dataset.queries = np.arange(9).repeat(4)
+    pairs = pd.DataFrame({"query": np.arange(30), "gallery": np.arange(30) % 9})
+    figure = pictures.leaking_pairs(dataset, pairs, most=24)
+    table = np.array(figure.axes).reshape(4, 12)
+    assert all(axis.images for axis in table.ravel())
+    assert shown_in(table[2, 11]) == dataset.queries[29]
+    assert shown_in(table[3, 11]) == 29 % 9
 
 
 def table_of(**scores) -> pd.DataFrame:

@@ -168,7 +168,7 @@ def _lost_and_won_back(result: Result, row) -> str:
     counts = comparison.lost_and_won_back(result)
     digits = 0 if counts["seeds"] == 1 else 1
     per_seed = "" if counts["seeds"] == 1 else ", a mean over seeds"
-    lost = f"{counts['lost'] + counts['won back']:.{digits}f}"
+    lost = f"{counts['lost'] + counts['won back']:,.{digits}f}"
     masses = sorted({each["mass"] for each in result.summary["calibrations"].values()})
     mass = " to ".join(f"{each:g}" for each in dict.fromkeys((masses[0], masses[-1])))
     said = (
@@ -176,7 +176,7 @@ def _lost_and_won_back(result: Result, row) -> str:
         f"({share(1 - counts['right'] / counts['queries'])}{per_seed}), whose class is predicted "
         f"wrongly. Searching all classes up to a probability of {mass} "
         f"({share(counts['searched'])} of the gallery on average) reaches the true class of "
-        f"{counts['won back']:.{digits}f} of them"
+        f"{counts['won back']:,.{digits}f} of them"
     )
     if not row.is_told_apart:
         return f"{said}; in mAP the two are not told apart ({_tested(row)})."

@@ -82,9 +82,11 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
 
     Args:
         pairs: from `leaks.of`.
-        most: pairs shown, the first ones.
+        most: pairs shown: the nearest of each of so many queries, evenly spread over all that leak.
     """
-    shown = pairs.head(most)
+    nearest = pairs.drop_duplicates("query")
+    spread = np.unique(np.linspace(0, len(nearest) - 1, min(most, len(nearest))).astype(int))
+    shown = nearest.iloc[spread]
     columns = min(12, len(shown))
     rows = -(-len(shown) // columns)
     figure, axes = plt.subplots(
