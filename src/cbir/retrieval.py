@@ -76,8 +76,10 @@ def search(
             similarity[~searchable(rows)[:, codes]] = -np.inf
         for row, (values, itself) in enumerate(zip(similarity, exclude[rows], strict=True)):
             values[itself : itself + 1] = -np.inf  # -1: nothing, as -1:0 is empty.
-            least = np.partition(values, len(values) - k)[len(values) - k]
-            candidates = np.flatnonzero((values >= least) & (values > -np.inf))
+            reachable = values[values > -np.inf]  # alike ones by the thousand slow the partition
+            place = max(0, len(reachable) - k)
+            least = np.partition(reachable, place)[place] if len(reachable) else np.inf
+            candidates = np.flatnonzero(values >= least)
             best = candidates[np.argsort(-values[candidates], kind="stable")][:k]
             rankings[rows][row, : len(best)] = best
             similarities[rows][row, : len(best)] = values[best]
