@@ -263,7 +263,8 @@ def lost_and_won_back(counts: dict[str, dict[str, float]]) -> Figure:
     axis.set_xlim(0, 1.6 * max([1, *(f["won back"] + f["lost"] for f in counts.values())]))
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="queries whose class is predicted wrongly")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if counts:
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
