@@ -31,6 +31,8 @@ PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scik
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
 # Modules that decide where results stand and when they are made, never what they are.
 INFRASTRUCTURE = {"cache", "progress", "study", "report", "pages", "__main__"}
+# The rows of a table; those that a step uses are among its parameters.
+TABLES = {"backbones"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def code_digest(source: str) -> str:
         name, text = waiting.pop()
         tree = ast.parse(text)
         digests[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-        for module in _imported_modules(tree) - INFRASTRUCTURE - digests.keys():
+        for module in _imported_modules(tree) - INFRASTRUCTURE - TABLES - digests.keys():
             waiting.append((module, (package / f"{module}.py").read_text("utf-8")))
     return digest(digests)
 
@@ -230,14 +232,28 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _imported_modules(tree: ast.Module) -> set[str]:
-    """Names of this package's modules in `from cbir import x` and `from cbir.x import y`."""
-    names = set()
-    for node in ast.walk(tree):
+    """Names of this package's modules in `from cbir import x` and `from cbir.x import y`.
+
+    What is imported for annotations alone runs nothing, and is left out.
+    """
+    names, waiting = set(), [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.ImportFrom) and node.module == "cbir":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cbir."):
             names.add(node.module.removeprefix("cbir."))
     return {name for name in names if (Path(__file__).parent / f"{name}.py").exists()}
+
+
+def keras_home() -> Path:
+    """Where Keras keeps what it downloads; made, since Keras looks elsewhere where it is not."""
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    home.mkdir(parents=True, exist_ok=True)
+    return home
 
 
 def _keras_settings() -> dict:

@@ -1,70 +1,29 @@
-"""Networks: a picture in, class probabilities out, the embedding in the layer under the classifier.
+"""Networks: a picture in, class probabilities out, the embedding under the classifier.
 
-Every network is the same three pieces: its input (resizing and preprocessing, so that no caller can
-forget them), a backbone that turns a picture into features, and a head that turns features into an
-embedding and the embedding into class probabilities.
+Every network is the same two parts. Its backbone resizes and preprocesses, so that no caller can
+forget it, and turns a picture into features. Its head turns features into an embedding and the
+embedding into class probabilities; a pooling that learns is the head's, so that it can be trained
+on kept feature maps.
 """
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import h5py
 import keras
 import pandas as pd
 from keras import layers
 
-from cbir import StudyError
-from cbir.sources import find_weights, weights_fingerprint
+from cbir import StudyError, networks, precision
+from cbir.backbones import BACKBONES, Backbone
+from cbir.pooling import LEARNT, POOLINGS
+from cbir.weights import Weights, find
 
-
-@dataclass(frozen=True)
-class Backbone:
-    """What the study knows of a backbone.
-
-    Attributes:
-        construct: (input shape, dropout) -> model without its classifier, from random weights; its
-            output is (h, w, channels) feature maps, or a vector.
-        preprocess: what its ImageNet weights expect of RGB images in [0, 255].
-    """
-
-    construct: Callable
-    preprocess: Callable | None = None
-
-
-def plain_cnn(shape: tuple[int, int, int], dropout: float) -> keras.Model:
-    """The paper's kind of network: convolution, pooling, fully connected, nothing else.
-
-    Half of `dropout` is applied after each pooling.
-    """
-    inputs = keras.Input(shape)
-    maps = inputs
-    for filters in (32, 64):
-        maps = layers.Conv2D(filters, 3, padding="same", activation="relu")(maps)
-        maps = layers.Conv2D(filters, 3, padding="same", activation="relu")(maps)
-        maps = layers.MaxPooling2D()(maps)
-        maps = layers.Dropout(dropout / 2)(maps)
-    maps = layers.Conv2D(128, 3, padding="same", activation="relu")(maps)
-    return keras.Model(inputs, layers.Flatten()(maps))
-
-
-def _of_applications(constructor: Callable, module) -> Backbone:
-    return Backbone(
-        construct=lambda shape, dropout: constructor(
-            include_top=False, weights=None, input_shape=shape
-        ),
-        preprocess=module.preprocess_input,
-    )
-
-
-BACKBONES = {
-    "cnn": Backbone(plain_cnn),
-    "resnet50": _of_applications(keras.applications.ResNet50, keras.applications.resnet50),
-    "vgg16": _of_applications(keras.applications.VGG16, keras.applications.vgg16),
-}
 # Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
 # study, and validation at chance.
 BATCH_NORM_MOMENTUM = 0.9
+LAST_BLOCKS = "last_blocks:"
 
 
 @dataclass(frozen=True)
@@ -74,25 +33,38 @@ class Network:
     Attributes:
         model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities. Its parts are
             `model.get_layer("backbone")` and `model.get_layer("head")`.
-        parameters: all that decides its shape and its initial weights.
-        weights: SHA-256 of the file its backbone started from; empty for random weights.
-        train: "all", or "head" where the backbone is frozen.
+        parameters: all that decides its shape and its initial weights, but those of the file.
+        weights: that its backbone started from.
     """
 
     model: keras.Model
     parameters: dict
-    weights: str
-    train: str
+    weights: Weights
 
     @property
     def backbone(self) -> keras.Model:
-        """Images -> (n, features): input, preprocessing and pooling included."""
+        """Images -> (n, channels) features, or (n, h, w, channels) maps: see `has_maps`."""
         return self.model.get_layer("backbone")
 
     @property
+    def body(self) -> keras.Model:
+        """The backbone without resizing, preprocessing and pooling."""
+        return self.backbone.get_layer("body")
+
+    @property
     def head(self) -> keras.Model:
-        """(n, features) -> (n, n_classes) probabilities."""
+        """Features or maps -> (n, n_classes) probabilities."""
         return self.model.get_layer("head")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether none of the backbone is trained, so that an image needs to pass it only once."""
+        return self.parameters["train"] == "head"
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the backbone hands on feature maps, which the head pools."""
+        return len(self.backbone.output_shape) == 4
 
     @property
     def size(self) -> dict[str, int]:
@@ -111,7 +83,7 @@ class Network:
         for part in (self.backbone, self.head):
             for layer in part.layers:
                 within = getattr(layer, "layers", [])
-                for each in within if 0 < len(within) < 20 else [layer]:
+                for each in within if 0 < len(within) < 30 else [layer]:
                     if isinstance(each, layers.InputLayer):
                         continue
                     rows.append(
@@ -120,22 +92,32 @@ class Network:
                             "layer": each.name,
                             "output": " × ".join(str(side) for side in each.output.shape[1:]),
                             "parameters": each.count_params(),
+                            "trained": sum(
+                                math.prod(variable.shape) for variable in each.trainable_variables
+                            ),
                         }
                     )
         return pd.DataFrame(rows)
 
     @functools.cached_property
     def head_encoder(self) -> keras.Model:
-        """(n, features) -> [(n, embedding_dim) embeddings, (n, n_classes) probabilities]."""
+        """Features or maps -> [(n, d) embeddings, (n, n_classes) probabilities]."""
         return keras.Model(
             self.head.inputs, [self.head.get_layer("embedding").output, self.head.outputs[0]]
         )
 
     @functools.cached_property
     def encoder(self) -> keras.Model:
-        """Images -> [(n, embedding_dim) embeddings, (n, n_classes) probabilities]."""
+        """Images -> [(n, d) embeddings, (n, n_classes) probabilities]."""
         images = keras.Input(self.model.input_shape[1:])
         return keras.Model(images, self.head_encoder(self.backbone(images)))
+
+    @functools.cached_property
+    def attention(self) -> keras.Model:
+        """Images -> (n, h, w) weights of the positions, where the pooling is `attention`."""
+        pooling = self.head.get_layer("pooling")
+        images = keras.Input(self.model.input_shape[1:])
+        return keras.Model(images, layers.Lambda(pooling.attention)(self.backbone(images)))
 
 
 def build(
@@ -145,78 +127,190 @@ def build(
     train: str,
     image_size: int,
     input_size: int,
+    pooling: str,
+    feature_maps: bool,
+    embedding: str,
     embedding_dim: int,
     dropout: float,
+    mixed_precision: bool,
     n_classes: int,
     seed: int,
+    was_frozen: bool = False,
 ) -> Network:
     """A network, ready to be trained.
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: "none", "imagenet", or the path of a weights file that fits the backbone without
-            its classifier.
-        train: "all", or "head" to freeze the backbone.
+        weights: as `weights.find` takes it.
+        train: "all"; "last_blocks:n", the head and the last n of the backbone's blocks; "head".
         image_size: pixels of the images that come in.
         input_size: pixels that the backbone sees; the network resizes by itself.
-        embedding_dim: units of the layer under the classifier.
+        pooling: a name in `POOLINGS`.
+        feature_maps: whether the backbone hands on its maps even where pooling learns nothing.
+        embedding: "penultimate", a dense layer with ReLU under the classifier; "projection", one
+            without; "pooled", the pooled features themselves.
+        embedding_dim: units of that layer; `pooled` has none.
         dropout: share of the embedding that is dropped while training.
+        mixed_precision: compute in half precision where the machine has it.
         n_classes: number of classes.
         seed: of the initial weights.
+        was_frozen: whether the backbone was frozen before; its BatchNorm then stays as it is.
 
     Raises:
-        StudyError: no such backbone, or its weights cannot be had or do not fit.
+        StudyError: no such backbone or block, or its weights cannot be had or do not fit.
     """
     if backbone not in BACKBONES:
         raise StudyError(f"unknown backbone {backbone!r}: known are {', '.join(BACKBONES)}")
-    path = find_weights(backbone, weights)
-    keras.utils.set_random_seed(seed)
     known = BACKBONES[backbone]
-    body = known.construct((input_size, input_size, 3), dropout)
-    body.name = f"{backbone}_body"
-    if path:
-        try:
-            body.load_weights(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise StudyError(
-                f"weights: {path} does not fit {backbone} without its classifier: "
-                f"{' '.join(str(error).split())[:200]}"
-            ) from error
-    else:
-        for layer in body.layers:
-            if isinstance(layer, layers.BatchNormalization):
-                layer.momentum = BATCH_NORM_MOMENTUM
+    started_from = find(backbone, weights)
+    keras.utils.set_random_seed(seed)
+    with precision.of(mixed_precision) as policy:
+        body = _body(known, input_size, dropout)
+        if started_from.path:
+            _load(body, started_from, backbone)
+        first_trained = _freeze(body, known, train, was_frozen)
 
-    images = keras.Input((image_size, image_size, 3))
-    pixels = images
-    if input_size != image_size:
-        pixels = layers.Resizing(input_size, input_size, interpolation="bicubic")(images)
-    # Pretrained weights expect what they were trained on; random ones learn best near zero.
-    if path and known.preprocess:
-        pixels = known.preprocess(pixels)
-    else:
-        pixels = layers.Rescaling(1 / 127.5, offset=-1)(pixels)
-    features = body(pixels)
-    if len(features.shape) == 4:
-        features = layers.GlobalAveragePooling2D()(features)
-    encoder = keras.Model(images, features, name="backbone")
-    encoder.trainable = train == "all"
+        images = keras.Input((image_size, image_size, 3))
+        pixels = images
+        if input_size != image_size:
+            pixels = layers.Resizing(input_size, input_size, interpolation="bicubic")(images)
+        # Pretrained weights expect what they were trained on; random ones learn best near zero.
+        if started_from.pixels == "imagenet" and known.preprocess:
+            pixels = getattr(keras.applications, known.preprocess).preprocess_input(pixels)
+        else:
+            pixels = layers.Rescaling(1 / 127.5, offset=-1)(pixels)
+        features = body(pixels)
+        pool = POOLINGS[pooling](name="pooling")
+        is_of_head = pooling in LEARNT or feature_maps
+        if not is_of_head:
+            features = pool(features)
+        encoder = keras.Model(images, features, name="backbone")
 
-    vectors = keras.Input(features.shape[1:])
-    embedding = layers.Dense(embedding_dim, activation="relu", name="embedding")(vectors)
-    dropped = layers.Dropout(dropout)(embedding)
-    probabilities = layers.Dense(n_classes, activation="softmax", name="classifier")(dropped)
-    head = keras.Model(vectors, probabilities, name="head")
-
+        vectors = keras.Input(features.shape[1:])
+        pooled = pool(vectors) if is_of_head else vectors
+        head = keras.Model(
+            vectors, _head(pooled, embedding, embedding_dim, dropout, n_classes), name="head"
+        )
+        model = keras.Model(images, head(encoder(images)), name=backbone)
     parameters = {
         "backbone": backbone,
+        "constructor": [known.constructor, known.arguments, known.preprocess],
+        "pixels": started_from.pixels,
         "train": train,
+        "first_trained": first_trained,
+        "was_frozen": was_frozen,
         "image_size": image_size,
         "input_size": input_size,
+        "pooling": pooling,
+        "feature_maps": is_of_head,
+        "embedding": embedding,
         "embedding_dim": embedding_dim,
         "dropout": dropout,
+        "precision": policy,
         "n_classes": n_classes,
         "seed": seed,
     }
-    model = keras.Model(images, head(encoder(images)), name=backbone)
-    return Network(model, parameters, weights_fingerprint(path), train)
+    return Network(model, parameters, started_from)
+
+
+def _body(known: Backbone, input_size: int, dropout: float) -> keras.Model:
+    """Pixels to feature maps, from random weights."""
+    own = {"dropout": dropout} if known.constructor == "plain_cnn" else {}
+    construct = getattr(networks, known.constructor, None)
+    construct = construct or getattr(keras.applications, known.constructor)
+    body = construct(
+        input_shape=(input_size, input_size, 3),
+        include_top=False,
+        weights=None,
+        **known.arguments,
+        **own,
+    )
+    body.name = "body"
+    for layer in _batch_norms(body):
+        layer.momentum = BATCH_NORM_MOMENTUM
+    return body
+
+
+def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
+    # In full precision: what follows compares embeddings and probabilities finely.
+    if embedding == "pooled":
+        vectors = layers.Activation("linear", dtype="float32", name="embedding")(pooled)
+    else:
+        vectors = layers.Dense(
+            embedding_dim,
+            activation="relu" if embedding == "penultimate" else None,
+            dtype="float32",
+            name="embedding",
+        )(pooled)
+    dropped = layers.Dropout(dropout, dtype="float32")(vectors)
+    return layers.Dense(n_classes, activation="softmax", dtype="float32", name="classifier")(
+        dropped
+    )
+
+
+def _batch_norms(body: keras.Model) -> list[layers.Layer]:
+    return [layer for layer in body.layers if isinstance(layer, layers.BatchNormalization)]
+
+
+def _freeze(body: keras.Model, known: Backbone, train: str, was_frozen: bool) -> str | None:
+    """Freeze what is not trained; where the backbone was frozen once, its BatchNorm too.
+
+    A frozen BatchNorm keeps its statistics and uses them: with those of a small batch instead, the
+    features that the head has learnt to read would change under it.
+
+    Returns:
+        The name of the first layer that is trained; None for the whole backbone, or none of it.
+    """
+    body.trainable = train != "head"
+    first = None
+    if train.startswith(LAST_BLOCKS):
+        count = int(train.removeprefix(LAST_BLOCKS))
+        if count > len(known.blocks):
+            raise StudyError(
+                f"train: {train}: the backbone has {len(known.blocks)} blocks: "
+                f"{', '.join(known.blocks)}"
+            )
+        first = known.blocks[-count]
+        names = [layer.name for layer in body.layers]
+        for layer in body.layers[: names.index(first)]:
+            layer.trainable = False
+    if was_frozen or first:
+        for layer in _batch_norms(body):
+            layer.trainable = False
+    return first
+
+
+def _load(body: keras.Model, found: Weights, backbone: str) -> None:
+    """The file's weights, whether or not it has a classifier too.
+
+    Raises:
+        StudyError: the file does not hold this backbone.
+    """
+    path = found.path
+    try:
+        if path.name.endswith((".weights.h5", ".keras")):
+            body.load_weights(path)
+        else:
+            _check_names(body, path)
+            body.load_weights(path, by_name=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _check_names(body: keras.Model, path) -> None:
+    """Keras passes over layers that a file of its older format (.h5) lacks.
+
+    Raises:
+        ValueError: the file lacks one that has weights.
+    """
+    with h5py.File(path) as file:
+        group = file if "layer_names" in file.attrs else file["model_weights"]
+        names = [str(name.decode() if isinstance(name, bytes) else name)
+                 for name in group.attrs["layer_names"]]  # fmt: skip
+        # Networks that the file nests in one layer are not looked into.
+        stored = {name for name in names if len(group[name].attrs["weight_names"])}
+    lacking = [layer.name for layer in body.layers if layer.weights and layer.name not in stored]
+    if lacking:
+        raise ValueError(f"the file has no layer {lacking[0]}")

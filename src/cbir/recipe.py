@@ -1,65 +1,70 @@
 """An architecture as a study describes it: how to build it, train it and embed with it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cbir import embeddings, models, training
-from cbir.cache import Artifact
 from cbir.data import Dataset
+from cbir.embeddings import Embeddings
 from cbir.models import Network
 from cbir.training import Training
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes a network but the images and the seed.
+    """Everything that makes an architecture's embeddings but the images and the seed.
 
     Attributes:
         network: arguments of `models.build`.
-        training: arguments of `training.train`.
+        training: arguments of `training.train`, and `head_epochs` and `head_learning_rate`: of the
+            training of the head alone that comes before the backbone is trained with it.
+        embedding: `test_time_flips` and `whitening` of `embeddings.embed`.
     """
 
     network: dict
     training: dict
+    embedding: dict
     _last: dict = field(default_factory=dict, repr=False)
 
-    def build(self, dataset: Dataset, seed: int) -> Network:
-        """The network, untrained."""
-        return models.build(**self.network, n_classes=len(dataset.classes), seed=seed)
+    def train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
+        """The network, trained on a view of the data set; what is already done is not done again.
 
-    def train(
-        self, network: Network, dataset: Dataset, features: Artifact | None, seed: int
-    ) -> Training:
-        """The network, trained; `features` are those of a frozen backbone, or None."""
-        return training.train(network, dataset, features=features, seed=seed, **self.training)
-
-    def embed(self, dataset: Dataset, seed: int, epoch: int | None = None) -> embeddings.Embeddings:
-        """What the network, trained on a view of the data set, makes of all its images.
-
-        A training or an embedding that is already done is not done again.
+        A pretrained backbone is trained only after its head: gradients that come through a head of
+        random weights would spoil it.
         """
         asked = (dataset.split_fingerprint, seed)
         if asked not in self._last:
             self._last.clear()
             print(f"seed {seed}, {_of(dataset)}", flush=True)
-            network = self.build(dataset, seed)
-            features = embeddings.features(network, dataset)
-            self._last[asked] = (network, self.train(network, dataset, features, seed), features)
-        network, trained, features = self._last[asked]
-        return embeddings.embed(network, trained, dataset, features, epoch)
+            self._last[asked] = self._train(dataset, seed)
+        return self._last[asked]
 
+    def embed(self, dataset: Dataset, seed: int, epoch: int | None = None) -> Embeddings:
+        """What the network, trained on a view of the data set, makes of all its images."""
+        network, trained = self.train(dataset, seed)
+        return embeddings.embed(network, trained, dataset, epoch, **self.embedding)
 
-def encoder(network: Network) -> Callable[[np.ndarray], np.ndarray]:
-    """(n, size, size, 3) uint8 images -> (n, d) vectors, as fast as the network goes."""
+    def _train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
+        settings = dict(self.training)
+        head_settings = {
+            "epochs": settings.pop("head_epochs"),
+            "learning_rate": settings.pop("head_learning_rate"),
+            "measured_epochs": [],
+            "augmentation": [],
+        }
+        has_stages = head_settings["epochs"] > 0 and self.network["train"] != "head"
+        shape = self.network | {"n_classes": len(dataset.classes), "seed": seed}
+        head = None
+        if has_stages:
+            frozen = models.build(**shape | {"train": "head"})
+            head = self._fit(frozen, dataset, seed, settings | head_settings)
+        network = models.build(**shape, was_frozen=has_stages)
+        return network, self._fit(network, dataset, seed, settings, head)
 
-    def encode(images: np.ndarray) -> np.ndarray:
-        if len(images) <= 1:
-            return np.asarray(network.encoder.predict_on_batch(images.astype(np.float32))[0])
-        return embeddings.predict(network.encoder, images, "embedding")[0]
-
-    return encode
+    def _fit(self, network, dataset, seed, settings, head=None) -> Training:
+        features = embeddings.features(network, dataset)
+        return training.train(network, dataset, features=features, seed=seed, head=head, **settings)
 
 
 def _of(dataset: Dataset) -> str:

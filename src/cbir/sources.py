@@ -1,4 +1,4 @@
-"""Where pictures and pretrained weights come from, and how pictures become arrays."""
+"""Where pictures come from, and how they become arrays."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -9,29 +9,14 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image, ImageOps
 
-from cbir import StudyError, project_root
-from cbir.cache import digest, file_digest
+from cbir import StudyError
+from cbir.cache import digest, keras_home
 from cbir.progress import progress
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
-# The ImageNet weights of a backbone without its classifier, as keras.applications has them: the
-# name under which Keras keeps the file, where it comes from, its MD5.
-KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
-IMAGENET = {
-    "resnet50": (
-        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        f"{KERAS_APPLICATIONS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        "4d473c1dd8becc155b73f8504c6f6626",
-    ),
-    "vgg16": (
-        "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        f"{KERAS_APPLICATIONS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        "6d6bbae143d832006294945121d1f1fc",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -203,67 +188,3 @@ def _square(item: Path | np.ndarray, size: int) -> np.ndarray | str:
             return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return " ".join(str(error).split()) or type(error).__name__
-
-
-def find_weights(backbone: str, weights: str) -> Path | None:
-    """The file that `weights` means, downloaded where needed; None for random weights.
-
-    Raises:
-        StudyError: no such file, or the download failed.
-    """
-    if weights == "none":
-        return None
-    if weights != "imagenet":
-        path = project_root() / weights
-        if not path.is_file():
-            raise StudyError(
-                f"weights: no file {path}: give the path of a weights file, imagenet or none"
-            )
-        return path
-    path = imagenet_path(backbone)
-    if not path.exists():
-        part = path.with_name(path.name + ".part")
-        try:
-            import keras
-
-            _, address, md5 = IMAGENET[backbone]
-            # Under another name until it is whole, so that nothing half-loaded is ever used.
-            keras.utils.get_file(
-                part.name, address, cache_dir=keras_home(), cache_subdir="models",
-                file_hash=md5, force_download=True,
-            )  # fmt: skip
-            part.replace(path)
-        except Exception as error:  # get_file raises a bare Exception where it cannot download
-            part.unlink(missing_ok=True)
-            raise StudyError(
-                f"ImageNet weights of {backbone} could not be downloaded "
-                f"({' '.join(str(error).split())[:400]}): put {path.name} into "
-                f"{path.parent}, or set in params/ `weights: none` and `train: all`, "
-                "or `weights: <path of a file>`"
-            ) from error
-    return path
-
-
-def missing_weights(backbone: str, weights: str) -> str:
-    """The name of the file that `find_weights` would download; empty where it would not."""
-    path = imagenet_path(backbone) if weights == "imagenet" else None
-    return path.name if path and not path.exists() else ""
-
-
-def imagenet_path(backbone: str) -> Path:
-    """Where Keras keeps the ImageNet weights of a backbone, without its classifier."""
-    if backbone not in IMAGENET:
-        raise StudyError(f"weights: {backbone} has no ImageNet weights: use none or a path")
-    return keras_home() / "models" / IMAGENET[backbone][0]
-
-
-def keras_home() -> Path:
-    """Where Keras keeps what it downloads; made, since Keras looks elsewhere where it is not."""
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    home.mkdir(parents=True, exist_ok=True)
-    return home
-
-
-def weights_fingerprint(path: Path | None) -> str:
-    """SHA-256 of a weights file; empty for random weights."""
-    return file_digest(path) if path else ""

@@ -1,28 +1,33 @@
 """Training, an epoch at a time, so that an interrupted run goes on as if nothing had happened.
 
 What an epoch sees follows from the seed and the epoch's number alone: the order of the images and
-the state of the random layers. After each epoch the weights, the optimizer and the history are
-moved to disk. A run that was stopped therefore ends with the weights of one that was not.
+the state of the random layers. `checkpoints` keeps the rest after each epoch. A run that was
+stopped therefore ends with the weights of one that was not.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError
+from cbir import StudyError, checkpoints, optimisers
 from cbir.cache import Artifact, cached, file_digest, write_text
-from cbir.data import Dataset
+from cbir.inference import is_out_of_memory
 from cbir.models import Network
 from cbir.progress import Ticker, duration
+from cbir.weights import BACKBONE_FILE
 
-STATE, HISTORY, FINGERPRINT = "state.npz", "history.json", "weights.sha256"
+if TYPE_CHECKING:
+    from cbir.data import Dataset
+
+FINGERPRINT = "weights.sha256"
+FINAL = "final.weights.h5"
 
 
 class Batches(keras.utils.PyDataset):
@@ -51,16 +56,13 @@ class Batches(keras.utils.PyDataset):
 
 
 class Progress(keras.callbacks.Callback):
-    """A line every few seconds while an epoch or a prediction is under way."""
+    """A line every half minute while an epoch is under way."""
 
-    def __init__(self, batches: int, what: str, every: float = 5.0):
+    def __init__(self, batches: int, what: str):
         super().__init__()
-        self.ticker = Ticker(batches, what, every)
+        self.ticker = Ticker(batches, what, every=30)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.ticker.reached(batch + 1)
-
-    def on_predict_batch_end(self, batch, logs=None):
         self.ticker.reached(batch + 1)
 
 
@@ -71,32 +73,52 @@ class Training:
     Attributes:
         artifact: where its weights stand, and what they were made from.
         history: a row per epoch: accuracy, loss, val_accuracy, val_loss, seconds.
+        best_epoch: after which epoch the network was in its final state.
+        features: of the frozen backbone, that it was trained on; None for images.
+        head: the training of the head alone that came before; None where there was none.
     """
 
     artifact: Artifact
     history: pd.DataFrame
+    best_epoch: int
+    features: Artifact | None
+    head: "Training | None"
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the file of the final weights."""
         return (self.artifact.folder / FINGERPRINT).read_text("utf-8")
 
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, those of the head alone and a frozen backbone's features included."""
+        before = self.head.seconds if self.head else 0
+        features = self.features.seconds if self.features else 0
+        # Of a training that was resumed, the artifact knows the last part alone.
+        return float(self.history["seconds"].sum()) + features + before
+
     def weights_path(self, epoch: int | None = None) -> Path:
         """The weights after an epoch that was to be measured, or the final ones."""
-        return self.artifact.folder / _weights_name(epoch or int(self.history.index[-1]))
+        return self.artifact.folder / (_weights_name(epoch) if epoch else FINAL)
 
 
 def train(
     network: Network,
-    dataset: Dataset,
+    dataset: "Dataset",
     *,
     features: Artifact | None,
     epochs: int,
     measured_epochs: list[int],
     batch_size: int,
+    optimizer: str,
     learning_rate: float,
     schedule: str,
+    weight_decay: float,
+    augmentation: list[str],
+    label_smoothing: float,
+    early_stopping: int,
     seed: int,
+    head: Training | None = None,
 ) -> Training:
     """Train a network on the training images; it holds the final weights afterwards.
 
@@ -108,52 +130,68 @@ def train(
         epochs: passes over the training images.
         measured_epochs: epochs whose weights are kept besides the final ones.
         batch_size: images in a step.
-        learning_rate: Adam's, at its highest.
-        schedule: "constant"; or "cosine": up during the first epoch, then down to zero.
-        seed: of the order of the images and of dropout.
+        optimizer, learning_rate, schedule, weight_decay: as `optimisers.optimizer` takes them.
+        augmentation: names in `optimisers.AUGMENTATIONS`, for images alone.
+        label_smoothing: share of the certainty that the loss spreads over all classes.
+        early_stopping: epochs without a better validation accuracy after which training ends, with
+            the weights of the best epoch; 0 trains for all epochs and ends with the last.
+        seed: of the order of the images and of the random layers.
+        head: a training of the same network's head alone, to go on from.
 
     Raises:
-        StudyError: an epoch to be measured lies beyond the last.
+        StudyError: an epoch to be measured that may not come, augmentation of features, a loss
+            that is not a number, or too little memory for a batch.
     """
     if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
         raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
-    model = network.model if features is None else network.head
-    inputs = dataset.images
-    if features is not None:
+    if augmentation and features:
+        raise StudyError(
+            "augmentation: a frozen backbone sees each image once, so no image can change from "
+            "epoch to epoch: set augmentation: [] or train: all"
+        )
+    inputs, model = dataset.images, network.model
+    if features:
         inputs = np.load(features.folder / "features.npy", mmap_mode="r")
-    kept = {*measured_epochs, epochs}
+        model = network.head
 
     def make(folder: Path) -> None:
-        validation = Batches(inputs, dataset.labels, dataset.validation, batch_size)
+        if head:
+            network.model.load_weights(head.weights_path())
         steps = math.ceil(len(dataset.train) / batch_size)
-        model.compile(
-            keras.optimizers.Adam(_rate(schedule, learning_rate, steps, epochs)),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
+        trained = optimisers.augmented(model, augmentation)
+        driver = optimisers.optimizer(
+            optimizer,
+            schedule=schedule,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            steps=steps,
+            epochs=epochs,
         )
-        history = _resume(folder, model)
-        for epoch in range(len(history) + 1, epochs + 1):
-            started = time.perf_counter()
+        loss = optimisers.cross_entropy(label_smoothing)
+        trained.compile(driver, loss=loss, metrics=["accuracy"])
+        validation = Batches(inputs, dataset.labels, dataset.validation, batch_size)
+        history = checkpoints.resume(folder, trained)
+        while len(history) < epochs and not _is_over(history, early_stopping):
+            epoch, started = len(history) + 1, time.perf_counter()
             order = np.random.default_rng([seed, epoch]).permutation(dataset.train)
-            _seed_random_layers(model, seed, epoch)
-            logs = model.fit(
+            checkpoints.seed_random_layers(trained, seed, epoch)
+            row = _fit_epoch(
+                trained,
                 Batches(inputs, dataset.labels, order, batch_size),
-                validation_data=validation,
-                initial_epoch=epoch - 1,
-                epochs=epoch,
-                shuffle=False,
-                verbose=0,
-                callbacks=[Progress(steps, f"epoch {epoch}/{epochs}, batches", every=30)],
-            ).history
-            row = {name: values[-1] for name, values in logs.items()}
-            if not np.isfinite(row["loss"]):
-                raise StudyError(f"training diverged in epoch {epoch}: lower learning_rate")
+                validation,
+                epoch,
+                Progress(steps, f"epoch {epoch}/{epochs}, batches"),
+            )
             history.append(row | {"seconds": time.perf_counter() - started})
-            if epoch in kept:
+            if epoch in measured_epochs:
                 network.model.save_weights(folder / _weights_name(epoch))
-            _save(folder, model, history)
+            if _best(history, early_stopping) == epoch:
+                network.model.save_weights(folder / FINAL)
+            checkpoints.save(folder, trained, history)
             _say(history, epochs)
-        write_text(folder / FINGERPRINT, file_digest(folder / _weights_name(epochs)))
+        network.model.load_weights(folder / FINAL)
+        network.body.save_weights(folder / BACKBONE_FILE)
+        write_text(folder / FINGERPRINT, file_digest(folder / FINAL))
 
     artifact = cached(
         "training",
@@ -163,74 +201,74 @@ def train(
             "epochs": epochs,
             "measured_epochs": sorted(measured_epochs),
             "batch_size": batch_size,
+            "optimizer": optimizer,
             "learning_rate": learning_rate,
             "schedule": schedule,
+            "weight_decay": weight_decay,
+            "augmentation": augmentation,
+            "label_smoothing": label_smoothing,
+            "early_stopping": early_stopping,
             "training_seed": seed,
         },
-        reads=[dataset.split_fingerprint, network.weights, features.key if features else ""],
+        reads=[
+            dataset.split_fingerprint,
+            network.weights.sha256,
+            features.key if features else "",
+            head.artifact.key if head else "",
+        ],
         code=__name__,
     )
-    (artifact.folder / STATE).unlink(missing_ok=True)
-    rows = json.loads((artifact.folder / HISTORY).read_text("utf-8"))
+    (artifact.folder / checkpoints.STATE).unlink(missing_ok=True)
+    rows = json.loads((artifact.folder / checkpoints.HISTORY).read_text("utf-8"))
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
-    training = Training(artifact, history)
-    network.model.load_weights(training.weights_path())
-    return training
+    network.model.load_weights(artifact.folder / FINAL)
+    return Training(artifact, history, _best(rows, early_stopping), features, head)
+
+
+def _fit_epoch(model, batches, validation, epoch: int, progress) -> dict[str, float]:
+    """One pass over the batches: a row of the history.
+
+    Raises:
+        StudyError: the loss is not a number, or memory is too small for a batch.
+    """
+    try:
+        logs = model.fit(
+            batches,
+            validation_data=validation,
+            initial_epoch=epoch - 1,
+            epochs=epoch,
+            shuffle=False,
+            verbose=0,
+            callbacks=[progress],
+        ).history
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise StudyError(
+                f"out of memory with batch_size {batches.batch_size}: lower it (results depend on "
+                "it, so it stands in params/), or input_size"
+            ) from error
+        raise
+    row = {name: values[-1] for name, values in logs.items()}
+    if not np.isfinite(row["loss"]):
+        raise StudyError(f"training diverged in epoch {epoch}: lower learning_rate")
+    return row
+
+
+def _best(history: list[dict], early_stopping: int) -> int:
+    """The epoch of the final weights: the last, or with early stopping the first of the best."""
+    if not early_stopping:
+        return len(history)
+    accuracies = [row["val_accuracy"] for row in history]
+    return 1 + accuracies.index(max(accuracies))
+
+
+def _is_over(history: list[dict], early_stopping: int) -> bool:
+    since = len(history) - _best(history, early_stopping) if history else 0
+    return bool(early_stopping) and since >= early_stopping
 
 
 def _weights_name(epoch: int) -> str:
     return f"epoch-{epoch:03d}.weights.h5"
-
-
-def _rate(schedule: str, learning_rate: float, steps: int, epochs: int):
-    if schedule == "constant":
-        return learning_rate
-    return keras.optimizers.schedules.CosineDecay(
-        0.0,
-        decay_steps=max(1, steps * (epochs - 1)),
-        warmup_target=learning_rate,
-        warmup_steps=steps,
-    )
-
-
-def _random_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _random_layers(layer)
-        elif hasattr(layer, "seed_generator"):
-            yield layer
-
-
-def _seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
-    """Dropout draws from a state that runs on; set, it is the same after a resumption."""
-    for place, layer in enumerate(_random_layers(model)):
-        state = np.random.SeedSequence([seed, epoch, place]).generate_state(2)
-        layer.seed_generator.state.assign(state.astype(layer.seed_generator.state.dtype))
-
-
-def _save(folder: Path, model: keras.Model, history: list[dict]) -> None:
-    """The state after an epoch, in one file, so that its parts can never disagree."""
-    arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
-    variables = model.optimizer.variables
-    arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
-    temporary = folder / f"temporary-{STATE}"
-    np.savez(temporary, history=json.dumps(history), **arrays)
-    temporary.replace(folder / STATE)
-    write_text(folder / HISTORY, json.dumps(history))
-
-
-def _resume(folder: Path, model: keras.Model) -> list[dict]:
-    """Put the model where an interrupted run left it; the history up to there."""
-    if not (folder / STATE).exists():
-        return []
-    with np.load(folder / STATE) as state:
-        model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
-        model.optimizer.build(model.trainable_variables)
-        for i, variable in enumerate(model.optimizer.variables):
-            variable.assign(state[f"optimizer_{i}"])
-        history = json.loads(str(state["history"]))
-    print(f"going on after epoch {len(history)}", flush=True)
-    return history
 
 
 def _say(history: list[dict], epochs: int) -> None:

@@ -1,0 +1,48 @@
+"""Half precision where the machine has it: on a GPU, never on a CPU, where it would only be slow.
+
+Whether XLA compiles is left to Keras, which does so on a GPU and does not on a CPU.
+"""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+
+import keras
+
+FULL = "float32"
+
+
+@contextlib.contextmanager
+def of(mixed: bool) -> Iterator[str]:
+    """Layers made within compute in this precision; gives the name of Keras' policy.
+
+    Args:
+        mixed: whether half precision is wanted.
+    """
+    before = keras.config.dtype_policy()
+    policy = best() if mixed else FULL
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield policy
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def best() -> str:
+    """bfloat16 from NVIDIA's Ampere on, float16 from Volta on, float32 anywhere else."""
+    if not keras.distribution.list_devices("gpu"):
+        return FULL
+    capability = _compute_capability()
+    if capability >= 8:
+        return "mixed_bfloat16"
+    return "mixed_float16" if capability >= 7 else FULL
+
+
+def _compute_capability() -> float:
+    """Of the weakest GPU; 0 where the driver does not tell."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+        return min(float(line) for line in told.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0
