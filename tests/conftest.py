@@ -19,25 +19,28 @@ STUDY = {
     "test_fraction": 0.25,
     "validation_fraction": 0.2,
     "split_seed": 0,
+    "training_images": 0,
+    "test_images": 0,
     "seeds": [0],
     "protocols": ["closed"],
     "unseen": 1,
     "draws": 2,
     "ks": [1, 5, 10],
 }
-CNN = {
+# All that defines an architecture and its training, as params/defaults.yaml has it, but for these.
+CNN = yaml.safe_load((ROOT / "params" / "defaults.yaml").read_text("utf-8"))
+CNN = {key: value for key, value in CNN.items() if key not in STUDY} | {
     "backbone": "cnn",
-    "weights": "none",
-    "train": "all",
-    "input_size": 32,
+    "pooling": "flatten",
     "embedding_dim": 16,
     "dropout": 0.1,
     "epochs": 3,
     "measured_epochs": [1],
     "batch_size": 8,
-    "learning_rate": 0.001,
-    "schedule": "cosine",
 }
+# A frozen backbone with a head.
+FROZEN = {"pooling": "avg", "train": "head", "head_epochs": 2, "head_batch_size": 8}
+FROZEN |= {"epochs": 0, "measured_epochs": []}
 
 
 def write_pictures(folder: Path, classes=("circle", "cross", "square"), count=16, size=24) -> None:
@@ -52,9 +55,10 @@ def write_pictures(folder: Path, classes=("circle", "cross", "square"), count=16
 
 
 def write_study(root: Path, name: str, shared: dict, architectures: dict[str, dict]) -> None:
-    """params/<name>/ with its YAML files."""
+    """params/<name>/ with its YAML files, and the real defaults."""
     folder = root / "params" / name
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "params" / "defaults.yaml", root / "params")
     (folder / "study.yaml").write_text(yaml.safe_dump(shared))
     for architecture, content in architectures.items():
         (folder / f"{architecture}.yaml").write_text(yaml.safe_dump(content))
@@ -64,15 +68,14 @@ def make_project(root: Path) -> Path:
     """A project with the real notebooks and the study `tiny`: CNN trained, the others frozen."""
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     write_pictures(root / "data" / "shapes")
-    frozen = {"train": "head", "epochs": 2, "measured_epochs": []}
     write_study(
         root,
         "tiny",
         STUDY,
         {
             "cnn": CNN,
-            "resnet50": CNN | frozen | {"backbone": "resnet50"},
-            "vgg16": CNN | frozen | {"backbone": "vgg16"},
+            "resnet50": CNN | FROZEN | {"backbone": "resnet50"},
+            "vgg16": CNN | FROZEN | {"backbone": "vgg16"},
         },
     )
     return root
@@ -131,7 +134,9 @@ def build_network(backbone="cnn", **changes):
     from cbir import models
 
     given = {"weights": "none", "train": "all", "image_size": 32, "input_size": 32}
-    given |= {"embedding_dim": 16, "dropout": 0.2, "n_classes": 3, "seed": 0}
+    given |= {"pooling": "flatten" if backbone == "cnn" else "avg", "feature_maps": False}
+    given |= {"embedding": "penultimate", "embedding_dim": 16, "dropout": 0.2}
+    given |= {"mixed_precision": False, "n_classes": 3, "seed": 0}
     return models.build(backbone, **(given | changes))
 
 
@@ -140,13 +145,15 @@ def train_network(network, dataset, **changes):
     from cbir import training
 
     given = {"features": None, "epochs": 4, "measured_epochs": [1], "batch_size": 8}
-    given |= {"learning_rate": 0.002, "schedule": "cosine", "seed": 0}
+    given |= {"optimizer": "adam", "learning_rate": 0.002, "schedule": "cosine", "seed": 0}
+    given |= {"weight_decay": 0.0, "augmentation": [], "label_smoothing": 0.0, "early_stopping": 0}
     return training.train(network, dataset, **(given | changes))
 
 
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
     """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
-    from cbir.data import Dataset, stratified_split
+    from cbir.data import Dataset
+    from cbir.splits import stratified_split
 
     given = {"dataset": "toy", "validation_fraction": 0.25, "split_seed": 0} | changes
     random = np.random.default_rng(n_classes)

@@ -257,22 +257,6 @@ def _against(name: str, compared: pd.DataFrame, controls: list[str]) -> list[tup
     ]
 
 
-def pretrained(results: dict[str, Result]) -> str:
-    """A warning where classes called unseen may have been seen in pretraining."""
-    started = [
-        name
-        for name, result in results.items()
-        if "unseen_classes" in result.summary["asked"]["protocols"]
-        and result.summary.get("weights", {}).get("started from", "random") != "random"
-    ]
-    if not started:
-        return ""
-    return (
-        f"{', '.join(started)} started from pretrained weights, which may have seen the classes "
-        "that are called unseen here."
-    )
-
-
 def published(results: dict[str, Result]) -> str:
     """Figures from the literature that were measured under a protocol of this study, if any."""
     asked = {each for result in results.values() for each in result.summary["asked"]["protocols"]}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.lib.format import open_memmap
 
-from cbir import StudyError, project_root, sources
+from cbir import StudyError, project_root, sources, splits
 from cbir.cache import cached, digest, find
 
 
@@ -102,6 +102,9 @@ def load(
     test_fraction: float,
     validation_fraction: float,
     split_seed: int,
+    training_images: int = 0,
+    test_images: int = 0,
+    learn_from: int = 0,
 ) -> Dataset:
     """A data set, decoded on first use and memory-mapped from then on.
 
@@ -112,18 +115,30 @@ def load(
         test_fraction: share of each class that becomes test images where the data has no test
             split of its own; at least one image a class.
         validation_fraction: share of each class's training images, at least one.
-        split_seed: of both splits; the same for every run of a study.
+        split_seed: of every choice of images; the same for every run of a study.
+        training_images, test_images: about how many of each part to keep, in equal shares of all
+            classes; 0 keeps all.
+        learn_from: about how many of the training images to learn from and to validate on, in
+            equal shares of all classes, the fewer among the more; 0 for all. The gallery keeps all.
 
     Raises:
         StudyError: the data cannot be had, or cannot be split so.
     """
-    images = cached(**_images_step(dataset, image_size, test_fraction, split_seed))
+    parameters = {
+        "dataset": dataset,
+        "image_size": image_size,
+        "test_fraction": test_fraction,
+        "split_seed": split_seed,
+        "training_images": training_images,
+        "test_images": test_images,
+    }
+    images = cached(**_images_step(**parameters))
     content = json.loads((images.folder / "content.json").read_text("utf-8"))
     n_train = content.pop("n_train")
     labels = np.load(images.folder / "labels.npy")
 
     def make(folder: Path) -> None:
-        train, validation = stratified_split(
+        train, validation = splits.stratified_split(
             labels[:n_train], validation_fraction, split_seed, content["classes"], "validation"
         )
         np.save(folder / "train.npy", train)
@@ -139,18 +154,18 @@ def load(
         reads=[content["fingerprint"]],
         code=__name__,
     )
+    train, validation = (
+        splits.share(
+            np.load(split.folder / f"{part}.npy"), learn_from / n_train, labels, split_seed
+        )
+        for part in ("train", "validation")
+    )
     loaded = Dataset(
-        parameters={
-            "dataset": dataset,
-            "image_size": image_size,
-            "test_fraction": test_fraction,
-            "validation_fraction": validation_fraction,
-            "split_seed": split_seed,
-        },
+        parameters=parameters | {"validation_fraction": validation_fraction},
         images=np.load(images.folder / "images.npy", mmap_mode="r"),
         labels=labels,
-        train=np.load(split.folder / "train.npy"),
-        validation=np.load(split.folder / "validation.npy"),
+        train=train,
+        validation=validation,
         gallery=np.arange(n_train),
         queries=np.arange(n_train, len(labels)),
         **content,
@@ -166,42 +181,22 @@ def take(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return array[first:last] if is_whole else array[positions]
 
 
-def is_decoded(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> bool:
+def is_decoded(**parameters) -> bool:
     """Whether `load` would find the images decoded; arguments as for `load`."""
-    step = _images_step(dataset, image_size, test_fraction, split_seed)
+    step = _images_step(**parameters)
     del step["make"]
     return find(**step) is not None
 
 
-def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int, classes: list[str], part: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the images that stay and of those set apart, class by class, both sorted.
-
-    Args:
-        labels: (n,) int.
-        fraction: share of each class to set apart, at least one image.
-        seed: decides which.
-        classes, part: names for the error message.
-
-    Raises:
-        StudyError: a class has fewer than two images.
-    """
-    random = np.random.default_rng(seed)
-    apart = []
-    for label, name in enumerate(classes):
-        members = random.permutation(np.flatnonzero(labels == label))
-        if len(members) < 2:
-            raise StudyError(
-                f"class {name!r} has too few images left ({len(members)}) to set some apart for "
-                f"{part}: each class needs at least 3, or 2 beside a test folder of its own"
-            )
-        apart.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
-    apart = np.sort(np.concatenate(apart))
-    return np.setdiff1d(np.arange(len(labels)), apart), apart
-
-
-def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed: int) -> dict:
+def _images_step(
+    *,
+    dataset: str,
+    image_size: int,
+    test_fraction: float,
+    split_seed: int,
+    training_images: int,
+    test_images: int,
+) -> dict:
     """The step that decodes the images of a data set, as `cached` takes it."""
     folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "digits":
@@ -225,12 +220,18 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
             [pictures.names[row] for row in readable],
         )
         if pictures.is_test is None:
-            parts = stratified_split(labels, test_fraction, split_seed, pictures.classes, "test")
+            parts = splits.stratified_split(
+                labels, test_fraction, split_seed, pictures.classes, "test"
+            )
         else:
             is_test = pictures.is_test[readable]
             parts = np.flatnonzero(~is_test), np.flatnonzero(is_test)
         for part, rows in zip(("train", "test"), parts, strict=True):
             _check_classes(labels[rows], pictures.classes, part)
+        parts = [
+            splits.share(rows, limit / len(rows), labels, split_seed)
+            for rows, limit in zip(parts, (training_images, test_images), strict=True)
+        ]
         order = np.concatenate(parts)
         fingerprint = hashlib.sha256(json.dumps([pictures.classes, len(parts[0])]).encode())
         array = open_memmap(
@@ -255,6 +256,7 @@ def _images_step(dataset: str, image_size: int, test_fraction: float, split_seed
 
     parameters = {"dataset": dataset, "image_size": image_size}
     parameters |= {"test_fraction": test_fraction, "split_seed": split_seed}
+    parameters |= {"training_images": training_images, "test_images": test_images}
     return {
         "step": "images", "make": make, "parameters": parameters, "reads": [state], "code": __name__
     }  # fmt: skip
@@ -274,4 +276,4 @@ def _check_disjoint(dataset: Dataset) -> None:
     """Queries, training and validation images are different images, by name and by position."""
     assert len(set(dataset.names)) == len(dataset.names), "an image is query and gallery"
     assert not np.intersect1d(dataset.train, dataset.validation).size, "train meets validation"
-    assert len(dataset.train) + len(dataset.validation) == len(dataset.gallery)
+    assert np.isin([*dataset.train, *dataset.validation], dataset.gallery).all()

@@ -1,7 +1,7 @@
-"""What a study asks for: YAML files layered over the defaults in a notebook's parameters cell.
+"""What a study asks for: YAML files in layers, defaults first.
 
 The parameters cell is the one list of what a notebook knows: each line there names a parameter,
-its type and its default. A study's files must set every one of them, and nothing else, so that a
+its type and its value by hand. The files must set every one of them, and nothing else, so that a
 report never rests on a value that nobody wrote down.
 """
 
@@ -13,23 +13,35 @@ from pathlib import Path
 
 import yaml
 
-from cbir import StudyError
-from cbir.limits import LIMITS, TYPES
+from cbir import StudyError, grids
+from cbir.limits import LIMITS, TYPES, conflict
 
 # Set by where a file stands, not by what stands in it: params/<study>/<architecture>.yaml.
-PLACED = ("study", "architecture")
-SHARED = "study.yaml"
+PLACED = ("study", "architecture", "variant")
+SHARED, DEFAULTS = "study.yaml", "defaults.yaml"
 # What decides the images: the same for all architectures of a study.
-DATA = ("dataset", "image_size", "test_fraction", "validation_fraction", "split_seed")
+DATA = (
+    "dataset", "image_size", "training_images", "test_images", "test_fraction",
+    "validation_fraction", "split_seed",
+)  # fmt: skip
 # What is measured of an architecture.
 ASKED = ("seeds", "protocols", "unseen", "draws", "ks")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One architecture of a study: the notebook that runs it and what the notebook is given."""
+    """One architecture of a study: the notebook that runs it and what the notebook is given.
+
+    Attributes:
+        architecture: its name in the report; that of the file, and where there is a grid the
+            values of its point.
+        file: the name of its file in params/<study>/, without its ending.
+        notebook: the notebook's path.
+        parameters: what it is given.
+    """
 
     architecture: str
+    file: str
     notebook: Path
     parameters: dict
 
@@ -40,7 +52,7 @@ class Run:
 
     @property
     def weights(self) -> tuple[str, str]:
-        """Backbone and weights, as `sources.find_weights` takes them."""
+        """Backbone and weights, as `weights.find` takes them."""
         return self.parameters.get("backbone", ""), self.parameters.get("weights", "none")
 
     @property
@@ -72,7 +84,8 @@ def load(
         overrides: "key=value key=value", values in YAML, over what the files say.
 
     Returns:
-        One run per architecture, in the order of their file names, the controls last.
+        One run per architecture, and per point of its grid, in the order of their file names, the
+        controls last.
 
     Raises:
         StudyError: an unknown study, or a parameter that is unknown, missing, ill-typed or out of
@@ -81,46 +94,58 @@ def load(
     folder = root / "params" / study
     if study not in studies(root):
         raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
-    shared = _read_yaml(folder / SHARED, root)
+    defaults = root / "params" / DEFAULTS
+    layers = [(_name(path, root), _read_yaml(path, root)) for path in (defaults, folder / SHARED)]
+    grid = grids.read(layers[1][1].pop("grid", {}), layers[1][0], (*DATA, *ASKED))
     changes = {"dataset": dataset} if dataset is not None else {}
     changes |= parse_overrides(overrides)
     found, runs = [], []
     for path in sorted(folder.glob("*.yaml")):
-        if path.name == SHARED:
-            continue
-        own = _read_yaml(path, root)
-        if apart := [key for key in (*DATA, "unseen") if key in own]:
-            raise StudyError(
-                f"{_name(path, root)}: {apart[0]} belongs into {SHARED}: all architectures of a "
-                "study see the same images"
-            )
-        notebook = root / "notebooks" / f"{own.pop('notebook', path.stem)}.ipynb"
-        if not notebook.exists():
-            raise StudyError(
-                f"{_name(path, root)}: no notebook {notebook.name} in notebooks/: name the one "
-                "that runs this architecture with the key `notebook`"
-            )
-        types = known(notebook)
-        if lacking := [key for key in (*DATA, *ASKED) if key not in types]:
-            raise StudyError(f"{notebook.name}: the parameters cell lacks {', '.join(lacking)}")
-        found.append((path, notebook, types, own))
-    anywhere = {key for _, _, types, _ in found for key in types}
-    for path, notebook, types, own in found:
+        if path.name != SHARED:
+            found.append(_read_run(path, root, grid))
+    anywhere = {key for *_, types in found for key in types}
+    for name, own, points, notebook, types in found:
         # What is for all is for those that know it: a control has no epochs.
         elsewhere = anywhere - types.keys()
-        for_all, changed = (
-            {key: value for key, value in layer.items() if key not in elsewhere}
-            for layer in (shared, changes)
-        )
-        layers = [(_name(folder / SHARED, root), for_all), (_name(path, root), own)]
-        layers.append(("DATA or SET" if dataset else "SET", changed))
-        placed = dict(zip(PLACED, (report or study, path.stem), strict=True))
-        runs.append(Run(path.stem, notebook, _layered(types, layers) | placed))
+        for_all = [
+            (file, {key: value for key, value in layer.items() if key not in elsewhere})
+            for file, layer in [*layers, ("DATA or SET" if dataset else "SET", changes)]
+        ]
+        for point in grids.points({key: points[key] for key in points if key in types}, changes):
+            placed = {"study": report or study, "variant": grids.variant(point)}
+            file = Path(name).stem
+            placed["architecture"] = grids.name(file, point)
+            parameters = _layered(
+                types, [*for_all[:2], (name, own), (f"{name}, grid", point), for_all[2]]
+            )
+            runs.append(Run(placed["architecture"], file, notebook, parameters | placed))
     if not runs:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
     for run in runs:
         _check_together(run, runs[0])
     return sorted(runs, key=lambda run: run.is_control)
+
+
+def _read_run(path: Path, root: Path, grid: dict) -> tuple[str, dict, dict, Path, dict]:
+    """An architecture's file: its name, what it says, its grid, its notebook, what that knows."""
+    own = _read_yaml(path, root)
+    if apart := [key for key in (*DATA, "unseen") if key in own]:
+        raise StudyError(
+            f"{_name(path, root)}: {apart[0]} belongs into {SHARED}: all architectures of a "
+            "study see the same images"
+        )
+    notebook = root / "notebooks" / f"{own.pop('notebook', path.stem)}.ipynb"
+    if not notebook.exists():
+        raise StudyError(
+            f"{_name(path, root)}: no notebook {notebook.name} in notebooks/: name the one "
+            "that runs this architecture with the key `notebook`"
+        )
+    types = known(notebook)
+    if lacking := [key for key in (*DATA, *ASKED, *PLACED) if key not in types]:
+        raise StudyError(f"{notebook.name}: the parameters cell lacks {', '.join(lacking)}")
+    if "grid" in own:
+        grid = grids.read(own.pop("grid"), _name(path, root), (*DATA, *ASKED))
+    return _name(path, root), own, grid, notebook, types
 
 
 def known(notebook: Path) -> dict[str, str]:
@@ -189,17 +214,16 @@ def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
                 raise StudyError(f"{file}: {key} {otherwise}, not {value!r}")
             parameters[key] = float(value) if types[key] == "float" else value
     if missing := [key for key in types if key not in parameters and key not in PLACED]:
-        files = " or ".join(file for file, _ in layers[:2])
+        files = " or ".join(file for file, _ in layers[1:3])
         raise StudyError(f"{files}: missing parameter {', '.join(missing)}: add it to one of them")
     # A trial of fewer epochs measures what it has.
     changed = layers[-1][1]
-    epochs = parameters.get("epochs", 0)
     if "epochs" in changed and "measured_epochs" not in changed:
+        epochs = parameters.get("epochs", 0)
         kept = [epoch for epoch in parameters.get("measured_epochs", []) if epoch <= epochs]
         parameters["measured_epochs"] = kept
-    if beyond := [epoch for epoch in parameters.get("measured_epochs", []) if epoch > epochs]:
-        files = " or ".join(file for file, _ in layers[1:])
-        raise StudyError(f"{files}: measured_epochs: {beyond[0]} lies beyond epochs: {epochs}")
+    if "backbone" in parameters and (broken := conflict(parameters)):
+        raise StudyError(f"{' or '.join(file for file, layer in layers[2:] if layer)}: {broken}")
     return parameters
 
 

@@ -30,6 +30,29 @@ def samples(dataset: Dataset, per_class: int = 10) -> Figure:
     return figure
 
 
+def attention(dataset: Dataset, weights: np.ndarray, queries: np.ndarray) -> Figure:
+    """Queries (above) and what an attention pooling weighs in them (below): bright is much.
+
+    Args:
+        weights: (n, h, w) for each of these queries, from `Network.attention`.
+        queries: positions among the queries.
+    """
+    figure, axes = plt.subplots(2, len(queries), figsize=(1.1 * len(queries), 2.6), squeeze=False)
+    for above, below, query, map_ in zip(*axes, queries, weights, strict=True):
+        image = dataset.images[dataset.queries[query]]
+        above.imshow(image)
+        below.imshow(image)
+        below.imshow(
+            map_, cmap="magma", alpha=0.6, interpolation="bilinear",
+            extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5),
+        )  # fmt: skip
+        above.set_title(dataset.classes[dataset.query_labels[query]], size=9)
+        for axis in (above, below):
+            axis.set_axis_off()
+    figure.tight_layout()
+    return figure
+
+
 def results(
     dataset: Dataset,
     queries: np.ndarray,

@@ -1,14 +1,12 @@
 """What a report would take: which notebooks would run, what is cached, what must be downloaded."""
 
-from cbir import data, params, project_root, protocols, sources
-from cbir.cache import backend, finished, is_current
+from cbir import StudyError, data, params, project_root, protocols, sources, weights
+from cbir.backbones import BACKBONES
+from cbir.cache import backend, finished, is_current, keras_home
 from cbir.progress import duration
 from cbir.results import machine
 from cbir.study import Study, run_key
 
-# Images a second at 32 pixels, (training, embedding), measured with TensorFlow on two cores of an
-# AMD EPYC.
-RATES = {"cnn": (800, 2300), "resnet50": (60, 550), "vgg16": (55, 230)}
 # Starting a notebook, drawing its figures, writing its page.
 NOTEBOOK_SECONDS = 20
 
@@ -36,11 +34,14 @@ def describe(study: Study) -> str:
         own = {key: value for key, value in given.items() if key not in shared}
         lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
         lines += [f"  {_join(own)}"] if own else []
-        missing = sources.missing_weights(*run.weights)
+        missing = weights.missing(*run.weights)
+        lacking = "" if missing else _lacking(run)
         if missing:
             lines.append(f"  will download {missing}")
         if run.architecture not in study.chosen:
             lines.append("  left out")
+        elif lacking:
+            lines.append(f"  cannot run: {lacking}")
         elif (
             decoded
             and not missing
@@ -64,6 +65,15 @@ def describe(study: Study) -> str:
     return "\n".join(lines)
 
 
+def _lacking(run: params.Run) -> str:
+    """Why the weights of a run cannot be had; empty where they can."""
+    try:
+        weights.find(*run.weights)
+    except StudyError as error:
+        return str(error)
+    return ""
+
+
 def _join(parameters: dict) -> str:
     return ", ".join(
         f"{key}={value}" for key, value in parameters.items() if key not in params.PLACED
@@ -81,7 +91,7 @@ def _describe_images(dataset: str) -> str:
         return "part of scikit-learn, no download"
     folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "cifar10" and not folder.is_dir():
-        if any((sources.keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
+        if any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
             return "as Keras has downloaded it"
         return "will be downloaded by Keras (about 170 MB)"
     found = sources.list_folder(folder)
@@ -123,23 +133,30 @@ def _trainings(study: Study, run: params.Run, decoded: bool) -> list[tuple[int, 
 
 def _trained(study: Study, given: dict, seed: int, split: str) -> bool:
     """Whether a training would be served from the cache."""
-    path = sources.find_weights(given["backbone"], given["weights"])
-    reads = [split, sources.weights_fingerprint(path)]
+    reads = [split, weights.find(given["backbone"], given["weights"]).sha256]
     known = {**given, "seed": seed, "training_seed": seed, "n_classes": len(study.dataset.classes)}
+    if given["train"] == "head":
+        for name in ("epochs", "batch_size", "learning_rate"):
+            known[name] = given[f"head_{name}"]
     known["measured_epochs"] = sorted(given["measured_epochs"])
+    del known["feature_maps"]  # which pooling decides too
     return any(
         each.manifest["reads"][:2] == reads
-        and all(known[key] == value for key, value in each.manifest["parameters"].items())
+        and all(
+            known.get(key, value) == value for key, value in each.manifest["parameters"].items()
+        )
         for each in finished("training", "cbir.training")
     )
 
 
 def _estimate(given: dict, counts: tuple[int, int]) -> float:
     """Seconds to train and embed, from the rates, which fall with the number of pixels."""
-    train, embed = RATES.get(given["backbone"], RATES["resnet50"])
+    train, embed = BACKBONES[given["backbone"]].rates
     pixels = (given["input_size"] / 32) ** 2
     n_train, n_all = counts
-    embedding = n_all * pixels / embed
+    n_train = min(n_train, given["learn_from"] or n_train)
+    features = n_all * pixels / embed
+    head = given["head_epochs"] * n_train / 50_000 + features if given["head_epochs"] else 0
     if given["train"] == "head":
-        return embedding + n_train * given["epochs"] / 20_000
-    return n_train * given["epochs"] * pixels / train + embedding
+        return head
+    return head + n_train * given["epochs"] * pixels / train + features

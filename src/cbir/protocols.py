@@ -20,7 +20,8 @@ from dataclasses import replace
 import numpy as np
 
 from cbir import StudyError
-from cbir.data import Dataset, stratified_split
+from cbir.data import Dataset
+from cbir.splits import stratified_split
 
 PROTOCOLS = ("closed", "held_out_gallery", "unseen_classes", "hashing_1k")
 HASHING_QUERIES, HASHING_TRAINING = 100, 500

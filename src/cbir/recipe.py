@@ -17,8 +17,9 @@ class Recipe:
 
     Attributes:
         network: arguments of `models.build`.
-        training: arguments of `training.train`, and `head_epochs` and `head_learning_rate`: of the
-            training of the head alone that comes before the backbone is trained with it.
+        training: arguments of `training.train`, and `head_epochs`, `head_batch_size` and
+            `head_learning_rate`: those of the head alone, which is trained first where there are
+            any, on the features of the frozen backbone.
         embedding: `test_time_flips` and `whitening` of `embeddings.embed`.
     """
 
@@ -26,6 +27,11 @@ class Recipe:
     training: dict
     embedding: dict
     _last: dict = field(default_factory=dict, repr=False)
+
+    def build(self, dataset: Dataset, seed: int) -> Network:
+        """The network, untrained."""
+        shape = self.network | {"n_classes": len(dataset.classes), "seed": seed}
+        return models.build(**shape, was_frozen=self.training["head_epochs"] > 0)
 
     def train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         """The network, trained on a view of the data set; what is already done is not done again.
@@ -47,24 +53,24 @@ class Recipe:
 
     def _train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         settings = dict(self.training)
-        head_settings = {
-            "epochs": settings.pop("head_epochs"),
-            "learning_rate": settings.pop("head_learning_rate"),
-            "measured_epochs": [],
-            "augmentation": [],
+        of_head = {
+            name: settings.pop(f"head_{name}") for name in ("epochs", "batch_size", "learning_rate")
         }
-        has_stages = head_settings["epochs"] > 0 and self.network["train"] != "head"
-        shape = self.network | {"n_classes": len(dataset.classes), "seed": seed}
+        of_head |= {"measured_epochs": [], "augmentation": []}
         head = None
-        if has_stages:
-            frozen = models.build(**shape | {"train": "head"})
-            head = self._fit(frozen, dataset, seed, settings | head_settings)
-        network = models.build(**shape, was_frozen=has_stages)
-        return network, self._fit(network, dataset, seed, settings, head)
-
-    def _fit(self, network, dataset, seed, settings, head=None) -> Training:
-        features = embeddings.features(network, dataset)
-        return training.train(network, dataset, features=features, seed=seed, head=head, **settings)
+        if of_head["epochs"]:
+            frozen = Recipe(self.network | {"train": "head"}, self.training, self.embedding)
+            network = frozen.build(dataset, seed)
+            features = embeddings.features(network, dataset)
+            head = training.train(
+                network, dataset, features=features, seed=seed, **settings | of_head
+            )
+            if self.network["train"] == "head":
+                return network, head
+        network = self.build(dataset, seed)
+        return network, training.train(
+            network, dataset, features=None, seed=seed, head=head, **settings
+        )
 
 
 def _of(dataset: Dataset) -> str:

@@ -4,14 +4,18 @@ import sys
 import time
 from pathlib import Path
 
-from cbir import StudyError, __version__, leaks, params, protocols, results, sources
+from cbir import StudyError, __version__, leaks, params, protocols, results, weights
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.progress import duration, own_stderr
 from cbir.study import Study, git_state, notebook_digest, page_digest, run_key
 
 # Notebooks that read what architectures left, their pages and titles.
-PAGES = {"comparison": "index.html", "metrics": "metrics.html"}
-TITLES = {"comparison": "Image retrieval compared", "metrics": "What mAP@k means"}
+PAGES = {"comparison": "index.html", "grid": "index.html", "metrics": "metrics.html"}
+TITLES = {
+    "comparison": "Image retrieval compared",
+    "grid": "Image retrieval, point by point",
+    "metrics": "What mAP@k means",
+}
 
 
 def bring_up_to_date(study: Study) -> bool:
@@ -59,7 +63,7 @@ def _architecture(study: Study, run: params.Run) -> tuple[str, str, bool]:
     name = run.architecture
     page = study.folder / f"{name}.html"
     is_chosen = name in study.chosen
-    if not is_chosen and sources.missing_weights(*run.weights):
+    if not is_chosen and weights.missing(*run.weights):
         # Not worth a download: without its weights it cannot have been run.
         if not page.exists():
             _write_note(study, name, "not run", page.name)
@@ -201,24 +205,25 @@ def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) ->
     }
     if not current:
         results.write_study(study.folder, [], about)
-        for name, page in PAGES.items():
-            _write_note(study, name, "; ".join(missing), page)
+        for name in ("comparison", "metrics"):
+            _write_note(study, name, "; ".join(missing), PAGES[name])
         return True
     architectures = [run.architecture for run in study.runs]
     first = next(iter(current))  # one ranking is enough to show what definitions do
+    index = "grid" if any(run.parameters["variant"] for run in study.runs) else "comparison"
     given = {
-        "comparison": {"study": study.name, "architectures": architectures, "missing": missing},
+        index: {"study": study.name, "architectures": architectures, "missing": missing},
         "metrics": {"study": study.name, "architecture": first},
     }
-    reads = {"comparison": list(current.values()), "metrics": [current[first]]}
+    reads = {index: list(current.values()), "metrics": [current[first]]}
     stale = {}
-    for name, page in PAGES.items():
+    for name, asked in given.items():
         notebook = notebook_digest(study.root / "notebooks" / f"{name}.ipynb")
-        key = make_key(name, given[name], [*reads[name], page_digest()], notebook)
-        if not (is_current(study.folder / name, key) and (study.folder / page).exists()):
+        key = make_key(name, asked, [*reads[name], page_digest()], notebook)
+        if not (is_current(study.folder / name, key) and (study.folder / PAGES[name]).exists()):
             stale[name] = key
     lacking = [name for name in results.STUDY_FILES if not (study.folder / name).exists()]
-    if "comparison" in stale or lacking:
+    if index in stale or lacking:
         results.write_study(study.folder, list(current), about)
     for name, key in stale.items():
         _run_page(study, name, given[name], key)

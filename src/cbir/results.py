@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError, project_root, tidy
+from cbir import StudyError, project_root, tidy, uncertainty
 from cbir.cache import MANIFEST, Artifact, write_text
 
 if TYPE_CHECKING:  # the comparison reads results without Keras
@@ -80,8 +80,8 @@ def save(
     dataset: "Dataset",
     states: list["State"],
     speed: "Speed",
+    variant: str = "",
     network: "Network | None" = None,
-    features: Artifact | None = None,
     training: "Training | None" = None,
 ) -> Result:
     """Write a run's files into reports/<study>/<architecture>/, and read them back.
@@ -91,23 +91,23 @@ def save(
         dataset: as the first protocol sees it.
         states: from `evaluation.measure`; the first is the one that the page shows.
         network, training: of that state; None for a control.
-        features: of a frozen backbone; None where it is trained.
+        variant: the point of a grid; empty where there is none.
     """
     folder = folder_of(study, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     # Whoever writes here by hand takes the mark of the run that stood here away.
     (folder / MANIFEST).unlink(missing_ok=True)
-    scores = tidy.per_query(study, architecture, states)
+    scores = tidy.per_query(study, architecture, states, variant)
     tidy.write_parquet(scores, folder / "per_query.parquet")
     tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
     final = states[0]
-    steps = {"features": features} if features else {}
-    steps |= {"training": training.artifact} if training else {}
+    steps = _training_steps(training) if training else {}
     steps["embeddings"] = final.embeddings.artifact
     steps |= {each.search: each.artifact for each in final.evaluations}
     seconds = {name: artifact.seconds for name, artifact in steps.items()}
     summary = {
         "asked": asked,
+        "variant": variant,
         "dataset": {
             "parameters": dataset.parameters,
             "classes": dataset.classes,
@@ -139,23 +139,47 @@ def save(
             if state.epoch is None and state.embeddings.dataset.protocol == asked["protocols"][0]
         }
     if network:
-        training.history.to_csv(folder / "history.csv", float_format="%.6g")
+        training.stages.to_csv(folder / "history.csv", float_format="%.6g")
         # Of a training that was resumed, the artifact knows the last part alone.
         seconds["training"] = float(training.history["seconds"].sum())
         summary |= {
             "parameters": network.parameters
             | {"training": training.artifact.manifest["parameters"]},
             "weights": {
-                "started from": network.weights or "random",
+                "source": network.weights.source,
+                "started from": network.weights.sha256 or "random",
                 "trained": training.fingerprint,
             },
             "size": network.size,
-            "epochs": len(training.history),
-            # A frozen backbone's features are what its training consists of, for the most part.
-            "training_seconds": seconds["training"] + (features.seconds if features else 0),
+            "epochs": training.best_epoch,
+            "training_accuracy": _training_accuracy(states, asked),
+            "training_seconds": training.seconds,
         }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read(study, architecture)
+
+
+def _training_accuracy(states: list["State"], asked: dict) -> dict[str, float]:
+    """On the images learnt from, under the first protocol: value, ci_low, ci_high.
+
+    Unlike the history's, it is that of the final state, without dropout or augmentation.
+    """
+    right = {}
+    for state in states:
+        dataset = state.embeddings.dataset
+        if state.epoch is None and dataset.protocol == asked["protocols"][0]:
+            found = state.embeddings.probabilities[dataset.train].argmax(axis=1)
+            right[state.seed] = found == dataset.labels[dataset.train]
+    mean = pd.DataFrame(right).mean(axis=1).to_frame("value")
+    return uncertainty.intervals(mean)[["value", "ci_low", "ci_high"]].iloc[0].to_dict()
+
+
+def _training_steps(training: "Training") -> dict[str, Artifact]:
+    """The artifacts that a training consists of, the last one named `training`."""
+    before = {"head": training.head.artifact} if training.head else {}
+    features = training.features or (training.head.features if training.head else None)
+    first = {"features": features} if features else {}
+    return first | before | {"training": training.artifact}
 
 
 def read(study: str, architecture: str) -> Result:
@@ -249,6 +273,9 @@ def provenance(study: str) -> pd.DataFrame:
     }
     for name, run in content["architectures"].items():
         if run["weights"]:
+            rows[f"{name}, started from"] = ", SHA-256 ".join(
+                dict.fromkeys([run["weights"]["source"], run["weights"]["started from"]])
+            )
             rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
         rows[f"{name}, seconds"] = ", ".join(
             f"{step} {seconds:.1f}" for step, seconds in run["seconds"].items()

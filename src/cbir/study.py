@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbir import StudyError, data, params, sources
+from cbir import StudyError, data, params, weights
 from cbir.cache import code_digest, digest, make_key
 
 
@@ -53,7 +53,7 @@ def open_study(
     Args:
         root: the project's folder.
         study: a folder in params/; empty for digits, or for folder where `dataset` is given.
-        architectures: names separated by spaces; empty for all.
+        architectures: names separated by spaces, of files or of points of a grid; empty for all.
         dataset: a folder of pictures in the place of the study's own images; empty for those.
         overrides: "key=value key=value", for a trial.
 
@@ -70,13 +70,18 @@ def open_study(
         name += "-folder" if name in taken or name.endswith("-trial") else ""
     name += "-trial" if overrides else ""
     runs = params.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
-    known = [run.architecture for run in runs]
-    chosen = architectures.split() or known
-    for architecture in chosen:
-        if architecture not in known:
+    known = list(dict.fromkeys(run.file for run in runs))
+    asked = architectures.split()
+    for each in asked:
+        if each not in known and each not in [run.architecture for run in runs]:
             raise StudyError(
-                f"unknown architecture {architecture!r}: params/{study}/ has {', '.join(known)}"
+                f"unknown architecture {each!r}: params/{study}/ has {', '.join(known)}"
             )
+    chosen = [
+        run.architecture
+        for run in runs
+        if not asked or run.file in asked or run.architecture in asked
+    ]
     words = ["make report", f"STUDY={study}"]
     for key, text in (("ARCHITECTURES", architectures), ("DATA", dataset), ("SET", overrides)):
         words += [f'{key}="{text}"'] if text else []
@@ -85,8 +90,8 @@ def open_study(
 
 def run_key(study: Study, run: params.Run) -> str:
     """The key of an architecture's run: parameters, data, weights, notebook and code."""
-    path = sources.find_weights(*run.weights)
-    reads = [study.dataset.split_fingerprint, sources.weights_fingerprint(path), page_digest()]
+    found = weights.find(*run.weights)
+    reads = [study.dataset.split_fingerprint, found.sha256, page_digest()]
     return make_key("run", run.parameters, reads, notebook_digest(run.notebook))
 
 

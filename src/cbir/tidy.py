@@ -26,12 +26,14 @@ MEANS = {
 }
 
 
-def per_query(study: str, architecture: str, states: list["State"]) -> pd.DataFrame:
+def per_query(
+    study: str, architecture: str, states: list["State"], variant: str = ""
+) -> pd.DataFrame:
     """A row per query, seed, protocol, draw, state and way of searching: the scores of each."""
     frames = []
     for state in states:
         view = state.embeddings.dataset
-        place = {"study": study, "architecture": architecture, "variant": None}
+        place = {"study": study, "architecture": architecture, "variant": variant or None}
         place |= {"seed": state.seed, "draw": view.draw, "epoch": state.epoch}
         place |= {"protocol": view.protocol}
         for each in state.evaluations:

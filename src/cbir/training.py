@@ -97,6 +97,16 @@ class Training:
         # Of a training that was resumed, the artifact knows the last part alone.
         return float(self.history["seconds"].sum()) + features + before
 
+    @property
+    def stages(self) -> pd.DataFrame:
+        """The history with that of the head before it, and what was trained in each epoch."""
+        own = "head" if self.features else "backbone and head"
+        stages = [self.history.assign(stage=own)]
+        if self.head:
+            stages.insert(0, self.head.stages)
+        rows = pd.concat(stages, ignore_index=True)
+        return rows.set_index(pd.RangeIndex(1, len(rows) + 1, name="epoch"))
+
     def weights_path(self, epoch: int | None = None) -> Path:
         """The weights after an epoch that was to be measured, or the final ones."""
         return self.artifact.folder / (_weights_name(epoch) if epoch else FINAL)
