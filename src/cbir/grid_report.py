@@ -39,7 +39,7 @@ def dimensions(runs: pd.DataFrame) -> list[str]:
 
 
 def axis_of(runs: pd.DataFrame) -> str:
-    """The parameter that heat maps and curves run along: that of most numbers, or of most values."""
+    """The parameter that figures run along: of those with numbers, the one with most values."""
     found = dimensions(runs)
     return max(found, key=lambda each: (is_number(runs, each), runs[each].nunique()))
 
@@ -124,7 +124,7 @@ def overfitting(runs: pd.DataFrame) -> str:
     said = []
     for count in sorted({runs["learn_from"].min(), runs["learn_from"].max()}):
         own = runs[runs["learn_from"] == count]
-        gaps = (own[TRAINING] - own[ACCURACY]).set_axis(own[ARCHITECTURE])
+        gaps = own[TRAINING] - own[ACCURACY]
         told = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.sort_values().items())
         said.append(
             f"With {count:,} images to learn from, accuracy on these is above accuracy on the "

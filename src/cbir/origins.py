@@ -1,5 +1,6 @@
 """Where networks come from: their weights, what of them was trained, on what, in words and rows."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -50,6 +51,23 @@ def table(results: dict[str, Result]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
 
 
+def shared(described: pd.DataFrame) -> str:
+    """What is the same for all networks of `table`, in a sentence."""
+    same = [f"{name} {described[name].iloc[0]}" for name in described if _is_same(described[name])]
+    return f"The same for all: {'; '.join(same)}." if same and len(described) > 1 else ""
+
+
+def differing(described: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `table` in which networks differ."""
+    if len(described) < 2:
+        return described
+    return described[[name for name in described if not _is_same(described[name])]]
+
+
+def _is_same(column: pd.Series) -> bool:
+    return column.nunique() == 1
+
+
 def label(results: dict[str, Result]) -> str:
     """What is said of the results wherever they appear: what they started from."""
     groups: dict[str, list[str]] = {"imagenet": [], "study": [], "none": [], "file": []}
@@ -64,10 +82,14 @@ def label(results: dict[str, Result]) -> str:
         "study": "from what the backbone learnt in another study of this project",
         "none": "from random weights",
     }
-    parts = [f"{told[kind]}: {', '.join(groups[kind])}" for kind in told if groups[kind]]
-    if not parts:
+    kinds = [kind for kind in told if groups[kind]]
+    if not kinds:
         return ""
-    said = "Started " + "; ".join(parts) + "."
+    if len(kinds) == 1:
+        said = f"All networks started {told[kinds[0]]}."
+    else:
+        parts = [f"{told[kind]}: {', '.join(groups[kind])}" for kind in kinds]
+        said = "Started " + "; ".join(parts) + "."
     if not groups["imagenet"] and not groups["file"]:
         said += " No ImageNet weights had a part in these figures."
     return said
@@ -98,4 +120,4 @@ def _trained(train: str) -> str:
 def _source(weights: dict) -> str:
     if weights["source"] == "none":
         return "random"
-    return f"{weights['source']} ({weights['started from'][:12]}…)"
+    return f"{Path(weights['source']).name} ({weights['started from'][:12]}…)"
