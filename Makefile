@@ -17,14 +17,14 @@ CBIR := $(BIN)/python -m cbir
 ASKED = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test lint bench lock clean distclean
+.PHONY: help report plan lab test lint bench publish results lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@awk -F '## ' '/^#   /{sub(/^#   /, "    "); print}' $(MAKEFILE_LIST)
 
 #   report and plan take
-#     STUDY=digits                    a folder in params/ (digits, cifar10, folder)
+#     STUDY=digits                    a folder in params/; README says what each is about
 #     ARCHITECTURES="cnn vgg16"       only these
 #     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...
 #     SET="epochs=3"                  parameters of a trial, into reports/<study>-trial/
@@ -46,16 +46,24 @@ lint: $(STAMP)  ## check style, and that notebooks are committed without outputs
 	@$(BIN)/ruff format --check src tests notebooks
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-bench: $(BENCH)  ## time full rankings beside other libraries (installs PyTorch for it)
+bench: $(BENCH)  ## time rankings and networks beside other libraries (installs PyTorch for it)
 	@$(BIN)/python tests/benchmarks/retrieval.py
+	@$(BIN)/python tests/benchmarks/networks.py
+
+publish: $(STAMP)  ## copy the results of STUDY into reports/published/, which is committed
+	@$(CBIR) publish --study "$(STUDY)"
+
+results: $(STAMP)  ## write README's tables of results from reports/published/
+	@$(CBIR) results
 
 lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
 		--quiet --output-file requirements.lock
 
-clean:  ## delete reports and executed notebooks
-	rm -rf reports/*/
+clean:  ## delete reports and executed notebooks, but what is published
+	@mkdir -p reports
+	find reports -mindepth 1 -maxdepth 1 -type d ! -name published -exec rm -rf {} +
 
 distclean: clean  ## delete caches and the environment too
 	rm -rf artifacts .venv .pytest_cache .ruff_cache .hypothesis src/*.egg-info

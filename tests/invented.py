@@ -18,6 +18,7 @@ def rows(
     scores,
     *,
     architecture="cnn",
+    variant=None,
     seed=0,
     draw=None,
     epoch=None,
@@ -33,7 +34,7 @@ def rows(
         {
             "study": "tiny",
             "architecture": architecture,
-            "variant": None,
+            "variant": variant,
             "seed": seed,
             "draw": draw,
             "epoch": epoch,
@@ -59,6 +60,7 @@ def result(*frames: pd.DataFrame, control=False, dataset="digits", **summary) ->
     }
     known = {
         "asked": asked,
+        "variant": "",
         "searches": list(dict.fromkeys(frame["search"])),
         "calibrations": {"0": {"mass": 0.9}},
         "dataset": {
@@ -72,8 +74,9 @@ def result(*frames: pd.DataFrame, control=False, dataset="digits", **summary) ->
         "index_bytes": 3_000_000,
     }
     if not control:
-        known |= {"weights": {"started from": "random"}, "size": {"total": 4_000_000}}
-        known |= {"epochs": 3, "training_seconds": 70.0}
+        known |= {"weights": {"source": "none", "started from": "random"}}
+        known |= {"epochs": 3, "training_seconds": 70.0, "size": {"total": 4_000_000}}
+        known |= {"training_accuracy": {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}}
     history = None if control else pd.DataFrame({"loss": [0.5]})
     return Result(known | summary, None, frame, history, {}, {})
 
@@ -100,17 +103,26 @@ def save_control(name: str, **asked) -> Result:
     return results.save("tiny", name, asked=asked, dataset=view, states=states, speed=speed)
 
 
-def save_network(name: str, blur: float, *, epochs=(1,), **asked) -> Result:
-    """What passes for a network, without Keras: classes in three directions, blurred by chance."""
+def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarray:
+    """(n, 8) the classes in three directions, blurred by chance, then chance alone."""
+    random = np.random.default_rng([seed, epoch or 3, view.draw or 0])
+    logits = 3 * np.eye(3)[view.labels] + blur * random.normal(size=(len(view.labels), 3))
+    return np.hstack([logits, blur * random.normal(size=(len(view.labels), 5))])
+
+
+def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=None, **asked):
+    """What passes for a network, without Keras: its embeddings are `blurred`.
+
+    Args:
+        weights: its `source` and `sha256`; random by default.
+    """
     dataset, asked = load_shapes(), ASKED | asked
 
     def embed_view(view, seed, epoch=None):
         def make(folder):
-            random = np.random.default_rng([seed, epoch or 3, view.draw or 0])
-            logits = 3 * np.eye(3)[view.labels] + blur * random.normal(size=(len(view.labels), 3))
-            vectors = np.hstack([logits, blur * random.normal(size=(len(view.labels), 5))])
+            vectors = blurred(view, blur, seed, epoch)
             np.save(folder / "vectors.npy", embeddings.normalise(vectors))
-            powers = np.exp(logits)
+            powers = np.exp(vectors[:, :3])
             np.save(folder / "probabilities.npy", powers / powers.sum(axis=1, keepdims=True))
 
         made = cached(
@@ -130,9 +142,15 @@ def save_network(name: str, blur: float, *, epochs=(1,), **asked) -> Result:
     states = evaluation.measure(dataset, embed_view=embed_view, asked=asked, epochs=list(epochs))
     curve = {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.4, "val_loss": 1.1, "seconds": 2.0}
     history = pd.DataFrame([curve] * 3, index=pd.RangeIndex(1, 4, name="epoch"))
+    settings = {"name": name, "batch_size": 8, "optimizer": "adam", "schedule": "cosine"}
     artifact = cached(
-        "training", lambda folder: None, parameters={"name": name}, code="cbir.embeddings"
+        "training",
+        lambda folder: None,
+        parameters=settings | {"augmentation": []},
+        code="cbir.embeddings",
     )
+    shape = {"backbone": name, "train": "all", "input_size": 32, "pooling": "avg"}
+    shape |= {"embedding": "penultimate", "precision": "float32", "pixels": "scaled"}
     return results.save(
         "tiny",
         name,
@@ -140,6 +158,20 @@ def save_network(name: str, blur: float, *, epochs=(1,), **asked) -> Result:
         dataset=evaluation.first_view(dataset, asked),
         states=states,
         speed=evaluation.Speed(1000.0, 2.5),
-        network=SimpleNamespace(parameters={}, weights=None, size={"total": 4_000_000}),
-        training=SimpleNamespace(artifact=artifact, history=history, fingerprint="f" * 64),
+        variant=variant,
+        network=SimpleNamespace(
+            parameters=shape,
+            weights=SimpleNamespace(**(weights or {"source": "none", "sha256": ""})),
+            size={"total": 4_000_000},
+        ),
+        training=SimpleNamespace(
+            artifact=artifact,
+            history=history,
+            stages=history.assign(stage="backbone and head"),
+            best_epoch=3,
+            features=None,
+            head=None,
+            seconds=6.0,
+            fingerprint="f" * 64,
+        ),
     )

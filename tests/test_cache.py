@@ -243,6 +243,42 @@ def test_modules_that_decide_only_where_and_when_do_not_enter(package):
     assert before == after
 
 
+@pytest.mark.parametrize("by", ["from cbir import four", "from cbir.four import FACTOR"])
+def test_what_is_imported_for_annotations_alone_does_not_enter(package, by):
+    source = f"from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    {by}\n"
+    (package / "one.py").write_text(source)
+    before, after = digest_after(package, "four", "FACTOR = 4", "FACTOR = 5")
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def late():\n    from cbir import four\n\n    return four.FACTOR\n",
+        "if SLOW:\n    from cbir.four import FACTOR\n",
+        "if not TYPE_CHECKING:\n    from cbir.four import FACTOR\n",
+        "try:\n    from cbir import four\nexcept ImportError:\n    four = None\n",
+    ],
+)
+def test_what_is_imported_late_or_on_a_condition_enters(package, source):
+    (package / "one.py").write_text(source)
+    before, after = digest_after(package, "four", "FACTOR = 4", "FACTOR = 5")
+    assert before != after
+
+
+def test_a_row_added_to_a_table_trains_nothing_anew(package):
+    (package / "backbones.py").write_text("ROWS = {'cnn': 1}\n")
+    (package / "one.py").write_text("from cbir import backbones, two\n")
+    (package / "two.py").write_text("from cbir.backbones import ROWS\n")
+    before, after = digest_after(package, "backbones", "'cnn': 1", "'cnn': 1, 'vgg16': 2")
+    assert before == after
+
+
+def test_what_is_left_out_of_a_digest_is_there():
+    folder = Path(cache.__file__).parent
+    assert all((folder / f"{name}.py").exists() for name in cache.INFRASTRUCTURE | cache.TABLES)
+
+
 def test_modules_that_import_each_other_have_a_digest(package):
     (package / "three.py").write_text("from cbir import two\n\nFACTOR = 2\n")
     before, after = digest_after(package, "three", "FACTOR = 2", "FACTOR = 3")

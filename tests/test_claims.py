@@ -230,19 +230,6 @@ def test_published_figures_are_those_of_whole_rankings_with_their_gallery():
     assert "59,000 in the gallery" in lines[1]
 
 
-@pytest.mark.parametrize("asked", [["closed"], ["closed", "unseen_classes"]])
-@pytest.mark.parametrize("weights", ["random", "abcdef"])
-def test_pretraining_is_warned_of_only_where_classes_are_called_unseen(asked, weights):
-    frames = [rows([0.5], protocol=each) for each in asked]
-    network = result(*frames, weights={"started from": weights})
-    control = result(*frames, control=True)
-    said = claims.pretrained({"vgg16": network, "random": control})
-    assert bool(said) == (weights != "random" and "unseen_classes" in asked)
-    assert "random" not in said
-    if said:
-        assert said.startswith("vgg16 started from pretrained weights")
-
-
 def unseen(**scores: list[list[float]]) -> dict:
     """Runs by name with the scores of each draw; those named random or pixels are controls."""
     found = {}

@@ -363,6 +363,31 @@ def test_the_comparison_is_drawn_of_whatever_has_results(chosen, found, monkeypa
     assert ("never taught" in whole) == ("cnn" in chosen)
 
 
+@pytest.fixture(scope="module")
+def grid(project):
+    """One architecture at two points of a grid."""
+    return {
+        f"cnn-{size}": invented.save_network(
+            f"cnn-{size}", blur, epochs=(), variant=f"input_size={size}"
+        )
+        for size, blur in ((32, 3.0), (64, 2.0))
+    }
+
+
+@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
+def test_the_grid_is_drawn_of_whatever_has_results(chosen, grid, monkeypatch):
+    missing = [f"{name}: not run" for name in grid if name not in chosen]
+    given = {"architectures": list(grid), "missing": missing}
+    whole = "\n".join(shown_by("grid", monkeypatch, study="tiny", **given))
+    best = mean_ap(grid["cnn-64"], protocol="closed")
+    assert best > mean_ap(grid["cnn-32"], protocol="closed")
+    assert f"**cnn**: the highest mAP is {best:.3f} [" in whole
+    assert "with input_size 64 (" in whole
+    assert ("cnn-32** has no results: not run" in whole) == (len(chosen) == 1)
+    assert "All networks started from random weights." in whole
+    assert "Heat maps" in whole
+
+
 def test_every_definition_is_shown_of_one_run(found, monkeypatch):
     shown = shown_by("metrics", monkeypatch, study="tiny", architecture="vgg16")
     assert any("that of **vgg16**" in each for each in shown)

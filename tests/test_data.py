@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import itertools
 import os
 import pickle
 import socket
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cbir import StudyError, cache, data, sources
+from cbir import StudyError, cache, data, params, sources
 
 LOADED_WITH = {
     "image_size": 16,
@@ -224,45 +225,6 @@ def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
 
 # Splits
 
-labellings = st.lists(st.integers(2, 30), min_size=2, max_size=6).flatmap(
-    lambda counts: st.permutations(np.repeat(np.arange(len(counts)), counts).tolist())
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    labels=labellings,
-    fraction=st.floats(0.01, 0.99),
-    seed=st.integers(0, 2**32),
-)
-def test_split_is_disjoint_complete_and_has_every_class_in_both_parts(labels, fraction, seed):
-    labels = np.array(labels)
-    classes = [str(label) for label in range(labels.max() + 1)]
-    stay, apart = data.stratified_split(labels, fraction, seed, classes, "test")
-    assert sorted([*stay, *apart]) == list(range(len(labels)))
-    assert sorted(stay) == stay.tolist()
-    assert sorted(apart) == apart.tolist()
-    counts, taken = np.bincount(labels), np.bincount(labels[apart], minlength=len(classes))
-    assert (taken >= 1).all()
-    assert (taken < counts).all()
-    # As near to the fraction as whole pictures and one on either side allow.
-    assert (abs(taken - np.clip(fraction * counts, 1, counts - 1)) <= 0.5).all()
-    again = data.stratified_split(labels, fraction, seed, classes, "test")
-    assert np.array_equal(stay, again[0])
-    assert np.array_equal(apart, again[1])
-
-
-def test_split_of_another_seed_is_another_one():
-    labels = np.repeat([0, 1], 50)
-    apart = [data.stratified_split(labels, 0.2, seed, ["a", "b"], "test")[1] for seed in range(2)]
-    assert len(apart[0]) == len(apart[1])
-    assert not np.array_equal(*apart)
-
-
-def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
-    with pytest.raises(StudyError, match=r"class 'b' has too few images left \(1\).*validation"):
-        data.stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"], "validation")
-
 
 def test_gallery_is_training_and_validation_and_queries_are_neither(project):
     shapes = load()
@@ -297,10 +259,112 @@ def test_validation_fraction_moves_no_query(project):
 
 
 def test_what_images_were_loaded_with_is_kept_with_them(project):
-    given = {key: STUDY[key] for key in LOADED_WITH}
-    shapes = data.load(STUDY["dataset"], **given)
-    assert shapes.parameters == given | {"dataset": "data/shapes"}
+    given = {key: STUDY[key] for key in params.DATA} | {"training_images": 18, "test_images": 6}
+    shapes = data.load(**given)
+    assert shapes.parameters == given
     assert same(data.load(**shapes.parameters), shapes)
+
+
+# Fewer images
+
+
+@pytest.mark.parametrize(
+    ("kept", "counts"),
+    [
+        # 12 training and 4 test images a class; of those that train, a fifth validates.
+        ({"training_images": 18}, [5, 1, 6, 4]),
+        ({"training_images": 27}, [7, 2, 9, 4]),
+        ({"test_images": 6}, [10, 2, 12, 2]),
+        ({"training_images": 9, "test_images": 3}, [2, 1, 3, 1]),
+        ({"training_images": 18, "test_images": 1}, [5, 1, 6, 1]),
+        ({"training_images": 36, "test_images": 12}, [10, 2, 12, 4]),
+        ({"training_images": 999, "test_images": 999}, [10, 2, 12, 4]),
+    ],
+)
+def test_fewer_images_are_kept_of_every_class_alike(project, kept, counts):
+    shapes = load(**kept)
+    assert shapes.counts().loc[shapes.classes].to_numpy().tolist() == [counts] * 3
+    assert shapes.images.shape[0] == len(shapes.labels) == len(shapes.names)
+    assert shapes.gallery.tolist() == list(range(3 * counts[2]))
+
+
+def test_classes_of_unequal_size_keep_equal_shares(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 12, "green": 8, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 6, "green": 4, "blue": 2})
+    counts = load(training_images=12, test_images=6).counts()
+    assert counts.loc[["red", "green", "blue"], "gallery"].tolist() == [6, 4, 2]
+    assert counts.loc[["red", "green", "blue"], "queries"].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "key"),
+    [("gallery", "queries", "training_images"), ("queries", "gallery", "test_images")],
+)
+def test_images_that_are_kept_are_among_those_of_before_and_another_data_set(
+    project, part, other, key
+):
+    everything, more, fewer = load(), load(**{key: 9}), load(**{key: 6})
+    assert set(names_of(fewer, part)) < set(names_of(more, part)) < set(names_of(everything, part))
+    assert names_of(fewer, other) == names_of(everything, other)
+    for value in ("fingerprint", "split_fingerprint", "search_fingerprint"):
+        assert len({getattr(each, value) for each in (everything, more, fewer)}) == 3
+    # What stays has its own picture and label.
+    for place, name in enumerate(fewer.names):
+        before = everything.names.index(name)
+        assert (fewer.images[place] == everything.images[before]).all()
+        assert fewer.labels[place] == everything.labels[before]
+
+
+def test_as_many_images_as_there_are_is_the_whole_data_set(project):
+    assert same(load(training_images=36, test_images=99), load())
+
+
+def test_other_images_are_kept_with_another_seed_of_the_split(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 12, "blue": 12})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2, "blue": 2})
+    one, again, other = (load(training_images=8, split_seed=seed) for seed in (0, 0, 1))
+    assert same(one, again)
+    assert names_of(one, "gallery") != names_of(other, "gallery")
+
+
+def test_too_few_images_kept_to_validate_on_are_one_line(project):
+    assert "class 'circle' has too few images left (1)" in error_of(training_images=3)
+
+
+@pytest.mark.parametrize(
+    ("learn_from", "counts"),
+    [(18, [5, 1]), (27, [8, 2]), (1, [1, 1]), (36, [10, 2]), (99, [10, 2])],
+)
+def test_fewer_images_are_learnt_from_class_by_class(project, learn_from, counts):
+    shapes = load(learn_from=learn_from)
+    assert shapes.counts().loc[shapes.classes].to_numpy().tolist() == [[*counts, 12, 4]] * 3
+
+
+def test_what_is_learnt_from_is_nested_and_leaves_gallery_and_queries_alone(project):
+    sizes = [1, 9, 18, 27, 0]
+    found = [load(learn_from=size) for size in sizes]
+    for fewer, more in itertools.pairwise(found):
+        assert set(fewer.train) < set(more.train)
+        assert set(fewer.validation) <= set(more.validation)
+    assert len(found[0].validation) < len(found[-1].validation)
+    for each in found:
+        assert each.images.shape == found[-1].images.shape
+        assert names_of(each, "gallery") == names_of(found[-1], "gallery")
+        assert names_of(each, "queries") == names_of(found[-1], "queries")
+        assert each.fingerprint == found[-1].fingerprint
+        assert each.search_fingerprint == found[-1].search_fingerprint
+    assert len({each.split_fingerprint for each in found}) == len(sizes)
+
+
+def test_learning_from_fewer_images_decodes_nothing_anew(project, monkeypatch):
+    calls = count_calls(monkeypatch, sources, "decode")
+    load(learn_from=9)
+    load(learn_from=18)
+    load()
+    assert len(calls) == 1
+    load(training_images=18)
+    load(test_images=6)
+    assert len(calls) == 3
 
 
 @settings(max_examples=100, deadline=None)
@@ -586,13 +650,15 @@ def test_added_and_removed_pictures_are_noticed(project):
 
 def test_whether_images_are_decoded_is_said_without_decoding_them(project):
     asked = {key: value for key, value in LOADED_WITH.items() if key != "validation_fraction"}
-    assert not data.is_decoded("data/shapes", **asked)
+    asked |= {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
+    assert not data.is_decoded(**asked)
     assert not (project / "artifacts").exists()
     shapes = load()
-    assert data.is_decoded("data/shapes", **asked)
-    assert not data.is_decoded("data/shapes", **asked | {"image_size": 17})
+    assert data.is_decoded(**asked)
+    assert not data.is_decoded(**asked | {"image_size": 17})
+    assert not data.is_decoded(**asked | {"training_images": 18})
     os.utime(project / "data" / "shapes" / shapes.names[-1], (1, 1))
-    assert not data.is_decoded("data/shapes", **asked)
+    assert not data.is_decoded(**asked)
 
 
 def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypatch):

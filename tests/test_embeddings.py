@@ -1,10 +1,12 @@
 """Embeddings: unit vectors in the order of the images, one for each state that is measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import build_network, load_shapes, train_network
 
-from cbir import StudyError, controls, embeddings, models, protocols, recipe, training
+from cbir import StudyError, controls, embeddings, inference, protocols
 from cbir.embeddings import normalise
 
 
@@ -24,7 +26,7 @@ def trained(images):
 def embedded(trained, images):
     """Embeddings of the final state, made in several batches with a remainder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embeddings, "BATCH_SIZE", 7)
+        patch.setattr(inference, "BATCH_SIZE", 7)
         return embeddings.embed(*trained, images)
 
 
@@ -120,7 +122,7 @@ def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
     def refuse(*_):
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr(embeddings, "predict", refuse)
+    monkeypatch.setattr(inference, "predict", refuse)
     assert embeddings.embed(*trained, images).artifact.folder == embedded.artifact.folder
 
 
@@ -128,17 +130,76 @@ def test_a_backbone_that_is_trained_has_no_frozen_features(trained, images):
     assert embeddings.features(trained[0], images) is None
 
 
-def test_seeds_share_the_frozen_features_of_given_weights(images, trained, tmp_path):
-    path = tmp_path / "body.weights.h5"
-    trained[0].backbone.get_layer("cnn_body").save_weights(path)
-    folders = set()
-    for seed in (0, 1):
-        network = build_network(weights=str(path), train="head", seed=seed)
-        frozen = embeddings.features(network, images)
-        folders.add(frozen.folder)
-        expected = network.backbone(np.asarray(images.images), training=False)
-        np.testing.assert_allclose(np.load(frozen.folder / "features.npy"), expected, atol=1e-4)
+@pytest.fixture(scope="module")
+def given_weights(trained, tmp_path_factory):
+    """A file of a backbone's weights, as networks may start from."""
+    path = tmp_path_factory.mktemp("weights") / "body.weights.h5"
+    trained[0].body.save_weights(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def frozen(given_weights):
+    """Builds networks with this backbone, frozen."""
+
+    def build(**changes):
+        given = {"weights": given_weights, "train": "head", "pooling": "avg"}
+        return build_network(**(given | changes))
+
+    return build
+
+
+def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
+    frozen, images, monkeypatch, tmp_path
+):
+    predict, seen = inference.predict, []
+
+    def count(model, inputs, outputs, what):
+        seen.append(what)
+        predict(model, inputs, outputs, what)
+
+    monkeypatch.setattr(inference, "predict", count)
+    heads = [{"pooling": "max"}, {"pooling": "max", "seed": 1}]
+    heads += [{"pooling": "max", "embedding": "projection", "embedding_dim": 4, "dropout": 0.5}]
+    networks = [frozen(**head) for head in heads]
+    folders = {embeddings.features(network, images).folder for network in networks}
+    unseen = protocols.view(images, "unseen_classes", unseen=1, draw=1)
+    folders.add(embeddings.features(networks[0], unseen).folder)
     assert len(folders) == 1
+    assert seen == ["features"]
+    features = np.load(folders.pop() / "features.npy")
+    expected = networks[0].backbone(np.asarray(images.images), training=False)
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+    done = train_network(
+        networks[0], images, features=embeddings.features(networks[0], images), epochs=1
+    )
+    for whitening in (0, 4):
+        embeddings.embed(networks[0], done, images, whitening=whitening)
+    assert seen == ["features", "embeddings", "embeddings"]
+
+
+def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images):
+    ways = [{"pooling": "gem"}, {"pooling": "attention"}, {"feature_maps": True}]
+    found = [embeddings.features(frozen(**way), images) for way in ways]
+    assert len({each.folder for each in found}) == 1
+    path = found[0].folder / "features.npy"
+    maps = np.load(path)
+    assert (maps.dtype, maps.shape) == (np.float16, (len(images.images), 8, 8, 128))
+    assert path.stat().st_size == 128 + len(images.images) * 8 * 8 * 128 * 2
+    pooled = embeddings.features(frozen(), images)
+    features = np.load(pooled.folder / "features.npy")
+    assert (features.dtype, features.shape) == (np.float32, (len(images.images), 128))
+    assert (pooled.folder / "features.npy").stat().st_size == 128 + features.nbytes
+    # float16 has 11 significant bits.
+    means = maps.astype(np.float64).mean(axis=(1, 2))
+    np.testing.assert_allclose(means, features, rtol=2**-11, atol=1e-5)
+    assert features.std() > 100 * 1e-5
+
+
+def test_a_pooling_that_learns_nothing_has_features_of_its_own(frozen, images):
+    found = [embeddings.features(frozen(pooling=way), images) for way in ("avg", "max")]
+    assert found[0].folder != found[1].folder
 
 
 def test_seeds_share_no_frozen_features_of_random_weights(images):
@@ -150,76 +211,110 @@ def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
     network = build_network(train="head")
     frozen = embeddings.features(network, images)
     training = train_network(network, images, features=frozen, epochs=2)
-    embedded = embeddings.embed(network, training, images, frozen)
+    embedded = embeddings.embed(network, training, images)
     expected, probabilities = network.encoder(np.asarray(images.images), training=False)
     np.testing.assert_allclose(embedded.vectors, normalise(expected), atol=1e-4)
     np.testing.assert_allclose(embedded.probabilities, probabilities, atol=1e-4)
 
 
-def test_one_picture_is_encoded_as_many_are(embedded, trained, images):
-    encode = recipe.encoder(trained[0])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"test_time_flips": True}, {"whitening": 3}, {"test_time_flips": True, "whitening": 3}],
+    ids=str,
+)
+def test_pictures_are_encoded_as_the_embeddings_were_made(given, trained, images, monkeypatch):
+    found = embeddings.embed(*trained, images, **given)
+    monkeypatch.setattr(inference, "BATCH_SIZE", 20)
+    encode = embeddings.encoder(trained[0], found)
     many = encode(images.images)
-    np.testing.assert_allclose(normalise(many), embedded.vectors, atol=1e-5)
-    for row in (0, 47):
-        np.testing.assert_allclose(encode(images.images[row][None]), many[row][None], atol=1e-4)
+    assert many.shape == (len(images.images), 3 if "whitening" in given else 16)
+    np.testing.assert_allclose(many, found.vectors, atol=1e-4)
+    np.testing.assert_allclose(encode(images.images[47][None]), many[47][None], atol=1e-4)
 
 
-@pytest.fixture
-def trainings(monkeypatch):
-    """A recipe without its work: what it trains, and which network and epoch it embeds with."""
-    trained, embedded = [], []
-
-    def build(backbone, n_classes, seed):
-        assert (backbone, n_classes) == ("cnn", 3)
-        return f"network of seed {seed}"
-
-    def train(network, dataset, *, features, seed, epochs):
-        assert (features, epochs) == ("features", 9)
-        trained.append((network, dataset.protocol, dataset.draw, seed))
-        return f"training {len(trained)}"
-
-    def embed(network, done, dataset, features, epoch):
-        assert features == "features"
-        embedded.append((network, done, dataset.protocol, epoch))
-
-    monkeypatch.setattr(models, "build", build)
-    monkeypatch.setattr(training, "train", train)
-    monkeypatch.setattr(embeddings, "features", lambda network, dataset: "features")
-    monkeypatch.setattr(embeddings, "embed", embed)
-    return trained, embedded
+def test_embeddings_with_flips_are_means_over_an_image_and_its_mirror_image(
+    embedded, trained, images
+):
+    found = embeddings.embed(*trained, images, test_time_flips=True)
+    assert found.artifact.folder != embedded.artifact.folder
+    there = np.asarray(images.images)
+    both = [trained[0].encoder(each, training=False) for each in (there, there[:, :, ::-1])]
+    vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*both, strict=True))
+    np.testing.assert_allclose(found.vectors, normalise(vectors), atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
+    assert np.abs(found.vectors - embedded.vectors).max() > 1e-3
 
 
-def test_a_recipe_trains_once_for_all_that_is_measured_of_a_seed_and_a_split(images, trainings):
-    trained, embedded = trainings
-    embed = recipe.Recipe({"backbone": "cnn"}, {"epochs": 9}).embed
-    held_out = protocols.view(images, "held_out_gallery")
-    embed(images, 4)
-    embed(images, 4, epoch=2)
-    embed(held_out, 4)
-    embed(images, 5)
-    for draw in (0, 1):
-        embed(protocols.view(images, "unseen_classes", unseen=1, draw=draw), 5)
-    assert trained == [
-        ("network of seed 4", "closed", None, 4),
-        ("network of seed 5", "closed", None, 5),
-        ("network of seed 5", "unseen_classes", 0, 5),
-        ("network of seed 5", "unseen_classes", 1, 5),
-    ]
-    assert embedded == [
-        ("network of seed 4", "training 1", "closed", None),
-        ("network of seed 4", "training 1", "closed", 2),
-        ("network of seed 4", "training 1", "held_out_gallery", None),
-        ("network of seed 5", "training 2", "closed", None),
-        ("network of seed 5", "training 3", "unseen_classes", None),
-        ("network of seed 5", "training 4", "unseen_classes", None),
-    ]
+def test_an_image_and_its_mirror_image_get_the_same_embedding_with_flips(trained, images):
+    mirrored = replace(images, images=images.images[:, :, ::-1], fingerprint="mirrored")
+    pairs = [
+        [embeddings.embed(*trained, each, test_time_flips=flips).vectors
+         for each in (images, mirrored)]
+        for flips in (True, False)
+    ]  # fmt: skip
+    np.testing.assert_allclose(*pairs[0], atol=1e-5)
+    assert not np.allclose(*pairs[1], atol=1e-3)
 
 
-def test_views_share_the_frozen_features_of_all_images(images):
-    network = build_network(train="head")
-    unseen = protocols.view(images, "unseen_classes", unseen=1, draw=1)
-    folders = {embeddings.features(network, each).folder for each in (images, unseen)}
-    assert len(folders) == 1
+def test_flips_of_a_frozen_backbone_start_from_the_images(images):
+    network = build_network(train="head", pooling="avg")
+    frozen = embeddings.features(network, images)
+    done = train_network(network, images, features=frozen, epochs=1)
+    found = embeddings.embed(network, done, images, test_time_flips=True)
+    there = np.asarray(images.images)
+    both = [network.encoder(each, training=False)[0] for each in (there, there[:, :, ::-1])]
+    np.testing.assert_allclose(found.vectors, normalise(np.mean(both, axis=0)), atol=1e-4)
+
+
+def test_whitened_training_images_vary_alike_in_every_dimension(embedded, trained, images):
+    found = embeddings.embed(*trained, images, whitening=4)
+    assert found.artifact.folder != embedded.artifact.folder
+    assert found.vectors.shape == (len(images.images), 4)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
+    assert np.array_equal(found.probabilities, embedded.probabilities)
+    with np.load(found.artifact.folder / "whitening.npz") as fitted:
+        whitened = (embedded.vectors - fitted["mean"]) @ fitted["axes"]
+    of_training = whitened[images.train]
+    np.testing.assert_allclose(of_training.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(of_training.T), np.eye(4), atol=1e-3)
+    np.testing.assert_allclose(found.vectors, normalise(whitened), atol=1e-5)
+
+
+def test_whitening_keeps_the_widest_directions_of_the_training_images(embedded, trained, images):
+    found = embeddings.embed(*trained, images, whitening=3)
+    unit = np.asarray(embedded.vectors, np.float64)
+    learnt = unit[images.train]
+    widths, directions = np.linalg.eigh(np.cov(learnt.T))
+    axes = directions[:, -3:] / np.sqrt(widths[-3:])
+    by_hand = normalise((unit - learnt.mean(axis=0)) @ axes)
+    # An axis may point either way, which no similarity sees.
+    np.testing.assert_allclose(found.vectors @ found.vectors.T, by_hand @ by_hand.T, atol=1e-3)
+
+
+def test_other_training_images_whiten_otherwise(trained, images):
+    unseen = protocols.view(images, "unseen_classes", unseen=1, draw=0)
+    found = [embeddings.embed(*trained, view, whitening=3).vectors for view in (images, unseen)]
+    assert not np.allclose(*(np.abs(vectors) for vectors in found), atol=1e-2)
+
+
+@pytest.mark.parametrize(("shape", "most"), [((9, 3), 3), ((3, 9), 3)])
+def test_more_dimensions_than_there_are_are_refused_in_one_line(shape, most):
+    vectors = np.random.default_rng(0).normal(size=shape)
+    assert embeddings.fit_whitening(vectors, most)["axes"].shape == (shape[1], most)
+    said = (
+        f"^whitening: 4 dimensions of {shape[1]}-dimensional embeddings of {shape[0]} training "
+        f"images: at most {most}$"
+    )
+    with pytest.raises(StudyError, match=said):
+        embeddings.fit_whitening(vectors, 4)
+
+
+def test_a_dimension_without_variance_is_not_blown_up():
+    vectors = np.random.default_rng(0).normal(size=(20, 3)) * [1, 1, 0]
+    fitted = embeddings.fit_whitening(vectors, 3)
+    whitened = (normalise(vectors) - fitted["mean"]) @ fitted["axes"]
+    assert np.isfinite(whitened).all()
+    assert np.abs(whitened[:, 2]).max() < 0.1
 
 
 @pytest.mark.parametrize("control", controls.CONTROLS)

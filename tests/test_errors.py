@@ -73,6 +73,11 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, re
         ("epochs=many", "epochs must be int, not 'many'"),
         ("dropout=1", "dropout must be at least 0 and less than 1, not 1"),
         ("epochs", "'epochs' is not key=value"),
+        ("pooling=mean", "SET: pooling must be one of avg, max, gem, attention, flatten"),
+        ("train=last_blocks:0", "SET: train must be head, last_blocks:<n> or all"),
+        ("head_epochs=2", "params/tiny/cnn.yaml or SET: head_epochs: must be 0 where weights is"),
+        ("early_stopping=1", "measured_epochs: must be [] with early_stopping"),
+        ("training_images=3", "class 'circle' has too few images left (1)"),
         ("ks=[1, 5]", "ks=[1,"),
         ("protocols=[unseen_classes]", "protocols must name some of closed, held_out_gallery"),
         ("protocols=[closed,hashing_1k]", "hashing_1k is that of cifar10"),
@@ -88,6 +93,38 @@ def test_a_misspelt_key_in_a_file_is_named_with_its_file(place, refused):
     line = refused(place, "report", "--study", "misspelt")
     assert "params/misspelt/cnn.yaml: unknown parameter 'learning_rat'" in line
     assert "did you mean 'learning_rate'?" in line
+
+
+def test_a_point_that_a_grid_does_not_have_is_answered_with_the_architectures(place, refused):
+    given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
+    write_study(place, "sizes", STUDY | {"grid": {"input_size": [32, 48]}}, {"cnn": given})
+    line = refused(place, "report", "--study", "sizes", "--architectures", "cnn-32 cnn-64")
+    assert line == "error: unknown architecture 'cnn-64': params/sizes/ has cnn"
+
+
+def test_a_grid_that_is_none_is_told_the_form(place, refused):
+    write_study(place, "sizes", STUDY | {"grid": {"input_size": 32}}, {})
+    line = refused(place, "report", "--study", "sizes")
+    assert "params/sizes/study.yaml: grid must give each parameter a list of values" in line
+
+
+def test_weights_of_a_study_that_was_not_run_are_told_by_a_plan(place, monkeypatch, capfd):
+    given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
+    transfer = {"notebook": "cnn", "weights": "study:elsewhere"}
+    write_study(place, "transfer", STUDY, {"alone": given | {"notebook": "cnn"},
+                                           "transfer": given | transfer})  # fmt: skip
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("KERAS_HOME", str(place / "keras"))
+    before = {*place.glob("artifacts/*/*"), *place.glob("reports/*")}
+    assert main(["plan", "--study", "transfer"]) == 0
+    said, error = capfd.readouterr()
+    assert error == ""
+    first, second = said.split("\nalone: ")[1].split("\ntransfer: ")
+    assert "will run, about" in first
+    assert "cannot run: weights: study:elsewhere: no cnn with the backbone cnn in" in second
+    assert "run `make report STUDY=elsewhere` first" in second
+    assert "will run" not in second
+    assert {*place.glob("artifacts/*/*"), *place.glob("reports/*")} == before
 
 
 def test_a_key_that_is_no_word_is_named(place, refused):

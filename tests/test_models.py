@@ -1,25 +1,15 @@
-"""Networks: their parts, what a frozen backbone keeps, and where pretrained weights come from."""
+"""Networks: their parts, what each parameter makes of them, and what a frozen part keeps."""
 
 import functools
-import hashlib
-import http.server
-import inspect
-import threading
-import urllib.request
 
 import keras
 import numpy as np
 import pytest
 from conftest import build_network
-from keras.src.applications import resnet, vgg16
-from keras.src.backend import config
 
-from cbir import StudyError, limits, models, sources
-from cbir.models import BACKBONES
-
-CLOSED_PORT = "http://127.0.0.1:9/"
-NOTOP = "{}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-IMAGENET_MEANS = (103.939, 116.779, 123.68)  # blue, green, red
+from cbir import StudyError, models
+from cbir.backbones import BACKBONES
+from cbir.pooling import POOLINGS
 
 
 @functools.cache
@@ -32,13 +22,9 @@ def some_images(count: int = 3, size: int = 32) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def body_of(network) -> keras.Model:
-    return network.backbone.get_layer(f"{network.model.name}_body")
-
-
-def pooled(maps) -> np.ndarray:
+def pooled(maps, pooling="avg") -> np.ndarray:
     maps = np.asarray(maps)
-    return maps.mean(axis=(1, 2)) if maps.ndim == 4 else maps
+    return maps.reshape(len(maps), -1) if pooling == "flatten" else maps.mean(axis=(1, 2))
 
 
 def same_weights(one: keras.Model, other: keras.Model) -> bool:
@@ -46,28 +32,26 @@ def same_weights(one: keras.Model, other: keras.Model) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.fixture
-def keras_home(tmp_path, monkeypatch):
-    """An empty folder for Keras's downloads, and no proxy between it and this machine."""
-    home = tmp_path / "keras"
-    home.mkdir()
-    monkeypatch.setenv("KERAS_HOME", str(home))
-    monkeypatch.setattr(config, "_KERAS_DIR", str(home))
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)
-    return home
+def fit_once(network, model=None, inputs=None) -> set[str]:
+    """Train for a few steps; the paths of the backbone's and the head's weights that moved."""
+    inputs = some_images(6).astype(np.float32) if inputs is None else inputs
+    weights = network.model.weights
+    before = [np.array(weight) for weight in weights]
+    model = model or network.model
+    # Eagerly: tracing a deep network takes longer than running it a few times.
+    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    model.fit(inputs, np.arange(6) % 3, epochs=2, batch_size=6, verbose=0)
+    pairs = zip(weights, before, strict=True)
+    return {weight.path for weight, old in pairs if not np.array_equal(weight, old)}
 
 
-@pytest.fixture(scope="module")
-def vgg_file(tmp_path_factory):
-    """Weights of a VGG16 without its classifier, as Keras 3 saves them, and the model itself."""
-    keras.utils.set_random_seed(5)
-    model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
-    path = tmp_path_factory.mktemp("weights") / "vgg16.weights.h5"
-    model.save_weights(path)
-    return path, model
+def paths(model, of=keras.layers.Layer, but=()) -> set[str]:
+    """Of all weights of the layers of a kind."""
+    chosen = [each for each in model.layers if isinstance(each, of) and not isinstance(each, but)]
+    return {weight.path for layer in chosen for weight in layer.weights}
+
+
+NORM = keras.layers.BatchNormalization
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -76,6 +60,16 @@ def test_probabilities_of_a_picture_sum_to_one(backbone):
     assert probabilities.shape == (3, 3)
     assert (probabilities >= 0).all()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_blocks_of_a_backbone_are_names_of_its_layers_from_the_picture_on(backbone):
+    blocks, network = BACKBONES[backbone].blocks, built(backbone)
+    names = [layer.name for layer in network.body.layers]
+    places = [names.index(block) for block in blocks]
+    assert places == sorted(set(places))
+    # Nothing that has weights comes before the first block.
+    assert not [layer.name for layer in network.body.layers[: places[0]] if layer.weights]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -105,57 +99,202 @@ def test_the_encoder_is_the_head_encoder_after_the_backbone(backbone):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_random_backbones_scale_raw_pixels_by_themselves(backbone):
     network, images = built(backbone), some_images()
-    scaled = images.astype(np.float32) / 127.5 - 1
-    by_hand = pooled(body_of(network)(scaled, training=False))
+    maps = network.body(images.astype(np.float32) / 127.5 - 1, training=False)
+    by_hand = pooled(maps, network.parameters["pooling"])
     features = network.backbone(images, training=False)
     np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-4)
+    assert network.parameters["pixels"] == "scaled"
 
 
 def test_pictures_of_another_size_are_resized_inside_the_network():
-    network, images = build_network(image_size=24, input_size=40), some_images(size=24)
+    network = build_network("cnn_strong", image_size=24, input_size=40)
+    images = some_images(size=24)
     assert network.model.input_shape == (None, 24, 24, 3)
-    assert body_of(network).input_shape == (None, 40, 40, 3)
+    assert network.body.input_shape == (None, 40, 40, 3)
     resized = keras.ops.image.resize(images.astype(np.float32), (40, 40), interpolation="bicubic")
-    by_hand = body_of(network)(resized / 127.5 - 1, training=False)
+    by_hand = pooled(network.body(resized / 127.5 - 1, training=False))
     np.testing.assert_allclose(network.backbone(images, training=False), by_hand, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("feature_maps", [False, True])
+def test_each_pooling_lies_in_the_backbone_or_where_maps_are_kept_in_the_head(
+    pooling, feature_maps
+):
+    network = build_network("cnn_strong", pooling=pooling, feature_maps=feature_maps)
+    images = some_images()
+    features = np.asarray(network.backbone(images, training=False))
+    keeps_maps = feature_maps or pooling in ("gem", "attention")
+    width = 4 * 4 * 256 if pooling == "flatten" else 256
+    assert network.has_maps == keeps_maps
+    assert features.shape == ((3, 4, 4, 256) if keeps_maps else (3, width))
+    part = network.head if keeps_maps else network.backbone
+    assert part.get_layer("pooling").output.shape == (None, width)
+    np.testing.assert_allclose(
+        network.head(features, training=False), network.model(images, training=False), atol=1e-5
+    )
+
+
+def test_where_the_head_pools_makes_no_difference_to_the_result():
+    inside = build_network("cnn_strong", pooling="max")
+    of_head = build_network("cnn_strong", pooling="max", feature_maps=True)
+    assert same_weights(inside.model, of_head.model)
+    images = some_images()
+    np.testing.assert_allclose(
+        inside.model(images, training=False), of_head.model(images, training=False), atol=1e-6
+    )
+
+
+def test_what_a_pooling_learns_is_trained_with_the_head():
+    for pooling, count in {"gem": 1, "attention": 256}.items():
+        network = build_network("cnn_strong", train="head", pooling=pooling)
+        assert network.head.get_layer("pooling").count_params() == count
+        assert network.head.get_layer("pooling").trainable_variables
+        assert network.size["trained"] == network.size["head"]
+
+
+def test_attention_gives_a_weight_for_each_position_of_each_picture():
+    network = build_network("cnn_strong", pooling="attention")
+    network.head.get_layer("pooling").direction.assign(
+        np.random.default_rng(0).normal(size=(256, 1))
+    )
+    weights = np.asarray(network.attention(some_images(), training=False))
+    assert weights.shape == (3, 4, 4)
+    np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5)
+    maps = np.asarray(network.backbone(some_images(), training=False))
+    features = (maps * weights[..., None]).sum(axis=(1, 2))
+    layer = network.head.get_layer("embedding")
+    by_hand = np.maximum(features @ np.asarray(layer.kernel) + np.asarray(layer.bias), 0)
+    np.testing.assert_allclose(
+        network.encoder(some_images(), training=False)[0], by_hand, atol=1e-4
+    )
+
+
+def embeddings_of(**changes) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features and embeddings of some pictures."""
+    network = build_network("cnn_strong", **changes)
+    images = some_images(8)
+    embeddings = np.asarray(network.encoder(images, training=False)[0])
+    return np.asarray(network.backbone(images, training=False)), embeddings
+
+
+def test_a_penultimate_embedding_is_a_dense_layer_that_is_never_negative():
+    features, embeddings = embeddings_of(embedding="penultimate", embedding_dim=16)
+    assert embeddings.shape == (8, 16)
+    assert embeddings.min() == 0 < embeddings.max()
+
+
+def test_a_projection_is_a_dense_layer_that_may_be_negative():
+    _, penultimate = embeddings_of(embedding="penultimate")
+    _, projection = embeddings_of(embedding="projection")
+    assert projection.min() < 0
+    # The same seed: the one is the other without what is negative.
+    np.testing.assert_allclose(np.maximum(projection, 0), penultimate, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_a_pooled_embedding_is_what_the_pooling_gives(pooling):
+    features, embeddings = embeddings_of(embedding="pooled", embedding_dim=5, pooling=pooling)
+    assert embeddings.shape == (8, 256)
+    np.testing.assert_allclose(embeddings, features, atol=1e-5)
+
+
+def test_dropout_drops_that_share_of_the_embedding_while_training_alone():
+    head = build_network(embedding="pooled", pooling="avg", dropout=0.25).head
+    (dropout,) = (layer for layer in head.layers if isinstance(layer, keras.layers.Dropout))
+    ones = np.ones((40, 128), np.float32)
+    dropped = np.asarray(dropout(ones, training=True))
+    assert 0.2 < np.mean(dropped == 0) < 0.3
+    assert np.array_equal(dropout(ones, training=False), ones)
+
+
+def test_the_plain_cnn_drops_half_of_that_share_after_each_pooling():
+    body = build_network("cnn", dropout=0.4).body
+    assert [body.get_layer(f"stage{stage}_dropout").rate for stage in (1, 2)] == [0.2, 0.2]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_frozen_backbone_is_unmoved_by_training_head_or_whole(backbone):
-    network, images = build_network(backbone, train="head"), some_images(6)
-    before = [weight.copy() for weight in network.backbone.get_weights()]
-    head_before = [weight.copy() for weight in network.head.get_weights()]
-    features = np.asarray(network.backbone(images, training=False))
-    labels = np.arange(6) % 3
-    for model, inputs in ((network.head, features), (network.model, images.astype(np.float32))):
-        # Eagerly: tracing a deep network takes longer than running it a few times.
-        model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
-        model.fit(inputs, labels, epochs=2, batch_size=6, verbose=0)
-    after = network.backbone.get_weights()
-    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    moved = zip(head_before, network.head.get_weights(), strict=True)
-    assert any(not np.array_equal(a, b) for a, b in moved)
+    network = build_network(backbone, train="head")
+    assert network.is_frozen
+    features = np.asarray(network.backbone(some_images(6), training=False))
+    of_head, of_body = paths(network.head), paths(network.body)
+    for model, inputs in ((network.head, features), (network.model, None)):
+        moved = fit_once(network, model, inputs)
+        assert not moved & of_body
+        assert moved & of_head
     assert network.size["trained"] == network.size["head"]
 
 
-def test_a_backbone_that_is_trained_moves():
-    network = build_network("cnn", train="all")
-    before = [weight.copy() for weight in network.backbone.get_weights()]
-    network.model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
-    network.model.fit(some_images(6).astype(np.float32), np.arange(6) % 3, verbose=0)
-    after = network.backbone.get_weights()
-    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert network.size["trained"] == network.size["total"]
+def test_a_network_that_is_trained_moves_as_a_whole():
+    network = build_network("cnn_strong", train="all", dropout=0.0)
+    assert not network.is_frozen
+    assert fit_once(network) >= paths(network.body) | paths(network.head)
+    statistics = sum(2 * norm.gamma.shape[0] for norm in network.body.layers if type(norm) is NORM)
+    assert network.size["trained"] == network.size["total"] - statistics
 
 
-def test_a_residual_network_from_scratch_has_statistics_that_follow_within_a_short_study():
-    norms = [
-        layer
-        for layer in body_of(built("resnet50")).layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    assert norms
-    assert {layer.momentum for layer in norms} == {models.BATCH_NORM_MOMENTUM}
+def test_the_last_blocks_alone_move_and_batch_norm_stays_as_it_is():
+    network = build_network("cnn_strong", train="last_blocks:2", dropout=0.0)
+    assert network.parameters["first_trained"] == "stage2_conv1"
+    convolutions = [f"stage{stage}_conv{place}/kernel" for stage in (2, 3) for place in (1, 2)]
+    assert fit_once(network) - paths(network.head) == set(convolutions)
+    assert not network.is_frozen
+
+
+@pytest.mark.parametrize(
+    ("backbone", "count", "first", "prefixes"),
+    [
+        ("cnn", 1, "stage3_conv1", ("stage3",)),
+        ("mobilenet", 1, "conv_dw_13", ("conv_dw_13", "conv_pw_13")),
+        ("mobilenet", 14, "conv1", ("conv",)),
+        ("resnet50", 3, "conv5_block1_1_conv", ("conv5",)),
+        ("vgg16", 2, "block4_conv1", ("block4", "block5")),
+    ],
+)
+def test_a_block_has_all_layers_from_its_first_to_that_of_the_next(
+    backbone, count, first, prefixes
+):
+    network = build_network(backbone, train=f"last_blocks:{count}")
+    body = network.body
+    assert network.parameters["first_trained"] == first
+    convolutions = [layer for layer in body.layers if layer.weights and not isinstance(layer, NORM)]
+    trained = [layer.name for layer in convolutions if layer.trainable_variables]
+    assert trained == [layer.name for layer in convolutions if layer.name.startswith(prefixes)]
+    assert trained[0] == first
+
+
+def test_more_blocks_than_there_are_is_refused_with_their_names():
+    with pytest.raises(StudyError) as caught:
+        build_network("cnn", train="last_blocks:4")
+    assert str(caught.value) == (
+        "train: last_blocks:4: the backbone has 3 blocks: stage1_conv1, stage2_conv1, stage3_conv1"
+    )
+
+
+def test_batch_norm_of_a_backbone_that_was_frozen_stays_as_it_is():
+    network = build_network("cnn_strong", train="all", was_frozen=True, dropout=0.0)
+    moved, norms = fit_once(network), paths(network.body, NORM)
+    assert len(norms) == 7 * 4
+    assert not moved & norms
+    assert moved >= paths(network.body, but=NORM) | paths(network.head)
+
+
+def test_batch_norm_of_a_backbone_that_was_frozen_uses_its_own_statistics_in_training():
+    images = some_images(4).astype(np.float32)
+    norms = {}
+    for was_frozen in (True, False):
+        network = build_network("cnn_strong", was_frozen=was_frozen)
+        pairs = [network.backbone(images, training=training) for training in (True, False)]
+        norms[was_frozen] = np.allclose(*pairs, atol=1e-5)
+    assert norms == {True: True, False: False}
+
+
+def test_batch_norm_follows_within_a_short_study():
+    for backbone in ("cnn_strong", "mobilenet", "resnet50"):
+        norms = [layer for layer in built(backbone).body.layers if isinstance(layer, NORM)]
+        assert norms
+        assert {layer.momentum for layer in norms} == {models.BATCH_NORM_MOMENTUM}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -167,162 +306,18 @@ def test_the_seed_alone_decides_the_initial_weights(backbone):
         assert same_weights(first.model, build_network(backbone, train="head", seed=0).model)
 
 
+@pytest.mark.parametrize("backbone", ["cnn_strong", "mobilenet"])
+def test_the_table_of_layers_has_all_parameters_once(backbone):
+    network = build_network(backbone, train="last_blocks:2", pooling="gem")
+    table = network.layers()
+    assert table["parameters"].sum() == network.size["total"]
+    assert table["trained"].sum() == network.size["trained"] < network.size["total"]
+    assert table["layer"].iloc[-1] == "classifier"
+    assert table["part"].unique().tolist() == ["backbone", "head"]
+    # A body of many layers is one row.
+    assert (table["layer"] == "body").sum() == (backbone == "mobilenet")
+
+
 def test_an_unknown_backbone_is_refused_with_those_that_are_known():
-    with pytest.raises(StudyError, match="unknown backbone 'alexnet'.*cnn, resnet50, vgg16"):
+    with pytest.raises(StudyError, match="unknown backbone 'alexnet'.*cnn, .*resnet50, vgg16"):
         build_network("alexnet")
-
-
-def test_weights_from_a_file_are_loaded_with_the_preprocessing_they_expect(vgg_file):
-    path, saved = vgg_file
-    network, images = build_network("vgg16", weights=str(path), train="head"), some_images()
-    assert same_weights(body_of(network), saved)
-    assert network.weights == hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = images[..., ::-1].astype(np.float32) - np.array(IMAGENET_MEANS, np.float32)
-    by_hand = pooled(saved(expected, training=False))
-    features = np.asarray(network.backbone(images, training=False))
-    np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-3)
-
-
-def test_weights_in_keras_older_file_format_are_loaded(vgg_file, tmp_path):
-    _, saved = vgg_file
-    path = tmp_path / "whole_model.h5"
-    saved.save(path)
-    assert same_weights(body_of(build_network("vgg16", weights=str(path))), saved)
-
-
-def one_line(caught) -> str:
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-def test_a_missing_weights_file_is_named():
-    with pytest.raises(StudyError) as caught:
-        build_network("vgg16", weights="nowhere/vgg16.weights.h5")
-    text = one_line(caught)
-    assert "nowhere/vgg16.weights.h5" in text
-    assert "none" in text
-
-
-@pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_weights_of_another_network_are_refused(vgg_file):
-    path, _ = vgg_file
-    with pytest.raises(StudyError) as caught:
-        build_network("cnn", weights=str(path))
-    text = one_line(caught)
-    assert str(path) in text
-    assert "does not fit cnn" in text
-
-
-def test_a_file_that_holds_no_weights_is_refused(tmp_path):
-    path = tmp_path / "vgg16.weights.h5"
-    path.write_bytes(b"not HDF5 at all")
-    with pytest.raises(StudyError) as caught:
-        build_network("vgg16", weights=str(path))
-    assert str(path) in one_line(caught)
-
-
-def test_a_file_with_another_ending_is_refused(vgg_file, tmp_path):
-    path = tmp_path / "vgg16.bin"
-    path.write_bytes(b"something")
-    with pytest.raises(StudyError) as caught:
-        build_network("vgg16", weights=str(path))
-    assert str(path) in one_line(caught)
-
-
-def test_the_table_of_imagenet_weights_is_that_of_keras():
-    name = NOTOP.format("resnet50")
-    md5 = resnet.WEIGHTS_HASHES["resnet50"][1]
-    assert sources.IMAGENET["resnet50"] == (name, resnet.BASE_WEIGHTS_PATH + name, md5)
-    name, address, md5 = sources.IMAGENET["vgg16"]
-    assert (name, address) == (NOTOP.format("vgg16"), vgg16.WEIGHTS_PATH_NO_TOP)
-    assert md5 in inspect.getsource(vgg16)
-
-
-def test_parameters_name_the_backbones_that_models_builds():
-    assert tuple(models.BACKBONES) == limits.BACKBONES
-
-
-def test_the_plain_cnn_has_no_imagenet_weights():
-    with pytest.raises(StudyError, match="cnn has no ImageNet weights"):
-        build_network("cnn", weights="imagenet")
-
-
-@pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
-def test_unreachable_imagenet_weights_say_which_file_to_put_where(
-    backbone, keras_home, monkeypatch
-):
-    name = NOTOP.format(backbone)
-    monkeypatch.setitem(sources.IMAGENET, backbone, (name, CLOSED_PORT + name, "0" * 32))
-    with pytest.raises(StudyError) as caught:
-        build_network(backbone, weights="imagenet")
-    text = one_line(caught)
-    assert NOTOP.format(backbone) in text
-    assert str(keras_home / "models") in text
-    assert "weights: none" in text
-    assert not list((keras_home / "models").glob("*.h5"))
-
-
-class Server:
-    """Files of a folder over HTTP on this machine, and which were asked for."""
-
-    def __init__(self, folder):
-        asked = self.asked = []
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *_):
-                asked.append(self.path)
-
-        handler = functools.partial(Handler, directory=folder)
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}/"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """ResNet-50 in the place of ImageNet's: the folder of its file, and the model itself."""
-    folder = tmp_path_factory.mktemp("published")
-    model = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(32, 32, 3))
-    model.save(folder / NOTOP.format("resnet50"))
-    return folder, model
-
-
-@pytest.fixture
-def served(published, tmp_path, monkeypatch):
-    """A server that Keras takes for that of the ImageNet weights, and the folder it serves."""
-    name = NOTOP.format("resnet50")
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / name).hardlink_to(published[0] / name)
-    server = Server(folder)
-    md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setitem(sources.IMAGENET, "resnet50", (name, server.address + name, md5))
-    yield server, folder
-    server.server.shutdown()
-    server.server.server_close()
-
-
-def test_imagenet_weights_are_downloaded_once_into_the_folder_of_keras(
-    keras_home, published, served
-):
-    name = NOTOP.format("resnet50")
-    network = build_network("resnet50", weights="imagenet", train="head")
-    path = models.find_weights("resnet50", "imagenet")
-    assert path == keras_home / "models" / name
-    assert served[0].asked == [f"/{name}"]
-    assert same_weights(body_of(network), published[1])
-    assert network.weights == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_a_damaged_download_is_reported_and_fetched_again(keras_home, published, served):
-    name = NOTOP.format("resnet50")
-    (served[1] / name).unlink()
-    (served[1] / name).write_bytes(b"cut off")
-    with pytest.raises(StudyError) as caught:
-        build_network("resnet50", weights="imagenet")
-    assert name in one_line(caught)
-    (served[1] / name).unlink()
-    (served[1] / name).hardlink_to(published[0] / name)
-    # What the first attempt left behind must not be taken for the file.
-    assert same_weights(body_of(build_network("resnet50", weights="imagenet")), published[1])

@@ -10,18 +10,22 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from cbir import controls, limits, searches
+from cbir import controls, limits, report, searches
+from cbir.backbones import BACKBONES
 from cbir.params import ASKED, DATA, PLACED
 
-ARCHITECTURES = ["cnn", "resnet50", "vgg16"]
+ARCHITECTURES = ["cnn", "cnn_strong", "mobilenet", "resnet50", "vgg16"]
 RUNS = [*ARCHITECTURES, "control"]
 # They read what all runs left.
-PAGES = ["comparison", "metrics"]
+PAGES = ["comparison", "grid", "metrics"]
 NOTEBOOKS = [*RUNS, *PAGES]
 MODULES = sorted(path.stem for path in (ROOT / "src" / "cbir").glob("*.py"))
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 # What a network is made of and what trains it: all else can be used without Keras.
-KERAS = {"models", "training", "recipe"}
+KERAS = {
+    "models", "networks", "pooling", "optimisers", "precision", "training", "checkpoints",
+    "inference", "recipe",
+}  # fmt: skip
 each_run = pytest.mark.parametrize("name", RUNS)
 each_module = pytest.mark.parametrize("name", MODULES)
 
@@ -66,7 +70,7 @@ def speaks_tensorflow(tree: ast.AST) -> list[str]:
     return found
 
 
-def test_there_are_six_notebooks():
+def test_there_are_nine_notebooks():
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NOTEBOOKS)
 
 
@@ -162,6 +166,7 @@ def test_a_control_has_no_parameter_of_a_network():
 
 def test_pages_on_all_runs_share_their_parameters():
     assert list(parameters("comparison")) == ["study", "architectures", "missing"]
+    assert parameters("grid").keys() == parameters("comparison").keys()
     assert list(parameters("metrics")) == ["study", "architecture"]
 
 
@@ -172,6 +177,16 @@ def test_notebook_runs_its_own_architecture_by_hand_into_a_folder_of_its_own(nam
     assert found["study"][1] == "lab"
     assert found["dataset"][1] == "digits"
     assert found["weights"][1] == "none"
+
+
+def test_there_is_a_notebook_for_every_backbone_and_a_page_for_every_other():
+    assert sorted(ARCHITECTURES) == sorted(BACKBONES)
+    assert sorted(PAGES) == sorted(report.PAGES) == sorted(report.TITLES)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_network_run_by_hand_contradicts_nothing(name):
+    assert limits.conflict({key: value for key, (_, value) in parameters(name).items()}) == ""
 
 
 def test_the_control_run_by_hand_is_one_that_there_is():
@@ -289,6 +304,7 @@ def test_what_needs_no_network_can_be_imported_without_keras():
     )
     names = [name for name in MODULES if name not in KERAS]
     assert {"metrics", "retrieval", "evaluation", "results", "comparison", "report"} <= {*names}
+    assert {"backbones", "data", "grid_report", "grid_plots", "limits", "params"} <= {*names}
     done = subprocess.run(
         [sys.executable, "-c", code, *names],
         capture_output=True,

@@ -1,5 +1,6 @@
 """What a study's files may say, and the one line that says what is wrong with them."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
-from cbir import StudyError, controls, limits, params, protocols
+from cbir import StudyError, controls, grids, params
 
 FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
+DEFAULTS = "params/defaults.yaml"
 CONTROL = {"notebook": "control", "control": "random"}
 
 
@@ -57,40 +59,65 @@ def write_notebook(root, name: str, *cells: str, tags=("parameters",)) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=content), root / "notebooks" / f"{name}.ipynb")
 
 
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
 @pytest.mark.parametrize("study", params.studies(ROOT))
-def test_real_study_sets_exactly_the_parameters_that_its_notebooks_know(study):
-    runs = params.load(ROOT, study)
-    names = [run.architecture for run in runs]
-    assert names == ["cnn", "resnet50", "vgg16", "hand_crafted", "random", "raw_pixels"]
+def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
     folder = ROOT / "params" / study
-    shared = yaml.safe_load((folder / "study.yaml").read_text())
+    defaults, shared = read(ROOT / DEFAULTS), read(folder / "study.yaml")
+    study_grid = shared.pop("grid", {})
+    runs = params.load(ROOT, study)
+    assert {run.file for run in runs} == {path.stem for path in folder.glob("*.yaml")} - {"study"}
+    assert len({run.architecture for run in runs}) == len(runs)
     for run in runs:
-        own = yaml.safe_load((folder / f"{run.architecture}.yaml").read_text())
-        notebook = own.pop("notebook", run.architecture)
-        known = params.known(ROOT / "notebooks" / f"{notebook}.ipynb")
-        assert run.notebook.samefile(ROOT / "notebooks" / f"{notebook}.ipynb")
-        assert shared.keys() & own.keys() <= set(params.ASKED)
-        assert shared.keys() | own.keys() == known.keys() - set(params.PLACED)
-        assert run.parameters == shared | own | {"study": study, "architecture": run.architecture}
-        assert run.is_control == (run.architecture in controls.CONTROLS)
-        assert run.parameters.get("control", run.architecture) == run.architecture
+        own = read(folder / f"{run.file}.yaml")
+        notebook = ROOT / "notebooks" / f"{own.pop('notebook', run.file)}.ipynb"
+        grid = own.pop("grid", study_grid)
+        known = params.known(notebook).keys() - set(params.PLACED)
+        assert run.notebook.samefile(notebook)
+        assert own.keys() <= known
+        assert not shared.keys() & own.keys() - set(params.ASKED)
+        point = {key: run.parameters[key] for key in grid if key in known}
+        assert all(value in grid[key] for key, value in point.items())
+        expected = {k: v for k, v in (defaults | shared | own | point).items() if k in known}
+        expected |= {"study": study, "variant": grids.variant(point)}
+        assert run.parameters == expected | {"architecture": grids.name(run.file, point)}
+        assert run.is_control == (run.file in controls.CONTROLS)
+        assert run.parameters.get("control", run.file) == run.file
 
 
-def test_the_studies_are_those_that_the_makefile_names():
-    assert params.studies(ROOT) == ["cifar10", "digits", "folder"]
-    assert "(digits, cifar10, folder)" in (ROOT / "Makefile").read_text()
+@pytest.mark.parametrize(
+    ("study", "networks"),
+    [
+        ("digits", ["cnn", "resnet50", "vgg16"]),
+        ("folder", ["cnn", "mobilenet", "resnet50", "vgg16"]),
+        ("cifar10", ["cnn", "cnn_strong", "mobilenet", "resnet50", "vgg16"]),
+    ],
+)
+def test_a_study_without_a_grid_has_a_run_a_file_and_the_controls_last(study, networks):
+    found = [run.architecture for run in params.load(ROOT, study)]
+    assert found == [*networks, "hand_crafted", "random", "raw_pixels"]
 
 
-def test_every_limit_belongs_to_a_parameter_that_the_notebooks_know():
-    cnn, control = (
-        params.known(ROOT / "notebooks" / f"{each}.ipynb") for each in ("cnn", "control")
-    )
-    assert limits.LIMITS.keys() <= cnn.keys() | control.keys()
+def test_the_readme_names_every_study():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    studies = params.studies(ROOT)
+    assert len(studies) == 8
+    assert [each for each in studies if not re.search(rf"(?<![\w-]){each}(?![\w-])", readme)] == []
 
 
-def test_the_names_that_limits_lists_are_those_that_the_code_knows():
-    assert tuple(controls.CONTROLS) == limits.CONTROLS
-    assert protocols.PROTOCOLS == limits.PROTOCOLS
+def test_the_makefile_names_no_study_that_there_is_not():
+    (line,) = re.findall(r"^#.* STUDY=\w+ .*$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"STUDY=(\w+)", line) + re.findall(r"[(,] *([\w-]+)(?=[,)])", line)
+    assert set(named) <= set(params.studies(ROOT))
+
+
+def test_the_defaults_are_what_a_network_knows_beside_its_images_and_its_backbone():
+    known = params.known(ROOT / "notebooks" / "cnn.ipynb").keys()
+    placed = {*params.PLACED, *params.DATA, *params.ASKED, "backbone"}
+    assert read(ROOT / DEFAULTS).keys() == known - placed | {"training_images", "test_images"}
 
 
 def test_a_control_and_a_network_are_measured_alike():
@@ -103,13 +130,53 @@ def test_a_control_and_a_network_are_measured_alike():
     assert {key: cnn[key] for key in everyone} == {key: control[key] for key in everyone}
 
 
-def test_architecture_lies_over_study_and_set_over_both(project):
-    shared = STUDY | {"epochs": 5, "batch_size": 16, "dropout": 0.3}
-    own = {key: value for key, value in CNN.items() if key not in ("epochs", "dropout")}
-    write_study(project, "tiny", shared, {"cnn": own | {"batch_size": 4, "dropout": 0.2}})
-    found = cnn_of(project, overrides="dropout=0.1")
-    assert (found["epochs"], found["batch_size"], found["dropout"]) == (5, 4, 0.1)
-    assert cnn_of(project)["dropout"] == 0.2
+def test_each_layer_lies_over_the_one_before(project):
+    def found(**asked) -> int:
+        run = next(run for run in params.load(project, "tiny", **asked) if run.file == "cnn")
+        return run.parameters["batch_size"]
+
+    shared, own = STUDY, {key: value for key, value in CNN.items() if key != "batch_size"}
+    write_study(project, "tiny", shared, {"cnn": own})
+    assert found() == read(ROOT / DEFAULTS)["batch_size"] == 64
+    shared = shared | {"batch_size": 2}
+    write_study(project, "tiny", shared, {"cnn": own})
+    assert found() == 2
+    own = own | {"batch_size": 3}
+    write_study(project, "tiny", shared, {"cnn": own})
+    assert found() == 3
+    write_study(project, "tiny", shared | {"grid": {"batch_size": [4]}}, {"cnn": own})
+    assert found() == 4
+    assert found(overrides="batch_size=5") == 5
+
+
+def test_defaults_reach_every_architecture_and_no_control(project):
+    least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
+    write_study(project, "tiny", STUDY, least | {"chance": CONTROL})
+    defaults = read(ROOT / DEFAULTS)
+    *networks, chance = params.load(project, "tiny")
+    assert len(networks) == 3
+    for run in networks:
+        expected = defaults | STUDY | least[run.file]
+        assert {key: run.parameters[key] for key in expected} == expected
+    assert chance.parameters.keys() == {*STUDY, *params.PLACED, "control"}
+
+
+def test_defaults_that_are_not_there_are_one_line_that_names_the_file(project):
+    (project / DEFAULTS).unlink()
+    assert error_of(project).startswith(DEFAULTS)
+
+
+def test_a_misspelt_default_is_told_with_the_right_name(project):
+    text = (project / DEFAULTS).read_text("utf-8").replace("weight_decay:", "weight_decy:")
+    (project / DEFAULTS).write_text(text, "utf-8")
+    (project / FILE).write_text("backbone: cnn\nepochs: 1\n")
+    assert "weight_decay" in error_of(project)
+
+
+def test_a_default_that_does_not_fit_is_told_with_its_file(project):
+    text = (project / DEFAULTS).read_text("utf-8").replace("dropout: 0.0", "dropout: 1.0")
+    (project / DEFAULTS).write_text(text, "utf-8")
+    assert error_of(project).startswith(f"{DEFAULTS}: dropout must be at least 0 and less than 1")
 
 
 def test_set_reaches_every_architecture(project):
@@ -202,9 +269,11 @@ def test_all_are_compared_under_the_same_first_protocol(project):
     assert len(params.load(project, "tiny")) == 3
 
 
-@pytest.mark.parametrize("key", ["epochs", "weights", "measured_epochs"])
+@pytest.mark.parametrize("key", ["backbone", "ks", "dataset", "split_seed"])
 def test_missing_parameter_is_named_with_both_files(project, key):
-    write_line(project, "", drop=key)
+    shared = {name: value for name, value in STUDY.items() if name != key}
+    own = {name: value for name, value in CNN.items() if name != key}
+    write_study(project, "tiny", shared, {"cnn": own})
     message = error_of(project)
     assert FILE in message
     assert SHARED in message
@@ -212,9 +281,10 @@ def test_missing_parameter_is_named_with_both_files(project, key):
 
 
 def test_all_missing_parameters_are_named_at_once(project):
-    write_study(project, "tiny", STUDY, {"cnn": {"backbone": "cnn"}})
-    message = error_of(project)
-    assert all(key in message for key in CNN if key != "backbone")
+    write_study(project, "tiny", {"dataset": "digits"}, {"cnn": {"epochs": 1}})
+    missing = (STUDY.keys() | {"backbone"}) - {"dataset", "training_images", "test_images"}
+    named = error_of(project).partition("missing parameter ")[2].partition(":")[0]
+    assert set(named.split(", ")) == missing
 
 
 @pytest.mark.parametrize("key", sorted((STUDY | CNN).keys() - {"ks"}))
@@ -294,67 +364,25 @@ def test_value_of_another_type_is_refused_with_key_file_and_type(project, key, v
     assert error_of(project).startswith(f"{file}: {key} must be {kind}, not ")
 
 
-OUT_OF_BOUNDS = {
-    "image_size": ["7", "0", "-32"],
-    "test_fraction": ["0", "1", "-0.1", "1.5", ".nan"],
-    "validation_fraction": ["0", "1", "-0.1"],
-    "split_seed": ["-1"],
-    "seeds": ["[]", "[-1]", "[0, 1, 0]"],
-    "protocols": ["[]", "[open]", "[closed, closed]", "[unseen_classes, closed]"],
-    "unseen": ["0", "-1"],
-    "draws": ["0"],
-    "ks": ["[]", "[0]", "[-5]", "[1, 5, 1]"],
-    "train": ["some", "''"],
-    "schedule": ["linear", "''"],
-    "input_size": ["31", "0"],
-    "embedding_dim": ["0", "-1"],
-    "dropout": ["1", "-0.1", ".nan"],
-    "epochs": ["0", "-3"],
-    "measured_epochs": ["[0]", "[-1]", "[2, 2]"],
-    "batch_size": ["0"],
-    "learning_rate": ["0", "-1e-3", ".nan"],
-}
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [(key, value) for key, values in OUT_OF_BOUNDS.items() for value in values]
-)
-def test_value_out_of_bounds_is_refused_with_key_and_file(project, key, value):
-    file = write_value(project, key, value)
-    message = error_of(project)
-    assert message.startswith(f"{file}: {key} must ")
-    assert "not " in message
-
-
-AT_THE_BOUNDS = {
-    "image_size": "8",
-    "split_seed": "0",
-    "seeds": "[0]",
-    "protocols": "[held_out_gallery, unseen_classes]",
-    "unseen": "1",
-    "draws": "1",
-    "ks": "[1]",
-    "train": "head",
-    "schedule": "constant",
-    "input_size": "32",
-    "embedding_dim": "1",
-    "dropout": "0",
-    "epochs": "1",
-    "measured_epochs": "[]",
-    "batch_size": "1",
-    "test_fraction": "0.999",
-}
-
-
-@pytest.mark.parametrize(("key", "value"), AT_THE_BOUNDS.items())
-def test_value_at_its_bound_is_taken(project, key, value):
-    write_value(project, key, value)
-    assert cnn_of(project)[key] == yaml.safe_load(value)
-
-
 def test_set_is_checked_as_files_are(project):
-    assert error_of(project, overrides="epochs=0").startswith("SET: epochs must be greater than 0")
+    message = error_of(project, overrides="batch_size=0")
+    assert message.startswith("SET: batch_size must be greater than 0")
     assert error_of(project, overrides="epochs=many").startswith("SET: epochs must be int")
+
+
+def test_what_contradicts_itself_is_told_with_the_files_that_may_be_wrong(project):
+    message = error_of(project, overrides="head_epochs=2")
+    assert message.startswith(f"{FILE} or SET: head_epochs: must be 0 where weights is none")
+    write_line(project, "early_stopping: 2", drop="early_stopping")
+    assert error_of(project).startswith(f"{FILE}: measured_epochs: must be [] with early_stopping")
+
+
+def test_a_trial_of_fewer_epochs_measures_what_it_has(project):
+    write_study(project, "tiny", STUDY, {"cnn": CNN | {"epochs": 9, "measured_epochs": [2, 5]}})
+    assert cnn_of(project, overrides="epochs=4")["measured_epochs"] == [2]
+    assert cnn_of(project, overrides="epochs=5")["measured_epochs"] == [2, 5]
+    message = error_of(project, overrides="epochs=4 measured_epochs=[5]")
+    assert "measured_epochs: [5] lies beyond epochs: 4" in message
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001"])
@@ -374,8 +402,13 @@ def test_a_text_with_an_e_in_it_stays_a_text(project):
 
 
 EVERYONES = """
+study: str = "lab"
+architecture: str = "flags"
+variant: str = ""
 dataset: str = "digits"
 image_size: int = 8
+training_images: int = 0
+test_images: int = 0
 test_fraction: float = 0.2
 validation_fraction: float = 0.1
 split_seed: int = 0
@@ -391,6 +424,7 @@ def write_flags(project, cell: str) -> Path:
     write_notebook(project, "flags", cell)
     shared = {**STUDY, "image_size": 8, "number": 1}
     write_study(project, "flags", shared, {"flags": {"flag": False}})
+    (project / DEFAULTS).write_text("# for networks alone\n")
     return project / "params" / "flags" / "flags.yaml"
 
 

@@ -90,6 +90,22 @@ def test_samples_are_training_images_by_class(dataset):
     assert [row[0].texts[0].get_text() for row in table] == CLASSES
 
 
+def test_each_query_stands_above_what_is_weighed_in_it(dataset):
+    maps = np.arange(8).reshape(2, 2, 2) / 28
+    figure = pictures.attention(dataset, maps, np.array([2, 0]))
+    above, below = np.array(figure.axes).reshape(2, 2)
+    assert [shown_in(axis) for axis in above] == [11, 9]
+    assert [axis.get_title() for axis in above] == ["square", "circle"]
+    assert [shown_in(axis) for axis in below] == [11, 9]
+    for axis, map_ in zip(below, maps, strict=True):
+        image, weights = axis.images
+        assert np.array_equal(weights.get_array(), map_)
+        # Each position lies over its part of the image, which shines through.
+        assert weights.get_extent() == image.get_extent()
+        assert 0 < weights.get_alpha() < 1
+        assert weights.get_cmap()(1.0)[:3] > weights.get_cmap()(0.0)[:3]
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 24])
 def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most, dataset):
     pairs = pd.DataFrame({"query": [0, 0, 1, 2, 2, 2], "gallery": [4, 5, 6, 7, 8, 0]})

@@ -1,14 +1,17 @@
 """Files of a run and of a study: what is written is what is read, and nothing stale stays."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import invented
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import empty_project, make_project
+from conftest import empty_project, load_shapes, make_project
 
-from cbir import StudyError, results, tidy
+from cbir import StudyError, evaluation, results, tidy, uncertainty
+from cbir.cache import Artifact
 
 CLASSES = ["circle", "cross"]
 
@@ -48,10 +51,12 @@ def leave(folder, *, control=False):
     summary = {"searches": ["unrestricted"], "artifacts": {"unrestricted": artifact}}
     summary |= {"asked": {"seeds": [0, 1], "protocols": ["closed"]}, "machine": {"cpu": "a"}}
     summary |= {"dataset": {"classes": CLASSES}, "seconds": {"unrestricted": 2.0}}
-    summary |= {"peak_memory_bytes": 5}
+    summary |= {"peak_memory_bytes": 5, "variant": "", "speed": {"images_per_second": 9.0}}
     if not control:
         (folder / "history.csv").write_text("epoch,loss\n1,0.5\n2,0.25\n")
-        summary |= {"weights": {"trained": "abc"}, "epochs": 2}
+        summary |= {"weights": {"trained": "abc"}, "epochs": 2, "size": {"total": 7}}
+        summary |= {"training_accuracy": {"value": 0.5}, "training_seconds": 70.0}
+        summary["variant"] = "dropout=0.1"
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "manifest.json").write_text(json.dumps({"parameters": {"a": 1}, "seconds": 3.0}))
 
@@ -131,7 +136,11 @@ def test_the_study_has_the_rows_of_all_its_architectures(reports):
     of_cnn = manifest["architectures"]["cnn"]
     assert of_cnn["seconds"] == {"unrestricted": 2.0, "notebook": 3.0}
     assert of_cnn["weights"] == {"trained": "abc"}
-    assert manifest["architectures"]["random"]["weights"] is None
+    told = {"variant": "dropout=0.1", "size": {"total": 7}, "epochs": 2, "training_seconds": 70.0}
+    told |= {"training_accuracy": {"value": 0.5}, "speed": {"images_per_second": 9.0}}
+    assert {name: of_cnn[name] for name in told} == told
+    of_random = manifest["architectures"]["random"]
+    assert (of_random["weights"], of_random["variant"], of_random["epochs"]) == (None, "", None)
     assert manifest["machine"] == {"cpu": "a"}
 
 
@@ -164,7 +173,10 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
     # The gallery is that of the first protocol: the test images.
     assert summary["dataset"]["gallery"] == summary["dataset"]["queries"] == 12
     assert (summary["embedding_dim"], summary["index_bytes"]) == (128, 12 * 128 * 4)
-    assert not {"weights", "size", "epochs", "calibration"} & summary.keys()
+    assert not {"weights", "size", "epochs", "calibrations"} & summary.keys()
+    assert not {"training_accuracy", "training_seconds"} & summary.keys()
+    assert summary["variant"] == ""
+    assert found.per_query["variant"].isna().all()
     assert set(found.first_rows()["seed"]) == {4}
     assert set(found.first_rows()["protocol"]) == {"held_out_gallery"}
     assert found.rankings["unrestricted"].shape == (12, 10)
@@ -173,3 +185,91 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
         (seed, protocol): 12 for seed in (2, 4) for protocol in ("closed", "held_out_gallery")
     }
     assert all((root / path).is_dir() for path in summary["artifacts"].values())
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A network of two seeds and two protocols, at a point of a grid."""
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield invented.save_network(
+            "vgg16-64",
+            3.0,
+            variant="input_size=64",
+            weights={"source": "imagenet", "sha256": "a" * 64},
+            seeds=[3, 1],
+            protocols=["closed", "held_out_gallery"],
+        )
+
+
+def test_a_network_says_where_it_came_from(network):
+    assert network.summary["weights"] == {
+        "source": "imagenet",
+        "started from": "a" * 64,
+        "trained": "f" * 64,
+    }
+    assert network.summary["parameters"]["backbone"] == "vgg16-64"
+    assert network.summary["parameters"]["training"]["batch_size"] == 8
+
+
+def test_every_row_and_the_summary_name_the_point_of_a_grid(network):
+    assert network.summary["variant"] == "input_size=64"
+    for rows in (network.per_query, network.metrics, network.averaged):
+        assert set(rows["variant"]) == {"input_size=64"}
+
+
+def test_training_accuracy_is_that_of_the_final_state_on_the_images_learnt_from(network):
+    view = evaluation.first_view(load_shapes(), network.summary["asked"])
+    labels = view.labels[view.train]
+    right = [
+        invented.blurred(view, 3.0, seed)[view.train, :3].argmax(axis=1) == labels
+        for seed in (3, 1)
+    ]
+    by_image = np.mean(right, axis=0)[:, None]
+    low, high = uncertainty.bootstrap(by_image)
+    assert network.summary["training_accuracy"] == pytest.approx(
+        {"value": by_image.mean(), "ci_low": low.item(), "ci_high": high.item()}
+    )
+    assert low < by_image.mean() < high
+    # Neither that of the history, nor that of the queries.
+    assert network.summary["training_accuracy"]["value"] != network.history["accuracy"].iloc[-1]
+
+
+def test_the_history_of_a_network_has_its_stages_and_seconds(network):
+    assert network.history.index.tolist() == [1, 2, 3]
+    assert set(network.history["stage"]) == {"backbone and head"}
+    assert network.summary["epochs"] == 3
+    assert network.summary["seconds"]["training"] == 6.0
+    assert network.summary["training_seconds"] == 6.0
+
+
+def test_steps_before_the_training_are_told_too(network):
+    """The features of a frozen backbone, then the head on them."""
+
+    features, head, last = (Artifact(Path(name), {}) for name in ("a", "b", "c"))
+    of_head = SimpleNamespace(artifact=head, features=features, head=None)
+    whole = SimpleNamespace(artifact=last, features=None, head=of_head)
+    found = results._training_steps(whole)
+    assert list(found.items()) == [("features", features), ("head", head), ("training", last)]
+    found = results._training_steps(of_head)
+    assert list(found.items()) == [("features", features), ("training", head)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"source": "imagenet", "started from": "abc"}, "imagenet, SHA-256 abc"),
+        ({"source": "study:a/b", "started from": "abc"}, "study:a/b, SHA-256 abc"),
+        ({"source": "none", "started from": "random"}, "random"),
+    ],
+)
+def test_provenance_says_what_each_network_started_from(weights, said, reports):
+    run = {"weights": weights | {"trained": "def"}, "seconds": {}, "peak_memory_bytes": 1}
+    manifest = {"command": "make", "git": {"commit": "abc", "clean": True}, "versions": {}}
+    manifest |= {"machine": {"cpu": "a", "cores": 2, "gpus": []}, "data": {"fingerprint": "abc"}}
+    manifest |= {"architectures": {"cnn": run}}
+    (reports / "manifest.json").write_text(json.dumps(manifest))
+    table = results.provenance("tiny")["value"]
+    assert table["cnn, started from"] == said
+    assert table["cnn, weights, SHA-256"] == "def"

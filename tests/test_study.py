@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import CNN, STUDY, cbir, make_project, write_study
+from conftest import CNN, FROZEN, ROOT, STUDY, cbir, make_project, write_pictures, write_study
 from test_pages import Tags
 
 pytestmark = pytest.mark.study
@@ -111,16 +111,17 @@ def run_trial(root: Path) -> SimpleNamespace:
 
 
 def run_with_failures(root: Path) -> SimpleNamespace:
-    """A folder of pictures; one backbone's weights are out of reach, another's damaged."""
+    """A folder of pictures; a backbone's weights were not learnt, are out of reach, or damaged."""
     make_project(root)
     (root / "data" / "damaged.weights.h5").write_bytes(b"no weights")
-    frozen = CNN | {"train": "head", "epochs": 2, "measured_epochs": []}
+    frozen = CNN | FROZEN
     write_study(
         root,
         "folder",
         STUDY | {"dataset": "data/elsewhere"},
         {
             CONTROL: CONTROLS,
+            "cnn": CNN | {"weights": "study:elsewhere"},
             "resnet50": frozen | {"backbone": "resnet50", "weights": "imagenet"},
             "vgg16": frozen | {"backbone": "vgg16", "weights": "data/damaged.weights.h5"},
         },
@@ -128,6 +129,29 @@ def run_with_failures(root: Path) -> SimpleNamespace:
     plan = cbir(root, "plan", "--data", "data/shapes")
     done = cbir(root, "report", "--data", "data/shapes", **NO_NETWORK)
     return SimpleNamespace(reports=root / "reports" / "shapes", done=done, plan=plan)
+
+
+POOLINGS = ["avg", "gem"]
+POINTS = [f"mobilenet-{pooling}" for pooling in POOLINGS]
+
+
+def run_of_grid(root: Path) -> SimpleNamespace:
+    """Two ways of pooling on what one frozen backbone makes of the pictures; the same again."""
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    write_pictures(root / "data" / "shapes")
+    mobilenet = CNN | FROZEN | {"backbone": "mobilenet", "feature_maps": True}
+    write_study(root, "tiny", STUDY | {"grid": {"pooling": POOLINGS}}, {"mobilenet": mobilenet})
+    done = cbir(root, "report", "--study", "tiny")
+    before = snapshot(root / "reports")
+    again = cbir(root, "report", "--study", "tiny")
+    return SimpleNamespace(
+        root=root,
+        reports=root / "reports" / "tiny",
+        done=done,
+        again=again,
+        is_untouched=snapshot(root / "reports") == before,
+        plan=cbir(root, "plan", "--study", "tiny", "--architectures", POINTS[1]),
+    )
 
 
 def children(process: int) -> list[int]:
@@ -205,10 +229,11 @@ AFTERWARDS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Name of a run -> what it left, each a copy of `tiny` but `tiny` and `failing` themselves."""
+    """Name of a run -> what it left; those of `AFTERWARDS` go on from copies of `tiny`."""
     with ThreadPoolExecutor(2) as pool:
         tiny = pool.submit(run_of_all, tmp_path_factory.mktemp("tiny"))
         failing = pool.submit(run_with_failures, tmp_path_factory.mktemp("failing"))
+        grid = pool.submit(run_of_grid, tmp_path_factory.mktemp("grid"))
 
         def after(name):
             root = tmp_path_factory.mktemp(name) / "project"
@@ -216,7 +241,7 @@ def runs(tmp_path_factory):
             return AFTERWARDS[name](root)
 
         others = {name: pool.submit(after, name) for name in AFTERWARDS}
-        futures = {"tiny": tiny, "failing": failing, **others}
+        futures = {"tiny": tiny, "failing": failing, "grid": grid, **others}
         yield lambda name: futures[name].result()
 
 
@@ -256,7 +281,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tiny):
     assert not {path for path in tiny.new if path.startswith(("reports", "artifacts"))}
     for expected in (
         "notebooks/cnn.ipynb", "notebooks/resnet50.ipynb", "notebooks/vgg16.ipynb",
-        f"{CONTROL}: notebooks/control.ipynb", "learning_rate=0.001", "48 pictures, 3 classes",
+        f"{CONTROL}: notebooks/control.ipynb", "embedding_dim=16", "48 pictures, 3 classes",
         "GPU:",
     ):  # fmt: skip
         assert expected in tiny.plan.stdout
@@ -600,6 +625,7 @@ def test_a_plan_names_what_would_be_downloaded(runs):
     assert plan.returncode == 0, plan.stderr
     assert "reports/shapes/index.html" in plan.stdout
     assert "will download resnet50_weights" in plan.stdout
+    assert "cannot run: weights: study:elsewhere: no cnn" in plan.stdout
 
 
 def test_a_folder_of_pictures_is_studied_under_its_own_name(runs):
@@ -621,10 +647,11 @@ def test_one_failure_stops_no_other_architecture(runs):
 
 def test_each_failure_is_one_line_on_stderr(runs):
     lines = runs("failing").done.stderr.splitlines()
-    assert [line.partition(":")[0] for line in lines[:-1]] == ["resnet50", "vgg16"]
-    assert "could not be downloaded" in lines[0]
-    assert "data/damaged.weights.h5 does not fit vgg16" in lines[1]
-    assert lines[-1].startswith("failed: resnet50, vgg16")
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["cnn", "resnet50", "vgg16"]
+    assert "run `make report STUDY=elsewhere` first" in lines[0]
+    assert "could not be downloaded" in lines[1]
+    assert "data/damaged.weights.h5 does not fit vgg16" in lines[2]
+    assert lines[-1].startswith("failed: cnn, resnet50, vgg16")
 
 
 def test_the_report_names_failures_with_their_reasons(runs):
@@ -632,9 +659,11 @@ def test_the_report_names_failures_with_their_reasons(runs):
     index = Tags((reports / "index.html").read_text("utf-8")).text
     assert "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5" in index
     assert "data/damaged.weights.h5 does not fit vgg16" in index
+    assert "study:elsewhere" in index
+    assert "study:elsewhere" in (reports / "cnn.html").read_text("utf-8")
     assert "could not be downloaded" in (reports / "resnet50.html").read_text("utf-8")
     failures = json.loads((reports / "manifest.json").read_text())["failures"]
-    assert sorted(failures) == ["resnet50", "vgg16"]
+    assert sorted(failures) == ["cnn", "resnet50", "vgg16"]
 
 
 def test_the_traceback_of_a_failed_notebook_is_in_its_log_and_page(runs):
@@ -645,3 +674,52 @@ def test_the_traceback_of_a_failed_notebook_is_in_its_log_and_page(runs):
     assert "StudyError" in log
     assert "\x1b" not in log
     assert "StudyError" in (failing.reports / "vgg16.html").read_text("utf-8")
+
+
+def test_a_grid_has_a_page_for_every_point_and_one_for_them_all(runs):
+    grid = runs("grid")
+    assert grid.done.returncode == 0, grid.done.stderr
+    assert grid.done.stderr == ""
+    running = re.findall(r"running notebooks/(\w+)\.ipynb", grid.done.stdout)
+    assert running == ["mobilenet", "mobilenet", "grid", "metrics"]
+    pages = ["index", *POINTS, "metrics"]
+    for page in pages:
+        tags = Tags((grid.reports / f"{page}.html").read_text("utf-8"))
+        assert "No results" not in tags.text
+        links = [link["href"] for link in tags.of("a")]
+        assert [f"{each}.html" for each in pages] == [
+            link for link in links if link in [f"{each}.html" for each in pages]
+        ]
+    index = Tags((grid.reports / "index.html").read_text("utf-8"))
+    assert "Every point" in index.text
+    assert index.of("img")
+    assert not (grid.reports / "comparison.ipynb").exists()
+
+
+def test_every_row_of_a_grid_says_which_point_it_is_of(runs):
+    reports = runs("grid").reports
+    expected = {f"mobilenet-{pooling}": f"pooling={pooling}" for pooling in POOLINGS}
+    for found in (pd.read_csv(reports / "metrics.csv"), pd.read_parquet(reports / QUERIES)):
+        assert found["variant"].notna().all()
+        pairs = found[["architecture", "variant"]].drop_duplicates()
+        assert dict(pairs.to_numpy()) == expected
+
+
+def test_the_points_of_a_grid_share_the_features_that_they_pool(runs):
+    grid = runs("grid")
+    assert len(folders(grid.root, "features")) == 1
+    assert len(folders(grid.root, "training")) == 2
+
+
+def test_a_grid_that_is_done_is_not_done_again(runs):
+    grid = runs("grid")
+    assert grid.again.returncode == 0, grid.again.stderr
+    assert "nothing to do: reports/tiny/index.html is up to date" in grid.again.stdout
+    assert "running" not in grid.again.stdout
+    assert grid.is_untouched
+    assert grid.plan.returncode == 0, grid.plan.stderr
+    # Of a point, what is not the default; no empty line where that is nothing.
+    assert re.search(rf"\n{POINTS[0]}: notebooks/mobilenet.ipynb\n(  \S.*\n)?  left out\n",
+                     grid.plan.stdout)  # fmt: skip
+    own = f"{POINTS[1]}: notebooks/mobilenet.ipynb\n  pooling=gem\n  up to date"
+    assert own in grid.plan.stdout

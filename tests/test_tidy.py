@@ -81,6 +81,24 @@ def test_a_row_of_metrics_has_exactly_the_promised_columns(rows):
     assert set(rows["draw"].dropna()) == {0, 1}
 
 
+def test_rows_of_a_grid_name_their_point_on_disk_too(states, tmp_path):
+    queries = tidy.per_query("tiny", "cnn-64", states[:1], "input_size=64 train=head")
+    assert set(queries["variant"]) == {"input_size=64 train=head"}
+    rows = tidy.metrics(tidy.average_seeds(queries), CLASSES)
+    assert set(rows["variant"]) == {"input_size=64 train=head"}
+    tidy.write_csv(rows, tmp_path / "rows.csv")
+    assert set(tidy.read_csv(tmp_path / "rows.csv")["variant"]) == {"input_size=64 train=head"}
+
+
+def test_points_of_a_grid_are_kept_apart():
+    both = pd.concat([invented.rows([0.0, 0.5], variant="dropout=0.1"),
+                      invented.rows([1.0, 0.5], variant="dropout=0.2")])  # fmt: skip
+    averaged = tidy.average_seeds(both)
+    assert averaged["average_precision"].tolist() == [0.0, 0.5, 1.0, 0.5]
+    found = tidy.select(tidy.metrics(both, CLASSES), metric="mean_average_precision")
+    assert found["value"].tolist() == [0.25, 0.75]
+
+
 def test_there_is_a_row_for_each_query_of_each_state_and_search(queries, states):
     assert len(queries) == len(states) * len(SEARCHES) * N_QUERIES
     assert not queries.duplicated([*tidy.PLACE, "query"]).any()

@@ -35,6 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
             "--set", default="", metavar="KEY=VALUE",
             help="parameters of a trial, separated by spaces; it gets a report of its own",
         )  # fmt: skip
+    publishing = "copy a study's results into reports/published/"
+    command = commands.add_parser("publish", help=publishing, description=publishing.capitalize())
+    command.add_argument("--study", required=True, help="a folder in reports/", metavar="NAME")
+    writing = "write README's tables from reports/published/"
+    commands.add_parser("results", help=writing, description=writing.capitalize())
     asked = parser.parse_args(arguments)
     # A log that is not a terminal shows each line when it is printed.
     sys.stdout.reconfigure(line_buffering=True)
@@ -44,16 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(asked: argparse.Namespace) -> int:
     try:
-        # Imported late, so that a wrong call is answered at once.
-        from cbir import plan, report, study
-
-        opened = study.open_study(
-            project_root(), asked.study, asked.architectures, asked.data, asked.set
-        )
-        if asked.command == "plan":
-            print(plan.describe(opened))
-            return 0
-        return 0 if report.bring_up_to_date(opened) else 1
+        return 0 if _work(asked) else 1
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,6 +62,30 @@ def _run(asked: argparse.Namespace) -> int:
         what = "" if isinstance(error, StudyError) else f"{type(error).__name__}: "
         print(f"error: {what}{' '.join(str(error).split())[:300]}{_log()}", file=sys.stderr)
         return 1
+
+
+def _work(asked: argparse.Namespace) -> bool:
+    """Do what the command asks; whether all of it could be done."""
+    # Imported late, so that a wrong call is answered at once.
+    root = project_root()
+    if asked.command == "publish":
+        from cbir import published
+
+        folder = published.publish(root, asked.study)
+        print(f"{folder.relative_to(root)} written; now `make results`")
+    elif asked.command == "results":
+        from cbir import published
+
+        is_new = published.write_readme(root)
+        print("README.md written" if is_new else "nothing to do: README.md is up to date")
+    else:
+        from cbir import plan, report, study
+
+        opened = study.open_study(root, asked.study, asked.architectures, asked.data, asked.set)
+        if asked.command == "report":
+            return report.bring_up_to_date(opened)
+        print(plan.describe(opened))
+    return True
 
 
 def _log() -> str:

@@ -114,7 +114,8 @@ def describe(name: str, result: Result) -> str:
         f"{summary['index_bytes'] / 1e6:.1f} MB."
     )
     if not result.is_control:
-        epochs = f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}"
+        n_epochs = len(result.history)
+        epochs = f"{n_epochs} epoch{'s' if n_epochs != 1 else ''}"
         said += f" Training: {epochs}, {duration(summary['training_seconds'])}."
     return said
 

@@ -20,10 +20,13 @@ def table(results: dict[str, Result]) -> pd.DataFrame:
     Numbers that have an interval stand in three columns: the name alone, with `LOW`, with `HIGH`.
     """
     rows = {}
+    points = {name: grids.parse(name, each.summary["variant"]) for name, each in results.items()}
+    # An architecture may have a grid of its own; a dash where it does not know a dimension.
+    known = dict.fromkeys(key for _, point in points.values() for key in point)
     for name, result in results.items():
-        architecture, point = grids.parse(name, result.summary["variant"])
+        architecture, point = points[name]
         scores = comparison.headline(result.averaged, {name: result})
-        row = {ARCHITECTURE: architecture, **{key: _value(text) for key, text in point.items()}}
+        row = {ARCHITECTURE: architecture, **{key: _value(point.get(key, "–")) for key in known}}
         for measure in (ACCURACY, MAP):
             (found,) = tidy.select(scores, **comparison.QUALITY[measure]).to_dict("records")
             row |= _with_interval(measure, found)
@@ -86,7 +89,7 @@ def pairs(results: dict[str, Result], runs: pd.DataFrame) -> pd.DataFrame:
     found = comparison.pairs(results)
     is_fair = [_differ_in_one(runs.loc[row.ahead], runs.loc[row.behind], dimensions(runs))
                for row in found.itertuples()]  # fmt: skip
-    found = found[is_fair].reset_index(drop=True)
+    found = found.loc[is_fair].reset_index(drop=True)
     adjusted = uncertainty.holm(found["p"].to_numpy())
     return found.assign(p_holm=adjusted, is_told_apart=adjusted < uncertainty.ALPHA)
 
@@ -97,15 +100,17 @@ def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
     for architecture, own in runs.groupby(ARCHITECTURE, sort=False):
         best = own[MAP].idxmax()
         row = own.loc[best]
-        rivals = compared[(compared["ahead"] == best) & ~compared["is_told_apart"]]
+        ties = compared[~compared["is_told_apart"]]
+        rivals = [*ties.loc[ties["ahead"] == best, "behind"],
+                  *ties.loc[ties["behind"] == best, "ahead"]]  # fmt: skip
         text = (
             f"**{architecture}**: the highest mAP is {row[MAP]:.3f} "
             f"[{row[MAP + LOW]:.3f},\u00a0{row[MAP + HIGH]:.3f}], with {_point(row, runs)} "
             f"(accuracy {row[ACCURACY]:.3f}, {row[SPEED]:,.0f} images/s). "
         )
-        if len(rivals):
-            ties = "; ".join(_point(own.loc[each], runs) for each in rivals["behind"])
-            text += f"Not told apart from it: {ties}. "
+        if rivals:
+            told = "; ".join(_point(own.loc[each], runs) for each in rivals)
+            text += f"Not told apart from it: {told}. "
         fastest = own[SPEED].idxmax()
         if fastest != best:
             quick = own.loc[fastest]

@@ -42,17 +42,23 @@ def points(grid: dict[str, list], changes: dict) -> list[dict]:
 
 def name(architecture: str, point: dict) -> str:
     """What one point's run is called, as a folder too: mobilenet-96-head."""
-    words = ["".join(each for each in str(value) if each.isalnum() or each in "._")
+    words = ["".join(each for each in _text(value) if each.isalnum() or each in "._")
              for value in point.values()]  # fmt: skip
     return "-".join([architecture, *words])
 
 
 def variant(point: dict) -> str:
-    """A point in words: input_size=96 train=head."""
-    return " ".join(f"{key}={value}" for key, value in point.items())
+    """A point in words: input_size=96 train=head; lists without spaces: augmentation=[flip,shift]."""
+    return " ".join(f"{key}={_text(value)}" for key, value in point.items())
 
 
 def parse(run: str, words: str) -> tuple[str, dict[str, str]]:
     """The architecture's file and the point of a run, from its name and its variant."""
     point = dict(each.partition("=")[::2] for each in words.split())
     return run.removesuffix(name("", point)), point
+
+
+def _text(value) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(_text(each) for each in value)}]"
+    return str(value)

@@ -10,7 +10,6 @@ import functools
 import math
 from dataclasses import dataclass
 
-import h5py
 import keras
 import pandas as pd
 from keras import layers
@@ -18,7 +17,7 @@ from keras import layers
 from cbir import StudyError, networks, precision
 from cbir.backbones import BACKBONES, Backbone
 from cbir.pooling import LEARNT, POOLINGS
-from cbir.weights import Weights, find
+from cbir.weights import Weights, find, load
 
 # Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
 # study, and validation at chance.
@@ -167,7 +166,7 @@ def build(
     with precision.of(mixed_precision) as policy:
         body = _body(known, input_size, dropout)
         if started_from.path:
-            _load(body, started_from, backbone)
+            load(body, started_from, backbone)
         first_trained = _freeze(body, known, train, was_frozen)
 
         images = keras.Input((image_size, image_size, 3))
@@ -278,39 +277,3 @@ def _freeze(body: keras.Model, known: Backbone, train: str, was_frozen: bool) ->
         for layer in _batch_norms(body):
             layer.trainable = False
     return first
-
-
-def _load(body: keras.Model, found: Weights, backbone: str) -> None:
-    """The file's weights, whether or not it has a classifier too.
-
-    Raises:
-        StudyError: the file does not hold this backbone.
-    """
-    path = found.path
-    try:
-        if path.name.endswith((".weights.h5", ".keras")):
-            body.load_weights(path)
-        else:
-            _check_names(body, path)
-            body.load_weights(path, by_name=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(
-            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
-def _check_names(body: keras.Model, path) -> None:
-    """Keras passes over layers that a file of its older format (.h5) lacks.
-
-    Raises:
-        ValueError: the file lacks one that has weights.
-    """
-    with h5py.File(path) as file:
-        group = file if "layer_names" in file.attrs else file["model_weights"]
-        names = [str(name.decode() if isinstance(name, bytes) else name)
-                 for name in group.attrs["layer_names"]]  # fmt: skip
-        # Networks that the file nests in one layer are not looked into.
-        stored = {name for name in names if len(group[name].attrs["weight_names"])}
-    lacking = [layer.name for layer in body.layers if layer.weights and layer.name not in stored]
-    if lacking:
-        raise ValueError(f"the file has no layer {lacking[0]}")

@@ -21,7 +21,7 @@ AUGMENTATIONS = {
     "zoom": lambda: layers.RandomZoom(0.15, fill_mode="reflect"),
     "contrast": lambda: layers.RandomContrast(0.2, value_range=(0, 255)),
     "brightness": lambda: layers.RandomBrightness(0.2, value_range=(0, 255)),
-    "erase": lambda: layers.RandomErasing(0.5, scale=(0.02, 0.2), value_range=(0, 255)),
+    "erase": lambda: layers.RandomErasing((0.5, 0.5), scale=(0.02, 0.2), value_range=(0, 255)),
 }
 
 
@@ -43,12 +43,13 @@ def optimizer(
     """
     rate = learning_rate
     if schedule != "constant":
-        warmup = steps if schedule == "cosine" else max(1, steps * epochs // 4)
+        total = steps * epochs
+        warmup = min(steps, total // 2) if schedule == "cosine" else total // 4
         rate = keras.optimizers.schedules.CosineDecay(
             0.0,
-            decay_steps=max(1, steps * epochs - warmup),
+            decay_steps=max(1, total - warmup),
             warmup_target=learning_rate,
-            warmup_steps=warmup,
+            warmup_steps=max(1, warmup),
         )
     return OPTIMIZERS[name](rate, weight_decay or None)
 

@@ -90,7 +90,11 @@ def label(results: dict[str, Result]) -> str:
     else:
         parts = [f"{told[kind]}: {', '.join(groups[kind])}" for kind in kinds]
         said = "Started " + "; ".join(parts) + "."
-    if not groups["imagenet"] and not groups["file"]:
+    # A study hands on what its own networks started from: their pixels tell.
+    if all(
+        result.is_control or result.summary["parameters"]["pixels"] == "scaled"
+        for result in results.values()
+    ):
         said += " No ImageNet weights had a part in these figures."
     return said
 
@@ -120,4 +124,6 @@ def _trained(train: str) -> str:
 def _source(weights: dict) -> str:
     if weights["source"] == "none":
         return "random"
-    return f"{Path(weights['source']).name} ({weights['started from'][:12]}…)"
+    source = weights["source"]
+    named = source if source.startswith("study:") else Path(source).name
+    return f"{named} ({weights['started from'][:12]}…)"

@@ -66,6 +66,11 @@ def studies(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "params").glob(f"*/{SHARED}"))
 
 
+def defaults(root: Path) -> dict:
+    """What holds where a study's files say nothing."""
+    return _read_yaml(root / "params" / DEFAULTS, root)
+
+
 def load(
     root: Path,
     study: str,
@@ -94,9 +99,10 @@ def load(
     folder = root / "params" / study
     if study not in studies(root):
         raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
-    defaults = root / "params" / DEFAULTS
-    layers = [(_name(path, root), _read_yaml(path, root)) for path in (defaults, folder / SHARED)]
-    grid = grids.read(layers[1][1].pop("grid", {}), layers[1][0], (*DATA, *ASKED))
+    shared = folder / SHARED
+    usual, common = defaults(root), _read_yaml(shared, root)
+    layers = [(f"params/{DEFAULTS}", usual), (_name(shared, root), common)]
+    grid = grids.read(common.pop("grid", {}), _name(shared, root), (*DATA, *ASKED))
     changes = {"dataset": dataset} if dataset is not None else {}
     changes |= parse_overrides(overrides)
     found, runs = [], []

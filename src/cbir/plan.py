@@ -27,13 +27,15 @@ def describe(study: Study) -> str:
         for key, value in first.items()
         if all(run.parameters.get(key) == value for run in study.runs)
     }
-    lines += [f"shared    {_join(shared)}", ""]
+    usual = params.defaults(study.root)
+    lines.append(f"shared    {_join(shared, usual)}")
+    lines += [f"          all else as in params/{params.DEFAULTS}", ""]
     total = 0.0
     for run in study.runs:
         given = run.parameters
         own = {key: value for key, value in given.items() if key not in shared}
         lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
-        lines += [f"  {_join(own)}"] if own else []
+        lines.append(f"  {_join(own, usual)}")
         missing = weights.missing(*run.weights)
         lacking = "" if missing else _lacking(run)
         if missing:
@@ -74,9 +76,11 @@ def _lacking(run: params.Run) -> str:
     return ""
 
 
-def _join(parameters: dict) -> str:
+def _join(parameters: dict, usual: dict) -> str:
     return ", ".join(
-        f"{key}={value}" for key, value in parameters.items() if key not in params.PLACED
+        f"{key}={value}"
+        for key, value in parameters.items()
+        if key not in params.PLACED and usual.get(key) != value
     )
 
 

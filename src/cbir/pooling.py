@@ -17,7 +17,7 @@ class GeneralisedMean(layers.Layer):
 
     def build(self, shape):
         self.power = self.add_weight(
-            shape=(), initializer=keras.initializers.Constant(3.0), name="power"
+            shape=(), initializer=keras.initializers.Constant(3.0), name="power", autocast=False
         )
 
     def call(self, maps):

@@ -30,12 +30,20 @@ def of(mixed: bool) -> Iterator[str]:
 
 def best() -> str:
     """bfloat16 from NVIDIA's Ampere on, float16 from Volta on, float32 anywhere else."""
-    if not keras.distribution.list_devices("gpu"):
+    if not _sees_gpu():
         return FULL
     capability = _compute_capability()
     if capability >= 8:
         return "mixed_bfloat16"
     return "mixed_float16" if capability >= 7 else FULL
+
+
+def _sees_gpu() -> bool:
+    """Whether the backend can use a GPU."""
+    try:
+        return bool(keras.distribution.list_devices("gpu"))
+    except AttributeError:  # Keras lists no devices for PyTorch, which takes any GPU there is
+        return _compute_capability() > 0
 
 
 def _compute_capability() -> float:

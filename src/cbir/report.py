@@ -162,6 +162,8 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
         reason = kind + " ".join(str(error.evalue).split())[:600]
     except Exception as error:  # a kernel that dies is reported in many ways
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+        if "Kernel died" in reason:
+            reason += " (perhaps for want of memory: lower batch_size or input_size)"
     if executed.exists():
         from cbir.pages import log_of
 

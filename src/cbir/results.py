@@ -247,6 +247,12 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
         manifest["architectures"][name] = {
             "parameters": run["parameters"],
             "weights": summary.get("weights"),
+            "variant": summary["variant"],
+            "size": summary.get("size"),
+            "epochs": summary.get("epochs"),
+            "training_accuracy": summary.get("training_accuracy"),
+            "training_seconds": summary.get("training_seconds"),
+            "speed": summary["speed"],
             "seconds": summary["seconds"] | {"notebook": run["seconds"]},
             "peak_memory_bytes": summary["peak_memory_bytes"],
             "artifacts": summary["artifacts"],
@@ -273,8 +279,9 @@ def provenance(study: str) -> pd.DataFrame:
     }
     for name, run in content["architectures"].items():
         if run["weights"]:
-            rows[f"{name}, started from"] = ", SHA-256 ".join(
-                dict.fromkeys([run["weights"]["source"], run["weights"]["started from"]])
+            source, sha256 = run["weights"]["source"], run["weights"]["started from"]
+            rows[f"{name}, started from"] = (
+                "random weights" if source == "none" else f"{source}, SHA-256 {sha256}"
             )
             rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
         rows[f"{name}, seconds"] = ", ".join(

@@ -66,7 +66,7 @@ def open_study(
         dataset = str(Path(dataset).expanduser())
         name = Path(dataset).resolve().name or "folder"
         # A report of one's own pictures never passes for another one.
-        taken = [*params.studies(root), "lab"]
+        taken = [*params.studies(root), "lab", "published"]
         name += "-folder" if name in taken or name.endswith("-trial") else ""
     name += "-trial" if overrides else ""
     runs = params.load(root, study, report=name, dataset=dataset or None, overrides=overrides)

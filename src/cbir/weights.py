@@ -1,12 +1,20 @@
 """Where a backbone's weights come from: ImageNet, a file, or another study of this project."""
 
 import json
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
 
 from cbir import StudyError, project_root
 from cbir.backbones import BACKBONES
 from cbir.cache import file_digest, keras_home
+
+if TYPE_CHECKING:
+    import keras
 
 # The backbone's weights in the folder of a training, for another study to start from.
 BACKBONE_FILE = "backbone.weights.h5"
@@ -57,6 +65,33 @@ def find(backbone: str, weights: str) -> Weights:
     return Weights(weights, path, file_digest(path), "imagenet")
 
 
+def load(body: "keras.Model", found: Weights, backbone: str) -> None:
+    """Put a file's weights into a backbone, whether or not the file has a classifier too.
+
+    Args:
+        body: the backbone without resizing, preprocessing and pooling.
+        found: from `find`, with a path.
+        backbone: its name, for the error.
+
+    Raises:
+        StudyError: the file does not hold this backbone.
+    """
+    path = found.path
+    try:
+        # Before Keras refuses a file, it warns of every layer that it did not find in it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.name.endswith((".weights.h5", ".keras")):
+                body.load_weights(path)
+            else:
+                _check_names(body, path)
+                body.load_weights(path, by_name=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise StudyError(
+            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
 def missing(backbone: str, weights: str) -> str:
     """The name of the file that `find` would download; empty where it would not."""
     path = imagenet_path(backbone) if weights == "imagenet" else None
@@ -104,7 +139,10 @@ def _of_study(backbone: str, weights: str) -> Weights:
     study, _, architecture = weights.removeprefix(OF_STUDY).partition("/")
     folder = project_root() / "reports" / study
     found = {}
-    for path in sorted(folder.glob(f"{architecture or '*'}/summary.json")):
+    candidates = [folder / architecture] if architecture else sorted(folder.glob("*"))
+    for path in [each / "summary.json" for each in candidates]:
+        if not path.is_file():
+            continue
         summary = json.loads(path.read_text("utf-8"))
         if summary.get("parameters", {}).get("backbone") == backbone:
             found[path.parent.name] = summary
@@ -123,3 +161,23 @@ def _of_study(backbone: str, weights: str) -> Weights:
     if not path.is_file():
         raise StudyError(f"weights: {weights}: {path} is gone: run `make report STUDY={study}`")
     return Weights(weights, path, file_digest(path), summary["parameters"]["pixels"])
+
+
+def _check_names(body: "keras.Model", path: Path) -> None:
+    """Keras passes over layers that a file of its older format (.h5) lacks, or has beyond the body.
+
+    Raises:
+        ValueError: the file lacks a layer that has weights, or has another among these: only a
+            classifier may stand behind them.
+    """
+    with h5py.File(path) as file:
+        group = file if "layer_names" in file.attrs else file["model_weights"]
+        names = [name.decode() if isinstance(name, bytes) else str(name)
+                 for name in group.attrs["layer_names"]]  # fmt: skip
+        # Networks that the file nests in one layer are not looked into.
+        stored = [name for name in names if len(group[name].attrs["weight_names"])]
+    wanted = [layer.name for layer in body.layers if layer.weights]
+    if lacking := [name for name in wanted if name not in stored]:
+        raise ValueError(f"the file has no layer {lacking[0]}")
+    if beyond := [name for name in stored[: len(wanted)] if name not in wanted]:
+        raise ValueError(f"the file is of a network with a layer {beyond[0]} too")

@@ -1,0 +1,306 @@
+"""A grid told from its numbers: tables, sentences, figures, worked out by hand."""
+
+import matplotlib.pyplot as plt
+import pytest
+from invented import result, rows
+
+from cbir import comparison, grid_plots, grid_report, grids, uncertainty
+from cbir.grid_report import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def run(architecture: str, point: dict, scores, *, right=1.0, known=1.0, speed=1000.0) -> dict:
+    """A run of a grid, by its name: average precisions, accuracy of queries and of training."""
+    name = grids.name(architecture, point)
+    variant = grids.variant(point)
+    frame = rows(scores, architecture=name, variant=variant, correct=right)
+    return {
+        name: result(
+            frame,
+            variant=variant,
+            speed={"images_per_second": speed, "query_milliseconds": 2.5},
+            training_accuracy={"value": known, "ci_low": known - 0.1, "ci_high": known + 0.05},
+        )
+    }
+
+
+def around(mean: float, n_queries: int = 12) -> list[float]:
+    """Scores of this mean, each a little off it."""
+    return [mean + 0.001 * (place % 2 or -1) for place in range(n_queries)]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Two architectures, two sizes, frozen or not: training helps vgg alone, size helps both."""
+    found = {}
+    means = {"vgg": (0.3, 0.5, 0.7, 0.9), "cnn": (0.2, 0.2, 0.4, 0.4)}
+    points = [(size, train) for size in (32, 64) for train in ("head", "all")]
+    for name, values in means.items():
+        for (size, train), mean in zip(points, values, strict=True):
+            scores = around(mean)
+            if name == "cnn" and train == "all":
+                # Half of the queries gain 0.0018, the others lose 0.001.
+                scores = [mean + (0.0028 if place % 2 else -0.002) for place in range(12)]
+            point = {"input_size": size, "train": train}
+            found |= run(name, point, scores, right=mean, speed=32000.0 / size**2 * 32)
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(results):
+    return grid_report.table(results)
+
+
+def learning(*counts: int) -> dict:
+    """One architecture, by how many images it learnt from: 0.2 better with each."""
+    found = {}
+    for place, count in enumerate(counts):
+        mean = 0.2 + 0.2 * place
+        point = {"learn_from": count}
+        found |= run("cnn", point, around(mean), right=mean, known=1.0 - 0.1 * place)
+    return found
+
+
+# Tables
+
+
+def test_a_row_says_where_a_run_stands_and_what_it_reached(results, runs):
+    assert list(runs.index) == list(results)
+    row = runs.loc["vgg-64-head"]
+    assert (row["architecture"], row["input_size"], row["train"]) == ("vgg", 64, "head")
+    assert row[ACCURACY] == pytest.approx(0.7)
+    assert row[MAP] == pytest.approx(0.7)
+    # Twelve queries, half at 0.699 and half at 0.701.
+    assert 0.699 <= row[MAP + LOW] < 0.7 < row[MAP + HIGH] <= 0.701
+    assert row[[TRAINING, TRAINING + LOW, TRAINING + HIGH]].tolist() == pytest.approx(
+        [1.0, 0.9, 1.05]
+    )
+    assert row[[SPEED, SECONDS, INDEX]].tolist() == [250.0, 70.0, 3.0]
+
+
+def test_seeds_are_averaged_in_a_row():
+    both = result(
+        rows([0.2, 0.4], seed=0, correct=[1.0, 0.0], variant="dropout=0.1"),
+        rows([0.6, 0.8], seed=1, correct=[1.0, 1.0], variant="dropout=0.1"),
+        variant="dropout=0.1",
+    )
+    row = grid_report.table({"cnn-0.1": both}).loc["cnn-0.1"]
+    assert row[MAP] == pytest.approx(0.5)
+    assert row[ACCURACY] == pytest.approx(0.75)
+
+
+def test_dimensions_are_the_parameters_of_the_grid_in_their_order(runs):
+    assert grid_report.dimensions(runs) == ["input_size", "train"]
+    assert grid_report.is_number(runs, "input_size")
+    assert not grid_report.is_number(runs, "train")
+
+
+def test_figures_run_along_numbers_and_of_these_along_the_most():
+    def axis(**values):
+        points = grids.points(values, {})
+        found = {}
+        for point in points:
+            found |= run("cnn", point, [0.5])
+        return grid_report.axis_of(grid_report.table(found))
+
+    assert axis(train=["head", "all", "last_blocks:1"], input_size=[32, 64]) == "input_size"
+    assert axis(dropout=[0.1, 0.2], learn_from=[10, 20, 50]) == "learn_from"
+    assert axis(train=["head", "all"], pooling=["avg", "max", "gem"]) == "pooling"
+    assert axis(pooling=["avg"]) == "pooling"
+
+
+def test_a_series_differs_along_the_axis_alone(runs):
+    groups = grid_report.series(runs)
+    assert {name: group.index.tolist() for name, group in groups.items()} == {
+        "vgg, train head": ["vgg-32-head", "vgg-64-head"],
+        "vgg, train all": ["vgg-32-all", "vgg-64-all"],
+        "cnn, train head": ["cnn-32-head", "cnn-64-head"],
+        "cnn, train all": ["cnn-32-all", "cnn-64-all"],
+    }
+    assert list(grid_report.series(grid_report.table(learning(10, 20)))) == ["cnn"]
+
+
+def test_a_reader_sees_numbers_with_their_intervals(runs):
+    shown = grid_report.readable(runs)
+    assert shown.index.tolist() == ["vgg"] * 4 + ["cnn"] * 4
+    columns = ["input_size", "train", ACCURACY, TRAINING, MAP, SPEED, SECONDS, INDEX]
+    assert list(shown.columns) == columns
+    first = shown.iloc[0]
+    assert first[TRAINING] == "1.000 [0.900,\u00a01.050]"
+    assert first[ACCURACY] == "0.300 [0.300,\u00a00.300]"
+    assert first[[SPEED, SECONDS, INDEX]].tolist() == ["1,000", "70", "3.0"]
+
+
+# Who is told apart from whom
+
+
+def test_pairs_differ_in_one_parameter_alone(results, runs):
+    found = grid_report.pairs(results, runs)
+    both = {frozenset(pair) for pair in zip(found["ahead"], found["behind"], strict=True)}
+    expected = {
+        frozenset((f"{name}-{one}", f"{name}-{other}"))
+        for name in ("vgg", "cnn")
+        for one, other in (
+            ("32-head", "32-all"), ("64-head", "64-all"),
+            ("32-head", "64-head"), ("32-all", "64-all"),
+        )
+    }  # fmt: skip
+    assert both == expected
+    assert len(found) == 8
+
+
+def test_pairs_are_corrected_for_those_of_the_table_alone(results, runs):
+    found = grid_report.pairs(results, runs)
+    assert found["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(found["p"].to_numpy()))
+    assert (found["is_told_apart"] == (found["p_holm"] < 0.05)).all()
+    # All 28 pairs of runs would have been corrected for more.
+    every = comparison.pairs(results).set_index(["ahead", "behind"])["p_holm"]
+    own = found.set_index(["ahead", "behind"])["p_holm"]
+    assert (own <= every[own.index]).all()
+    assert (own < every[own.index]).any()
+    # Of 2 ** 12 choices of signs, two are as far from 0, in all but the two pairs of cnn.
+    told = found[found["is_told_apart"]]
+    assert len(told) == 6
+    assert told["p"].to_numpy() == pytest.approx(2 / 2**12)
+    assert told["p_holm"].to_numpy() == pytest.approx(8 * 2 / 2**12)
+    tied = found[~found["is_told_apart"]]
+    assert tied["ahead"].tolist() == ["cnn-64-all", "cnn-32-all"]
+    assert tied["difference"].to_numpy() == pytest.approx(0.0004)
+
+
+def test_a_grid_of_which_one_run_has_results_has_no_pairs():
+    found = run("cnn", {"dropout": 0.1}, [0.5, 0.6])
+    pairs = grid_report.pairs(found, grid_report.table(found))
+    assert pairs.empty
+    assert comparison.pairs_table(pairs).empty
+    assert "dropout 0.1" in grid_report.answer(grid_report.table(found), pairs)
+
+
+# Sentences
+
+
+def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs):
+    said = grid_report.answer(runs, grid_report.pairs(results, runs)).split("\n\n")
+    assert len(said) == 2
+    assert said[0] == (
+        "**vgg**: the highest mAP is 0.900 [0.899,\u00a00.901], with input_size 64, train all "
+        "(accuracy 0.900, 250 images/s). Fastest: input_size 32, train head, 4.0 times as fast, "
+        "with an mAP of 0.300."
+    )
+
+
+def test_what_is_not_told_apart_from_the_best_is_named(results, runs):
+    said = grid_report.answer(runs, grid_report.pairs(results, runs)).split("\n\n")
+    assert "Not told apart" not in said[0]
+    assert said[1].startswith("**cnn**: the highest mAP is 0.40")
+    assert "with input_size 64, train all (" in said[1]
+    assert "Not told apart from it: input_size 64, train head. Fastest" in said[1]
+
+
+@pytest.mark.parametrize("order", [["avg", "gem"], ["gem", "avg"]])
+def test_two_points_that_are_equal_are_said_to_be_not_told_apart(order):
+    found = {}
+    for pooling in order:
+        found |= run("cnn", {"pooling": pooling}, around(0.5))
+    runs = grid_report.table(found)
+    said = grid_report.answer(runs, grid_report.pairs(found, runs))
+    assert f"with pooling {order[0]} (" in said
+    assert f"Not told apart from it: pooling {order[1]}." in said
+
+
+def test_a_point_that_is_both_best_and_fastest_is_told_once():
+    found = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
+    found |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
+    runs = grid_report.table(found)
+    said = grid_report.answer(runs, grid_report.pairs(found, runs))
+    assert said.endswith("with dropout 0.1 (accuracy 1.000, 900 images/s).")
+
+
+def test_overfitting_is_told_for_the_fewest_and_the_most_images():
+    found = learning(500, 1000, 50000)
+    # Accuracy on queries 0.2, 0.4, 0.6, on what was learnt 1.0, 0.9, 0.8.
+    assert grid_report.overfitting(grid_report.table(found)) == (
+        "With 500 images to learn from, accuracy on these is above accuracy on the queries by "
+        "cnn-500 0.80. With 50,000 images to learn from, accuracy on these is above accuracy on "
+        "the queries by cnn-50000 0.20."
+    )
+
+
+def test_overfitting_is_told_of_all_architectures_the_least_first():
+    found = learning(500) | run("vgg", {"learn_from": 500}, [0.5], right=0.5, known=0.75)
+    said = grid_report.overfitting(grid_report.table(found))
+    assert said.endswith("by vgg-500 0.25, cnn-500 0.80.")
+    assert said.count("With ") == 1
+
+
+def test_of_other_grids_nothing_is_said_of_overfitting(runs):
+    assert grid_report.overfitting(runs) == ""
+
+
+# Figures
+
+
+def test_heat_maps_have_a_row_a_series_and_a_column_a_value(runs):
+    figure = grid_plots.heat_maps(runs)
+    assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, SPEED]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"input_size"}
+    first = figure.axes[0]
+    assert [each.get_text() for each in first.get_xticklabels()] == ["32", "64"]
+    assert [each.get_text() for each in first.get_yticklabels()] == list(grid_report.series(runs))
+    texts = [[each.get_text() for each in axis.texts] for axis in figure.axes]
+    values = ["0.300", "0.700", "0.500", "0.900", "0.200", "0.400", "0.200", "0.400"]
+    assert texts == [values, values, ["1,000", "250"] * 4]
+
+
+def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
+    def columns(results):
+        axis = grid_plots.heat_maps(grid_report.table(results)).axes[0]
+        return [each.get_text() for each in axis.get_xticklabels()]
+
+    named = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
+    assert columns(named) == ["max", "avg"]
+    assert columns(learning(50, 10, 20)) == ["10", "20", "50"]
+
+
+def test_a_point_without_results_stays_empty(runs):
+    figure = grid_plots.heat_maps(runs.drop(index="vgg-32-head"))
+    texts = [each.get_text() for each in figure.axes[0].texts]
+    assert len(texts) == 7
+    assert "0.300" not in texts
+
+
+def test_curves_run_along_the_axis_with_training_images_dashed():
+    runs = grid_report.table(learning(500, 50000, 1000))
+    figure = grid_plots.curves(runs)
+    left, right = figure.axes
+    assert (left.get_ylabel(), right.get_ylabel()) == (ACCURACY, MAP)
+    for axis in (left, right):
+        assert (axis.get_xlabel(), axis.get_xscale()) == ("learn_from", "log")
+        assert axis.get_xticks().tolist() == [500, 1000, 50000]
+    queries, training = left.lines
+    (mean_ap,) = right.lines
+    assert (queries.get_linestyle(), training.get_linestyle()) == ("-", "--")
+    for line in (queries, training, mean_ap):
+        assert line.get_xdata().tolist() == [500, 1000, 50000]
+    assert queries.get_ydata().tolist() == pytest.approx([0.2, 0.6, 0.4])
+    assert training.get_ydata().tolist() == pytest.approx([1.0, 0.8, 0.9])
+    assert mean_ap.get_ydata().tolist() == pytest.approx([0.2, 0.6, 0.4])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["cnn", "cnn, training images"]
+
+
+def test_curves_bear_their_intervals(runs):
+    figure = grid_plots.curves(runs)
+    left, right = figure.axes
+    assert (len(left.lines), len(right.lines)) == (8, 4)
+    assert len({line.get_color() for line in right.lines}) == 4
+    band = right.collections[0].get_paths()[0].vertices
+    own = runs.loc[["vgg-32-head", "vgg-64-head"]]
+    for size, low, high in zip((32, 64), own[MAP + LOW], own[MAP + HIGH], strict=True):
+        at = band[band[:, 0] == size, 1]
+        assert (at.min(), at.max()) == pytest.approx((low, high))

@@ -1,0 +1,125 @@
+"""Outputs for many images: the same as all at once, but a batch at a time."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cbir import StudyError, inference
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """Small pictures to two outputs, to which left and right are not the same."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 3))
+    flat = keras.layers.Flatten()(images)
+    outputs = [keras.layers.Dense(5)(flat), keras.layers.Dense(2, activation="softmax")(flat)]
+    return keras.Model(images, outputs)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+
+
+class Watched:
+    """An array that notes which rows are asked for, and cannot be had as a whole."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, rows):
+        self.asked.append((rows.start, min(rows.stop, len(self.rows))))
+        return self.rows[rows]
+
+    def __array__(self, *_, **__):
+        raise AssertionError("read as a whole")
+
+
+def test_outputs_are_those_of_the_model_and_no_more_than_a_batch_is_read(
+    encoder, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inference, "BATCH_SIZE", 8)
+    inputs = Watched(images)
+    paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
+    outputs = dict(zip(paths, (np.float16, np.float32), strict=True))
+    inference.predict(encoder, inputs, outputs, "images")
+    assert inputs.asked == [(0, 8), (8, 16), (16, 20)]
+    vectors, probabilities = (np.load(path) for path in paths)
+    assert (vectors.dtype, probabilities.dtype) == (np.float16, np.float32)
+    expected = encoder.predict(images.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(vectors, expected[0], rtol=1e-3)
+    np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
+
+
+def test_a_model_of_one_output_writes_one_file(encoder, images, tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.setattr(inference, "BATCH_SIZE", 10)
+    first = keras.Model(encoder.inputs, encoder.outputs[0])
+    inference.predict(first, images, {tmp_path / "vectors.npy": np.float32}, "images")
+    expected = first.predict(images.astype(np.float32), verbose=0)
+    assert expected.shape == (20, 5)
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, rtol=1e-5)
+
+
+def test_memory_mapped_images_are_read_as_any_others(encoder, images, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    found = inference.batch(encoder, mapped[3:5])
+    for one, other in zip(found, inference.batch(encoder, images[3:5]), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_flipped_outputs_are_means_over_both_ways_of_seeing_an_image(encoder, images):
+    mirrored = images[:, :, ::-1]
+    both = [inference.batch(encoder, each) for each in (images, mirrored)]
+    flipped = inference.flipped(encoder)
+    found = inference.batch(flipped, images)
+    of_mirrored = inference.batch(flipped, mirrored)
+    for place in range(2):
+        by_hand = (both[0][place] + both[1][place]) / 2
+        np.testing.assert_allclose(found[place], by_hand, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[place], of_mirrored[place], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(both[0][0], both[1][0], atol=1)
+
+
+class ResourceExhaustedError(Exception):
+    """Called as TensorFlow's is."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as PyTorch's is."""
+
+
+EXHAUSTED = [
+    ResourceExhaustedError("a\nb"), OutOfMemoryError("a"), MemoryError(),
+    RuntimeError("RESOURCE_EXHAUSTED: a\nb"), RuntimeError("CUDA error: out of memory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", EXHAUSTED)
+def test_too_little_memory_is_told_in_one_line(error, images, tmp_path):
+    def fail(_):
+        raise error
+
+    model = SimpleNamespace(predict_on_batch=fail)
+    with pytest.raises(StudyError, match="^out of memory while embedding 256 images: lower") as at:
+        inference.predict(model, images, {tmp_path / "a.npy": np.float32}, "images")
+    assert "\n" not in str(at.value)
+
+
+def test_any_other_error_stays_what_it_is(images, tmp_path):
+    def fail(_):
+        raise RuntimeError("shapes differ")
+
+    assert not inference.is_out_of_memory(RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        model = SimpleNamespace(predict_on_batch=fail)
+        inference.predict(model, images, {tmp_path / "a.npy": np.float32}, "images")

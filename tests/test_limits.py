@@ -1,0 +1,270 @@
+"""What each parameter may be, and what no two may be together."""
+
+import shutil
+
+import pytest
+import yaml
+from conftest import CNN, ROOT, STUDY, write_study
+
+from cbir import StudyError, controls, limits, params, protocols
+from cbir.backbones import BACKBONES
+
+CONTROL = {"notebook": "control", "control": "random"}
+# As somebody would type them in YAML: the least and the most that fits, or every name.
+ALLOWED = {
+    "backbone": [*BACKBONES],
+    "control": [*limits.CONTROLS],
+    "image_size": ["8", "224"],
+    "training_images": ["0", "1", "5000"],
+    "test_images": ["0", "1", "5000"],
+    "test_fraction": ["0.001", "0.999"],
+    "validation_fraction": ["0.001", "0.999"],
+    "split_seed": ["0", "7"],
+    "seeds": ["[0]", "[2, 0, 1]"],
+    "protocols": [
+        "[closed]",
+        "[held_out_gallery, unseen_classes]",
+        "[closed, held_out_gallery, unseen_classes, hashing_1k]",
+        "[hashing_1k]",
+    ],
+    "unseen": ["1", "9"],
+    "draws": ["1", "9"],
+    "ks": ["[1]", "[10, 1, 1000]"],
+    "weights": ["none", "imagenet", "study:digits", "study:digits/cnn", "data/a.weights.h5"],
+    "train": ["all", "head", "last_blocks:1", "last_blocks:3"],
+    "input_size": ["32", "224"],
+    "pooling": [*limits.POOLINGS],
+    "embedding": [*limits.EMBEDDINGS],
+    "embedding_dim": ["1", "2048"],
+    "dropout": ["0", "0.0", "0.999"],
+    "whitening": ["0", "1", "16"],
+    "learn_from": ["0", "1", "50000"],
+    "head_epochs": ["1", "20"],
+    "head_batch_size": ["1", "512"],
+    "head_learning_rate": ["1e-9", "1", "10.0"],
+    "epochs": ["1", "47"],
+    "measured_epochs": ["[]", "[1]", "[3, 1]"],
+    "batch_size": ["1", "512"],
+    "optimizer": [*limits.OPTIMIZERS],
+    "learning_rate": ["1e-9", "1", "10.0"],
+    "schedule": [*limits.SCHEDULES],
+    "weight_decay": ["0", "5.0e-4", "0.999"],
+    "augmentation": ["[]", *(f"[{name}]" for name in limits.AUGMENTATIONS), "[shift, flip]"],
+    "label_smoothing": ["0", "0.1", "0.999"],
+    "early_stopping": ["0", "1", "9"],
+}
+REFUSED = {
+    "backbone": ["alexnet", "CNN", "''"],
+    "control": ["chance", "Random", "''"],
+    "image_size": ["7", "0", "-32"],
+    "training_images": ["-1"],
+    "test_images": ["-1"],
+    "test_fraction": ["0", "1", "-0.1", "1.5", ".nan"],
+    "validation_fraction": ["0", "1", "-0.1", ".nan"],
+    "split_seed": ["-1"],
+    "seeds": ["[]", "[-1]", "[0, 1, 0]"],
+    "protocols": ["[]", "[open]", "[closed, closed]", "[unseen_classes, closed]"],
+    "unseen": ["0", "-1"],
+    "draws": ["0", "-1"],
+    "ks": ["[]", "[0]", "[-5]", "[1, 5, 1]"],
+    "weights": ["''", "'study:'"],
+    "train": ["some", "''", "last_blocks", "'last_blocks:'", "last_blocks:0", "last_blocks:-1",
+              "last_blocks:1.5", "last_blocks:two", "heads"],
+    "input_size": ["31", "0", "-64"],
+    "pooling": ["mean", "''", "GeM"],
+    "embedding": ["last", "''"],
+    "embedding_dim": ["0", "-1"],
+    "dropout": ["1", "-0.1", ".nan"],
+    "whitening": ["-1"],
+    "learn_from": ["-1"],
+    "head_epochs": ["-1"],
+    "head_batch_size": ["0", "-1"],
+    "head_learning_rate": ["0", "-1e-3", ".nan", ".inf"],
+    "epochs": ["-1"],
+    "measured_epochs": ["[0]", "[-1]", "[2, 2]"],
+    "batch_size": ["0", "-1"],
+    "optimizer": ["rmsprop", "''", "Adam"],
+    "learning_rate": ["0", "-1e-3", ".nan", ".inf"],
+    "schedule": ["linear", "''"],
+    "weight_decay": ["1", "-0.1", ".nan"],
+    "augmentation": ["[mirror]", "[flip, flip]", "['']"],
+    "label_smoothing": ["1", "-0.1", ".nan"],
+    "early_stopping": ["-1"],
+}  # fmt: skip
+# What else a value needs, so that nothing contradicts it.
+HEAD = {"train": "head", "head_epochs": 2, "epochs": 0, "measured_epochs": []}
+NEEDS = {
+    ("train", "head"): HEAD,
+    **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
+    **{("early_stopping", value): {"measured_epochs": []} for value in ("1", "9")},
+    **{("protocols", ALLOWED["protocols"][place]): {"dataset": "cifar10"} for place in (2, 3)},
+}
+
+
+def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(key, value) for key, values in table.items() for value in values]
+
+
+def load(root, key: str, value: str) -> tuple[str, dict]:
+    """The file that a parameter was typed into, and the parameters of its run."""
+    own = CONTROL if key == "control" else CNN
+    needs = NEEDS.get((key, value), {})
+    layers = {
+        "study": {name: needs.get(name, each) for name, each in STUDY.items()},
+        "cnn": {name: needs.get(name, each) for name, each in own.items()},
+    }
+    file = "study" if key in STUDY else "cnn"
+    layers[file].pop(key, None)
+    write_study(root, "tiny", layers["study"], {"cnn": layers["cnn"]})
+    if own is CONTROL:  # a default is for networks alone
+        (root / "params" / "defaults.yaml").write_text("training_images: 0\ntest_images: 0\n")
+    path = root / "params" / "tiny" / f"{file}.yaml"
+    path.write_text(f"{path.read_text()}{key}: {value}\n")
+    (run,) = params.load(root, "tiny")
+    return f"params/tiny/{file}.yaml", run.parameters
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A project without pictures, whose study `tiny` is written anew by `load`."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    return folder
+
+
+def test_every_bounded_parameter_is_tried():
+    assert ALLOWED.keys() == REFUSED.keys() == limits.LIMITS.keys()
+    names = params.known(ROOT / "notebooks" / "cnn.ipynb") | {"control": "str"}
+    unbounded = names.keys() - limits.LIMITS.keys() - set(params.PLACED)
+    assert {names[key] for key in unbounded - {"dataset"}} == {"bool"}
+
+
+@pytest.mark.parametrize(("key", "value"), pairs(ALLOWED))
+def test_what_a_parameter_may_be_is_taken(root, key, value):
+    _, found = load(root, key, value)
+    # YAML 1.1 takes 1e-9 for a text.
+    expected = 1e-9 if value == "1e-9" else yaml.safe_load(value)
+    assert found[key] == expected
+
+
+@pytest.mark.parametrize(("key", "value"), pairs(REFUSED))
+def test_what_a_parameter_may_not_be_is_refused_with_its_file_and_its_name(root, key, value):
+    file = "study" if key in STUDY else "cnn"
+    with pytest.raises(StudyError) as caught:
+        load(root, key, value)
+    message = str(caught.value)
+    assert message.startswith(f"params/tiny/{file}.yaml: {key} must ")
+    assert ", not " in message
+    assert "\n" not in message
+
+
+NAMED = {
+    "backbone": BACKBONES,
+    "control": limits.CONTROLS,
+    "protocols": limits.PROTOCOLS,
+    "pooling": limits.POOLINGS,
+    "embedding": limits.EMBEDDINGS,
+    "optimizer": limits.OPTIMIZERS,
+    "schedule": limits.SCHEDULES,
+    "augmentation": limits.AUGMENTATIONS,
+}
+
+
+@pytest.mark.parametrize(("key", "names"), NAMED.items())
+def test_a_wrong_name_is_answered_with_all_right_ones(key, names):
+    _, otherwise = limits.LIMITS[key]
+    assert all(name in otherwise for name in names)
+
+
+def test_the_names_that_limits_lists_are_those_that_the_code_knows():
+    from cbir import optimisers, pooling
+
+    assert tuple(controls.CONTROLS) == limits.CONTROLS
+    assert protocols.PROTOCOLS == limits.PROTOCOLS
+    assert tuple(pooling.POOLINGS) == limits.POOLINGS
+    assert tuple(optimisers.OPTIMIZERS) == limits.OPTIMIZERS
+    assert optimisers.SCHEDULES == limits.SCHEDULES
+    assert tuple(optimisers.AUGMENTATIONS) == limits.AUGMENTATIONS
+
+
+# A plain CNN from random weights, of which all is trained: three epochs, the first measured.
+CONFLICTS = {
+    "a head that is not trained": (
+        HEAD | {"head_epochs": 0},
+        {"head_epochs": 1},
+        "head_epochs: must be greater than 0 where train is head",
+    ),
+    "a network that is not trained": (
+        {"epochs": 0, "measured_epochs": []},
+        {"epochs": 1},
+        "epochs: must be greater than 0 where train is all",
+    ),
+    "blocks that are not trained": (
+        {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
+        {"epochs": 1},
+        "epochs: must be greater than 0 where train is last_blocks:2",
+    ),
+    "a head before a backbone of random weights": (
+        {"head_epochs": 1},
+        {"weights": "imagenet"},
+        "head_epochs: must be 0 where weights is none",
+    ),
+    "a head before blocks of random weights": (
+        {"head_epochs": 1, "train": "last_blocks:1"},
+        {"head_epochs": 0},
+        "head_epochs: must be 0 where weights is none",
+    ),
+    "more blocks than there are": (
+        {"train": "last_blocks:4"},
+        {"train": "last_blocks:3"},
+        "train: last_blocks:4: cnn has 3 blocks",
+    ),
+    "more blocks than another backbone has": (
+        {"train": "last_blocks:6", "backbone": "vgg16"},
+        {"train": "last_blocks:5"},
+        "train: last_blocks:6: vgg16 has 5 blocks",
+    ),
+    "changed images for a frozen backbone": (
+        HEAD | {"augmentation": ["flip"]},
+        {"augmentation": []},
+        "augmentation: a frozen backbone sees each image once",
+    ),
+    "a measured epoch that does not come": (
+        {"measured_epochs": [1, 4]},
+        {"epochs": 4},
+        "measured_epochs: [4] lies beyond epochs: 3",
+    ),
+    "a measured epoch that may not come": (
+        {"early_stopping": 1},
+        {"measured_epochs": []},
+        "measured_epochs: must be [] with early_stopping",
+    ),
+    "a measured epoch of a frozen backbone, which has none": (
+        HEAD | {"epochs": 3, "measured_epochs": [1]},
+        {"measured_epochs": []},
+        "measured_epochs: ",
+    ),
+    "more dimensions than an embedding has": (
+        {"whitening": 17},
+        {"whitening": 16},
+        "whitening: 17 dimensions of an embedding of 16",
+    ),
+    "more dimensions than a layer has that pooled features are not": (
+        {"whitening": 17},
+        {"embedding": "pooled"},
+        "whitening: 17 dimensions of an embedding of 16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("broken", "mended", "message"), CONFLICTS.values(), ids=CONFLICTS)
+def test_what_contradicts_something_else_is_refused_until_it_is_mended(broken, mended, message):
+    assert limits.conflict(CNN) == ""
+    found = limits.conflict(CNN | broken)
+    assert found.startswith(message)
+    assert "\n" not in found
+    assert limits.conflict(CNN | broken | mended) == ""
+
+
+def test_epochs_are_ignored_where_the_backbone_is_frozen():
+    assert limits.conflict(CNN | HEAD) == limits.conflict(CNN | HEAD | {"epochs": 5}) == ""

@@ -1,0 +1,195 @@
+"""Where networks come from: told of each as its weights and its training were."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from invented import result, rows
+
+from cbir import origins
+from cbir.weights import Weights
+
+SHA = "0123456789abcdef" * 4
+SOURCES = {
+    "cnn": "none",
+    "vgg16": "imagenet",
+    "resnet50": "study:tiny-imagenet-32",
+    "mobilenet": "weights/mobile.h5",
+}
+PARAMETERS = {
+    "backbone": "cnn",
+    "pixels": "scaled",
+    "train": "all",
+    "input_size": 32,
+    "pooling": "avg",
+    "embedding": "penultimate",
+    "precision": "mixed_bfloat16",
+    "training": {
+        "batch_size": 64,
+        "optimizer": "adam",
+        "schedule": "cosine",
+        "augmentation": ["flip", "shift"],
+    },
+}
+
+
+def run(source: str, *, protocols=("closed",), embedding_dim=256, **parameters):
+    """A network that started from there."""
+    frames = [rows([0.5], protocol=each) for each in protocols]
+    started_from = "random" if source == "none" else SHA
+    found = result(
+        *frames,
+        weights={"source": source, "started from": started_from},
+        parameters=PARAMETERS | {"backbone": source} | parameters,
+        embedding_dim=embedding_dim,
+    )
+    found.summary["dataset"]["train"] = 400
+    return found
+
+
+def runs(*names: str) -> dict:
+    return {name: run(SOURCES[name]) for name in names}
+
+
+CONTROL = {"random": result(rows([0.5]), control=True)}
+NO_IMAGENET = " No ImageNet weights had a part in these figures."
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cnn"], "All networks started from random weights." + NO_IMAGENET),
+        (["vgg16"], "All networks started from ImageNet weights."),
+        (
+            ["resnet50"],
+            "All networks started from what the backbone learnt in another study of this project."
+            + NO_IMAGENET,
+        ),
+        (["mobilenet"], "All networks started from a file of weights."),
+        (["cnn", "vgg16"], "Started from ImageNet weights: vgg16; from random weights: cnn."),
+        (
+            ["cnn", "resnet50"],
+            "Started from what the backbone learnt in another study of this project: resnet50; "
+            "from random weights: cnn." + NO_IMAGENET,
+        ),
+        (
+            ["mobilenet", "cnn"],
+            "Started from a file of weights: mobilenet; from random weights: cnn.",
+        ),
+    ],
+)
+def test_results_are_labelled_with_what_they_started_from(names, said):
+    assert origins.label(runs(*names)) == said
+    # A control has no weights to start from.
+    assert origins.label(runs(*names) | CONTROL) == said
+
+
+def test_controls_alone_started_from_nothing():
+    assert origins.label(CONTROL) == ""
+    assert origins.table(CONTROL).empty
+
+
+def test_imagenet_had_a_part_in_what_another_study_learnt_from_it():
+    # That study's network expects the pixels of its ImageNet weights, and so does this one.
+    found = {"vgg16": run("study:cifar10", pixels="imagenet")}
+    assert "No ImageNet weights" not in origins.label(found)
+
+
+def test_the_table_says_what_each_network_is_and_was_trained_from():
+    found = {
+        "cnn": run("none", backbone="cnn"),
+        "vgg": run("imagenet", train="head", pooling="gem", precision="float32",
+                   training=PARAMETERS["training"] | {"augmentation": []}),
+        "resnet": run("study:tiny", train="last_blocks:2"),
+        "mobile": run("weights/mobile.h5", embedding="pooled", embedding_dim=512),
+    }  # fmt: skip
+    table = origins.table(found | CONTROL)
+    assert table.index.tolist() == ["cnn", "vgg", "resnet", "mobile"]
+    assert table["weights"].tolist() == [
+        "random",
+        "imagenet (0123456789ab…)",
+        "study:tiny (0123456789ab…)",
+        "mobile.h5 (0123456789ab…)",
+    ]
+    assert table["trained"].tolist() == [
+        "all of it",
+        "the head alone, on a frozen backbone",
+        "the head and the last 2 blocks",
+        "all of it",
+    ]
+    assert table["embedding"].tolist() == ["penultimate, 256"] * 3 + ["pooled, 512"]
+    assert table["augmentation"].tolist() == ["flip, shift", "none", "flip, shift", "flip, shift"]
+    assert table["precision"].tolist() == ["bfloat16", "float32", "bfloat16", "bfloat16"]
+    assert table.loc["cnn"].drop(["weights", "trained", "embedding"]).to_dict() == {
+        "backbone": "cnn",
+        "input (px)": 32,
+        "pooling": "avg",
+        "training images": 400,
+        "epochs": 1,
+        "batch": 64,
+        "optimizer": "adam, cosine",
+        "augmentation": "flip, shift",
+        "precision": "bfloat16",
+    }
+
+
+def test_weights_of_a_studys_architecture_keep_the_name_of_the_study():
+    table = origins.table({"cnn": run("study:tiny-imagenet-32/vgg16")})
+    assert "tiny-imagenet-32/vgg16" in table.loc["cnn", "weights"]
+
+
+def test_what_all_share_is_told_once_and_the_rest_in_a_table():
+    described = pd.DataFrame(
+        {"batch": [64, 64], "epochs": [3, 4], "pooling": ["avg", "avg"]}, index=["a", "b"]
+    )
+    assert origins.shared(described) == "The same for all: batch 64; pooling avg."
+    assert origins.differing(described).to_dict() == {"epochs": {"a": 3, "b": 4}}
+
+
+def test_nothing_is_shared_where_all_differs():
+    described = pd.DataFrame({"batch": [64, 32]}, index=["a", "b"])
+    assert origins.shared(described) == ""
+    assert list(origins.differing(described)) == ["batch"]
+
+
+def test_one_network_alone_is_told_whole():
+    described = pd.DataFrame({"batch": [64], "epochs": [3]}, index=["a"])
+    assert origins.shared(described) == ""
+    assert list(origins.differing(described)) == ["batch", "epochs"]
+
+
+@pytest.mark.parametrize("asked", [["closed"], ["closed", "unseen_classes"]])
+@pytest.mark.parametrize("source", SOURCES.values())
+def test_pretraining_is_warned_of_only_where_classes_are_called_unseen(asked, source):
+    frames = [rows([0.5], protocol=each) for each in asked]
+    control = result(*frames, control=True)
+    said = origins.pretrained({"vgg16": run(source, protocols=asked), "random": control})
+    assert bool(said) == (source != "none" and "unseen_classes" in asked)
+    assert "random" not in said
+    if said:
+        assert said.startswith("vgg16 started from pretrained weights")
+
+
+def of_network(weights: Weights, train: str, was_frozen: bool) -> str:
+    parameters = {"train": train, "was_frozen": was_frozen}
+    return origins.of_network(SimpleNamespace(weights=weights, parameters=parameters))
+
+
+def test_a_network_of_random_weights_says_so():
+    weights = Weights("none", None, "", "scaled")
+    assert of_network(weights, "all", False) == (
+        "It starts from random weights. What is trained: all of it."
+    )
+
+
+@pytest.mark.parametrize("source", [*SOURCES.values()][1:])
+def test_a_network_names_its_weights_and_what_of_it_is_trained(source):
+    weights = Weights(source, Path("x.h5"), SHA, "imagenet")
+    start = f"It starts from the weights `{source}` (SHA-256 0123456789ab…). What is trained: "
+    assert of_network(weights, "head", True) == (start + "the head alone, on a frozen backbone.")
+    assert of_network(weights, "last_blocks:3", True) == (
+        start + "the head and the last 3 blocks. Its head is trained first, and batch "
+        "normalisation stays in inference."
+    )
+    assert of_network(weights, "all", False) == start + "all of it."

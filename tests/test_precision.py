@@ -1,0 +1,145 @@
+"""Half precision: where it is chosen, that it is put back, and that results stay fine."""
+
+import subprocess
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from conftest import build_network
+
+from cbir import precision
+
+HALF = ["mixed_bfloat16", "mixed_float16"]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Sets how many GPUs Keras sees, and what they can."""
+
+    def have(count: int, capability: float) -> None:
+        devices = [f"gpu:{place}" for place in range(count)]
+        monkeypatch.setattr(
+            keras.distribution,
+            "list_devices",
+            lambda kind=None: devices if kind == "gpu" else ["cpu:0"],
+        )
+        monkeypatch.setattr(precision, "_compute_capability", lambda: capability)
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("count", "capability", "policy"),
+    [
+        (0, 9.0, "float32"),
+        (1, 9.0, "mixed_bfloat16"),
+        (2, 8.6, "mixed_bfloat16"),
+        (1, 8.0, "mixed_bfloat16"),
+        (1, 7.5, "mixed_float16"),
+        (1, 7.0, "mixed_float16"),
+        (1, 6.1, "float32"),
+        (1, 0, "float32"),
+    ],
+)
+def test_half_precision_is_used_where_the_gpu_is_made_for_it(gpus, count, capability, policy):
+    gpus(count, capability)
+    assert precision.best() == policy
+
+
+@pytest.mark.parametrize(("capability", "policy"), [(8.0, "mixed_bfloat16"), (0, "float32")])
+def test_a_backend_that_lists_no_devices_is_asked_by_the_driver(monkeypatch, capability, policy):
+    def list_devices(kind=None):
+        raise AttributeError("no distribution_lib")
+
+    monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
+    monkeypatch.setattr(precision, "_compute_capability", lambda: capability)
+    assert precision.best() == policy
+
+
+def test_full_precision_is_kept_where_half_is_not_wanted(gpus):
+    gpus(1, 9.0)
+    with precision.of(False) as policy:
+        assert policy == "float32"
+        assert keras.layers.Dense(1).compute_dtype == "float32"
+
+
+def test_the_policy_holds_within_and_is_put_back_afterwards(gpus):
+    gpus(1, 9.0)
+    before = keras.config.dtype_policy().name
+    with precision.of(True) as policy:
+        assert policy == "mixed_bfloat16"
+        layer = keras.layers.Dense(1)
+    assert (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32")
+    assert keras.config.dtype_policy().name == before == "float32"
+
+
+def test_the_policy_is_put_back_after_an_error(gpus):
+    gpus(1, 7.0)
+    with pytest.raises(RuntimeError, match="within"), precision.of(True):
+        raise RuntimeError("within")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize(
+    ("told", "capability"),
+    [("9.0\n", 9.0), ("8.6\n7.5\n", 7.5), ("", 0), ("no devices were found", 0)],
+)
+def test_the_weakest_gpu_counts_and_none_where_the_driver_does_not_tell(
+    monkeypatch, told, capability
+):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
+    assert precision._compute_capability() == capability
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 20)]
+)
+def test_no_driver_or_one_that_fails_counts_as_none(monkeypatch, error):
+    def run(*_, **__):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert precision._compute_capability() == 0
+
+
+@pytest.mark.parametrize("policy", HALF)
+@pytest.mark.parametrize("pooling", ["avg", "gem", "attention"])
+def test_embeddings_and_probabilities_are_in_full_precision(monkeypatch, policy, pooling):
+    monkeypatch.setattr(precision, "best", lambda: policy)
+    network = build_network("cnn_strong", mixed_precision=True, pooling=pooling)
+    assert network.parameters["precision"] == policy
+    half = policy.removeprefix("mixed_")
+    assert network.body.get_layer("stem_conv").compute_dtype == half
+    assert {weight.dtype for weight in network.model.trainable_weights} == {"float32"}
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    embeddings, probabilities = network.encoder(images, training=False)
+    assert np.asarray(embeddings).dtype == np.asarray(probabilities).dtype == np.float32
+    np.testing.assert_allclose(np.asarray(probabilities).sum(axis=1), 1, atol=1e-6)
+    full = build_network("cnn_strong", pooling=pooling).encoder(images, training=False)[0]
+    np.testing.assert_allclose(embeddings, full, atol=0.05 * np.abs(full).max())
+    assert not np.array_equal(embeddings, full)
+
+
+def test_a_pooled_embedding_is_in_full_precision(monkeypatch):
+    monkeypatch.setattr(precision, "best", lambda: "mixed_bfloat16")
+    network = build_network("cnn_strong", mixed_precision=True, embedding="pooled")
+    assert network.head.get_layer("embedding").output.dtype == "float32"
+
+
+def test_attention_in_half_precision_sums_to_one(monkeypatch):
+    monkeypatch.setattr(precision, "best", lambda: "mixed_bfloat16")
+    network = build_network("cnn_strong", mixed_precision=True, pooling="attention")
+    weights = np.asarray(network.attention(np.zeros((2, 32, 32, 3), np.uint8)), np.float32)
+    np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", HALF)
+def test_a_network_learns_in_half_precision(monkeypatch, policy):
+    monkeypatch.setattr(precision, "best", lambda: policy)
+    network = build_network("cnn_strong", mixed_precision=True, pooling="gem", dropout=0.0)
+    images = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
+    network.model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    losses = [network.model.train_on_batch(images, np.arange(6) % 3) for _ in range(6)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]

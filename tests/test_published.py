@@ -1,0 +1,164 @@
+"""README's tables of results: from what is committed under reports/published/, and nothing else."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import ROOT, cbir, write_study
+
+from cbir import StudyError, published, tidy
+
+MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
+
+
+def rows(architecture: str, measured: dict, seeds=(0,), epoch=None) -> list[dict]:
+    """Rows of metrics.csv: every value with an interval of 0.01 to both sides."""
+    found = []
+    for place, seed in enumerate(seeds):
+        for (metric, search, k), value in measured.items():
+            found.append(
+                {"study": "small", "architecture": architecture, "seed": seed, "epoch": epoch,
+                 "protocol": "closed", "search": search, "metric": metric, "k": k,
+                 "value": value + place / 10, "ci_low": value - 0.01, "ci_high": value + 0.01,
+                 "n_queries": 10}
+            )  # fmt: skip
+    return found
+
+
+def run_of(weights=None, epochs=None, seconds=None, variant="") -> dict:
+    """What the manifest says of an architecture."""
+    return {
+        "parameters": {"protocols": ["closed"]}, "variant": variant, "epochs": epochs,
+        "weights": {"source": weights} if weights else None, "training_seconds": seconds,
+        "speed": {"images_per_second": 1234.4, "query_milliseconds": 2},
+    }  # fmt: skip
+
+
+MEASURED = {
+    ("accuracy", None, None): 0.8123,
+    ("mean_average_precision", "unrestricted", None): 0.6,
+    ("mean_average_precision", "predicted_class", None): 0.8123,
+    ("mean_average_precision", "label_lookup", None): 0.7,
+    ("precision", "unrestricted", 10): 0.75,
+}
+ANYWHERE = {key: value for key, value in MEASURED.items() if key[1] == "unrestricted"}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The study `small`, published: a network, its state after 3 epochs, a control."""
+    folder = tmp_path / "reports" / "published" / "small"
+    folder.mkdir(parents=True)
+    found = [*rows("cnn", MEASURED), *rows("cnn", MEASURED | {("accuracy", None, None): 0.5},
+             epoch=3), *rows("random", ANYWHERE)]  # fmt: skip
+    other = [row | {"protocol": "held_out_gallery", "value": 0.99} for row in found]
+    in_class = [row | {"class": "cat", "value": 0.98} for row in found]
+    table = pd.DataFrame([*found, *other, *in_class]).reindex(columns=tidy.COLUMNS)
+    tidy.write_csv(tidy.sort(table), folder / "metrics.csv")
+    manifest = {
+        "command": "make report STUDY=small",
+        "data": {"queries": 10, "gallery": 50_000},
+        "machine": MACHINE,
+        "architectures": {"cnn": run_of("none", 7, 3700), "random": run_of()},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "README.md").write_text(f"before\n{published.BEGIN}\nold\n{published.END}\nafter\n")
+    return tmp_path
+
+
+def cells(project, start: str) -> list[str]:
+    """The cells of the one row of the table that begins so."""
+    lines = published.section(project).splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_readme_agrees_with_what_is_published():
+    text = (ROOT / "README.md").read_text("utf-8")
+    written = text.partition(published.BEGIN)[2].partition(published.END)[0]
+    assert written.strip() == published.section(ROOT).strip()
+
+
+def test_every_published_figure_is_small_and_shown():
+    folders = [path.parent for path in (ROOT / "reports" / "published").glob("*/manifest.json")]
+    figures = [folder / "results.png" for folder in folders]
+    assert sum(figure.stat().st_size for figure in figures) < 2_000_000
+    section = published.section(ROOT)
+    assert all(figure.relative_to(ROOT).as_posix() in section for figure in figures)
+
+
+def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project):
+    lines = published.section(project).splitlines()
+    final, state = [line for line in lines if line.startswith("| cnn |")]
+    told = [cell.strip() for cell in final.strip("|").split("|")]
+    assert told[:4] == ["cnn", "random", "7", "0.812 [0.802,\u00a00.822]"]
+    assert told[4:8] == [
+        "0.600 [0.590,\u00a00.610]", "0.812 [0.802,\u00a00.822]", "0.700 [0.690,\u00a00.710]",
+        "0.750 [0.740,\u00a00.760]",
+    ]  # fmt: skip
+    assert told[8:] == ["1 h 01 min", "1,234"]
+    assert "| cnn | random | 3 | 0.500 [0.490,\u00a00.510] |" in state
+    assert state.endswith("| – | – |")
+
+
+def test_a_control_has_neither_weights_nor_accuracy(project):
+    told = cells(project, "random")
+    assert told[:4] == ["random", "–", "–", "–"]
+    assert told[4] == "0.600 [0.590,\u00a00.610]"
+    assert told[8] == "–"
+
+
+def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
+    path = project / "reports" / "published" / "small" / "metrics.csv"
+    table = pd.DataFrame(rows("cnn", MEASURED, seeds=(0, 1, 2))).reindex(columns=tidy.COLUMNS)
+    tidy.write_csv(tidy.sort(table), path)
+    assert cells(project, "cnn")[3] == "0.912 (0.812 to 1.012, 3 seeds)"
+
+
+def test_a_point_of_a_grid_is_named_by_its_values(project):
+    path = project / "reports" / "published" / "small" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["architectures"] = {"cnn-gem": run_of("imagenet", 2, 5, variant="pooling=gem")}
+    path.write_text(json.dumps(manifest))
+    assert cells(project, "cnn, pooling=gem")[1:3] == ["imagenet", "2"]
+
+
+def test_the_section_says_what_was_run_and_on_what(project):
+    text = published.section(project)
+    assert "**small** (`make report STUDY=small`): protocol `closed`" in text
+    assert "10 queries, 50,000 gallery images; a processor, 2 cores." in text
+    assert "![Results of small](reports/published/small/results.png)" in text
+
+
+def test_the_paper_and_others_stand_beside_cifar10_alone(project):
+    assert "0.7861" not in published.section(project)
+    folder = project / "reports" / "published"
+    (folder / "small").rename(folder / "cifar10-small")
+    text = published.section(project)
+    assert "0.7616 after 29 epochs and 0.7861 after 47" in text
+    assert "`hashing_1k`" in text
+
+
+def test_only_what_stands_between_the_marks_is_written(project):
+    assert published.write_readme(project)
+    text = (project / "README.md").read_text("utf-8")
+    assert text.startswith(f"before\n{published.BEGIN}\n\n**small**")
+    assert text.endswith(f"{published.END}\nafter\n")
+    assert "\nold\n" not in text
+    assert not published.write_readme(project)
+
+
+def test_a_readme_without_the_marks_is_left_alone(project):
+    (project / "README.md").write_text("nothing here")
+    with pytest.raises(StudyError, match=r"README\.md lacks the lines <!-- results"):
+        published.write_readme(project)
+    assert (project / "README.md").read_text() == "nothing here"
+
+
+def test_a_study_without_a_report_cannot_be_published(tmp_path):
+    write_study(tmp_path, "tiny", {}, {})
+    (tmp_path / "notebooks").mkdir()
+    done = cbir(tmp_path, "publish", "--study", "tiny")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: no results in {tmp_path}/reports/tiny: run `make report")
+    assert not (tmp_path / "reports").exists()

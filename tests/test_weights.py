@@ -1,0 +1,491 @@
+"""Where a backbone's weights come from: each kind of file, ImageNet, another study."""
+
+import functools
+import hashlib
+import http.server
+import json
+import shutil
+import threading
+import urllib.request
+import warnings
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, build_network, empty_project
+from keras.src.legacy.saving import legacy_h5_format
+from keras.src.utils import file_utils
+
+from cbir import StudyError, backbones, weights
+from cbir.backbones import BACKBONES
+
+CLOSED_PORT = "http://127.0.0.1:9"
+IMAGENET_MEANS = (103.939, 116.779, 123.68)  # blue, green, red
+OF_IMAGENET = [name for name, backbone in BACKBONES.items() if backbone.imagenet]
+MOBILENET_FILE = "mobilenet_2_5_224_tf_no_top.h5"
+# Of ImageNet, with its classifier.
+REAL = ROOT.parent / "shared" / "weights" / "mobilenet_v1_0.25_224.h5"
+REAL_SHA256 = "dc1ff623e6cd99c3cc0dd2821ca0807ba013606af5a4e2afd4488fbf26a8b589"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file"),
+    pytest.mark.filterwarnings("ignore:Skipping nested container"),
+]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch) -> Path:
+    """An empty project, and no proxy between it and this machine."""
+    root = empty_project(tmp_path / "place")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("KERAS_HOME", str(root / "keras"))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    return root
+
+
+def mobilenet(include_top=False, **changes) -> keras.Model:
+    given = {"alpha": 0.25, "input_shape": (32, 32, 3), "weights": None}
+    given |= {"classes": 7} if include_top else {}
+    return keras.applications.MobileNet(include_top=include_top, **(given | changes))
+
+
+def save(model: keras.Model, path: Path) -> Path:
+    """As a whole model or its weights alone, by the name; `only.h5` is the ImageNet files' way."""
+    if path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    elif path.name == "only.h5":
+        with h5py.File(path, "w") as file:
+            legacy_h5_format.save_weights_to_hdf5_group(file, model)
+    else:
+        model.save(path)
+    return path
+
+
+def same_weights(body: keras.Model, saved: keras.Model) -> bool:
+    """Whether the body has the weights of a model that may have a classifier behind them."""
+    pairs = list(zip(body.get_weights(), saved.get_weights(), strict=False))
+    return len(pairs) == len(body.weights) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def refused(backbone: str, source, **changes) -> str:
+    """The one line that building with these weights says."""
+    with pytest.raises(StudyError) as caught:
+        build_network(backbone, weights=str(source), **changes)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def does_not_fit(backbone: str, path: Path) -> bool:
+    return f"weights: {path} does not fit {backbone}: " in refused(backbone, path)
+
+
+@pytest.fixture(scope="module")
+def saved() -> dict[bool, keras.Model]:
+    """A MobileNet without its classifier, and one with."""
+    keras.utils.set_random_seed(5)
+    return {include_top: mobilenet(include_top) for include_top in (False, True)}
+
+
+FORMATS = ["whole.h5", "only.h5", "net.weights.h5", "net.keras"]
+
+
+@pytest.mark.parametrize("include_top", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_of_every_format_are_loaded_with_and_without_a_classifier(
+    saved, place, name, include_top
+):
+    path = save(saved[include_top], place / name)
+    network = build_network("mobilenet", weights=str(path), train="head")
+    assert same_weights(network.body, saved[include_top])
+    assert network.weights.path == path
+    assert network.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert network.parameters["pixels"] == "imagenet"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("backbone", ["cnn", "cnn_strong"])
+def test_weights_of_another_backbone_are_refused(saved, place, name, backbone):
+    assert does_not_fit(backbone, save(saved[False], place / name))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_of_the_same_backbone_in_another_width_are_refused(place, name):
+    path = save(mobilenet(alpha=0.5), place / name)
+    assert does_not_fit("mobilenet", path)
+
+
+@pytest.mark.parametrize("name", ["whole.h5", "only.h5"])
+def test_a_file_that_lacks_a_layer_is_refused_where_keras_would_pass_over_it(saved, place, name):
+    path = save(saved[True], place / name)
+    with h5py.File(path, "a") as file:
+        group = file if "layer_names" in file.attrs else file["model_weights"]
+        names = [each for each in group.attrs["layer_names"] if "conv_pw_9" not in str(each)]
+        assert len(names) == len(group.attrs["layer_names"]) - 3  # and its BatchNorm and ReLU
+        group.attrs["layer_names"] = names
+    mobilenet().load_weights(path, by_name=True)  # says nothing
+    assert refused("mobilenet", path).endswith("the file has no layer conv_pw_9")
+
+
+@pytest.mark.parametrize("name", ["only.h5", "net.weights.h5"])
+def test_a_deeper_network_with_layers_of_the_same_names_is_refused(place, name):
+    vgg19 = keras.applications.VGG19(include_top=False, weights=None, input_shape=(32, 32, 3))
+    assert does_not_fit("vgg16", save(vgg19, place / name))
+
+
+def test_a_layer_without_its_weights_counts_as_lacking(saved, place):
+    path = save(saved[False], place / "only.h5")
+    with h5py.File(path, "a") as file:
+        file["conv1"].attrs["weight_names"] = []
+    assert refused("mobilenet", path).endswith("the file has no layer conv1")
+
+
+def test_a_file_that_nests_the_backbone_in_one_layer_is_refused(saved, place):
+    nested = keras.Sequential([keras.Input((32, 32, 3)), saved[False]])
+    path = save(nested, place / "only.h5")
+    assert refused("mobilenet", path).endswith("the file has no layer conv1")
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras", "a.bin", "a"])
+@pytest.mark.parametrize("content", [b"", b"not what the name says"])
+def test_a_file_that_holds_no_weights_is_refused(place, name, content):
+    (place / name).write_bytes(content)
+    assert does_not_fit("mobilenet", place / name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_cut_off_is_refused(saved, place, name):
+    path = save(saved[False], place / name)
+    path.write_bytes(path.read_bytes()[:100_000])
+    assert does_not_fit("mobilenet", path)
+
+
+def test_a_refused_file_says_its_one_line_and_no_warnings(place):
+    path = save(mobilenet(alpha=0.5), place / "net.weights.h5")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        refused("mobilenet", path)
+    assert [str(each.message)[:60] for each in caught if each.category is UserWarning] == []
+
+
+def test_an_hdf5_file_of_something_else_is_refused(place):
+    for name in ("a.h5", "a.weights.h5"):
+        with h5py.File(place / name, "w") as file:
+            file["pictures"] = np.zeros(3)
+        assert does_not_fit("mobilenet", place / name)
+
+
+def test_weights_under_the_name_of_another_format_are_refused(saved, place):
+    for name, wrong in (
+        ("only.h5", "a.weights.h5"),
+        ("net.weights.h5", "a.h5"),
+        ("net.keras", "a.h5"),
+        ("only.h5", "a.bin"),
+    ):
+        save(saved[False], place / name).rename(place / wrong)
+        assert does_not_fit("mobilenet", place / wrong)
+
+
+def rewritten(path: Path, content: dict[str, bytes | None]) -> Path:
+    """A copy of a zip file with some of its members replaced, or taken away."""
+    other = path.with_name(f"{len(list(path.parent.iterdir()))}.keras")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            if content.get(name, b"") is not None:
+                new.writestr(name, content.get(name) or old.read(name))
+    return other
+
+
+def test_the_description_in_a_keras_file_is_neither_executed_nor_read(saved, place, monkeypatch):
+    path = save(saved[False], place / "net.keras")
+    odd = [
+        rewritten(path, {"config.json": content, "metadata.json": content})
+        for content in (b'{"module": "os", "class_name": "system"}', b"not JSON", None)
+    ]
+    opened, open_member = set(), zipfile.ZipFile.open
+
+    def open_and_note(self, name, *arguments, **options):
+        opened.add(getattr(name, "filename", name))
+        return open_member(self, name, *arguments, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", open_and_note)
+    for each in odd:
+        assert same_weights(build_network("mobilenet", weights=str(each)).body, saved[False])
+    assert opened == {"model.weights.h5"}
+
+
+def test_a_keras_file_without_weights_is_refused(saved, place):
+    path = save(saved[False], place / "net.keras")
+    assert does_not_fit("mobilenet", rewritten(path, {"model.weights.h5": None}))
+
+
+def test_a_path_counts_from_the_root_of_the_project(place, monkeypatch):
+    (place / "data").mkdir()
+    (place / "data" / "some.h5").write_bytes(b"some")
+    monkeypatch.chdir(place / "notebooks")
+    found = weights.find("mobilenet", "data/some.h5")
+    assert found.path == place / "data" / "some.h5"
+    assert found.sha256 == hashlib.sha256(b"some").hexdigest()
+    assert (found.source, found.pixels) == ("data/some.h5", "imagenet")
+
+
+@pytest.mark.parametrize("source", ["nowhere/vgg16.weights.h5", "params", "imagnet"])
+def test_what_is_no_file_is_refused_with_what_there_is(place, source):
+    assert refused("vgg16", source) == (
+        f"weights: no file {place / source}: give the path of a weights file, imagenet, "
+        "study:<study> or none"
+    )
+
+
+def test_random_weights_have_no_file():
+    network = build_network("cnn", weights="none")
+    assert network.weights == weights.Weights("none", None, "", "scaled")
+
+
+def test_weights_from_a_file_come_with_the_preprocessing_that_they_expect(place):
+    vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    path = save(vgg16, place / "vgg16.weights.h5")
+    network = build_network("vgg16", weights=str(path), train="head")
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    expected = images[..., ::-1].astype(np.float32) - np.array(IMAGENET_MEANS, np.float32)
+    by_hand = np.asarray(vgg16(expected, training=False)).mean(axis=(1, 2))
+    features = np.asarray(network.backbone(images, training=False))
+    np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not on this machine")
+def test_real_weights_give_the_features_that_keras_itself_gets_from_them():
+    network = build_network("mobilenet", weights=str(REAL), train="head", input_size=128)
+    assert network.weights.sha256 == REAL_SHA256
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    features = np.asarray(network.backbone(images, training=False))
+    whole = keras.applications.MobileNet(
+        alpha=0.25, weights=str(REAL), input_shape=(224, 224, 3), classifier_activation=None
+    )
+    body = mobilenet(input_shape=(128, 128, 3))
+    body.set_weights(whole.get_weights()[: len(body.weights)])
+    larger = keras.ops.image.resize(images.astype(np.float32), (128, 128), interpolation="bicubic")
+    by_hand = np.asarray(body(larger / 127.5 - 1, training=False)).mean(axis=(1, 2))
+    np.testing.assert_allclose(features, by_hand, atol=1e-3)
+    random = build_network("mobilenet", train="head", input_size=128)
+    assert not np.allclose(features, random.backbone(images, training=False), atol=0.1)
+
+
+@pytest.mark.parametrize("backbone", OF_IMAGENET)
+def test_the_table_of_imagenet_files_is_that_of_keras(backbone, monkeypatch):
+    asked = []
+
+    def get_file(name, address, file_hash=None, **_):
+        asked.append((name, address, file_hash))
+        raise InterruptedError
+
+    monkeypatch.setattr(file_utils, "get_file", get_file)
+    known = BACKBONES[backbone]
+    construct = getattr(keras.applications, known.constructor)
+    with pytest.raises(InterruptedError):
+        construct(
+            input_shape=(224, 224, 3), include_top=False, weights="imagenet", **known.arguments
+        )
+    assert asked == [(known.imagenet.file, known.imagenet.address, known.imagenet.md5)]
+
+
+def test_mobilenet_is_the_narrow_one_for_which_keras_gives_no_md5():
+    imagenet = BACKBONES["mobilenet"].imagenet
+    assert (imagenet.file, imagenet.md5) == (MOBILENET_FILE, None)
+    assert imagenet.address == (
+        "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/" + MOBILENET_FILE
+    )
+
+
+@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - set(OF_IMAGENET)))
+def test_a_network_of_this_project_has_no_imagenet_weights(backbone):
+    text = refused(backbone, "imagenet")
+    assert text.startswith(f"weights: {backbone} has no ImageNet weights: use none, ")
+
+
+@pytest.mark.parametrize("backbone", OF_IMAGENET)
+def test_unreachable_imagenet_weights_say_which_file_to_put_where(backbone, place, monkeypatch):
+    monkeypatch.setattr(backbones, "KERAS_APPLICATIONS", CLOSED_PORT)
+    text = refused(backbone, "imagenet")
+    name = BACKBONES[backbone].imagenet.file
+    assert f"put {name} into {place / 'keras' / 'models'}, " in text
+    assert "`weights: none` and `train: all`" in text
+    assert not list((place / "keras" / "models").iterdir())
+
+
+class Server:
+    """Files of a folder over HTTP on this machine, and which were asked for."""
+
+    def __init__(self, folder):
+        asked = self.asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                asked.append(self.path)
+
+        handler = functools.partial(Handler, directory=folder)
+        self.folder = folder
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def served(saved, tmp_path, monkeypatch):
+    """A server that stands for Keras' own, with a MobileNet in the place of ImageNet's."""
+    folder = tmp_path / "served"
+    (folder / "mobilenet").mkdir(parents=True)
+    path = save(saved[False], folder / "mobilenet" / "only.h5")
+    path = path.rename(folder / "mobilenet" / MOBILENET_FILE)
+    server = Server(folder)
+    monkeypatch.setattr(backbones, "KERAS_APPLICATIONS", server.address)
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    imagenet = replace(BACKBONES["mobilenet"].imagenet, md5=md5)
+    row = replace(BACKBONES["mobilenet"], imagenet=imagenet)
+    monkeypatch.setitem(BACKBONES, "mobilenet", row)
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def test_imagenet_weights_are_downloaded_once_into_the_folder_of_keras(saved, served, place):
+    assert weights.missing("mobilenet", "imagenet") == MOBILENET_FILE
+    network = build_network("mobilenet", weights="imagenet", train="head")
+    found = weights.find("mobilenet", "imagenet")
+    assert found.path == place / "keras" / "models" / MOBILENET_FILE
+    assert served.asked == [f"/mobilenet/{MOBILENET_FILE}"]
+    assert list(found.path.parent.iterdir()) == [found.path]
+    assert same_weights(network.body, saved[False])
+    assert network.weights == found
+    assert found.sha256 == hashlib.sha256(found.path.read_bytes()).hexdigest()
+    assert (found.source, found.pixels) == ("imagenet", "imagenet")
+    assert weights.missing("mobilenet", "imagenet") == ""
+
+
+def test_nothing_else_is_downloaded(place):
+    assert weights.missing("mobilenet", "none") == ""
+    assert weights.missing("mobilenet", "nowhere.h5") == ""
+    assert weights.missing("mobilenet", "study:base") == ""
+
+
+def test_a_damaged_download_is_reported_and_fetched_again(saved, served, place):
+    path = served.folder / "mobilenet" / MOBILENET_FILE
+    whole = path.read_bytes()
+    path.write_bytes(b"cut off")
+    text = refused("mobilenet", "imagenet")
+    assert "ImageNet weights of mobilenet could not be downloaded" in text
+    assert MOBILENET_FILE in text
+    path.write_bytes(whole)
+    # What the first attempt left behind must not be taken for the file.
+    assert same_weights(build_network("mobilenet", weights="imagenet").body, saved[False])
+
+
+def test_a_file_that_the_server_does_not_have_is_reported(served):
+    (served.folder / "mobilenet" / MOBILENET_FILE).unlink()
+    assert "404" in refused("mobilenet", "imagenet")
+
+
+def write_summary(place, name, backbone, *, pixels="scaled", training="artifacts/t"):
+    """What a study leaves behind of an architecture, as far as its weights are concerned."""
+    folder = place / "reports" / name
+    folder.mkdir(parents=True)
+    summary = {
+        "parameters": {"backbone": backbone, "pixels": pixels},
+        "artifacts": {"training": training},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def write_weights(place, body: keras.Model, training="artifacts/t") -> Path:
+    path = place / training / "backbone.weights.h5"
+    path.parent.mkdir(parents=True)
+    body.save_weights(path)
+    return path
+
+
+@pytest.fixture
+def base(place):
+    """A study that has trained two backbones: the file of one, and that network's body."""
+    body = build_network("cnn", seed=3).body
+    path = write_weights(place, body)
+    write_summary(place, "base/plain", "cnn")
+    write_summary(place, "base/strong", "cnn_strong", training="artifacts/other")
+    return path, body
+
+
+@pytest.mark.parametrize("source", ["study:base", "study:base/plain"])
+def test_a_backbone_starts_from_what_it_learnt_in_another_study(base, source):
+    path, body = base
+    network = build_network("cnn", weights=source)
+    assert same_weights(network.body, body)
+    assert network.weights.path == path
+    assert network.weights.source == source
+    assert network.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("pixels", ["scaled", "imagenet"])
+def test_what_another_study_expects_of_pixels_goes_on(place, pixels):
+    body = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    write_weights(place, body)
+    write_summary(place, "base/vgg16", "vgg16", pixels=pixels)
+    network = build_network("vgg16", weights="study:base")
+    assert network.weights.pixels == network.parameters["pixels"] == pixels
+    # Blue, less its mean, is what comes first for ImageNet.
+    image = np.full((1, 32, 32, 3), 100, np.float32)
+    prepared = {"scaled": image / 127.5 - 1, "imagenet": image - np.array(IMAGENET_MEANS)}[pixels]
+    by_hand = np.asarray(body(prepared, training=False)).mean(axis=(1, 2))
+    np.testing.assert_allclose(network.backbone(image, training=False), by_hand, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("study:nowhere", "no cnn with the backbone cnn in {}/reports/nowhere"),
+        ("study:base/nobody", "no nobody with the backbone cnn in {}/reports/base"),
+        ("study:base/strong", "no strong with the backbone cnn in {}/reports/base"),
+    ],
+)
+def test_a_study_without_the_backbone_is_refused(base, place, source, what):
+    text = refused("cnn", source)
+    study = source.removeprefix("study:").partition("/")[0]
+    end = f"run `make report STUDY={study}` first"
+    assert text == f"weights: {source}: {what.format(place)}: {end}"
+
+
+def test_a_control_is_no_source_of_weights(base, place):
+    folder = place / "reports" / "base" / "random"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"artifacts": {}}))
+    assert weights.find("cnn", "study:base").path == base[0]
+    assert "no random with the backbone cnn" in refused("cnn", "study:base/random")
+
+
+def test_two_architectures_with_the_backbone_are_asked_apart(base, place):
+    write_summary(place, "base/wider", "cnn", training="artifacts/wider")
+    assert refused("cnn", "study:base") == (
+        "weights: study:base: plain, wider all have the backbone cnn: say which, as in "
+        "study:base/plain"
+    )
+    assert weights.find("cnn", "study:base/plain").path == base[0]
+
+
+def test_a_study_whose_file_is_gone_is_run_again(base):
+    shutil.rmtree(base[0].parent)
+    assert refused("cnn", "study:base") == (
+        f"weights: study:base: {base[0]} is gone: run `make report STUDY=base`"
+    )
+
+
+def test_a_study_with_another_shape_of_the_backbone_is_refused(place):
+    body = build_network("cnn_strong").body
+    path = write_weights(place, body)
+    write_summary(place, "base/plain", "cnn")
+    assert f"weights: {path} does not fit cnn: " in refused("cnn", "study:base")
