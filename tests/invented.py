@@ -166,6 +166,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
         ),
         training=SimpleNamespace(
             artifact=artifact,
+            artifacts={"training": artifact},
             history=history,
             stages=history.assign(stage="backbone and head"),
             best_epoch=3,

@@ -95,6 +95,7 @@ REFUSED = {
 HEAD = {"train": "head", "head_epochs": 2, "epochs": 0, "measured_epochs": []}
 NEEDS = {
     ("train", "head"): HEAD,
+    ("weights", "imagenet"): {"backbone": "vgg16"},
     **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
     **{("early_stopping", value): {"measured_epochs": []} for value in ("1", "9")},
     **{("protocols", ALLOWED["protocols"][place]): {"dataset": "cifar10"} for place in (2, 3)},
@@ -206,7 +207,7 @@ CONFLICTS = {
     ),
     "a head before a backbone of random weights": (
         {"head_epochs": 1},
-        {"weights": "imagenet"},
+        {"weights": "backbone.h5"},
         "head_epochs: must be 0 where weights is none",
     ),
     "a head before blocks of random weights": (

@@ -34,6 +34,10 @@ PARAMETERS = {
 }
 
 
+# What a network that started from random weights sees, and hands on to who starts from it.
+SCALED = ("none", "study:tiny-imagenet-32")
+
+
 def run(source: str, *, protocols=("closed",), embedding_dim=256, **parameters):
     """A network that started from there."""
     frames = [rows([0.5], protocol=each) for each in protocols]
@@ -41,7 +45,9 @@ def run(source: str, *, protocols=("closed",), embedding_dim=256, **parameters):
     found = result(
         *frames,
         weights={"source": source, "started from": started_from},
-        parameters=PARAMETERS | {"backbone": source} | parameters,
+        parameters=PARAMETERS
+        | {"backbone": source, "pixels": "scaled" if source in SCALED else "imagenet"}
+        | parameters,
         embedding_dim=embedding_dim,
     )
     found.summary["dataset"]["train"] = 400

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import invented
 import numpy as np
@@ -12,6 +11,7 @@ from conftest import empty_project, load_shapes, make_project
 
 from cbir import StudyError, evaluation, results, tidy, uncertainty
 from cbir.cache import Artifact
+from cbir.training import Training
 
 CLASSES = ["circle", "cross"]
 
@@ -248,11 +248,11 @@ def test_steps_before_the_training_are_told_too(network):
     """The features of a frozen backbone, then the head on them."""
 
     features, head, last = (Artifact(Path(name), {}) for name in ("a", "b", "c"))
-    of_head = SimpleNamespace(artifact=head, features=features, head=None)
-    whole = SimpleNamespace(artifact=last, features=None, head=of_head)
-    found = results._training_steps(whole)
+    of_head = Training(head, None, 1, features, None)
+    whole = Training(last, None, 1, None, of_head)
+    found = whole.artifacts
     assert list(found.items()) == [("features", features), ("head", head), ("training", last)]
-    found = results._training_steps(of_head)
+    found = of_head.artifacts
     assert list(found.items()) == [("features", features), ("training", head)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cbir import metrics, protocols, retrieval, searches
+from cbir import metrics, protocols, retrieval, searches, uncertainty
 from cbir.cache import Artifact, cached
 from cbir.data import Dataset
 from cbir.embeddings import Embeddings, normalise
@@ -158,6 +158,26 @@ def measure(
                 ways = [evaluate(embedded, each, asked["ks"]) for each in searches.of(embedded)]
                 states.append(State(seed, epoch, embedded, ways))
     return states
+
+
+def training_accuracy(states: list[State], asked: dict) -> dict[str, float]:
+    """On the images learnt from, under the first protocol: value, ci_low, ci_high.
+
+    Unlike the history's, it is that of the final state, without dropout or augmentation, and a
+    mean over the seeds.
+
+    Args:
+        states: of a network, from `measure`.
+        asked: what was measured.
+    """
+    right = {}
+    for state in states:
+        dataset = state.embeddings.dataset
+        if state.epoch is None and dataset.protocol == asked["protocols"][0]:
+            found = state.embeddings.probabilities[dataset.train].argmax(axis=1)
+            right[state.seed] = found == dataset.labels[dataset.train]
+    mean = pd.DataFrame(right).mean(axis=1).to_frame("value")
+    return uncertainty.intervals(mean)[["value", "ci_low", "ci_high"]].iloc[0].to_dict()
 
 
 @dataclass(frozen=True)

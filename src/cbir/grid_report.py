@@ -17,9 +17,11 @@ COSTS = [SPEED, SECONDS, INDEX]
 def table(results: dict[str, Result]) -> pd.DataFrame:
     """A row a run: its architecture, its point of the grid, what it reached and what it costs.
 
+    Controls, which have no accuracy, are left out.
     Numbers that have an interval stand in three columns: the name alone, with `LOW`, with `HIGH`.
     """
     rows = {}
+    results = {name: result for name, result in results.items() if not result.is_control}
     points = {name: grids.parse(name, each.summary["variant"]) for name, each in results.items()}
     # An architecture may have a grid of its own; a dash where it does not know a dimension.
     known = dict.fromkeys(key for _, point in points.values() for key in point)
@@ -86,7 +88,7 @@ def pairs(results: dict[str, Result], runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns as in `uncertainty.compare`; Holm's correction is for these pairs.
     """
-    found = comparison.pairs(results)
+    found = comparison.pairs({name: results[name] for name in runs.index})
     is_fair = [_differ_in_one(runs.loc[row.ahead], runs.loc[row.behind], dimensions(runs))
                for row in found.itertuples()]  # fmt: skip
     found = found.loc[is_fair].reset_index(drop=True)

@@ -25,6 +25,9 @@ def read(content, file: str, fixed: Collection[str]) -> dict[str, list]:
             f"{file}: grid must give each parameter a list of values, as in "
             "`grid: {input_size: [32, 64]}`"
         )
+    for key, values in content.items():
+        if any(values.count(value) > 1 for value in values):
+            raise StudyError(f"{file}: grid: {key} must name each value once, not {values}")
     if apart := [key for key in content if key in fixed]:
         raise StudyError(f"{file}: grid: {apart[0]} must be the same for all of a study")
     return content
@@ -48,7 +51,7 @@ def name(architecture: str, point: dict) -> str:
 
 
 def variant(point: dict) -> str:
-    """A point in words: input_size=96 train=head; lists without spaces: augmentation=[flip,shift]."""
+    """A point in words: input_size=96 train=head; a list has no spaces: [flip,shift]."""
     return " ".join(f"{key}={_text(value)}" for key, value in point.items())
 
 

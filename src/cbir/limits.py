@@ -111,6 +111,12 @@ def conflict(given: dict) -> str:
     embedding_dim = given["embedding_dim"] if given["embedding"] != "pooled" else float("inf")
     beyond = [epoch for epoch in given["measured_epochs"] if epoch > given["epochs"]]
     rules = {
+        f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path": (
+            given["weights"] == "imagenet" and not BACKBONES[backbone].imagenet
+        ),
+        "measured_epochs: must be [] where train is head: they are those of the backbone": (
+            is_frozen and given["measured_epochs"]
+        ),
         "head_epochs: must be greater than 0 where train is head": (
             is_frozen and not given["head_epochs"]
         ),

@@ -5,15 +5,14 @@ its type and its value by hand. The files must set every one of them, and nothin
 report never rests on a value that nobody wrote down.
 """
 
-import ast
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from cbir import StudyError, grids
+from cbir.cells import known
 from cbir.limits import LIMITS, TYPES, conflict
 
 # Set by where a file stands, not by what stands in it: params/<study>/<architecture>.yaml.
@@ -67,8 +66,15 @@ def studies(root: Path) -> list[str]:
 
 
 def defaults(root: Path) -> dict:
-    """What holds where a study's files say nothing."""
-    return _read_yaml(root / "params" / DEFAULTS, root)
+    """What holds where a study's files say nothing.
+
+    Raises:
+        StudyError: the file is gone.
+    """
+    path = root / "params" / DEFAULTS
+    if not path.exists():
+        raise StudyError(f"params/{DEFAULTS} is gone: it belongs to the project, get it back")
+    return _read_yaml(path, root)
 
 
 def load(
@@ -101,23 +107,28 @@ def load(
         raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
     shared = folder / SHARED
     usual, common = defaults(root), _read_yaml(shared, root)
-    layers = [(f"params/{DEFAULTS}", usual), (_name(shared, root), common)]
     grid = grids.read(common.pop("grid", {}), _name(shared, root), (*DATA, *ASKED))
     changes = {"dataset": dataset} if dataset is not None else {}
     changes |= parse_overrides(overrides)
     found, runs = [], []
     for path in sorted(folder.glob("*.yaml")):
         if path.name != SHARED:
-            found.append(_read_run(path, root, grid))
+            found.append(_read_run(path, root))
     anywhere = {key for *_, types in found for key in types}
-    for name, own, points, notebook, types in found:
+    for name, own, own_grid, notebook, types in found:
         # What is for all is for those that know it: a control has no epochs.
         elsewhere = anywhere - types.keys()
-        for_all = [
+        shared_layers = [
             (file, {key: value for key, value in layer.items() if key not in elsewhere})
-            for file, layer in [*layers, ("DATA or SET" if dataset else "SET", changes)]
-        ]
-        for point in grids.points({key: points[key] for key in points if key in types}, changes):
+            for file, layer in [(_name(shared, root), common),
+                                ("DATA or SET" if dataset else "SET", changes)]
+        ]  # fmt: skip
+        known_defaults = {key: value for key, value in usual.items() if key in types}
+        for_all = [(f"params/{DEFAULTS}", known_defaults), *shared_layers]
+        dimensions = {key: grid[key] for key in grid if key not in elsewhere}
+        if own_grid is not None:
+            dimensions = own_grid
+        for point in grids.points(dimensions, changes):
             placed = {"study": report or study, "variant": grids.variant(point)}
             file = Path(name).stem
             placed["architecture"] = grids.name(file, point)
@@ -127,13 +138,16 @@ def load(
             runs.append(Run(placed["architecture"], file, notebook, parameters | placed))
     if not runs:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
+    names = [run.architecture for run in runs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise StudyError(f"params/{study}/: grid: two of its points are called {twice[0]}")
     for run in runs:
         _check_together(run, runs[0])
     return sorted(runs, key=lambda run: run.is_control)
 
 
-def _read_run(path: Path, root: Path, grid: dict) -> tuple[str, dict, dict, Path, dict]:
-    """An architecture's file: its name, what it says, its grid, its notebook, what that knows."""
+def _read_run(path: Path, root: Path) -> tuple[str, dict, dict | None, Path, dict]:
+    """An architecture's file: its name, content, own grid, notebook, and what that knows."""
     own = _read_yaml(path, root)
     if apart := [key for key in (*DATA, "unseen") if key in own]:
         raise StudyError(
@@ -149,41 +163,10 @@ def _read_run(path: Path, root: Path, grid: dict) -> tuple[str, dict, dict, Path
     types = known(notebook)
     if lacking := [key for key in (*DATA, *ASKED, *PLACED) if key not in types]:
         raise StudyError(f"{notebook.name}: the parameters cell lacks {', '.join(lacking)}")
+    grid = None
     if "grid" in own:
         grid = grids.read(own.pop("grid"), _name(path, root), (*DATA, *ASKED))
     return _name(path, root), own, grid, notebook, types
-
-
-def known(notebook: Path) -> dict[str, str]:
-    """The parameters that a notebook knows, with their types, from its parameters cell.
-
-    Raises:
-        StudyError: there is no such cell, or a line in it is not `name: type = literal`.
-    """
-    # nbformat would take longer to import than this takes to read.
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    found = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-    if len(found) != 1:
-        raise StudyError(f"{notebook.name}: needs exactly one cell with the tag `parameters`")
-    try:
-        lines = ast.parse("".join(found[0]["source"])).body
-    except SyntaxError as error:
-        raise StudyError(
-            f"{notebook.name}: each line of the parameters cell must be `name: type = literal`; "
-            f"line {error.lineno}: {error.msg}"
-        ) from None
-    types = {}
-    for line in lines:
-        try:
-            assert isinstance(line, ast.AnnAssign)
-            ast.literal_eval(line.value)
-        except (AssertionError, ValueError):
-            raise StudyError(
-                f"{notebook.name}: each line of the parameters cell must be "
-                f"`name: type = literal`, not `{ast.unparse(line)}`"
-            ) from None
-        types[line.target.id] = ast.unparse(line.annotation)
-    return types
 
 
 def parse_overrides(text: str) -> dict:
@@ -245,6 +228,11 @@ def _check_together(run: Run, first: Run) -> None:
             f"{run.architecture}: protocols: hashing_1k is that of cifar10: leave it out for "
             f"{dataset}"
         )
+    if "hashing_1k" in protocols and run.parameters.get("learn_from"):
+        raise StudyError(
+            f"{run.architecture}: learn_from: must be 0 where protocols names hashing_1k, which "
+            "says itself how many images are learnt from"
+        )
     if protocols[0] != first.parameters["protocols"][0]:
         raise StudyError(
             f"{run.architecture}: protocols: must begin with {first.parameters['protocols'][0]}, "
@@ -280,6 +268,10 @@ def _read_yaml(path: Path, root: Path) -> dict:
 
 def _number(value):
     """YAML 1.1 reads 1e-3 as a string; whoever writes it means a number."""
+    if isinstance(value, list):
+        return [_number(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _number(each) for key, each in value.items()}
     if isinstance(value, str):
         try:
             return float(value) if "e" in value.lower() else value

@@ -35,7 +35,8 @@ def describe(study: Study) -> str:
         given = run.parameters
         own = {key: value for key, value in given.items() if key not in shared}
         lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
-        lines.append(f"  {_join(own, usual)}")
+        if described := _join(own, usual) or run.parameters["variant"]:
+            lines.append(f"  {described}")
         missing = weights.missing(*run.weights)
         lacking = "" if missing else _lacking(run)
         if missing:
@@ -108,10 +109,14 @@ def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
     if decoded:
         dataset = study.dataset
         return len(dataset.train), len(dataset.labels)
-    name = study.runs[0].parameters["dataset"]
+    given = study.runs[0].parameters
+    name = given["dataset"]
     known = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
     if name in known:
-        return known[name]
+        n_train, n_all = known[name]
+        n_test = min(10_000, given["test_images"] or 10_000) if name == "cifar10" else 360
+        kept = given["training_images"] or n_all
+        return min(n_train, kept), min(n_all, kept + n_test)
     found = sources.list_folder(project_root() / name)
     count = sum(len(paths) for classes in found.values() for paths in classes.values())
     return round(0.7 * count), count

@@ -236,7 +236,9 @@ def _run_page(study: Study, name: str, given: dict, key: str) -> None:
     """Run a notebook that reads what architectures left."""
     folder = study.folder / name
     folder.mkdir(exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    # Of the notebooks that write the same page, the last one's mark alone stays.
+    for each in (other for other, page in PAGES.items() if page == PAGES[name]):
+        (study.folder / each / MANIFEST).unlink(missing_ok=True)
     print(f"{name}: running notebooks/{name}.ipynb", flush=True)
     started = time.perf_counter()
     executed = study.folder / f"{name}.ipynb"

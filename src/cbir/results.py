@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError, project_root, tidy, uncertainty
-from cbir.cache import MANIFEST, Artifact, write_text
+from cbir import StudyError, project_root, tidy
+from cbir.cache import MANIFEST, write_text
 
 if TYPE_CHECKING:  # the comparison reads results without Keras
     from cbir.data import Dataset
@@ -101,7 +101,7 @@ def save(
     tidy.write_parquet(scores, folder / "per_query.parquet")
     tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
     final = states[0]
-    steps = _training_steps(training) if training else {}
+    steps = training.artifacts if training else {}
     steps["embeddings"] = final.embeddings.artifact
     steps |= {each.search: each.artifact for each in final.evaluations}
     seconds = {name: artifact.seconds for name, artifact in steps.items()}
@@ -139,6 +139,8 @@ def save(
             if state.epoch is None and state.embeddings.dataset.protocol == asked["protocols"][0]
         }
     if network:
+        from cbir import evaluation  # brings numba along, as above
+
         training.stages.to_csv(folder / "history.csv", float_format="%.6g")
         # Of a training that was resumed, the artifact knows the last part alone.
         seconds["training"] = float(training.history["seconds"].sum())
@@ -152,34 +154,11 @@ def save(
             },
             "size": network.size,
             "epochs": training.best_epoch,
-            "training_accuracy": _training_accuracy(states, asked),
+            "training_accuracy": evaluation.training_accuracy(states, asked),
             "training_seconds": training.seconds,
         }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read(study, architecture)
-
-
-def _training_accuracy(states: list["State"], asked: dict) -> dict[str, float]:
-    """On the images learnt from, under the first protocol: value, ci_low, ci_high.
-
-    Unlike the history's, it is that of the final state, without dropout or augmentation.
-    """
-    right = {}
-    for state in states:
-        dataset = state.embeddings.dataset
-        if state.epoch is None and dataset.protocol == asked["protocols"][0]:
-            found = state.embeddings.probabilities[dataset.train].argmax(axis=1)
-            right[state.seed] = found == dataset.labels[dataset.train]
-    mean = pd.DataFrame(right).mean(axis=1).to_frame("value")
-    return uncertainty.intervals(mean)[["value", "ci_low", "ci_high"]].iloc[0].to_dict()
-
-
-def _training_steps(training: "Training") -> dict[str, Artifact]:
-    """The artifacts that a training consists of, the last one named `training`."""
-    before = {"head": training.head.artifact} if training.head else {}
-    features = training.features or (training.head.features if training.head else None)
-    first = {"features": features} if features else {}
-    return first | before | {"training": training.artifact}
 
 
 def read(study: str, architecture: str) -> Result:
@@ -281,7 +260,7 @@ def provenance(study: str) -> pd.DataFrame:
         if run["weights"]:
             source, sha256 = run["weights"]["source"], run["weights"]["started from"]
             rows[f"{name}, started from"] = (
-                "random weights" if source == "none" else f"{source}, SHA-256 {sha256}"
+                "random" if source == "none" else f"{source}, SHA-256 {sha256}"
             )
             rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
         rows[f"{name}, seconds"] = ", ".join(

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pandas as pd
 
 from cbir import StudyError, checkpoints, optimisers
+from cbir.batches import Batches, Progress
 from cbir.cache import Artifact, cached, file_digest, write_text
 from cbir.inference import is_out_of_memory
 from cbir.models import Network
-from cbir.progress import Ticker, duration
+from cbir.progress import duration
 from cbir.weights import BACKBONE_FILE
 
 if TYPE_CHECKING:
@@ -28,42 +28,6 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "weights.sha256"
 FINAL = "final.weights.h5"
-
-
-class Batches(keras.utils.PyDataset):
-    """Batches of (inputs, labels), read from a memory-mapped array as they are asked for.
-
-    Args:
-        inputs: (n, ...) images or features.
-        labels: (n,) int.
-        positions: which rows, in this order.
-        batch_size: rows in a batch; the last one may be smaller.
-    """
-
-    def __init__(self, inputs, labels, positions, batch_size):
-        # With two threads or more Keras reads ahead by itself and switches tf.data's autotuning
-        # off, whose thread otherwise holds up the end of each epoch (by up to its length).
-        super().__init__(workers=2)
-        self.inputs, self.labels = inputs, labels
-        self.positions, self.batch_size = positions, batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.positions) / self.batch_size)
-
-    def __getitem__(self, batch: int):
-        rows = self.positions[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return np.asarray(self.inputs[rows], np.float32), np.asarray(self.labels[rows])
-
-
-class Progress(keras.callbacks.Callback):
-    """A line every half minute while an epoch is under way."""
-
-    def __init__(self, batches: int, what: str):
-        super().__init__()
-        self.ticker = Ticker(batches, what, every=30)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.ticker.reached(batch + 1)
 
 
 @dataclass(frozen=True)
@@ -96,6 +60,15 @@ class Training:
         features = self.features.seconds if self.features else 0
         # Of a training that was resumed, the artifact knows the last part alone.
         return float(self.history["seconds"].sum()) + features + before
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """What it consists of: features and head where there are any, and the training itself."""
+        before = self.head.artifacts if self.head else {}
+        if before:
+            before["head"] = before.pop("training")
+        own = {"features": self.features} if self.features else {}
+        return before | own | {"training": self.artifact}
 
     @property
     def stages(self) -> pd.DataFrame:
