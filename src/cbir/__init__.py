@@ -7,15 +7,20 @@ The data takes one way, and each module stands at one place on it:
 `data` reads images and splits them, `models` builds networks, `training` fits them,
 `embeddings` turns images into vectors, `retrieval` ranks the gallery for each query, `metrics`
 scores rankings per query, `results` writes and reads the files of a run, `plots` draws them.
-Beside the way stand `sources` (where pictures and weights come from), `protocols` (which images
-are searched with which), `leaks` (which stand on both sides), `recipe` (an architecture's settings
-as one thing), `controls` (embeddings without a network), `searches` (the ways of searching),
-`uncertainty` (intervals and tests), `definitions` (what mAP@k means elsewhere), `evaluation`,
-`tidy`, `comparison`, `claims` and `pictures` (scores, rows, tables, sentences, grids of pictures).
-Around it stand `params` and `limits` (what a study asks for), `cache` (what is already done),
-`study` (what the command line asked for), `plan` (what it would take), `report` (runs the
-notebooks), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and `__main__` (the
-command line).
+
+Beside the way stand, in its order: `sources` and `splits` (where pictures come from, which are set
+apart), `protocols` (which images are searched with which), `leaks` (which stand on both sides);
+`backbones`, `networks`, `pooling`, `weights` and `precision` (what a network is made of);
+`optimisers`, `batches` and `checkpoints` (what drives, feeds and keeps a training), `recipe` (an
+architecture's settings as one thing), `inference` (many images through a network), `controls`
+(embeddings without one); `searches` (the ways of searching), `uncertainty` (intervals and tests),
+`definitions` (what mAP@k means elsewhere), `evaluation`; `tidy`, `comparison`, `claims`, `origins`,
+`grid_report`, `grid_plots` and `pictures` (rows, tables, sentences, figures), `published`.
+
+Around it stand `params`, `limits`, `cells` and `grids` (what a study asks for), `cache` (what is
+already done), `study` (what the command line asked for), `plan` (what it would take), `report`
+(runs the notebooks), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and
+`__main__` (the command line).
 """
 
 import logging
