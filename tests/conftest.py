@@ -122,7 +122,7 @@ def empty_project(root: Path) -> Path:
 
 def load_shapes():
     """The small pictures of `make_project`, from the project that is the working directory."""
-    from cbir import data
+    from cbir.images import data
 
     return data.load(
         "data/shapes", image_size=32, test_fraction=0.25, validation_fraction=0.2, split_seed=0
@@ -131,7 +131,7 @@ def load_shapes():
 
 def build_network(backbone="cnn", **changes):
     """A small network, three classes."""
-    from cbir import models
+    from cbir.networks import models
 
     given = {"weights": "none", "train": "all", "image_size": 32, "input_size": 32}
     given |= {"pooling": "flatten" if backbone == "cnn" else "avg", "feature_maps": False}
@@ -142,7 +142,7 @@ def build_network(backbone="cnn", **changes):
 
 def train_network(network, dataset, **changes):
     """A short training."""
-    from cbir import training
+    from cbir.networks import training
 
     given = {"features": None, "epochs": 4, "measured_epochs": [1], "batch_size": 8}
     given |= {"optimizer": "adam", "learning_rate": 0.002, "schedule": "cosine", "seed": 0}
@@ -152,8 +152,8 @@ def train_network(network, dataset, **changes):
 
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
     """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
-    from cbir.data import Dataset
-    from cbir.splits import stratified_split
+    from cbir.images.data import Dataset
+    from cbir.images.splits import stratified_split
 
     given = {"dataset": "toy", "validation_fraction": 0.25, "split_seed": 0} | changes
     random = np.random.default_rng(n_classes)
@@ -181,7 +181,7 @@ def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
 def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
     """Embeddings of a toy data set: by chance, where none are given; named by their content."""
     from cbir.cache import Artifact, digest
-    from cbir.embeddings import Embeddings, normalise
+    from cbir.networks.embeddings import Embeddings, normalise
 
     random = np.random.default_rng(seed)
     n, n_classes = len(dataset.labels), len(dataset.classes)

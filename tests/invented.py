@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 from conftest import load_shapes
 
-from cbir import embeddings, evaluation, results
 from cbir.cache import cached
-from cbir.embeddings import Embeddings
-from cbir.results import Result
+from cbir.networks import embeddings
+from cbir.networks.embeddings import Embeddings
+from cbir.reporting import results
+from cbir.reporting.results import Result
+from cbir.retrieval import evaluation
 
 ASKED = {"seeds": [0], "protocols": ["closed"], "unseen": 1, "draws": 2, "ks": [1, 10]}
 
@@ -130,7 +132,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
             make,
             parameters={"name": name, "seed": seed, "epoch": epoch, "draw": view.draw},
             reads=[view.fingerprint],
-            code="cbir.embeddings",
+            code="cbir.networks.embeddings",
         )
         return Embeddings(
             made,
@@ -147,7 +149,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
         "training",
         lambda folder: None,
         parameters=settings | {"augmentation": []},
-        code="cbir.embeddings",
+        code="cbir.networks.embeddings",
     )
     shape = {"backbone": name, "train": "all", "input_size": 32, "pooling": "avg"}
     shape |= {"embedding": "penultimate", "precision": "float32", "pixels": "scaled"}

@@ -15,7 +15,7 @@ import pytest
 from cbir import StudyError, cache
 
 # A module of the package that is sure to stay, as the one that the steps below run.
-CODE = "cbir.metrics"
+CODE = "cbir.retrieval.metrics"
 
 
 @pytest.fixture
@@ -267,16 +267,25 @@ def test_what_is_imported_late_or_on_a_condition_enters(package, source):
 
 
 def test_a_row_added_to_a_table_trains_nothing_anew(package):
-    (package / "backbones.py").write_text("ROWS = {'cnn': 1}\n")
-    (package / "one.py").write_text("from cbir import backbones, two\n")
-    (package / "two.py").write_text("from cbir.backbones import ROWS\n")
-    before, after = digest_after(package, "backbones", "'cnn': 1", "'cnn': 1, 'vgg16': 2")
+    (package / "networks").mkdir()
+    (package / "networks" / "backbones.py").write_text("ROWS = {'cnn': 1}\n")
+    (package / "one.py").write_text("from cbir import two\nfrom cbir.networks import backbones\n")
+    (package / "two.py").write_text("from cbir.networks.backbones import ROWS\n")
+    before, after = digest_after(package, "networks/backbones", "'cnn': 1", "'cnn': 1, 'vgg16': 2")
     assert before == after
 
 
 def test_what_is_left_out_of_a_digest_is_there():
-    folder = Path(cache.__file__).parent
-    assert all((folder / f"{name}.py").exists() for name in cache.INFRASTRUCTURE | cache.TABLES)
+    assert all(cache._path_of(name).exists() for name in cache.INFRASTRUCTURE | cache.TABLES)
+
+
+@pytest.mark.parametrize("by", ["from cbir.deep import five", "from cbir.deep.five import FACTOR"])
+def test_a_module_of_a_package_within_enters_where_it_is_imported(package, by):
+    (package / "deep").mkdir()
+    (package / "deep" / "five.py").write_text("FACTOR = 5\n")
+    (package / "one.py").write_text(f"{by}\n")
+    before, after = digest_after(package, "deep/five", "FACTOR = 5", "FACTOR = 6")
+    assert before != after
 
 
 def test_modules_that_import_each_other_have_a_digest(package):
@@ -519,7 +528,7 @@ cache.versions()
 Path(f"ready-{os.getpid()}").touch()
 while not Path("go").exists():
     time.sleep(0.005)
-found = cache.cached("step", make, parameters={}, reads=["data"], code="cbir.metrics")
+found = cache.cached("step", make, parameters={}, reads=["data"], code="cbir.retrieval.metrics")
 print((found.folder / "result.txt").read_text())
 """
 

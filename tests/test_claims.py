@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented import all_of_one, result, rows
 
-from cbir import claims, comparison, limits, uncertainty
+from cbir.reporting import claims, comparison
+from cbir.retrieval import uncertainty
+from cbir.studies import limits
 
 # Nobody is called that in any sentence: these words say more than "ahead of".
 TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|outperforms?|beats?|wins?)\b")

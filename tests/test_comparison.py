@@ -13,7 +13,9 @@ import pytest
 from conftest import ROOT, load_shapes, make_project
 from invented import result, rows
 
-from cbir import comparison, leaks, metrics, plots, protocols, results, tidy, uncertainty
+from cbir.images import leaks, protocols
+from cbir.reporting import comparison, plots, results, tidy
+from cbir.retrieval import metrics, uncertainty
 
 CELL = r"[01]\.\d{3} \[[01]\.\d{3},\u00a0[01]\.\d{3}\]"
 PROTOCOLS = ["closed", "held_out_gallery", "unseen_classes"]

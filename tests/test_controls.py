@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from skimage.feature import hog
 
-from cbir import StudyError, controls
+from cbir import StudyError
+from cbir.networks import controls
 
 
 def pictures(count=6, size=32, seed=0) -> np.ndarray:

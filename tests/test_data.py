@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cbir import StudyError, cache, data, params, sources
+from cbir import StudyError, cache
+from cbir.images import data, sources
+from cbir.studies import params
 
 LOADED_WITH = {
     "image_size": 16,
@@ -238,7 +240,7 @@ def test_gallery_is_training_and_validation_and_queries_are_neither(project):
 
 
 def test_split_does_not_depend_on_the_seeds_of_a_run(project):
-    from cbir.study import open_study
+    from cbir.studies.study import open_study
 
     one, other, split_anew = (
         open_study(project, "tiny", overrides=text).dataset
@@ -797,4 +799,4 @@ def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     for start in green:
         assert not first.images[start + 1 : start + 10_000].any()
         assert first.labels[start + 1 : start + 10].tolist() == list(range(1, 10))
-    assert cache.finished("images", "cbir.data")
+    assert cache.finished("images", "cbir.images.data")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, ndcg_score
 
-from cbir import definitions, metrics
+from cbir.retrieval import definitions, metrics
 
 NAN, INF = np.nan, np.inf
 SMALLER, RELEVANT, FOUND, AT_R, WHOLE, TRAPEZOID = definitions.DEFINITIONS

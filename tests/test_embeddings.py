@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from conftest import build_network, load_shapes, train_network
 
-from cbir import StudyError, controls, embeddings, inference, protocols
-from cbir.embeddings import normalise
+from cbir import StudyError
+from cbir.images import protocols
+from cbir.networks import controls, embeddings, inference
+from cbir.networks.embeddings import normalise
 
 
 @pytest.fixture(scope="module")

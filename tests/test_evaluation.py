@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from conftest import empty_project, toy_dataset, toy_embeddings
 
-from cbir import comparison, evaluation, metrics, protocols, retrieval, searches, uncertainty
 from cbir.cache import Artifact
-from cbir.embeddings import normalise
+from cbir.images import protocols
+from cbir.networks.embeddings import normalise
+from cbir.reporting import comparison
+from cbir.retrieval import evaluation, metrics, ranking, searches, uncertainty
 
 ASKED = {
     "seeds": [3, 1],
@@ -266,7 +268,7 @@ def test_each_search_and_view_is_evaluated_once(embedded, held_out, monkeypatch)
     def refuse(*_, **__):
         raise AssertionError("ranked again")
 
-    monkeypatch.setattr(retrieval, "search", refuse)
+    monkeypatch.setattr(ranking, "search", refuse)
     for each in (embedded, held_out):
         again = evaluation.evaluate(each, "soft", [4, 1])
         known = first[each.dataset.protocol, "soft"]

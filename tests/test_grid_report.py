@@ -4,8 +4,9 @@ import matplotlib.pyplot as plt
 import pytest
 from invented import result, rows
 
-from cbir import comparison, grid_plots, grid_report, grids, uncertainty
-from cbir.grid_report import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
+from cbir.reporting import comparison, grid_plots, grid_report, grids
+from cbir.reporting.grid_report import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
+from cbir.retrieval import uncertainty
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,10 @@ import pytest
 import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
-from cbir import StudyError, grids, params
-from cbir.study import open_study
+from cbir import StudyError
+from cbir.reporting import grids
+from cbir.studies import params
+from cbir.studies.study import open_study
 
 CONTROL = {"notebook": "control", "control": "random"}
 SIZES = {"input_size": [32, 64]}

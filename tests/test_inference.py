@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cbir import StudyError, inference
+from cbir import StudyError
+from cbir.networks import inference
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from cbir import leaks, sources
+from cbir.images import leaks, sources
 
 COLUMNS = {
     "query": np.dtype("int64"),

@@ -6,8 +6,11 @@ import pytest
 import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
-from cbir import StudyError, controls, limits, params, protocols
-from cbir.backbones import BACKBONES
+from cbir import StudyError
+from cbir.images import protocols
+from cbir.networks import controls
+from cbir.networks.backbones import BACKBONES
+from cbir.studies import limits, params
 
 CONTROL = {"notebook": "control", "control": "random"}
 # As somebody would type them in YAML: the least and the most that fits, or every name.
@@ -178,7 +181,7 @@ def test_a_wrong_name_is_answered_with_all_right_ones(key, names):
 
 
 def test_the_names_that_limits_lists_are_those_that_the_code_knows():
-    from cbir import optimisers, pooling
+    from cbir.networks import optimisers, pooling
 
     assert tuple(controls.CONTROLS) == limits.CONTROLS
     assert protocols.PROTOCOLS == limits.PROTOCOLS

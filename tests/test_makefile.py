@@ -216,7 +216,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_package_that_the_code_imports_is_asked_for():
-    found = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").glob("*.py")))
+    found = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").rglob("*.py")))
     theirs = found - {*sys.stdlib_module_names, "cbir"}
     by_module = packages_distributions()
     names = {plain(by_module[module][0]) for module in theirs}

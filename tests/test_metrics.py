@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from cbir import metrics, retrieval
+from cbir.retrieval import metrics, ranking
 
 NAN, INF = np.nan, np.inf
 # Of metrics.py's docstring: a gallery of ten or more, relevant images at ranks 1, 3, 6 and 10.
@@ -379,7 +379,7 @@ def question(n_queries=40, n_gallery=90, classes=4, seed=0):
 
 
 def test_evaluation_of_many_blocks_keeps_the_order_of_queries():
-    query, labels, gallery, gallery_labels = question(2 * retrieval.BLOCK + 1)
+    query, labels, gallery, gallery_labels = question(2 * ranking.BLOCK + 1)
     table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
     assert table.index.tolist() == list(range(len(query)))
     unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (query, gallery)]
@@ -436,7 +436,7 @@ def test_rows_that_are_equal_once_they_are_float32_of_unit_length_are_exact_ties
 
 def test_identical_rows_stand_in_gallery_order_wherever_they_are():
     random = np.random.default_rng(2)
-    gallery = random.normal(size=(retrieval.PIECE + 9, 64)).astype(np.float32)
+    gallery = random.normal(size=(ranking.PIECE + 9, 64)).astype(np.float32)
     copies = [5, 6, 77, 2001, 4000, 4099, 4100, 4104]
     gallery[copies] = gallery[5]
     labels = np.zeros(len(gallery), int)
@@ -559,10 +559,10 @@ def test_first_gallery_label_beyond_the_classes_of_restrict_to_is_named():
 
 def test_metrics_know_nothing_of_keras():
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, cbir.metrics; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, cbir.retrieval.metrics; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert "cbir.retrieval" in loaded
+    assert "cbir.retrieval.ranking" in loaded
     assert not {"keras", "tensorflow", "torch", "jax"} & set(loaded)

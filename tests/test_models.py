@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import build_network
 
-from cbir import StudyError, models
-from cbir.backbones import BACKBONES
-from cbir.pooling import POOLINGS
+from cbir import StudyError
+from cbir.networks import models
+from cbir.networks.backbones import BACKBONES
+from cbir.networks.pooling import POOLINGS
 
 
 @functools.cache

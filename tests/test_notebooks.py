@@ -10,21 +10,29 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from cbir import controls, limits, report, searches
-from cbir.backbones import BACKBONES
-from cbir.params import ASKED, DATA, PLACED
+from cbir.networks import controls
+from cbir.networks.backbones import BACKBONES
+from cbir.retrieval import searches
+from cbir.studies import limits, report
+from cbir.studies.params import ASKED, DATA, PLACED
 
 ARCHITECTURES = ["cnn", "cnn_strong", "mobilenet", "resnet50", "vgg16"]
 RUNS = [*ARCHITECTURES, "control"]
 # They read what all runs left.
 PAGES = ["comparison", "grid", "metrics"]
 NOTEBOOKS = [*RUNS, *PAGES]
-MODULES = sorted(path.stem for path in (ROOT / "src" / "cbir").glob("*.py"))
+PACKAGE = ROOT / "src" / "cbir"
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+)
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 # What a network is made of and what trains it: all else can be used without Keras.
 KERAS = {
-    "models", "networks", "pooling", "optimisers", "precision", "training", "checkpoints",
-    "inference", "batches", "recipe",
+    f"networks.{name}"
+    for name in (
+        "models", "cnns", "pooling", "optimisers", "precision", "training", "checkpoints",
+        "inference", "batches", "recipe",
+    )
 }  # fmt: skip
 each_run = pytest.mark.parametrize("name", RUNS)
 each_module = pytest.mark.parametrize("name", MODULES)
@@ -54,7 +62,7 @@ def headings(name: str) -> list[str]:
 
 
 def source_of(module: str) -> str:
-    return (ROOT / "src" / "cbir" / f"{module}.py").read_text("utf-8")
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8")
 
 
 def speaks_tensorflow(tree: ast.AST) -> list[str]:
@@ -303,8 +311,9 @@ def test_what_needs_no_network_can_be_imported_without_keras():
         "        sys.exit(f'{name} imports {found}')\n"
     )
     names = [name for name in MODULES if name not in KERAS]
-    assert {"metrics", "retrieval", "evaluation", "results", "comparison", "report"} <= {*names}
-    assert {"backbones", "data", "grid_report", "grid_plots", "limits", "params"} <= {*names}
+    for package in ("images", "retrieval", "reporting", "studies"):
+        assert sum(name.startswith(f"{package}.") for name in names) > 4
+    assert {"networks.backbones", "networks.embeddings", "networks.weights"} <= {*names}
     done = subprocess.run(
         [sys.executable, "-c", code, *names],
         capture_output=True,
@@ -316,5 +325,8 @@ def test_what_needs_no_network_can_be_imported_without_keras():
 
 
 def test_what_makes_a_network_is_all_that_imports_keras():
-    for name in KERAS - {"recipe", "training"}:  # these import it through the others
+    for name in KERAS - {
+        "networks.recipe",
+        "networks.training",
+    }:  # these import it through the others
         assert re.search(r"^(import|from) keras", source_of(name), re.MULTILINE)

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from cbir import optimisers
-from cbir.optimisers import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from cbir.networks import optimisers
+from cbir.networks.optimisers import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
 STEPS, EPOCHS, RATE = 10, 8, 0.2
 

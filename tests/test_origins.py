@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from invented import result, rows
 
-from cbir import origins
-from cbir.weights import Weights
+from cbir.networks.weights import Weights
+from cbir.reporting import origins
 
 SHA = "0123456789abcdef" * 4
 SOURCES = {

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from cbir.pages import log_of, write_page
+from cbir.reporting.pages import log_of, write_page
 
 LINKS = [("Comparison", "index.html"), ("cnn", "cnn.html"), ("vgg16", "vgg16.html")]
 PIXEL = base64.b64encode(b"not really a picture").decode()

@@ -9,7 +9,10 @@ import pytest
 import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
-from cbir import StudyError, controls, grids, params
+from cbir import StudyError
+from cbir.networks import controls
+from cbir.reporting import grids
+from cbir.studies import params
 
 FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
 DEFAULTS = "params/defaults.yaml"

@@ -10,7 +10,8 @@ import pytest
 from invented import rows
 from matplotlib.colors import to_hex
 
-from cbir import pictures, plots, tidy, uncertainty
+from cbir.reporting import pictures, plots, tidy
+from cbir.retrieval import uncertainty
 
 CLASSES = ["circle", "cross", "square"]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cbir.pooling import LEARNT, POOLINGS, AttentionPooling, GeneralisedMean
+from cbir.networks.pooling import LEARNT, POOLINGS, AttentionPooling, GeneralisedMean
 
 # One map of 2 x 2 positions and two channels.
 MAPS = np.array([[[[1, 0], [2, 0]], [[3, 0], [6, 8]]]], np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import build_network
 
-from cbir import precision
+from cbir.networks import precision
 
 HALF = ["mixed_bfloat16", "mixed_float16"]
 

@@ -8,7 +8,8 @@ from conftest import toy_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir import StudyError, protocols
+from cbir import StudyError
+from cbir.images import protocols
 
 
 def all_protocols(dataset) -> list:

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, cbir, write_study
 
-from cbir import StudyError, published, tidy
+from cbir import StudyError
+from cbir.reporting import published, tidy
 
 MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
 

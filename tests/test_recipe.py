@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import empty_project, load_shapes
 
-from cbir import embeddings, models, protocols, recipe, training
+from cbir.images import protocols
+from cbir.networks import embeddings, models, recipe, training
 
 NETWORK = {
     "backbone": "cnn_strong",

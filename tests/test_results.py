@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from conftest import empty_project, load_shapes, make_project
 
-from cbir import StudyError, evaluation, results, tidy, uncertainty
+from cbir import StudyError
 from cbir.cache import Artifact
-from cbir.training import Training
+from cbir.networks.training import Training
+from cbir.reporting import results, tidy
+from cbir.retrieval import evaluation, uncertainty
 
 CLASSES = ["circle", "cross"]
 

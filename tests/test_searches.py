@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cbir import metrics, protocols, searches
-from cbir.searches import SEARCHES, calibrated, fit_temperature, probable
+from cbir.images import protocols
+from cbir.retrieval import metrics, searches
+from cbir.retrieval.searches import SEARCHES, calibrated, fit_temperature, probable
 
 
 @pytest.fixture(scope="module", autouse=True)

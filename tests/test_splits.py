@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir import StudyError, splits
+from cbir import StudyError
+from cbir.images import splits
 
 labellings = st.lists(st.integers(2, 30), min_size=2, max_size=6).flatmap(
     lambda counts: st.permutations(np.repeat(np.arange(len(counts)), counts).tolist())

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cbir import metrics, tidy, uncertainty
-from cbir.evaluation import Evaluation, State
+from cbir.reporting import tidy
+from cbir.retrieval import metrics, uncertainty
+from cbir.retrieval.evaluation import Evaluation, State
 
 CLASSES = ["circle", "cross", "square"]
 KS = [1, 3]

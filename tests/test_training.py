@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from conftest import build_network, empty_project, load_shapes, train_network
 
-from cbir import StudyError, checkpoints, embeddings, limits, protocols, training
-from cbir.training import Batches
+from cbir import StudyError
+from cbir.images import protocols
+from cbir.networks import checkpoints, embeddings, training
+from cbir.networks.training import Batches
+from cbir.studies import limits
 
 pytestmark = pytest.mark.usefixtures("shared_project")
 

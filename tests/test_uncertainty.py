@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cbir import uncertainty
+from cbir.retrieval import uncertainty
 
 NAN = np.nan
 

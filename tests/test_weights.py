@@ -20,8 +20,9 @@ from conftest import ROOT, build_network, empty_project
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
-from cbir import StudyError, backbones, weights
-from cbir.backbones import BACKBONES
+from cbir import StudyError
+from cbir.networks import backbones, weights
+from cbir.networks.backbones import BACKBONES
 
 CLOSED_PORT = "http://127.0.0.1:9"
 IMAGENET_MEANS = (103.939, 116.779, 123.68)  # blue, green, red

@@ -1,26 +1,14 @@
 """Content-based image retrieval, compared: the machinery that the notebooks import.
 
-The data takes one way, and each module stands at one place on it:
+The data takes one way, and each package stands at one place on it:
 
-    data -> models -> training -> embeddings -> retrieval -> metrics -> results -> plots
+    images -> networks -> retrieval -> reporting
 
-`data` reads images and splits them, `models` builds networks, `training` fits them,
-`embeddings` turns images into vectors, `retrieval` ranks the gallery for each query, `metrics`
-scores rankings per query, `results` writes and reads the files of a run, `plots` draws them.
-
-Beside the way stand, in its order: `sources` and `splits` (where pictures come from, which are set
-apart), `protocols` (which images are searched with which), `leaks` (which stand on both sides);
-`backbones`, `networks`, `pooling`, `weights` and `precision` (what a network is made of);
-`optimisers`, `batches` and `checkpoints` (what drives, feeds and keeps a training), `recipe` (an
-architecture's settings as one thing), `inference` (many images through a network), `controls`
-(embeddings without one); `searches` (the ways of searching), `uncertainty` (intervals and tests),
-`definitions` (what mAP@k means elsewhere), `evaluation`; `tidy`, `comparison`, `claims`, `origins`,
-`grid_report`, `grid_plots` and `pictures` (rows, tables, sentences, figures), `published`.
-
-Around it stand `params`, `limits`, `cells` and `grids` (what a study asks for), `cache` (what is
-already done), `study` (what the command line asked for), `plan` (what it would take), `report`
-(runs the notebooks), `pages` (notebooks to HTML), `progress` (what is seen meanwhile) and
-`__main__` (the command line).
+`images` reads pictures and says which of them serve what, `networks` builds networks, trains them
+and turns images into embeddings, `retrieval` ranks the gallery for each query and scores the
+rankings, `reporting` makes tables, sentences, figures and pages of the scores. `studies` stands
+over them: what is asked for, what it would take, and running the notebooks. `cache` (what is
+already done) and `progress` (what is seen meanwhile) serve all.
 """
 
 import logging

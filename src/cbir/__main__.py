@@ -69,17 +69,17 @@ def _work(asked: argparse.Namespace) -> bool:
     # Imported late, so that a wrong call is answered at once.
     root = project_root()
     if asked.command == "publish":
-        from cbir import published
+        from cbir.reporting import published
 
         folder = published.publish(root, asked.study)
         print(f"{folder.relative_to(root)} written; now `make results`")
     elif asked.command == "results":
-        from cbir import published
+        from cbir.reporting import published
 
         is_new = published.write_readme(root)
         print("README.md written" if is_new else "nothing to do: README.md is up to date")
     else:
-        from cbir import plan, report, study
+        from cbir.studies import plan, report, study
 
         opened = study.open_study(root, asked.study, asked.architectures, asked.data, asked.set)
         if asked.command == "report":

@@ -30,9 +30,11 @@ MANIFEST = "manifest.json"
 PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "scipy")
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
 # Modules that decide where results stand and when they are made, never what they are.
-INFRASTRUCTURE = {"cache", "progress", "study", "report", "pages", "__main__"}
+INFRASTRUCTURE = {
+    "cache", "progress", "studies.study", "studies.report", "reporting.pages", "__main__"
+}  # fmt: skip
 # The rows of a table; those that a step uses are among its parameters.
-TABLES = {"backbones"}
+TABLES = {"networks.backbones"}
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,20 @@ def code_digest(source: str) -> str:
 
     Comments, layout and docstrings are left out: a better explanation trains nothing anew.
     """
-    package = Path(__file__).parent
     digests, waiting = {}, [("", source)]
     while waiting:
         name, text = waiting.pop()
         tree = ast.parse(text)
         digests[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
         for module in _imported_modules(tree) - INFRASTRUCTURE - TABLES - digests.keys():
-            waiting.append((module, (package / f"{module}.py").read_text("utf-8")))
+            waiting.append((module, _path_of(module).read_text("utf-8")))
     return digest(digests)
 
 
 @functools.cache
 def module_digest(module: str) -> str:
     """`code_digest` of one of this package's modules, named as in `__name__`."""
-    path = Path(__file__).parent / f"{module.removeprefix('cbir.')}.py"
-    return code_digest(path.read_text("utf-8"))
+    return code_digest(_path_of(module.removeprefix("cbir.")).read_text("utf-8"))
 
 
 def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> str:
@@ -232,7 +232,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _imported_modules(tree: ast.Module) -> set[str]:
-    """Names of this package's modules in `from cbir import x` and `from cbir.x import y`.
+    """This package's modules in `from cbir.a import b` and `from cbir.a.b import c`, as "a.b".
 
     What is imported for annotations alone runs nothing, and is left out.
     """
@@ -242,11 +242,16 @@ def _imported_modules(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         waiting += ast.iter_child_nodes(node)
-        if isinstance(node, ast.ImportFrom) and node.module == "cbir":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cbir."):
-            names.add(node.module.removeprefix("cbir."))
-    return {name for name in names if (Path(__file__).parent / f"{name}.py").exists()}
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("cbir."):
+            place = [*node.module.split(".")[1:]]
+            names.add(".".join(place))
+            names |= {".".join([*place, alias.name]) for alias in node.names}
+    return {name for name in names if name and _path_of(name).exists()}
+
+
+def _path_of(module: str) -> Path:
+    """The file of one of this package's modules, named as "networks.models"."""
+    return Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def keras_home() -> Path:

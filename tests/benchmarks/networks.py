@@ -58,14 +58,15 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def build(backbone: str):
-    from cbir import models
+    from cbir.networks import models
 
     return models.build(backbone, **SHAPE)
 
 
 def embed_folder(network, paths: list[Path], into: Path) -> None:
     """From files to vectors on disk, as a study does it."""
-    from cbir import inference, sources
+    from cbir.images import sources
+    from cbir.networks import inference
 
     labels = np.zeros(len(paths), np.int64)
     found = sources.Pictures(["one"], paths, labels, [path.name for path in paths])
@@ -82,7 +83,7 @@ def decode_on_one_core(paths: list[Path]) -> None:
 
 def epochs_of(network, images: np.ndarray, batch_size: int) -> dict[str, Callable[[], object]]:
     """An epoch of ours and a bare one, of the same compiled model on the same batches."""
-    from cbir.training import Batches
+    from cbir.networks.training import Batches
 
     labels = np.arange(len(images)) % 10
     network.model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -158,7 +159,7 @@ def heads(width: int) -> float:
     """Seconds that ten heads take, one after the other, on the same features."""
     import keras
 
-    from cbir.training import Batches
+    from cbir.networks.training import Batches
 
     random = np.random.default_rng(0)
     features = random.random((FEATURES, width), np.float32)

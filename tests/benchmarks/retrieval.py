@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cbir import metrics
+from cbir.retrieval import metrics
 
 CLASSES = 10
 BLOCK = 256

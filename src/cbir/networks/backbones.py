@@ -1,0 +1,102 @@
+"""The backbones that a study can name: one row each. To add an architecture, add a row.
+
+A row names what it needs instead of importing it, so that checking parameters loads no Keras.
+"""
+
+from dataclasses import dataclass, field
+
+KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
+
+
+@dataclass(frozen=True)
+class Imagenet:
+    """Where the ImageNet weights of a backbone, without its classifier, come from.
+
+    Attributes:
+        file: the name under which Keras keeps the file.
+        folder: of the file below `KERAS_APPLICATIONS`.
+        md5: of the file, as Keras gives it; None where it gives none.
+    """
+
+    file: str
+    folder: str
+    md5: str | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{KERAS_APPLICATIONS}/{self.folder}/{self.file}"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What the study knows of a backbone.
+
+    Attributes:
+        constructor: name of a function in `keras.applications` or `cbir.networks.cnns`.
+        blocks: the name of the first layer of each block, from the picture on: what
+            `train: last_blocks:n` counts.
+        rates: images a second at 32 pixels (training, embedding), measured with TensorFlow on two
+            cores of an AMD EPYC: what `make plan` estimates from.
+        preprocess: the module of `keras.applications` whose `preprocess_input` does what the
+            ImageNet weights expect of RGB in [0, 255]; None for [-1, 1].
+        imagenet: where those weights come from; None where there are none.
+        arguments: what else the constructor is given.
+    """
+
+    constructor: str
+    blocks: tuple[str, ...]
+    rates: tuple[float, float]
+    preprocess: str | None = None
+    imagenet: Imagenet | None = None
+    arguments: dict = field(default_factory=dict)
+
+
+BACKBONES = {
+    "cnn": Backbone(
+        constructor="plain_cnn",
+        blocks=("stage1_conv1", "stage2_conv1", "stage3_conv1"),
+        rates=(800, 2300),
+    ),
+    "cnn_strong": Backbone(
+        constructor="strong_cnn",
+        blocks=("stem_conv", "stage1_conv1", "stage2_conv1", "stage3_conv1"),
+        rates=(300, 1100),
+    ),
+    "mobilenet": Backbone(
+        constructor="MobileNet",
+        blocks=("conv1", *(f"conv_dw_{block}" for block in range(1, 14))),
+        rates=(900, 3500),
+        preprocess="mobilenet",
+        imagenet=Imagenet("mobilenet_2_5_224_tf_no_top.h5", "mobilenet"),
+        arguments={"alpha": 0.25},
+    ),
+    "resnet50": Backbone(
+        constructor="ResNet50",
+        blocks=(
+            "conv1_conv",
+            *(
+                f"conv{stage}_block{block}_1_conv"
+                for stage, count in ((2, 3), (3, 4), (4, 6), (5, 3))
+                for block in range(1, count + 1)
+            ),
+        ),
+        rates=(60, 550),
+        preprocess="resnet50",
+        imagenet=Imagenet(
+            "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "resnet",
+            "4d473c1dd8becc155b73f8504c6f6626",
+        ),
+    ),
+    "vgg16": Backbone(
+        constructor="VGG16",
+        blocks=tuple(f"block{block}_conv1" for block in range(1, 6)),
+        rates=(55, 230),
+        preprocess="vgg16",
+        imagenet=Imagenet(
+            "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "vgg16",
+            "6d6bbae143d832006294945121d1f1fc",
+        ),
+    ),
+}

@@ -1,0 +1,266 @@
+"""Training, an epoch at a time, so that an interrupted run goes on as if nothing had happened.
+
+What an epoch sees follows from the seed and the epoch's number alone: the order of the images and
+the state of the random layers. `checkpoints` keeps the rest after each epoch. A run that was
+stopped therefore ends with the weights of one that was not.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cbir import StudyError
+from cbir.cache import Artifact, cached, file_digest, write_text
+from cbir.networks import checkpoints, optimisers
+from cbir.networks.batches import Batches, Progress
+from cbir.networks.inference import is_out_of_memory
+from cbir.networks.models import Network
+from cbir.networks.weights import BACKBONE_FILE
+from cbir.progress import duration
+
+if TYPE_CHECKING:
+    from cbir.images.data import Dataset
+
+FINGERPRINT = "weights.sha256"
+FINAL = "final.weights.h5"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        artifact: where its weights stand, and what they were made from.
+        history: a row per epoch: accuracy, loss, val_accuracy, val_loss, seconds.
+        best_epoch: after which epoch the network was in its final state.
+        features: of the frozen backbone, that it was trained on; None for images.
+        head: the training of the head alone that came before; None where there was none.
+    """
+
+    artifact: Artifact
+    history: pd.DataFrame
+    best_epoch: int
+    features: Artifact | None
+    head: "Training | None"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file of the final weights."""
+        return (self.artifact.folder / FINGERPRINT).read_text("utf-8")
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, those of the head alone and a frozen backbone's features included."""
+        before = self.head.seconds if self.head else 0
+        features = self.features.seconds if self.features else 0
+        # Of a training that was resumed, the artifact knows the last part alone.
+        return float(self.history["seconds"].sum()) + features + before
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """What it consists of: features and head where there are any, and the training itself."""
+        before = self.head.artifacts if self.head else {}
+        if before:
+            before["head"] = before.pop("training")
+        own = {"features": self.features} if self.features else {}
+        return before | own | {"training": self.artifact}
+
+    @property
+    def stages(self) -> pd.DataFrame:
+        """The history with that of the head before it, and what was trained in each epoch."""
+        own = "head" if self.features else "backbone and head"
+        stages = [self.history.assign(stage=own)]
+        if self.head:
+            stages.insert(0, self.head.stages)
+        rows = pd.concat(stages, ignore_index=True)
+        return rows.set_index(pd.RangeIndex(1, len(rows) + 1, name="epoch"))
+
+    def weights_path(self, epoch: int | None = None) -> Path:
+        """The weights after an epoch that was to be measured, or the final ones."""
+        return self.artifact.folder / (_weights_name(epoch) if epoch else FINAL)
+
+
+def train(
+    network: Network,
+    dataset: "Dataset",
+    *,
+    features: Artifact | None,
+    epochs: int,
+    measured_epochs: list[int],
+    batch_size: int,
+    optimizer: str,
+    learning_rate: float,
+    schedule: str,
+    weight_decay: float,
+    augmentation: list[str],
+    label_smoothing: float,
+    early_stopping: int,
+    seed: int,
+    head: Training | None = None,
+) -> Training:
+    """Train a network on the training images; it holds the final weights afterwards.
+
+    Args:
+        network: from `models.build`.
+        dataset: trains on `dataset.train`, reports on `dataset.validation`.
+        features: the frozen backbone's output for all images (`embeddings.features`), to train
+            the head on; None to train on the images themselves.
+        epochs: passes over the training images.
+        measured_epochs: epochs whose weights are kept besides the final ones.
+        batch_size: images in a step.
+        optimizer, learning_rate, schedule, weight_decay: as `optimisers.optimizer` takes them.
+        augmentation: names in `optimisers.AUGMENTATIONS`, for images alone.
+        label_smoothing: share of the certainty that the loss spreads over all classes.
+        early_stopping: epochs without a better validation accuracy after which training ends, with
+            the weights of the best epoch; 0 trains for all epochs and ends with the last.
+        seed: of the order of the images and of the random layers.
+        head: a training of the same network's head alone, to go on from.
+
+    Raises:
+        StudyError: an epoch to be measured that may not come, augmentation of features, a loss
+            that is not a number, or too little memory for a batch.
+    """
+    if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
+        raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
+    if augmentation and features:
+        raise StudyError(
+            "augmentation: a frozen backbone sees each image once, so no image can change from "
+            "epoch to epoch: set augmentation: [] or train: all"
+        )
+    inputs, model = dataset.images, network.model
+    if features:
+        inputs = np.load(features.folder / "features.npy", mmap_mode="r")
+        model = network.head
+
+    def make(folder: Path) -> None:
+        if head:
+            network.model.load_weights(head.weights_path())
+        steps = math.ceil(len(dataset.train) / batch_size)
+        trained = optimisers.augmented(model, augmentation)
+        driver = optimisers.optimizer(
+            optimizer,
+            schedule=schedule,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            steps=steps,
+            epochs=epochs,
+        )
+        loss = optimisers.cross_entropy(label_smoothing)
+        trained.compile(driver, loss=loss, metrics=["accuracy"])
+        validation = Batches(inputs, dataset.labels, dataset.validation, batch_size)
+        history = checkpoints.resume(folder, trained)
+        while len(history) < epochs and not _is_over(history, early_stopping):
+            epoch, started = len(history) + 1, time.perf_counter()
+            order = np.random.default_rng([seed, epoch]).permutation(dataset.train)
+            checkpoints.seed_random_layers(trained, seed, epoch)
+            row = _fit_epoch(
+                trained,
+                Batches(inputs, dataset.labels, order, batch_size),
+                validation,
+                epoch,
+                Progress(steps, f"epoch {epoch}/{epochs}, batches"),
+            )
+            history.append(row | {"seconds": time.perf_counter() - started})
+            if epoch in measured_epochs:
+                network.model.save_weights(folder / _weights_name(epoch))
+            if _best(history, early_stopping) == epoch:
+                network.model.save_weights(folder / FINAL)
+            checkpoints.save(folder, trained, history)
+            _say(history, epochs)
+        network.model.load_weights(folder / FINAL)
+        network.body.save_weights(folder / BACKBONE_FILE)
+        write_text(folder / FINGERPRINT, file_digest(folder / FINAL))
+
+    artifact = cached(
+        "training",
+        make,
+        parameters={
+            **network.parameters,
+            "epochs": epochs,
+            "measured_epochs": sorted(measured_epochs),
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "weight_decay": weight_decay,
+            "augmentation": augmentation,
+            "label_smoothing": label_smoothing,
+            "early_stopping": early_stopping,
+            "training_seed": seed,
+        },
+        reads=[
+            dataset.split_fingerprint,
+            network.weights.sha256,
+            features.key if features else "",
+            head.artifact.key if head else "",
+        ],
+        code=__name__,
+    )
+    (artifact.folder / checkpoints.STATE).unlink(missing_ok=True)
+    rows = json.loads((artifact.folder / checkpoints.HISTORY).read_text("utf-8"))
+    history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
+    network.model.load_weights(artifact.folder / FINAL)
+    return Training(artifact, history, _best(rows, early_stopping), features, head)
+
+
+def _fit_epoch(model, batches, validation, epoch: int, progress) -> dict[str, float]:
+    """One pass over the batches: a row of the history.
+
+    Raises:
+        StudyError: the loss is not a number, or memory is too small for a batch.
+    """
+    try:
+        logs = model.fit(
+            batches,
+            validation_data=validation,
+            initial_epoch=epoch - 1,
+            epochs=epoch,
+            shuffle=False,
+            verbose=0,
+            callbacks=[progress],
+        ).history
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise StudyError(
+                f"out of memory with batch_size {batches.batch_size}: lower it (results depend on "
+                "it, so it stands in params/), or input_size"
+            ) from error
+        raise
+    row = {name: values[-1] for name, values in logs.items()}
+    if not np.isfinite(row["loss"]):
+        raise StudyError(f"training diverged in epoch {epoch}: lower learning_rate")
+    return row
+
+
+def _best(history: list[dict], early_stopping: int) -> int:
+    """The epoch of the final weights: the last, or with early stopping the first of the best."""
+    if not early_stopping:
+        return len(history)
+    accuracies = [row["val_accuracy"] for row in history]
+    return 1 + accuracies.index(max(accuracies))
+
+
+def _is_over(history: list[dict], early_stopping: int) -> bool:
+    since = len(history) - _best(history, early_stopping) if history else 0
+    return bool(early_stopping) and since >= early_stopping
+
+
+def _weights_name(epoch: int) -> str:
+    return f"epoch-{epoch:03d}.weights.h5"
+
+
+def _say(history: list[dict], epochs: int) -> None:
+    row = history[-1]
+    left = duration(row["seconds"] * (epochs - len(history)))
+    print(
+        f"epoch {len(history)}/{epochs}: accuracy {row['accuracy']:.4f}, loss {row['loss']:.4f}, "
+        f"validation accuracy {row['val_accuracy']:.4f}, loss {row['val_loss']:.4f}, "
+        f"{row['seconds']:.1f} s, about {left} left",
+        flush=True,
+    )

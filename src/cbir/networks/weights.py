@@ -1,0 +1,183 @@
+"""Where a backbone's weights come from: ImageNet, a file, or another study of this project."""
+
+import json
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+
+from cbir import StudyError, project_root
+from cbir.cache import file_digest, keras_home
+from cbir.networks.backbones import BACKBONES
+
+if TYPE_CHECKING:
+    import keras
+
+# The backbone's weights in the folder of a training, for another study to start from.
+BACKBONE_FILE = "backbone.weights.h5"
+OF_STUDY = "study:"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that a backbone starts from.
+
+    Attributes:
+        source: as a study says it, or the file's place within the project.
+        path: the file; None for random weights.
+        sha256: of the file; empty for random weights.
+        pixels: what the weights expect of pixels: "imagenet" for the backbone's own preprocessing,
+            "scaled" for [-1, 1].
+    """
+
+    source: str
+    path: Path | None
+    sha256: str
+    pixels: str
+
+
+def find(backbone: str, weights: str) -> Weights:
+    """What `weights` means for a backbone, downloaded where needed.
+
+    Args:
+        backbone: a name in `BACKBONES`.
+        weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or a path.
+
+    Raises:
+        StudyError: no such file or study, or the download failed.
+    """
+    if weights == "none":
+        return Weights("none", None, "", "scaled")
+    if weights.startswith(OF_STUDY):
+        return _of_study(backbone, weights)
+    if weights == "imagenet":
+        path = _downloaded(backbone)
+    else:
+        path = project_root() / weights
+        if not path.is_file():
+            raise StudyError(
+                f"weights: no file {path}: give the path of a weights file, imagenet, "
+                "study:<study> or none"
+            )
+    return Weights(weights, path, file_digest(path), "imagenet")
+
+
+def load(body: "keras.Model", found: Weights, backbone: str) -> None:
+    """Put a file's weights into a backbone, whether or not the file has a classifier too.
+
+    Args:
+        body: the backbone without resizing, preprocessing and pooling.
+        found: from `find`, with a path.
+        backbone: its name, for the error.
+
+    Raises:
+        StudyError: the file does not hold this backbone.
+    """
+    path = found.path
+    try:
+        # Before Keras refuses a file, it warns of every layer that it did not find in it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.name.endswith((".weights.h5", ".keras")):
+                body.load_weights(path)
+            else:
+                _check_names(body, path)
+                body.load_weights(path, by_name=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise StudyError(
+            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def missing(backbone: str, weights: str) -> str:
+    """The name of the file that `find` would download; empty where it would not."""
+    path = imagenet_path(backbone) if weights == "imagenet" else None
+    return path.name if path and not path.exists() else ""
+
+
+def imagenet_path(backbone: str) -> Path:
+    """Where Keras keeps the ImageNet weights of a backbone, without its classifier."""
+    imagenet = BACKBONES[backbone].imagenet
+    if imagenet is None:
+        raise StudyError(
+            f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path"
+        )
+    return keras_home() / "models" / imagenet.file
+
+
+def _downloaded(backbone: str) -> Path:
+    path = imagenet_path(backbone)
+    if path.exists():
+        return path
+    part = path.with_name(path.name + ".part")
+    imagenet = BACKBONES[backbone].imagenet
+    try:
+        import keras
+
+        # Under another name until it is whole, so that nothing half-loaded is ever used.
+        keras.utils.get_file(
+            part.name, imagenet.address, cache_dir=keras_home(), cache_subdir="models",
+            file_hash=imagenet.md5, force_download=True,
+        )  # fmt: skip
+        part.replace(path)
+    except Exception as error:  # get_file raises a bare Exception where it cannot download
+        part.unlink(missing_ok=True)
+        raise StudyError(
+            f"ImageNet weights of {backbone} could not be downloaded "
+            f"({' '.join(str(error).split())[:400]}): put {path.name} into "
+            f"{path.parent}, or set in params/ `weights: none` and `train: all`, "
+            "or `weights: <path of a file>`"
+        ) from error
+    return path
+
+
+def _of_study(backbone: str, weights: str) -> Weights:
+    """The backbone that an architecture learnt in another study, after its last epoch."""
+    study, _, architecture = weights.removeprefix(OF_STUDY).partition("/")
+    folder = project_root() / "reports" / study
+    found = {}
+    candidates = [folder / architecture] if architecture else sorted(folder.glob("*"))
+    for path in [each / "summary.json" for each in candidates]:
+        if not path.is_file():
+            continue
+        summary = json.loads(path.read_text("utf-8"))
+        if summary.get("parameters", {}).get("backbone") == backbone:
+            found[path.parent.name] = summary
+    if not found:
+        raise StudyError(
+            f"weights: {weights}: no {architecture or backbone} with the backbone {backbone} in "
+            f"{folder}: run `make report STUDY={study}` first"
+        )
+    if len(found) > 1:
+        raise StudyError(
+            f"weights: {weights}: {', '.join(found)} all have the backbone {backbone}: say which, "
+            f"as in study:{study}/{next(iter(found))}"
+        )
+    (summary,) = found.values()
+    path = project_root() / summary["artifacts"]["training"] / BACKBONE_FILE
+    if not path.is_file():
+        raise StudyError(f"weights: {weights}: {path} is gone: run `make report STUDY={study}`")
+    return Weights(weights, path, file_digest(path), summary["parameters"]["pixels"])
+
+
+def _check_names(body: "keras.Model", path: Path) -> None:
+    """Keras passes over layers that a file of its older format (.h5) lacks, or has beyond the body.
+
+    Raises:
+        ValueError: the file lacks a layer that has weights, or has another among these: only a
+            classifier may stand behind them.
+    """
+    with h5py.File(path) as file:
+        group = file if "layer_names" in file.attrs else file["model_weights"]
+        names = [name.decode() if isinstance(name, bytes) else str(name)
+                 for name in group.attrs["layer_names"]]  # fmt: skip
+        # Networks that the file nests in one layer are not looked into.
+        stored = [name for name in names if len(group[name].attrs["weight_names"])]
+    wanted = [layer.name for layer in body.layers if layer.weights]
+    if lacking := [name for name in wanted if name not in stored]:
+        raise ValueError(f"the file has no layer {lacking[0]}")
+    if beyond := [name for name in stored[: len(wanted)] if name not in wanted]:
+        raise ValueError(f"the file is of a network with a layer {beyond[0]} too")

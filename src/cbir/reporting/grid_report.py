@@ -1,0 +1,163 @@
+"""What a grid shows: its runs in one table, who is told apart from whom, and that in words."""
+
+import pandas as pd
+
+from cbir.reporting import comparison, grids, tidy
+from cbir.reporting.results import Result
+from cbir.retrieval import uncertainty
+
+ARCHITECTURE = "architecture"
+ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
+SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
+# A number, and its interval beside it under these names.
+LOW, HIGH = ", low", ", high"
+MEASURED = [ACCURACY, TRAINING, MAP]
+COSTS = [SPEED, SECONDS, INDEX]
+
+
+def table(results: dict[str, Result]) -> pd.DataFrame:
+    """A row a run: its architecture, its point of the grid, what it reached and what it costs.
+
+    Controls, which have no accuracy, are left out.
+    Numbers that have an interval stand in three columns: the name alone, with `LOW`, with `HIGH`.
+    """
+    rows = {}
+    results = {name: result for name, result in results.items() if not result.is_control}
+    points = {name: grids.parse(name, each.summary["variant"]) for name, each in results.items()}
+    # An architecture may have a grid of its own; a dash where it does not know a dimension.
+    known = dict.fromkeys(key for _, point in points.values() for key in point)
+    for name, result in results.items():
+        architecture, point = points[name]
+        scores = comparison.headline(result.averaged, {name: result})
+        row = {ARCHITECTURE: architecture, **{key: _value(point.get(key, "–")) for key in known}}
+        for measure in (ACCURACY, MAP):
+            (found,) = tidy.select(scores, **comparison.QUALITY[measure]).to_dict("records")
+            row |= _with_interval(measure, found)
+        row |= _with_interval(TRAINING, result.summary["training_accuracy"])
+        cost = comparison.costs({name: result})[name]
+        rows[name] = row | {each: cost[each] for each in COSTS}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def dimensions(runs: pd.DataFrame) -> list[str]:
+    """The parameters that differ, from `table`."""
+    return list(runs.columns[1 : runs.columns.get_loc(ACCURACY)])
+
+
+def axis_of(runs: pd.DataFrame) -> str:
+    """The parameter that figures run along: of those with numbers, the one with most values."""
+    found = dimensions(runs)
+    return max(found, key=lambda each: (is_number(runs, each), runs[each].nunique()))
+
+
+def is_number(runs: pd.DataFrame, dimension: str) -> bool:
+    """Whether a parameter's values are numbers, which have an order."""
+    return pd.api.types.is_numeric_dtype(runs[dimension])
+
+
+def series(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs that differ along the axis alone, by what they have in common."""
+    others = [ARCHITECTURE, *(each for each in dimensions(runs) if each != axis_of(runs))]
+    groups = runs.groupby(others, sort=False)
+    return {
+        ", ".join([common[0], *(f"{key} {value}" for key, value in zip(others[1:], common[1:],
+                                                                        strict=True))]): group
+        for common, group in groups
+    }  # fmt: skip
+
+
+def readable(runs: pd.DataFrame) -> pd.DataFrame:
+    """`table` as a reader sees it, a number and its interval in one cell."""
+    shown = runs[[ARCHITECTURE, *dimensions(runs)]].copy()
+    for measure in MEASURED:
+        shown[measure] = [
+            tidy.number(
+                pd.DataFrame(
+                    [{"value": row[measure], "ci_low": row[measure + LOW],
+                      "ci_high": row[measure + HIGH]}]
+                )
+            )
+            for _, row in runs.iterrows()
+        ]  # fmt: skip
+    for cost in COSTS:
+        shown[cost] = runs[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
+    return shown.set_index(ARCHITECTURE)
+
+
+def pairs(results: dict[str, Result], runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of one architecture that differ in one parameter alone, compared query by query.
+
+    Columns as in `uncertainty.compare`; Holm's correction is for these pairs.
+    """
+    found = comparison.pairs({name: results[name] for name in runs.index})
+    is_fair = [_differ_in_one(runs.loc[row.ahead], runs.loc[row.behind], dimensions(runs))
+               for row in found.itertuples()]  # fmt: skip
+    found = found.loc[is_fair].reset_index(drop=True)
+    adjusted = uncertainty.holm(found["p"].to_numpy())
+    return found.assign(p_holm=adjusted, is_told_apart=adjusted < uncertainty.ALPHA)
+
+
+def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """Which point is best for each architecture, and whether the next is told apart from it."""
+    said = []
+    for architecture, own in runs.groupby(ARCHITECTURE, sort=False):
+        best = own[MAP].idxmax()
+        row = own.loc[best]
+        ties = compared[~compared["is_told_apart"]]
+        rivals = [*ties.loc[ties["ahead"] == best, "behind"],
+                  *ties.loc[ties["behind"] == best, "ahead"]]  # fmt: skip
+        text = (
+            f"**{architecture}**: the highest mAP is {row[MAP]:.3f} "
+            f"[{row[MAP + LOW]:.3f},\u00a0{row[MAP + HIGH]:.3f}], with {_point(row, runs)} "
+            f"(accuracy {row[ACCURACY]:.3f}, {row[SPEED]:,.0f} images/s). "
+        )
+        if rivals:
+            told = "; ".join(_point(own.loc[each], runs) for each in rivals)
+            text += f"Not told apart from it: {told}. "
+        fastest = own[SPEED].idxmax()
+        if fastest != best:
+            quick = own.loc[fastest]
+            text += (
+                f"Fastest: {_point(quick, runs)}, {quick[SPEED] / row[SPEED]:.1f} times as fast, "
+                f"with an mAP of {quick[MAP]:.3f}."
+            )
+        said.append(text.strip())
+    return "\n\n".join(said)
+
+
+def overfitting(runs: pd.DataFrame) -> str:
+    """How far training and test accuracy lie apart, for the fewest and the most training images."""
+    if "learn_from" not in dimensions(runs):
+        return ""
+    said = []
+    for count in sorted({runs["learn_from"].min(), runs["learn_from"].max()}):
+        own = runs[runs["learn_from"] == count]
+        gaps = own[TRAINING] - own[ACCURACY]
+        told = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.sort_values().items())
+        said.append(
+            f"With {count:,} images to learn from, accuracy on these is above accuracy on the "
+            f"queries by {told}."
+        )
+    return " ".join(said)
+
+
+def _with_interval(name: str, found: dict) -> dict:
+    return {name: found["value"], name + LOW: found["ci_low"], name + HIGH: found["ci_high"]}
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _differ_in_one(one: pd.Series, other: pd.Series, dimensions: list[str]) -> bool:
+    is_same = one[ARCHITECTURE] == other[ARCHITECTURE]
+    return is_same and sum(one[each] != other[each] for each in dimensions) == 1
+
+
+def _point(row: pd.Series, runs: pd.DataFrame) -> str:
+    return ", ".join(f"{each} {row[each]}" for each in dimensions(runs))

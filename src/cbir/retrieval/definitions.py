@@ -1,0 +1,183 @@
+"""What mAP@k means elsewhere: one ranking scored by every definition in use.
+
+All of them take the precision at the ranks of relevant images, i / rank of the i-th. They differ in
+how deep they look and in what they divide by. Who uses which was read in the source of the versions
+named here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cbir.retrieval import metrics, uncertainty
+
+# Queries scored at a time, so that memory stays small where thousands of images are relevant.
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One meaning of mean average precision.
+
+    Attributes:
+        name: what it is called here.
+        formula: in words and symbols; P(i) is the precision at rank i.
+        divides_by: what the sum of precisions is divided by.
+        used_by: libraries and papers, with versions.
+        score: from `ranks`, as `metrics` takes them, and k >= 1 to a score from 0 to 1 per query,
+            (n_queries,) float64; NaN for a query without relevant images.
+    """
+
+    name: str
+    formula: str
+    divides_by: str
+    used_by: str
+    score: Callable[[np.ndarray, int], np.ndarray]
+
+
+def table(ranks: np.ndarray, k: int) -> pd.DataFrame:
+    """The same rankings by every definition.
+
+    Args:
+        ranks: (n_queries, R) float, as `metrics` takes them.
+        k: at least 1.
+
+    Returns:
+        A row per definition: definition, formula, divided by, used by, mAP, the mean over queries
+        that have a relevant image (NaN where none has), and its 95 % interval over them (from, to).
+
+    Raises:
+        ValueError: k is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    rows = []
+    for definition in DEFINITIONS:
+        batches = range(0, len(ranks), BATCH)
+        scores = [definition.score(ranks[start : start + BATCH], k) for start in batches]
+        scores = pd.DataFrame({"mAP": np.concatenate([[], *scores])})
+        found = uncertainty.intervals(scores).loc["mAP"]
+        rows.append(
+            {
+                "definition": definition.name,
+                "formula": definition.formula,
+                "divided by": definition.divides_by,
+                "used by": definition.used_by,
+                "mAP": found["value"],
+                "from": found["ci_low"],
+                "to": found["ci_high"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def worked(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
+    """A single ranking, short enough to check by hand, by every definition.
+
+    Example: hits True, False, True of 4 relevant images, k = 3: the precisions 1/1 and 2/3 add up
+    to 1.667, which is 0.417 divided by R = 4, 0.556 by min(R, k) = 3 and 0.833 by the 2 hits found.
+
+    Args:
+        hits: whether each result is relevant, in order; nothing is returned after them.
+        n_relevant: R, at least the number of hits.
+
+    Returns:
+        As `table`, without intervals: one ranking says nothing of others.
+
+    Raises:
+        ValueError: there are more hits than relevant images, or k is below 1.
+    """
+    found = [rank for rank, hit in enumerate(hits, start=1) if hit]
+    if len(found) > n_relevant:
+        raise ValueError(f"{len(found)} hits, but {n_relevant} relevant images")
+    missed = [np.inf] * (n_relevant - len(found))
+    return table(np.array([found + missed], np.float32), k).drop(columns=["from", "to"])
+
+
+def _by_relevant(ranks: np.ndarray, k: int) -> np.ndarray:
+    return _precisions(ranks, k) / np.maximum(metrics.n_relevant(ranks), 1)
+
+
+def _by_hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    return _precisions(ranks, k) / np.maximum((ranks[:, :k] <= k).sum(axis=1), 1)
+
+
+def _at_r(ranks: np.ndarray, _: int) -> np.ndarray:
+    return metrics.average_precision_at_r(ranks)
+
+
+def _whole(ranks: np.ndarray, _: int) -> np.ndarray:
+    return metrics.average_precision(ranks)
+
+
+def _trapezoid(ranks: np.ndarray, _: int) -> np.ndarray:
+    """Each hit adds the mean of the precision just before it (1 before rank 1) and at it."""
+    earlier = np.arange(ranks.shape[1])
+    rank = np.where(np.isnan(ranks), np.inf, ranks).astype(np.float64)
+    before = np.where(rank == 1, 1, earlier / np.maximum(rank - 1, 1))
+    at = (earlier + 1) / rank
+    relevant = metrics.n_relevant(ranks)
+    return ((before + at) / 2).sum(axis=1) / np.where(relevant > 0, relevant, np.nan)
+
+
+def _precisions(ranks: np.ndarray, k: int) -> np.ndarray:
+    """The sum of the precisions at ranks up to k; NaN for a query without relevant images."""
+    return metrics.average_precision(ranks, k) * np.minimum(metrics.n_relevant(ranks), k)
+
+
+DEFINITIONS = (
+    Definition(
+        name="AP@k by min(R, k)",
+        formula="sum of P(i) at the hits i <= k, / min(R, k): a perfect top k scores 1",
+        divides_by="min(R, k)",
+        used_by="this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
+        "retrieval, MeanAveragePrecision in tensorflow/models (k = 100)",
+        score=metrics.average_precision,
+    ),
+    Definition(
+        name="AP@k by R",
+        formula="sum of P(i) at the hits i <= k, / R: at most k / R where k < R",
+        divides_by="R",
+        used_by="trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
+        "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
+        score=_by_relevant,
+    ),
+    Definition(
+        name="AP@k by hits found",
+        formula="sum of P(i) at the hits i <= k, / number of those hits: one hit at rank 1 and "
+        "none after it scores 1",
+        divides_by="hits among the first k",
+        used_by="torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
+        "DeepHash-pytorch CalcTopMap; HashNet's code, which leaves queries without a hit out "
+        "of the mean",
+        score=_by_hits,
+    ),
+    Definition(
+        name="MAP@R",
+        formula="sum of P(i) at the hits i <= R, / R; k plays no part",
+        divides_by="R",
+        used_by="Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch Metric "
+        "Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK with "
+        "clip_at_r",
+        score=_at_r,
+    ),
+    Definition(
+        name="AP of the full ranking",
+        formula="sum of P(i) at all hits i, / R; k plays no part",
+        divides_by="R",
+        used_by="this study; scikit-learn average_precision_score (where no similarities are "
+        "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
+        "Metric Learning 2.9.0 mean_average_precision without k",
+        score=_whole,
+    ),
+    Definition(
+        name="AP of the full ranking, trapezoids",
+        formula="sum over all hits i of the mean of the precisions before and at i, / R; before "
+        "rank 1 it is 1; k plays no part",
+        divides_by="R",
+        used_by="revisitop compute_ap: Radenović et al., Revisiting Oxford and Paris (2018)",
+        score=_trapezoid,
+    ),
+)

@@ -1,0 +1,285 @@
+"""Retrieval metrics, each from where the relevant images of a query stand in its ranking.
+
+`evaluate_retrieval` goes from embeddings to a table. The functions below it take `ranks`,
+(n_queries, R) as `retrieval.relevant_ranks` gives them: rising from 1 on, infinite for a relevant
+image that the search may not return (it counts as missed), NaN in places left over. They return
+(n_queries,) float64, NaN for a query without relevant images.
+
+Worked example, used below: four relevant images at ranks 1, 3, 6 and 10, `[[1, 3, 6, 10]]`.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+
+from cbir.retrieval import ranking
+
+# Rows whose lengths are measured at a time, in float64: 8 MB at 512 dimensions.
+ROWS = 2048
+
+
+def evaluate_retrieval(
+    query_embeddings: np.ndarray,
+    query_labels: np.ndarray,
+    gallery_embeddings: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    ks: Iterable[int] = (1, 5, 10, 100, 1000),
+    restrict_to: np.ndarray | None = None,
+    exclude: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """All metrics of every query's full ranking by cosine similarity.
+
+    Args:
+        query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) float16, float32 or
+            float64 of any length but zero. Ranked as float32 of unit length: gallery rows that are
+            equal then are exact ties and stand in gallery order; similarities closer than 1e-6 may
+            stand either way, but always the same way.
+        query_labels, gallery_labels: (n_queries,) and (n_gallery,) int class ids from 0 on; an
+            image is relevant to a query of its own class.
+        ks: depths at which to measure, from 1 on; beyond the gallery too.
+        restrict_to: the classes that a query's search may return: one, (n_queries,) int ids, or
+            several, (n_queries, n_classes) bool; all by default. Relevant images of other classes
+            count as missed: R is that of the whole gallery.
+        exclude: (n_queries,) int, the gallery position that is the query itself, -1 where there
+            is none; it is not ranked and not relevant.
+
+    Returns:
+        `per_query` of all queries: a row per query in the order given.
+
+    Raises:
+        ValueError: empty inputs, shapes or types that do not fit, NaN, infinite or zero vectors,
+            ids out of range; it names the argument and the first row at fault.
+
+    Example: query [1, 0] of class 0 finds [2, 0], [1, 1] and [0, 3] of classes 0, 1 and 0 in this
+    order: ranks 1 and 3, average precision (1/1 + 2/3) / 2 = 0.833.
+    """
+    if not isinstance(ks, Iterable):
+        raise ValueError(f"ks must be several depths, such as (1, 10), not {ks!r}")
+    ks = [_depth(k) for k in dict.fromkeys(ks)]
+    query = _unit("query_embeddings", query_embeddings)
+    gallery = _unit("gallery_embeddings", gallery_embeddings)
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query_embeddings: {query.shape[1]} dimensions, gallery_embeddings {gallery.shape[1]}"
+        )
+    query_labels = _ids("query_labels", query_labels, len(query))
+    gallery_labels = _ids("gallery_labels", gallery_labels, len(gallery))
+    if restrict_to is not None:
+        restrict_to = _classes(restrict_to, len(query), gallery_labels)
+    if exclude is not None:
+        exclude = _ids("exclude", exclude, len(query), least=-1, beyond=len(gallery))
+    blocks = ranking.relevant_ranks(
+        query, query_labels, gallery, gallery_labels, restrict_to=restrict_to, exclude=exclude
+    )
+    return pd.concat([per_query(ranks, ks) for _, ranks in _ahead(blocks)], ignore_index=True)
+
+
+def per_query(ranks: np.ndarray, ks: Iterable[int]) -> pd.DataFrame:
+    """All metrics, a row per query in the order given.
+
+    Returns:
+        Columns n_relevant, average_precision, r_precision, average_precision_at_r,
+        reciprocal_rank, and for each k precision@k, recall@k, hit_rate@k, average_precision@k,
+        ndcg@k.
+    """
+    columns = {
+        "n_relevant": n_relevant(ranks),
+        "average_precision": average_precision(ranks),
+        "r_precision": r_precision(ranks),
+        "average_precision_at_r": average_precision_at_r(ranks),
+        "reciprocal_rank": reciprocal_rank(ranks),
+    }
+    for k in ks:
+        columns[f"precision@{k}"] = precision_at_k(ranks, k)
+        columns[f"recall@{k}"] = recall_at_k(ranks, k)
+        columns[f"hit_rate@{k}"] = hit_rate_at_k(ranks, k)
+        columns[f"average_precision@{k}"] = average_precision(ranks, k)
+        columns[f"ndcg@{k}"] = ndcg_at_k(ranks, k)
+    return pd.DataFrame(columns)
+
+
+def n_relevant(ranks: np.ndarray) -> np.ndarray:
+    """R, the number of relevant images in the gallery, (n_queries,) int. Example: 4."""
+    return np.count_nonzero(~np.isnan(ranks), axis=1)
+
+
+def precision_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Share of the first k results that are relevant: |{rank <= k}| / k. Example, k = 3: 2/3.
+
+    Divides by k also where the search returns fewer. Source: Manning, Raghavan, Schütze,
+    Introduction to Information Retrieval (2008), 8.4.
+    """
+    return np.where(_any_relevant(ranks), _hits(ranks, k) / k, np.nan)
+
+
+def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Share of the relevant images among the first k: |{rank <= k}| / R. Example, k = 3: 2/4.
+
+    Source: Manning et al. (2008), 8.3. Not to be confused with `hit_rate_at_k`, which the
+    metric-learning literature calls recall@k.
+    """
+    return _divide(_hits(ranks, k), n_relevant(ranks))
+
+
+def hit_rate_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
+    """1 where any of the first k results is relevant, else 0. Example, k = 3: 1.
+
+    Source: Jégou, Douze, Schmid, Product quantization for nearest neighbor search (2011), there
+    "recall@R" for one relevant image.
+    """
+    return np.where(_any_relevant(ranks), _hits(ranks, k) > 0, np.nan)
+
+
+def average_precision(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
+    """Mean of the precision at each relevant image: sum(i / rank_i) / R, i counting from 1.
+
+    With k only ranks up to k enter, and the sum is divided by min(R, k), so that a perfect top k
+    scores 1 (the literature also divides by R, or by the hits found). A relevant image that is
+    never returned adds 0. Example: (1/1 + 2/3 + 3/6 + 4/10) / 4 = 0.642; k = 3:
+    (1/1 + 2/3) / 3 = 0.556. Source: Manning et al. (2008), 8.4.
+    """
+    ranks = ranks[:, :k]
+    return _divide(_precisions(ranks, np.inf if k is None else k), n_relevant(ranks))
+
+
+def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
+    """Average precision over the first R results: sum(P(i) rel(i), i <= R) / R.
+
+    P(i) is the precision at i and rel(i) 1 where result i is relevant, else 0. Example: hits at
+    1 and 3 of the first 4 results, (1/1 + 2/3) / 4 = 0.417. Source: Musgrave, Belongie, Lim,
+    A Metric Learning Reality Check (2020), 3.1, there "MAP@R".
+    """
+    relevant = n_relevant(ranks)
+    return _divide(_precisions(ranks, relevant[:, None]), relevant)
+
+
+def ndcg_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Discounted gain of the hits among the first k results, as a share of the ideal ranking's.
+
+    sum(1 / log2(rank + 1), rank <= k) / sum(1 / log2(i + 1), i <= min(R, k)): a hit gains 1.
+    Example, k = 3: (1/1 + 1/2) / (1/1 + 1/1.585 + 1/2) = 0.704. Source: Järvelin, Kekäläinen,
+    Cumulated gain-based evaluation of IR techniques (2002); Manning et al. (2008), 8.4.
+    """
+    ranks = ranks[:, :k]
+    places = np.arange(1, ranks.shape[1] + 1)
+    gains = 1 / np.log2(_found(ranks, k).astype(np.float64) + 1)
+    ideal = np.append(0, np.cumsum(1 / np.log2(places + 1)))
+    return _divide(gains.sum(axis=1), ideal[n_relevant(ranks)])
+
+
+def r_precision(ranks: np.ndarray) -> np.ndarray:
+    """Precision at R, the number of relevant images. Example: ranks up to 4, 2/4.
+
+    Source: Manning et al. (2008), 8.4.
+    """
+    relevant = n_relevant(ranks)
+    return _divide(np.count_nonzero(ranks <= relevant[:, None], axis=1), relevant)
+
+
+def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
+    """1 / rank of the first relevant image, 0 where none is returned. Example: 1.
+
+    Source: Voorhees, The TREC-8 Question Answering Track Report (1999).
+    """
+    if not ranks.shape[1]:
+        return np.full(len(ranks), np.nan)
+    return 1 / ranks[:, 0].astype(np.float64)
+
+
+def _hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    """How many of the first k results are relevant; the i-th relevant image has rank i or more."""
+    return np.count_nonzero(ranks[:, :k] <= k, axis=1)
+
+
+def _found(ranks: np.ndarray, depth: float | np.ndarray) -> np.ndarray:
+    """The ranks up to `depth`; infinite all others, and those of places left over."""
+    return np.where(ranks <= depth, ranks, np.inf)
+
+
+def _precisions(ranks: np.ndarray, depth: float | np.ndarray) -> np.ndarray:
+    """Sum of the precision at each relevant image up to rank `depth`; what is missed adds 0."""
+    places = np.arange(1, ranks.shape[1] + 1, dtype=np.float64)
+    return (places / _found(ranks, depth)).sum(axis=1)
+
+
+def _any_relevant(ranks: np.ndarray) -> np.ndarray:
+    return n_relevant(ranks[:, :1]) > 0
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where a query has no relevant images and the denominator is 0."""
+    some = denominator > 0
+    return np.where(some, numerator / np.where(some, denominator, 1), np.nan)
+
+
+def _ahead(blocks: Iterator) -> Iterator:
+    """The same blocks; the next one is made while the last one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = thread.submit(next, blocks, None)
+            yield block
+
+
+def _unit(name: str, embeddings: np.ndarray) -> np.ndarray:
+    """The rows as float32 of unit length, each by itself: equal rows stay equal."""
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or not embeddings.size or embeddings.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{name}: expected (rows, dimensions) of numbers, not empty; "
+            f"got {embeddings.shape} of {embeddings.dtype}"
+        )
+    unit = np.empty(embeddings.shape, np.float32)
+    for start in range(0, len(embeddings), ROWS):
+        rows = np.array(embeddings[start : start + ROWS], np.float64, order="C")
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        bad = ~((largest > 0) & (largest < np.inf))
+        if bad.any():
+            row = bad.argmax()
+            what = "zero" if largest[row] == 0 else "NaN or infinite"
+            raise ValueError(f"{name}: row {start + row} is {what}")
+        rows /= largest  # So that no square is too large or too small for float64.
+        unit[start : start + ROWS] = rows / np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+    return unit
+
+
+def _ids(name: str, values: np.ndarray, n: int, least: int = 0, beyond: int = 2**63) -> np.ndarray:
+    """(n,) int64, each at least `least` and below `beyond`."""
+    values = np.asarray(values)
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected ({n},) of int, got {values.shape} of {values.dtype}")
+    bad = (values < least) | (values >= beyond)
+    if bad.any():
+        row = bad.argmax()
+        limit = f"below {least}" if values[row] < least else f"beyond {beyond - 1}"
+        raise ValueError(f"{name}: row {row} is {values[row]}, {limit}")
+    return values.astype(np.int64)
+
+
+def _classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.ndarray:
+    """(n,) class ids, or (n, n_classes) bool that has a column for each class of the gallery."""
+    restrict_to = np.asarray(restrict_to)
+    if restrict_to.ndim == 1:
+        return _ids("restrict_to", restrict_to, n)
+    if restrict_to.ndim != 2 or len(restrict_to) != n or restrict_to.dtype != bool:
+        raise ValueError(
+            f"restrict_to: expected ({n},) of int or ({n}, n_classes) of bool, "
+            f"got {restrict_to.shape} of {restrict_to.dtype}"
+        )
+    beyond = gallery_labels >= restrict_to.shape[1]
+    if beyond.any():
+        row = beyond.argmax()
+        raise ValueError(
+            f"restrict_to: {restrict_to.shape[1]} classes, "
+            f"but gallery_labels: row {row} is {gallery_labels[row]}"
+        )
+    return restrict_to
+
+
+def _depth(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"ks: expected whole numbers from 1 on, got {k!r}")
+    return int(k)

@@ -1,0 +1,174 @@
+"""What a report would take: which notebooks would run, what is cached, what must be downloaded."""
+
+from cbir import StudyError, project_root
+from cbir.cache import backend, finished, is_current, keras_home
+from cbir.images import data, protocols, sources
+from cbir.networks import weights
+from cbir.networks.backbones import BACKBONES
+from cbir.progress import duration
+from cbir.reporting.results import machine
+from cbir.studies import params
+from cbir.studies.study import Study, run_key
+
+# Starting a notebook, drawing its figures, writing its page.
+NOTEBOOK_SECONDS = 20
+
+
+def describe(study: Study) -> str:
+    """The plan of a report, as lines of text; nothing is made or downloaded for it."""
+    first = study.runs[0].parameters
+    decoded = _is_decoded(first)
+    gpus = machine()["gpus"]
+    images = "decoded before" if decoded else _describe_images(first["dataset"])
+    lines = [
+        f"report    reports/{study.name}/index.html",
+        f"images    {first['dataset']}: {images}",
+        f"backend   {backend()}, GPU: {', '.join(gpus) or 'none found'}",
+    ]
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(run.parameters.get(key) == value for run in study.runs)
+    }
+    usual = params.defaults(study.root)
+    lines.append(f"shared    {_join(shared, usual)}")
+    lines += [f"          all else as in params/{params.DEFAULTS}", ""]
+    total = 0.0
+    for run in study.runs:
+        given = run.parameters
+        own = {key: value for key, value in given.items() if key not in shared}
+        lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
+        if described := _join(own, usual) or run.parameters["variant"]:
+            lines.append(f"  {described}")
+        missing = weights.missing(*run.weights)
+        lacking = "" if missing else _lacking(run)
+        if missing:
+            lines.append(f"  will download {missing}")
+        if run.architecture not in study.chosen:
+            lines.append("  left out")
+        elif lacking:
+            lines.append(f"  cannot run: {lacking}")
+        elif (
+            decoded
+            and not missing
+            and is_current(study.folder / run.architecture, run_key(study, run))
+        ):
+            lines.append("  up to date")
+        else:
+            seconds = NOTEBOOK_SECONDS
+            if not run.is_control:
+                wanted = _trainings(study, run, decoded)
+                cached = sum(_trained(study, given, *each) for each in wanted if decoded)
+                cached = 0 if missing else cached
+                left = len(wanted) - cached
+                seconds += left * _estimate(given, _count_images(study, decoded))
+                lines.append(f"  trainings: {cached} cached, {left} to be done")
+            lines.append(f"  will run, about {duration(seconds)}")
+            total += seconds
+    lines += ["", f"about {duration(total + NOTEBOOK_SECONDS) if total else '0 s'} in all"]
+    if total:
+        lines[-1] += ": a rough estimate, from the speed of a machine with two cores and no GPU"
+    return "\n".join(lines)
+
+
+def _lacking(run: params.Run) -> str:
+    """Why the weights of a run cannot be had; empty where they can."""
+    try:
+        weights.find(*run.weights)
+    except StudyError as error:
+        return str(error)
+    return ""
+
+
+def _join(parameters: dict, usual: dict) -> str:
+    return ", ".join(
+        f"{key}={value}"
+        for key, value in parameters.items()
+        if key not in params.PLACED and usual.get(key) != value
+    )
+
+
+def _is_decoded(given: dict) -> bool:
+    return data.is_decoded(
+        **{key: given[key] for key in params.DATA if key != "validation_fraction"}
+    )
+
+
+def _describe_images(dataset: str) -> str:
+    if dataset == "digits":
+        return "part of scikit-learn, no download"
+    folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
+    if dataset == "cifar10" and not folder.is_dir():
+        if any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
+            return "as Keras has downloaded it"
+        return "will be downloaded by Keras (about 170 MB)"
+    found = sources.list_folder(folder)
+    count = sum(len(paths) for classes in found.values() for paths in classes.values())
+    return f"{count:,} pictures, {len(found['train'])} classes"
+
+
+def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
+    """Number of training images and of all images, known or guessed without reading them."""
+    if decoded:
+        dataset = study.dataset
+        return len(dataset.train), len(dataset.labels)
+    given = study.runs[0].parameters
+    name = given["dataset"]
+    known = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
+    if name in known:
+        n_train, n_all = known[name]
+        n_test = min(10_000, given["test_images"] or 10_000) if name == "cifar10" else 360
+        kept = given["training_images"] or n_all
+        return min(n_train, kept), min(n_all, kept + n_test)
+    found = sources.list_folder(project_root() / name)
+    count = sum(len(paths) for classes in found.values() for paths in classes.values())
+    return round(0.7 * count), count
+
+
+def _trainings(study: Study, run: params.Run, decoded: bool) -> list[tuple[int, str]]:
+    """The seed and the split of every training that a run needs; splits are known once decoded."""
+    given, wanted = run.parameters, []
+    for seed in given["seeds"]:
+        for protocol in given["protocols"]:
+            draws = range(given["draws"]) if protocol == "unseen_classes" else [None]
+            if protocol == "unseen_classes" and seed != given["seeds"][0]:
+                continue
+            for draw in draws:
+                split = f"{protocol} {draw}".replace("held_out_gallery", "closed")
+                if decoded:
+                    unseen = given["unseen"]
+                    view = protocols.view(study.dataset, protocol, unseen=unseen, draw=draw)
+                    split = view.split_fingerprint
+                wanted.append((seed, split))
+    return list(dict.fromkeys(wanted))
+
+
+def _trained(study: Study, given: dict, seed: int, split: str) -> bool:
+    """Whether a training would be served from the cache."""
+    reads = [split, weights.find(given["backbone"], given["weights"]).sha256]
+    known = {**given, "seed": seed, "training_seed": seed, "n_classes": len(study.dataset.classes)}
+    if given["train"] == "head":
+        for name in ("epochs", "batch_size", "learning_rate"):
+            known[name] = given[f"head_{name}"]
+    known["measured_epochs"] = sorted(given["measured_epochs"])
+    del known["feature_maps"]  # which pooling decides too
+    return any(
+        each.manifest["reads"][:2] == reads
+        and all(
+            known.get(key, value) == value for key, value in each.manifest["parameters"].items()
+        )
+        for each in finished("training", "cbir.networks.training")
+    )
+
+
+def _estimate(given: dict, counts: tuple[int, int]) -> float:
+    """Seconds to train and embed, from the rates, which fall with the number of pixels."""
+    train, embed = BACKBONES[given["backbone"]].rates
+    pixels = (given["input_size"] / 32) ** 2
+    n_train, n_all = counts
+    n_train = min(n_train, given["learn_from"] or n_train)
+    features = n_all * pixels / embed
+    head = given["head_epochs"] * n_train / 50_000 + features if given["head_epochs"] else 0
+    if given["train"] == "head":
+        return head
+    return head + n_train * given["epochs"] * pixels / train + features

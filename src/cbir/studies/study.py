@@ -1,0 +1,128 @@
+"""What the command line asked for: a study, its images, its runs and their keys."""
+
+import functools
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbir import StudyError
+from cbir.cache import code_digest, digest, make_key
+from cbir.images import data
+from cbir.networks import weights
+from cbir.studies import params
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the command line asked for, read and checked.
+
+    Attributes:
+        name: of the folder in reports/; that of a trial ends in "-trial".
+        runs: every architecture of the study.
+        chosen: the architectures to bring up to date.
+        command: what makes this report again.
+        root: the project's folder.
+    """
+
+    name: str
+    runs: list[params.Run]
+    chosen: list[str]
+    command: str
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "reports" / self.name
+
+    @functools.cached_property
+    def dataset(self) -> data.Dataset:
+        """Its images; read on first use."""
+        shared = self.runs[0].parameters
+        return data.load(**{key: shared[key] for key in params.DATA})
+
+    @property
+    def links(self) -> list[tuple[str, str]]:
+        """Name and file of each page of the report."""
+        pages = [(run.architecture, f"{run.architecture}.html") for run in self.runs]
+        return [("Comparison", "index.html"), *pages, ("Metrics", "metrics.html")]
+
+
+def open_study(
+    root: Path, study: str, architectures: str = "", dataset: str = "", overrides: str = ""
+) -> Study:
+    """Read a study's files and check them, before any work.
+
+    Args:
+        root: the project's folder.
+        study: a folder in params/; empty for digits, or for folder where `dataset` is given.
+        architectures: names separated by spaces, of files or of points of a grid; empty for all.
+        dataset: a folder of pictures in the place of the study's own images; empty for those.
+        overrides: "key=value key=value", for a trial.
+
+    Raises:
+        StudyError: in one line, what to mend.
+    """
+    study = study or ("folder" if dataset else "digits")
+    name = study
+    if dataset:
+        dataset = str(Path(dataset).expanduser())
+        name = Path(dataset).resolve().name or "folder"
+        # A report of one's own pictures never passes for another one.
+        taken = [*params.studies(root), "lab", "published"]
+        name += "-folder" if name in taken or name.endswith("-trial") else ""
+    name += "-trial" if overrides else ""
+    runs = params.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
+    known = list(dict.fromkeys(run.file for run in runs))
+    asked = architectures.split()
+    for each in asked:
+        if each not in known and each not in [run.architecture for run in runs]:
+            raise StudyError(
+                f"unknown architecture {each!r}: params/{study}/ has {', '.join(known)}"
+            )
+    chosen = [
+        run.architecture
+        for run in runs
+        if not asked or run.file in asked or run.architecture in asked
+    ]
+    words = ["make report", f"STUDY={study}"]
+    for key, text in (("ARCHITECTURES", architectures), ("DATA", dataset), ("SET", overrides)):
+        words += [f'{key}="{text}"'] if text else []
+    return Study(name, runs, chosen, " ".join(words), root)
+
+
+def run_key(study: Study, run: params.Run) -> str:
+    """The key of an architecture's run: parameters, data, weights, notebook and code."""
+    found = weights.find(*run.weights)
+    reads = [study.dataset.split_fingerprint, found.sha256, page_digest()]
+    return make_key("run", run.parameters, reads, notebook_digest(run.notebook))
+
+
+def page_digest() -> str:
+    """Digest of what makes pages of notebooks."""
+    package = Path(__file__).parent.parent / "reporting"
+    files = [package / "pages.py", *sorted((package / "template").iterdir())]
+    return digest([path.read_text("utf-8") for path in files if path.is_file()])
+
+
+def notebook_digest(notebook: Path) -> str:
+    """Digest of a notebook's cells and of every module that they import."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    source = ["".join(cell["source"]) for cell in cells]
+    code = "\n".join(
+        text for cell, text in zip(cells, source, strict=True) if cell["cell_type"] == "code"
+    )
+    return code_digest(code + f"\n{source!r}")
+
+
+def git_state(root: Path) -> dict:
+    """The commit the project stands at, and whether its files are as committed."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "clean": None}

@@ -1,0 +1,530 @@
+"""Rankings against a brute-force reference, in the presence of ties and of identical rows."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from threadpoolctl import threadpool_info
+
+from cbir.retrieval import metrics, ranking
+
+# Three blocks; the last one holds a single query, whose product is computed in another way.
+MANY = 2 * ranking.BLOCK + 1
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def random_unit(count: int, dimensions: int, seed: int) -> np.ndarray:
+    return unit(np.random.default_rng(seed).normal(size=(count, dimensions)))
+
+
+def all_ranks(query, *arguments, **limits) -> np.ndarray:
+    """The ranks of all blocks, which must follow each other from the first query to the last."""
+    rows, ranks = zip(*ranking.relevant_ranks(query, *arguments, **limits), strict=True)
+    assert rows[0].start == 0
+    assert rows[-1].stop == len(query)
+    assert all(one.stop == other.start for one, other in itertools.pairwise(rows))
+    assert [len(block) for block in ranks] == [each.stop - each.start for each in rows]
+    return np.concatenate(ranks)
+
+
+def reachable(gallery_labels, row: int, restrict_to=None, exclude=None) -> list[int]:
+    """Gallery positions that the search of a query may return."""
+    found = []
+    for at, label in enumerate(gallery_labels):
+        if restrict_to is not None:
+            searched = restrict_to[row]
+            if not (searched[label] if restrict_to.ndim == 2 else searched == label):
+                continue
+        if exclude is None or exclude[row] != at:
+            found.append(at)
+    return found
+
+
+def ranked(query, gallery, gallery_labels, **limits) -> list[list[tuple[int, float]]]:
+    """(position, similarity) of all that may be returned, nearest first, equals in order."""
+    answers = []
+    for row, vector in enumerate(query):
+        similarity = [float(np.dot(vector, other)) for other in gallery]
+        places = reachable(gallery_labels, row, **limits)
+        order = sorted(places, key=lambda at: (-similarity[at], at))
+        answers.append([(at, similarity[at]) for at in order])
+    return answers
+
+
+def ranks_of(answers, labels, gallery_labels, exclude=None) -> list[list[float]]:
+    """Ranks of each query's relevant images in `ranked`, without the places left over."""
+    rows = []
+    for row, answer in enumerate(answers):
+        relevant = [at for at, label in enumerate(gallery_labels) if label == labels[row]]
+        if exclude is not None and exclude[row] in relevant:
+            relevant.remove(exclude[row])
+        ranks = [place for place, (at, _) in enumerate(answer, start=1) if at in relevant]
+        rows.append(ranks + [np.inf] * (len(relevant) - len(ranks)))
+    return rows
+
+
+def padded(rows: list[list[float]]) -> np.ndarray:
+    width = max(map(len, rows))
+    return np.array([row + [np.nan] * (width - len(row)) for row in rows], np.float32)
+
+
+# Multiples of a quarter: their products are exact in float32 and below 1, so that ties are ties
+# in any implementation.
+values = st.sampled_from([-0.5, -0.25, -0.0, 0.0, 0.25, 0.5])
+
+
+@st.composite
+def problems(draw):
+    """Queries, gallery, labels of both, and what limits the search.
+
+    Few values and few classes, so that rows repeat and similarities tie.
+    """
+    dimensions = draw(st.integers(1, 3))
+    n_queries, n_gallery = draw(st.integers(1, 6)), draw(st.integers(1, 12))
+
+    def ids(size: int, least=0, most=3) -> np.ndarray:
+        return draw(arrays(np.int64, size, elements=st.integers(least, most)))
+
+    query, gallery = (
+        draw(arrays(np.float32, (size, dimensions), elements=values))
+        for size in (n_queries, n_gallery)
+    )
+    labels, gallery_labels = ids(n_queries), ids(n_gallery)
+    limits = {}
+    kind = draw(st.sampled_from(["all", "one", "some"]))
+    if kind == "one":
+        limits["restrict_to"] = ids(n_queries)
+    elif kind == "some":
+        limits["restrict_to"] = draw(arrays(bool, (n_queries, 4)))
+    if draw(st.booleans()):
+        limits["exclude"] = ids(n_queries, -1, n_gallery - 1)
+    return query, gallery, labels, gallery_labels, limits
+
+
+@settings(max_examples=200, deadline=None)
+@given(problem=problems(), k=st.integers(1, 15))
+def test_search_equals_brute_force(problem, k):
+    query, gallery, _, gallery_labels, limits = problem
+    rankings, similarities = ranking.search(
+        query, gallery, k, gallery_labels=gallery_labels, **limits
+    )
+    assert rankings.shape == similarities.shape == (len(query), min(k, len(gallery)))
+    for row, answer in enumerate(ranked(query, gallery, gallery_labels, **limits)):
+        missing = rankings.shape[1] - len(answer[:k])
+        positions = [at for at, _ in answer[:k]] + [-1] * missing
+        assert rankings[row].tolist() == positions
+        expected = [similarity for _, similarity in answer[:k]] + [np.nan] * missing
+        assert np.array_equal(similarities[row], expected, equal_nan=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problem=problems())
+def test_relevant_ranks_equal_brute_force(problem):
+    query, gallery, labels, gallery_labels, limits = problem
+    answers = ranked(query, gallery, gallery_labels, **limits)
+    expected = ranks_of(answers, labels, gallery_labels, limits.get("exclude"))
+    ranks = all_ranks(query, labels, gallery, gallery_labels, **limits)
+    assert np.array_equal(ranks, padded(expected), equal_nan=True)
+
+
+def crowded(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and gallery whose exact similarities crowd, each kind in another way."""
+    random = np.random.default_rng(0)
+    n = ranking.PIECE + 500
+    if kind == "one value":
+        return np.full((MANY, 1), 0.5), np.full((n, 1), 0.5)
+    if kind == "near one":  # Steps of the last bit, which a coarse bucket would not tell apart.
+        return np.ones((MANY, 1)), 1 - random.integers(0, 300, (n, 1)) / 2**24
+    if kind == "powers of two":  # Most of them in a tiny part of the range.
+        signs = random.choice([-1, 1], (n, 1))
+        return np.ones((MANY, 1)), signs * 2.0 ** -random.integers(0, 140, (n, 1))
+    if kind == "two clusters":
+        near = random.random((n, 1)) < 0.1
+        return np.ones((MANY, 1)), np.where(near, 1, 0) - random.integers(0, 99, (n, 1)) / 2**20
+    classes = np.eye(10)
+    return random.integers(0, 100, (MANY, 10)) / 128, classes[random.integers(0, 10, n)]
+
+
+KINDS = ["one value", "near one", "powers of two", "two clusters", "one-hot"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crowded_similarities_of_many_queries_are_ranked_as_by_a_stable_sort(kind):
+    query, gallery = (vectors.astype(np.float32) for vectors in crowded(kind))
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 4, len(query))
+    gallery_labels = random.integers(0, 3, len(gallery))
+    ranks = all_ranks(query, labels, gallery, gallery_labels)
+    similarity = query.astype(np.float64) @ gallery.astype(np.float64).T
+    rankings = np.argsort(-similarity, axis=1, kind="stable")
+    rows = [
+        (np.flatnonzero(gallery_labels[ranking] == label) + 1).tolist()
+        for ranking, label in zip(rankings, labels, strict=True)
+    ]
+    assert np.array_equal(ranks, padded(rows), equal_nan=True)
+    found, _ = ranking.search(query, gallery, 300)
+    assert (found == rankings[:, :300]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), copies=st.integers(0, 30), k=st.integers(1, 60))
+def test_search_of_unit_vectors_with_duplicates_equals_brute_force(seed, copies, k):
+    gallery = random_unit(40, 8, seed)
+    random = np.random.default_rng(seed)
+    gallery[random.integers(0, 40, copies)] = gallery[random.integers(0, 40, copies)]
+    query = random_unit(5, 8, seed + 1)
+    similarity = query.astype(np.float64) @ gallery.astype(np.float64).T
+    # Rows that are not identical differ by far more than float32 rounds.
+    order = np.argsort(-similarity.round(6), axis=1, kind="stable")[:, :k]
+    rankings, similarities = ranking.search(query, gallery, k)
+    expected = np.take_along_axis(similarity, order, axis=1)
+    assert np.allclose(similarities, expected, atol=1e-6)
+    assert np.allclose(np.take_along_axis(similarity, rankings.astype(int), axis=1), expected)
+    for row in similarities:
+        assert (np.diff(row) <= 0).all()
+
+
+def test_queries_of_every_block_get_their_own_answer():
+    gallery = random_unit(50, 16, 0)
+    asked = np.random.default_rng(1).integers(0, 50, MANY)
+    rankings, similarities = ranking.search(gallery[asked], gallery, 3)
+    assert rankings[:, 0].tolist() == asked.tolist()
+    assert similarities[:, 0] == pytest.approx(np.ones(MANY), abs=1e-5)
+    labels = np.arange(50)
+    ranks = all_ranks(gallery[asked], labels[asked], gallery, labels)
+    assert ranks.tolist() == [[1]] * MANY
+
+
+def with_copies() -> tuple[list[np.ndarray], np.ndarray, list[int]]:
+    """Queries, a gallery whose row 5 is repeated at odd places, and where it stands.
+
+    Without care a product gives these rows different last bits: at the places where it divides the
+    gallery into pieces, in the middle and at the end, and most of all for a query alone.
+    """
+    gallery = random_unit(1003, 512, 2)
+    copies = [5, 6, 77, 500, 501, 1000, 1001, 1002]
+    gallery[copies] = gallery[5]
+    queries = unit(gallery[5] + 0.3 * random_unit(MANY, 512, 3))
+    return [queries, *np.split(queries[:20], 20)], gallery, copies
+
+
+def test_identical_gallery_rows_stand_in_gallery_order():
+    asked, gallery, copies = with_copies()
+    for query in asked:
+        rankings, similarities = ranking.search(query, gallery, len(copies))
+        assert (rankings == copies).all()
+        assert (similarities == similarities[:, :1]).all()
+
+
+def test_identical_gallery_rows_have_ranks_in_gallery_order():
+    asked, gallery, copies = with_copies()
+    labels = np.zeros(len(gallery), int)
+    labels[copies[::2]], labels[copies[1::2]] = 1, 2
+    for query in asked[1:]:
+        odd, even = (all_ranks(query, np.array([label]), gallery, labels) for label in (1, 2))
+        assert odd.tolist() == [[1, 3, 5, 7]]
+        assert even.tolist() == [[2, 4, 6, 8]]
+
+
+def test_copies_cut_off_at_k_are_the_last_ones():
+    asked, gallery, copies = with_copies()
+    for query in asked:
+        rankings, _ = ranking.search(query, gallery, 3)
+        assert (rankings == copies[:3]).all()
+
+
+def test_k_larger_than_the_gallery_returns_all_of_it():
+    rankings, similarities = ranking.search(random_unit(3, 4, 0), random_unit(6, 4, 1), 100)
+    assert rankings.shape == similarities.shape == (3, 6)
+    assert (np.sort(rankings) == np.arange(6)).all()
+    assert np.isfinite(similarities).all()
+
+
+def test_search_and_relevant_ranks_agree_on_where_the_relevant_images_stand():
+    query, gallery = random_unit(MANY, 33, 0), random_unit(300, 33, 1)
+    labels, gallery_labels = np.arange(MANY) % 5, np.arange(300) % 5
+    rankings, _ = ranking.search(query, gallery, 300)
+    ranks = all_ranks(query, labels, gallery, gallery_labels)
+    places = [
+        np.flatnonzero(gallery_labels[ranking] == label) + 1
+        for ranking, label in zip(rankings, labels, strict=True)
+    ]
+    assert (ranks == np.array(places)).all()
+
+
+def test_search_within_a_class_returns_nothing_else():
+    gallery_labels = np.array([0, 1, 0, 2, 1, 0])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4], [1, 0.5]])
+    query = unit([[1, 0]] * 3)
+    # Class 0 has three images, class 1 two, class 3 none.
+    rankings, similarities = ranking.search(
+        query, gallery, 4, gallery_labels=gallery_labels, restrict_to=np.array([0, 1, 3])
+    )
+    assert rankings.tolist() == [[0, 2, 5, -1], [1, 4, -1, -1], [-1, -1, -1, -1]]
+    assert np.isnan(similarities).tolist() == (rankings == -1).tolist()
+    # Classes 0 and 2, class 1, none.
+    some = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
+    rankings, _ = ranking.search(query, gallery, 4, gallery_labels=gallery_labels, restrict_to=some)
+    assert rankings.tolist() == [[0, 2, 3, 5], [1, 4, -1, -1], [-1, -1, -1, -1]]
+
+
+def test_relevant_images_outside_the_searched_class_have_infinite_ranks():
+    gallery_labels = np.array([0, 1, 0, 1, 1])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]])
+    labels, searched = np.array([0, 0, 1]), np.array([0, 1, 1])
+    ranks = all_ranks(unit([[1, 0]] * 3), labels, gallery, gallery_labels, restrict_to=searched)
+    # Two relevant images leave one of three places over.
+    expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
+    assert np.array_equal(ranks, expected, equal_nan=True)
+
+
+def test_excluded_image_is_neither_ranked_nor_relevant():
+    gallery_labels = np.array([0, 1, 0, 0])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
+    query, labels = unit([[1, 0]] * 3), np.zeros(3, int)
+    # Of the query's class, of another one, nothing.
+    exclude = np.array([0, 1, -1])
+    rankings, _ = ranking.search(query, gallery, 4, exclude=exclude)
+    assert rankings.tolist() == [[1, 2, 3, -1], [0, 2, 3, -1], [0, 1, 2, 3]]
+    ranks = all_ranks(query, labels, gallery, gallery_labels, exclude=exclude)
+    assert np.array_equal(ranks, [[2, 3, np.nan], [1, 2, 3], [1, 3, 4]], equal_nan=True)
+
+
+def test_exclusion_and_restriction_together():
+    gallery_labels = np.array([0, 1, 0, 0])
+    gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
+    query, labels = unit([[1, 0]] * 3), np.zeros(3, int)
+    exclude = np.array([0, 0, 1])
+    # What is excluded of an unreachable class is not missed: R is 2, 2 and 3.
+    ranks = all_ranks(
+        query, labels, gallery, gallery_labels, exclude=exclude, restrict_to=np.array([0, 1, 0])
+    )
+    expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
+    assert np.array_equal(ranks, expected, equal_nan=True)
+
+
+def test_excluded_image_leaves_its_copies_where_they_are():
+    gallery = unit([[1, 2], [1, 0], [1, 2], [1, 2]])
+    rankings, similarities = ranking.search(gallery[:1], gallery, 4, exclude=np.array([0]))
+    assert rankings.tolist() == [[2, 3, 1, -1]]
+    assert similarities[0, 0] == similarities[0, 1]
+    ranks = all_ranks(
+        gallery[:1], np.array([1]), gallery, np.array([1, 0, 1, 1]), exclude=np.array([0])
+    )
+    assert ranks.tolist() == [[1, 2]]
+
+
+def test_limits_are_those_of_each_query_in_every_block():
+    query, gallery = random_unit(MANY, 8, 0), random_unit(20, 8, 1)
+    labels, gallery_labels = np.arange(MANY) % 5, np.arange(20) % 5
+    exclude = np.arange(MANY) % 20
+    limits = {"restrict_to": labels, "exclude": exclude}
+    rankings, _ = ranking.search(query, gallery, 3, gallery_labels=gallery_labels, **limits)
+    # Each class has four images, of which one is excluded.
+    assert (gallery_labels[rankings] == labels[:, None]).all()
+    assert (rankings != exclude[:, None]).all()
+    assert (all_ranks(query, labels, gallery, gallery_labels, **limits) == [1, 2, 3]).all()
+
+
+def test_answers_are_int32_and_float32():
+    query, gallery = random_unit(3, 4, 0), random_unit(6, 4, 1)
+    rankings, similarities = ranking.search(query, gallery, 2)
+    ranks = all_ranks(query, np.zeros(3, int), gallery, np.zeros(6, int))
+    types = rankings.dtype, similarities.dtype, ranks.dtype
+    assert types == (np.int32, np.float32, np.float32)
+
+
+def test_query_of_a_class_that_the_gallery_lacks_has_no_relevant_images():
+    labels = np.array([0, 7, 1])
+    ranks = all_ranks(random_unit(3, 4, 0), labels, random_unit(3, 4, 1), np.array([0, 2, 0]))
+    assert np.isfinite(ranks[0]).all()
+    assert np.isnan(ranks[1:]).all()
+
+
+def test_class_ids_may_be_few_and_far_between():
+    query, gallery = random_unit(MANY, 4, 0), random_unit(30, 4, 1)
+    near = np.arange(MANY) % 3, np.arange(30) % 3
+    far = np.array([5, 10**6, 2**40])
+    ranks = [
+        all_ranks(query, labels, gallery, gallery_labels)
+        for labels, gallery_labels in (near, (far[near[0]], far[near[1]]))
+    ]
+    assert np.array_equal(*ranks)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_are_ranked_as_float32(dtype):
+    query, gallery = random_unit(5, 4, 0).astype(dtype), random_unit(40, 4, 1).astype(dtype)
+    labels = np.arange(5) % 3, np.arange(40) % 3
+    narrow = query.astype(np.float32), gallery.astype(np.float32)
+    ranks = all_ranks(query, labels[0], gallery, labels[1])
+    expected = all_ranks(narrow[0], labels[0], narrow[1], labels[1])
+    assert np.array_equal(ranks, expected, equal_nan=True)
+    for one, other in zip(
+        ranking.search(query, gallery, 9), ranking.search(*narrow, 9), strict=True
+    ):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("value", [2, -3, np.inf, np.nan])
+def test_rows_that_are_not_of_unit_length_are_refused(value):
+    gallery = np.array([[1, 0], [value, 0]], np.float32)
+    with pytest.raises(ValueError, match="unit length"):
+        all_ranks(unit([[1, 0]]), np.array([0]), gallery, np.array([0, 1]))
+
+
+@pytest.mark.parametrize("name", ["query_labels", "gallery_labels", "restrict_to", "exclude"])
+def test_lengths_that_do_not_fit_are_refused_before_anything_is_ranked(name):
+    given = {"query": random_unit(3, 4, 0), "gallery": random_unit(6, 4, 1)}
+    labels = {"query_labels": np.zeros(3, int), "gallery_labels": np.zeros(6, int)}
+    limits = {"restrict_to": np.zeros(3, int), "exclude": np.zeros(3, int)}
+    everything = given | labels | limits
+    everything[name] = everything[name][1:]
+    with pytest.raises(ValueError, match=name):
+        ranking.relevant_ranks(**everything)
+    if name != "query_labels":
+        del everything["query_labels"]
+        with pytest.raises(ValueError, match=name):
+            ranking.search(**everything, k=1)
+
+
+@pytest.mark.parametrize("position", [-2, 6])
+def test_excluded_positions_beyond_the_gallery_are_refused(position):
+    query, gallery, exclude = random_unit(2, 4, 0), random_unit(6, 4, 1), np.array([0, position])
+    with pytest.raises(ValueError, match="exclude"):
+        ranking.search(query, gallery, 1, exclude=exclude)
+    with pytest.raises(ValueError, match="exclude"):
+        ranking.relevant_ranks(query, np.zeros(2, int), gallery, np.zeros(6, int), exclude=exclude)
+
+
+def test_restricted_search_needs_labels():
+    with pytest.raises(ValueError, match="gallery_labels"):
+        ranking.search(random_unit(2, 4, 0), random_unit(6, 4, 1), 1, restrict_to=np.zeros(2, int))
+
+
+def everything(query, gallery) -> list[np.ndarray]:
+    labels = np.arange(len(query)) % 7, np.arange(len(gallery)) % 7
+    ranks = all_ranks(query, labels[0], gallery, labels[1])
+    return [ranks, *ranking.search(query, gallery, 100)]
+
+
+def test_same_question_twice_is_answered_alike_bit_for_bit():
+    query, gallery = random_unit(MANY, 65, 0), random_unit(ranking.PIECE + 700, 65, 1)
+    for one, other in zip(everything(query, gallery), everything(query, gallery), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("cores", [None, 1, 3, 64])
+def test_answers_do_not_depend_on_the_number_of_cores(cores, monkeypatch):
+    query, gallery = random_unit(300, 65, 0), random_unit(ranking.PIECE + 700, 65, 1)
+    expected = everything(query, gallery)
+    monkeypatch.setattr(ranking.os, "cpu_count", lambda: cores)
+    for one, other in zip(expected, everything(query, gallery), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_blocks_of_a_large_gallery_are_smaller(monkeypatch):
+    query, gallery = random_unit(50, 8, 0), random_unit(90, 8, 1)
+    labels = np.arange(50) % 3, np.arange(90) % 3
+    expected = all_ranks(query, labels[0], gallery, labels[1])
+    assert np.isfinite(expected).all()
+    monkeypatch.setattr(ranking, "MOST_SIMILARITIES", 7 * 90)
+    blocks = list(ranking.relevant_ranks(query, labels[0], gallery, labels[1]))
+    assert [len(ranks) for _, ranks in blocks] == [7] * 7 + [1]
+    assert np.array_equal(np.concatenate([ranks for _, ranks in blocks]), expected)
+    monkeypatch.setattr(ranking, "MOST_SIMILARITIES", 1)
+    assert np.array_equal(all_ranks(query, labels[0], gallery, labels[1]), expected)
+
+
+class Watched:
+    """Queries that note how far they have been read."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows, self.read = rows, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self.read = max(self.read, rows.stop)
+        return self.rows[rows]
+
+
+def test_relevant_ranks_are_computed_block_by_block():
+    query, gallery = Watched(random_unit(MANY, 8, 0)), random_unit(20, 8, 1)
+    blocks = ranking.relevant_ranks(query, np.zeros(MANY, int), gallery, np.zeros(20, int))
+    assert query.read == 0
+    for end in (ranking.BLOCK, 2 * ranking.BLOCK, MANY):
+        rows, ranks = next(blocks)
+        assert rows.stop == query.read == end
+        assert ranks.shape == (rows.stop - rows.start, 20)
+    with pytest.raises(StopIteration):
+        next(blocks)
+
+
+def test_matrix_products_elsewhere_keep_their_threads():
+    def threads() -> list[int]:
+        return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+    before = threads()
+    for _ in ranking.relevant_ranks(
+        random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
+    ):
+        assert threads() == before
+
+
+def test_first_of_equals_names_the_first_of_each_group():
+    rows = np.array([[1, 0], [0, 1], [1, 0], [-0.0, 1], [1, 1], [0, 1]], np.float32)
+    assert ranking.first_of_equals(rows).tolist() == [0, 1, 0, 1, 4, 1]
+
+
+def test_rows_that_float32_cannot_tell_apart_are_equals():
+    gallery = np.array([[0.6, 0.8], [0.6 + 1e-12, 0.8], [0.8, 0.6]])
+    assert (gallery[0] != gallery[1]).any()
+    assert ranking.first_of_equals(gallery).tolist() == [0, 0, 2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 2)), elements=values))
+def test_first_of_equals_equals_brute_force(rows):
+    expected = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in rows]
+    assert ranking.first_of_equals(rows).tolist() == expected
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_within_the_predicted_class_precision_and_map_are_the_accuracy(k):
+    random = np.random.default_rng(0)
+    gallery_labels = np.repeat(np.arange(4), 20)
+    labels = random.integers(0, 4, MANY)
+    predicted = np.where(random.random(MANY) < 0.7, labels, (labels + 1) % 4)
+    accuracy = (predicted == labels).mean()
+    assert 0 < accuracy < 1
+    ranks = all_ranks(
+        random_unit(MANY, 8, 1),
+        labels,
+        random_unit(80, 8, 2),
+        gallery_labels,
+        restrict_to=predicted,
+    )
+    means = metrics.per_query(ranks, [k]).mean()
+    assert means[f"precision@{k}"] == pytest.approx(accuracy)
+    assert means["average_precision"] == pytest.approx(accuracy)
+    assert means[f"average_precision@{k}"] == pytest.approx(accuracy)
+    assert means["r_precision"] == pytest.approx(accuracy)
+
+
+def test_beyond_the_class_size_precision_within_the_predicted_class_falls_below_accuracy():
+    gallery_labels = np.repeat(np.arange(2), 10)
+    labels = np.array([0, 1, 1])
+    ranks = all_ranks(
+        random_unit(3, 8, 1), labels, random_unit(20, 8, 2), gallery_labels, restrict_to=labels
+    )
+    # All ten of the class are found: 10 of 40.
+    assert metrics.precision_at_k(ranks, 40) == pytest.approx([10 / 40] * 3)
