@@ -136,7 +136,7 @@ def load(
             parameters = _layered(
                 types, [*for_all[:2], (name, own), (f"{name}, grid", point), for_all[2]]
             )
-            runs.append(Run(placed["architecture"], file, notebook, parameters | placed))
+            runs.append(Run(placed["architecture"], file, notebook, placed | parameters))
     if not runs:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
     names = [run.architecture for run in runs]
@@ -214,7 +214,8 @@ def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
         parameters["measured_epochs"] = kept
     if "backbone" in parameters and (broken := conflict(parameters)):
         raise StudyError(f"{' or '.join(file for file, layer in layers[2:] if layer)}: {broken}")
-    return parameters
+    # In the order in which the notebook lists them, as its page shows them.
+    return {key: parameters[key] for key in types if key in parameters}
 
 
 def _check_together(run: Run, first: Run) -> None:
