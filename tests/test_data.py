@@ -382,88 +382,6 @@ def test_rows_that_follow_one_another_are_not_copied():
     assert not np.shares_memory(data.take(array, np.array([3, 5])), array)
 
 
-# Pictures of every kind
-
-
-def decoded(folder: Path, picture: Image.Image, name="picture.png", size=16, **saved) -> np.ndarray:
-    """A picture as `sources.decode` makes it of a file."""
-    path = folder / name
-    picture.save(path, **saved)
-    return decoded_file(path, size)
-
-
-def decoded_file(path: Path, size=16) -> np.ndarray:
-    pictures = sources.Pictures(["a"], [path], np.zeros(1, int), ["a"])
-    array, readable, skipped = sources.decode(pictures, size, path.with_suffix(".npy"))
-    assert (readable.tolist(), skipped) == ([0], [])
-    return np.array(array[0])
-
-
-# EXIF's orientation: what was done to the upright picture before it was saved.
-TURNED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-
-@pytest.mark.parametrize(("orientation", "turned"), TURNED.items())
-def test_jpeg_is_turned_upright_as_its_exif_says(tmp_path, orientation, turned):
-    upright = Image.new("RGB", (32, 32), RED)
-    upright.paste(BLUE, (0, 0, 16, 16))
-    upright.paste(GREEN, (16, 0, 32, 16))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = upright if turned is None else upright.transpose(turned)
-    found = decoded(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
-    assert np.abs(found.astype(int) - np.asarray(upright).astype(int)).mean() < 6
-
-
-MODES = {
-    "greyscale": (lambda: Image.new("L", (20, 20), 77), (77, 77, 77)),
-    "greyscale with alpha": (lambda: Image.new("LA", (20, 20), (77, 255)), (77, 77, 77)),
-    "palette": (lambda: Image.new("RGB", (20, 20), RED).quantize(4), RED),
-    "RGBA": (lambda: Image.new("RGBA", (20, 20), (*BLUE, 255)), BLUE),
-    "black and white": (lambda: Image.new("1", (20, 20), 1), (255, 255, 255)),
-    "RGB": (lambda: Image.new("RGB", (20, 20), GREEN), GREEN),
-}
-
-
-@pytest.mark.parametrize(("picture", "colour"), MODES.values(), ids=MODES)
-def test_png_of_every_mode_becomes_rgb(tmp_path, picture, colour):
-    found = decoded(tmp_path, picture())
-    assert found.shape == (16, 16, 3)
-    assert (found == colour).all()
-
-
-def test_greyscale_of_sixteen_bits_keeps_its_levels(tmp_path):
-    levels = np.linspace(0, 65535, 16, dtype=np.uint16)
-    found = decoded(tmp_path, Image.fromarray(np.tile(levels, (16, 1))))
-    assert np.abs(found[0, :, 0].astype(int) - levels // 257).max() <= 1
-
-
-def test_cmyk_jpeg_becomes_rgb(tmp_path):
-    picture = Image.new("RGB", (20, 20), BLUE).convert("CMYK")
-    assert np.abs(decoded(tmp_path, picture, "picture.jpg").astype(int) - BLUE).max() < 40
-
-
-@pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
-def test_centre_of_a_picture_is_kept(tmp_path, shape):
-    picture = Image.new("RGB", shape, RED)
-    centre = (10, 0, 20, 10) if shape[0] > shape[1] else (0, 10, 10, 20)
-    picture.paste(GREEN, centre)
-    assert (decoded(tmp_path, picture, size=10) == GREEN).all()
-
-
-def test_small_picture_is_enlarged(tmp_path):
-    assert (decoded(tmp_path, Image.new("RGB", (1, 1), BLUE)) == BLUE).all()
-
-
 # Pictures that cannot be read
 
 
@@ -500,21 +418,6 @@ def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
         assert image.mean(axis=(0, 1)).argmax() == {"red": 0, "blue": 2}[shapes.classes[label]]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_picture_cut_anywhere_is_read_or_skipped_and_never_raises(tmp_path, suffix):
-    whole = picture_bytes(suffix)
-    paths = []
-    for length in range(0, len(whole), 7):
-        paths.append(tmp_path / f"{length:04d}.{suffix}")
-        paths[-1].write_bytes(whole[:length])
-    names = [path.name for path in paths]
-    pictures = sources.Pictures(["a"], paths, np.zeros(len(paths), int), names)
-    _, readable, skipped = sources.decode(pictures, 16, tmp_path / "all.npy")
-    assert len(readable) + len(skipped) == len(paths)
-    assert f"0000.{suffix}" in skipped[0]
-    assert len(skipped) > len(paths) // 2
-
-
 # What stops a study, in one line
 
 
@@ -532,7 +435,7 @@ def test_file_in_the_place_of_a_folder_is_named(root):
 def test_empty_folder_is_named_with_the_layout(root):
     (root / "data" / "shapes").mkdir(parents=True)
     message = error_of()
-    assert "no PNG or JPEG pictures" in message
+    assert "no pictures in folders of" in message
     assert "shapes/<class>/*.png" in message
 
 

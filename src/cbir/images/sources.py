@@ -1,19 +1,17 @@
 """Where pictures come from, and how they become arrays."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from PIL import Image, ImageOps
 
 from cbir import StudyError
 from cbir.cache import digest, keras_home
+from cbir.images import formats
 from cbir.progress import progress
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
@@ -68,7 +66,9 @@ def cifar10_of_keras() -> Pictures:
 
 
 def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """The pictures of a folder by part ("train", and "test" where there is one) and class.
+    """The files of a folder by part ("train", and "test" where there is one) and class.
+
+    A folder that holds no picture, to go by the names of its files, is not a class.
 
     Raises:
         StudyError: no such folder, unreadable, empty, one class only, or classes that differ.
@@ -81,7 +81,7 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
             roots = {"train": folder}
         found = {
             part: {
-                each.name: _pictures_below(each)
+                each.name: files_below(each)
                 for each in sorted(root.iterdir())
                 if each.is_dir() and not each.name.startswith(".")
             }
@@ -94,13 +94,11 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
             f"lay pictures out as {layout}"
         ) from None
     found = {
-        part: {name: paths for name, paths in classes.items() if paths}
+        part: {name: paths for name, paths in classes.items() if _any_picture(paths)}
         for part, classes in found.items()
     }
     if not found["train"]:
-        raise StudyError(
-            f"no PNG or JPEG pictures in folders of {folder}: lay them out as {layout}"
-        )
+        raise StudyError(f"no pictures in folders of {folder}: lay them out as {layout}")
     if len(found["train"]) < 2:
         raise StudyError(
             f"{folder} has one class only ({next(iter(found['train']))}): "
@@ -113,7 +111,15 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
-def _pictures_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and the folders in it, sorted, but hidden ones.
+
+    What of it is no picture is found out when it is read, and then named.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
     def fail(error: OSError) -> None:
         raise error
 
@@ -121,8 +127,12 @@ def _pictures_below(folder: Path) -> list[Path]:
         Path(where, name)
         for where, _, names in os.walk(folder, onerror=fail)
         for name in names
-        if Path(name).suffix.lower() in SUFFIXES
+        if not name.startswith(".")
     )
+
+
+def _any_picture(paths: list[Path]) -> bool:
+    return any(path.suffix.lower() in formats.SUFFIXES for path in paths)
 
 
 def folder_state(folder: Path, paths: dict) -> str:
@@ -164,27 +174,11 @@ def decode(pictures: Pictures, size: int, path: Path) -> tuple[np.ndarray, np.nd
     """
     array = open_memmap(path, "w+", np.uint8, (len(pictures.items), size, size, 3))
     readable, skipped = [], []
-    # Pillow decodes outside the interpreter's lock, so that threads use every core.
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        decoded = threads.map(lambda item: _square(item, size), pictures.items)
-        for row, image in enumerate(progress(decoded, len(pictures.items), "reading images")):
-            if isinstance(image, str):
-                skipped.append(f"{pictures.names[row]}: {image}")
-            else:
-                array[len(readable)] = image
-                readable.append(row)
+    found = formats.squares(pictures.items, size)
+    for row, image in enumerate(progress(found, len(pictures.items), "reading images")):
+        if isinstance(image, formats.Unreadable):
+            skipped.append(f"{pictures.names[row]}: {image}")
+        else:
+            array[len(readable)] = image
+            readable.append(row)
     return array, np.array(readable, int), skipped
-
-
-def _square(item: Path | np.ndarray, size: int) -> np.ndarray | str:
-    """A picture as (size, size, 3) uint8, or the reason why it cannot be read."""
-    try:
-        with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):
-                # 16 bits a pixel: Pillow would clip them to 8, which leaves white.
-                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-            upright = upright.convert("RGB")
-            return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,197 @@
+"""Pictures of every format become RGB squares; what cannot be read says why."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from cbir.images import formats
+
+RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
+
+
+def read(folder: Path, picture: Image.Image, name="picture.png", size=16, **saved) -> np.ndarray:
+    """A picture, saved and read again, as signed integers that can be subtracted."""
+    path = folder / name
+    picture.save(path, **saved)
+    return formats.square(path, size).astype(int)
+
+
+# EXIF's orientation: what was done to the upright picture before it was saved.
+TURNED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize(("orientation", "turned"), TURNED.items())
+def test_jpeg_is_turned_upright_as_its_exif_says(tmp_path, orientation, turned):
+    upright = Image.new("RGB", (32, 32), RED)
+    upright.paste(BLUE, (0, 0, 16, 16))
+    upright.paste(GREEN, (16, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if turned is None else upright.transpose(turned)
+    found = read(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
+    assert np.abs(found - np.asarray(upright).astype(int)).mean() < 6
+
+
+MODES = {
+    "greyscale": (lambda: Image.new("L", (20, 20), 77), (77, 77, 77)),
+    "greyscale with alpha": (lambda: Image.new("LA", (20, 20), (77, 255)), (77, 77, 77)),
+    "palette": (lambda: Image.new("RGB", (20, 20), RED).quantize(4), RED),
+    "RGBA": (lambda: Image.new("RGBA", (20, 20), (*BLUE, 255)), BLUE),
+    "black and white": (lambda: Image.new("1", (20, 20), 1), WHITE),
+    "RGB": (lambda: Image.new("RGB", (20, 20), GREEN), GREEN),
+}
+
+
+@pytest.mark.parametrize(("picture", "colour"), MODES.values(), ids=MODES)
+def test_png_of_every_mode_becomes_rgb(tmp_path, picture, colour):
+    found = read(tmp_path, picture())
+    assert found.shape == (16, 16, 3)
+    assert (found == colour).all()
+
+
+def transparent_palette() -> Image.Image:
+    picture = Image.new("P", (20, 20), 0)
+    picture.putpalette([*RED, *GREEN])
+    picture.info["transparency"] = 0
+    return picture
+
+
+TRANSPARENT = {
+    "RGBA": lambda: Image.new("RGBA", (20, 20), (*BLUE, 0)),
+    "greyscale": lambda: Image.new("LA", (20, 20), (77, 0)),
+    "palette": transparent_palette,
+}
+
+
+@pytest.mark.parametrize("picture", TRANSPARENT.values(), ids=TRANSPARENT)
+def test_what_is_transparent_shows_white(tmp_path, picture):
+    assert (read(tmp_path, picture()) == WHITE).all()
+
+
+def test_what_is_half_transparent_shows_half(tmp_path):
+    found = read(tmp_path, Image.new("RGBA", (20, 20), (0, 0, 0, 128)))
+    assert np.abs(found - 127).max() <= 1
+
+
+def test_greyscale_of_sixteen_bits_keeps_its_levels(tmp_path):
+    levels = np.linspace(0, 65535, 16, dtype=np.uint16)
+    found = read(tmp_path, Image.fromarray(np.tile(levels, (16, 1))))
+    assert np.abs(found[0, :, 0] - levels // 257).max() <= 1
+
+
+def test_tiff_of_floating_point_numbers_keeps_its_levels(tmp_path):
+    levels = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (16, 1))
+    found = read(tmp_path, Image.fromarray(levels), "picture.tif")
+    assert np.abs(found[0, :, 0] - levels[0] * 255).max() <= 1
+
+
+def test_tiff_of_large_integers_is_scaled_to_its_brightest(tmp_path):
+    levels = np.tile(np.linspace(0, 1_000_000, 16).astype(np.int32), (16, 1))
+    found = read(tmp_path, Image.fromarray(levels), "picture.tif")
+    assert np.abs(found[0, :, 0] - np.linspace(0, 255, 16)).max() <= 1
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    picture = Image.new("RGB", (20, 20), BLUE).convert("CMYK")
+    assert np.abs(read(tmp_path, picture, "picture.jpg") - BLUE).max() < 40
+
+
+LOSSLESS = {
+    "bmp": {}, "gif": {}, "tif": {"compression": "tiff_lzw"}, "ppm": {}, "tga": {},
+    "webp": {"lossless": True}, "jp2": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "saved"), LOSSLESS.items())
+def test_formats_that_lose_nothing_are_read_as_they_were_written(tmp_path, suffix, saved):
+    picture = Image.new("RGB", (20, 12), GREEN)
+    picture.paste(BLUE, (0, 0, 10, 12))
+    wanted = formats.square(np.asarray(picture), 12)
+    assert (read(tmp_path, picture, f"picture.{suffix}", 12, **saved) == wanted).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "avif"])
+def test_formats_that_lose_a_little_are_read(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    found = read(tmp_path, Image.new("RGB", (20, 20), GREEN), f"picture.{suffix}", quality=95)
+    assert np.abs(found - GREEN).max() < 12
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_animation_gives_its_first_frame(tmp_path, suffix):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, GREEN, BLUE)]
+    saved = {"save_all": True, "append_images": frames[1:], "duration": 50}
+    saved |= {"lossless": True} if suffix == "webp" else {}
+    assert np.abs(read(tmp_path, frames[0], f"picture.{suffix}", **saved) - RED).max() <= 2
+
+
+def test_format_is_told_by_the_content_not_by_the_name(tmp_path):
+    Image.new("RGB", (20, 20), RED).save(tmp_path / "picture", "PNG")
+    assert (formats.square(tmp_path / "picture", 8) == RED).all()
+
+
+def test_picture_is_read_from_a_stream_too():
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 20), RED).save(stream, "PNG")
+    assert (formats.square(io.BytesIO(stream.getvalue()), 8) == RED).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
+def test_centre_of_a_picture_is_kept(tmp_path, shape):
+    picture = Image.new("RGB", shape, RED)
+    centre = (10, 0, 20, 10) if shape[0] > shape[1] else (0, 10, 10, 20)
+    picture.paste(GREEN, centre)
+    assert (read(tmp_path, picture, size=10) == GREEN).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2)])
+def test_small_picture_is_enlarged(tmp_path, shape):
+    assert (read(tmp_path, Image.new("RGB", shape, BLUE)) == BLUE).all()
+
+
+def test_every_mode_of_array_is_a_picture():
+    grey = np.full((5, 5), 9, np.uint8)
+    assert (formats.square(grey, 4) == 9).all()
+    assert (formats.square(np.dstack([grey] * 3), 4) == 9).all()
+
+
+# What cannot be read
+
+
+def content(suffix: str) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tif"])
+def test_picture_cut_anywhere_is_read_or_says_in_one_line_why_not(suffix):
+    whole, broken = content(suffix), 0
+    for length in range(0, len(whole), 7):
+        try:
+            assert formats.square(io.BytesIO(whole[:length]), 8).shape == (8, 8, 3)
+        except formats.Unreadable as error:
+            broken += 1
+            assert str(error)
+            assert "\n" not in str(error)
+    assert broken > 10
+
+
+def test_picture_that_would_fill_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(formats.Unreadable, match="exceeds limit of 100 pixels"):
+        formats.square(io.BytesIO(content("png")), 8)
