@@ -228,10 +228,11 @@ def test_pictures_are_encoded_as_the_embeddings_were_made(given, trained, images
     found = embeddings.embed(*trained, images, **given)
     monkeypatch.setattr(inference, "BATCH_SIZE", 20)
     encode = embeddings.encoder(trained[0], found)
-    many = encode(images.images)
+    many, probabilities = encode(images.images)
+    np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-5)
     assert many.shape == (len(images.images), 3 if "whitening" in given else 16)
     np.testing.assert_allclose(many, found.vectors, atol=1e-4)
-    np.testing.assert_allclose(encode(images.images[47][None]), many[47][None], atol=1e-4)
+    np.testing.assert_allclose(encode(images.images[47][None])[0], many[47][None], atol=1e-4)
 
 
 def test_embeddings_with_flips_are_means_over_an_image_and_its_mirror_image(

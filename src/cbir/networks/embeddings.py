@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the controls need no Keras
     from cbir.networks.training import Training
 
 ROWS = 8192
+# Images to embeddings and class probabilities.
+Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -170,22 +172,24 @@ def embed(
     )
 
 
-def encoder(network: "Network", embeddings: Embeddings) -> Callable[[np.ndarray], np.ndarray]:
-    """(n, size, size, 3) uint8 images -> (n, d) float32 vectors, made as the embeddings were."""
+def encoder(network: "Network", embeddings: Embeddings) -> Encode:
+    """(n, size, size, 3) uint8 images -> (n, d) float32 vectors and (n, n_classes) probabilities.
+
+    Both are made as those of the embeddings were.
+    """
     from cbir.networks import inference
 
     flips = embeddings.artifact.manifest["parameters"]["test_time_flips"]
     model = inference.flipped(network.encoder) if flips else network.encoder
     finish = finisher(embeddings.artifact.folder)
 
-    def encode(images: np.ndarray) -> np.ndarray:
+    def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = range(0, len(images), inference.BATCH_SIZE)
-        return np.concatenate(
-            [
-                finish(inference.batch(model, images[start : start + inference.BATCH_SIZE])[0])
-                for start in starts
-            ]
-        )
+        parts = [
+            inference.batch(model, images[start : start + inference.BATCH_SIZE]) for start in starts
+        ]
+        raw, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return finish(raw), probabilities
 
     return encode
 

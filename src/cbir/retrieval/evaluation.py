@@ -13,7 +13,7 @@ import pandas as pd
 from cbir.cache import Artifact, cached
 from cbir.images import protocols
 from cbir.images.data import Dataset
-from cbir.networks.embeddings import Embeddings, normalise
+from cbir.networks.embeddings import Embeddings, Encode, normalise
 from cbir.retrieval import metrics, ranking, searches, uncertainty
 
 # The report shows the first ten results, whatever the study's ks.
@@ -194,12 +194,12 @@ class Speed:
     query_milliseconds: float
 
 
-def measure_speed(embeddings: Embeddings, encode: Callable[[np.ndarray], np.ndarray]) -> Speed:
+def measure_speed(embeddings: Embeddings, encode: Encode) -> Speed:
     """Time the embedding of images and single queries, after a warm-up; measured once and kept.
 
     Args:
         embeddings: whose gallery is searched.
-        encode: (n, size, size, 3) uint8 images -> (n, d) vectors.
+        encode: images -> vectors and probabilities, from `embeddings.encoder`.
     """
     dataset = embeddings.dataset
 
@@ -213,7 +213,7 @@ def measure_speed(embeddings: Embeddings, encode: Callable[[np.ndarray], np.ndar
         seconds = []
         for position in dataset.queries[:30]:
             started = time.perf_counter()
-            vector = normalise(encode(dataset.images[position][None]))
+            vector, _ = encode(dataset.images[position][None])
             ranking.search(vector, embeddings.gallery, SHOWN, first=first)
             seconds.append(time.perf_counter() - started)
         # The first one pays for building the graph of a single picture.
