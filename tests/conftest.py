@@ -150,6 +150,39 @@ def train_network(network, dataset, **changes):
     return training.train(network, dataset, **(given | changes))
 
 
+def save_trained(study="tiny", name="cnn", **changes):
+    """A finished run of a small network on the small pictures, without its notebook."""
+    from cbir.networks import embeddings, recipe
+    from cbir.reporting import results
+    from cbir.retrieval import evaluation
+
+    given = CNN | {"epochs": 6, "measured_epochs": []} | changes
+    taken = {
+        part: {key: given[key] for key in keys.split()}
+        for part, keys in (
+            ("network", "backbone weights train input_size pooling feature_maps embedding "
+             "embedding_dim dropout mixed_precision"),
+            ("training", "head_epochs head_batch_size head_learning_rate epochs measured_epochs "
+             "batch_size optimizer learning_rate schedule weight_decay augmentation "
+             "label_smoothing early_stopping"),
+            ("embedding", "test_time_flips whitening"),
+        )
+    }  # fmt: skip
+    taken["network"]["image_size"] = 32
+    asked = {name: STUDY[name] for name in ("seeds", "protocols", "unseen", "draws", "ks")}
+    dataset, chosen = load_shapes(), recipe.Recipe(**taken)
+    view = evaluation.first_view(dataset, asked)
+    network, trained = chosen.train(view, 0)
+    states = evaluation.measure(dataset, embed_view=chosen.embed, asked=asked)
+    speed = evaluation.measure_speed(
+        states[0].embeddings, embeddings.encoder(network, states[0].embeddings)
+    )
+    return results.save(
+        study, name, asked=asked, dataset=view, states=states, speed=speed, network=network,
+        training=trained,
+    )  # fmt: skip
+
+
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
     """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
     from cbir.images.data import Dataset

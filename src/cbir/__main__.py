@@ -1,4 +1,4 @@
-"""The command line: `python -m cbir report`, `python -m cbir plan`; `make` calls it."""
+"""The command line, `cbir` or `python -m cbir`; `make` calls it too."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from cbir import StudyError, project_root
+from cbir.asking import commands as asking
 from cbir.cache import as_study_error
 from cbir.progress import own_stderr
 
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--study", required=True, help="a folder in reports/", metavar="NAME")
     writing = "write README's tables from reports/published/"
     commands.add_parser("results", help=writing, description=writing.capitalize())
+    asking.add_to(commands)
     asked = parser.parse_args(arguments)
     # A log that is not a terminal shows each line when it is printed.
     sys.stdout.reconfigure(line_buffering=True)
@@ -68,6 +70,8 @@ def _work(asked: argparse.Namespace) -> bool:
     """Do what the command asks; whether all of it could be done."""
     # Imported late, so that a wrong call is answered at once.
     root = project_root()
+    if asked.command in ("search", "index"):
+        return asked.run(asked)
     if asked.command == "publish":
         from cbir.reporting import published
 

@@ -1,33 +1,57 @@
-"""What a search answers: a table for the terminal, JSON, or a page."""
+"""What a search answers: for each picture its predicted class and the nearest images."""
 
-import base64
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from cbir import StudyError
 from cbir.asking.engine import Engine, Gallery
 from cbir.images import formats, sources
+from cbir.retrieval.feedback import refine
 
 STDIN = "-"
-# Pixels of the pictures on a page.
-THUMBNAIL = 96
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is asked with: a name, a square, and what a network makes of it.
+
+    Attributes:
+        name: its path, or what stands for one.
+        image: (size, size, 3) uint8, as the network sees it.
+        vector: (d,) float32 of unit length.
+        probabilities: (n_classes,) float32.
+    """
+
+    name: str
+    image: np.ndarray
+    vector: np.ndarray
+    probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
 class Result:
-    """An image that was found: its place from 1 on, similarity, class and path."""
+    """An image that was found.
+
+    Attributes:
+        place: from 1 on.
+        similarity: cosine, from -1 to 1.
+        label: name of its class; in a gallery without classes, of the one predicted.
+        name: what tells it from all others, such as its path.
+        position: in the gallery.
+        image: (size, size, 3) uint8.
+    """
 
     place: int
     similarity: float
     label: str
-    path: str
+    name: str
+    position: int
     image: np.ndarray
 
 
@@ -36,31 +60,19 @@ class Answer:
     """What was found for a picture.
 
     Attributes:
-        picture: its name.
-        image: (size, size, 3) uint8, as the network sees it.
-        predicted: the class of the highest probability.
-        probabilities: by class, the highest first.
+        picture: what was asked with.
+        probabilities: by name of the class, the highest first.
         results: the nearest first.
     """
 
-    picture: str
-    image: np.ndarray
-    predicted: str
+    picture: Picture
     probabilities: dict[str, float]
     results: list[Result]
 
-    def as_json(self) -> dict:
-        """What JSON can say of it; pictures by their paths."""
-        return {
-            "picture": self.picture,
-            "predicted": self.predicted,
-            "probabilities": self.probabilities,
-            "results": [
-                {"place": each.place, "path": each.path, "class": each.label,
-                 "similarity": each.similarity}
-                for each in self.results
-            ],
-        }  # fmt: skip
+    @property
+    def predicted(self) -> str:
+        """The class of the highest probability."""
+        return next(iter(self.probabilities))
 
 
 def read(asked: Iterable[str], size: int) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -82,77 +94,72 @@ def read(asked: Iterable[str], size: int) -> tuple[dict[str, np.ndarray], list[s
     return images, skipped
 
 
+def encode(engine: Engine, images: dict[str, np.ndarray]) -> list[Picture]:
+    """What the engine's network makes of pictures, by name, as `read` gives them."""
+    if not images:
+        return []
+    made = engine.encode(np.stack(list(images.values())))
+    return [Picture(*each) for each in zip(images, images.values(), *made, strict=True)]
+
+
 def search(
-    engine: Engine, gallery: Gallery, images: dict[str, np.ndarray], k: int, *, within: bool = False
-) -> list[Answer]:
-    """The answer to each picture.
+    engine: Engine,
+    gallery: Gallery,
+    picture: Picture,
+    k: int,
+    *,
+    search: str = "unrestricted",
+    meant: np.ndarray = (),
+    not_meant: np.ndarray = (),
+    left_out: Collection[int] = (),
+) -> Answer:
+    """What is found for a picture, and for what was marked so far.
 
     Args:
         engine: that embedded the gallery.
         gallery: what to search.
-        images: by name, (size, size, 3) uint8.
+        picture: what to search for.
         k: how many results.
-        within: search only the class that is predicted.
+        search: a name in `engine.SEARCHES`.
+        meant, not_meant: (n, d) float32, embeddings that were marked so; they count as
+            `Engine.weights` says.
+        left_out: gallery positions that are not returned, such as the picture itself.
     """
-    vectors, probabilities = engine.encode(np.stack(list(images.values())))
-    predicted = probabilities.argmax(axis=1)
-    found = gallery.search(vectors, k, predicted if within else None)
-    answers = []
-    for row, (name, image) in enumerate(images.items()):
-        order = np.argsort(-probabilities[row], kind="stable")
-        each = [part[row] for part in found]
-        results = [
-            Result(
-                place,
-                float(similarity),
-                engine.classes[gallery.labels[position]],
-                gallery.names[position],
-                gallery.image(position),
-            )
-            for place, (position, similarity) in enumerate(zip(*each, strict=True), 1)
-            if position >= 0
-        ]
-        answers.append(
-            Answer(
-                name,
-                image,
-                engine.classes[predicted[row]],
-                {engine.classes[each]: float(probabilities[row, each]) for each in order},
-                results,
-            )
-        )
-    return answers
-
-
-def table(answer: Answer) -> str:
-    """An answer as lines for a terminal."""
-    best = ", ".join(
-        f"{name} {probability:.0%}" for name, probability in list(answer.probabilities.items())[:3]
-    )
-    width = max([len("class"), *(len(each.label) for each in answer.results)])
-    lines = [f"{answer.picture}: {best}", f"  {'':>4}  similarity  {'class':<{width}}  picture"]
-    lines += [
-        f"  {each.place:>4}  {each.similarity:>10.3f}  {each.label:<{width}}  {each.path}"
-        for each in answer.results
+    vector = picture.vector
+    if len(meant) or len(not_meant):
+        vector = refine(vector, meant, not_meant, engine.weights)
+    searchable = engine.searchable(picture.probabilities[None], search)
+    positions, similarities = gallery.search(vector[None], k + len(left_out), searchable)
+    found = [
+        (position, similarity)
+        for position, similarity in zip(positions[0], similarities[0], strict=True)
+        if position >= 0 and position not in left_out
     ]
-    if not answer.results:
-        lines.append(f"  nothing in the gallery is of the class {answer.predicted}")
-    return "\n".join(lines)
+    results = [
+        Result(
+            place,
+            float(similarity),
+            engine.classes[gallery.labels[position]],
+            gallery.names[position],
+            int(position),
+            gallery.image(position),
+        )
+        for place, (position, similarity) in enumerate(found[:k], start=1)
+    ]
+    order = np.argsort(-picture.probabilities, kind="stable")
+    return Answer(
+        picture, {engine.classes[at]: float(picture.probabilities[at]) for at in order}, results
+    )
 
 
-def page(answers: list[Answer], skipped: list[str], about: str) -> str:
-    """Answers as an HTML page that needs nothing but itself.
-
-    Args:
-        about: one line that says what was searched.
-    """
-    import jinja2
-
-    folder = Path(__file__).parent.parent / "reporting" / "template"
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True)
-    templates.filters["picture"] = _data_address
-    return templates.get_template("search.html.j2").render(
-        answers=answers, skipped=skipped, about=about, side=THUMBNAIL
+def middle(pictures: list[Picture]) -> Picture:
+    """What stands in the place of a picture where there are only marks: the mean of those meant."""
+    vector = np.mean([each.vector for each in pictures], axis=0)
+    return Picture(
+        ", ".join(each.name for each in pictures),
+        pictures[0].image,
+        vector / max(np.linalg.norm(vector), 1e-12),
+        np.mean([each.probabilities for each in pictures], axis=0),
     )
 
 
@@ -170,14 +177,9 @@ def _find(asked: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
             yield each, path
         else:
             # The shell leaves a pattern as it is where nothing matches, or where it is quoted.
-            matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-            if not matches:
+            pattern = str(path.relative_to(path.anchor))
+            matches = sorted(Path(path.anchor or ".").glob(pattern)) if pattern != "." else []
+            files = [file for file in matches if file.is_file()]
+            if not files:
                 raise StudyError(f"no picture {each}")
-            yield from ((str(file), file) for file in matches if file.is_file())
-
-
-def _data_address(image: np.ndarray) -> str:
-    """A picture as the address of an `<img>`, at least `THUMBNAIL` pixels wide."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+            yield from ((str(file), file) for file in files)
