@@ -183,6 +183,19 @@ def save_trained(study="tiny", name="cnn", **changes):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory):
+    """A project with a study of two finished architectures, made the working directory."""
+    root = empty_project(tmp_path_factory.mktemp("asked"))
+    write_pictures(root / "data" / "shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("KERAS_HOME", str(root / "keras"))
+        save_trained("tiny", "cnn")
+        save_trained("tiny", "whitened", whitening=4, test_time_flips=True, epochs=2)
+        yield root
+
+
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
     """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
     from cbir.images.data import Dataset

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import empty_project, save_trained, write_pictures
+from conftest import write_pictures
 from PIL import Image
 
 from cbir import StudyError
 from cbir.__main__ import main
-from cbir.asking import answers, engine, galleries
+from cbir.asking import answers, engine, folders
 from cbir.reporting import results
 from cbir.retrieval.feedback import Rocchio
 
@@ -22,30 +22,16 @@ QUERY = "data/shapes/circle/circle-00.png"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A project with two finished architectures, made the working directory."""
-    root = empty_project(tmp_path_factory.mktemp("asked"))
-    write_pictures(root / "data" / "shapes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("KERAS_HOME", str(root / "keras"))
-        save_trained("tiny", "cnn")
-        save_trained("tiny", "whitened", whitening=4, test_time_flips=True, epochs=2)
-        yield root
-
-
-@pytest.fixture(scope="module")
-def opened(study):
+def opened(finished_study):
     return engine.open_engine("tiny", "cnn")
 
 
 @pytest.fixture
-def folder(study, tmp_path):
-    """Pictures of one's own: six of two classes, in folders that say nothing."""
-    write_pictures(tmp_path / "mine" / "a", classes=("circle",), count=3)
-    write_pictures(tmp_path / "mine" / "b", classes=("cross",), count=3)
+def folder(finished_study, tmp_path):
+    """Six pictures of one's own."""
+    write_pictures(tmp_path / "mine", classes=("circle", "cross"), count=3)
     yield tmp_path / "mine"
-    shutil.rmtree(study / "artifacts" / "galleries", ignore_errors=True)
+    shutil.rmtree(finished_study / "artifacts" / "galleries", ignore_errors=True)
 
 
 def run(capfd, *arguments: str) -> tuple[int, str, str]:
@@ -58,7 +44,7 @@ def run(capfd, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "whitened"])
-def test_network_makes_of_the_studys_images_what_the_study_made(study, architecture):
+def test_network_makes_of_the_studys_images_what_the_study_made(finished_study, architecture):
     found = engine.open_engine("tiny", architecture)
     dataset = found.embeddings.dataset
     vectors, probabilities = found.encode(dataset.images[:20])
@@ -66,7 +52,7 @@ def test_network_makes_of_the_studys_images_what_the_study_made(study, architect
     np.testing.assert_allclose(probabilities, found.embeddings.probabilities[:20], atol=1e-4)
 
 
-def test_architecture_of_the_highest_map_is_taken_where_none_is_named(study):
+def test_architecture_of_the_highest_map_is_taken_where_none_is_named(finished_study):
     by_hand = {
         name: results.read("tiny", name).per_query.query("search == 'unrestricted'")
         for name in ("cnn", "whitened")
@@ -98,14 +84,14 @@ def test_searching_some_classes_is_what_the_study_did(opened, search):
         (("tiny", "vgg16"), "no trained architecture 'vgg16' in reports/tiny: there are cnn, whi"),
     ],
 )
-def test_what_is_not_there_is_named(study, given, message):
+def test_what_is_not_there_is_named(finished_study, given, message):
     with pytest.raises(StudyError, match=message):
         engine.open_engine(*given)
 
 
-def test_changed_pictures_and_lost_artifacts_say_what_makes_them_again(study, tmp_path):
+def test_changed_pictures_and_lost_artifacts_say_what_makes_them_again(finished_study, tmp_path):
     project = tmp_path / "copy"
-    shutil.copytree(study, project)
+    shutil.copytree(finished_study, project)
     again = 'run `make report STUDY=tiny ARCHITECTURES="cnn"` again'
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
@@ -125,7 +111,7 @@ def test_changed_pictures_and_lost_artifacts_say_what_makes_them_again(study, tm
 # Answers
 
 
-def test_picture_of_the_gallery_does_not_find_itself(opened, study, capfd):
+def test_picture_of_the_gallery_does_not_find_itself(opened, finished_study, capfd):
     path = opened.gallery.names[0]
     code, out, _ = run(capfd, "search", path, "--study", "tiny", "-k", "3", "--json")
     assert code == 0
@@ -134,7 +120,7 @@ def test_picture_of_the_gallery_does_not_find_itself(opened, study, capfd):
     assert path not in [each["path"] for each in found]
 
 
-def test_search_within_the_predicted_class_finds_no_other(study, capfd):
+def test_search_within_the_predicted_class_finds_no_other(finished_study, capfd):
     arguments = ["search", QUERY, "--study", "tiny", "--within", "predicted_class", "--json"]
     code, out, _ = run(capfd, *arguments)
     (answer,) = json.loads(out)["answers"]
@@ -158,7 +144,7 @@ def test_marks_move_the_search_as_rocchio_says(opened, monkeypatch):
     assert [each.position for each in moved.results] == wanted[0].tolist()
 
 
-def test_without_a_picture_what_is_meant_is_searched_for(study, capfd):
+def test_without_a_picture_what_is_meant_is_searched_for(finished_study, capfd):
     squares = [f"data/shapes/square/square-0{number}.png" for number in (1, 2)]
     arguments = ["--study", "tiny", "--architecture", "cnn", "--json", "-k", "4"]
     code, out, _ = run(capfd, "search", "--like", *squares, "--unlike", QUERY, *arguments)
@@ -171,7 +157,7 @@ def test_without_a_picture_what_is_meant_is_searched_for(study, capfd):
 # What can be asked with
 
 
-def test_folder_pattern_and_standard_input_are_pictures_too(study, monkeypatch, capfd):
+def test_folder_pattern_and_standard_input_are_pictures_too(finished_study, monkeypatch, capfd):
     arguments = ["--study", "tiny", "--json", "-k", "1"]
     names = {}
     for asked in ("data/shapes/cross", "data/shapes/cross/*-0?.png"):
@@ -186,7 +172,7 @@ def test_folder_pattern_and_standard_input_are_pictures_too(study, monkeypatch, 
     assert json.loads(out)["answers"][0]["picture"] == "standard input"
 
 
-def test_table_names_class_similarity_and_path(study, capfd):
+def test_table_names_class_similarity_and_path(finished_study, capfd):
     code, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "2")
     assert code == 0
     lines = out.splitlines()
@@ -197,7 +183,7 @@ def test_table_names_class_similarity_and_path(study, capfd):
     assert lines[4].split()[-1].startswith("data/shapes/")
 
 
-def test_unreadable_pictures_are_counted_and_named(study, tmp_path, capfd):
+def test_unreadable_pictures_are_counted_and_named(finished_study, tmp_path, capfd):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     code, out, _ = run(capfd, "search", QUERY, str(tmp_path), "--study", "tiny")
     assert code == 0
@@ -208,7 +194,7 @@ def test_unreadable_pictures_are_counted_and_named(study, tmp_path, capfd):
     assert "error: none of the pictures could be read" in err
 
 
-def test_page_holds_the_pictures_and_fetches_nothing(study, tmp_path, capfd):
+def test_page_holds_the_pictures_and_fetches_nothing(finished_study, tmp_path, capfd):
     page = tmp_path / "found.html"
     code, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "4", "--html", str(page))
     html = page.read_text("utf-8")
@@ -230,7 +216,7 @@ def test_page_holds_the_pictures_and_fetches_nothing(study, tmp_path, capfd):
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_one_line(study, capfd, arguments, message):
+def test_what_cannot_be_done_is_one_line(finished_study, capfd, arguments, message):
     arguments += [] if "--gallery" in arguments else ["--study", "tiny"]
     code, out, err = run(capfd, *arguments)
     assert code == 1
@@ -248,16 +234,16 @@ def test_wrong_call_ends_with_2(arguments, capfd):
 # Galleries of one's own pictures
 
 
-def test_folder_becomes_a_gallery_that_is_searched(study, folder, capfd):
+def test_folder_becomes_a_gallery_that_is_searched(finished_study, folder, capfd):
     code, out, _ = run(capfd, "index", str(folder), "--study", "tiny", "--architecture", "cnn")
     assert code == 0
     assert "mine: 6 pictures" in out
-    query = str(folder / "b" / "cross" / "cross-00.png")
+    query = str(folder / "cross" / "cross-00.png")
     code, out, _ = run(capfd, "search", query, "--gallery", "mine", "-k", "2", "--json")
     found = json.loads(out)
     assert code == 0
     assert found["images"] == 6
-    _, gallery = galleries.open_gallery("mine")
+    _, gallery = folders.open_gallery("mine")
     similarities = gallery.vectors @ gallery.vectors[gallery.names.index(query)]
     nearest = np.argsort(-similarities)[1:3]  # the picture itself is not found again
     results = found["answers"][0]["results"]
@@ -268,19 +254,19 @@ def test_folder_becomes_a_gallery_that_is_searched(study, folder, capfd):
 
 
 def test_only_what_is_new_or_changed_is_embedded(opened, folder):
-    name, first = galleries.index(folder, opened)
+    name, first = folders.index(folder, opened)
     assert (first.embedded, first.kept, first.dropped) == (6, 0, 0)
-    _, second = galleries.index(folder, opened)
+    _, second = folders.index(folder, opened)
     assert (second.embedded, second.kept, second.dropped) == (0, 6, 0)
-    (folder / "a" / "circle" / "circle-00.png").unlink()
+    (folder / "circle" / "circle-00.png").unlink()
     Image.new("RGB", (9, 9), "red").save(folder / "new.png")
-    changed = folder / "b" / "cross" / "cross-01.png"
+    changed = folder / "cross" / "cross-01.png"
     Image.new("RGB", (9, 9), "blue").save(changed)
     (folder / "notes.txt").write_text("not a picture")
-    _, third = galleries.index(folder, opened)
+    _, third = folders.index(folder, opened)
     assert (third.embedded, third.kept, third.dropped) == (2, 4, 1)
     assert [each.partition(":")[0] for each in third.skipped] == ["notes.txt"]
-    _, gallery = galleries.open_gallery(name)
+    _, gallery = folders.open_gallery(name)
     assert len(gallery.names) == 6
     at = gallery.names.index(str(changed))
     assert (gallery.image(at) == (0, 0, 255)).all()
@@ -289,7 +275,7 @@ def test_only_what_is_new_or_changed_is_embedded(opened, folder):
 
 
 def test_what_was_embedded_before_a_kill_is_not_embedded_again(opened, folder, monkeypatch):
-    monkeypatch.setattr(galleries, "BATCH", 2)
+    monkeypatch.setattr(folders, "BATCH", 2)
     asked, encode = [], opened.encode
 
     def killed(images):
@@ -300,36 +286,36 @@ def test_what_was_embedded_before_a_kill_is_not_embedded_again(opened, folder, m
 
     monkeypatch.setitem(opened.__dict__, "encode", killed)
     with pytest.raises(KeyboardInterrupt):
-        galleries.index(folder, opened)
+        folders.index(folder, opened)
     with pytest.raises(StudyError, match="no gallery 'mine'"):
-        galleries.open_gallery("mine")
-    _, changes = galleries.index(folder, opened)
+        folders.open_gallery("mine")
+    _, changes = folders.index(folder, opened)
     assert (changes.embedded, changes.kept) == (2, 4)
     assert asked == [2, 2, 2, 2]
 
 
 def test_another_network_embeds_all_anew(opened, folder):
-    galleries.index(folder, opened)
-    _, changes = galleries.index(folder, engine.open_engine("tiny", "whitened"))
+    folders.index(folder, opened)
+    _, changes = folders.index(folder, engine.open_engine("tiny", "whitened"))
     assert (changes.embedded, changes.kept) == (6, 0)
-    assert galleries.open_gallery("mine")[0].architecture == "whitened"
+    assert folders.open_gallery("mine")[0].architecture == "whitened"
 
 
 def test_name_of_another_folder_is_refused(opened, folder, tmp_path):
-    galleries.index(folder, opened)
+    folders.index(folder, opened)
     write_pictures(tmp_path / "other" / "mine", classes=("circle",), count=1)
     with pytest.raises(StudyError, match="gallery 'mine' is of .* another name with --name"):
-        galleries.index(tmp_path / "other" / "mine", opened)
-    assert galleries.index(tmp_path / "other" / "mine", opened, "second")[0] == "second"
+        folders.index(tmp_path / "other" / "mine", opened)
+    assert folders.index(tmp_path / "other" / "mine", opened, "second")[0] == "second"
 
 
 def test_folder_without_a_picture_is_refused(opened, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StudyError, match="none of the 0 files"):
-        galleries.index(tmp_path / "empty", opened)
+        folders.index(tmp_path / "empty", opened)
 
 
 def test_files_are_read_whatever_their_name(opened, folder):
-    (folder / "a" / "circle" / "circle-00.png").rename(folder / "a" / "circle" / "picture")
-    _, changes = galleries.index(folder, opened)
+    (folder / "circle" / "circle-00.png").rename(folder / "circle" / "picture")
+    _, changes = folders.index(folder, opened)
     assert (changes.embedded, changes.skipped) == (6, [])

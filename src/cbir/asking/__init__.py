@@ -1,5 +1,7 @@
 """Asking a finished study: a picture of one's own in, what resembles it out.
 
-`engine` opens what a study left, `galleries` are folders of one's own pictures, embedded by such a
-study, `answers` is what comes out: a table for the terminal, JSON, a page.
+`engine` opens what a study left, with its own `gallery`; `folders` of one's own pictures become
+galleries too. `answers` finds what resembles a picture, and what was meant by `marks`. What comes
+out is for a terminal, a program or a page (`showing`, by the `commands`) or for JupyterLab
+(`explorer`).
 """

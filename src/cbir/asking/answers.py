@@ -10,7 +10,8 @@ from typing import BinaryIO
 import numpy as np
 
 from cbir import StudyError
-from cbir.asking.engine import Engine, Gallery
+from cbir.asking.engine import Engine
+from cbir.asking.gallery import Gallery
 from cbir.images import formats, sources
 from cbir.retrieval.feedback import refine
 
@@ -100,6 +101,17 @@ def encode(engine: Engine, images: dict[str, np.ndarray]) -> list[Picture]:
         return []
     made = engine.encode(np.stack(list(images.values())))
     return [Picture(*each) for each in zip(images, images.values(), *made, strict=True)]
+
+
+def of_query(engine: Engine, query: int) -> Picture:
+    """One of the study's own queries, which nothing need be made of anew."""
+    found = engine.embeddings
+    return Picture(
+        engine.query_names[query],
+        np.asarray(found.dataset.images[found.dataset.queries[query]]),
+        np.asarray(found.query[query]),
+        np.asarray(found.query_probabilities[query]),
+    )
 
 
 def search(

@@ -115,12 +115,12 @@ def search(asked: argparse.Namespace) -> bool:
 
 def _open(asked: argparse.Namespace):
     """The engine and the gallery that are asked for."""
-    from cbir.asking import engine, galleries
+    from cbir.asking import engine, folders
 
     if not asked.gallery:
         opened = engine.open_engine(asked.study, asked.architecture)
         return opened, opened.gallery
-    opened, gallery = galleries.open_gallery(asked.gallery)
+    opened, gallery = folders.open_gallery(asked.gallery)
     for name in ("study", "architecture"):
         if getattr(asked, name) not in ("", made_with := getattr(opened, name)):
             raise StudyError(
@@ -160,10 +160,10 @@ def _find(asked: argparse.Namespace, opened, gallery) -> tuple[list, list[str]]:
 
 def index(asked: argparse.Namespace) -> bool:
     """Bring the gallery of a folder up to date, and say what was done."""
-    from cbir.asking import engine, galleries
+    from cbir.asking import engine, folders
 
     opened = engine.open_engine(asked.study, asked.architecture)
-    name, changes = galleries.index(asked.folder, opened, asked.name)
+    name, changes = folders.index(asked.folder, opened, asked.name)
     total = changes.embedded + changes.kept
     print(
         f"{name}: {total:,} pictures, embedded by {opened.architecture} of the study "

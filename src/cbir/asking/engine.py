@@ -6,14 +6,13 @@ later change of code does not matter.
 
 import functools
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cbir import StudyError, project_root
+from cbir.asking.gallery import Gallery
 from cbir.cache import read as read_artifact
 from cbir.images import data, protocols
 from cbir.images.data import Dataset
@@ -21,61 +20,11 @@ from cbir.networks import embeddings
 from cbir.networks.embeddings import Embeddings, Encode
 from cbir.networks.weights import OF_STUDY
 from cbir.reporting import tidy
-from cbir.retrieval import ranking, searches, simulation
+from cbir.retrieval import searches, simulation
 from cbir.retrieval.feedback import Rocchio
 
 if TYPE_CHECKING:  # Keras, which takes seconds to import
     from cbir.networks.models import Network
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What is searched.
-
-    Attributes:
-        name: of the study, or of the gallery made of a folder.
-        vectors: (n, d) float32 of unit length.
-        labels: (n,) int64: the images' classes; of a folder without classes, those predicted.
-        names: what tells an image from all others, such as its path.
-        image: position -> (size, size, 3) uint8.
-    """
-
-    name: str
-    vectors: np.ndarray
-    labels: np.ndarray
-    names: list[str]
-    image: Callable[[int], np.ndarray]
-
-    @functools.cached_property
-    def first_of_equals(self) -> np.ndarray:
-        """As `ranking.search` takes it; computed once."""
-        return ranking.first_of_equals(self.vectors)
-
-    def positions(self, paths: Iterable[Path]) -> set[int]:
-        """Where the images of these files stand; files that are not of the gallery do not count."""
-        wanted = {str(path.resolve()) for path in paths}
-        root = project_root().resolve()
-        # Joined, not resolved: that would look at the disk for every image of the gallery.
-        return {at for at, name in enumerate(self.names) if str(root / name) in wanted}
-
-    def search(
-        self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest images of each query: positions and similarities, as `ranking.search`.
-
-        Args:
-            vectors: (n_queries, d) float32 of unit length.
-            k: how many.
-            searchable: (n_queries, n_classes) bool, the classes that each may find; all by default.
-        """
-        return ranking.search(
-            vectors,
-            self.vectors,
-            k,
-            gallery_labels=self.labels,
-            restrict_to=searchable,
-            first=self.first_of_equals,
-        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +93,7 @@ class Engine:
             self.study,
             self.embeddings.gallery,
             dataset.gallery_labels,
-            [_place(dataset, position) for position in dataset.gallery],
+            _places(dataset, dataset.gallery),
             lambda position: dataset.images[dataset.gallery[position]],
         )
 
@@ -152,6 +101,11 @@ class Engine:
     def weights(self) -> Rocchio:
         """How much marks count, as chosen on the study's validation images."""
         return simulation.choose_weights(self.embeddings)
+
+    @functools.cached_property
+    def query_names(self) -> list[str]:
+        """What tells the study's queries apart, in their order."""
+        return _places(self.embeddings.dataset, self.embeddings.dataset.queries)
 
     def searchable(self, probabilities: np.ndarray, search: str) -> np.ndarray | None:
         """(n, n_classes) bool, which classes a way of searching may return; None for all.
@@ -204,19 +158,28 @@ REBUILT = (
 )  # fmt: skip
 
 
+def studies() -> list[str]:
+    """The studies that have a trained architecture, by name.
+
+    Raises:
+        StudyError: none.
+    """
+    folder = project_root() / "reports"
+    found = sorted({path.parent.parent.name for path in folder.glob("*/*/summary.json")})
+    trained = [study for study in found if _trained(study)]
+    if not trained:
+        raise StudyError(f"no finished study in {folder}: run `make report` first")
+    return trained
+
+
 def architectures(study: str) -> list[str]:
     """The architectures that a study has finished, controls left out.
 
     Raises:
         StudyError: none.
     """
-    folder = project_root() / "reports" / study
-    found = [
-        path.parent.name
-        for path in sorted(folder.glob("*/summary.json"))
-        if "weights" in json.loads(path.read_text("utf-8"))
-    ]
-    if not found:
+    if not (found := _trained(study)):
+        folder = project_root() / "reports" / study
         raise StudyError(f"no trained architecture in {folder}: {_how_to_make(study)}")
     return found
 
@@ -231,6 +194,14 @@ def best_architecture(study: str) -> str:
         chosen = tidy.select(rows, protocol=asked["protocols"][0], **wanted)
         values[name] = chosen["value"].mean()
     return max(values, key=values.get)
+
+
+def _trained(study: str) -> list[str]:
+    return [
+        path.parent.name
+        for path in sorted((project_root() / "reports" / study).glob("*/summary.json"))
+        if "weights" in json.loads(path.read_text("utf-8"))
+    ]
 
 
 def _summary(study: str, architecture: str) -> dict:
@@ -251,12 +222,13 @@ def _dataset(summary: dict, again: str) -> Dataset:
     return protocols.view(dataset, summary["asked"]["protocols"][0])
 
 
-def _place(dataset: Dataset, position: int) -> str:
-    """Where an image stands: its path where it is a file, else its name."""
+def _places(dataset: Dataset, positions: np.ndarray) -> list[str]:
+    """Where images stand: their paths where they are files, else their names."""
     folder = dataset.parameters["dataset"]
     folder = f"data/{folder}" if folder == "cifar10" else folder
-    path = Path(folder, dataset.names[position])
-    return path.as_posix() if (project_root() / folder).is_dir() else dataset.names[position]
+    names = [dataset.names[position] for position in positions]
+    is_folder = (project_root() / folder).is_dir()
+    return [f"{folder}/{name}" for name in names] if is_folder else names
 
 
 def _make_again(study: str, architecture: str) -> str:

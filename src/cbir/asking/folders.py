@@ -1,4 +1,4 @@
-"""Galleries: folders of one's own pictures, embedded by a network that a study has trained.
+"""Folders of one's own pictures as galleries, embedded by a network that a study has trained.
 
 `artifacts/galleries/<name>/pictures.npz` holds one. Bringing it up to date writes each batch beside
 it, and then all as one: what is killed loses the batch that it was at, the same command goes on
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.asking.engine import Engine, Gallery, open_engine
+from cbir.asking.engine import Engine, open_engine
+from cbir.asking.gallery import Gallery
 from cbir.images import formats, sources
 from cbir.progress import Ticker
 

@@ -1,0 +1,100 @@
+"""Pieces of the explorer: a query that is offered, and what one architecture finds."""
+
+from collections.abc import Callable
+from html import escape
+
+import ipywidgets as widgets
+import numpy as np
+
+from cbir.asking import showing
+from cbir.asking.answers import Answer
+from cbir.asking.engine import Engine
+from cbir.asking.marks import MEANT, NOT_MEANT, Marks
+
+NO_MARK, SIGNS = "–", {"–": None, "✓": MEANT, "✗": NOT_MEANT}
+STYLE = """<style>
+.cbir-image img { width: 72px; height: 72px; object-fit: cover; image-rendering: pixelated; }
+.cbir-image { font-size: 12px; line-height: 1.3; width: 96px; overflow-wrap: anywhere; }
+</style>"""
+WRAPPED = {"flex_flow": "row wrap"}
+
+
+def picture(image: np.ndarray, *lines: str) -> str:
+    """An image with lines of text under it, as HTML."""
+    text = "<br>".join(escape(line) for line in lines)
+    shown = f'<img src="{showing.address(image)}" alt="{escape(lines[0])}">'
+    return f'<div class="cbir-image">{shown}<br>{text}</div>'
+
+
+class Offer:
+    """A query that can be chosen.
+
+    Attributes:
+        query: its position among the queries; None where there is nothing to offer.
+    """
+
+    def __init__(self, choose: Callable[[], None]):
+        self.query: int | None = None
+        self.image = widgets.HTML()
+        self.button = widgets.Button(description="ask", layout={"width": "72px"})
+        self.button.on_click(lambda _: choose())
+        self.view = widgets.VBox([self.image, self.button])
+
+    def show(self, query: int | None, image: np.ndarray | None, label: str) -> None:
+        """Offer a query, or nothing."""
+        self.query = query
+        self.view.layout.visibility = "hidden" if query is None else "visible"
+        self.image.value = "" if query is None else picture(image, label)
+
+
+class Panel:
+    """What one architecture predicts and finds, with a mark to set on each result."""
+
+    def __init__(self, mark: Callable[[int, str | None], None]):
+        self.mark = mark
+        self.head = widgets.HTML()
+        self.cells: list[Cell] = []
+        self.row = widgets.HBox(layout=WRAPPED)
+        self.view = widgets.VBox([self.head, self.row])
+
+    def show(self, opened: Engine, answer: Answer, marks: Marks) -> None:
+        """Show an answer of an engine; cells that stand there already are used again."""
+        self.head.value = (
+            f"<h4>{escape(opened.architecture)}</h4>predicted: {escape(showing.predicted(answer))}"
+        )
+        while len(self.cells) < len(answer.results):
+            self.cells.append(Cell(self.mark))
+        used = self.cells[: len(answer.results)]
+        for cell, result in zip(used, answer.results, strict=True):
+            cell.show(
+                result.position,
+                picture(result.image, f"{result.place} · {result.similarity:.3f}", result.label),
+                marks.of(result.position),
+            )
+        self.row.children = [cell.view for cell in used]
+
+    def show_maps(self, answer: Answer, overlays: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Show, in the place of each result, the query and the result with their maps."""
+        for cell, result, (asked, found) in zip(self.cells, answer.results, overlays, strict=False):
+            cell.image.value = picture(asked, "in the query") + picture(
+                found, f"{result.place} · {result.similarity:.3f}", result.label
+            )
+
+
+class Cell:
+    """A result, and the mark that can be set on it."""
+
+    def __init__(self, mark: Callable[[int, str | None], None]):
+        self.position = -1
+        self.image = widgets.HTML()
+        self.marks = widgets.ToggleButtons(
+            options=list(SIGNS), tooltips=["no mark", MEANT, NOT_MEANT],
+            style={"button_width": "28px"},
+        )  # fmt: skip
+        self.marks.observe(lambda change: mark(self.position, SIGNS[change["new"]]), "value")
+        self.view = widgets.VBox([self.image, self.marks])
+
+    def show(self, position: int, image: str, as_what: str | None) -> None:
+        """Show a gallery image as it is marked."""
+        self.position, self.image.value = position, image
+        self.marks.value = next(sign for sign, meaning in SIGNS.items() if meaning == as_what)

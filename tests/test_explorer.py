@@ -1,0 +1,166 @@
+"""The explorer: what is chosen is what is searched, shown, marked and exported."""
+
+import io
+import json
+import re
+from datetime import datetime
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cbir.asking import answers, engine
+from cbir.asking.explorer import ALL, OF_CLASS, UPLOAD, WORST, Explorer, explore
+from cbir.asking.marks import MEANT, NOT_MEANT, Marks
+from cbir.reporting import comparison, results
+from cbir.retrieval.feedback import Rocchio
+
+
+@pytest.fixture
+def explorer(finished_study):
+    made = Explorer("tiny")
+    made.architectures.value = ("cnn",)
+    return made
+
+
+def shown(explorer: Explorer, panel=0) -> list[int]:
+    """Gallery positions that a panel shows, in order."""
+    found = explorer.panels[panel]
+    cells = {id(cell.view): cell.position for cell in found.cells}
+    return [cells[id(view)] for view in found.row.children]
+
+
+def uploaded(content: bytes) -> tuple[dict]:
+    return ({"name": "mine.png", "type": "image/png", "size": len(content),
+             "content": memoryview(content), "last_modified": datetime(2026, 1, 1)},)  # fmt: skip
+
+
+def test_first_query_is_answered_at_once_by_the_best_architecture(finished_study):
+    made = Explorer("tiny")
+    best = engine.best_architecture("tiny")
+    assert made.architectures.value == (best,)
+    result = results.read("tiny", best)
+    assert shown(made) == result.rankings["unrestricted"][0].tolist()
+    assert "predicted: " in made.panels[0].head.value
+    assert made.status.value == ""
+
+
+def test_results_follow_k_search_and_query(explorer):
+    result = results.read("tiny", "cnn")
+    explorer.k.value = 4
+    assert shown(explorer) == result.rankings["unrestricted"][0, :4].tolist()
+    explorer.search.value = "predicted_class"
+    assert shown(explorer) == result.rankings["predicted_class"][0, :4].tolist()
+    explorer.offered[5].button.click()
+    assert shown(explorer) == result.rankings["predicted_class"][5, :4].tolist()
+
+
+def test_architectures_stand_side_by_side(explorer):
+    explorer.architectures.value = ("cnn", "whitened")
+    assert len(explorer.found.children) == 2
+    for place, name in enumerate(("cnn", "whitened")):
+        assert f"<h4>{name}</h4>" in explorer.panels[place].head.value
+        rankings = results.read("tiny", name).rankings["unrestricted"]
+        assert shown(explorer, place) == rankings[0].tolist()
+    explorer.architectures.value = ("whitened",)
+    assert len(explorer.found.children) == 1
+
+
+def test_queries_are_offered_by_class_by_worst_and_by_page(explorer):
+    dataset = engine.open_engine("tiny", "cnn").embeddings.dataset
+    explorer.queries.value = OF_CLASS
+    explorer.label.value = "square"
+    offered = [each.query for each in explorer.offered if each.query is not None]
+    assert offered == np.flatnonzero(dataset.query_labels == 2)[: len(offered)].tolist()
+    explorer.queries.value = WORST
+    scores = comparison.average_precision(results.read("tiny", "cnn"), "unrestricted", "closed")
+    worst = [scores.loc[dataset.queries[each.query]] for each in explorer.offered]
+    assert worst == sorted(worst)
+    assert worst[0] == scores.min()
+    explorer.queries.value = ALL
+    assert [each.query for each in explorer.offered] == list(range(12))
+    explorer.more.click()
+    assert explorer.offered[0].query == 0  # twelve queries are one page, which follows itself
+
+
+def test_marks_are_searched_with_taken_back_and_exported(explorer, finished_study):
+    opened = explorer.engines[0]
+    opened.__dict__["weights"] = Rocchio(meant=2.0, not_meant=0.5)
+    before = shown(explorer)
+    explorer.again.click()
+    assert "mark some results first" in explorer.status.value
+    explorer.panels[0].cells[3].marks.value = "✓"
+    explorer.panels[0].cells[0].marks.value = "✗"
+    assert explorer.marks == Marks(meant=(before[3],), not_meant=(before[0],))
+    assert shown(explorer) == before  # until it is asked for
+    explorer.again.click()
+    vectors = opened.gallery.vectors
+    wanted = answers.search(
+        opened, opened.gallery, answers.of_query(opened, 0), 10, meant=vectors[[before[3]]],
+        not_meant=vectors[[before[0]]], left_out={before[3], before[0]},
+    )  # fmt: skip
+    assert shown(explorer) == [each.position for each in wanted.results]
+    explorer.export.click()
+    path = finished_study / re.match(r"(.*) written", explorer.status.value)[1]
+    told = json.loads(path.read_text("utf-8"))
+    assert told["meant"] == [opened.gallery.names[before[3]]]
+    assert told["weights"] == {"cnn": {"query": 1.0, "meant": 2.0, "not_meant": 0.5}}
+    explorer.undo.click()
+    assert explorer.marks == Marks(meant=(before[3],))
+    explorer.undo.click()
+    assert shown(explorer) == before
+    assert {cell.marks.value for cell in explorer.panels[0].cells} == {"–"}
+    explorer.undo.click()
+    assert explorer.marks == Marks()
+
+
+def test_another_query_forgets_the_marks(explorer):
+    explorer.panels[0].cells[0].marks.value = "✓"
+    explorer.offered[1].button.click()
+    assert explorer.marks == Marks()
+
+
+def test_picture_of_ones_own_is_searched_with(explorer, finished_study):
+    explorer.queries.value = UPLOAD
+    assert explorer.offers.layout.display == "none"
+    content = (finished_study / "data/shapes/cross/cross-03.png").read_bytes()
+    explorer.upload.value = uploaded(content)
+    opened = explorer.engines[0]
+    square = np.asarray(Image.open(io.BytesIO(content)).resize((32, 32), Image.BICUBIC))
+    (picture,) = answers.encode(opened, {"by hand": square})
+    wanted = answers.search(opened, opened.gallery, picture, 10)
+    assert shown(explorer) == [each.position for each in wanted.results]
+    assert "your picture" in explorer.query.value
+
+
+def test_picture_that_cannot_be_read_says_so_and_keeps_what_is_shown(explorer):
+    before = shown(explorer)
+    explorer.upload.value = uploaded(b"not a picture")
+    assert "this picture cannot be read" in explorer.status.value
+    assert shown(explorer) == before
+
+
+def test_maps_are_drawn_over_query_and_results(explorer):
+    plain = [cell.image.value for cell in explorer.panels[0].cells]
+    explorer.maps.value = True
+    drawn = [cell.image.value for cell in explorer.panels[0].cells]
+    assert all(each.count("<img ") == 2 for each in drawn)
+    assert explorer.status.value == ""
+    explorer.maps.value = False
+    assert [cell.image.value for cell in explorer.panels[0].cells] == plain
+
+
+def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
+    for name in ("params", "notebooks"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "run `make report` first" in explore("digits").value
+
+
+def test_marks_are_one_thing_at_a_time():
+    marks = Marks().mark(4, MEANT).mark(2, NOT_MEANT).mark(4, NOT_MEANT)
+    assert marks == Marks(meant=(), not_meant=(2, 4))
+    assert (marks.of(4), marks.of(3)) == (NOT_MEANT, None)
+    assert marks.mark(2, None).all == (4,)
+    with pytest.raises(ValueError, match="as_what"):
+        marks.mark(1, "perhaps")
