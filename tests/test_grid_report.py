@@ -222,21 +222,75 @@ def test_a_point_that_is_both_best_and_fastest_is_told_once():
     assert said.endswith("with dropout 0.1 (accuracy 1.000, 900 images/s).")
 
 
-def test_overfitting_is_told_for_the_fewest_and_the_most_images():
-    found = learning(500, 1000, 50000)
-    # Accuracy on queries 0.2, 0.4, 0.6, on what was learnt 1.0, 0.9, 0.8.
-    assert grid_report.overfitting(grid_report.table(found)) == (
-        "With 500 images to learn from, accuracy on these is above accuracy on the queries by "
-        "cnn-500 0.80. With 50,000 images to learn from, accuracy on these is above accuracy on "
-        "the queries by cnn-50000 0.20."
-    )
+def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict:
+    """A run whose accuracy on training images has an interval of 0.1 below and 0.05 above."""
+    return run(name, {"learn_from": count, **more}, [0.5, 0.5], right=right, known=known)
 
 
-def test_overfitting_is_told_of_all_architectures_the_least_first():
-    found = learning(500) | run("vgg", {"learn_from": 500}, [0.5], right=0.5, known=0.75)
+def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
+    # Half of the queries are right: of two, a bootstrap finds anything from none to both.
+    frame = rows([0.5, 0.5], architecture="cnn-500", variant="learn_from=500", correct=[1.0, 0.0])
+    accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
+    found = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
+    runs = grid_report.table(found)
+    assert runs.loc["cnn-500", [ACCURACY + LOW, ACCURACY + HIGH]].tolist() == [0.0, 1.0]
+    row = grid_report.gaps(runs).loc["cnn-500"]
+    assert row["value"] == pytest.approx(0.9 - 0.5)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.8 - 1.0, 0.95 - 0.0))
+
+
+def test_gaps_are_told_of_every_size_in_order_with_intervals():
+    found = learnt("cnn", 50000, known=0.8, right=0.6) | learnt("cnn", 500, known=1.0, right=0.2)
     said = grid_report.overfitting(grid_report.table(found))
-    assert said.endswith("by vgg-500 0.25, cnn-500 0.80.")
-    assert said.count("With ") == 1
+    assert said.splitlines()[-1] == (
+        "- **cnn**: 0.800 [0.700,\u00a00.850] with 500, 0.200 [0.100,\u00a00.250] with 50,000"
+    )
+    # Nothing is said of an architecture that is not there.
+    assert "gap of" not in said
+
+
+def test_the_deep_network_is_told_apart_only_where_intervals_lie_apart():
+    found = learnt("vgg16", 500, known=0.9, right=0.3)  # 0.5 to 0.65
+    found |= learnt("cnn", 500, known=0.6, right=0.3)  # 0.2 to 0.35
+    found |= learnt("resnet50", 500, known=0.8, right=0.3)  # 0.4 to 0.55
+    found |= learnt("mobilenet", 500, known=1.0, right=0.1)  # 0.8 to 0.95
+    # With more images it is the other way round, which is not asked.
+    found |= learnt("vgg16", 1000, known=0.5, right=0.5) | learnt("cnn", 1000, known=1.0, right=0.1)
+    said = grid_report.overfitting(grid_report.table(found)).splitlines()
+    assert said[-1] == (
+        "With 500 images, the gap of vgg16 is larger than that of cnn; smaller than that of "
+        "mobilenet; not told apart from that of resnet50."
+    )
+    assert sum(line.startswith("- **") for line in said) == 4
+
+
+def test_each_way_of_training_the_deep_network_is_told_against_all_others():
+    found = learnt("vgg16", 500, known=0.9, right=0.3)
+    found |= learnt("vgg16_frozen", 500, known=0.5, right=0.3)
+    found |= learnt("cnn", 500, known=0.9, right=0.3)
+    *_, one, _, other = grid_report.overfitting(grid_report.table(found)).splitlines()
+    assert one == "With 500 images, the gap of vgg16 is not told apart from that of cnn."
+    assert other == "With 500 images, the gap of vgg16_frozen is smaller than that of cnn."
+
+
+def test_the_deep_network_alone_is_compared_with_nothing():
+    found = learnt("vgg16", 500, known=0.9, right=0.3)
+    assert "gap of" not in grid_report.overfitting(grid_report.table(found))
+
+
+def test_gaps_are_told_for_each_point_of_what_else_differs():
+    found = {}
+    for train, known in (("head", 0.5), ("all", 0.9)):
+        for size in (500, 1000):
+            found |= learnt("vgg16", size, known=known, right=0.3, train=train)
+            found |= learnt("cnn", size, known=0.9, right=0.3, train=train)
+    said = grid_report.overfitting(grid_report.table(found))
+    for name in ("vgg16, train head", "cnn, train head", "vgg16, train all", "cnn, train all"):
+        assert said.count(f"- **{name}**: ") == 1
+    assert (
+        "With 500 images, the gap of vgg16, train head is smaller than that of cnn, train head, "
+        "cnn, train all." in said
+    )
 
 
 def test_of_other_grids_nothing_is_said_of_overfitting(runs):

@@ -145,6 +145,43 @@ def test_an_architecture_s_own_grid_takes_the_place_of_the_study_s(root):
     assert names_of(load(root, alone)) == ["cnn", "vgg16-0.1", "vgg16-0.2"]
 
 
+SEVERAL = [{"dropout": [0.1], "input_size": [32, 64]}, {"dropout": [0.2], "input_size": [32]}]
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["of the study", "of an architecture"])
+def test_several_grids_of_the_same_parameters_stand_in_a_list(root, is_own):
+    own = {"cnn": CNN | {"grid": SEVERAL} if is_own else CNN, "control": CONTROL}
+    given = [own, None if is_own else SEVERAL]
+    assert names_of(load(root, *given)) == ["cnn-0.1-32", "cnn-0.1-64", "cnn-0.2-32", "control"]
+    # SET leaves two of them the same point.
+    assert names_of(load(root, *given, overrides="dropout=0")) == ["cnn-32", "cnn-64", "control"]
+    assert names_of(load(root, *given, overrides="input_size=96 dropout=0")) == ["cnn", "control"]
+
+
+@pytest.mark.parametrize("other", [{"input_size": [96]}, {"input_size": [32], "dropout": [0.3]}])
+def test_grids_of_other_parameters_are_refused(root, other):
+    assert error_of(root, {"cnn": CNN}, [*SEVERAL, other]) == (
+        "params/tiny/study.yaml: grid: all of the list must name the same parameters, in order"
+    )
+
+
+def test_frozen_networks_have_a_cell_for_every_input_size_of_the_project():
+    runs = params.load(ROOT, "cifar10-input-size")
+    frozen = {(run.file, run.parameters["input_size"]) for run in runs
+              if run.parameters["train"] == "head"}  # fmt: skip
+    files, sizes = ({each[place] for each in frozen} for place in (0, 1))
+    assert len(sizes) == 4
+    assert len(frozen) == len(files) * len(sizes)
+
+
+def test_nothing_stops_early_where_overfitting_is_asked_for():
+    runs = params.load(ROOT, "cifar10-training-size")
+    assert {run.parameters["early_stopping"] for run in runs} == {0}
+    from_random = [run for run in runs if run.parameters["weights"] == "none"]
+    assert {run.file for run in from_random} >= {"cnn", "cnn_strong", "resnet50", "vgg16"}
+    assert len({run.parameters["epochs"] for run in from_random}) == 1
+
+
 def test_a_control_is_not_touched_by_a_grid_that_it_does_not_know(root):
     runs = load(root, {"a_control": CONTROL, "cnn": CNN}, SIZES)
     assert names_of(runs) == ["cnn-32", "cnn-64", "a_control"]
@@ -244,7 +281,11 @@ def test_a_point_that_there_is_not_is_answered_with_the_files(root, asked):
             "mobilenet",
             "32-head 32-all 64-head 64-all 96-head 96-all 160-head 160-all",
         ),
-        ("cifar10-input-size", "vgg16", "32-head 32-all 64-head 64-all 96-head 96-all"),
+        (
+            "cifar10-input-size",
+            "vgg16",
+            "32-head 64-head 96-head 160-head 32-all 64-all 96-all",
+        ),
         ("cifar10-pooling", "resnet50", "avg max gem attention"),
         ("cifar10-training-size", "vgg16_frozen", "500 1000 5000 20000 50000"),
     ],
@@ -256,7 +297,11 @@ def test_the_studies_of_this_project_have_these_points(study, architecture, poin
 
 @pytest.mark.parametrize(
     ("study", "count"),
-    [("cifar10-input-size", 8 + 6 + 6), ("cifar10-pooling", 3 * 4), ("cifar10-training-size", 35)],
+    [
+        ("cifar10-input-size", 8 + 7 + 7),
+        ("cifar10-pooling", 3 * 4),
+        ("cifar10-training-size", 8 * 5),
+    ],
 )
 def test_the_studies_of_this_project_have_so_many_runs(study, count):
     names = names_of(params.load(ROOT, study))

@@ -98,7 +98,8 @@ REFUSED = {
 HEAD = {"train": "head", "head_epochs": 2, "epochs": 0, "measured_epochs": []}
 NEEDS = {
     ("train", "head"): HEAD,
-    ("weights", "imagenet"): {"backbone": "vgg16"},
+    **{("weights", value): {"head_epochs": 1} for value in ALLOWED["weights"][2:]},
+    ("weights", "imagenet"): {"backbone": "vgg16", "head_epochs": 1},
     **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
     **{("early_stopping", value): {"measured_epochs": []} for value in ("1", "9")},
     **{("protocols", ALLOWED["protocols"][place]): {"dataset": "cifar10"} for place in (2, 3)},
@@ -217,6 +218,17 @@ CONFLICTS = {
         {"head_epochs": 1, "train": "last_blocks:1"},
         {"head_epochs": 0},
         "head_epochs: must be 0 where weights is none",
+    ),
+    "a learnt backbone trained under a head of random weights": (
+        {"weights": "backbone.h5"},
+        {"head_epochs": 1},
+        "head_epochs: must be greater than 0 where weights is backbone.h5 and train is all: "
+        "gradients that come through a head of random weights",
+    ),
+    "learnt blocks trained under a head of random weights": (
+        {"backbone": "vgg16", "weights": "imagenet", "train": "last_blocks:1"},
+        {"train": "head", "epochs": 0, "measured_epochs": [], "head_epochs": 2},
+        "head_epochs: must be greater than 0 where weights is imagenet and train is last_blocks:1",
     ),
     "more blocks than there are": (
         {"train": "last_blocks:4"},

@@ -1,12 +1,15 @@
 """Where networks come from: told of each as its weights and its training were."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import empty_project
 from invented import result, rows
 
+from cbir import cache
 from cbir.networks.weights import Weights
 from cbir.reporting import origins
 
@@ -25,11 +28,16 @@ PARAMETERS = {
     "pooling": "avg",
     "embedding": "penultimate",
     "precision": "mixed_bfloat16",
+    "dropout": 0.0,
     "training": {
         "batch_size": 64,
         "optimizer": "adam",
+        "learning_rate": 0.001,
         "schedule": "cosine",
         "augmentation": ["flip", "shift"],
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "early_stopping": 0,
     },
 }
 
@@ -38,7 +46,7 @@ PARAMETERS = {
 SCALED = ("none", "study:tiny-imagenet-32")
 
 
-def run(source: str, *, protocols=("closed",), embedding_dim=256, **parameters):
+def run(source: str, *, protocols=("closed",), embedding_dim=256, summary=None, **parameters):
     """A network that started from there."""
     frames = [rows([0.5], protocol=each) for each in protocols]
     started_from = "random" if source == "none" else SHA
@@ -49,6 +57,7 @@ def run(source: str, *, protocols=("closed",), embedding_dim=256, **parameters):
         | {"backbone": source, "pixels": "scaled" if source in SCALED else "imagenet"}
         | parameters,
         embedding_dim=embedding_dim,
+        **(summary or {}),
     )
     found.summary["dataset"]["train"] = 400
     return found
@@ -127,17 +136,143 @@ def test_the_table_says_what_each_network_is_and_was_trained_from():
     assert table["embedding"].tolist() == ["penultimate, 256"] * 3 + ["pooled, 512"]
     assert table["augmentation"].tolist() == ["flip, shift", "none", "flip, shift", "flip, shift"]
     assert table["precision"].tolist() == ["bfloat16", "float32", "bfloat16", "bfloat16"]
+    assert table["batch"].tolist() == ["64", "64 head", "64", "64"]
     assert table.loc["cnn"].drop(["weights", "trained", "embedding"]).to_dict() == {
         "backbone": "cnn",
         "input (px)": 32,
         "pooling": "avg",
         "training images": 400,
-        "epochs": 1,
-        "batch": 64,
+        "epochs": "3",
+        "batch": "64",
         "optimizer": "adam, cosine",
+        "learning rate": "0.001",
         "augmentation": "flip, shift",
         "precision": "bfloat16",
     }
+
+
+def trained(**changes) -> dict:
+    return {"training": PARAMETERS["training"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "told"),
+    [
+        (trained(weight_decay=5e-4), "weight decay", "0.0005"),
+        (trained(label_smoothing=0.1), "label smoothing", "0.1"),
+        (trained(early_stopping=5), "early stopping (epochs)", "5"),
+        ({"dropout": 0.5}, "dropout", "0.5"),
+    ],
+)
+def test_what_few_networks_use_is_told_where_one_does(changes, column, told):
+    plain = origins.table({"cnn": run("none")})
+    table = origins.table({"cnn": run("none"), "other": run("none", **changes)})
+    assert column not in plain
+    assert set(table) - set(plain) == {column}
+    assert table[column].to_dict() == {"cnn": "none", "other": told}
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """Artifacts of a head before a backbone, and of embeddings; where they stand."""
+    monkeypatch.chdir(empty_project(tmp_path / "project"))
+    made = {
+        "head": {"batch_size": 512, "learning_rate": 0.01, "epochs": 20},
+        "embeddings": {"test_time_flips": True, "whitening": 64, "epoch": 3},
+    }
+    return {
+        name: cache.cached(name, lambda folder: None, parameters=given, code="cbir.cache")
+        .folder.relative_to(tmp_path / "project").as_posix()
+        for name, given in made.items()
+    }  # fmt: skip
+
+
+def test_a_head_before_the_backbone_is_told_beside_it(steps):
+    summary = {"artifacts": {"head": steps["head"]}, "head_epochs": 20}
+    row = origins.table({"cnn": run("imagenet", summary=summary)}).loc["cnn"]
+    assert row[["epochs", "batch", "learning rate"]].tolist() == [
+        "20 head + 3", "512 head, 64", "0.01 head, 0.001",
+    ]  # fmt: skip
+
+
+def test_how_embeddings_were_made_is_told(steps):
+    summary = {"artifacts": {"embeddings": steps["embeddings"]}}
+    flips, whitening = "test-time flips", "whitening (dimensions)"
+    table = origins.table({"cnn": run("none", summary=summary)})
+    assert table.loc["cnn", [flips, whitening]].tolist() == ["yes", "64"]
+    # Of embeddings that are gone nothing is said, not even that they are plain.
+    gone = run("none", summary={"artifacts": {"embeddings": "artifacts/embeddings/gone"}})
+    assert flips not in origins.table({"cnn": gone})
+    both = origins.table({"cnn": run("none", summary=summary), "other": gone})
+    assert both[flips].tolist() == ["yes", "–"]
+
+
+@pytest.mark.parametrize(
+    ("train", "head", "last", "told"),
+    [
+        ("all", 0, 47, "47"),
+        ("all", 20, 3, "20 head + 3"),
+        ("last_blocks:1", 20, 3, "20 head + 3"),
+        ("head", 0, 20, "20 head"),
+    ],
+)
+def test_epochs_are_told_alike_everywhere(train, head, last, told):
+    of_run = run("imagenet", train=train, summary={"epochs": last, "head_epochs": head})
+    assert origins.epochs(of_run) == told
+    # As a summary was before it told of heads: a row an epoch in the history does.
+    older = run("imagenet", train=train, summary={"epochs": last})
+    stages = ["head"] * (head or last * (train == "head")) + ["backbone and head"] * (
+        last * (train != "head")
+    )
+    older = replace(older, history=pd.DataFrame({"stage": stages}))
+    assert origins.epochs(older) == told
+    asked = {"train": train, "head_epochs": 20 if head or train == "head" else 0}
+    for known in ({"head_epochs": head}, {"head_epochs": None}, {}):
+        assert origins.epochs_of_manifest({"parameters": asked, "epochs": last} | known) == told
+
+
+def test_a_manifest_tells_of_the_head_as_it_was_kept_not_as_it_was_asked_for():
+    # With early stopping the best of the twenty epochs was the seventh.
+    given = {"parameters": {"train": "all", "head_epochs": 20}, "epochs": 3, "head_epochs": 7}
+    assert origins.epochs_of_manifest(given) == "7 head + 3"
+    assert origins.epochs_of_manifest(given, epoch=2) == "7 head + 2"
+
+
+def manifest(**sources: str) -> dict:
+    """Architectures of a manifest by what they started from; points as in `cnn-64`."""
+    return {
+        name.replace("_", "-"): {
+            "weights": {"source": source} if source else None,
+            "variant": f"input_size={name.partition('_')[2]}" if "_" in name else "",
+        }
+        for name, source in sources.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ({"cnn": "none", "random": ""}, "All networks started from random weights." + NO_IMAGENET),
+        ({"vgg16": "imagenet", "random": ""}, "All networks started from ImageNet weights."),
+        # What the other study's networks started from is not known here.
+        (
+            {"vgg16": "study:tiny-imagenet-32", "cnn": "none"},
+            "Started from what the backbone learnt in another study of this project: vgg16; from "
+            "random weights: cnn.",
+        ),
+        (
+            {"vgg_32": "imagenet", "vgg_64": "imagenet", "cnn_32": "none", "cnn_64": "none"},
+            "Started from ImageNet weights: vgg; from random weights: cnn.",
+        ),
+        (
+            {"vgg_32": "imagenet", "vgg_64": "none", "cnn_32": "none", "cnn_64": "none"},
+            "Started from ImageNet weights: vgg-32; from random weights: vgg-64, cnn.",
+        ),
+        ({"random": ""}, ""),
+    ],
+)
+def test_a_manifest_is_labelled_as_results_are(sources, said):
+    assert origins.label_of_manifest(manifest(**sources)) == said
 
 
 def test_weights_of_a_studys_architecture_keep_the_name_of_the_study():

@@ -1,13 +1,15 @@
 """README's tables of results: from what is committed under reports/published/, and nothing else."""
 
 import json
+import shutil
 
+import invented
 import pandas as pd
 import pytest
-from conftest import ROOT, cbir, write_study
+from conftest import ROOT, cbir, make_project, write_study
 
 from cbir import StudyError
-from cbir.reporting import published, tidy
+from cbir.reporting import published, results, tidy
 
 MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
 
@@ -26,10 +28,11 @@ def rows(architecture: str, measured: dict, seeds=(0,), epoch=None) -> list[dict
     return found
 
 
-def run_of(weights=None, epochs=None, seconds=None, variant="") -> dict:
+def run_of(weights=None, epochs=None, seconds=None, variant="", head_epochs=0, **given) -> dict:
     """What the manifest says of an architecture."""
+    asked = {"protocols": ["closed"], "train": "all", "head_epochs": head_epochs} | given
     return {
-        "parameters": {"protocols": ["closed"]}, "variant": variant, "epochs": epochs,
+        "parameters": asked, "variant": variant, "epochs": epochs, "head_epochs": head_epochs,
         "weights": {"source": weights} if weights else None, "training_seconds": seconds,
         "speed": {"images_per_second": 1234.4, "query_milliseconds": 2},
     }  # fmt: skip
@@ -67,6 +70,13 @@ def project(tmp_path):
     return tmp_path
 
 
+def write_runs(project, **runs: dict) -> None:
+    """Other architectures into the manifest of the study `small`."""
+    path = project / "reports" / "published" / "small" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"architectures": runs}))
+
+
 def cells(project, start: str) -> list[str]:
     """The cells of the one row of the table that begins so."""
     lines = published.section(project).splitlines()
@@ -102,6 +112,32 @@ def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project)
     assert state.endswith("| – | – |")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"train": "head"}, "7 head"), ({"head_epochs": 20}, "20 head + 7"), ({}, "7")],
+)
+def test_epochs_of_the_head_alone_are_told_apart(given, told, project):
+    write_runs(project, cnn=run_of("imagenet", 7, 3700, **given))
+    final, *states = [line for line in published.section(project).splitlines()
+                      if line.startswith("| cnn |")]  # fmt: skip
+    assert final.startswith(f"| cnn | imagenet | {told} |")
+    if "head_epochs" in given:
+        assert states[0].startswith("| cnn | imagenet | 20 head + 3 |")
+
+
+def test_each_table_is_labelled_with_what_its_networks_started_from(project):
+    said = published.section(project).partition("| architecture |")[0]
+    assert said.rstrip().endswith(
+        "2 cores. All networks started from random weights. No ImageNet weights had a part in "
+        "these figures."
+    )
+    write_runs(project, cnn=run_of("none", 7, 3700), vgg16=run_of("study:elsewhere", 7, 3700))
+    said = published.section(project).partition("| architecture |")[0]
+    assert "another study of this project: vgg16; from random weights: cnn." in said
+    write_runs(project, random=run_of())
+    assert "started" not in published.section(project)
+
+
 def test_a_control_has_neither_weights_nor_accuracy(project):
     told = cells(project, "random")
     assert told[:4] == ["random", "–", "–", "–"]
@@ -117,10 +153,7 @@ def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
 
 
 def test_a_point_of_a_grid_is_named_by_its_values(project):
-    path = project / "reports" / "published" / "small" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["architectures"] = {"cnn-gem": run_of("imagenet", 2, 5, variant="pooling=gem")}
-    path.write_text(json.dumps(manifest))
+    write_runs(project, **{"cnn-gem": run_of("imagenet", 2, 5, variant="pooling=gem")})
     assert cells(project, "cnn, pooling=gem")[1:3] == ["imagenet", "2"]
 
 
@@ -163,3 +196,63 @@ def test_a_study_without_a_report_cannot_be_published(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: no results in {tmp_path}/reports/tiny: run `make report")
     assert not (tmp_path / "reports").exists()
+
+
+EPOCHS = {"train": "all", "head_epochs": 0}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The study `tiny` with a report of two networks and a control, invented."""
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        names = ["cnn", "vgg16", "random"]
+        for name, blur in (("cnn", 2.0), ("vgg16", 3.0)):
+            invented.save_network(name, blur, epochs=())
+        invented.save_control("random")
+        for name in names:
+            ran = {"parameters": {"protocols": ["closed"], **(EPOCHS if name != "random" else {})}}
+            path = root / "reports" / "tiny" / name / "manifest.json"
+            path.write_text(json.dumps(ran | {"seconds": 1.0}))
+        about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}}
+        results.write_study(root / "reports" / "tiny", names, about)
+        yield root
+
+
+def test_what_is_published_is_what_the_report_holds(finished):
+    folder = published.publish(finished, "tiny")
+    assert folder == finished / "reports" / "published" / "tiny"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json", "metrics.csv", "results.png",
+    ]  # fmt: skip
+    source = finished / "reports" / "tiny"
+    for name in ("manifest.json", "metrics.csv"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line for line in published.section(finished).splitlines() if line.startswith("|")]
+    table = tidy.read_csv(source / "metrics.csv")
+    for name in ("cnn", "vgg16"):
+        own = tidy.select(table[table["architecture"] == name], **published.MEASURES["mAP"])
+        (line,) = [line for line in lines if line.startswith(f"| {name} | random | 3 |")]
+        assert f"| {tidy.number(own)} |" in line
+    assert any(line.startswith("| random | – | – |") for line in lines)
+
+
+def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_path):
+    shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny")
+    path = tmp_path / "reports" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"failures": {"resnet50": "out of memory"}}))
+    with pytest.raises(StudyError) as caught:
+        published.publish(tmp_path, "tiny")
+    assert "resnet50: out of memory: mend it and run `make report STUDY=tiny`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "reports" / "published").exists()
+
+
+def test_a_trial_is_not_published(finished, tmp_path):
+    shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny-trial")
+    with pytest.raises(StudyError, match="^tiny-trial is a trial, .* put them into params/"):
+        published.publish(tmp_path, "tiny-trial")
+    assert not (tmp_path / "reports" / "published").exists()

@@ -4,6 +4,7 @@ One project is run for all three architectures; what happens next is tried on co
 runs are started two at a time by the fixture `runs`, and the tests read what they left.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -21,8 +22,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import CNN, FROZEN, ROOT, STUDY, cbir, make_project, write_pictures, write_study
+from conftest import (
+    CNN,
+    FROZEN,
+    ROOT,
+    STUDY,
+    build_network,
+    cbir,
+    load_shapes,
+    make_project,
+    write_pictures,
+    write_study,
+)
 from test_pages import Tags
+
+from cbir.images import data
+from cbir.networks import weights
+from cbir.networks.backbones import BACKBONES
+from cbir.studies import plan
+from cbir.studies.study import open_study, run_key
 
 pytestmark = pytest.mark.study
 
@@ -121,7 +139,7 @@ def run_with_failures(root: Path) -> SimpleNamespace:
         STUDY | {"dataset": "data/elsewhere"},
         {
             CONTROL: CONTROLS,
-            "cnn": CNN | {"weights": "study:elsewhere"},
+            "cnn": CNN | {"weights": "study:elsewhere", "head_epochs": 1},
             "resnet50": frozen | {"backbone": "resnet50", "weights": "imagenet"},
             "vgg16": frozen | {"backbone": "vgg16", "weights": "data/damaged.weights.h5"},
         },
@@ -626,6 +644,96 @@ def test_a_plan_names_what_would_be_downloaded(runs):
     assert "reports/shapes/index.html" in plan.stdout
     assert "will download resnet50_weights" in plan.stdout
     assert "cannot run: weights: study:elsewhere: no cnn" in plan.stdout
+
+
+def test_a_plan_downloads_nothing_where_the_images_are_decoded(project, monkeypatch):
+    frozen = CNN | FROZEN | {"backbone": "vgg16", "weights": "imagenet"}
+    write_study(project, "tiny", STUDY, {"cnn": CNN, "vgg16": frozen})
+    (project / "params" / "tiny" / "resnet50.yaml").unlink()
+    load_shapes()
+    monkeypatch.setattr(weights, "_downloaded", lambda name: pytest.fail(f"downloads {name}"))
+    said = plan.describe(open_study(project, "tiny"))
+    assert "decoded before" in said
+    assert "will download vgg16_weights" in said
+    assert said.count("trainings: 0 cached, 1 to be done") == 2
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_a_plan_splits_no_images(is_split, project):
+    load_shapes()
+    if not is_split:
+        write_study(project, "tiny", STUDY | {"validation_fraction": 0.4}, {})
+    before = snapshot(project)
+    said = plan.describe(open_study(project, "tiny"))
+    assert "decoded before" in said
+    assert snapshot(project).keys() - before.keys() == set()
+
+
+def test_a_plan_counts_trainings_by_their_heads_and_by_what_they_learn_from(project, monkeypatch):
+    from cbir.networks import recipe  # brings Keras along
+
+    build_network(dropout=0.1).body.save_weights("backbone.weights.h5")
+    given = CNN | {"weights": "backbone.weights.h5", "learn_from": 18, "measured_epochs": []}
+    given |= {"epochs": 1, "head_epochs": 1, "head_batch_size": 8}
+    split = {key: STUDY[key] for key in ("image_size", "test_fraction", "split_seed")}
+    images = data.load("data/shapes", validation_fraction=0.2, learn_from=18, **split)
+    shape = ("backbone", "weights", "train", "input_size", "pooling", "feature_maps", "embedding",
+             "embedding_dim", "dropout", "mixed_precision")  # fmt: skip
+    training = ("head_epochs", "head_batch_size", "head_learning_rate", "epochs", "batch_size",
+                "measured_epochs", "optimizer", "learning_rate", "schedule", "weight_decay",
+                "augmentation", "label_smoothing", "early_stopping")  # fmt: skip
+    asked = recipe.Recipe(
+        {key: given[key] for key in shape} | {"image_size": 32},
+        {key: given[key] for key in training},
+        {"test_time_flips": False, "whitening": 0},
+    )
+    asked.train(images, 0)
+
+    def counted(**changes) -> tuple[str, ...]:
+        write_study(project, "heads", STUDY, {"cnn": given | changes})
+        said = plan.describe(open_study(project, "heads"))
+        return re.search(r"trainings: (\d+) cached, (\d+) to be done", said).groups()
+
+    assert counted() == ("1", "0")
+    assert counted(train="head") == ("1", "0")
+    for changes in (
+        {"head_epochs": 2}, {"head_batch_size": 4}, {"head_learning_rate": 0.5}, {"epochs": 2},
+        {"train": "last_blocks:2"}, {"learn_from": 0}, {"learn_from": 24}, {"seeds": [1]},
+    ):  # fmt: skip
+        assert counted(**changes) == ("0", "1"), changes
+    row = dataclasses.replace(BACKBONES["cnn"], preprocess="vgg16")
+    monkeypatch.setitem(BACKBONES, "cnn", row)
+    assert counted() == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_changed"),
+    [
+        ({"arguments": {"alpha": 0.5}}, True),
+        ({"blocks": ("conv1", "conv_dw_7")}, True),
+        ({"preprocess": None}, True),
+        ({"constructor": "MobileNetV2"}, True),
+        ({"rates": (1, 1)}, False),
+        ({"imagenet": None}, False),
+    ],
+)
+def test_a_backbone_s_row_is_part_of_the_key_of_its_own_runs(
+    changes, is_changed, project, monkeypatch
+):
+    mobilenet = CNN | {"backbone": "mobilenet", "pooling": "avg"}
+    write_study(project, "rows", STUDY, {"cnn": CNN, CONTROL: CONTROLS, "mobilenet": mobilenet})
+    study = open_study(project, "rows")
+
+    def keys() -> dict[str, str]:
+        return {run.architecture: run_key(study, run) for run in study.runs}
+
+    before = keys()
+    row = dataclasses.replace(BACKBONES["mobilenet"], **changes)
+    monkeypatch.setitem(BACKBONES, "mobilenet", row)
+    after = keys()
+    assert len(set(before.values())) == len(before)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == ({"mobilenet"} if is_changed else set())
 
 
 def test_a_folder_of_pictures_is_studied_under_its_own_name(runs):

@@ -9,6 +9,9 @@ from cbir.retrieval import uncertainty
 ARCHITECTURE = "architecture"
 ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
 SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
+LEARN_FROM = "learn_from"
+# Of whose depth the paper says that it "can cause overfitting on smaller datasets".
+DEEP = "vgg16"
 # A number, and its interval beside it under these names.
 LOW, HIGH = ", low", ", high"
 MEASURED = [ACCURACY, TRAINING, MAP]
@@ -55,9 +58,10 @@ def is_number(runs: pd.DataFrame, dimension: str) -> bool:
     return pd.api.types.is_numeric_dtype(runs[dimension])
 
 
-def series(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The runs that differ along the axis alone, by what they have in common."""
-    others = [ARCHITECTURE, *(each for each in dimensions(runs) if each != axis_of(runs))]
+def series(runs: pd.DataFrame, axis: str = "") -> dict[str, pd.DataFrame]:
+    """The runs that differ along an axis alone (`axis_of` by default), by what they share."""
+    axis = axis or axis_of(runs)
+    others = [ARCHITECTURE, *(each for each in dimensions(runs) if each != axis)]
     groups = runs.groupby(others, sort=False)
     return {
         ", ".join([common[0], *(f"{key} {value}" for key, value in zip(others[1:], common[1:],
@@ -125,20 +129,59 @@ def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
     return "\n\n".join(said)
 
 
+def gaps(runs: pd.DataFrame) -> pd.DataFrame:
+    """How far accuracy on the images learnt from lies above accuracy on the queries.
+
+    The interval reaches from the lowest end of the one minus the highest of the other to the
+    opposite. The two are means over different images, so that this is wider than a 95 % interval of
+    their difference need be: where two such intervals lie apart, the gaps do.
+
+    Returns:
+        A row a run, with the columns `series` (its architecture, and its point but for
+        `learn_from`), `learn_from`, `value`, `ci_low` and `ci_high`.
+    """
+    parts = [own.assign(series=name) for name, own in series(runs, LEARN_FROM).items()]
+    found = pd.concat(parts).sort_values(LEARN_FROM, kind="stable")
+    return found[["series", LEARN_FROM]].assign(
+        value=found[TRAINING] - found[ACCURACY],
+        ci_low=found[TRAINING + LOW] - found[ACCURACY + HIGH],
+        ci_high=found[TRAINING + HIGH] - found[ACCURACY + LOW],
+    )
+
+
 def overfitting(runs: pd.DataFrame) -> str:
-    """How far training and test accuracy lie apart, for the fewest and the most training images."""
-    if "learn_from" not in dimensions(runs):
+    """Each network's gap between training and test accuracy, and what this says of VGG16."""
+    if LEARN_FROM not in dimensions(runs):
         return ""
-    said = []
-    for count in sorted({runs["learn_from"].min(), runs["learn_from"].max()}):
-        own = runs[runs["learn_from"] == count]
-        gaps = own[TRAINING] - own[ACCURACY]
-        told = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.sort_values().items())
-        said.append(
-            f"With {count:,} images to learn from, accuracy on these is above accuracy on the "
-            f"queries by {told}."
+    found = gaps(runs)
+    said = [
+        "How far accuracy on the images learnt from lies above accuracy on the queries, by the "
+        "number of images to learn from. In brackets stands an interval that is wide rather than "
+        "narrow, from the ends of the two accuracies' intervals:\n"
+    ]
+    for name in series(runs, LEARN_FROM):
+        own = found[found["series"] == name]
+        told = ", ".join(
+            f"{tidy.number(own.loc[[run]])} with {own.loc[run, LEARN_FROM]:,}" for run in own.index
         )
-    return " ".join(said)
+        said.append(f"- **{name}**: {told}")
+    smallest = found[found[LEARN_FROM] == found[LEARN_FROM].min()].set_index("series")
+    named = [name for name in smallest.index if name.startswith(DEEP)]
+    return "\n".join(said) + "".join(f"\n\n{_against_others(name, smallest)}" for name in named)
+
+
+def _against_others(name: str, smallest: pd.DataFrame) -> str:
+    """Whose gaps a network's is told apart from, with the fewest images; nothing without others."""
+    own = smallest.loc[name]
+    others = smallest[~smallest.index.str.startswith(DEEP)]
+    below, above = others["ci_high"] < own["ci_low"], others["ci_low"] > own["ci_high"]
+    groups = {
+        "larger than that of": others.index[below],
+        "smaller than that of": others.index[above],
+        "not told apart from that of": others.index[~(below | above)],
+    }
+    told = "; ".join(f"{how} {', '.join(names)}" for how, names in groups.items() if len(names))
+    return told and f"With {own[LEARN_FROM]:,.0f} images, the gap of {name} is {told}."
 
 
 def _with_interval(name: str, found: dict) -> dict:

@@ -5,11 +5,30 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from cbir import cache, project_root
+from cbir.reporting import grids
 from cbir.reporting.results import Result
 
 if TYPE_CHECKING:
     from cbir.networks.models import Network
 
+# Beside the weights' kinds, what is said of a network that started from them.
+STARTED = {
+    "imagenet": "from ImageNet weights",
+    "file": "from a file of weights",
+    "study": "from what the backbone learnt in another study of this project",
+    "none": "from random weights",
+}
+# Parameters that are 0 or false where they are not used, and the columns that tell of them.
+OPTIONAL = {
+    "weight_decay": "weight decay",
+    "label_smoothing": "label smoothing",
+    "early_stopping": "early stopping (epochs)",
+    "dropout": "dropout",
+    "test_time_flips": "test-time flips",
+    "whitening": "whitening (dimensions)",
+}
+UNUSED = "none"
 TRAINED = {"all": "all of it", "head": "the head alone, on a frozen backbone"}
 
 
@@ -27,13 +46,18 @@ def of_network(network: "Network") -> str:
 
 
 def table(results: dict[str, Result]) -> pd.DataFrame:
-    """What each architecture is and was trained from; controls, which were not, are left out."""
+    """What each architecture is and was trained from; controls, which were not, are left out.
+
+    What few networks use, such as `OPTIONAL`, has a column only where one of them uses it. Where
+    the head was trained alone first, a cell tells of both: `512 head, 32`.
+    """
     rows = {}
     for name, result in results.items():
         if result.is_control:
             continue
         given, weights = result.summary["parameters"], result.summary["weights"]
-        last = given["training"]
+        last, head = given["training"], _artifact(result, "head")
+        stages = given["train"], head
         rows[name] = {
             "backbone": given["backbone"],
             "weights": _source(weights),
@@ -42,13 +66,38 @@ def table(results: dict[str, Result]) -> pd.DataFrame:
             "pooling": given["pooling"],
             "embedding": f"{given['embedding']}, {result.summary['embedding_dim']}",
             "training images": result.summary["dataset"]["train"],
-            "epochs": len(result.history),
-            "batch": last["batch_size"],
+            "epochs": epochs(result),
+            "batch": _by_stage("batch_size", last, *stages),
             "optimizer": f"{last['optimizer']}, {last['schedule']}",
+            "learning rate": _by_stage("learning_rate", last, *stages),
             "augmentation": ", ".join(last["augmentation"]) or "none",
+            **_optional(given | last | _artifact(result, "embeddings")),
             "precision": given["precision"].removeprefix("mixed_"),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
+    described = pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
+    unused = [name for name in OPTIONAL.values() if name in described
+              and described[name].isin([UNUSED, "–"]).all()]  # fmt: skip
+    return described.drop(columns=unused)
+
+
+def epochs(result: Result) -> str:
+    """How often a network saw its training images before it was as it is: `20 head + 3`.
+
+    With early stopping these are the epochs up to the best one, whose weights are kept.
+    """
+    summary, head = result.summary, result.summary.get("head_epochs")
+    train = summary["parameters"]["train"]
+    if head is None:  # an older summary, which leaves it to the history
+        head = int((result.history["stage"] == "head").sum()) if "stage" in result.history else 0
+    return _epochs(train, head, summary["epochs"])
+
+
+def epochs_of_manifest(run: dict, epoch: int | None = None) -> str:
+    """The same of an architecture in a study's manifest, or of its state after an epoch."""
+    given, head = run["parameters"], run.get("head_epochs")
+    # Older manifests say how many epochs were asked for alone.
+    head = given["head_epochs"] if head is None else head
+    return _epochs(given["train"], head, epoch or run["epochs"])
 
 
 def shared(described: pd.DataFrame) -> str:
@@ -70,33 +119,48 @@ def _is_same(column: pd.Series) -> bool:
 
 def label(results: dict[str, Result]) -> str:
     """What is said of the results wherever they appear: what they started from."""
-    groups: dict[str, list[str]] = {"imagenet": [], "study": [], "none": [], "file": []}
-    for name, result in results.items():
-        if not result.is_control:
-            source = result.summary["weights"]["source"]
-            known = "study" if source.startswith("study:") else source
-            groups[known if known in groups else "file"].append(name)
-    told = {
-        "imagenet": "from ImageNet weights",
-        "file": "from a file of weights",
-        "study": "from what the backbone learnt in another study of this project",
-        "none": "from random weights",
-    }
-    kinds = [kind for kind in told if groups[kind]]
-    if not kinds:
-        return ""
-    if len(kinds) == 1:
-        said = f"All networks started {told[kinds[0]]}."
-    else:
-        parts = [f"{told[kind]}: {', '.join(groups[kind])}" for kind in kinds]
-        said = "Started " + "; ".join(parts) + "."
+    networks = {name: each.summary for name, each in results.items() if not each.is_control}
     # A study hands on what its own networks started from: their pixels tell.
-    if all(
-        result.is_control or result.summary["parameters"]["pixels"] == "scaled"
-        for result in results.values()
-    ):
-        said += " No ImageNet weights had a part in these figures."
-    return said
+    is_scaled = all(each["parameters"]["pixels"] == "scaled" for each in networks.values())
+    return _label(networks, without_imagenet=is_scaled)
+
+
+def label_of_manifest(runs: dict[str, dict]) -> str:
+    """The same from the architectures of a study's manifest.
+
+    It does not say what another study's networks started from, so that ImageNet's part in them
+    stays open.
+    """
+    networks = {name: run for name, run in runs.items() if run["weights"]}
+    is_random = all(run["weights"]["source"] == "none" for run in networks.values())
+    return _label(networks, without_imagenet=is_random)
+
+
+def _label(networks: dict[str, dict], *, without_imagenet: bool) -> str:
+    """The label of networks, each with its `weights` and its `variant`."""
+    kinds = {name: _kind(each["weights"]["source"]) for name, each in networks.items()}
+    told = [kind for kind in STARTED if kind in kinds.values()]
+    if not told:
+        return ""
+    if len(told) == 1:
+        said = f"All networks started {STARTED[told[0]]}."
+    else:
+        files = {name: grids.parse(name, each["variant"])[0] for name, each in networks.items()}
+        parts = [f"{STARTED[kind]}: {', '.join(_of_kind(kind, kinds, files))}" for kind in told]
+        said = "Started " + "; ".join(parts) + "."
+    return said + " No ImageNet weights had a part in these figures." * without_imagenet
+
+
+def _kind(source: str) -> str:
+    known = "study" if source.startswith("study:") else source
+    return known if known in STARTED else "file"
+
+
+def _of_kind(kind: str, kinds: dict[str, str], files: dict[str, str]) -> list[str]:
+    """The runs of a kind; those of a grid by their architecture, where all of it is of the kind."""
+    mixed = {files[name] for name in kinds if kinds[name] != kind}
+    own = [name for name in kinds if kinds[name] == kind]
+    return list(dict.fromkeys(name if files[name] in mixed else files[name] for name in own))
 
 
 def pretrained(results: dict[str, Result]) -> str:
@@ -127,3 +191,38 @@ def _source(weights: dict) -> str:
     source = weights["source"]
     named = source if source.startswith("study:") else Path(source).name
     return f"{named} ({weights['started from'][:12]}…)"
+
+
+def _epochs(train: str, head: int, last: int) -> str:
+    if train == "head":
+        return f"{last} head"
+    return f"{head} head + {last}" if head else f"{last}"
+
+
+def _by_stage(name: str, last: dict, train: str, head: dict) -> str:
+    """A setting of the training, and that of its head alone before it."""
+    told = _text(last.get(name))
+    if train == "head":
+        return f"{told} head"
+    return f"{_text(head.get(name))} head, {told}" if head else told
+
+
+def _optional(given: dict) -> dict[str, str]:
+    return {
+        column: UNUSED if given.get(name) in (0, False) else _text(given.get(name))
+        for name, column in OPTIONAL.items()
+    }
+
+
+def _text(value: float | bool | None) -> str:
+    """A setting as it is read; a dash where it is not known any more."""
+    if value is None:
+        return "–"
+    return "yes" if value is True else f"{value:g}"
+
+
+def _artifact(result: Result, step: str) -> dict:
+    """The parameters of a step of the run; nothing where it had no such step, or that is gone."""
+    place = result.summary.get("artifacts", {}).get(step)
+    found = cache.read(project_root() / place) if place else None
+    return found.manifest["parameters"] if found else {}

@@ -15,7 +15,7 @@ from cbir import StudyError
 from cbir.cache import MANIFEST, write_text
 from cbir.images import protocols
 from cbir.progress import duration
-from cbir.reporting import comparison, grids, results, tidy
+from cbir.reporting import comparison, grids, origins, results, tidy
 
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- results: end -->"
 PAPER = (
@@ -45,14 +45,25 @@ def publish(root: Path, study: str) -> Path:
     """Copy a finished report's numbers into reports/published/<study>/ and draw its figure.
 
     Raises:
-        StudyError: the study has no report, or one in which an architecture failed.
+        StudyError: it is a trial, or has no report, or one in which an architecture failed.
     """
+    if study.endswith("-trial"):
+        raise StudyError(
+            f"{study} is a trial, whose parameters stand in no file: put them into params/ and "
+            "publish that study"
+        )
     source, folder = root / "reports" / study, root / "reports" / "published" / study
     if not (source / MANIFEST).exists():
         raise StudyError(f"no results in {source}: run `make report STUDY={study}` first")
     manifest = json.loads((source / MANIFEST).read_text("utf-8"))
     if not manifest["architectures"]:
         raise StudyError(f"{source} holds no results to publish")
+    if failures := manifest["failures"]:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise StudyError(
+            f"{source} cannot be published: {reasons}: mend it and run "
+            f"`make report STUDY={study}` again"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.csv", MANIFEST):
         shutil.copyfile(source / name, folder / name)
@@ -110,7 +121,7 @@ def _study(folder: Path) -> str:
         f"{data['queries']:,} queries, {data['gallery']:,} gallery images; "
         f"{machine['cpu']}, {machine['cores']} cores"
         + (f", {', '.join(machine['gpus'])}" if machine["gpus"] else "")
-        + ".",
+        + f". {origins.label_of_manifest(runs)}".rstrip(),
         "",
         _table(_frame(rows, runs)),
         "",
@@ -135,7 +146,7 @@ def _frame(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
                 {
                     "architecture": label,
                     "weights": "random" if weights == "none" else weights,
-                    "epochs": "–" if not run["weights"] else (run["epochs"] if is_final else epoch),
+                    "epochs": origins.epochs_of_manifest(run, epoch) if run["weights"] else "–",
                     **{
                         measure: _mean(tidy.select(own, epoch=epoch, **wanted))
                         for measure, wanted in MEASURES.items()

@@ -157,6 +157,7 @@ def save(
             },
             "size": network.size,
             "epochs": training.best_epoch,
+            "head_epochs": training.head.best_epoch if training.head else 0,
             "training_accuracy": evaluation.training_accuracy(states, asked),
             "training_seconds": training.seconds,
         }
@@ -232,6 +233,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
             "variant": summary["variant"],
             "size": summary.get("size"),
             "epochs": summary.get("epochs"),
+            "head_epochs": summary.get("head_epochs"),
             "training_accuracy": summary.get("training_accuracy"),
             "training_seconds": summary.get("training_seconds"),
             "speed": summary["speed"],

@@ -127,6 +127,9 @@ def conflict(given: dict) -> str:
         "of random weights that is then trained": (
             is_random and not is_frozen and given["head_epochs"]
         ),
+        f"head_epochs: must be greater than 0 where weights is {given['weights']} and train is "
+        f"{train}: gradients that come through a head of random weights would spoil what the "
+        "backbone has learnt": (not is_random and not is_frozen and not given["head_epochs"]),
         f"train: {train}: {backbone} has {len(blocks)} blocks": count > len(blocks),
         "augmentation: a frozen backbone sees each image once, so no image can change from epoch "
         "to epoch: set augmentation: [] or train: all": is_frozen and given["augmentation"],

@@ -108,7 +108,7 @@ def load(
         raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
     shared = folder / SHARED
     usual, common = defaults(root), _read_yaml(shared, root)
-    grid = grids.read(common.pop("grid", {}), _name(shared, root), (*DATA, *ASKED))
+    grid = _read_grids(common.pop("grid", {}), _name(shared, root))
     changes = {"dataset": dataset} if dataset is not None else {}
     changes |= parse_overrides(overrides)
     found, runs = [], []
@@ -126,10 +126,8 @@ def load(
         ]  # fmt: skip
         known_defaults = {key: value for key, value in usual.items() if key in types}
         for_all = [(f"params/{DEFAULTS}", known_defaults), *shared_layers]
-        dimensions = {key: grid[key] for key in grid if key not in elsewhere}
-        if own_grid is not None:
-            dimensions = own_grid
-        for point in grids.points(dimensions, changes):
+        known_grids = [{key: each[key] for key in each if key not in elsewhere} for each in grid]
+        for point in _points(known_grids if own_grid is None else own_grid, changes):
             placed = {"study": report or study, "variant": grids.variant(point)}
             file = Path(name).stem
             placed["architecture"] = grids.name(file, point)
@@ -147,8 +145,23 @@ def load(
     return sorted(runs, key=lambda run: run.is_control)
 
 
-def _read_run(path: Path, root: Path) -> tuple[str, dict, dict | None, Path, dict]:
-    """An architecture's file: its name, content, own grid, notebook, and what that knows."""
+def _read_grids(content, file: str) -> list[dict[str, list]]:
+    """The key `grid` of a file: one grid, or a list of several over the same parameters."""
+    several = content if isinstance(content, list) and content else [content]
+    found = [grids.read(each, file, (*DATA, *ASKED)) for each in several]
+    if any(list(each) != list(found[0]) for each in found):
+        raise StudyError(f"{file}: grid: all of the list must name the same parameters, in order")
+    return found
+
+
+def _points(several: list[dict[str, list]], changes: dict) -> list[dict]:
+    """The points of each grid; one that SET makes of two of them is there once."""
+    found = [point for each in several for point in grids.points(each, changes)]
+    return [point for place, point in enumerate(found) if point not in found[:place]]
+
+
+def _read_run(path: Path, root: Path) -> tuple[str, dict, list[dict] | None, Path, dict]:
+    """An architecture's file: its name, content, own grids, notebook, and what that knows."""
     own = _read_yaml(path, root)
     if apart := [key for key in (*DATA, "unseen") if key in own]:
         raise StudyError(
@@ -166,7 +179,7 @@ def _read_run(path: Path, root: Path) -> tuple[str, dict, dict | None, Path, dic
         raise StudyError(f"{notebook.name}: the parameters cell lacks {', '.join(lacking)}")
     grid = None
     if "grid" in own:
-        grid = grids.read(own.pop("grid"), _name(path, root), (*DATA, *ASKED))
+        grid = _read_grids(own.pop("grid"), _name(path, root))
     return _name(path, root), own, grid, notebook, types
 
 

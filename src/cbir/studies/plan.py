@@ -1,7 +1,9 @@
 """What a report would take: which notebooks would run, what is cached, what must be downloaded."""
 
+import json
+
 from cbir import StudyError, project_root
-from cbir.cache import backend, finished, is_current, keras_home
+from cbir.cache import Artifact, backend, find, finished, is_current, keras_home
 from cbir.images import data, protocols, sources
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
@@ -18,6 +20,8 @@ def describe(study: Study) -> str:
     """The plan of a report, as lines of text; nothing is made or downloaded for it."""
     first = study.runs[0].parameters
     decoded = _is_decoded(first)
+    # What is not all there would be made by reading it.
+    is_read = decoded and _is_split(first)
     gpus = machine()["gpus"]
     images = "decoded before" if decoded else _describe_images(first["dataset"])
     lines = [
@@ -49,7 +53,7 @@ def describe(study: Study) -> str:
         elif lacking:
             lines.append(f"  cannot run: {lacking}")
         elif (
-            decoded
+            is_read
             and not missing
             and is_current(study.folder / run.architecture, run_key(study, run))
         ):
@@ -57,11 +61,12 @@ def describe(study: Study) -> str:
         else:
             seconds = NOTEBOOK_SECONDS
             if not run.is_control:
-                wanted = _trainings(study, run, decoded)
-                cached = sum(_trained(study, given, *each) for each in wanted if decoded)
-                cached = 0 if missing else cached
+                wanted = _trainings(study, run, is_read)
+                # A training is found by the SHA-256 of its weights, which must be there for that.
+                is_known = is_read and not missing
+                cached = sum(_trained(study, run, *each) for each in wanted) if is_known else 0
                 left = len(wanted) - cached
-                seconds += left * _estimate(given, _count_images(study, decoded))
+                seconds += left * _estimate(given, _count_images(study, is_read))
                 lines.append(f"  trainings: {cached} cached, {left} to be done")
             lines.append(f"  will run, about {duration(seconds)}")
             total += seconds
@@ -94,6 +99,18 @@ def _is_decoded(given: dict) -> bool:
     )
 
 
+def _is_split(given: dict) -> bool:
+    """Whether the decoded images are split into training and validation images as asked."""
+    wanted = {key: given[key] for key in params.DATA if key != "validation_fraction"}
+    split = {key: given[key] for key in ("validation_fraction", "split_seed")}
+    code = "cbir.images.data"
+    decoded = [each for each in finished("images", code) if each.manifest["parameters"] == wanted]
+    content = [json.loads((each.folder / "content.json").read_text("utf-8")) for each in decoded]
+    return all(
+        find("split", parameters=split, reads=[each["fingerprint"]], code=code) for each in content
+    )
+
+
 def _describe_images(dataset: str) -> str:
     if dataset == "digits":
         return "part of scikit-learn, no download"
@@ -107,9 +124,9 @@ def _describe_images(dataset: str) -> str:
     return f"{count:,} pictures, {len(found['train'])} classes"
 
 
-def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
+def _count_images(study: Study, is_read: bool) -> tuple[int, int]:
     """Number of training images and of all images, known or guessed without reading them."""
-    if decoded:
+    if is_read:
         dataset = study.dataset
         return len(dataset.train), len(dataset.labels)
     given = study.runs[0].parameters
@@ -125,8 +142,8 @@ def _count_images(study: Study, decoded: bool) -> tuple[int, int]:
     return round(0.7 * count), count
 
 
-def _trainings(study: Study, run: params.Run, decoded: bool) -> list[tuple[int, str]]:
-    """The seed and the split of every training that a run needs; splits are known once decoded."""
+def _trainings(study: Study, run: params.Run, is_read: bool) -> list[tuple[int, str]]:
+    """The seed and the split of every training that a run needs; splits are known once read."""
     given, wanted = run.parameters, []
     for seed in given["seeds"]:
         for protocol in given["protocols"]:
@@ -135,30 +152,52 @@ def _trainings(study: Study, run: params.Run, decoded: bool) -> list[tuple[int, 
                 continue
             for draw in draws:
                 split = f"{protocol} {draw}".replace("held_out_gallery", "closed")
-                if decoded:
-                    unseen = given["unseen"]
-                    view = protocols.view(study.dataset, protocol, unseen=unseen, draw=draw)
+                if is_read:
+                    images, unseen = study.dataset_of(run), given["unseen"]
+                    view = protocols.view(images, protocol, unseen=unseen, draw=draw)
                     split = view.split_fingerprint
                 wanted.append((seed, split))
     return list(dict.fromkeys(wanted))
 
 
-def _trained(study: Study, given: dict, seed: int, split: str) -> bool:
-    """Whether a training would be served from the cache."""
-    reads = [split, weights.find(given["backbone"], given["weights"]).sha256]
-    known = {**given, "seed": seed, "training_seed": seed, "n_classes": len(study.dataset.classes)}
-    if given["train"] == "head":
-        for name in ("epochs", "batch_size", "learning_rate"):
-            known[name] = given[f"head_{name}"]
-    known["measured_epochs"] = sorted(given["measured_epochs"])
+def _trained(study: Study, run: params.Run, seed: int, split: str) -> bool:
+    """Whether a training would be served from the cache, and that of its head before it."""
+    given, row = run.parameters, BACKBONES[run.parameters["backbone"]]
+    train = given["train"]
+    known = given | {
+        "seed": seed,
+        "training_seed": seed,
+        "n_classes": len(study.dataset.classes),
+        "constructor": [row.constructor, row.arguments, row.preprocess],
+        "first_trained": row.blocks[-int(train.partition(":")[2])] if ":" in train else None,
+        "was_frozen": given["head_epochs"] > 0,
+        "measured_epochs": sorted(given["measured_epochs"]),
+    }
     del known["feature_maps"]  # which pooling decides too
-    return any(
-        each.manifest["reads"][:2] == reads
+    reads = [split, weights.find(*run.weights).sha256]
+    heads = [""]
+    if given["head_epochs"]:
+        own = ("epochs", "batch_size", "learning_rate")
+        of_head = {name: given[f"head_{name}"] for name in own}
+        of_head |= {"train": "head", "first_trained": None}
+        of_head |= {"measured_epochs": [], "augmentation": []}
+        heads = [each.key for each in _finished_trainings(known | of_head, reads)]
+    if train == "head":
+        return bool(heads)
+    # The fourth of what a training reads is the training of its head.
+    return any(each.manifest["reads"][3] in heads for each in _finished_trainings(known, reads))
+
+
+def _finished_trainings(known: dict, reads: list[str]) -> list[Artifact]:
+    """Trainings that the cache would serve, as far as is known without building a network."""
+    return [
+        each
+        for each in finished("training", "cbir.networks.training")
+        if each.manifest["reads"][:2] == reads
         and all(
             known.get(key, value) == value for key, value in each.manifest["parameters"].items()
         )
-        for each in finished("training", "cbir.networks.training")
-    )
+    ]
 
 
 def _estimate(given: dict, counts: tuple[int, int]) -> float:

@@ -3,13 +3,14 @@
 import functools
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cbir import StudyError
 from cbir.cache import code_digest, digest, make_key
 from cbir.images import data
 from cbir.networks import weights
+from cbir.networks.backbones import BACKBONES
 from cbir.studies import params
 
 
@@ -30,6 +31,7 @@ class Study:
     chosen: list[str]
     command: str
     root: Path
+    _learnt_from: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -40,6 +42,15 @@ class Study:
         """Its images; read on first use."""
         shared = self.runs[0].parameters
         return data.load(**{key: shared[key] for key in params.DATA})
+
+    def dataset_of(self, run: params.Run) -> data.Dataset:
+        """Its images as a run sees them, which may learn from a part of them alone."""
+        given = run.parameters
+        count = given.get("learn_from", 0)
+        if count not in self._learnt_from:
+            shared = {key: given[key] for key in params.DATA}
+            self._learnt_from[count] = data.load(**shared, learn_from=count)
+        return self._learnt_from[count]
 
     @property
     def links(self) -> list[tuple[str, str]]:
@@ -92,10 +103,23 @@ def open_study(
 
 
 def run_key(study: Study, run: params.Run) -> str:
-    """The key of an architecture's run: parameters, data, weights, notebook and code."""
+    """The key of an architecture's run: parameters, backbone, data, weights, notebook and code."""
     found = weights.find(*run.weights)
     reads = [study.dataset.split_fingerprint, found.sha256, page_digest()]
-    return make_key("run", run.parameters, reads, notebook_digest(run.notebook))
+    given = run.parameters | _row(run)
+    return make_key("run", given, reads, notebook_digest(run.notebook))
+
+
+def _row(run: params.Run) -> dict:
+    """What the table of backbones says of a run's own, which no digest of code covers.
+
+    Its rates are estimates for a plan, and where its ImageNet weights come from decides nothing
+    that their SHA-256 does not say.
+    """
+    if run.is_control:
+        return {}
+    row = asdict(BACKBONES[run.parameters["backbone"]])
+    return {"row": {key: row[key] for key in row if key not in ("rates", "imagenet")}}
 
 
 def page_digest() -> str:
