@@ -110,7 +110,7 @@ def test_a_grid_that_is_none_is_told_the_form(place, refused):
 
 def test_weights_of_a_study_that_was_not_run_are_told_by_a_plan(place, monkeypatch, capfd):
     given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
-    transfer = {"notebook": "cnn", "weights": "study:elsewhere"}
+    transfer = {"notebook": "cnn", "weights": "study:elsewhere", "head_epochs": 1}
     write_study(place, "transfer", STUDY, {"alone": given | {"notebook": "cnn"},
                                            "transfer": given | transfer})  # fmt: skip
     monkeypatch.chdir(place)
