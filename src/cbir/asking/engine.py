@@ -20,7 +20,7 @@ from cbir.networks import embeddings
 from cbir.networks.embeddings import Embeddings, Encode
 from cbir.networks.weights import OF_STUDY
 from cbir.reporting import tidy
-from cbir.retrieval import searches, simulation
+from cbir.retrieval import searches
 from cbir.retrieval.feedback import Rocchio
 
 if TYPE_CHECKING:  # Keras, which takes seconds to import
@@ -99,8 +99,10 @@ class Engine:
 
     @functools.cached_property
     def weights(self) -> Rocchio:
-        """How much marks count, as chosen on the study's validation images."""
-        return simulation.choose_weights(self.embeddings)
+        """How much marks count, as the study chose on its validation images."""
+        from cbir.reporting import refined  # brings matplotlib along
+
+        return refined.weights_of(self.study, self.architecture)
 
     @functools.cached_property
     def query_names(self) -> list[str]:
