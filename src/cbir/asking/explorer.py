@@ -50,11 +50,15 @@ class Explorer:
         self.study = widgets.Dropdown(
             options=known, value=study if study in known else known[0], description="study"
         )
-        self.architectures = widgets.SelectMultiple(description="architectures", rows=4)
+        self.architectures = widgets.SelectMultiple(
+            description="architectures", rows=4, style={"description_width": "initial"}
+        )
         self.search = widgets.Dropdown(options=engine.SEARCHES, description="search")
         self.k = widgets.BoundedIntText(10, min=1, max=100, description="k").add_class("cbir-k")
         self.queries = widgets.ToggleButtons(
-            options=[ALL, OF_CLASS, WORST, UPLOAD], description="queries"
+            options=[ALL, OF_CLASS, WORST, UPLOAD],
+            description="queries",
+            style={"button_width": "auto"},
         )
         self.label = widgets.Dropdown(description="class")
         self.upload = widgets.FileUpload(description="choose a picture", multiple=False)
@@ -64,13 +68,16 @@ class Explorer:
         self.again = self._button("search again with the marks", self._ask_again)
         self.undo = self._button("undo", self._undo)
         self.export = self._button("export the marks", self._export)
-        self.maps = widgets.ToggleButton(description="show what makes them alike")
+        self.maps = widgets.ToggleButton(
+            description="show what makes them alike", layout={"width": "auto"}
+        )
         self.status = widgets.HTML(layout={"min_height": "2em"}).add_class("cbir-status")
         self.query = widgets.HTML().add_class("cbir-query")
         self.found = widgets.VBox().add_class("cbir-found")
 
         row = widgets.HBox
-        grid = widgets.Layout(flex_flow="row wrap")
+        # Not one Layout for all: whatever hides one row would hide every row.
+        grid = {"flex_flow": "row wrap"}
         self.offers = row([each.view for each in self.offered], layout=grid)
         self.pages = row([self.back, self.more])
         self.view = widgets.VBox(
@@ -208,7 +215,7 @@ class Explorer:
         try:
             found = [(each, self._find(each)) for each in self.engines]
             asked = found[0][1].picture
-            self.query.value = picture(asked.image, f"asked: {asked.name}")
+            self.query.value = picture(asked.image, f"asked: {asked.name}", width=400)
             while len(self.panels) < len(found):
                 self.panels.append(Panel(self._mark))
             self.found.children = [panel.view for panel in self.panels[: len(found)]]

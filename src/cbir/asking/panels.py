@@ -11,19 +11,21 @@ from cbir.asking.answers import Answer
 from cbir.asking.engine import Engine
 from cbir.asking.marks import MEANT, NOT_MEANT, Marks
 
-NO_MARK, SIGNS = "–", {"–": None, "✓": MEANT, "✗": NOT_MEANT}
+SIGNS = {"–": None, "✓": MEANT, "✗": NOT_MEANT}
 STYLE = """<style>
 .cbir-image img { width: 72px; height: 72px; object-fit: cover; image-rendering: pixelated; }
-.cbir-image { font-size: 12px; line-height: 1.3; width: 96px; overflow-wrap: anywhere; }
+.cbir-image { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
+.cbir-marks .jupyter-button { padding: 0; margin: 0 2px 6px 0; }
+.cbir-found h4 { margin: 1em 0 0; }
 </style>"""
 WRAPPED = {"flex_flow": "row wrap"}
 
 
-def picture(image: np.ndarray, *lines: str) -> str:
-    """An image with lines of text under it, as HTML."""
+def picture(image: np.ndarray, *lines: str, width: int = 96) -> str:
+    """An image with lines of text under it, at most so many pixels wide, as HTML."""
     text = "<br>".join(escape(line) for line in lines)
     shown = f'<img src="{showing.address(image)}" alt="{escape(lines[0])}">'
-    return f'<div class="cbir-image">{shown}<br>{text}</div>'
+    return f'<div class="cbir-image" style="width: {width}px">{shown}<br>{text}</div>'
 
 
 class Offer:
@@ -90,7 +92,7 @@ class Cell:
         self.marks = widgets.ToggleButtons(
             options=list(SIGNS), tooltips=["no mark", MEANT, NOT_MEANT],
             style={"button_width": "28px"},
-        )  # fmt: skip
+        ).add_class("cbir-marks")  # fmt: skip
         self.marks.observe(lambda change: mark(self.position, SIGNS[change["new"]]), "value")
         self.view = widgets.VBox([self.image, self.marks])
 
