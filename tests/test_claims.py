@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented import all_of_one, result, rows
 
-from cbir.reporting import claims, comparison
+from cbir.reporting import answer, claims, comparison, cost_plots
 from cbir.retrieval import uncertainty
 from cbir.studies import limits
 
@@ -357,3 +357,81 @@ def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
     assert "precision of 0.500 [" in said
     assert "Left out: 1 " in said
     assert "Left out" not in claims.describe("cnn", result(rows([0.25, 0.75], correct=1.0)))
+
+
+def in_short(scores: dict[str, list], controls: int = 0) -> str:
+    found = runs(scores, controls)
+    rows_of = comparison.headline(comparison.rows_of(found), found)
+    return answer.in_short(cost_plots.points(rows_of, found), comparison.pairs(found))
+
+
+@few
+@example(apart(0, 0.5, 1))
+@example(apart(0, 0, 0.5))
+@example(apart(0.5, 0.5, 0))
+@example([[0.5] * N_QUERIES] * 3)
+@given(st.one_of(three, shifts.map(lambda each: apart(*each))))
+def test_the_answer_tells_apart_at_the_top_only_what_the_test_does(scores):
+    scores = dict(zip(["cnn", "resnet", "vgg"], scores, strict=True))
+    text = in_short(scores)
+    found = runs(scores)
+    pairs = comparison.pairs(found)
+    (first,) = re.findall(r"^\*\*(\w+)\*\* has the highest mAP", text)
+    means = {name: np.mean(each) for name, each in scores.items()}
+    assert means[first] == pytest.approx(max(means.values()))
+    against = pairs[(pairs["ahead"] == first) | (pairs["behind"] == first)]
+    told = against[against["is_told_apart"]]
+    assert ("The test tells it apart from all others." in text) == (len(told) == 2)
+    assert ("not told apart from" in text) == (len(told) < 2)
+    assert ("told apart from it, the nearest is" in text) == (len(told) == 1)
+    tied = against[~against["is_told_apart"]]
+    named = re.findall(r"\d above (\w+)", text.partition(" embeds fastest")[0])
+    if len(told) < 2:
+        assert {*named} == {*tied["ahead"], *tied["behind"]} - {first}
+    for pair in against.itertuples() if len(told) < 2 else []:
+        assert f"{pair.difference:.3f} " in text
+        assert claims.chance(pair.p_holm) in text
+    assert not TOO_MUCH.search(text)
+
+
+def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
+    low, high, control = apart(0.2, 0.8, 0.1)
+    text = in_short({"cnn": low, "vgg": high, "raw_pixels": control}, controls=1)
+    difference = np.mean(high) - np.mean(low)
+    assert text.startswith(f"**vgg** has the highest mAP, {np.mean(high):.3f} [")
+    assert f": {difference:.3f} above cnn, the next ([" in text
+    assert "The test tells it apart from cnn." in text
+    assert f"{np.mean(high) - np.mean(control):.3f} below vgg ([" in text
+    # 1,000 images a second, 3 MB for 5,000 of them.
+    assert "vgg takes 1 ms to embed an image and 600 bytes to keep it, cnn 1 ms" in text
+    assert text.endswith(answer.COVERED)
+
+
+def test_a_control_that_is_ahead_is_said_to_be():
+    low, high = apart(0.2, 0.8)
+    text = in_short({"cnn": low, "raw_pixels": high}, controls=1)
+    assert re.search(r"raw_pixels has the highest mAP: 0\.\d+ above cnn \(", text)
+    tied = in_short({"cnn": low, "raw_pixels": low[::-1]}, controls=1)
+    assert "raw_pixels has the highest mAP: cnn is not told apart from it: 0.000" in tied
+
+
+def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
+    noise = apart(0.5)[0]
+    found = runs({"cnn": noise, "vgg": noise[::-1]})
+    found["vgg"].summary["speed"] = {"images_per_second": 50.0, "query_milliseconds": 1.0}
+    table = comparison.headline(comparison.rows_of(found), found)
+    text = answer.in_short(cost_plots.points(table, found), comparison.pairs(found))
+    assert "not told apart from" in text
+    assert "Of these, cnn embeds fastest; " in text
+    assert "20 ms to embed an image" in text
+
+
+def test_with_one_architecture_or_none_the_answer_says_so():
+    high, low = apart(0.8, 0.1)
+    alone = in_short({"cnn": high, "random": low}, controls=1)
+    assert "; no other architecture has results." in alone
+    assert "random has the highest mAP" in alone
+    assert "cnn takes 1 ms" in alone
+    assert "nan" not in in_short({"cnn": [0.5]})
+    none = in_short({"random": high, "raw_pixels": low}, controls=2)
+    assert none == "No architecture has results: there are controls alone."

@@ -1,5 +1,6 @@
 """Figures show what they were given: hits as hits, misses as misses, numbers with intervals."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -7,10 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from invented import rows
+from invented import result, rows
 from matplotlib.colors import to_hex
 
-from cbir.reporting import pictures, plots, tidy
+from cbir.reporting import cost_plots, maps, pictures, plots, story, tidy
 from cbir.retrieval import uncertainty
 
 CLASSES = ["circle", "cross", "square"]
@@ -55,7 +56,8 @@ def test_results_stand_beside_their_query_hits_and_misses_told_by_frame_and_sign
     figure = pictures.results(dataset, np.array([0, 1]), answers, k=3)
     one, other = np.array(figure.axes).reshape(2, 4)
     assert [shown_in(axis) for axis in one] == [9, 0, 3, 1]
-    assert [axis.get_title() for axis in one] == ["circle", "✓ 0.90", "✗ 0.80", "✓ 0.70"]
+    assert [axis.get_title() for axis in one] == ["query", "1 ✓ 0.90", "2 ✗ 0.80", "3 ✓ 0.70"]
+    assert [axis.get_xlabel() for axis in one] == ["circle", "circle", "cross", "circle"]
     assert [frame_of(axis) for axis in one[1:]] == [plots.HIT, plots.MISS, plots.HIT]
     # A search that finds no more shows no more.
     assert [shown_in(axis) for axis in other] == [10, 5, 4, None]
@@ -232,7 +234,180 @@ def test_a_figure_is_shown_once_with_the_text_that_stands_for_it(monkeypatch):
     monkeypatch.setattr(plots, "display", lambda figure, metadata: shown.append(metadata))
     figure, _ = plt.subplots(figsize=(4, 2))
     plots.show(figure, "Loss by epoch.")
-    (metadata,) = shown
-    assert metadata["image/png"]["alt"] == "Loss by epoch."
-    assert 250 < metadata["image/png"]["width"] < 400
+    ((about,),) = [each.values() for each in shown]
+    assert about["alt"] == "Loss by epoch."
+    assert 250 < about["width"] < 400
     assert not plt.fignum_exists(figure.number)
+
+
+def test_each_thumbnail_says_its_place_and_its_class(dataset):
+    dataset.classes = ["circle", "a class with a long name", "square"]
+    answers = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
+    figure = pictures.results(dataset, np.array([0]), answers, k=3)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["query", "1 ✓ 0.90", "2 ✗ 0.80"]
+    assert [axis.get_xlabel() for axis in figure.axes[:3]] == ["circle", "circle", "a class wit…"]
+
+
+def test_notes_stand_beside_their_queries(dataset):
+    one = np.array([[0]] * 3), np.array([[0.9]] * 3)
+    answers = {"cnn": one, "vgg": one}
+    said = [
+        [row[0].texts[0].get_text() for row in np.array(figure.axes).reshape(4, 2)]
+        for figure in (
+            pictures.results(dataset, np.array([2, 0]), answers, k=1, notes=["best", "worst"]),
+            pictures.results(dataset, [2, 0], answers, 1, notes=[{"cnn": "0.1", "vgg": "0.2"}] * 2),
+        )
+    ]
+    assert said[0] == ["cnn\nbest", "vgg", "cnn\nworst", "vgg"]
+    assert said[1] == ["cnn\n0.1", "vgg\n0.2", "cnn\n0.1", "vgg\n0.2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("cat", "cat"), ("twelve chars", "twelve chars"), ("thirteen char", "thirteen ch…")],
+)
+def test_long_names_are_shortened(name, shown):
+    assert pictures.shorten(name) == shown
+    assert len(shown) <= pictures.MOST_LETTERS
+
+
+def test_hubs_stand_in_order_of_how_often_they_are_returned(dataset):
+    counts = pd.DataFrame(
+        {"returned": [0, 5, 0, 2, 5, 0, 0, 0, 0], "wrongly": [0, 1, 0, 2, 4] + [0] * 4}
+    )
+    figure = pictures.hubs(dataset, {"cnn": counts}, most=4)
+    assert [shown_in(axis) for axis in figure.axes] == [1, 4, 3, None]
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["× 5", "× 5", "× 2"]
+    assert figure.axes[2].get_xlabel() == "cross\n✗ 100 %"
+    assert [frame_of(axis) for axis in figure.axes[:3]] == [plots.HIT, plots.MISS, plots.MISS]
+
+
+def map_of(labels, method="pca", **changes) -> maps.Map:
+    """A map whose points lie where their labels are."""
+    shown = np.arange(len(labels))
+    points = np.stack([labels, shown], axis=1).astype(np.float32)
+    given = {"queries": shown, "points": points, "kept": 0.5, "variance": 0.25} | changes
+    return maps.Map(method, **given)
+
+
+def points_of(axis) -> list[list]:
+    return [np.asarray(each.get_offsets()).tolist() for each in axis.collections]
+
+
+def test_a_map_has_a_colour_and_a_marker_a_class_and_rings_the_wrong(dataset):
+    labels = dataset.query_labels = np.array([2, 0, 1, 1])
+    predicted = {"cnn": np.array([2, 1, 1, 0]), "random": np.full(4, -1)}
+    drawn = {"cnn": map_of(labels), "random": map_of(labels, "tsne", variance=None)}
+    figure = pictures.maps(dataset, drawn, predicted)
+    one, other = figure.axes
+    # Others (none), the three classes, then the rings.
+    assert points_of(one) == [[], [[0, 1]], [[1, 2], [1, 3]], [[2, 0]], [[0, 1], [1, 3]]]
+    assert points_of(other)[-1] == []
+    assert (one.get_title(), one.get_xlabel()) == (
+        "cnn, PCA", "25 % of the variance, trustworthiness 0.50",
+    )  # fmt: skip
+    assert (other.get_title(), other.get_xlabel()) == ("random, t-SNE", "trustworthiness 0.50")
+    handles = figure.legends[0].legend_handles
+    assert [each.get_label() for each in handles] == [*CLASSES, "classified wrongly"]
+    looks = {(each.get_color(), each.get_marker()) for each in handles[:3]}
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 3
+
+
+def test_a_map_shows_a_part_of_the_queries_with_their_own_classes(dataset):
+    dataset.query_labels = np.array([0, 1, 2, 0, 1, 2])
+    part = map_of(np.array([1, 2]), queries=np.array([1, 5]))
+    (axis,) = pictures.maps(dataset, {"PCA": part}, np.array([0, 0, 0, 0, 0, 2])).axes
+    assert points_of(axis) == [[], [], [[1, 0]], [[2, 1]], [[1, 0]]]
+    assert axis.get_title() == "PCA"
+
+
+def test_of_many_classes_the_most_confused_are_told_apart(dataset):
+    dataset.classes = [f"class {label}" for label in range(14)]
+    labels = dataset.query_labels = np.tile(np.arange(14), 3)
+    wrong = np.isin(labels, [3, 13])
+    figure = pictures.maps(dataset, {"cnn": map_of(labels)}, np.where(wrong, 0, labels))
+    named = [each.get_label() for each in figure.legends[0].legend_handles]
+    assert named[-2:] == ["other classes", "classified wrongly"]
+    assert len(named) == len(pictures.CLASS_COLOURS) + 2
+    assert {"class 3", "class 13"} < {*named}
+    others = figure.axes[0].collections[0]
+    assert len(others.get_offsets()) == 4 * 3
+
+
+def test_ten_classes_differ_in_colour_and_in_marker():
+    assert len({*pictures.CLASS_COLOURS}) == len({*pictures.CLASS_MARKERS}) == 10
+
+
+def costs_of(**values) -> pd.DataFrame:
+    """mAP, milliseconds and bytes by name; the last one is a control."""
+    table = pd.DataFrame(values, index=["value", "milliseconds", "bytes"]).T
+    table = table.assign(ci_low=table["value"] - 0.01, ci_high=table["value"] + 0.01)
+    return table.assign(is_control=[False] * (len(table) - 1) + [True])
+
+
+def test_each_point_stands_at_its_cost_with_its_name():
+    table = costs_of(cnn=[0.5, 2, 1024], vgg=[0.51, 40, 2048], random=[0.1, 0.001, 512])
+    figure = cost_plots.against_cost(table)
+    for axis, cost in zip(figure.axes, ("milliseconds", "bytes"), strict=True):
+        marks = [each.lines[0] for each in axis.containers]
+        assert [each.get_xdata()[0] for each in marks] == table[cost].tolist()
+        assert [each.get_ydata()[0] for each in marks] == table["value"].tolist()
+        assert [each.get_markerfacecolor() == "none" for each in marks] == [False, False, True]
+        assert len({each.get_marker() for each in marks}) == 3
+        assert {each.get_text(): each.xy[0] for each in axis.texts} == table[cost].to_dict()
+        boxes = [each.get_window_extent() for each in axis.texts]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert axis.get_xscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.5, 0.52, 0.54], [0.42, 0.52, 0.62]),
+        ([0.3, 0.35, 0.38], [0.243333, 0.343333, 0.443333]),
+    ],
+)
+def test_heights_are_moved_apart_around_their_mean(heights, expected):
+    spread = cost_plots.spread_out(pd.Series(heights), 0.1)
+    assert spread.sort_index().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_run_costs_is_told_for_an_image():
+    run = result(rows([0.25, 0.75]), index_bytes=5_120_000)
+    found = {"cnn": run}
+    (row,) = cost_plots.points(run.averaged, found).itertuples()
+    # 1,000 images a second; 5,000 images in the gallery.
+    assert (row.value, row.milliseconds, row.bytes, row.is_control) == (0.5, 1, 1024, False)
+
+
+def test_confusions_are_counted_by_true_and_predicted_class():
+    scores = pd.DataFrame({"label": [0, 0, 1, 2, 2], "predicted": [0, 2, 1, 2, -1]})
+    counts = story.confusion(scores, CLASSES)
+    assert counts.to_numpy().tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    assert counts.loc["circle", "square"] == 1
+
+
+def test_each_network_has_its_confusion_matrix():
+    runs = {
+        name: result(rows([0.5] * 3, labels=[0, 0, 1], predicted=predicted))
+        for name, predicted in (("cnn", [0, 1, 1]), ("vgg", [0, 0, 1]), ("res", [1, 1, 0]))
+    }
+    figure = story.confusions(runs)
+    drawn = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in drawn] == ["cnn", "vgg", "res"]
+    texts = [[text.get_text() for text in axis.texts] for axis in drawn]
+    assert texts == [["1", "1", "0", "1"], ["2", "0", "0", "1"], ["0", "2", "1", "0"]]
+    assert (drawn[0].get_xlabel(), drawn[0].get_ylabel()) == ("predicted class", "true class")
+
+
+def test_networks_are_sorted_by_their_backbone():
+    runs = {
+        name: result(rows([0.5]), parameters={"backbone": backbone})
+        for name, backbone in (("mine", "cnn"), ("strong", "cnn_strong"), ("vgg16", "vgg16"))
+    }
+    runs["random"] = result(rows([0.5]), control=True)
+    assert list(story.of_cnn(runs)) == ["mine"]
+    assert list(story.of_others(runs)) == ["strong", "vgg16"]
+    assert list(story.networks(runs)) == ["mine", "strong", "vgg16"]

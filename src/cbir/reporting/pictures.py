@@ -1,12 +1,26 @@
-"""Figures made of pictures: samples, queries with their results, images that leak."""
+"""Figures made of pictures, or of a point a picture: samples, results, hubs, leaks, maps."""
+
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cbir.images.data import Dataset
+from cbir.reporting.maps import METHODS, Map
 from cbir.reporting.plots import HIT, MISS, MOST_ROWS, NEUTRAL
+
+# Paul Tol's muted colours and a dark one, safe for colour-blind readers; each class has a marker
+# too, since nobody tells ten colours apart at a glance.
+CLASS_COLOURS = [
+    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933",
+    "#AA4499", "#222222",
+]  # fmt: skip
+CLASS_MARKERS = "os^DvPX<>*"
+# A thumbnail is as wide as about so many letters.
+MOST_LETTERS = 12
 
 
 def samples(dataset: Dataset, per_class: int = 10) -> Figure:
@@ -25,7 +39,8 @@ def samples(dataset: Dataset, per_class: int = 10) -> Figure:
             axis.set_axis_off()
         for axis, position in zip(row, members, strict=False):
             axis.imshow(dataset.images[position])
-        row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center")
+        name = shorten(classes[label], 24)
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
     figure.subplots_adjust(wspace=0.06, hspace=0.06)
     return figure
 
@@ -58,39 +73,50 @@ def results(
     queries: np.ndarray,
     answers: dict[str, tuple[np.ndarray, np.ndarray]],
     k: int = 10,
+    notes: Sequence[str | dict[str, str]] = (),
 ) -> Figure:
     """Queries (left) and what was found for them, hits and misses framed and signed.
+
+    Above each result stand its place, its sign and its similarity, below it its class.
 
     Args:
         queries: positions among the queries.
         answers: by name (of a way of searching, or of an architecture), the rankings and the
             similarities of all queries.
+        notes: what is said of each query at the left of its first row, or, by the names of
+            `answers`, of each of its rows; nothing by default.
     """
-    rows = [(query, name) for query in queries for name in answers]
-    gallery_labels = dataset.gallery_labels
+    notes = list(notes)
+    rows = [(place, query, name) for place, query in enumerate(queries) for name in answers]
     figure, axes = plt.subplots(
-        len(rows), k + 1, figsize=(0.85 * (k + 1) + 1.6, 0.98 * len(rows)), squeeze=False
+        len(rows), k + 1, figsize=(0.85 * (k + 1) + 1.6, 1.16 * len(rows)), squeeze=False
     )
-    for row, (query, name) in zip(axes, rows, strict=True):
+    for row, (place, query, name) in zip(axes, rows, strict=True):
+        label = dataset.query_labels[query]
         row[0].imshow(dataset.images[dataset.queries[query]])
-        _frame(row[0], NEUTRAL, dataset.classes[dataset.query_labels[query]])
-        if len(answers) > 1:
-            row[0].text(
-                -0.2, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=9
-            )
+        _frame(row[0], NEUTRAL, "query", shorten(dataset.classes[label]))
+        said = [name] if len(answers) > 1 else []
+        if notes and isinstance(notes[place], dict):
+            said.append(notes[place][name])
+        elif notes and name == next(iter(answers)):
+            said.append(notes[place])
+        row[0].text(
+            -0.2, 0.5, "\n".join(said), transform=row[0].transAxes, ha="right", va="center", size=9
+        )
         rankings, similarities = answers[name]
         found = rankings[query][:k]
-        for axis, position, similarity in zip(row[1:], found, similarities[query], strict=False):
+        for number, (axis, position) in enumerate(zip(row[1:], found, strict=False), start=1):
             if position < 0:
                 axis.set_axis_off()
                 continue
             axis.imshow(dataset.images[dataset.gallery[position]])
-            is_hit = gallery_labels[position] == dataset.query_labels[query]
-            sign = "✓" if is_hit else "✗"
-            _frame(axis, HIT if is_hit else MISS, f"{sign} {similarity:.2f}")
+            returned = dataset.gallery_labels[position]
+            sign, colour = ("✓", HIT) if returned == label else ("✗", MISS)
+            above = f"{number} {sign} {similarities[query][number - 1]:.2f}"
+            _frame(axis, colour, above, shorten(dataset.classes[returned]))
         for axis in row[1 + len(found) :]:
             axis.set_axis_off()
-    figure.subplots_adjust(wspace=0.12, hspace=0.42)
+    figure.subplots_adjust(wspace=0.12, hspace=0.6)
     return figure
 
 
@@ -126,13 +152,143 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
         ):
             axis.set_axis_on()
             axis.imshow(dataset.images[position])
-            _frame(axis, NEUTRAL, dataset.classes[dataset.labels[position]])
+            _frame(axis, NEUTRAL, shorten(dataset.classes[dataset.labels[position]]))
     figure.subplots_adjust(wspace=0.12, hspace=0.35)
     return figure
 
 
-def _frame(axis: plt.Axes, colour: str, title: str) -> None:
+def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure:
+    """The gallery images that are returned most often, a row for each architecture.
+
+    Above each stands how often it is among the first ten, below it its class and the share of
+    these times that it is a miss; the frame is that of a miss where it is one more often than not.
+
+    Args:
+        counts: by name, from `cases.hubs`.
+        most: how many of each; equals by position.
+    """
+    figure, axes = plt.subplots(
+        len(counts), most, figsize=(0.95 * most + 1.6, 1.35 * len(counts)), squeeze=False
+    )
+    for row, (name, found) in zip(axes, counts.items(), strict=True):
+        row[0].text(-0.2, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=9)
+        top = found[found["returned"] > 0].sort_values("returned", ascending=False, kind="stable")
+        for axis, image in zip(row, top[:most].itertuples(), strict=False):
+            position = dataset.gallery[image.Index]
+            axis.imshow(dataset.images[position])
+            wrongly = image.wrongly / image.returned
+            below = f"{shorten(dataset.classes[dataset.labels[position]])}\n✗ {100 * wrongly:.0f} %"
+            _frame(axis, MISS if wrongly > 0.5 else HIT, f"× {image.returned:,}", below)
+        for axis in row[len(top) :]:
+            axis.set_axis_off()
+    figure.subplots_adjust(wspace=0.12, hspace=0.75)
+    return figure
+
+
+def maps(
+    dataset: Dataset, drawn: dict[str, Map], predicted: dict[str, np.ndarray] | np.ndarray
+) -> Figure:
+    """Queries as points, coloured and marked by class, those that are classified wrongly ringed.
+
+    Of many classes, those that most queries are wrongly classified of (of which there are most,
+    where nothing is classified) are told apart; the others are grey dots.
+
+    Args:
+        drawn: by the panel's title, from `maps`.
+        predicted: the predicted class of every query, -1 where there is none; by the same titles,
+            or the same for all of them.
+    """
+    labels = dataset.query_labels
+    if not isinstance(predicted, dict):
+        predicted = dict.fromkeys(drawn, predicted)
+    wrong = {name: (predicted[name] >= 0) & (predicted[name] != labels) for name in drawn}
+    chosen = _most_confused(labels, wrong, len(dataset.classes))
+    columns = min(3 if len(drawn) > 2 else 2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    side = 9.6 / columns
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(side * columns, (side + 0.35) * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, map_) in zip(axes.flat, drawn.items(), strict=False):
+        axis.set_axis_on()
+        _draw_map(axis, map_, labels[map_.queries], wrong[name][map_.queries], chosen)
+        method = METHODS[map_.method]
+        axis.set_title(name if name == method else f"{name}, {method}", size=10)
+        axis.set_xlabel(_about(map_), size=8.5)
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=colour, label=shorten(name, 24))
+        for name, colour, marker in (
+            *(
+                (dataset.classes[label], colour, marker)
+                for label, colour, marker in zip(chosen, CLASS_COLOURS, CLASS_MARKERS, strict=False)
+            ),
+            *([("other classes", "#BBBBBB", ".")] if len(chosen) < len(dataset.classes) else []),
+        )
+    ]
+    if any(each.any() for each in wrong.values()):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markersize=9,
+                markerfacecolor="none",
+                markeredgecolor="black",
+                label="classified wrongly",
+            )  # fmt: skip
+        )
+    figure.tight_layout()
+    figure.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False, ncols=6,
+        fontsize=9, handletextpad=0.2, columnspacing=1.2,
+    )  # fmt: skip
+    return figure
+
+
+def _draw_map(
+    axis: plt.Axes, map_: Map, labels: np.ndarray, wrong: np.ndarray, chosen: list[int]
+) -> None:
+    size = float(np.clip(14_000 / len(labels), 14, 30))
+    x, y = map_.points.T
+    others = ~np.isin(labels, chosen)
+    axis.scatter(x[others], y[others], s=size / 3, color="#BBBBBB", marker=".")
+    for label, colour, marker in zip(chosen, CLASS_COLOURS, CLASS_MARKERS, strict=False):
+        own = labels == label
+        axis.scatter(x[own], y[own], s=size, color=colour, marker=marker, alpha=0.75, linewidths=0)
+    axis.scatter(
+        x[wrong], y[wrong], s=2.4 * size + 12, facecolors="none", edgecolors="black", linewidths=0.6
+    )
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, size=8, color=colour, pad=2)
+    axis.set_aspect("equal", adjustable="datalim")
+
+
+def _about(map_: Map) -> str:
+    """What a map keeps, in words."""
+    held = [] if map_.variance is None else [f"{100 * map_.variance:.0f} % of the variance"]
+    kept = [] if np.isnan(map_.kept) else [f"trustworthiness {map_.kept:.2f}"]
+    return ", ".join(held + kept)
+
+
+def _most_confused(labels: np.ndarray, wrong: dict[str, np.ndarray], n_classes: int) -> list[int]:
+    """The classes that are told apart on a map, in their order."""
+    counts = np.bincount(labels, minlength=n_classes)
+    wrongly = sum(np.bincount(labels[each], minlength=n_classes) for each in wrong.values())
+    order = np.lexsort((-counts, -wrongly))
+    return sorted(order[: len(CLASS_COLOURS)].tolist())
+
+
+def shorten(name: str, most: int = MOST_LETTERS) -> str:
+    """A name of at most so many letters; what is left out shows as an ellipsis."""
+    return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
+
+
+def _frame(axis: plt.Axes, colour: str, above: str, below: str = "") -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(above, size=8, color=colour, pad=3.5)
+    if below:
+        axis.set_xlabel(below, size=7.5, color=colour, labelpad=3)
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=2.5, visible=True)
