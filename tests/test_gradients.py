@@ -1,0 +1,338 @@
+"""Gradients are those of numerical differences; maps made of them mark what makes images alike."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import build_network
+from keras import layers, ops
+
+from cbir import StudyError
+from cbir.networks import models, precision
+from cbir.networks.backbones import BACKBONES
+from cbir.networks.embeddings import fit_whitening, normalise
+from cbir.networks.gradients import (
+    _parts,
+    attention_maps,
+    deepest_layer,
+    similarity_maps,
+    value_and_gradient,
+)
+from cbir.networks.models import Network
+from cbir.networks.pooling import POOLINGS
+from cbir.networks.weights import Weights
+
+# The last layer of 4 x 4 positions or more, for images of 32 pixels.
+DEEPEST = {
+    "cnn": ("stage3_conv1", 8),
+    "cnn_strong": ("stage3_conv2_relu", 4),
+    "mobilenet": ("conv_pw_5_relu", 4),
+    "resnet50": ("conv3_block4_out", 4),
+    "vgg16": ("block4_conv3", 4),
+}
+
+
+@functools.cache
+def built(backbone: str):
+    """A network that the tests only read."""
+    return build_network(backbone, train="head", embedding="projection")
+
+
+def some_images(count: int = 3, size: int = 32, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def positive_part(maps: np.ndarray) -> np.ndarray:
+    """Without what is negative, and divided by the largest value of each map."""
+    kept = np.maximum(maps, 0)
+    return kept / kept.max(axis=(1, 2), keepdims=True)
+
+
+# --- gradients
+
+
+def test_values_and_gradients_by_hand():
+    rows = np.array([[1, 2], [3, -1]])
+    values, gradient = value_and_gradient(lambda each: ops.sum(each**2, axis=1), rows)
+    assert values.tolist() == [5, 10]
+    assert gradient.tolist() == [[2, 4], [6, -2]]
+    assert values.dtype == gradient.dtype == np.float32
+
+
+# Run under each backend, in a process of its own where it is not this one's: prints the largest
+# errors of values and of a gradient against numerical differences, and how large the gradient is.
+AGAINST_DIFFERENCES = """
+import keras, numpy as np
+from cbir.networks.gradients import value_and_gradient
+keras.utils.set_random_seed(0)
+layers = keras.layers
+model = keras.Sequential([
+    keras.Input((4, 4, 3)), layers.Conv2D(5, 3, activation="tanh"), layers.BatchNormalization(),
+    layers.Dropout(0.5), layers.Flatten(), layers.Dense(2, activation="tanh"),
+])
+before = model.get_weights()
+def function(images):
+    return keras.ops.sum(model(images, training=False), axis=1)
+images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
+values, gradient = value_and_gradient(function, images)
+found = keras.ops.convert_to_numpy(function(images))
+differences = np.empty_like(images)
+for place in np.ndindex(images.shape):
+    step = np.zeros_like(images)
+    step[place] = 0.02
+    above, below = (keras.ops.convert_to_numpy(function(images + each)) for each in (step, -step))
+    differences[place] = (above - below).sum() / 0.04
+assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights()))
+print(keras.backend.backend(), np.abs(values - found).max(), np.abs(gradient).max(),
+      np.abs(gradient - differences).max())
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
+def test_the_gradient_is_that_of_numerical_differences(backend, capsys):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    if keras.backend.backend() == backend:
+        exec(AGAINST_DIFFERENCES, {})
+        told = capsys.readouterr().out
+    else:
+        done = subprocess.run(
+            [sys.executable, "-c", AGAINST_DIFFERENCES],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        told = done.stdout
+    name, *numbers = told.split()
+    assert name == backend
+    of_values, largest, of_gradient = map(float, numbers)
+    assert of_values < 1e-6
+    assert of_gradient < 0.005 * largest
+
+
+def test_a_backend_without_gradients_is_refused_with_those_that_have_them(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    with pytest.raises(StudyError, match="numpy has no gradients: use tensorflow, torch or jax"):
+        value_and_gradient(ops.sum, np.ones(3))
+
+
+# --- where the maps are made
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_has_maps_of_at_least_four_by_four_positions(backbone):
+    network, (layer, side) = built(backbone), DEEPEST[backbone]
+    assert deepest_layer(network.body) == layer
+    maps = similarity_maps(network, some_images(), some_images(seed=2))
+    assert maps.layer == layer
+    for each in (maps.query, maps.result):
+        assert each.shape == (3, side, side)
+        assert each.dtype == np.float32
+        assert each.min() >= 0
+        assert set(each.max(axis=(1, 2))) <= {0, 1}
+        assert each.any()
+
+
+def residual(*, padded: bool = False, last: int = 1) -> keras.Model:
+    """Two blocks with shortcuts of 8 x 8 positions, then convolutions to a few positions."""
+    images = keras.Input((8, 8, 3))
+    maps = layers.Conv2D(4, 3, padding="same", name="first")(images)
+    for block in (1, 2):
+        beside = layers.Conv2D(4, 3, padding="same", name=f"block{block}_conv")(maps)
+        maps = layers.Add(name=f"block{block}_add")([maps, beside])
+    if padded:
+        maps = layers.ZeroPadding2D(name="pad")(maps)
+    beside = layers.Conv2D(4, last, strides=3, name="branch")(maps)
+    maps = layers.Add(name="end")([beside, layers.Conv2D(4, last, strides=3)(maps)])
+    return keras.Model(images, maps)
+
+
+def test_the_end_of_a_block_is_chosen_and_never_what_runs_beside_a_shortcut():
+    assert deepest_layer(residual()) == "block2_add"
+
+
+def test_padding_is_not_chosen():
+    assert deepest_layer(residual(padded=True, last=3)) == "block2_add"
+
+
+def test_maps_that_are_all_small_are_refused():
+    images = keras.Input((8, 8, 3))
+    body = keras.Model(images, layers.Conv2D(4, 6)(images))
+    with pytest.raises(StudyError, match="no feature maps of 4 x 4 positions to explain: raise"):
+        deepest_layer(body)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("feature_maps", [False, True])
+def test_both_parts_of_a_network_together_are_its_encoder(pooling, feature_maps):
+    network = build_network(
+        "cnn_strong", pooling=pooling, feature_maps=feature_maps, embedding="projection",
+        image_size=24,
+    )  # fmt: skip
+    images = some_images(size=24)
+    raw = np.asarray(network.encoder(images, training=False)[0])
+    # The last layer of the body, and one within it.
+    for layer in ("stage3_conv2_relu", "stage2_conv2"):
+        look, embed = _parts(network, layer, None)
+        np.testing.assert_allclose(embed(look(images)), normalise(raw), atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet", "vgg16"])
+def test_pixels_are_prepared_as_pretrained_weights_expect_them(backbone, monkeypatch):
+    started_from = Weights("imagenet", None, "", "imagenet")
+    monkeypatch.setattr(models, "find", lambda *_: started_from)
+    network, images = build_network(backbone, embedding="pooled"), some_images()
+    raw = np.asarray(network.encoder(images, training=False)[0])
+    look, embed = _parts(network, DEEPEST[backbone][0], None)
+    np.testing.assert_allclose(embed(look(images)), normalise(raw), atol=1e-4)
+
+
+def test_maps_leave_the_network_as_it_was():
+    network = build_network("cnn_strong", pooling="gem")
+    images, table = some_images(), network.layers()
+    before = network.model.predict(images, verbose=0)
+    first = similarity_maps(network, images, images[::-1])
+    again = similarity_maps(network, images, images[::-1])
+    assert np.array_equal(first.query, again.query)
+    assert np.array_equal(network.model.predict(images, verbose=0), before)
+    assert network.layers().equals(table)
+
+
+# --- what the maps mark
+
+
+def colours(has_sum: bool = False) -> Network:
+    """Embeddings that are the mean red, green and blue of an image, seen at 8 x 8 positions.
+
+    With a sum, which is no layer, these are the last but for 2 x 2.
+    """
+    pixels = keras.Input((32, 32, 3))
+    maps = layers.AveragePooling2D(4, name="look")(pixels)
+    if has_sum:
+        maps = layers.AveragePooling2D(4)(maps + maps)
+    body = keras.Model(pixels, maps, name="body")
+    images = keras.Input((32, 32, 3))
+    features = layers.GlobalAveragePooling2D(name="pooling")(
+        body(layers.Rescaling(1 / 255)(images))
+    )
+    backbone = keras.Model(images, features, name="backbone")
+    vectors = keras.Input((3,))
+    embedding = layers.Activation("linear", name="embedding")(vectors)
+    classes = layers.Dense(2, activation="softmax", name="classifier")(embedding)
+    head = keras.Model(vectors, classes, name="head")
+    model = keras.Model(images, head(backbone(images)))
+    return Network(model, {"pooling": "avg"}, Weights("none", None, "", "scaled"))
+
+
+@pytest.mark.parametrize("has_sum", [False, True])
+def test_the_corner_that_both_images_share_is_marked_in_each_and_nothing_else(has_sum):
+    query, result = np.zeros((2, 1, 32, 32, 3), np.uint8)
+    query[:, :8, :8, 0] = result[:, 24:, 16:, 0] = 255  # red in both, in another corner of each
+    query[:, 20:, 20:, 2] = 255  # blue in the one, green in the other
+    result[:, :16, :16, 1] = 255
+    network = colours(has_sum)
+    maps = similarity_maps(network, query, result)
+    names = [each.name for each in network.body.operations]
+    assert maps.layer == names[-2 if has_sum else -1]
+    corner, other = np.zeros((2, 8, 8))
+    corner[:2, :2] = other[6:, 4:] = 1
+    np.testing.assert_allclose(maps.query[0], corner, atol=1e-6)
+    np.testing.assert_allclose(maps.result[0], other, atol=1e-6)
+
+
+def test_images_that_share_nothing_have_empty_maps():
+    red, blue = np.zeros((2, 1, 32, 32, 3), np.uint8)
+    red[..., 0] = blue[..., 2] = 255
+    maps = similarity_maps(colours(), red, blue)
+    assert not maps.query.any()
+    assert not maps.result.any()
+
+
+def test_an_image_is_like_itself_by_all_that_it_shows():
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    image[:, 8:16, :, 1] = 200
+    maps = similarity_maps(colours(), image, image)
+    rows = np.zeros(8)
+    rows[2:4] = 1
+    np.testing.assert_allclose(maps.query[0], np.tile(rows[:, None], 8), atol=1e-6)
+
+
+def test_pairs_are_explained_alike_whatever_stands_beside_them(monkeypatch):
+    network, queries, results = built("cnn_strong"), some_images(5), some_images(5, seed=2)
+    whole = similarity_maps(network, queries, results)
+    monkeypatch.setattr("cbir.networks.gradients.PAIRS", 2)
+    parts = similarity_maps(network, queries, results)
+    np.testing.assert_allclose(whole.query, parts.query, atol=1e-4)
+    np.testing.assert_allclose(whole.result, parts.result, atol=1e-4)
+    swapped = similarity_maps(network, results, queries)
+    np.testing.assert_allclose(whole.query, swapped.result, atol=1e-4)
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_of_averaged_features_the_map_is_the_product_with_what_is_looked_for(whitened):
+    network = build_network("cnn_strong", embedding="pooled", pooling="avg")
+    queries, results = some_images(4), some_images(4, seed=2)
+    features, wanted = (
+        np.asarray(network.backbone(images, training=False)) for images in (queries, results)
+    )
+    directions, whitening = normalise(wanted), None
+    if whitened:
+        whitening = fit_whitening(np.concatenate([features, wanted, some_features()]), 6)
+        mean, axes = whitening["mean"], whitening["axes"]
+        directions = normalise((directions - mean) @ axes) @ axes.T
+    positions = np.asarray(network.body(queries / 127.5 - 1, training=False))
+    by_hand = positive_part(np.einsum("nhwc,nc->nhw", positions, directions))
+    maps = similarity_maps(network, queries, results, whitening)
+    np.testing.assert_allclose(maps.query, by_hand, atol=2e-3)
+
+
+def some_features() -> np.ndarray:
+    """Of the width of the strong CNN's, to fit a whitening on."""
+    return np.random.default_rng(3).uniform(0, 0.1, (40, 256)).astype(np.float32)
+
+
+def test_an_embedding_of_zeros_gives_an_empty_map_and_no_error():
+    network = build_network("cnn_strong", embedding="pooled", pooling="avg")
+    network.body.get_layer("stage3_conv2_bn").gamma.assign(np.zeros(256))
+    maps = similarity_maps(network, some_images(), some_images(seed=2))
+    assert not maps.query.any()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_marks_the_same(policy, monkeypatch):
+    queries, results = some_images(), some_images(seed=2)
+    full = similarity_maps(build_network("cnn_strong", embedding="pooled"), queries, results)
+    monkeypatch.setattr(precision, "best", lambda: policy)
+    network = build_network("cnn_strong", embedding="pooled", mixed_precision=True)
+    half = similarity_maps(network, queries, results)
+    np.testing.assert_allclose(half.query, full.query, atol=0.1)
+
+
+# --- attention
+
+
+def test_attention_maps_are_the_weights_of_the_pooling_divided_by_the_largest():
+    network = build_network("cnn_strong", pooling="attention")
+    random = np.random.default_rng(0)
+    network.head.get_layer("pooling").direction.assign(random.normal(size=(256, 1)))
+    queries, results = some_images(), some_images(seed=2)
+    maps = attention_maps(network, queries, results)
+    for found, images in ((maps.query, queries), (maps.result, results)):
+        weights = np.asarray(network.attention(images, training=False))
+        by_hand = weights / weights.max(axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(found, by_hand, atol=1e-5)
+    assert maps.layer == "pooling"
+    assert not np.array_equal(maps.query, maps.result)
+
+
+def test_attention_maps_of_another_pooling_are_refused():
+    with pytest.raises(StudyError, match="need a network whose pooling is attention"):
+        attention_maps(built("cnn_strong"), some_images(), some_images())
