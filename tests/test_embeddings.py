@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import build_network, load_shapes, train_network
+from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
@@ -154,13 +154,13 @@ def frozen(given_weights):
 def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     frozen, images, monkeypatch, tmp_path
 ):
-    predict, seen = inference.predict, []
+    predict, seen = inference.predict_means, []
 
     def count(model, inputs, outputs, what):
         seen.append(what)
         predict(model, inputs, outputs, what)
 
-    monkeypatch.setattr(inference, "predict", count)
+    monkeypatch.setattr(inference, "predict_means", count)
     heads = [{"pooling": "max"}, {"pooling": "max", "seed": 1}]
     heads += [{"pooling": "max", "embedding": "projection", "embedding_dim": 4, "dropout": 0.5}]
     networks = [frozen(**head) for head in heads]
@@ -259,14 +259,38 @@ def test_an_image_and_its_mirror_image_get_the_same_embedding_with_flips(trained
     assert not np.allclose(*pairs[1], atol=1e-3)
 
 
-def test_flips_of_a_frozen_backbone_start_from_the_images(images):
-    network = build_network(train="head", pooling="avg")
-    frozen = embeddings.features(network, images)
-    done = train_network(network, images, features=frozen, epochs=1)
-    found = embeddings.embed(network, done, images, test_time_flips=True)
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_heads(
+    pooling, given_weights, images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
+    predict, seen = inference.predict_means, []
+
+    def count(model, inputs, outputs, what):
+        seen.append((what, len(inputs)))
+        predict(model, inputs, outputs, what)
+
+    monkeypatch.setattr(inference, "predict_means", count)
     there = np.asarray(images.images)
-    both = [network.encoder(each, training=False)[0] for each in (there, there[:, :, ::-1])]
-    np.testing.assert_allclose(found.vectors, normalise(np.mean(both, axis=0)), atol=1e-4)
+    for seed in (0, 1):
+        given = {"weights": given_weights, "train": "head", "pooling": pooling, "seed": seed}
+        network = build_network(**given)
+        frozen = embeddings.features(network, images)
+        done = train_network(network, images, features=frozen, epochs=1)
+        if not seed:
+            # Whoever does not ask for flips does not pay for them.
+            embeddings.embed(network, done, images)
+            assert seen == [("features", 1), ("embeddings", 1)]
+        found = embeddings.embed(network, done, images, test_time_flips=True)
+        both = [network.encoder(each, training=False) for each in (there, there[:, :, ::-1])]
+        vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*both, strict=True))
+        # Maps are kept as float16.
+        tolerance = 1e-3 if pooling == "gem" else 1e-4
+        np.testing.assert_allclose(found.vectors, normalise(vectors), atol=tolerance)
+        np.testing.assert_allclose(found.probabilities, probabilities, atol=tolerance)
+        one_way = normalise(both[0][0])
+        assert np.abs(found.vectors - one_way).max() > 2 * tolerance
+    assert seen[2:] == [("features", 1), ("embeddings", 2), ("embeddings", 2)]
 
 
 def test_whitened_training_images_vary_alike_in_every_dimension(embedded, trained, images):

@@ -1,5 +1,6 @@
 """Outputs for many images: the same as all at once, but a batch at a time."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,40 @@ def test_a_model_of_one_output_writes_one_file(encoder, images, tmp_path, monkey
     expected = first.predict(images.astype(np.float32), verbose=0)
     assert expected.shape == (20, 5)
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, rtol=1e-5)
+
+
+def test_several_inputs_give_the_means_of_their_outputs(encoder, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "BATCH_SIZE", 8)
+    both = [images, images[::-1]]
+    paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
+    inference.predict_means(encoder, both, dict.fromkeys(paths, np.float32), "images")
+    outputs = [encoder.predict(each.astype(np.float32), verbose=0) for each in both]
+    for path, one, other in zip(paths, *outputs, strict=True):
+        np.testing.assert_allclose(np.load(path), (one + other) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(encoder, tmp_path):
+    peaks = []
+    for count in (20, 1, 20):  # in batches; the first run pays for building graphs
+        # One image many times, which takes no memory itself.
+        many = np.broadcast_to(np.uint8(7), (count * inference.BATCH_SIZE, 4, 4, 3))
+        outputs = {tmp_path / "a.npy": np.float32, tmp_path / "b.npy": np.float32}
+        tracemalloc.start()
+        inference.predict(encoder, many, outputs, "images")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(np.load(tmp_path / "a.npy")) == len(many)
+    _, of_one, of_twenty = peaks
+    batch = inference.BATCH_SIZE * 4 * 4 * 3 * 4  # bytes, as float32
+    assert of_one > batch  # NumPy's memory is seen
+    assert of_twenty < of_one + batch
+
+
+def test_mirrored_outputs_are_those_of_the_mirror_images(encoder, images):
+    found = inference.batch(inference.mirrored(encoder), images)
+    expected = inference.batch(encoder, images[:, :, ::-1])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_mapped_images_are_read_as_any_others(encoder, images, tmp_path):

@@ -1,5 +1,6 @@
 """Half precision: where it is chosen, that it is put back, and that results stay fine."""
 
+import os
 import subprocess
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import build_network
 
-from cbir.networks import precision
+from cbir.networks import optimisers, precision
 
 HALF = ["mixed_bfloat16", "mixed_float16"]
 
@@ -101,6 +102,42 @@ def test_no_driver_or_one_that_fails_counts_as_none(monkeypatch, error):
 
     monkeypatch.setattr(subprocess, "run", run)
     assert precision._compute_capability() == 0
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "is_deterministic", "augmentation", "compiles"),
+    [
+        (True, False, [], True),
+        (True, False, ["flip"], True),
+        (True, False, ["zoom"], False),  # XLA has no way to compile it
+        (True, True, [], False),
+        (False, False, [], False),
+    ],
+)
+def test_xla_compiles_on_a_gpu_where_neither_a_layer_nor_determinism_excludes_it(
+    monkeypatch, has_gpu, is_deterministic, augmentation, compiles
+):
+    import tensorflow as tf
+    from tensorflow.python.framework import config
+
+    # The setting of `cbir/__init__.py` is the one that is read.
+    assert config.is_op_determinism_enabled() == (os.environ["TF_DETERMINISTIC_OPS"] == "1")
+    monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: is_deterministic)
+    devices = [SimpleNamespace(device_type="GPU" if has_gpu else "CPU")]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: devices)
+    model = optimisers.augmented(build_network().model, augmentation)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert model.jit_compile == compiles
+
+
+def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_asked_for(monkeypatch):
+    from tensorflow.python.framework import config
+
+    monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: True)
+    model = build_network().model
+    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
+    assert not model.jit_compile
 
 
 @pytest.mark.parametrize("policy", HALF)

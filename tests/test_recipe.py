@@ -1,9 +1,12 @@
 """An architecture as a study asks for it: the head first, then the backbone with it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import empty_project, load_shapes
 
+from cbir import StudyError
 from cbir.images import protocols
 from cbir.networks import embeddings, models, recipe, training
 
@@ -151,9 +154,9 @@ def both(images, tmp_path_factory):
     """A network and its training in two stages, and each epoch's start: weights and rate."""
     starts, fit = [], training._fit_epoch
 
-    def watch(model, *given):
+    def watch(model, *given, **names):
         starts.append((values_of(model), float(model.optimizer.learning_rate)))
-        return fit(model, *given)
+        return fit(model, *given, **names)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(empty_project(tmp_path_factory.mktemp("two stages")))
@@ -165,6 +168,33 @@ def both(images, tmp_path_factory):
 @pytest.fixture
 def untrained(images):
     return recipe.Recipe(NETWORK, TRAINING, EMBEDDING).build(images, 3)
+
+
+def test_a_whitening_that_cannot_be_is_refused_before_anything_is_trained(images, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(embeddings, "features", refuse)
+    few, count = replace(images, train=images.train[:7]), len(images.train)
+    assert count > 8
+    for embedding, dataset, width, most in (
+        ("penultimate", images, 8, 8),
+        ("pooled", images, 256, count),
+        ("projection", few, 8, 7),
+    ):
+        network = NETWORK | {"embedding": embedding}
+        of_size = [
+            recipe.Recipe(network, TRAINING, EMBEDDING | {"whitening": size})
+            for size in (most, most + 1)
+        ]
+        assert of_size[0].build(dataset, 3).embedding_width == width
+        with pytest.raises(StudyError) as caught:
+            of_size[1].train(dataset, 3)
+        assert str(caught.value) == (
+            f"whitening: {most + 1} dimensions of {width}-dimensional embeddings of "
+            f"{len(dataset.train)} training images: at most {most}"
+        )
 
 
 def test_the_backbone_is_trained_from_where_the_head_ended(both, untrained):

@@ -2,13 +2,15 @@
 
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import checkpoints, embeddings, training
+from cbir.networks import checkpoints, embeddings, precision, training
+from cbir.networks.pooling import LEARNT
 from cbir.networks.training import Batches
 from cbir.studies import limits
 
@@ -136,7 +138,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(done, given, tmp_path, monk
         assert are_equal(*states)
 
 
-def interrupted(monkeypatch, images, done: int, **given):
+def interrupted(monkeypatch, images, done: int, build=build_network, **given):
     """A training that is stopped in or after its second epoch, when `done` epochs are saved."""
     save = checkpoints.save
 
@@ -149,7 +151,7 @@ def interrupted(monkeypatch, images, done: int, **given):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train_network(build_network(), images, **given)
+            train_network(build(), images, **given)
 
 
 def test_an_interrupted_training_ends_with_the_best_epoch_before_the_interruption(
@@ -158,8 +160,8 @@ def test_an_interrupted_training_ends_with_the_best_epoch_before_the_interruptio
     seen = {}
     fit = training._fit_epoch
 
-    def watch(model, batches, validation, epoch, progress):
-        row = fit(model, batches, validation, epoch, progress)
+    def watch(model, batches, validation, epoch, progress, **given):
+        row = fit(model, batches, validation, epoch, progress, **given)
         seen[epoch] = [weight.copy() for weight in model.get_weights()]
         return row | {"val_accuracy": [0.5, 0.9, 0.9, 0.7, 1.0][epoch - 1]}
 
@@ -180,7 +182,7 @@ def invented(monkeypatch):
     """Epochs without work: after each, every weight is its number, and its accuracy is given."""
 
     def of(*accuracies: float):
-        def fit(model, batches, validation, epoch, progress):
+        def fit(model, batches, validation, epoch, progress, *, prefix):
             model.set_weights([np.full_like(each, epoch) for each in model.get_weights()])
             return {"accuracy": 0, "loss": 1, "val_loss": 1, "val_accuracy": accuracies[epoch - 1]}
 
@@ -232,19 +234,33 @@ class ResourceExhaustedError(Exception):
     """Called as TensorFlow's is."""
 
 
+@pytest.fixture
+def stages(images):
+    """A network to train as a whole, and one whose head is trained on features."""
+    frozen = build_network(train="head", pooling="avg")
+    return {"": (build_network(), None), "head_": (frozen, embeddings.features(frozen, images))}
+
+
 @pytest.mark.parametrize(
     "error", [ResourceExhaustedError("a\nb"), RuntimeError("RESOURCE_EXHAUSTED: a\nb")]
 )
-def test_too_little_memory_for_a_batch_is_told_in_one_line(error, images, elsewhere, monkeypatch):
-    network = build_network()
-
+@pytest.mark.usefixtures("elsewhere")
+def test_too_little_memory_for_a_batch_is_told_in_one_line_that_names_the_key(
+    error, images, stages, monkeypatch
+):
     def fit(*_, **__):
         raise error
 
-    monkeypatch.setattr(type(network.model), "fit", fit)
-    with pytest.raises(StudyError, match="^out of memory with batch_size 8: lower it") as caught:
-        train_network(network, images)
-    assert "\n" not in str(caught.value)
+    for prefix, (network, features) in stages.items():
+        monkeypatch.setattr(type(network.model), "fit", fit)
+        with pytest.raises(StudyError) as caught:
+            train_network(network, images, features=features)
+        # A head sees no pixels that could be fewer.
+        end = "" if prefix else ", or input_size"
+        assert str(caught.value) == (
+            f"out of memory with {prefix}batch_size 8: lower it (results depend on it, so it "
+            f"stands in params/){end}"
+        )
 
 
 def test_any_other_error_of_an_epoch_stays_what_it_is(images, elsewhere, monkeypatch):
@@ -259,14 +275,187 @@ def test_any_other_error_of_an_epoch_stays_what_it_is(images, elsewhere, monkeyp
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_training_that_diverges_is_told_in_one_line(loss, images, elsewhere, monkeypatch):
-    network = build_network()
+@pytest.mark.usefixtures("elsewhere")
+def test_a_training_that_diverges_is_told_in_one_line_that_names_the_key(
+    loss, images, stages, monkeypatch
+):
     history = {"accuracy": [0.1], "loss": [loss], "val_accuracy": [0.1], "val_loss": [1.0]}
-    monkeypatch.setattr(
-        type(network.model), "fit", lambda *_, **__: SimpleNamespace(history=history)
-    )
-    with pytest.raises(StudyError, match="^training diverged in epoch 1: lower learning_rate$"):
-        train_network(network, images)
+    for prefix, (network, features) in stages.items():
+        monkeypatch.setattr(
+            type(network.model), "fit", lambda *_, **__: SimpleNamespace(history=history)
+        )
+        with pytest.raises(StudyError) as caught:
+            train_network(network, images, features=features)
+        assert str(caught.value) == f"training diverged in epoch 1: lower {prefix}learning_rate"
+
+
+@pytest.fixture(scope="module")
+def of_head(images):
+    """Builds networks whose heads alone are trained, on a backbone that has learnt something."""
+    done = train_network(build_network(pooling="avg"), images, epochs=6, learning_rate=0.005)
+    path = str(done.artifact.folder / "backbone.weights.h5")
+
+    def build(pooling="gem", **changes):
+        # Another seed: the backbone has learnt to suit the head that its own seed began with.
+        return build_network(weights=path, train="head", pooling=pooling, seed=1, **changes)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def maps(of_head, images):
+    """The feature maps that the heads of this backbone pool, each in its way."""
+    found = [embeddings.features(of_head(way), images) for way in LEARNT]
+    (features,) = {each.folder: each for each in found}.values()
+    assert np.load(features.folder / "features.npy", mmap_mode="r").dtype == np.float16
+    return features
+
+
+@pytest.mark.parametrize("pooling", LEARNT)
+@pytest.mark.usefixtures("elsewhere")
+def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, images):
+    network = of_head(pooling)
+    learnt = network.head.get_layer("pooling").trainable_variables[0]
+    before, body = np.array(learnt), [each.copy() for each in network.body.get_weights()]
+    given = {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
+    history = train_network(network, images, features=maps, **given).history
+    assert np.abs(np.array(learnt) - before).max() > 0.002
+    assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
+    assert are_equal(body, network.body.get_weights())
+
+
+@pytest.mark.parametrize("early_stopping", [0, 1])
+def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
+    early_stopping, of_head, images, tmp_path, monkeypatch
+):
+    maps = embeddings.features(of_head(), images)
+    given = {"features": maps, "epochs": 4, "measured_epochs": [], "batch_size": 4}
+    given |= {"early_stopping": early_stopping}
+
+    def fit(*arguments, **names):
+        row = training_fit(*arguments, **names)
+        # The first epoch is the best, so that its state is kept through the interruption.
+        return row | {"val_accuracy": 1 / arguments[3]}
+
+    training_fit = training._fit_epoch
+    if early_stopping:
+        monkeypatch.setattr(training, "_fit_epoch", fit)
+    ends = []
+    for place, done in (("undisturbed", None), ("interrupted", 1)):
+        monkeypatch.chdir(empty_project(tmp_path / place))
+        if done:
+            interrupted(monkeypatch, images, done, build=of_head, **given)
+        network = of_head()
+        trained = train_network(network, images, **given)
+        ends.append((weights_of(network), trained))
+    (whole, undisturbed), (resumed, again) = ends
+    assert are_equal(whole, resumed)
+    pair = [each.history.drop(columns="seconds") for each in (undisturbed, again)]
+    assert pair[0].equals(pair[1])
+    assert undisturbed.best_epoch == again.best_epoch == (1 if early_stopping else 4)
+    # Nothing that served to go on is left.
+    names = {path.name for path in again.artifact.folder.iterdir()}
+    expected = {"final.weights.h5", "backbone.weights.h5", "manifest.json"}
+    assert names == expected | {checkpoints.HISTORY, training.FINGERPRINT}
+
+
+def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
+    of_head, maps, images, elsewhere, monkeypatch
+):
+    saved, save = [], keras.Model.save_weights
+
+    def note(model, path, *given, **names):
+        saved.append(path.name)
+        save(model, path, *given, **names)
+
+    monkeypatch.setattr(keras.Model, "save_weights", note)
+    given = {"features": maps, "measured_epochs": [], "early_stopping": 4}
+    history = train_network(of_head(), images, **given).history
+    assert len(history) == 4
+    best = history["val_accuracy"].cummax().nunique()
+    assert saved == [training.BEST] * best + [training.FINAL, "backbone.weights.h5"]
+
+
+def test_how_many_steps_are_taken_at_once_changes_nothing(
+    of_head, maps, images, tmp_path, monkeypatch
+):
+    batches = len(images.train) // 2
+    assert batches > training.STEPS_AT_ONCE
+    assert batches % training.STEPS_AT_ONCE  # the last time in an epoch there are fewer
+    ends = []
+    for steps in (1, training.STEPS_AT_ONCE):
+        monkeypatch.chdir(empty_project(tmp_path / str(steps)))
+        monkeypatch.setattr(training, "STEPS_AT_ONCE", steps)
+        network = of_head()
+        given = {"features": maps, "batch_size": 2, "epochs": 2}
+        history = train_network(network, images, **given).history
+        assert network.head.steps_per_execution == steps
+        ends.append((network.head.get_weights(), history.drop(columns="seconds")))
+    for one, other in zip(*(weights for weights, _ in ends), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(*(history for _, history in ends), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [
+        ({"embedding": "projection"}, {}),
+        ({}, {"optimizer": "adamw", "weight_decay": 0.01}),
+    ],
+    ids=["projection", "adamw"],
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_a_head_learns_in_each_way(changes, given, of_head, images):
+    network = of_head("avg", **changes)
+    features = embeddings.features(network, images)
+    given = given | {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
+    before = network.head.get_weights()
+    history = train_network(network, images, features=features, **given).history
+    assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
+    pairs = zip(before, network.head.get_weights(), strict=True)
+    assert not any(np.array_equal(old, new) for old, new in pairs)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_weight_decay_leaves_a_head_with_smaller_weights(of_head, maps, images):
+    given = {"features": maps, "optimizer": "adamw", "learning_rate": 0.02}
+    sizes = []
+    for decay in (0.0, 5.0):
+        network = of_head()
+        train_network(network, images, weight_decay=decay, epochs=2, **given)
+        sizes.append(np.abs(network.head.get_layer("embedding").kernel).mean())
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images):
+    network = build_network("cnn_strong", train="last_blocks:1", dropout=0.0)
+    # The paths of two networks' weights may be told apart by a number.
+    before = {weight.path: np.array(weight) for weight in network.model.weights}
+    history = train_network(network, images, epochs=2).history
+    assert np.isfinite(history["loss"]).all()
+    moved = {
+        weight.path
+        for weight in network.model.weights
+        if not np.array_equal(weight, before[weight.path])
+    }
+    # BatchNorm and its statistics among the frozen ones.
+    trained = {f"stage3_conv{place}/kernel" for place in (1, 2)}
+    assert moved == trained | {weight.path for weight in network.head.weights}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.usefixtures("elsewhere")
+def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
+    monkeypatch.setattr(precision, "best", lambda: policy)
+    network = build_network(mixed_precision=True, pooling="avg")
+    trained = train_network(network, images, learning_rate=0.01, epochs=6)
+    assert trained.artifact.manifest["parameters"]["precision"] == policy
+    assert network.body.get_layer("stage1_conv1").compute_dtype == policy.removeprefix("mixed_")
+    assert {weight.dtype for weight in network.model.trainable_weights} == {"float32"}
+    history = trained.history
+    assert np.isfinite(history.to_numpy()).all()
+    assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
 
 
 def test_the_seed_of_training_decides_its_course(images, undisturbed, elsewhere):

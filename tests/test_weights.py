@@ -16,13 +16,21 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, build_network, empty_project
+from conftest import (
+    ROOT,
+    build_network,
+    empty_project,
+    load_shapes,
+    train_network,
+    write_pictures,
+)
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
 from cbir import StudyError
+from cbir.images import data
 from cbir.networks import backbones, weights
-from cbir.networks.backbones import BACKBONES
+from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 
 CLOSED_PORT = "http://127.0.0.1:9"
 IMAGENET_MEANS = (103.939, 116.779, 123.68)  # blue, green, red
@@ -260,6 +268,202 @@ def test_weights_from_a_file_come_with_the_preprocessing_that_they_expect(place)
     by_hand = np.asarray(vgg16(expected, training=False)).mean(axis=(1, 2))
     features = np.asarray(network.backbone(images, training=False))
     np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "pixels"),
+    [
+        ('{"parameters": {"pixels": "scaled"}}', "scaled"),
+        ('{"parameters": {"pixels": "imagenet"}}', "imagenet"),
+        # Not ours, or of something else.
+        ('{"parameters": {}}', "imagenet"),
+        ('{"parameters": {"pixels": "grey"}}', "imagenet"),
+        ("[]", "imagenet"),
+        ("not JSON", "imagenet"),
+    ],
+)
+def test_a_file_of_a_training_is_fed_the_pixels_that_its_manifest_says(place, manifest, pixels):
+    path = place / "artifacts" / "training" / "some" / weights.BACKBONE_FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"some")
+    (path.parent / "manifest.json").write_text(manifest)
+    source = "artifacts/training/some/backbone.weights.h5"
+    assert weights.find("vgg16", source).pixels == pixels
+
+
+def test_a_backbone_that_this_project_trained_is_fed_as_it_was_trained(place, monkeypatch):
+    row = replace(BACKBONES["cnn_strong"], preprocess="vgg16")
+    monkeypatch.setitem(BACKBONES, "cnn_strong", row)
+    write_pictures(place / "data" / "shapes")
+    images = load_shapes()
+    first = build_network("cnn_strong")
+    path = train_network(first, images, epochs=1).artifact.folder / weights.BACKBONE_FILE
+    few = np.asarray(images.images[:4])
+    expected = first.backbone(few, training=False)
+    again = build_network("cnn_strong", weights=str(path), seed=1)
+    np.testing.assert_allclose(again.backbone(few, training=False), expected, atol=1e-4)
+    # A copy without its manifest is taken for ImageNet's.
+    copy = shutil.copy(path, place / "copy.weights.h5")
+    other = build_network("cnn_strong", weights=str(copy))
+    assert not np.allclose(other.backbone(few, training=False), expected, atol=0.1)
+
+
+# Families of keras.applications beyond those that this project names: a row is all they need.
+FURTHER = {
+    # Keras numbers its shortcuts (`conv2d_3` is the last); at least 71 pixels.
+    "xception": (
+        Backbone("Xception", ("block1_conv1", "conv2d_3"), rates=(10, 100), preprocess="xception"),
+        72,
+    ),
+    # Preprocesses by itself.
+    "mobilenet_v3": (
+        Backbone(
+            "MobileNetV3Small", ("conv", "conv_1"), rates=(500, 2000), preprocess=INCLUDED,
+            arguments={"alpha": 0.75},
+        ),
+        32,
+    ),
+}  # fmt: skip
+
+
+def number_on() -> None:
+    """As if other networks had been built: Keras goes on counting its layers."""
+    for _ in range(3):
+        keras.layers.Conv2D(1, 1)
+        keras.layers.BatchNormalization()
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_further_family_is_built_loaded_and_trained_by_its_row_alone(name, place, monkeypatch):
+    row, size = FURTHER[name]
+    monkeypatch.setitem(BACKBONES, name, row)
+    number_on()
+    given = {"include_top": False, "weights": None, "input_shape": (size, size, 3)}
+    given |= row.arguments
+    saved = getattr(keras.applications, row.constructor)(**given)
+    path = save(saved, place / "only.h5")
+    number_on()
+    network = build_network(
+        name, weights=str(path), train="last_blocks:1", image_size=size, input_size=size
+    )
+    assert same_weights(network.body, saved)
+    assert network.parameters["first_trained"] == row.blocks[-1]
+
+    images = np.random.default_rng(1).integers(0, 256, (2, size, size, 3)).astype(np.float32)
+    prepared = images.copy()
+    if row.preprocess != INCLUDED:
+        prepared = getattr(keras.applications, row.preprocess).preprocess_input(prepared)
+    by_hand = np.asarray(saved(prepared, training=False)).mean(axis=(1, 2))
+    features = network.backbone(images, training=False)
+    np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-4)
+
+    write_pictures(place / "data" / "shapes", count=8)
+    dataset = data.load(
+        "data/shapes", image_size=size, test_fraction=0.25, validation_fraction=0.2, split_seed=0
+    )
+    before = {weight.path: np.array(weight) for weight in network.body.weights}
+    done = train_network(network, dataset, epochs=1)
+    assert np.isfinite(done.history["loss"]).all()
+    moved = {layer.name for layer in network.body.layers for weight in layer.weights
+             if not np.array_equal(weight, before[weight.path])}  # fmt: skip
+    names = [layer.name for layer in network.body.layers]
+    first = names.index(row.blocks[-1])
+    assert row.blocks[-1] in moved
+    assert not moved & set(names[:first])
+
+
+@pytest.mark.parametrize("preprocess", ["densenet", "vgg16", "xception"])
+def test_pretrained_weights_are_fed_by_the_function_that_the_row_names(
+    preprocess, place, monkeypatch
+):
+    row = replace(BACKBONES["cnn_strong"], preprocess=preprocess)
+    monkeypatch.setitem(BACKBONES, "cnn_strong", row)
+    path = save(build_network("cnn_strong").body, place / "net.weights.h5")
+    network = build_network("cnn_strong", weights=str(path))
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
+    prepared = getattr(keras.applications, preprocess).preprocess_input(images.copy())
+    by_hand = np.asarray(network.body(prepared, training=False)).mean(axis=(1, 2))
+    features = network.backbone(images, training=False)
+    np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-4)
+
+
+def test_too_few_pixels_for_a_network_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "xception", FURTHER["xception"][0])
+    text = refused("xception", "none", input_size=64)
+    assert text.startswith("input_size: Xception cannot be built for 64 pixels: ")
+    assert "71x71" in text
+
+
+def test_a_model_that_preprocesses_by_itself_gets_raw_pixels_whatever_its_weights(monkeypatch):
+    monkeypatch.setitem(
+        BACKBONES, "cnn_strong", replace(BACKBONES["cnn_strong"], preprocess=INCLUDED)
+    )
+    network = build_network("cnn_strong")
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
+    by_hand = np.asarray(network.body(images, training=False)).mean(axis=(1, 2))
+    np.testing.assert_allclose(network.backbone(images, training=False), by_hand, rtol=1e-4)
+
+
+@pytest.mark.parametrize("constructor", ["EfficientNetB0", "EfficientNetB7"])
+def test_imagenet_weights_that_need_another_network_are_refused(constructor, monkeypatch):
+    row = Backbone(constructor, ("stem_conv",), rates=(1, 1), preprocess=INCLUDED)
+    monkeypatch.setitem(BACKBONES, "efficientnet", row)
+    found = weights.Weights("some.h5", Path("some.h5"), "", "imagenet")
+    with pytest.raises(StudyError) as caught:
+        weights.load(None, found, "efficientnet")
+    assert str(caught.value) == (
+        f"weights: some.h5: {constructor} cannot start from ImageNet weights here: use none, or a "
+        "row with an EfficientNetV2"
+    )
+
+
+def numbered(filters=(4, 5), more=0, named="own") -> keras.Model:
+    """A small network of which Keras numbers all layers but one, with layers more behind."""
+    images = keras.Input((8, 8, 3))
+    maps = images
+    for width in filters:
+        maps = keras.layers.Conv2D(width, 3, activation="relu")(maps)
+        maps = keras.layers.BatchNormalization()(maps)
+    maps = keras.layers.Conv2D(2, 1, name=named)(maps)
+    for _ in range(more):
+        maps = keras.layers.Dense(3)(maps)
+    return keras.Model(images, maps)
+
+
+def load_numbered(place, model: keras.Model) -> keras.Model:
+    path = save(model, place / "only.h5")
+    body = numbered()
+    weights.load(body, weights.Weights("only.h5", path, "", "imagenet"), "cnn")
+    return body
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_layers_that_keras_numbers_are_told_by_their_place(place, more):
+    number_on()
+    model = numbered(more=more)
+    assert same_weights(load_numbered(place, model), model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"filters": (4,)}, "the file has no layer conv2d as its layer 3"),
+        ({"filters": (4, 5, 6)}, "the file has no layer own as its layer 5"),
+        ({"named": "other"}, "the file has no layer own as its layer 5"),
+        ({"filters": (4, 6)}, "shape"),
+    ],
+)
+def test_a_file_with_other_layers_at_their_places_is_refused(place, changes, what):
+    with pytest.raises(StudyError, match=f"does not fit cnn: .*{what}"):
+        load_numbered(place, numbered(**changes))
+
+
+def test_what_keras_numbers_is_called_as_in_the_first_network_of_a_process():
+    number_on()
+    model = numbered()
+    weights.number_anew(model)
+    names = [layer.name for layer in model.layers if layer.weights]
+    assert names == ["conv2d", "batch_normalization", "conv2d_1", "batch_normalization_1", "own"]
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not on this machine")

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 
+# Of a model that takes RGB in [0, 255], whatever its weights, and preprocesses it by itself, as
+# EfficientNet, ConvNeXt and MobileNetV3 do unless they are told otherwise.
+INCLUDED = "included"
+
+
 @dataclass(frozen=True)
 class Imagenet:
     """Where the ImageNet weights of a backbone, without its classifier, come from.
@@ -34,11 +39,13 @@ class Backbone:
     Attributes:
         constructor: name of a function in `keras.applications` or `cbir.networks.cnns`.
         blocks: the name of the first layer of each block, from the picture on: what
-            `train: last_blocks:n` counts.
+            `train: last_blocks:n` counts. Layers that Keras names by a number (`conv2d_2`) are
+            called as in the first network of a process.
         rates: images a second at 32 pixels (training, embedding), measured with TensorFlow on two
             cores of an AMD EPYC: what `make plan` estimates from.
         preprocess: the module of `keras.applications` whose `preprocess_input` does what the
-            ImageNet weights expect of RGB in [0, 255]; None for [-1, 1].
+            ImageNet weights expect of RGB in [0, 255]; None for [-1, 1]; `INCLUDED` for a model
+            that does it by itself.
         imagenet: where those weights come from; None where there are none.
         arguments: what else the constructor is given.
     """

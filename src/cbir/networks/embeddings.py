@@ -80,11 +80,12 @@ class Embeddings:
         return pd.DataFrame.from_dict(table, orient="index")
 
 
-def features(network: "Network", dataset: Dataset) -> Artifact | None:
+def features(network: "Network", dataset: Dataset, *, mirrored: bool = False) -> Artifact | None:
     """What a frozen backbone makes of every image, computed once; None where it is trained.
 
     Heads, seeds and epochs share this array `features.npy`: (n, channels) float32 pooled features,
-    or (n, h, w, channels) float16 maps where the head pools them.
+    or (n, h, w, channels) float16 maps where the head pools them. `mirrored` asks for those of
+    every image's mirror image, an array of its own.
     """
     if not network.is_frozen:
         return None
@@ -98,12 +99,14 @@ def features(network: "Network", dataset: Dataset) -> Artifact | None:
 
     def make(folder: Path) -> None:
         path = folder / "features.npy"
-        inference.predict(network.backbone, dataset.images, {path: dtype}, "features")
+        backbone = inference.mirrored(network.backbone) if mirrored else network.backbone
+        inference.predict(backbone, dataset.images, {path: dtype}, "features")
 
     return cached(
         "features",
         make,
-        parameters={name: network.parameters[name] for name in (*shape, *drawn)},
+        parameters={name: network.parameters[name] for name in (*shape, *drawn)}
+        | {"mirrored": mirrored},
         reads=[dataset.fingerprint, network.weights.sha256, module_digest("cbir.networks.models")],
         code=__name__,
     )
@@ -125,8 +128,13 @@ def embed(
         training: where its weights stand.
         dataset: whose images, gallery and queries.
         epoch: one of the training's measured epochs; the final state by default.
-        test_time_flips: average what the network makes of an image and of its mirror image.
+        test_time_flips: average what the network makes of an image and of its mirror image. A
+            frozen backbone sees each of the two once, whatever the number of heads.
         whitening: dimensions that PCA whitening, fitted on the training images, leaves; 0 for none.
+
+    Raises:
+        StudyError: more dimensions than `check_whitening` allows, an embedding that is not a
+            number, or too little memory for a batch.
     """
 
     from cbir.networks import inference
@@ -134,9 +142,12 @@ def embed(
     def make(folder: Path) -> None:
         network.model.load_weights(training.weights_path(epoch))
         outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
-        if training.features and not test_time_flips:
-            inputs = np.load(training.features.folder / "features.npy", mmap_mode="r")
-            inference.predict(network.head_encoder, inputs, outputs, "embeddings")
+        if training.features:
+            found = [training.features]
+            if test_time_flips:
+                found.append(features(network, dataset, mirrored=True))
+            inputs = [np.load(each.folder / "features.npy", mmap_mode="r") for each in found]
+            inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
         else:
             encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder
             inference.predict(encoder, dataset.images, outputs, "embeddings")
@@ -197,6 +208,9 @@ def encoder(network: "Network", embeddings: Embeddings) -> Encode:
 def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
     """PCA whitening of vectors of unit length.
 
+    All of them are in memory at once, unlike the images that they come from: 45,000 training images
+    in 2,048 dimensions take 370 MB, and the fit more.
+
     Args:
         vectors: (n, d) of the training images, of any length.
         dimensions: how many to keep, the widest.
@@ -209,16 +223,24 @@ def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]
     """
     from sklearn.decomposition import PCA
 
-    most = min(vectors.shape)
-    if dimensions > most:
-        raise StudyError(
-            f"whitening: {dimensions} dimensions of {vectors.shape[1]}-dimensional embeddings of "
-            f"{len(vectors)} training images: at most {most}"
-        )
+    check_whitening(dimensions, *vectors.shape)
     fitted = PCA(dimensions, random_state=0).fit(normalise(vectors))
     # A dimension without variance tells nothing, and must not be blown up.
     scale = 1 / np.sqrt(np.maximum(fitted.explained_variance_, 1e-8))
     return {"mean": fitted.mean_, "axes": fitted.components_.T * scale}
+
+
+def check_whitening(dimensions: int, n: int, width: int) -> None:
+    """Whether PCA leaves so many dimensions of n embeddings; known before anything is trained.
+
+    Raises:
+        StudyError: it does not.
+    """
+    if dimensions > min(n, width):
+        raise StudyError(
+            f"whitening: {dimensions} dimensions of {width}-dimensional embeddings of {n} training "
+            f"images: at most {min(n, width)}"
+        )
 
 
 def finisher(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -252,6 +274,15 @@ def embed_control(control: str, dataset: Dataset, seed: int) -> Embeddings:
     )
     vectors = np.load(artifact.folder / "vectors.npy", mmap_mode="r")
     return Embeddings(artifact, dataset, vectors, None)
+
+
+def control_encoder(control: str, seed: int) -> Encode:
+    """(n, size, size, 3) uint8 images -> (n, d) float32 vectors, and no probabilities.
+
+    Args:
+        control, seed: as for `embed_control`.
+    """
+    return lambda images: (normalise(controls.describe_images(control, images, seed)), None)
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A model's outputs for many images, from disk to disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -26,25 +27,34 @@ def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], w
     Raises:
         StudyError: memory is too small for a batch.
     """
-    arrays = []
-    ticker = Ticker(len(inputs), what)
-    for start in range(0, len(inputs), BATCH_SIZE):
+    predict_means(model, [inputs], outputs, what)
+
+
+def predict_means(
+    model: keras.Model, inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
+) -> None:
+    """The same for several arrays of inputs, whose outputs are averaged row by row."""
+    arrays, count = [], len(inputs[0])
+    ticker = Ticker(count, what)
+    for start in range(0, count, BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
         try:
-            parts = batch(model, inputs[start : start + BATCH_SIZE])
+            of_each = [batch(model, each[rows]) for each in inputs]
         except Exception as error:
             if is_out_of_memory(error):
                 raise StudyError(
                     f"out of memory while embedding {BATCH_SIZE} images: lower input_size"
                 ) from error
             raise
+        parts = [sum(part) / len(inputs) for part in zip(*of_each, strict=True)]
         if not arrays:
             arrays = [
-                open_memmap(path, "w+", dtype, (len(inputs), *part.shape[1:]))
+                open_memmap(path, "w+", dtype, (count, *part.shape[1:]))
                 for (path, dtype), part in zip(outputs.items(), parts, strict=True)
             ]
         for array, part in zip(arrays, parts, strict=True):
-            array[start : start + BATCH_SIZE] = part
-        ticker.reached(min(start + BATCH_SIZE, len(inputs)))
+            array[rows] = part
+        ticker.reached(min(start + BATCH_SIZE, count))
     for array in arrays:
         array.flush()
 
@@ -55,11 +65,16 @@ def batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
     return outputs if isinstance(outputs, list) else [outputs]
 
 
+def mirrored(model: keras.Model) -> keras.Model:
+    """A model's outputs for the mirror images of what it is given."""
+    images = keras.Input(model.input_shape[1:])
+    return keras.Model(images, model(keras.ops.flip(images, axis=2)))
+
+
 def flipped(encoder: keras.Model) -> keras.Model:
     """An encoder whose outputs are the means over an image and its mirror image."""
     images = keras.Input(encoder.input_shape[1:])
-    mirrored = keras.ops.flip(images, axis=2)
-    pairs = zip(encoder(images), encoder(mirrored), strict=True)
+    pairs = zip(encoder(images), encoder(keras.ops.flip(images, axis=2)), strict=True)
     return keras.Model(images, [keras.layers.Average()(list(pair)) for pair in pairs])
 
 

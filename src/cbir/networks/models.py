@@ -16,9 +16,9 @@ from keras import layers
 
 from cbir import StudyError
 from cbir.networks import cnns, precision
-from cbir.networks.backbones import BACKBONES, Backbone
+from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.pooling import LEARNT, POOLINGS
-from cbir.networks.weights import Weights, find, load
+from cbir.networks.weights import Weights, find, load, number_anew
 
 # Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
 # study, and validation at chance.
@@ -65,6 +65,11 @@ class Network:
     def has_maps(self) -> bool:
         """Whether the backbone hands on feature maps, which the head pools."""
         return len(self.backbone.output_shape) == 4
+
+    @property
+    def embedding_width(self) -> int:
+        """Dimensions of the embedding before any whitening."""
+        return self.head.get_layer("embedding").output.shape[-1]
 
     @property
     def size(self) -> dict[str, int]:
@@ -157,7 +162,8 @@ def build(
         was_frozen: whether the backbone was frozen before; its BatchNorm then stays as it is.
 
     Raises:
-        StudyError: no such backbone or block, or its weights cannot be had or do not fit.
+        StudyError: no such backbone or block, too few pixels for it, or its weights cannot be had
+            or do not fit.
     """
     if backbone not in BACKBONES:
         raise StudyError(f"unknown backbone {backbone!r}: known are {', '.join(BACKBONES)}")
@@ -175,9 +181,9 @@ def build(
         if input_size != image_size:
             pixels = layers.Resizing(input_size, input_size, interpolation="bicubic")(images)
         # Pretrained weights expect what they were trained on; random ones learn best near zero.
-        if started_from.pixels == "imagenet" and known.preprocess:
+        if started_from.pixels == "imagenet" and known.preprocess not in (None, INCLUDED):
             pixels = getattr(keras.applications, known.preprocess).preprocess_input(pixels)
-        else:
+        elif known.preprocess != INCLUDED:
             pixels = layers.Rescaling(1 / 127.5, offset=-1)(pixels)
         features = body(pixels)
         pool = POOLINGS[pooling](name="pooling")
@@ -218,14 +224,21 @@ def _body(known: Backbone, input_size: int, dropout: float) -> keras.Model:
     own = {"dropout": dropout} if known.constructor == "plain_cnn" else {}
     construct = getattr(cnns, known.constructor, None)
     construct = construct or getattr(keras.applications, known.constructor)
-    body = construct(
-        input_shape=(input_size, input_size, 3),
-        include_top=False,
-        weights=None,
-        **known.arguments,
-        **own,
-    )
+    try:
+        body = construct(
+            input_shape=(input_size, input_size, 3),
+            include_top=False,
+            weights=None,
+            **known.arguments,
+            **own,
+        )
+    except ValueError as error:  # as Xception says it of fewer than 71 pixels
+        raise StudyError(
+            f"input_size: {known.constructor} cannot be built for {input_size} pixels: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
     body.name = "body"
+    number_anew(body)
     for layer in _batch_norms(body):
         layer.momentum = BATCH_NORM_MOMENTUM
     return body

@@ -1,6 +1,11 @@
 """Half precision where the machine has it: on a GPU, never on a CPU, where it would only be slow.
 
-Whether XLA compiles is left to Keras, which does so on a GPU and does not on a CPU.
+Whether XLA compiles is left to Keras (`jit_compile="auto"`). With TensorFlow it does not, not even
+on a GPU and not even where it is asked for: `TF_DETERMINISTIC_OPS`, by which the same seeds give
+the same numbers, excludes it, since XLA has not all operations in a deterministic form. With
+`TF_DETERMINISTIC_OPS=0` in the environment Keras compiles on a GPU whatever has no layer that it
+cannot compile, as some augmentations are. What that gains, and whether numbers then still repeat,
+has not been measured.
 """
 
 import contextlib

@@ -29,9 +29,17 @@ class Recipe:
     _last: dict = field(default_factory=dict, repr=False)
 
     def build(self, dataset: Dataset, seed: int) -> Network:
-        """The network, untrained."""
+        """The network, untrained.
+
+        Raises:
+            StudyError: as for `models.build`, and where the whitening that follows the training
+                has more dimensions than the embedding or than there are training images.
+        """
         shape = self.network | {"n_classes": len(dataset.classes), "seed": seed}
-        return models.build(**shape, was_frozen=self.training["head_epochs"] > 0)
+        network = models.build(**shape, was_frozen=self.training["head_epochs"] > 0)
+        if whitening := self.embedding["whitening"]:
+            embeddings.check_whitening(whitening, len(dataset.train), network.embedding_width)
+        return network
 
     def train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         """The network, trained on a view of the data set; what is already done is not done again.

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError
-from cbir.cache import Artifact, cached, file_digest, write_text
+from cbir.cache import Artifact, backend, cached, file_digest, write_text
 from cbir.networks import checkpoints, optimisers
 from cbir.networks.batches import Batches, Progress
 from cbir.networks.inference import is_out_of_memory
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "weights.sha256"
 FINAL = "final.weights.h5"
+# The best state so far of what is trained, where early stopping may come back to it.
+BEST = "best.weights.h5"
+# On kept features a step takes a few milliseconds, of which what lies between two steps is a good
+# part. Only TensorFlow is asked to take several at once: PyTorch cannot.
+STEPS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ def train(
 
     Raises:
         StudyError: an epoch to be measured that may not come, augmentation of features, a loss
-            that is not a number, or too little memory for a batch.
+            that is not a number, or too little memory for a batch; these two name the key as it
+            stands in params/, where those of a training on features begin with `head_`.
     """
     if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
         raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
@@ -152,7 +158,12 @@ def train(
             epochs=epochs,
         )
         loss = optimisers.cross_entropy(label_smoothing)
-        trained.compile(driver, loss=loss, metrics=["accuracy"])
+        trained.compile(
+            driver,
+            loss=loss,
+            metrics=["accuracy"],
+            steps_per_execution=STEPS_AT_ONCE if features and backend() == "tensorflow" else 1,
+        )
         validation = Batches(inputs, dataset.labels, dataset.validation, batch_size)
         history = checkpoints.resume(folder, trained)
         while len(history) < epochs and not _is_over(history, early_stopping):
@@ -165,15 +176,18 @@ def train(
                 validation,
                 epoch,
                 Progress(steps, f"epoch {epoch}/{epochs}, batches"),
+                prefix="head_" if features else "",
             )
             history.append(row | {"seconds": time.perf_counter() - started})
             if epoch in measured_epochs:
                 network.model.save_weights(folder / _weights_name(epoch))
-            if _best(history, early_stopping) == epoch:
-                network.model.save_weights(folder / FINAL)
+            if early_stopping and _best(history, early_stopping) == epoch:
+                model.save_weights(folder / BEST)
             checkpoints.save(folder, trained, history)
             _say(history, epochs)
-        network.model.load_weights(folder / FINAL)
+        if early_stopping:
+            model.load_weights(folder / BEST)
+        network.model.save_weights(folder / FINAL)
         network.body.save_weights(folder / BACKBONE_FILE)
         write_text(folder / FINGERPRINT, file_digest(folder / FINAL))
 
@@ -202,15 +216,21 @@ def train(
         ],
         code=__name__,
     )
-    (artifact.folder / checkpoints.STATE).unlink(missing_ok=True)
+    for name in (checkpoints.STATE, BEST):
+        (artifact.folder / name).unlink(missing_ok=True)
     rows = json.loads((artifact.folder / checkpoints.HISTORY).read_text("utf-8"))
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     network.model.load_weights(artifact.folder / FINAL)
     return Training(artifact, history, _best(rows, early_stopping), features, head)
 
 
-def _fit_epoch(model, batches, validation, epoch: int, progress) -> dict[str, float]:
+def _fit_epoch(
+    model, batches, validation, epoch: int, progress, *, prefix: str
+) -> dict[str, float]:
     """One pass over the batches: a row of the history.
+
+    Args:
+        prefix: of the keys that an error names: "head_" where the head alone is trained.
 
     Raises:
         StudyError: the loss is not a number, or memory is too small for a batch.
@@ -228,13 +248,13 @@ def _fit_epoch(model, batches, validation, epoch: int, progress) -> dict[str, fl
     except Exception as error:
         if is_out_of_memory(error):
             raise StudyError(
-                f"out of memory with batch_size {batches.batch_size}: lower it (results depend on "
-                "it, so it stands in params/), or input_size"
+                f"out of memory with {prefix}batch_size {batches.batch_size}: lower it (results "
+                f"depend on it, so it stands in params/){'' if prefix else ', or input_size'}"
             ) from error
         raise
     row = {name: values[-1] for name, values in logs.items()}
     if not np.isfinite(row["loss"]):
-        raise StudyError(f"training diverged in epoch {epoch}: lower learning_rate")
+        raise StudyError(f"training diverged in epoch {epoch}: lower {prefix}learning_rate")
     return row
 
 

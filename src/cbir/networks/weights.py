@@ -1,15 +1,18 @@
 """Where a backbone's weights come from: ImageNet, a file, or another study of this project."""
 
 import json
+import re
 import warnings
 import zipfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
+import numpy as np
 
-from cbir import StudyError, project_root
+from cbir import StudyError, cache, project_root
 from cbir.cache import file_digest, keras_home
 from cbir.networks.backbones import BACKBONES
 
@@ -44,7 +47,9 @@ def find(backbone: str, weights: str) -> Weights:
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or a path.
+        weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or a path: of
+            a file that this project's training left, its manifest says what pixels it expects; of
+            any other, they are ImageNet's.
 
     Raises:
         StudyError: no such file or study, or the download failed.
@@ -62,7 +67,15 @@ def find(backbone: str, weights: str) -> Weights:
                 f"weights: no file {path}: give the path of a weights file, imagenet, "
                 "study:<study> or none"
             )
-    return Weights(weights, path, file_digest(path), "imagenet")
+    return Weights(weights, path, file_digest(path), _pixels_of(path))
+
+
+def _pixels_of(path: Path) -> str:
+    try:
+        pixels = cache.read(path.parent).manifest["parameters"]["pixels"]
+    except (AttributeError, ValueError, TypeError, KeyError):  # no manifest, or not one of ours
+        return "imagenet"
+    return "scaled" if pixels == "scaled" else "imagenet"
 
 
 def load(body: "keras.Model", found: Weights, backbone: str) -> None:
@@ -74,15 +87,25 @@ def load(body: "keras.Model", found: Weights, backbone: str) -> None:
         backbone: its name, for the error.
 
     Raises:
-        StudyError: the file does not hold this backbone.
+        StudyError: the file does not hold this backbone, or Keras builds another one for it.
     """
     path = found.path
+    constructor = BACKBONES[backbone].constructor
+    if found.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
+        # For ImageNet weights these alone have a rescaling more than for any others; without it the
+        # weights would see pixels that they were not trained on.
+        raise StudyError(
+            f"weights: {found.source}: {constructor} cannot start from ImageNet weights here: use "
+            "none, or a row with an EfficientNetV2"
+        )
     try:
         # Before Keras refuses a file, it warns of every layer that it did not find in it.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.name.endswith((".weights.h5", ".keras")):
                 body.load_weights(path)
+            elif any(kind_of(layer) for layer in body.layers if layer.weights):
+                _load_by_place(body, path)
             else:
                 _check_names(body, path)
                 body.load_weights(path, by_name=True)
@@ -90,6 +113,21 @@ def load(body: "keras.Model", found: Weights, backbone: str) -> None:
         raise StudyError(
             f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
         ) from error
+
+
+def number_anew(body: "keras.Model") -> None:
+    """Names that Keras has made count from 0 again, as in the first network of a process.
+
+    Keras numbers the layers that get no name of their own (`conv2d_2`) through all networks that a
+    process builds, and a row of `BACKBONES` could not say what its blocks are called.
+    """
+    kinds = defaultdict(dict)
+    for layer in body.layers:
+        if kind := kind_of(layer):
+            kinds[kind][int(layer.name.removeprefix(kind).removeprefix("_") or 0)] = layer
+    for kind, numbered in kinds.items():
+        for place, number in enumerate(sorted(numbered)):
+            numbered[number].name = f"{kind}_{place}" if place else kind
 
 
 def missing(backbone: str, weights: str) -> str:
@@ -171,13 +209,58 @@ def _check_names(body: "keras.Model", path: Path) -> None:
             classifier may stand behind them.
     """
     with h5py.File(path) as file:
-        group = file if "layer_names" in file.attrs else file["model_weights"]
-        names = [name.decode() if isinstance(name, bytes) else str(name)
-                 for name in group.attrs["layer_names"]]  # fmt: skip
-        # Networks that the file nests in one layer are not looked into.
-        stored = [name for name in names if len(group[name].attrs["weight_names"])]
+        stored = list(_stored_layers(file))
     wanted = [layer.name for layer in body.layers if layer.weights]
     if lacking := [name for name in wanted if name not in stored]:
         raise ValueError(f"the file has no layer {lacking[0]}")
     if beyond := [name for name in stored[: len(wanted)] if name not in wanted]:
         raise ValueError(f"the file is of a network with a layer {beyond[0]} too")
+
+
+def _load_by_place(body: "keras.Model", path: Path) -> None:
+    """The older format (.h5) where some layers have no name of their own: in the layers' order.
+
+    Their numbers in the file are of the process that wrote it, and older versions of Keras counted
+    from 1; Keras itself goes by the order in the ImageNet files of these networks.
+
+    Raises:
+        ValueError: at some place the file has a layer of another name, kind or shape.
+    """
+    layers = [layer for layer in body.layers if layer.weights]
+    kinds = {kind_of(layer) for layer in layers} - {""}
+    with h5py.File(path) as file:
+        stored = _stored_layers(file)
+        told = [stem if (stem := _without_number(name)) in kinds else name for name in stored]
+        for place, layer in enumerate(layers):
+            name = kind_of(layer) or layer.name
+            if told[place : place + 1] != [name]:
+                raise ValueError(f"the file has no layer {name} as its layer {place + 1}")
+        for layer, values in zip(layers, stored.values(), strict=False):
+            layer.set_weights([np.asarray(value) for value in values])
+
+
+def _stored_layers(file: h5py.File) -> dict[str, list[h5py.Dataset]]:
+    """The layers with weights of a file of the older format, and their weights, in its order.
+
+    Networks that the file nests in one layer are not looked into.
+    """
+    group = file if "layer_names" in file.attrs else file["model_weights"]
+    stored = {}
+    for name in _texts(group.attrs["layer_names"]):
+        if names := _texts(group[name].attrs["weight_names"]):
+            stored[name] = [group[name][each] for each in names]
+    return stored
+
+
+def kind_of(layer: "keras.layers.Layer") -> str:
+    """The kind (`conv2d`) of a layer that Keras has named by it and a number; "" for any other."""
+    stem = _without_number(layer.name)
+    return stem if stem.replace("_", "") == type(layer).__name__.lower() else ""
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
+def _texts(names) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
