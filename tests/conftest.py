@@ -227,7 +227,8 @@ def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
 def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
     """Embeddings of a toy data set: by chance, where none are given; named by their content."""
     from cbir.cache import Artifact, digest
-    from cbir.networks.embeddings import Embeddings, normalise
+    from cbir.networks.embeddings import Embeddings
+    from cbir.networks.vectors import normalise
 
     random = np.random.default_rng(seed)
     n, n_classes = len(dataset.labels), len(dataset.classes)

@@ -9,6 +9,7 @@ from conftest import load_shapes
 from cbir.cache import cached
 from cbir.networks import embeddings
 from cbir.networks.embeddings import Embeddings
+from cbir.networks.vectors import normalise
 from cbir.reporting import results
 from cbir.reporting.results import Result
 from cbir.retrieval import evaluation
@@ -123,7 +124,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
     def embed_view(view, seed, epoch=None):
         def make(folder):
             vectors = blurred(view, blur, seed, epoch)
-            np.save(folder / "vectors.npy", embeddings.normalise(vectors))
+            np.save(folder / "vectors.npy", normalise(vectors))
             powers = np.exp(vectors[:, :3])
             np.save(folder / "probabilities.npy", powers / powers.sum(axis=1, keepdims=True))
 

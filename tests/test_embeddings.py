@@ -9,7 +9,7 @@ from conftest import build_network, empty_project, load_shapes, train_network
 from cbir import StudyError
 from cbir.images import protocols
 from cbir.networks import controls, embeddings, inference
-from cbir.networks.embeddings import normalise
+from cbir.networks.vectors import fit_whitening, normalise
 
 
 @pytest.fixture(scope="module")
@@ -327,18 +327,18 @@ def test_other_training_images_whiten_otherwise(trained, images):
 @pytest.mark.parametrize(("shape", "most"), [((9, 3), 3), ((3, 9), 3)])
 def test_more_dimensions_than_there_are_are_refused_in_one_line(shape, most):
     vectors = np.random.default_rng(0).normal(size=shape)
-    assert embeddings.fit_whitening(vectors, most)["axes"].shape == (shape[1], most)
+    assert fit_whitening(vectors, most)["axes"].shape == (shape[1], most)
     said = (
         f"^whitening: 4 dimensions of {shape[1]}-dimensional embeddings of {shape[0]} training "
         f"images: at most {most}$"
     )
     with pytest.raises(StudyError, match=said):
-        embeddings.fit_whitening(vectors, 4)
+        fit_whitening(vectors, 4)
 
 
 def test_a_dimension_without_variance_is_not_blown_up():
     vectors = np.random.default_rng(0).normal(size=(20, 3)) * [1, 1, 0]
-    fitted = embeddings.fit_whitening(vectors, 3)
+    fitted = fit_whitening(vectors, 3)
     whitened = (normalise(vectors) - fitted["mean"]) @ fitted["axes"]
     assert np.isfinite(whitened).all()
     assert np.abs(whitened[:, 2]).max() < 0.1

@@ -9,7 +9,7 @@ from conftest import empty_project, toy_dataset, toy_embeddings
 
 from cbir.cache import Artifact
 from cbir.images import protocols
-from cbir.networks.embeddings import normalise
+from cbir.networks.vectors import normalise
 from cbir.reporting import comparison
 from cbir.retrieval import evaluation, metrics, ranking, searches, uncertainty
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cbir.images import protocols
-from cbir.networks.embeddings import normalise
+from cbir.networks.vectors import normalise
 from cbir.retrieval import metrics, ranking, simulation
 from cbir.retrieval.feedback import Rocchio, refine, refine_each
 

@@ -11,7 +11,7 @@ import pytest
 from invented import result, rows
 from matplotlib.colors import to_hex
 
-from cbir.reporting import cost_plots, maps, pictures, plots, story, tidy
+from cbir.reporting import cost_plots, maps, outcomes, pictures, plots, story, tidy
 from cbir.retrieval import uncertainty
 
 CLASSES = ["circle", "cross", "square"]
@@ -176,7 +176,7 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
     scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
     pairs = uncertainty.compare(pd.DataFrame(scores))
     pairs["is_told_apart"] = pairs["behind"] == "cnn"
-    figure = plots.outcomes(uncertainty.outcomes(pairs, list(scores)), pairs)
+    figure = outcomes.of_pairs(uncertainty.outcomes(pairs, list(scores)), pairs)
     # By row and column; the diagonal stays empty.
     texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
     assert [" ".join(text[:2]) for text in texts] == [
@@ -190,7 +190,7 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
 
 def test_lost_queries_stand_beside_those_won_back():
     counts = {"right": 90, "won back": 3, "lost": 7.5, "queries": 100, "searched": 0.125}
-    (axis,) = plots.lost_and_won_back({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
+    (axis,) = outcomes.of_queries({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
     bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
     assert bars == [(0, 3), (3, 7.5), (0, 3), (3, 0)]
     assert [each.get_text() for each in axis.get_yticklabels()] == ["cnn", "vgg"]

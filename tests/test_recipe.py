@@ -9,6 +9,7 @@ from conftest import empty_project, load_shapes
 from cbir import StudyError
 from cbir.images import protocols
 from cbir.networks import embeddings, models, recipe, training
+from cbir.networks.vectors import normalise
 
 NETWORK = {
     "backbone": "cnn_strong",
@@ -244,4 +245,4 @@ def test_a_trained_network_embeds_the_images_themselves(both, images, tmp_path, 
     monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
     found = embeddings.embed(network, done, images, epoch=1, **EMBEDDING)
     raw, _ = network.encoder(np.asarray(images.images), training=False)
-    np.testing.assert_allclose(found.vectors, embeddings.normalise(raw), atol=1e-5)
+    np.testing.assert_allclose(found.vectors, normalise(raw), atol=1e-5)

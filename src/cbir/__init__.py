@@ -6,9 +6,10 @@ The data takes one way, and each package stands at one place on it:
 
 `images` reads pictures and says which of them serve what, `networks` builds networks, trains them
 and turns images into embeddings, `retrieval` ranks the gallery for each query and scores the
-rankings, `reporting` makes tables, sentences, figures and pages of the scores. `studies` stands
-over them: what is asked for, what it would take, and running the notebooks. `cache` (what is
-already done) and `progress` (what is seen meanwhile) serve all.
+rankings, `reporting` makes tables, sentences, figures and pages of the scores. Two packages stand
+over them: `studies` (what is asked for, what it would take, and running the notebooks) and `asking`
+(a finished study as a search engine). `explain` says why two images match; `cache` (what is already
+done) and `progress` (what is seen meanwhile) serve all.
 """
 
 import logging

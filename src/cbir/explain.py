@@ -21,6 +21,7 @@ from cbir.cache import Artifact, cached
 from cbir.networks.embeddings import Embeddings, Encode, encoder
 from cbir.networks.gradients import Maps, attention_maps, similarity_maps
 from cbir.networks.models import Network
+from cbir.networks.vectors import whitening_of
 from cbir.progress import progress
 
 KINDS = ("similarity", "attention")
@@ -97,7 +98,7 @@ def of(
         if kind == "attention":
             maps = attention_maps(network, query_images, result_images)
         else:
-            whitening = _whitening(embeddings.artifact.folder)
+            whitening = whitening_of(embeddings.artifact.folder)
             maps = similarity_maps(network, query_images, result_images, whitening)
         np.savez(folder / "maps.npz", **vars(maps))
         tested = curves(
@@ -255,12 +256,3 @@ def _similarities(
     found[0, :, 0] = found[1, :, -1] = whole
     found[0, :, -1] = found[1, :, 0] = none
     return found
-
-
-def _whitening(folder: Path) -> dict[str, np.ndarray] | None:
-    """What `embeddings.embed` has kept of the whitening, where there is one."""
-    path = folder / "whitening.npz"
-    if not path.exists():
-        return None
-    with np.load(path) as fitted:
-        return dict(fitted)

@@ -5,8 +5,9 @@ from matplotlib import colormaps
 
 from cbir.asking.answers import Answer
 from cbir.asking.engine import Engine
-from cbir.explain import _whitening, enlarged
+from cbir.explain import enlarged
 from cbir.networks.gradients import similarity_maps
+from cbir.networks.vectors import whitening_of
 
 COLOURS, OPACITY = "magma", 0.6
 
@@ -20,7 +21,7 @@ def overlays(opened: Engine, answer: Answer) -> list[tuple[np.ndarray, np.ndarra
         return []
     found = np.stack([each.image for each in answer.results])
     asked = np.broadcast_to(answer.picture.image, found.shape)
-    whitening = _whitening(opened.embeddings.artifact.folder)
+    whitening = whitening_of(opened.embeddings.artifact.folder)
     maps = similarity_maps(opened.network, asked, found, whitening)
     return [
         (overlay(answer.picture.image, of_query), overlay(result.image, of_result))

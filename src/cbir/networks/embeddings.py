@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.lib.format import open_memmap
 
-from cbir import StudyError
 from cbir.cache import Artifact, cached, module_digest
 from cbir.images.data import Dataset, take
 from cbir.networks import controls
+from cbir.networks.vectors import finisher, fit_whitening, normalise
 
 if TYPE_CHECKING:  # the controls need no Keras
     from cbir.networks.models import Network
@@ -205,53 +205,6 @@ def encoder(network: "Network", embeddings: Embeddings) -> Encode:
     return encode
 
 
-def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
-    """PCA whitening of vectors of unit length.
-
-    All of them are in memory at once, unlike the images that they come from: 45,000 training images
-    in 2,048 dimensions take 370 MB, and the fit more.
-
-    Args:
-        vectors: (n, d) of the training images, of any length.
-        dimensions: how many to keep, the widest.
-
-    Returns:
-        `mean` (d,) and `axes` (d, dimensions): (v - mean) @ axes has variance 1 in each dimension.
-
-    Raises:
-        StudyError: more dimensions than there are.
-    """
-    from sklearn.decomposition import PCA
-
-    check_whitening(dimensions, *vectors.shape)
-    fitted = PCA(dimensions, random_state=0).fit(normalise(vectors))
-    # A dimension without variance tells nothing, and must not be blown up.
-    scale = 1 / np.sqrt(np.maximum(fitted.explained_variance_, 1e-8))
-    return {"mean": fitted.mean_, "axes": fitted.components_.T * scale}
-
-
-def check_whitening(dimensions: int, n: int, width: int) -> None:
-    """Whether PCA leaves so many dimensions of n embeddings; known before anything is trained.
-
-    Raises:
-        StudyError: it does not.
-    """
-    if dimensions > min(n, width):
-        raise StudyError(
-            f"whitening: {dimensions} dimensions of {width}-dimensional embeddings of {n} training "
-            f"images: at most {min(n, width)}"
-        )
-
-
-def finisher(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes embeddings of a network's raw vectors: unit length, whitened where it was."""
-    if not (folder / "whitening.npz").exists():
-        return normalise
-    with np.load(folder / "whitening.npz") as fitted:
-        mean, axes = fitted["mean"], fitted["axes"]
-    return lambda raw: normalise((normalise(raw) - mean) @ axes)
-
-
 def embed_control(control: str, dataset: Dataset, seed: int) -> Embeddings:
     """What a control makes of all images; it learns nothing and has no classifier.
 
@@ -283,17 +236,3 @@ def control_encoder(control: str, seed: int) -> Encode:
         control, seed: as for `embed_control`.
     """
     return lambda images: (normalise(controls.describe_images(control, images, seed)), None)
-
-
-def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Rows divided by their Euclidean length, as float32.
-
-    A row of zeros, as ReLU can leave one, has no direction: it gets the one that makes equal
-    angles with all axes, so that it can be ranked.
-    """
-    vectors = np.asarray(vectors, np.float32)
-    if not np.isfinite(vectors).all():
-        raise StudyError("an embedding is not a finite number: the network's weights are broken")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    flat = np.float32(1 / np.sqrt(vectors.shape[1]))
-    return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), flat)

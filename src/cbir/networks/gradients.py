@@ -57,7 +57,7 @@ def similarity_maps(
     Args:
         network: whose embeddings are compared.
         query_images, result_images: (n, size, size, 3) in [0, 255], pair by pair.
-        whitening: from `embeddings.fit_whitening`, where the embeddings were whitened.
+        whitening: from `vectors.fit_whitening`, where the embeddings were whitened.
 
     Raises:
         StudyError: as for `deepest_layer`.
@@ -201,7 +201,7 @@ def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callab
 
 
 def _normalise(vectors):
-    """As `embeddings.normalise`, in Keras' operations; to a gradient the length is a constant."""
+    """As `vectors.normalise`, in Keras' operations; to a gradient the length is a constant."""
     squares = ops.stop_gradient(ops.sum(ops.square(vectors), axis=1, keepdims=True))
     lengths = ops.sqrt(ops.where(squares > 0, squares, 1.0))
     return ops.where(squares > 0, vectors / lengths, vectors.shape[1] ** -0.5)

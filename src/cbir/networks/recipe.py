@@ -9,6 +9,7 @@ from cbir.networks import embeddings, models, training
 from cbir.networks.embeddings import Embeddings
 from cbir.networks.models import Network
 from cbir.networks.training import Training
+from cbir.networks.vectors import check_whitening
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Recipe:
         shape = self.network | {"n_classes": len(dataset.classes), "seed": seed}
         network = models.build(**shape, was_frozen=self.training["head_epochs"] > 0)
         if whitening := self.embedding["whitening"]:
-            embeddings.check_whitening(whitening, len(dataset.train), network.embedding_width)
+            check_whitening(whitening, len(dataset.train), network.embedding_width)
         return network
 
     def train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:

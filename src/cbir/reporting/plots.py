@@ -1,14 +1,16 @@
 """Figures: data in, a matplotlib figure out. Hits and misses differ in colour and in sign."""
 
+import io
 import itertools
+from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown, display
-from matplotlib.colors import ListedColormap
+from IPython.display import SVG, Image, Markdown, display
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from pandas.io.formats.style import Styler
 
 from cbir.reporting import tidy
@@ -31,20 +33,41 @@ SEARCH_COLOURS = {
     "oracle_class": "#CC79A7",
 }
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
-# Shown at half the size they are drawn in, so that they are sharp on any screen.
+# Those made of pixels are shown at half the size they are drawn in, so that all are sharp.
 PIXELS_PER_INCH = 84
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
+# The same figure is drawn as the same bytes.
+plt.rcParams["svg.hashsalt"] = "cbir"
 # Figures are shown by `show` alone, once, with their text.
 plt.ioff()
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure with the text that stands for it where it cannot be seen."""
-    inches = figure.get_tightbbox(figure.canvas.get_renderer()).width
+    """Display a figure with its text, which is read under it, and where it cannot be seen.
+
+    As SVG, which is sharp at any size; as PNG where that is smaller, as of clouds of points and of
+    large photographs.
+    """
+    inches = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
     about = {"alt": alt, "width": round(inches * PIXELS_PER_INCH)}
-    display(figure, metadata={"image/png": about})
+    png = _draw(figure, "png")
+    for picture in figure.findobj(AxesImage):
+        # Small pictures are kept pixel by pixel, not as what enlarging makes of them.
+        if picture.get_interpolation() == plt.rcParams["image.interpolation"]:
+            picture.set_interpolation("none")
+    svg = _draw(figure, "svg", metadata={"Date": None})
+    if len(svg) < len(png):
+        display(SVG(svg), metadata={"image/svg+xml": about})
+    else:
+        display(Image(png), metadata={"image/png": about})
     plt.close(figure)
+
+
+def _draw(figure: Figure, kind: str, **settings) -> bytes:
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=kind, **settings)
+    return drawing.getvalue()
 
 
 def say(text: str) -> None:
@@ -77,18 +100,27 @@ def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -
     """
     named = frame.index.name is not None
     shown = (frame.reset_index() if named else frame).rename_axis(columns=None)
-    styled = shown.style.set_caption(caption).format(precision=3, thousands=",", na_rep="–")
+    as_text = {"thousands": ",", "na_rep": "–", "escape": "html"}
+    styled = Table(shown).set_caption(escape(caption, quote=False)).format(precision=3, **as_text)
+    styled = styled.format_index(axis=0, escape="html").format_index(axis=1, escape="html")
     if isinstance(digits, int):
-        styled = styled.format(precision=digits, thousands=",", na_rep="–")
+        styled = styled.format(precision=digits, **as_text)
     else:
         for row, places in digits.items():
-            styled = styled.format(
-                precision=places, thousands=",", na_rep="–", subset=pd.IndexSlice[row, :]
-            )
+            styled = styled.format(precision=places, subset=pd.IndexSlice[row, :], **as_text)
     texts = [name for name in shown if not _is_number(shown[name])]
     left = [{"selector": "th, td", "props": "text-align: left"}]
     styled = styled.set_table_styles(dict.fromkeys(texts, left), axis=0)
     return styled.hide(axis="index") if isinstance(shown.index, pd.RangeIndex) else styled
+
+
+class Table(Styler):
+    """A table as it is read, and beside it as CSV: the same cells, their numbers in full."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        has_names = not isinstance(self.data.index, pd.RangeIndex)
+        csv = self.data.to_csv(index=has_names, lineterminator="\n").replace("\u00a0", " ")
+        return {"text/csv": csv}
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -237,62 +269,4 @@ def by_search(rows: pd.DataFrame) -> Figure:
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="mean average precision, with its 95 % interval")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
-
-
-def lost_and_won_back(counts: dict[str, dict[str, float]]) -> Figure:
-    """How many queries are predicted wrongly, and how many of these the soft search wins back.
-
-    Args:
-        counts: by architecture, from `comparison.lost_and_won_back`.
-    """
-    figure, axis = plt.subplots(figsize=(8, 0.5 * len(counts) + 1))
-    for height, found in enumerate(counts.values()):
-        parts = found["won back"], found["lost"]
-        for part, start, colour, hatch, name in zip(
-            parts, (0, parts[0]), (HIT, MISS), ("", "//"), ("won back", "lost"), strict=True
-        ):
-            label = name if height == 0 else None
-            axis.barh(height, part, left=start, color=colour, hatch=hatch, label=label)
-        text = (
-            f" {sum(parts):.3g} of {found['queries']:,}; {100 * found['searched']:.1f} % searched"
-        )
-        axis.text(sum(parts), height, text, va="center", size=9)
-    axis.set_yticks(range(len(counts)), counts)
-    axis.set_ylim(len(counts) - 0.5, -0.5)
-    axis.set_xlim(0, 1.6 * max([1, *(f["won back"] + f["lost"] for f in counts.values())]))
-    axis.grid(visible=False, axis="y")
-    axis.set(xlabel="queries whose class is predicted wrongly")
-    if counts:
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
-
-
-def outcomes(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
-    """Who is told apart from whom: a win, a tie or a loss of the row against the column.
-
-    Args:
-        table: from `uncertainty.outcomes`.
-        pairs: from `uncertainty.compare`.
-    """
-    signs = {"win": 1, "tie": 0, "loss": -1}
-    values = table.replace(signs).apply(pd.to_numeric, errors="coerce")
-    texts = table.fillna("").astype(str)
-    for pair in pairs.itertuples():
-        for row, column, sign in ((pair.ahead, pair.behind, ""), (pair.behind, pair.ahead, "-")):
-            bounds = (pair.ci_low, pair.ci_high) if sign == "" else (-pair.ci_high, -pair.ci_low)
-            texts.loc[row, column] += (
-                f"\n{sign or '+'}{pair.difference:.3f}\n[{bounds[0]:.3f}, {bounds[1]:.3f}]"
-            )
-    side = 1.25 * len(table) + 1.5
-    figure, axis = plt.subplots(figsize=(side, 0.65 * side))
-    colours = ListedColormap([MISS, "#F2F2F2", HIT])
-    sns.heatmap(
-        values, annot=texts, fmt="", cmap=colours, vmin=-1, vmax=1, cbar=False, linewidths=1,
-        annot_kws={"size": 8}, ax=axis,
-    )  # fmt: skip
-    axis.grid(visible=False)
-    axis.set(xlabel="against", ylabel="")
-    axis.tick_params(axis="y", rotation=0)
-    axis.tick_params(axis="x", rotation=30)
     return figure

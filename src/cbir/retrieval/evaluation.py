@@ -13,7 +13,8 @@ import pandas as pd
 from cbir.cache import Artifact, cached
 from cbir.images import protocols
 from cbir.images.data import Dataset
-from cbir.networks.embeddings import Embeddings, Encode, normalise
+from cbir.networks.embeddings import Embeddings, Encode
+from cbir.networks.vectors import normalise
 from cbir.retrieval import metrics, ranking, searches, uncertainty
 
 # The report shows the first ten results, whatever the study's ks.
