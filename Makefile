@@ -13,14 +13,15 @@ BIN := $(CONDA_PREFIX)/bin
 STAMP := $(CONDA_PREFIX)/.cbir-installed
 endif
 BENCH := $(dir $(STAMP)).cbir-bench
+BROWSER := $(dir $(STAMP)).cbir-browser
 CBIR := $(BIN)/python -m cbir
 ASKED = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test lint bench publish results lock clean distclean
+.PHONY: help report plan lab test test-browser lint bench publish results lock clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@awk -F '## ' '/^#   /{sub(/^#   /, "    "); print}' $(MAKEFILE_LIST)
 
 #   report and plan take
@@ -39,7 +40,10 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser"
+
+test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium, as all readers see them
+	@$(BIN)/python -m pytest tests/browser
 
 lint: $(STAMP)  ## check style, and that notebooks are committed without outputs
 	@$(BIN)/ruff check src tests notebooks
@@ -84,14 +88,15 @@ distclean: clean  ## delete caches and the environment too
 	fi
 	@touch $@
 
-# What only the benchmark needs, beside the locked versions, which stay as they are.
-$(BENCH): $(STAMP)
-	@echo "installing what the benchmark compares with (once)"
+# What only these need, beside the locked versions, which stay as they are: an extra of its name.
+$(BENCH) $(BROWSER): EXTRA = $(subst .cbir-,,$(notdir $@))
+$(BENCH) $(BROWSER): $(STAMP)
+	@echo "installing what only the $(EXTRA) needs (once)"
 	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
 	@if command -v uv >/dev/null; then \
-		uv pip install --quiet --python $(BIN)/python --constraint $@.txt --no-build-isolation --editable ".[bench]"; \
+		uv pip install --quiet --python $(BIN)/python --constraint $@.txt --no-build-isolation --editable ".[$(EXTRA)]"; \
 	else \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $@.txt --no-build-isolation --editable ".[bench]"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $@.txt --no-build-isolation --editable ".[$(EXTRA)]"; \
 	fi
 	@touch $@
 

@@ -1,13 +1,21 @@
 """Pages: what a reader sees of an executed notebook, and that nothing is fetched for it."""
 
+import ast
 import base64
+import io
 import re
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+from conftest import ROOT
+from IPython.core.formatters import DisplayFormatter
 from nbformat import v4
 
+from cbir.reporting import plots
 from cbir.reporting.pages import log_of, write_page
 
 LINKS = [("Comparison", "index.html"), ("cnn", "cnn.html"), ("vgg16", "vgg16.html")]
@@ -38,11 +46,14 @@ def notebook(tmp_path_factory):
     shown = v4.new_output(
         "display_data",
         {"image/png": PIXEL, "text/plain": "<Figure size 1x1>"},
-        metadata={"image/png": {"alt": 'Loss by epoch & "class"'}},
+        metadata={"image/png": {"alt": 'Loss by epoch & "class"', "width": 640}},
     )
     table = v4.new_output(
         "execute_result",
-        {"text/html": "<table><caption>Scores</caption><tr><td>0.5</td></tr></table>"},
+        {
+            "text/html": "<table><caption>Scores</caption><tr><td>0.5</td></tr></table>",
+            "text/csv": "score\n0.5000001\n",
+        },
         execution_count=2,
     )
     said = v4.new_output("display_data", {"text/markdown": "**b** is ahead of a"})
@@ -57,7 +68,9 @@ def notebook(tmp_path_factory):
     cells = [
         v4.new_markdown_cell("# A plain CNN\n\nSee [the metrics](metrics.csv)."),
         v4.new_markdown_cell("Change the next cell.", metadata={"tags": ["notebook-only"]}),
+        v4.new_markdown_cell("## What it *learnt*"),
         v4.new_code_cell("secret_name = 1", outputs=[printed, warned, shown]),
+        v4.new_markdown_cell("## Summary\n\n### In short"),
         v4.new_code_cell("another_secret", outputs=[table, said]),
         v4.new_code_cell("raise ValueError", outputs=[failed]),
     ]
@@ -99,7 +112,7 @@ def test_figures_keep_their_text_and_stand_within_the_page(tags):
 
 def test_nothing_is_fetched_or_run(html, tags):
     assert not tags.of("script")
-    assert not tags.of("link")
+    assert all(link["href"].startswith("data:") for link in tags.of("link"))
     assert not tags.of("iframe")
     assert "@import" not in html
     assert not re.search(r"url\(\s*['\"]?(https?:)?//", html)
@@ -142,3 +155,154 @@ def test_the_log_has_what_was_printed_and_the_traceback(notebook):
 def test_the_same_notebook_gives_the_same_page(notebook, html, tmp_path):
     write_page(notebook, tmp_path / "cnn.html", report="a<b", title="cnn · tiny", links=LINKS)
     assert (tmp_path / "cnn.html").read_text("utf-8") == html
+
+
+def test_a_figure_stands_over_its_number_and_its_text(html, tags):
+    figure = Tags(re.search(r"<figure>.*?</figure>", html, re.DOTALL)[0])
+    (image,) = figure.of("img")
+    assert image["width"] == "640"
+    assert figure.text.split() == ["Figure", "1", *image["alt"].split()]
+    # Else a screen reader would read the same words twice.
+    assert [each.get("aria-hidden") for each in figure.of("span")] == [None, "true"]
+
+
+def test_wide_tables_and_figures_can_be_scrolled_by_keyboard(tags):
+    boxes = [each for each in tags.of("div") if each.get("class") == "scroll"]
+    assert [each["aria-label"] for each in boxes] == ["Figure 1", "Table 1: Scores"]
+    assert all((each["tabindex"], each["role"]) == ("0", "region") for each in boxes)
+
+
+def test_contents_list_the_sections_and_lead_to_them(html, tags):
+    (contents,) = re.findall(r'<nav [^>]*class="contents".*?</nav>', html, re.DOTALL)
+    links = [link["href"] for link in Tags(contents).of("a")]
+    # Beside the text, and folded for a phone.
+    assert links == 2 * [f"#{heading['id']}" for heading in tags.of("h2")]
+    assert "What it <em>learnt</em>" in contents
+    assert "In short" not in contents
+
+
+def test_a_page_of_one_section_has_no_contents(tmp_path):
+    cells = [v4.new_markdown_cell("# cnn\n\nNo results: not run\n\n## Why")]
+    assert 'class="contents"' not in page_of(cells, tmp_path)
+
+
+def test_a_page_says_what_it_is_about(tmp_path):
+    cells = [v4.new_markdown_cell(f'# cnn\n\nA *plain* one & "small".\n\n{"More. " * 90}')]
+    found = [meta for meta in Tags(page_of(cells, tmp_path)).of("meta") if "name" in meta]
+    assert {"name": "description", "content": 'A plain one & "small".'} in found
+
+
+def page_of(cells: list, folder) -> str:
+    """The page `cnn.html` of these cells."""
+    nbformat.write(v4.new_notebook(cells=cells), folder / "cnn.ipynb")
+    write_page(folder / "cnn.ipynb", folder / "cnn.html", report="a", title="cnn", links=LINKS)
+    return (folder / "cnn.html").read_text("utf-8")
+
+
+def cell_of(*tables):
+    """A cell that shows these tables."""
+    shown = [v4.new_output("display_data", DisplayFormatter().format(each)[0]) for each in tables]
+    return v4.new_code_cell("", outputs=shown)
+
+
+def test_under_a_table_stands_a_link_to_its_csv(notebook, tags):
+    links = [link["href"] for link in tags.of("a") if link["href"].startswith("tables/")]
+    assert links == ["tables/cnn-scores.csv"]
+    assert (notebook.parent / links[0]).read_text("utf-8") == "score\n0.5000001\n"
+
+
+def test_a_csv_has_the_cells_of_the_table_and_its_numbers_in_full(tmp_path):
+    frame = pd.DataFrame(
+        {"cnn": ["0.1 [0.0,\u00a00.2]", "a, b"], "seconds": [1 / 3, 2000.0]},
+        index=pd.Index(["mAP", "x < y"], name="metric"),
+    )
+    html = page_of([cell_of(plots.table(frame, "Two & two."))], tmp_path)
+    assert "0.333" in html
+    assert "2,000.000" in html
+    assert "<td " in html
+    assert "x &lt; y" in html
+    read = pd.read_csv(tmp_path / "tables" / "cnn-two_two.csv", index_col="metric")
+    pd.testing.assert_frame_equal(read, frame.replace("\u00a0", " ", regex=True))
+
+
+def test_every_header_of_a_table_says_what_it_heads(tmp_path):
+    frame = pd.DataFrame({"cnn": [0.5], "vgg16": [0.25]}, index=["accuracy"])
+    tags = Tags(page_of([cell_of(plots.table(frame, "Quality."))], tmp_path))
+    assert [each["scope"] for each in tags.of("th")] == ["col", "col", "row"]
+    assert "Table 1 Quality." in tags.text
+
+
+def test_tables_of_one_caption_have_files_of_their_own(tmp_path):
+    tables = [plots.table(pd.DataFrame({"k": [k]}), "Same.") for k in (1, 2, 3)]
+    tags = Tags(page_of([cell_of(*tables)], tmp_path))
+    names = [link["href"] for link in tags.of("a") if link["href"].startswith("tables/")]
+    assert names == [f"tables/cnn-same{number}.csv" for number in ("", "_2", "_3")]
+    assert [(tmp_path / name).read_text("utf-8") for name in names] == [
+        "k\n1\n",
+        "k\n2\n",
+        "k\n3\n",
+    ]
+
+
+def test_files_of_tables_that_are_no_more_go_and_those_of_other_pages_stay(tmp_path):
+    first, second = (plots.table(pd.DataFrame({"k": [1]}), name) for name in ("One.", "Two."))
+    page_of([cell_of(first, second)], tmp_path)
+    # A grid has runs of such names; they are pages of their own.
+    (tmp_path / "tables" / "cnn-avg-one.csv").write_text("k\n5\n")
+    (tmp_path / "tables" / "vgg16-one.csv").write_text("k\n6\n")
+    page_of([cell_of(second)], tmp_path)
+    left = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert left == ["cnn-avg-one.csv", "cnn-two.csv", "vgg16-one.csv"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_table_of_the_notebooks_is_shown(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code" or "plots.table" not in cell.source:
+            continue
+        # A notebook shows what a cell names last; in the midst of one a table would be lost.
+        last = ast.unparse(ast.parse(cell.source).body[-1])
+        assert last.startswith("plots.table(")
+        assert cell.source.count("plots.table(") == 1
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list:
+    """What `plots.show` displays: its kind and its bytes or text."""
+    found = []
+
+    def keep(drawing, metadata):
+        ((kind, about),) = metadata.items()
+        found.append((kind, drawing.data, about))
+
+    monkeypatch.setattr(plots, "display", keep)
+    return found
+
+
+def curve() -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(4, 2))
+    axis.plot([1, 2, 3])
+    return figure
+
+
+def test_figures_of_lines_are_drawn_as_svg_the_same_each_time(shown):
+    plots.show(curve(), "A line.")
+    plots.show(curve(), "A line.")
+    (kind, drawing, about), other = shown
+    assert kind == "image/svg+xml"
+    assert about["alt"] == "A line."
+    assert "<path" in drawing
+    assert (kind, drawing, about) == other
+
+
+def test_small_pictures_are_kept_as_they_are_and_large_ones_as_shown(shown):
+    random = np.random.default_rng(0)
+    for side in (32, 900):
+        figure, axis = plt.subplots(figsize=(3, 3))
+        axis.imshow(random.integers(0, 256, (side, side, 3), np.uint8))
+        plots.show(figure, "Noise.")
+    (small, drawing, _), (large, pixels, _) = shown
+    assert (small, large) == ("image/svg+xml", "image/png")
+    (kept,) = re.findall(r'href="data:image/png;base64,([^"]*)"', drawing)
+    assert plt.imread(io.BytesIO(base64.b64decode(kept))).shape[:2] == (32, 32)
+    assert plt.imread(io.BytesIO(pixels)).shape[1] < 900

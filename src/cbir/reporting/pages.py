@@ -1,19 +1,32 @@
 """Executed notebooks to HTML pages: code hidden, self-contained, linked to one another."""
 
+import base64
+import re
+from html import unescape
 from pathlib import Path
+from textwrap import shorten
+from urllib.parse import quote
 
 import nbformat
 from nbconvert import HTMLExporter
-from nbconvert.filters import strip_ansi
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
+from nbconvert.filters import markdown2html, strip_ansi
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from cbir.cache import write_text
+
+TABLES = "tables"  # the folder in a report that holds what its tables show
+FIGURE_TYPES = ("image/svg+xml", "image/png", "image/jpeg")
+CAPTION = re.compile(r"(<caption[^>]*>)(.*?)(?=</caption>)", re.DOTALL)
+HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
+# What a search engine or a shared link says of a page; they cut what is longer.
+LONGEST_DESCRIPTION = 200
+LONGEST_NAME = 60
 
 
 def write_page(
     notebook: Path, page: Path, *, report: str, title: str, links: list[tuple[str, str]]
 ) -> None:
-    """Write the HTML page of an executed notebook.
+    """Write the HTML page of an executed notebook, and its tables as CSV into `tables/` beside it.
 
     Args:
         notebook: the executed notebook.
@@ -22,6 +35,17 @@ def write_page(
         title: of the browser's window.
         links: (name, file name) of all pages of the report, this one among them.
     """
+    content = nbformat.read(notebook, as_version=4)
+    # Words to whoever works in the notebook mean nothing on the page.
+    content.cells = [
+        cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
+    ]
+    outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
+    figures = [each for each in outputs if any(kind in _data(each) for kind in FIGURE_TYPES)]
+    tables = [each for each in outputs if "<table" in _data(each).get("text/html", "")]
+    _name_figures(figures)
+    _name_tables(tables)
+    _write_csv([each for each in tables if "text/csv" in each.data], page)
     exporter = HTMLExporter(
         template_name="template",
         extra_template_basedirs=[str(Path(__file__).parent)],
@@ -29,11 +53,9 @@ def write_page(
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    # Words to whoever works in the notebook mean nothing on the page.
-    hide = TagRemovePreprocessor(remove_cell_tags={"notebook-only"}, enabled=True)
-    exporter.register_preprocessor(hide, enabled=True)
-    content = nbformat.read(notebook, as_version=4)
+    prose = [markdown2html(cell.source) for cell in content.cells if cell.cell_type == "markdown"]
     shown = {"report": report, "title": title, "links": links, "page": page.name}
+    shown |= {"contents": _contents(prose), "description": _description(prose)}
     html, _ = exporter.from_notebook_node(content, resources={"cbir": shown})
     write_text(page, html)
 
@@ -48,3 +70,87 @@ def log_of(notebook: Path) -> str:
             elif output.output_type == "error":
                 lines.append(strip_ansi("\n".join(output.traceback)) + "\n")
     return "".join(lines)
+
+
+def _data(output) -> dict:
+    """What an output holds, by media type; streams and errors hold nothing."""
+    return output.get("data", {})
+
+
+def _name_figures(figures: list) -> None:
+    """Number figures, and find for each the text that `plots.show` gave it."""
+    for number, output in enumerate(figures, 1):
+        kind = next(kind for kind in FIGURE_TYPES if kind in output.data)
+        about = output.metadata.get(kind, {})
+        output.metadata["figure"] = {
+            "name": f"Figure {number}",
+            "source": f"data:{kind};base64,{_base64(output.data[kind], kind)}",
+            "alt": about.get("alt", ""),
+            "width": about.get("width"),
+        }
+
+
+def _base64(drawing: str, kind: str) -> str:
+    """A figure as a page holds it; notebooks keep SVG as text, and all else in Base64."""
+    if kind != "image/svg+xml":
+        return "".join(drawing.split())
+    return base64.b64encode(drawing.encode()).decode()
+
+
+def _name_tables(tables: list) -> None:
+    """Number tables, and say of every header cell what it stands over or beside."""
+    for number, output in enumerate(tables, 1):
+        html, name = output.data["text/html"], f"Table {number}"
+        caption = CAPTION.search(html)
+        output.metadata["table"] = {
+            "name": name,
+            "caption": unescape(_text(caption[2])) if caption else "",
+        }
+        # pandas leaves the corner empty, and an empty header says nothing.
+        html = re.sub(r"<th [^>]*blank[^>]*>&nbsp;</th>|<th></th>", "<td></td>", html)
+        html = re.sub(r"<th (?=[^>]*col_heading)", '<th scope="col" ', html)
+        html = re.sub(r"<th (?=[^>]*row_heading)", '<th scope="row" ', html)
+        html = CAPTION.sub(rf'\1<span class="number">{name}</span> \2', html, count=1)
+        output.data["text/html"] = html
+
+
+def _write_csv(tables: list, page: Path) -> None:
+    """Write the CSV that each table came from, and remove those of tables that are no more.
+
+    They are named `<page>-<words of the caption>.csv`, the words joined by underscores: so the last
+    hyphen ends the page's name, and no page takes another's files for its own.
+    """
+    folder = page.parent / TABLES
+    names = set()
+    for output in tables:
+        caption = output.metadata["table"]["caption"]
+        words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:LONGEST_NAME] or "table"
+        name, number = f"{page.stem}-{words}.csv", 1
+        while name in names:
+            number += 1
+            name = f"{page.stem}-{words}_{number}.csv"
+        names.add(name)
+        folder.mkdir(exist_ok=True)
+        write_text(folder / name, output.data["text/csv"])
+        output.metadata["table"]["csv"] = f"{TABLES}/{quote(name)}"
+    for path in folder.glob("*.csv"):
+        if path.stem.rpartition("-")[0] == page.stem and path.name not in names:
+            path.unlink()
+
+
+def _contents(prose: list[str]) -> list[tuple[str, str]]:
+    """Anchor and HTML of every second heading; nothing where there is only one to go to."""
+    found = [heading for html in prose for heading in HEADING.findall(html)]
+    return found if len(found) > 1 else []
+
+
+def _description(prose: list[str]) -> str:
+    """The first words of a page in plain text, for whoever shows a link to it."""
+    paragraph = re.search(r"<p>(.*?)</p>", "".join(prose), re.DOTALL)
+    words = " ".join(unescape(_text(paragraph[1])).split()) if paragraph else ""
+    return shorten(words, LONGEST_DESCRIPTION, placeholder=" …")
+
+
+def _text(html: str) -> str:
+    """HTML without its tags."""
+    return re.sub(r"<[^>]+>", "", html)

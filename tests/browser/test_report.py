@@ -1,0 +1,180 @@
+"""Pages of a report as a browser shows them: to all readers, on a phone, in the dark, on paper.
+
+They check a page made for it, and where `make report` has written them, all pages of the digits.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import pytest
+from conftest import ROOT
+
+from . import made
+
+pytestmark = pytest.mark.browser
+
+MADE = "made for the test"
+REPORT = ROOT / "reports" / "digits"
+PAGES = [MADE, *(path.name for path in sorted(REPORT.glob("*.html")))]
+PHONE, DESK = 400, 1400
+MOST_BYTES = 8 * 1024**2
+
+
+@pytest.fixture(scope="module")
+def made_page(tmp_path_factory) -> Path:
+    return made.write(tmp_path_factory.mktemp("report"))
+
+
+def open_page(browser, path: Path, **settings) -> SimpleNamespace:
+    """A page in a window of its own; whatever it asks for elsewhere is noted and refused."""
+    window = browser.new_context(**settings)
+    asked, errors = [], []
+
+    def answer(route):
+        is_here = route.request.url.startswith("file:")
+        route.continue_() if is_here else route.abort()
+
+    window.route("**/*", answer)
+    page = window.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri())
+    return SimpleNamespace(path=path, page=page, asked=asked, errors=errors, close=window.close)
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def path(request, made_page) -> Path:
+    return made_page if request.param == MADE else REPORT / request.param
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def scheme(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[PHONE, DESK])
+def width(request) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def opened(browser, path, scheme, width):
+    found = open_page(browser, path, color_scheme=scheme, viewport={"width": width, "height": 900})
+    yield found
+    found.close()
+
+
+def violations(page) -> str:
+    """What axe-core finds wrong with a page whose folds are all open; empty where nothing is."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    found = Axe().run(page)
+    # Without its rules in play, nothing would be found wrong.
+    assert len(found.response["passes"]) > 10
+    return found.generate_report() if found.violations_count else ""
+
+
+def test_axe_finds_nothing_wrong(opened):
+    assert violations(opened.page) == ""
+
+
+def test_the_page_itself_never_scrolls_sideways(opened):
+    across = opened.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert across[0] <= across[1]
+
+
+def test_nothing_is_asked_of_any_host_and_nothing_goes_wrong(opened):
+    assert {url.partition(":")[0] for url in opened.asked} <= {"file", "data"}
+    assert [url for url in opened.asked if url.startswith("file")] == [opened.path.as_uri()]
+    assert opened.errors == []
+
+
+def test_the_background_follows_the_scheme(opened, scheme):
+    ink, paper = opened.page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert (brightness(ink) > brightness(paper)) == (scheme == "dark")
+
+
+def brightness(colour: str) -> int:
+    """Of a colour as browsers write it, such as rgb(1, 2, 3)."""
+    return sum(int(each) for each in colour.strip("rgb()").split(",")[:3])
+
+
+def test_contents_lead_to_every_section(opened, width):
+    sections = opened.page.locator("main h2").all_inner_texts()
+    links = opened.page.locator(".contents > ol a" if width == DESK else ".contents details a")
+    if len(sections) < 2:
+        assert links.count() == 0
+        return
+    opened.page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert [text for link in links.all() if (text := link.inner_text())] == sections
+    for link in links.all():
+        target = unquote(link.get_attribute("href")[1:])
+        assert opened.page.locator(f'h2[id="{target}"]').count() == 1
+
+
+def test_contents_stay_beside_the_text_at_a_desk_and_are_folded_on_a_phone(browser, made_page):
+    at_desk = open_page(browser, made_page, viewport={"width": DESK, "height": 900}).page
+    at_desk.evaluate("scrollTo(0, 1500)")
+    box = at_desk.locator(".contents > ol").bounding_box()
+    text = at_desk.locator("main").bounding_box()
+    assert 0 <= box["y"] < 900
+    assert box["x"] + box["width"] <= text["x"] + 1
+    at_phone = open_page(browser, made_page, viewport={"width": PHONE, "height": 900}).page
+    assert at_phone.locator(".contents summary").is_visible()
+    assert not at_phone.locator(".contents a").first.is_visible()
+
+
+def test_wide_tables_and_figures_scroll_by_keyboard_in_a_box_of_their_own(browser, made_page):
+    page = open_page(browser, made_page, viewport={"width": PHONE, "height": 900}).page
+    boxes = page.locator(".scroll").all()
+    wide = [box for box in boxes if box.evaluate("each => each.scrollWidth > each.clientWidth")]
+    names = [box.get_attribute("aria-label") for box in wide]
+    assert names == ["Table 1: Quality, with 95 % intervals.", "Figure 1"]
+    for box in wide:
+        box.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("each => each.scrollLeft > 0", arg=box.element_handle())
+
+
+def test_every_figure_has_its_text_and_every_table_its_caption_and_csv(opened):
+    for image in opened.page.locator("main img").all():
+        assert image.get_attribute("alt").strip()
+        assert image.evaluate("each => each.naturalWidth") > 0
+    tables = opened.page.locator("main table")
+    links = opened.page.locator(".csv a")
+    assert links.count() == tables.count() == opened.page.locator("main caption").count()
+    targets = [unquote(link.get_attribute("href")) for link in links.all()]
+    assert len(set(targets)) == len(targets)
+    assert all((opened.path.parent / target).stat().st_size for target in targets)
+
+
+def test_a_page_is_small_enough_to_send(path):
+    assert path.stat().st_size <= MOST_BYTES
+
+
+def test_on_paper_there_is_no_navigation_and_all_is_black_on_white(browser, made_page):
+    page = open_page(browser, made_page, color_scheme="dark").page
+    page.emulate_media(media="print", color_scheme="dark")
+    for hidden in (".pages", ".contents", ".skip", ".log", ".csv"):
+        assert not any(each.is_visible() for each in page.locator(hidden).all())
+    assert page.locator("main h1").is_visible()
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert (brightness(ink), brightness(paper)) == (0, 3 * 255)
+
+
+def test_the_keyboard_reaches_the_content_first(browser, made_page):
+    page = open_page(browser, made_page).page
+    page.keyboard.press("Tab")
+    focused = page.locator(":focus")
+    assert focused.inner_text() == "To the content"
+    assert focused.bounding_box()["x"] >= 0
+    focused.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.locator("main :focus").count() == 1
