@@ -109,7 +109,8 @@ def test_curves_are_the_means_over_the_pairs_beside_those_of_chance():
 
 
 def test_the_table_has_areas_gains_and_corrected_p_values():
-    table = explained.tests(explanation(0.1, 0.0, over_other=0.05))
+    found = explanation(0.1, 0.0, over_other=0.05)
+    table = explained.tests(found)
     assert table["test"].tolist() == ["deletion", "deletion", "insertion", "insertion"]
     assert table["against"].tolist() == ["maps of chance", "maps of other pairs"] * 2
     assert table["area"].str.startswith(("0.39", "0.40", "0.49", "0.50")).all()
@@ -120,6 +121,7 @@ def test_the_table_has_areas_gains_and_corrected_p_values():
     gains = table["gain"].str.split(" ").str[0].astype(float)
     np.testing.assert_allclose(gains, [0.1, 0.05, 0, 0.05], atol=0.01)
     assert (table["p"] < 0.01).tolist() == [True, True, False, True]
+    assert explained.table(found)["p"].iloc[0] == "< 0.001"
 
 
 TOLD = {1: "**faster** than", -1: "**more slowly** than"}

@@ -123,17 +123,13 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
                 f"{row.difference:.3f} [{row.ci_low:.3f},\u00a0{row.ci_high:.3f}]"
                 for row in compared.itertuples()
             ],
-            "p": compared["p"].map(_chance),
-            "p, Holm": compared["p_holm"].map(_chance),
+            "p": compared["p"].map(tidy.p_value),
+            "p, Holm": compared["p_holm"].map(tidy.p_value),
             "effect size": compared["effect_size"],
             "queries": compared["n_queries"],
             "told apart": compared["is_told_apart"].map({True: "yes", False: "no"}),
         }
     )
-
-
-def _chance(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def seeds(results: dict[str, Result]) -> pd.DataFrame:

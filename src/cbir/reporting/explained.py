@@ -123,6 +123,12 @@ def tests(explanation: "Explanation") -> pd.DataFrame:
     return table.assign(p=uncertainty.holm(table["p"]))
 
 
+def table(explanation: "Explanation") -> pd.DataFrame:
+    """`tests` as a reader sees them."""
+    found = tests(explanation)
+    return found.assign(p=found["p"].map(tidy.p_value))
+
+
 def describe(explanation: "Explanation") -> str:
     """Where the maps were made, and whether they mark what the similarity rests on."""
     _, height, width = explanation.maps.query.shape

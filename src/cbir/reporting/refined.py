@@ -112,7 +112,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "mAP with marks": _number(row, WITH),
             "mAP without": _number(row, WITHOUT),
             "difference": _number(row, DIFFERENCE, "+.3f"),
-            "p, Holm": _chance(row["p_holm"]),
+            "p, Holm": tidy.p_value(row["p_holm"]),
             "marked": f"{row['marked']:.1f}",
             "meant": f"{row['meant']:.1f}",
             "queries": row["n_queries"],
@@ -222,9 +222,3 @@ def _number(row: pd.Series, names: list[str], style: str = ".3f") -> str:
         return "–"
     value, low, high = (format(row[name], style) for name in names)
     return value if pd.isna(row[names[1]]) else f"{value} [{low},\u00a0{high}]"
-
-
-def _chance(p: float) -> str:
-    if pd.isna(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -136,3 +136,10 @@ def number(rows: pd.DataFrame, digits: int = 3) -> str:
         return value
     # No line break within the interval.
     return f"{value} [{low},\u00a0{high}]"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it stands in a table; a dash where nothing was tested."""
+    if pd.isna(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
