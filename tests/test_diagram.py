@@ -113,4 +113,4 @@ def test_it_is_shown_in_a_box_that_scrolls_with_its_caption_escaped(monkeypatch)
     assert html.startswith('<figure class="diagram"')
     assert svg in html
     assert "<figcaption>Training &amp; retrieval.</figcaption>" in html
-    assert "overflow-x: auto" in html
+    assert 'overflow-x: auto" tabindex="0"' in html

@@ -80,7 +80,8 @@ def show_svg(svg: str, caption: str) -> None:
     """
     if not svg:
         return
-    box = '<div style="overflow-x: auto">'
+    # Whoever has no mouse scrolls it by keyboard.
+    box = '<div style="overflow-x: auto" tabindex="0" role="region" aria-label="Block diagram">'
     below = f"<figcaption>{escape(caption)}</figcaption>"
     display(HTML(f'<figure class="diagram" style="margin: 0">{box}{svg}</div>{below}</figure>'))
 
