@@ -383,13 +383,13 @@ def test_the_answer_tells_apart_at_the_top_only_what_the_test_does(scores):
     told = against[against["is_told_apart"]]
     assert ("The test tells it apart from all others." in text) == (len(told) == 2)
     assert ("not told apart from" in text) == (len(told) < 2)
-    assert ("told apart from it, the nearest is" in text) == (len(told) == 1)
+    assert ("The nearest that is told apart from it" in text) == (len(told) == 1)
     tied = against[~against["is_told_apart"]]
-    named = re.findall(r"\d above (\w+)", text.partition(" embeds fastest")[0])
+    named = re.findall(r"(\w+) \(by \d", text)
     if len(told) < 2:
         assert {*named} == {*tied["ahead"], *tied["behind"]} - {first}
     for pair in against.itertuples() if len(told) < 2 else []:
-        assert f"{pair.difference:.3f} " in text
+        assert re.search(rf"by {pair.difference:.3f}[ ,]", text)
         assert claims.chance(pair.p_holm) in text
     assert not TOO_MUCH.search(text)
 
@@ -399,9 +399,9 @@ def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
     text = in_short({"cnn": low, "vgg": high, "raw_pixels": control}, controls=1)
     difference = np.mean(high) - np.mean(low)
     assert text.startswith(f"**vgg** has the highest mAP, {np.mean(high):.3f} [")
-    assert f": {difference:.3f} above cnn, the next ([" in text
+    assert f", ahead of cnn, the next, by {difference:.3f} [" in text
     assert "The test tells it apart from cnn." in text
-    assert f"{np.mean(high) - np.mean(control):.3f} below vgg ([" in text
+    assert f", below vgg by {np.mean(high) - np.mean(control):.3f} [" in text
     # 1,000 images a second, 3 MB for 5,000 of them.
     assert "vgg takes 1 ms to embed an image and 600 bytes to keep it, cnn 1 ms" in text
     assert text.endswith(answer.COVERED)
@@ -410,9 +410,9 @@ def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
 def test_a_control_that_is_ahead_is_said_to_be():
     low, high = apart(0.2, 0.8)
     text = in_short({"cnn": low, "raw_pixels": high}, controls=1)
-    assert re.search(r"raw_pixels has the highest mAP: 0\.\d+ above cnn \(", text)
+    assert re.search(r"raw_pixels has the highest mAP, above cnn by 0\.\d+ \[", text)
     tied = in_short({"cnn": low, "raw_pixels": low[::-1]}, controls=1)
-    assert "raw_pixels has the highest mAP: cnn is not told apart from it: 0.000" in tied
+    assert "raw_pixels has the highest mAP, and cnn is not told apart from it (by 0.000" in tied
 
 
 def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():

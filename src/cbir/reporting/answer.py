@@ -41,13 +41,14 @@ def _who_is_first(networks: pd.DataFrame, told: dict, tied: list[str]) -> str:
     if not others:
         return f"{said}; no other architecture has results."
     if not tied:
-        lead = _by(told[others[0]], f"above {others[0]}, the next")
-        return f"{said}: {lead}. The test tells it apart from {_all(others)}."
-    parts = [_by(told[name], f"above {name}") for name in tied]
+        lead = f"ahead of {others[0]}, the next, by {_apart(told[others[0]])}"
+        return f"{said}, {lead}. The test tells it apart from {_all(others)}."
+    parts = [f"{name} (by {_apart(told[name])})" for name in tied]
     said += f", but is not told apart from {_list(parts)}"
     if len(tied) < len(others):
         nearest = next(name for name in others if name not in tied)
-        said += f"; told apart from it, the nearest is {nearest}: {_by(told[nearest], 'below')}"
+        said += f". The nearest that is told apart from it, {nearest}, is behind by "
+        said += _apart(told[nearest])
     return f"{said}."
 
 
@@ -55,8 +56,8 @@ def _against_control(first: str, control: str, pairs: pd.DataFrame) -> str:
     row = _between(first, control, pairs)
     said = f"Of the controls, which learnt nothing, {control} has the highest mAP"
     if not row.is_told_apart:
-        return f"{said}: {first} is not told apart from it: {_by(row, 'between them')}."
-    return f"{said}: {_by(row, f'{_side(row, first)} {first}')}."
+        return f"{said}, and {first} is not told apart from it (by {_apart(row)})."
+    return f"{said}, {_side(row, first)} {first} by {_apart(row)}."
 
 
 def _what_it_costs(networks: pd.DataFrame, tied: list[str]) -> str:
@@ -84,10 +85,10 @@ def _mean(row: pd.Series) -> str:
     return f"{row['value']:.3f} [{row['ci_low']:.3f},\u00a0{row['ci_high']:.3f}]"
 
 
-def _by(row, where: str) -> str:
+def _apart(row) -> str:
     """A difference, what it lies between, and how sure it is."""
-    interval = "" if pd.isna(row.ci_low) else f"[{row.ci_low:.3f},\u00a0{row.ci_high:.3f}], "
-    return f"{row.difference:.3f} {where} ({interval}{chance(row.p_holm)})"
+    interval = "" if pd.isna(row.ci_low) else f" [{row.ci_low:.3f},\u00a0{row.ci_high:.3f}]"
+    return f"{row.difference:.3f}{interval}, {chance(row.p_holm)}"
 
 
 def _side(row, name: str) -> str:
