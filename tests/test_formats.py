@@ -195,3 +195,14 @@ def test_picture_that_would_fill_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(formats.Unreadable, match="exceeds limit of 100 pixels"):
         formats.square(io.BytesIO(content("png")), 8)
+
+
+def test_what_was_skipped_is_counted_and_named_the_first_ones_one_by_one():
+    assert formats.skipped([]) == ""
+    assert formats.skipped(["a: cut off"]).splitlines() == [
+        "skipped 1 that could not be read:", "  a: cut off",
+    ]  # fmt: skip
+    many = formats.skipped([f"{number}: cut off" for number in range(1234)]).splitlines()
+    assert many[0] == "skipped 1,234 that could not be read:"
+    assert many[formats.LISTED] == f"  {formats.LISTED - 1}: cut off"
+    assert many[-1] == f"  and {1234 - formats.LISTED:,} more"

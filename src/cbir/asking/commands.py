@@ -8,9 +8,7 @@ from pathlib import Path
 
 from cbir import StudyError
 from cbir.cache import write_text
-
-# Skipped files that are listed one by one; the page and JSON list all.
-LISTED = 20
+from cbir.images import formats
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -105,7 +103,8 @@ def search(asked: argparse.Namespace) -> bool:
         print(json.dumps(searched | {"answers": told, "skipped": skipped}, indent=1))
     else:
         print("\n\n".join([about, *map(showing.table, found)]))
-        _say_skipped(skipped)
+        if skipped:
+            print(f"\n{formats.skipped(skipped)}")
         if asked.html:
             print(f"\n{asked.html} written")
     if not found:
@@ -170,14 +169,7 @@ def index(asked: argparse.Namespace) -> bool:
         f"{opened.study}: {changes.embedded:,} new or changed, {changes.kept:,} as before, "
         f"{changes.dropped:,} gone"
     )
-    _say_skipped(changes.skipped)
+    if changes.skipped:
+        print(formats.skipped(changes.skipped))
     print(f"search it with `cbir search PICTURE --gallery {name}`")
     return True
-
-
-def _say_skipped(skipped: list[str]) -> None:
-    if skipped:
-        print(f"\nskipped {len(skipped):,} that could not be read:")
-        print("\n".join(f"  {each}" for each in skipped[:LISTED]))
-    if len(skipped) > LISTED:
-        print(f"  and {len(skipped) - LISTED:,} more")

@@ -23,6 +23,8 @@ SUFFIXES = {
     for suffix, format_ in Image.registered_extensions().items()
     if format_ in Image.OPEN and format_ not in ("MPEG", "EPS")
 }
+# Files that cannot be read and are named in a terminal; reports name all.
+LISTED = 20
 # How many pictures a thread reads at a time, and how many of these are read ahead.
 CHUNK, AHEAD = 64, 8
 # Bytes. Files this small are read faster by one thread: more of them wait for the interpreter.
@@ -73,6 +75,21 @@ def squares(pictures: Sequence[Path | np.ndarray], size: int) -> Iterator[np.nda
                 yield from begun.popleft().result()
         while begun:
             yield from begun.popleft().result()
+
+
+def skipped(files: Sequence[str]) -> str:
+    """Lines for a terminal that count and name what could not be read; empty where all could.
+
+    Args:
+        files: "name: reason" each.
+    """
+    if not files:
+        return ""
+    lines = [f"skipped {len(files):,} that could not be read:"]
+    lines += [f"  {each}" for each in files[:LISTED]]
+    if len(files) > LISTED:
+        lines.append(f"  and {len(files) - LISTED:,} more")
+    return "\n".join(lines)
 
 
 def _square_or_reason(picture: Path | np.ndarray, size: int) -> np.ndarray | Unreadable:

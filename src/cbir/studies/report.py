@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
-from cbir.images import leaks, protocols
+from cbir.images import formats, leaks, protocols
 from cbir.networks import weights
 from cbir.progress import duration, own_stderr
 from cbir.reporting import results
@@ -31,6 +31,8 @@ def bring_up_to_date(study: Study) -> bool:
         f"{study.name}: {len(dataset.gallery):,} gallery images, "
         f"{len(dataset.queries):,} queries, {len(dataset.classes)} classes"
     )
+    if dataset.skipped:
+        print(formats.skipped(dataset.skipped))
     for run in study.runs:
         asked = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **asked))  # refuses what the data cannot serve
