@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -208,7 +209,6 @@ def test_page_holds_the_pictures_and_fetches_nothing(finished_study, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search"], "nothing to search for: give a PICTURE"),
         (["search", "missing.png"], "no picture missing.png"),
         (["search", QUERY, "--html", "no/such/folder.html"], "--html: no folder no/such"),
         (["search", QUERY, "--gallery", "none"], "no gallery 'none': make one with `cbir index"),
@@ -224,7 +224,9 @@ def test_what_cannot_be_done_is_one_line(finished_study, capfd, arguments, messa
     assert re.search(message, err)
 
 
-@pytest.mark.parametrize("arguments", [["search", "-k", "0"], ["search", "--within", "x"], ["x"]])
+@pytest.mark.parametrize(
+    "arguments", [["search"], ["search", "-k", "0"], ["search", "--within", "x"], ["x"]]
+)
 def test_wrong_call_ends_with_2(arguments, capfd):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -299,6 +301,46 @@ def test_another_network_embeds_all_anew(opened, folder):
     _, changes = folders.index(folder, engine.open_engine("tiny", "whitened"))
     assert (changes.embedded, changes.kept) == (6, 0)
     assert folders.open_gallery("mine")[0].architecture == "whitened"
+
+
+def test_broken_link_and_pipe_are_skipped_and_named(opened, folder):
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    os.mkfifo(folder / "pipe.png")
+    _, changes = folders.index(folder, opened)
+    assert changes.embedded == 6
+    assert [each.partition(":")[0] for each in changes.skipped] == ["gone.png", "pipe.png"]
+
+
+def test_class_of_a_picture_without_one_is_called_predicted(finished_study, folder, capfd):
+    folders.index(folder, engine.open_engine("tiny", "cnn"))
+    _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine")
+    assert "similarity  predicted class  picture" in out
+    _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine", "--json")
+    assert "predicted_class" in json.loads(out)["answers"][0]["results"][0]
+
+
+def test_picture_does_not_find_itself_behind_a_link_to_its_folder(opened, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    folders.index(folder, opened)
+    _, gallery = folders.open_gallery("mine")
+    found = gallery.positions([tmp_path / "link" / "circle" / "circle-01.png"])
+    assert [gallery.names[at] for at in found] == [str(folder / "circle" / "circle-01.png")]
+
+
+def test_folder_that_lost_its_pictures_has_no_gallery_any_more(opened, folder):
+    folders.index(folder, opened)
+    for path in folder.glob("*/*"):
+        path.unlink()
+    with pytest.raises(StudyError, match="none of the 0 files"):
+        folders.index(folder, opened)
+    with pytest.raises(StudyError, match="no gallery 'mine'"):
+        folders.open_gallery("mine")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/x", ".hidden", "a b"])
+def test_name_that_would_lead_elsewhere_is_refused(opened, folder, name):
+    with pytest.raises(StudyError, match="--name: "):
+        folders.index(folder, opened, name)
 
 
 def test_name_of_another_folder_is_refused(opened, folder, tmp_path):

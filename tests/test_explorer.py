@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from datetime import datetime
 
 import numpy as np
@@ -14,6 +15,8 @@ from cbir.asking.explorer import ALL, OF_CLASS, UPLOAD, WORST, Explorer, explore
 from cbir.asking.marks import MEANT, NOT_MEANT, Marks
 from cbir.reporting import comparison, results
 from cbir.retrieval.feedback import Rocchio
+
+QUERY = "data/shapes/circle/circle-00.png"
 
 
 @pytest.fixture
@@ -102,7 +105,12 @@ def test_marks_are_searched_with_taken_back_and_exported(explorer, finished_stud
     assert shown(explorer) == [each.position for each in wanted.results]
     explorer.export.click()
     path = finished_study / re.match(r"(.*) written", explorer.status.value)[1]
+    assert path == finished_study / "data" / "marks" / "001.json"
     told = json.loads(path.read_text("utf-8"))
+    path.rename(path.with_name("007.json"))
+    explorer.export.click()
+    assert (path.parent / "008.json").exists()
+    shutil.rmtree(path.parent)
     assert told["meant"] == [opened.gallery.names[before[3]]]
     assert told["weights"] == {"cnn": {"query": 1.0, "meant": 2.0, "not_meant": 0.5}}
     explorer.undo.click()
@@ -131,6 +139,45 @@ def test_picture_of_ones_own_is_searched_with(explorer, finished_study):
     wanted = answers.search(opened, opened.gallery, picture, 10)
     assert shown(explorer) == [each.position for each in wanted.results]
     assert "your picture" in explorer.query.value
+
+
+def test_the_same_picture_can_be_asked_twice(explorer, finished_study):
+    explorer.queries.value = UPLOAD
+    content = uploaded((finished_study / "data/shapes/cross/cross-03.png").read_bytes())
+    explorer.upload.value = content
+    first = shown(explorer)
+    explorer.queries.value = ALL
+    explorer.offered[0].button.click()
+    explorer.upload.value = content
+    assert shown(explorer) == first
+    assert "your picture" in explorer.query.value
+
+
+def test_another_study_begins_anew_whatever_was_asked(finished_study):
+    reports = finished_study / "reports"
+    shutil.copytree(reports / "tiny", reports / "another")
+    try:
+        made = Explorer("tiny")
+        made.queries.value = UPLOAD
+        made.upload.value = uploaded((finished_study / QUERY).read_bytes())
+        made.study.value = "another"
+        assert made.queries.value == ALL
+        assert made.engines[0].study == "another"
+        rankings = results.read("another", made.engines[0].architecture).rankings["unrestricted"]
+        assert shown(made) == rankings[0].tolist()
+    finally:
+        shutil.rmtree(reports / "another")
+
+
+def test_what_goes_wrong_is_said(explorer, monkeypatch):
+    monkeypatch.setattr(answers, "search", lambda *_, **__: 1 / 0)
+    explorer.offered[1].button.click()
+    assert "this could not be done: division by zero" in explorer.status.value
+
+
+def test_the_first_finished_study_is_shown_where_that_asked_for_is_not(finished_study):
+    assert engine.first_finished("nothing") == "tiny"
+    assert Explorer("nothing").study.value == "tiny"
 
 
 def test_picture_that_cannot_be_read_says_so_and_keeps_what_is_shown(explorer):

@@ -58,10 +58,12 @@ def test_without_a_report_there_is_nothing_to_tell(project, monkeypatch):
 
 def test_a_table_is_folded_under_its_summary(project, monkeypatch):
     shown = []
-    monkeypatch.setattr(parameters, "display", shown.append)
+    monkeypatch.setattr(parameters, "display", lambda bundle, raw: shown.append(bundle))
     write_manifest(project)
     table = parameters.table("tiny").assign(cnn="<b>")
     parameters.fold(table, "All & every parameter")
-    (html,) = (each.data for each in shown)
-    assert html.startswith("<details><summary>All &amp; every parameter</summary><table")
-    assert "&lt;b&gt;" in html
+    (bundle,) = shown
+    assert bundle["text/html"].startswith("<details><summary>All &amp; every parameter</summary>")
+    assert "All &amp; every parameter.</caption>" in bundle["text/html"]
+    assert "&lt;b&gt;" in bundle["text/html"]
+    assert bundle["text/csv"].startswith("parameter,cnn,random\nepochs,<b>,–\n")

@@ -15,7 +15,13 @@ from cbir.progress import own_stderr
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 where it succeeded, 1 where it could not, 2 for a wrong call."""
-    parser = argparse.ArgumentParser(prog="cbir", description="Image retrieval, compared.")
+    parser = argparse.ArgumentParser(
+        prog="cbir",
+        description="Image retrieval, compared: make a study's report, then search with pictures "
+        "of your own. It works in the project's folder and those below it.",
+        epilog="examples: cbir report; cbir search cat.jpg; cbir COMMAND --help. Ends with 0 where "
+        "all was done, 1 where it could not be, 2 for a wrong call, 130 when interrupted.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("report", "bring a study's report up to date"),

@@ -7,16 +7,27 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 
 class Ticker:
-    """Prints how far a task is, at most once every `every` seconds."""
+    """Shows how far a task is: a bar in a terminal, a line every `every` seconds elsewhere."""
 
     def __init__(self, total: int, what: str, every: float = 5.0):
         self.total, self.what, self.every = total, what, every
         self.started = self.last = time.perf_counter()
+        is_terminal = sys.stdout.isatty()
+        self.bar = (
+            tqdm(total=total, desc=what, file=sys.stdout, leave=False) if is_terminal else None
+        )
 
     def reached(self, done: int) -> None:
         """Say that `done` of `total` are done."""
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+            if done >= self.total:
+                self.bar.close()
+            return
         now = time.perf_counter()
         if now - self.last >= self.every:
             self.last = now

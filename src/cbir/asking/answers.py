@@ -64,11 +64,13 @@ class Answer:
         picture: what was asked with.
         probabilities: by name of the class, the highest first.
         results: the nearest first.
+        kind: what their labels are, "class" or "predicted class".
     """
 
     picture: Picture
     probabilities: dict[str, float]
     results: list[Result]
+    kind: str
 
     @property
     def predicted(self) -> str:
@@ -159,9 +161,8 @@ def search(
         for place, (position, similarity) in enumerate(found[:k], start=1)
     ]
     order = np.argsort(-picture.probabilities, kind="stable")
-    return Answer(
-        picture, {engine.classes[at]: float(picture.probabilities[at]) for at in order}, results
-    )
+    probabilities = {engine.classes[at]: float(picture.probabilities[at]) for at in order}
+    return Answer(picture, probabilities, results, gallery.kind)
 
 
 def middle(pictures: list[Picture]) -> Picture:

@@ -42,7 +42,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         )  # fmt: skip
     searching.add_argument("--html", metavar="FILE", type=Path, help="write a page, too")
     searching.add_argument("--json", action="store_true", help="print JSON in the place of tables")
-    searching.set_defaults(run=search)
+    searching.set_defaults(run=search, wrong=searching.error)
 
     indexing = commands.add_parser(
         "index",
@@ -79,12 +79,13 @@ def search(asked: argparse.Namespace) -> bool:
     """Print what was found for each picture; False where none could be read.
 
     Raises:
-        StudyError: nothing was asked for, or it cannot be found.
+        StudyError: what is asked for cannot be found.
+        SystemExit: nothing is asked for.
     """
     from cbir.asking import showing
 
     if not (asked.pictures or asked.like):
-        raise StudyError("nothing to search for: give a PICTURE, or --like PICTURE")
+        asked.wrong("nothing to search for: give a PICTURE, or --like PICTURE")
     if asked.html and not asked.html.absolute().parent.is_dir():
         raise StudyError(f"--html: no folder {asked.html.parent} to write {asked.html.name} into")
     # Lines of progress are no JSON.

@@ -174,6 +174,16 @@ def studies() -> list[str]:
     return trained
 
 
+def first_finished(study: str) -> str:
+    """This study where it is finished, else the first one that is.
+
+    Raises:
+        StudyError: none is.
+    """
+    known = studies()
+    return study if study in known else known[0]
+
+
 def architectures(study: str) -> list[str]:
     """The architectures that a study has finished, controls left out.
 

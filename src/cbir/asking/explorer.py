@@ -39,7 +39,7 @@ class Explorer:
     """What is chosen, asked and marked, and the widgets that show it."""
 
     def __init__(self, study: str = ""):
-        known = engine.studies()
+        known, first = engine.studies(), engine.first_finished(study)
         self.opened: dict[tuple[str, str], Engine] = {}
         self.history = [Marks()]
         self.asked: int | np.ndarray | None = None  # a query's position, or a picture of one's own
@@ -47,9 +47,7 @@ class Explorer:
         self.page = 0
         self.is_busy = False
 
-        self.study = widgets.Dropdown(
-            options=known, value=study if study in known else known[0], description="study"
-        )
+        self.study = widgets.Dropdown(options=known, value=first, description="study")
         self.architectures = widgets.SelectMultiple(
             description="architectures", rows=4, style={"description_width": "initial"}
         )
@@ -127,11 +125,14 @@ class Explorer:
     def _open_study(self) -> None:
         names = engine.architectures(self.study.value)
         self.asked, self.history, self.is_busy = None, [Marks()], True
+        if self.queries.value == UPLOAD:
+            self.queries.value = ALL
         self.architectures.options, self.architectures.value = names, ()
         self.is_busy = False
         self.architectures.value = (engine.best_architecture(self.study.value),)
         self.label.options = self.engines[0].classes
         self.label.index = 0
+        self._offer(from_start=True)
         self._choose(0)
 
     def _candidates(self) -> np.ndarray:
@@ -174,8 +175,6 @@ class Explorer:
         self._offer()
 
     def _choose(self, number: int) -> None:
-        if not any(offer.query is not None for offer in self.offered):
-            self._offer(from_start=True)
         if self.offered[number].query is not None:
             self._ask(self.offered[number].query)
 
@@ -184,6 +183,8 @@ class Explorer:
             return
         try:
             stream = BytesIO(self.upload.value[0]["content"])
+            # Else the same file, chosen again later, would be no change.
+            self.upload.value = ()
             square = formats.square(stream, self.engines[0].image_size)
         except formats.Unreadable as error:
             self.status.value = f"this picture cannot be read: {escape(str(error))}"
@@ -224,8 +225,9 @@ class Explorer:
             if self.maps.value:
                 self._show_maps(found)
             self.status.value = f"marked: {self.marks}" if self.marks.all else ""
-        except StudyError as error:
-            self.status.value = escape(str(error))
+        except Exception as error:
+            # Nobody sees what a widget raises.
+            self.status.value = escape(f"this could not be done: {error}")
         finally:
             self.is_busy = False
 
@@ -260,7 +262,7 @@ class Explorer:
             self.status.value = f"marked: {self.marks}; now search again"
 
     def _export(self) -> None:
-        """Write what was asked and marked into reports/lab/, by names that mean something."""
+        """Write what was asked and marked into data/marks/, by names that mean something."""
         opened = self.engines[0]
         names = opened.gallery.names
         query = "a picture of one's own" if isinstance(self.asked, np.ndarray) else (
@@ -273,8 +275,9 @@ class Explorer:
             "not_meant": [names[each] for each in self.marks.not_meant],
             "weights": {each.architecture: vars(each.weights) for each in self.engines},
         }  # fmt: skip
-        folder = project_root() / "reports" / "lab"
+        folder = project_root() / "data" / "marks"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"marks-{len(list(folder.glob('marks-*.json'))) + 1:03d}.json"
+        taken = [int(each.stem) for each in folder.glob("*.json") if each.stem.isdecimal()]
+        path = folder / f"{max(taken, default=0) + 1:03d}.json"
         write_text(path, json.dumps(told, indent=1))
         self.status.value = f"{path.relative_to(project_root())} written"

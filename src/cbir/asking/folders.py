@@ -64,7 +64,9 @@ def index(folder: Path, engine: Engine, name: str = "") -> tuple[str, Changes]:
         StudyError: no such folder, nothing readable in it, or the name is of another folder.
     """
     folder = folder.expanduser().resolve()
-    name = name or re.sub(r"[^\w.-]+", "-", folder.name) or "pictures"
+    if re.search(r"[^\w.-]|^\.", name):
+        raise StudyError(f"--name: {name!r}: letters, digits, dots, hyphens and _ alone")
+    name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
     home = _home(name)
     files = _files(folder)
     about, known = _read(home / WHOLE)
@@ -94,6 +96,8 @@ def index(folder: Path, engine: Engine, name: str = "") -> tuple[str, Changes]:
         rows |= batch
     changes.embedded = len(rows) - changes.kept
     if not rows:
+        for path in (home / WHOLE, *_batches(home)):
+            path.unlink(missing_ok=True)
         raise StudyError(f"none of the {len(files):,} files in {folder} is a picture")
     _write(home / WHOLE, about, dict(sorted(rows.items())))
     for path in _batches(home):
@@ -129,6 +133,7 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
         np.array([row.label for row in rows.values()]),
         [str(folder / each) for each in names],
         lambda position: _thumbnail(folder / names[position], engine.image_size),
+        kind="predicted class",
     )
 
 
@@ -145,13 +150,10 @@ def _files(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise StudyError(f"no folder {folder}")
     try:
-        found = {path: path.stat() for path in sources.files_below(folder)}
+        found = sources.files_below(folder)
     except OSError as error:
         raise StudyError(f"cannot read {error.filename} ({error.strerror})") from None
-    return {
-        path.relative_to(folder).as_posix(): f"{about.st_size} {about.st_mtime_ns}"
-        for path, about in found.items()
-    }
+    return {path.relative_to(folder).as_posix(): sources.file_state(path) for path in found}
 
 
 def _embedded(

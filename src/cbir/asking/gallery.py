@@ -19,6 +19,7 @@ class Gallery:
         name: of the study, or of the gallery made of a folder.
         vectors: (n, d) float32 of unit length.
         labels: (n,) int64: the images' classes; of a folder without classes, those predicted.
+        kind: what the labels are, "class" or "predicted class".
         names: what tells an image from all others, such as its path.
         image: position -> (size, size, 3) uint8.
     """
@@ -28,6 +29,7 @@ class Gallery:
     labels: np.ndarray
     names: list[str]
     image: Callable[[int], np.ndarray]
+    kind: str = "class"
 
     @functools.cached_property
     def first_of_equals(self) -> np.ndarray:
@@ -36,10 +38,12 @@ class Gallery:
 
     def positions(self, paths: Iterable[Path]) -> set[int]:
         """Where the images of these files stand; files that are not of the gallery do not count."""
-        wanted = {str(path.resolve()) for path in paths}
-        root = project_root().resolve()
-        # Joined, not resolved: that would look at the disk for every image of the gallery.
-        return {at for at, name in enumerate(self.names) if str(root / name) in wanted}
+        wanted = {path.resolve() for path in paths}
+        root = project_root()
+        # Folder by folder: to resolve each file would ask the disk for all of the gallery.
+        resolved = functools.cache(lambda folder: folder.resolve())
+        places = [root / name for name in self.names]
+        return {at for at, each in enumerate(places) if resolved(each.parent) / each.name in wanted}
 
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None

@@ -25,7 +25,7 @@ def as_json(answer: Answer) -> dict:
             {
                 "place": each.place,
                 "path": each.name,
-                "class": each.label,
+                answer.kind.replace(" ", "_"): each.label,
                 "similarity": each.similarity,
             }
             for each in answer.results
@@ -41,10 +41,10 @@ def predicted(answer: Answer) -> str:
 
 def table(answer: Answer) -> str:
     """An answer as lines for a terminal."""
-    width = max([len("class"), *(len(each.label) for each in answer.results)])
+    width = max([len(answer.kind), *(len(each.label) for each in answer.results)])
     lines = [
         f"{answer.picture.name}: {predicted(answer)}",
-        f"  {'':>4}  similarity  {'class':<{width}}  picture",
+        f"  {'':>4}  similarity  {answer.kind:<{width}}  picture",
     ]
     lines += [
         f"  {each.place:>4}  {each.similarity:>10.3f}  {each.label:<{width}}  {each.name}"

@@ -45,6 +45,8 @@ def square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
     Raises:
         Unreadable: it is not a picture, is broken, or is too large for Pillow to trust.
     """
+    if isinstance(picture, Path) and picture.exists() and not picture.is_file():
+        raise Unreadable("not a file")  # a pipe, say, would never end
     try:
         is_array = isinstance(picture, np.ndarray)
         with Image.fromarray(picture) if is_array else Image.open(picture) as opened:

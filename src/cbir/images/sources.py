@@ -141,10 +141,17 @@ def folder_state(folder: Path, paths: dict) -> str:
     for part, classes in paths.items():
         for name, files in classes.items():
             for path in files:
-                about = path.stat()
-                name_of = path.relative_to(folder).as_posix()
-                state.append([part, name, name_of, about.st_size, about.st_mtime_ns])
+                state.append([part, name, path.relative_to(folder).as_posix(), file_state(path)])
     return digest(state)
+
+
+def file_state(path: Path) -> str:
+    """A file's size and when it last changed; that it is gone, as behind a broken link."""
+    try:
+        about = path.stat()
+    except OSError:
+        return "gone"
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def folder_pictures(folder: Path, paths: dict) -> Pictures:

@@ -4,9 +4,10 @@ import json
 from html import escape
 
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import display
 
 from cbir.cache import MANIFEST
+from cbir.reporting import plots
 from cbir.reporting.results import folder_of
 
 # They name the run; the table's columns do so already.
@@ -44,8 +45,9 @@ def fold(frame: pd.DataFrame, summary: str) -> None:
     """Display a table that opens when its summary is clicked; nothing where it is empty."""
     if frame.empty:
         return
-    html = frame.to_html(border=0, escape=True)
-    display(HTML(f"<details><summary>{escape(summary)}</summary>{html}</details>"))
+    table = plots.table(frame, f"{summary}.")
+    html = f"<details><summary>{escape(summary)}</summary>{table.to_html()}</details>"
+    display(table._repr_mimebundle_() | {"text/html": html}, raw=True)
 
 
 def _manifest(study: str) -> dict:
