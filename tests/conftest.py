@@ -81,7 +81,7 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def cbir(root: Path, *arguments: str, timeout: float = 240, **environment: str):
+def cbir(root: Path, *arguments: str, timeout: float = 900, **environment: str):
     """Run the real command in a project; the finished process with its output as text."""
     return subprocess.run(
         [sys.executable, "-m", "cbir", *arguments],

@@ -90,7 +90,7 @@ def calls(folder: Path) -> list[str]:
 def test_make_alone_lists_every_target_with_what_it_does(copy):
     done = make(copy)
     assert done.returncode == 0
-    listed = dict(re.findall(r"^  make (\w+) +(\S.*)$", done.stdout, re.MULTILINE))
+    listed = dict(re.findall(r"^  make ([\w-]+) +(\S.*)$", done.stdout, re.MULTILINE))
     assert sorted(listed) == sorted(TARGETS)
     assert "report" in listed
     assert "reports/<study>/index.html" in listed["report"]
@@ -107,9 +107,9 @@ def test_make_alone_lists_every_variable_and_installs_nothing(copy):
 
 
 def test_every_rule_of_the_makefile_is_a_documented_target():
-    rules = re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)
+    rules = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
     assert sorted(rules) == sorted(TARGETS)
-    assert sorted(re.findall(r"^([a-z]+):.*## \S", MAKEFILE, re.MULTILINE)) == sorted(TARGETS)
+    assert sorted(re.findall(r"^([a-z-]+):.*## \S", MAKEFILE, re.MULTILINE)) == sorted(TARGETS)
 
 
 @needs_make
@@ -217,7 +217,8 @@ def imported(path: Path) -> set[str]:
 
 def test_every_package_that_the_code_imports_is_asked_for():
     found = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").rglob("*.py")))
-    theirs = found - {*sys.stdlib_module_names, "cbir"}
+    # Of Keras' backends the lock has one; the others are for whoever installs them.
+    theirs = found - {*sys.stdlib_module_names, "cbir", "torch", "jax"}
     by_module = packages_distributions()
     names = {plain(by_module[module][0]) for module in theirs}
     assert {"keras", "numba", "pandas", "pillow", "scikit-image"} <= names

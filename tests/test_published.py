@@ -1,6 +1,7 @@
 """README's tables of results: from what is committed under reports/published/, and nothing else."""
 
 import json
+import re
 import shutil
 
 import invented
@@ -96,6 +97,15 @@ def test_every_published_figure_is_small_and_shown():
     assert sum(figure.stat().st_size for figure in figures) < 2_000_000
     section = published.section(ROOT)
     assert all(figure.relative_to(ROOT).as_posix() in section for figure in figures)
+
+
+def test_readme_shows_pictures_that_are_there_small_and_told_in_words():
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = re.findall(r'<img src="([^"]+)"[^>]* alt="([^"]+)"', text)
+    assert len(shown) == 2
+    for source, alt in shown:
+        assert (ROOT / source).stat().st_size < 300_000
+        assert len(alt) > 30
 
 
 def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project):

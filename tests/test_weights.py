@@ -521,8 +521,9 @@ def test_unreachable_imagenet_weights_say_which_file_to_put_where(backbone, plac
     monkeypatch.setattr(backbones, "KERAS_APPLICATIONS", CLOSED_PORT)
     text = refused(backbone, "imagenet")
     name = BACKBONES[backbone].imagenet.file
-    assert f"put {name} into {place / 'keras' / 'models'}, " in text
-    assert "`weights: none` and `train: all`" in text
+    assert f"put {name} into {place / 'keras' / 'models'}; " in text
+    assert "STUDY=cifar10-scratch" in text
+    assert "`weights: none`, `train: all`, `head_epochs: 0` and `epochs`" in text
     assert not list((place / "keras" / "models").iterdir())
 
 
