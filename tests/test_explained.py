@@ -6,13 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import toy_dataset
+from conftest import empty_project, toy_dataset
 from matplotlib.colors import to_hex
 
 from cbir import explain
 from cbir.cache import Artifact
 from cbir.networks.gradients import Maps
-from cbir.reporting import explained, plots
+from cbir.reporting import explained, plots, results
+from cbir.retrieval import uncertainty
 
 SHARES = [0, 0.5, 1]
 
@@ -81,7 +82,9 @@ def test_each_map_lies_over_its_own_image():
         assert plain.get_title() == dataset.classes[dataset.labels[query]]
         is_hit = dataset.labels[query] == dataset.labels[result]
         sign, colour = ("✓", plots.HIT) if is_hit else ("✗", plots.MISS)
-        assert plain_result.get_title() == f"{sign} {found.similarities[pair]:.2f}"
+        returned = dataset.classes[dataset.labels[result]]
+        said = f"{sign} {found.similarities[pair]:.3f}\n{returned}"
+        assert plain_result.get_title() == said
         assert to_hex(plain_result.title.get_color()).upper() == colour
     ends = [each.get_text() for each in bar.get_xticklabels()]
     assert ends == ["does not raise it", "raises the similarity most"]
@@ -108,20 +111,99 @@ def test_curves_are_the_means_over_the_pairs_beside_those_of_chance():
     assert left.get_legend_handles_labels()[1] == names
 
 
-def test_the_table_has_areas_gains_and_corrected_p_values():
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    root = empty_project(tmp_path / "project")
+    monkeypatch.chdir(root)
+    return root
+
+
+def saved(**runs) -> pd.DataFrame:
+    """Runs of a study, saved and read again."""
+    for name, found in runs.items():
+        explained.save("tiny", name, found)
+    return explained.read_all("tiny", list(runs))
+
+
+def test_rows_have_areas_gains_and_their_tests():
     found = explanation(0.1, 0.0, over_other=0.05)
-    table = explained.tests(found)
-    assert table["test"].tolist() == ["deletion", "deletion", "insertion", "insertion"]
-    assert table["against"].tolist() == ["maps of chance", "maps of other pairs"] * 2
-    assert table["area"].str.startswith(("0.39", "0.40", "0.49", "0.50")).all()
+    rows = explained.summarise("tiny", "cnn", found)
+    assert rows.columns.tolist() == explained.COLUMNS
+    assert rows["test"].tolist() == ["deletion", "deletion", "insertion", "insertion"]
+    assert rows["against"].tolist() == ["maps of chance", "maps of other pairs"] * 2
+    assert rows["area_against"].tolist() == pytest.approx([0.5, 0.45, 0.5, 0.45])
+    np.testing.assert_allclose(rows["gain"], [0.1, 0.05, 0, 0.05], atol=0.01)
+    sides = [rows["area_against"] - rows["area"], rows["area"] - rows["area_against"]]
+    np.testing.assert_allclose(rows["gain"], [*sides[0][:2], *sides[1][2:]])
+    gains = found.faithfulness["deletion_gain_over_other"].to_numpy()
+    assert rows["p"].iloc[1] == uncertainty.permutation_test(gains)
+    low, high = uncertainty.bootstrap(gains[:, None])
+    assert rows.loc[1, ["gain_low", "gain_high"]].tolist() == pytest.approx([low[0], high[0]])
+    assert (rows["n_pairs"] == 20).all()
+
+
+def test_the_table_shows_intervals_and_corrected_p_values(project):
+    rows = saved(cnn=explanation(0.1, 0.0, over_other=0.05))
+    table = explained.table(rows)
     assert table["area against"].tolist() == [
         "0.500 [0.500,\u00a00.500]", "0.450 [0.450,\u00a00.450]",
         "0.500 [0.500,\u00a00.500]", "0.450 [0.450,\u00a00.450]",
     ]  # fmt: skip
-    gains = table["gain"].str.split(" ").str[0].astype(float)
-    np.testing.assert_allclose(gains, [0.1, 0.05, 0, 0.05], atol=0.01)
-    assert (table["p"] < 0.01).tolist() == [True, True, False, True]
-    assert explained.table(found)["p"].iloc[0] == "< 0.001"
+    assert table["area"].str.startswith(("0.39", "0.40", "0.49", "0.50")).all()
+    assert table["gain"].str.match(r"[+-]0\.\d{3} \[[+-]0\.\d{3},\u00a0[+-]0\.\d{3}\]$").all()
+    assert table["p, Holm"].iloc[0] == "< 0.001"
+    assert table["pairs"].tolist() == [20] * 4
+    assert rows["is_told_apart"].tolist() == [True, True, False, True]
+
+
+def test_what_is_saved_is_read_and_what_is_missing_left_out(project):
+    found = explanation(0.1, 0.004)
+    written = explained.save("tiny", "cnn", found)
+    assert (results.folder_of("tiny", "cnn") / explained.FILE).is_file()
+    expected = explained.summarise("tiny", "cnn", found)
+    pd.testing.assert_frame_equal(
+        written[explained.COLUMNS], expected, check_dtype=False, rtol=1e-5
+    )
+    explained.save("tiny", "vgg16", explanation(0.0, 0.0))
+    both = explained.read_all("tiny", ["vgg16", "old", "cnn"])
+    assert list(dict.fromkeys(both["architecture"])) == ["vgg16", "cnn"]
+    np.testing.assert_allclose(both["p_holm"], uncertainty.holm(both["p"].to_numpy()))
+    assert (both["is_told_apart"] == (both["p_holm"] < 0.05)).all()
+    # Eight are corrected together, and four alone by less.
+    assert written["p_holm"].iloc[0] < both["p_holm"].iloc[4]
+
+
+def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neither(project):
+    rows = saved(
+        good=explanation(0.1, 0.1, over_other=0.05),
+        other=explanation(0.1, -0.1, n_pairs=30),
+        bad=explanation(-0.1, 0.1, over_other=-0.05),
+    )
+    text = explained.compare(rows)
+    lowers, raises = explained.DOES["deletion"], explained.DOES["insertion"]
+    assert text.splitlines()[:4] == [
+        f"- {lowers}, beside maps of chance: **faster** for good, other; **more slowly** for bad.",
+        f"- {lowers}, beside maps of other pairs: **faster** for good; **more slowly** for bad; "
+        "**not told apart** for other.",
+        f"- {raises}, beside maps of chance: **faster** for good, bad; **more slowly** for other.",
+        f"- {raises}, beside maps of other pairs: **faster** for good; **more slowly** for bad; "
+        "**not told apart** for other.",
+    ]
+    assert "Of each architecture 20 to 30 queries" in text
+    assert "correction for all 12 rows" in text
+
+
+def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
+    rows = explained.read_all("tiny", ["cnn", "vgg16"])
+    assert rows.empty
+    assert explained.compare(rows) == ""
+    assert explained.table(rows).empty
+
+
+def test_a_single_pair_has_no_interval(project):
+    table = explained.table(saved(cnn=explanation(0.1, 0.1, n_pairs=1)))
+    assert table["area against"].iloc[0] == "0.500"
+    assert (table["p, Holm"] == "1.000").all()
 
 
 TOLD = {1: "**faster** than", -1: "**more slowly** than"}

@@ -43,6 +43,22 @@ def test_pca_keeps_the_directions_of_most_variance():
     assert maps.project(random.normal(size=(400, 10)))[1] < 0.35
 
 
+@pytest.mark.parametrize("method", maps.METHODS)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_vectors_of_one_dimension_lie_on_a_line(method, normalised):
+    # An embedding of one dimension and of unit length is 1 or -1.
+    vectors = np.random.default_rng(0).normal(size=(120, 1))
+    vectors = np.sign(vectors) if normalised else vectors
+    points, share = maps.project(vectors, method)
+    assert points.shape == (120, 2)
+    assert np.isfinite(points).all()
+    assert np.ptp(points[:, 1]) == 0
+    if method == "pca":
+        assert share == pytest.approx(1)
+        # Which end of the line is left is nobody's choice.
+        assert np.abs(points[:, 0]) == pytest.approx(np.abs(vectors - vectors.mean())[:, 0])
+
+
 def test_vectors_that_are_all_equal_have_a_map_of_one_point():
     points, share = maps.project(np.ones((5, 3)))
     assert share == 0

@@ -11,7 +11,7 @@ import pytest
 from invented import result, rows
 from matplotlib.colors import to_hex
 
-from cbir.reporting import cost_plots, maps, outcomes, pictures, plots, story, tidy
+from cbir.reporting import cost_plots, maps, outcomes, pictures, plots, tidy
 from cbir.retrieval import uncertainty
 
 CLASSES = ["circle", "cross", "square"]
@@ -56,7 +56,7 @@ def test_results_stand_beside_their_query_hits_and_misses_told_by_frame_and_sign
     figure = pictures.results(dataset, np.array([0, 1]), answers, k=3)
     one, other = np.array(figure.axes).reshape(2, 4)
     assert [shown_in(axis) for axis in one] == [9, 0, 3, 1]
-    assert [axis.get_title() for axis in one] == ["query", "1 ✓ 0.90", "2 ✗ 0.80", "3 ✓ 0.70"]
+    assert [axis.get_title() for axis in one] == ["query", "1 ✓ 0.900", "2 ✗ 0.800", "3 ✓ 0.700"]
     assert [axis.get_xlabel() for axis in one] == ["circle", "circle", "cross", "circle"]
     assert [frame_of(axis) for axis in one[1:]] == [plots.HIT, plots.MISS, plots.HIT]
     # A search that finds no more shows no more.
@@ -244,8 +244,17 @@ def test_each_thumbnail_says_its_place_and_its_class(dataset):
     dataset.classes = ["circle", "a class with a long name", "square"]
     answers = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
     figure = pictures.results(dataset, np.array([0]), answers, k=3)
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["query", "1 ✓ 0.90", "2 ✗ 0.80"]
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["query", "1 ✓ 0.900", "2 ✗ 0.800"]
     assert [axis.get_xlabel() for axis in figure.axes[:3]] == ["circle", "circle", "a class wit…"]
+
+
+def test_places_and_similarities_fit_over_their_thumbnails(dataset):
+    rankings, similarities = np.array([[*range(9), 0]] * 3), np.full((3, 10), 0.99951)
+    figure = pictures.results(dataset, np.array([0]), {"cnn": (rankings, similarities)})
+    titles = [axis.title for axis in figure.axes]
+    assert titles[10].get_text() == "10 ✓ 1.000"
+    boxes = [title.get_window_extent() for title in titles]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 def test_notes_stand_beside_their_queries(dataset):
@@ -277,7 +286,7 @@ def test_hubs_stand_in_order_of_how_often_they_are_returned(dataset):
     )
     figure = pictures.hubs(dataset, {"cnn": counts}, most=4)
     assert [shown_in(axis) for axis in figure.axes] == [1, 4, 3, None]
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["× 5", "× 5", "× 2"]
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["1: × 5", "2: × 5", "3: × 2"]
     assert figure.axes[2].get_xlabel() == "cross\n✗ 100 %"
     assert [frame_of(axis) for axis in figure.axes[:3]] == [plots.HIT, plots.MISS, plots.MISS]
 
@@ -382,32 +391,33 @@ def test_what_a_run_costs_is_told_for_an_image():
     assert (row.value, row.milliseconds, row.bytes, row.is_control) == (0.5, 1, 1024, False)
 
 
-def test_confusions_are_counted_by_true_and_predicted_class():
-    scores = pd.DataFrame({"label": [0, 0, 1, 2, 2], "predicted": [0, 2, 1, 2, -1]})
-    counts = story.confusion(scores, CLASSES)
-    assert counts.to_numpy().tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
-    assert counts.loc["circle", "square"] == 1
+def history_of(epochs: int) -> pd.DataFrame:
+    columns = ["accuracy", "loss", "val_accuracy", "val_loss"]
+    return pd.DataFrame(0.5, index=range(1, epochs + 1), columns=columns)
 
 
-def test_each_network_has_its_confusion_matrix():
-    runs = {
-        name: result(rows([0.5] * 3, labels=[0, 0, 1], predicted=predicted))
-        for name, predicted in (("cnn", [0, 1, 1]), ("vgg", [0, 0, 1]), ("res", [1, 1, 0]))
-    }
-    figure = story.confusions(runs)
-    drawn = [axis for axis in figure.axes if axis.axison]
-    assert [axis.get_title() for axis in drawn] == ["cnn", "vgg", "res"]
-    texts = [[text.get_text() for text in axis.texts] for axis in drawn]
-    assert texts == [["1", "1", "0", "1"], ["2", "0", "0", "1"], ["0", "2", "1", "0"]]
-    assert (drawn[0].get_xlabel(), drawn[0].get_ylabel()) == ("predicted class", "true class")
+@pytest.mark.parametrize("epochs", [1, 3, 12, 13, 200])
+def test_curves_are_told_apart_by_marker_and_parts_by_their_line(epochs):
+    names = ["cnn", "resnet50", "vgg16"]
+    figure = plots.training_curves({name: history_of(epochs) for name in names})
+    for axis in figure.axes:
+        lines = {tuple(line.get_label().split(", ")): line for line in axis.lines}
+        assert list(lines) == [
+            (name, part) for name in names for part in ("training", "validation")
+        ]
+        for number, name in enumerate(names):
+            looks = {
+                (lines[name, part].get_marker(), lines[name, part].get_color())
+                for part in ("training", "validation")
+            }
+            assert looks == {(plots.MARKERS[number], plots.PALETTE[number])}
+            assert lines[name, "training"].get_linestyle() == "-"
+            assert lines[name, "validation"].get_linestyle() == "--"
+            shown = range(epochs)[:: lines[name, "training"].get_markevery()]
+            assert min(epochs, 6) <= len(shown) <= plots.MOST_MARKERS
 
 
-def test_networks_are_sorted_by_their_backbone():
-    runs = {
-        name: result(rows([0.5]), parameters={"backbone": backbone})
-        for name, backbone in (("mine", "cnn"), ("strong", "cnn_strong"), ("vgg16", "vgg16"))
-    }
-    runs["random"] = result(rows([0.5]), control=True)
-    assert list(story.of_cnn(runs)) == ["mine"]
-    assert list(story.of_others(runs)) == ["strong", "vgg16"]
-    assert list(story.networks(runs)) == ["mine", "strong", "vgg16"]
+def test_a_run_without_epochs_has_no_curve_and_breaks_none():
+    figure = plots.training_curves({"cnn": history_of(0), "vgg16": history_of(2)})
+    figure.canvas.draw()
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0, 0, 2, 2]

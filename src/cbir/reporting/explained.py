@@ -1,4 +1,8 @@
-"""Why queries match their results, shown: maps over both, how they stood the test, in words."""
+"""Why queries match their results, shown: maps over both, how they stood the test, in words.
+
+A notebook saves how its maps stood the test into `explained.csv`; the comparison reads these files
+and never a network.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -11,12 +15,15 @@ from matplotlib.figure import Figure
 from cbir.images.data import Dataset
 from cbir.reporting import tidy
 from cbir.reporting.claims import chance
+from cbir.reporting.pictures import shorten
 from cbir.reporting.plots import HIT, MISS, NEUTRAL
+from cbir.reporting.results import folder_of
 from cbir.retrieval import uncertainty
 
 if TYPE_CHECKING:  # which needs Keras
     from cbir.explain import Explanation
 
+FILE = "explained.csv"
 COLOURS = "magma"
 WAYS = {"deletion": "taken away", "insertion": "put back"}
 DOES = {
@@ -31,10 +38,19 @@ AGAINST = {
 # What the bright end of a map means, by kind.
 BRIGHT = {"similarity": "raises the similarity most", "attention": "weighs most"}
 DARK = {"similarity": "does not raise it", "attention": "weighs nothing"}
+# A mean over pairs and its interval: under the map's curve, under the other's, and between them.
+AREA = ["area", "area_low", "area_high"]
+AREA_AGAINST = ["area_against", "area_against_low", "area_against_high"]
+GAIN = ["gain", "gain_low", "gain_high"]
+COLUMNS = [
+    "study", "architecture", "test", "against", *AREA, *AREA_AGAINST, *GAIN, "p", "n_pairs",
+]  # fmt: skip
 
 
 def pairs(dataset: Dataset, explanation: "Explanation", most: int = 6) -> Figure:
     """Pairs in columns: the query, its map over it, the result, its map over it.
+
+    Above the query stands its class, above the result its sign, its similarity and its class.
 
     Args:
         most: pairs shown, the first ones.
@@ -47,14 +63,15 @@ def pairs(dataset: Dataset, explanation: "Explanation", most: int = 6) -> Figure
         query = dataset.queries[explanation.queries[pair]]
         result = dataset.gallery[explanation.results[pair]]
         is_hit = dataset.labels[query] == dataset.labels[result]
-        found = f"{'✓' if is_hit else '✗'} {explanation.similarities[pair]:.2f}"
-        for (plain, marked), position, map_, title, colour in (
+        found = f"{'✓' if is_hit else '✗'} {explanation.similarities[pair]:.3f}\n"
+        for (plain, marked), position, map_, above, colour in (
             (column[:2], query, explanation.maps.query[pair], "", NEUTRAL),
             (column[2:], result, explanation.maps.result[pair], found, HIT if is_hit else MISS),
         ):
+            title = above + shorten(dataset.classes[dataset.labels[position]])
             image = dataset.images[position]
             plain.imshow(image)
-            plain.set_title(title or dataset.classes[dataset.labels[query]], size=8, color=colour)
+            plain.set_title(title, size=8, color=colour)
             marked.imshow(image)
             marked.imshow(
                 map_, cmap=COLOURS, vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
@@ -97,36 +114,115 @@ def curves(explanation: "Explanation") -> Figure:
     return figure
 
 
-def tests(explanation: "Explanation") -> pd.DataFrame:
-    """Deletion and insertion, each tested against maps of chance and those of other pairs.
+def summarise(study: str, architecture: str, explanation: "Explanation") -> pd.DataFrame:
+    """The rows of explained.csv: each test against maps of chance and those of other pairs.
 
     Returns:
-        A row each: test, against; area and area against, means under the curves, and gain, by how
-        much the map is better, as text with intervals; p, of a permutation test over the pairs,
-        after Holm's correction for all rows.
+        A row a test and what it is against, in the order of `COLUMNS`: test (deletion, insertion),
+        against, area and area_against (means under the curves), gain (by how much the map is
+        better), each with its 95 % bootstrap interval over the pairs; p (of
+        `uncertainty.permutation_test`, not corrected), n_pairs.
     """
     areas = explanation.faithfulness
     found = uncertainty.intervals(areas)
-    rows = [
+    rows = []
+    for way in WAYS:
+        for against, (other, gain) in AGAINST.items():
+            row = {"study": study, "architecture": architecture, "test": way, "against": against}
+            for names, measure in (
+                (AREA, way),
+                (AREA_AGAINST, f"{way}_{other}"),
+                (GAIN, f"{way}_{gain}"),
+            ):
+                values = found.loc[measure, ["value", "ci_low", "ci_high"]]
+                row |= dict(zip(names, values, strict=True))
+            row["p"] = uncertainty.permutation_test(areas[f"{way}_{gain}"])
+            rows.append(row | {"n_pairs": len(areas)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def save(study: str, architecture: str, explanation: "Explanation") -> pd.DataFrame:
+    """Write reports/<study>/<architecture>/explained.csv, and read it back as `read_all` does."""
+    folder = folder_of(study, architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    tidy.write_csv(summarise(study, architecture, explanation), folder / FILE)
+    return read_all(study, [architecture])
+
+
+def read_all(study: str, architectures: list[str]) -> pd.DataFrame:
+    """The rows of several runs; those that have not been explained are left out.
+
+    Returns:
+        `COLUMNS`, with p_holm (`uncertainty.holm` over all rows that are read) and is_told_apart
+        (p_holm < 0.05). No rows where nobody has been explained.
+    """
+    files = [folder_of(study, name) / FILE for name in architectures]
+    found = [tidy.read_csv(file) for file in files if file.is_file()]
+    rows = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+    return _corrected(rows)
+
+
+def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
+    p_holm = uncertainty.holm(rows["p"].to_numpy(float))
+    return rows.assign(p_holm=p_holm, is_told_apart=p_holm < uncertainty.ALPHA)
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row an architecture, a test and what it is against, as a reader sees them.
+
+    Args:
+        rows: from `read_all` or `save`.
+    """
+    cells = [
         {
-            "test": way,
-            "against": against,
-            "area": tidy.number(found.loc[[way]]),
-            "area against": tidy.number(found.loc[[f"{way}_{other}"]]),
-            "gain": tidy.number(found.loc[[f"{way}_{gain}"]]),
-            "p": uncertainty.permutation_test(areas[f"{way}_{gain}"]),
+            "architecture": row["architecture"],
+            "test": row["test"],
+            "against": row["against"],
+            "area": _number(row, AREA),
+            "area against": _number(row, AREA_AGAINST),
+            "gain": _number(row, GAIN, "+.3f"),
+            "p, Holm": tidy.p_value(row["p_holm"]),
+            "pairs": row["n_pairs"],
         }
-        for way in WAYS
-        for against, (other, gain) in AGAINST.items()
+        for _, row in rows.iterrows()
     ]
-    table = pd.DataFrame(rows)
-    return table.assign(p=uncertainty.holm(table["p"]))
+    return pd.DataFrame(cells)
 
 
-def table(explanation: "Explanation") -> pd.DataFrame:
-    """`tests` as a reader sees them."""
-    found = tests(explanation)
-    return found.assign(p=found["p"].map(tidy.p_value))
+def compare(rows: pd.DataFrame) -> str:
+    """Whose maps are better than others, in words; nothing where nobody has been explained.
+
+    Args:
+        rows: as for `table`.
+    """
+    if rows.empty:
+        return ""
+    verdict = np.where(rows["gain"] > 0, "faster", "more slowly")
+    verdict = np.where(rows["is_told_apart"], verdict, "not told apart")
+    lines = []
+    for (way, against), group in rows.assign(verdict=verdict).groupby(
+        ["test", "against"], sort=False
+    ):
+        said = [
+            f"**{word}** for {', '.join(group.loc[group['verdict'] == word, 'architecture'])}"
+            for word in ("faster", "more slowly", "not told apart")
+            if (group["verdict"] == word).any()
+        ]
+        lines.append(f"- {DOES[way]}, beside {against}: {'; '.join(said)}.")
+    counts = " to ".join(f"{each:,}" for each in sorted({*rows["n_pairs"].agg(["min", "max"])}))
+    lines.append(
+        f"\nOf each architecture {counts} queries and their nearest results were tested; as each "
+        "has results of its own, their areas are not to be compared from one architecture to "
+        "another. Intervals are 95 % bootstraps over the pairs; p is that of a permutation test on "
+        f"them, after Holm's correction for all {len(rows)} rows of the table."
+    )
+    return "\n".join(lines)
+
+
+def _number(row: pd.Series, names: list[str], style: str = ".3f") -> str:
+    """A mean with its interval, where there is one, without a line break."""
+    value, low, high = (format(row[name], style) for name in names)
+    return value if pd.isna(row[names[1]]) else f"{value} [{low},\u00a0{high}]"
 
 
 def describe(explanation: "Explanation") -> str:
@@ -140,15 +236,13 @@ def describe(explanation: "Explanation") -> str:
     if empty := int((~both.any(axis=(1, 2))).sum()):
         said += f" Empty, since no position raises the similarity: {empty:,} of {len(both):,} maps."
     lines = [said, ""]
-    for row in tests(explanation).to_dict("records"):
+    for _, row in _corrected(summarise("", "", explanation)).iterrows():
         numbers = (
-            f"area under the curve {row['area']} against {row['area against']}, "
-            f"gain {row['gain']}, {chance(row['p'])}"
+            f"area under the curve {_number(row, AREA)} against {_number(row, AREA_AGAINST)}, "
+            f"gain {_number(row, GAIN, '+.3f')}, {chance(row['p_holm'])}"
         )
-        _, gain = AGAINST[row["against"]]
-        is_better = explanation.faithfulness[f"{row['test']}_{gain}"].mean() > 0
-        pace = "**faster** than" if is_better else "**more slowly** than"
-        if not row["p"] < uncertainty.ALPHA:
+        pace = "**faster** than" if row["gain"] > 0 else "**more slowly** than"
+        if not row["is_told_apart"]:
             pace = "at a pace **not told apart** from that of"
         lines.append(f"- {DOES[row['test']]} {pace} {row['against']} ({numbers}).")
     lines.append(

@@ -66,7 +66,7 @@ def project(
     PCA: Kobak, Berens, The art of using t-SNE for single-cell transcriptomics (2019).
 
     Args:
-        vectors: (n, d), n and d at least 2, finite.
+        vectors: (n, d), n at least 2, finite. Of one dimension, they lie on a line.
         method: a name in `METHODS`.
         seed: of everything that is drawn.
 
@@ -90,6 +90,8 @@ def project(
     with np.errstate(invalid="ignore"):
         fitted = PCA(components, random_state=seed).fit(vectors)
     reduced = fitted.transform(vectors)
+    # A plane has two axes, also where a vector has one.
+    reduced = np.pad(reduced, ((0, 0), (0, max(0, 2 - components))))
     if method == "pca":
         share = float(np.nan_to_num(fitted.explained_variance_ratio_[:2]).sum())
         return reduced[:, :2].astype(np.float32), share

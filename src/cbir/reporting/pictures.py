@@ -112,7 +112,7 @@ def results(
             axis.imshow(dataset.images[dataset.gallery[position]])
             returned = dataset.gallery_labels[position]
             sign, colour = ("✓", HIT) if returned == label else ("✗", MISS)
-            above = f"{number} {sign} {similarities[query][number - 1]:.2f}"
+            above = f"{number} {sign} {similarities[query][number - 1]:.3f}"
             _frame(axis, colour, above, shorten(dataset.classes[returned]))
         for axis in row[1 + len(found) :]:
             axis.set_axis_off()
@@ -160,8 +160,9 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
 def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure:
     """The gallery images that are returned most often, a row for each architecture.
 
-    Above each stands how often it is among the first ten, below it its class and the share of
-    these times that it is a miss; the frame is that of a miss where it is one more often than not.
+    Above each stand its place and how often it is among the first ten, below it its class and the
+    share of these times that it is a miss; the frame is that of a miss where it is one more often
+    than not.
 
     Args:
         counts: by name, from `cases.hubs`.
@@ -173,12 +174,13 @@ def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> F
     for row, (name, found) in zip(axes, counts.items(), strict=True):
         row[0].text(-0.2, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=9)
         top = found[found["returned"] > 0].sort_values("returned", ascending=False, kind="stable")
-        for axis, image in zip(row, top[:most].itertuples(), strict=False):
+        shown = zip(row, top[:most].itertuples(), strict=False)
+        for place, (axis, image) in enumerate(shown, start=1):
             position = dataset.gallery[image.Index]
             axis.imshow(dataset.images[position])
             wrongly = image.wrongly / image.returned
             below = f"{shorten(dataset.classes[dataset.labels[position]])}\n✗ {100 * wrongly:.0f} %"
-            _frame(axis, MISS if wrongly > 0.5 else HIT, f"× {image.returned:,}", below)
+            _frame(axis, MISS if wrongly > 0.5 else HIT, f"{place}: × {image.returned:,}", below)
         for axis in row[len(top) :]:
             axis.set_axis_off()
     figure.subplots_adjust(wspace=0.12, hspace=0.75)

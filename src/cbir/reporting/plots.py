@@ -20,6 +20,10 @@ MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
 HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
+# Beside the colours, so that none need be told by its colour alone.
+MARKERS = "osD^vPX"
+# A curve has about so many markers, however many epochs it has.
+MOST_MARKERS = 12
 # In the order of their importance.
 METRICS = [
     "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
@@ -142,12 +146,16 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
 def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy and loss by epoch: solid on training images, dashed on validation images.
 
+    Colour and marker tell the histories apart.
+
     Args:
         histories: by name, a row per epoch with accuracy, loss, val_accuracy, val_loss.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    for (name, history), colour in zip(histories.items(), itertools.cycle(PALETTE), strict=False):
-        marker = "o" if len(history) < 15 else ""
+    for (name, history), colour, marker in zip(
+        histories.items(), itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False
+    ):
+        every = -(-len(history) // MOST_MARKERS) or None
         for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
             for column, style, part in (
                 (measure, "-", "training"),
@@ -155,7 +163,7 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
             ):
                 axis.plot(
                     history.index, history[column], style, color=colour, marker=marker,
-                    markersize=4, label=f"{name}, {part}",
+                    markevery=every, markersize=4, label=f"{name}, {part}",
                 )  # fmt: skip
             axis.set(xlabel="epoch", ylabel=measure)
     last = max((len(history) for history in histories.values()), default=1)
@@ -225,12 +233,12 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     """
     chosen = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
     figure, axis = plt.subplots(figsize=(7, 3.8))
-    markers = itertools.cycle("osD^vPX")
-    for (name, own), colour in zip(
-        chosen.groupby("architecture", sort=False), itertools.cycle(PALETTE), strict=False
+    groups = chosen.groupby("architecture", sort=False)
+    for (name, own), colour, marker in zip(
+        groups, itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False
     ):
         line = own.astype({"k": int}).sort_values("k")
-        axis.plot(line["k"], line["value"], color=colour, marker=next(markers), label=name)
+        axis.plot(line["k"], line["value"], color=colour, marker=marker, label=name)
         axis.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.15)
     axis.set(xscale="log", xlabel="k (results looked at)", ylabel=f"{metric} at k, {search}")
     ks = sorted(chosen["k"].astype(int).unique())

@@ -12,7 +12,7 @@ from cbir.reporting.results import Result
 
 # The paper's first architecture; its figures 3 to 6 are of it.
 CNN = "cnn"
-# Above so many classes, counts are too small to be read.
+# With more classes than that, counts are too small to be read.
 MOST_COUNTED = 12
 
 
@@ -34,8 +34,9 @@ def of_others(results: dict[str, Result]) -> dict[str, Result]:
 def confusions(results: dict[str, Result]) -> Figure:
     """Confusion matrices side by side: true class in rows, predicted class in columns.
 
-    Shares of the true class by colour, queries in numbers where there is room; of the first seed,
-    under the first protocol.
+    Shares of the true class by colour, queries in numbers; of the first seed, under the first
+    protocol. Of many classes those that are confused most often are shown, as the title says; the
+    shares stay those of all queries of the class.
 
     Args:
         results: of networks, at least one.
@@ -51,14 +52,17 @@ def confusions(results: dict[str, Result]) -> Figure:
         axis.set_axis_on()
         counts = confusion(cases.scores(result), result.summary["dataset"]["classes"])
         shares = counts / np.maximum(counts.sum(axis=1).to_numpy(), 1)[:, None]
-        is_room = len(counts) <= MOST_COUNTED
-        names = [shorten(each) for each in counts] if is_room else False
+        chosen = most_confused(counts)
+        names = [shorten(each) for each in counts.columns[chosen]]
         sns.heatmap(
-            shares, annot=counts if is_room else False, fmt="d", cmap="Blues", vmin=0, vmax=1,
-            cbar=False, linewidths=0.5 * is_room, xticklabels=names, yticklabels=names,
+            shares.iloc[chosen, chosen], annot=counts.iloc[chosen, chosen], fmt="d", cmap="Blues",
+            vmin=0, vmax=1, cbar=False, linewidths=0.5, xticklabels=names, yticklabels=names,
             annot_kws={"size": 8}, ax=axis, square=True,
         )  # fmt: skip
-        axis.set_title(name, size=11)
+        title = name
+        if len(chosen) < len(counts):
+            title += f"\nof {len(counts)} classes, the {len(chosen)} confused most often"
+        axis.set_title(title, size=11)
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.tick_params(labelsize=9)
     return figure
@@ -75,6 +79,20 @@ def confusion(scores: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     predicted = scores[scores["predicted"] >= 0]
     np.add.at(counts, (predicted["label"].to_numpy(int), predicted["predicted"].to_numpy(int)), 1)
     return pd.DataFrame(counts, classes, classes)
+
+
+def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
+    """Positions of the classes that are most often taken for another, or another for them; sorted.
+
+    Equals by position.
+
+    Args:
+        counts: from `confusion`.
+        most: how many.
+    """
+    table = counts.to_numpy()
+    wrongly = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
+    return np.sort(np.argsort(-wrongly, kind="stable")[:most])
 
 
 def _backbone(result: Result) -> str:
