@@ -16,12 +16,13 @@ class Batches(keras.utils.PyDataset):
         labels: (n,) int.
         positions: which rows, in this order.
         batch_size: rows in a batch; the last one may be smaller.
+        workers: threads that read ahead. With two or more Keras reads ahead by itself and switches
+            tf.data's autotuning off, whose thread otherwise holds up the end of each epoch (by up
+            to its length). Where an epoch takes less than a second, this costs more than it brings.
     """
 
-    def __init__(self, inputs, labels, positions, batch_size):
-        # With two threads or more Keras reads ahead by itself and switches tf.data's autotuning
-        # off, whose thread otherwise holds up the end of each epoch (by up to its length).
-        super().__init__(workers=2)
+    def __init__(self, inputs, labels, positions, batch_size, workers=2):
+        super().__init__(workers=workers)
         self.inputs, self.labels = inputs, labels
         self.positions, self.batch_size = positions, batch_size
 

@@ -5,6 +5,7 @@ the state of the random layers. `checkpoints` keeps the rest after each epoch. A
 stopped therefore ends with the weights of one that was not.
 """
 
+import functools
 import json
 import math
 import time
@@ -33,7 +34,7 @@ FINAL = "final.weights.h5"
 BEST = "best.weights.h5"
 # On kept features a step takes a few milliseconds, of which what lies between two steps is a good
 # part. Only TensorFlow is asked to take several at once: PyTorch cannot.
-STEPS_AT_ONCE = 8
+STEPS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,11 @@ def train(
             metrics=["accuracy"],
             steps_per_execution=STEPS_AT_ONCE if features and backend() == "tensorflow" else 1,
         )
-        validation = Batches(inputs, dataset.labels, dataset.validation, batch_size)
+        is_quick = features and inputs.ndim == 2  # not so where feature maps are kept
+        read = functools.partial(
+            Batches, inputs, dataset.labels, batch_size=batch_size, workers=1 if is_quick else 2
+        )
+        validation = read(positions=dataset.validation)
         history = checkpoints.resume(folder, trained)
         while len(history) < epochs and not _is_over(history, early_stopping):
             epoch, started = len(history) + 1, time.perf_counter()
@@ -172,7 +177,7 @@ def train(
             checkpoints.seed_random_layers(trained, seed, epoch)
             row = _fit_epoch(
                 trained,
-                Batches(inputs, dataset.labels, order, batch_size),
+                read(positions=order),
                 validation,
                 epoch,
                 Progress(steps, f"epoch {epoch}/{epochs}, batches"),
