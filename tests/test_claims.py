@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented import all_of_one, result, rows
 
-from cbir.reporting import answer, claims, comparison, cost_plots
+from cbir.reporting import answer, claims, comparison, cost_plots, tidy
+from cbir.reporting.estimates import Estimate
 from cbir.retrieval import uncertainty
 from cbir.studies import limits
 
@@ -31,7 +32,7 @@ def runs(scores: dict[str, list], controls: int = 0) -> dict:
 
 def told(sentences: str) -> list[tuple[str, str]]:
     """Pairs of the names of whom the verdict calls ahead, and of whom it is ahead of."""
-    return re.findall(r"\*\*(\w+)\*\* is ahead of (\w+) by", sentences)
+    return re.findall(r"\*\*(\w+)\*\* is ahead of (\w+) in mAP by", sentences)
 
 
 def undecided(sentences: str) -> set[frozenset]:
@@ -126,8 +127,8 @@ def test_the_verdict_names_who_is_ahead_and_by_how_much():
     pair |= {"ci_high": 0.15, "p_holm": 0.0123, "n_queries": 1060, "is_told_apart": True}
     found = runs({"cnn": [0.5], "vgg16": [0.6]})
     text = claims.verdict(pd.DataFrame([pair]), found)
-    assert "**vgg16** is ahead of cnn by 0.123 in mAP" in text
-    assert "(95 % interval +0.100 to +0.150, p = 0.012, 1,060 queries)" in text
+    told = "**vgg16** is ahead of cnn in mAP by 0.123 [0.100,\u00a00.150], p = 0.012, 1,060 queries"
+    assert told in text
 
 
 def test_the_verdict_says_what_it_does_not_cover():
@@ -171,8 +172,10 @@ def test_an_embedding_knows_more_than_the_label_only_where_the_test_says_so(scor
         assert ("not told apart" in text) == (not is_told)
         assert not TOO_MUCH.search(text)
     for text, each in zip(said[::2], scores, strict=True):
-        assert f"by embedding gives a mAP of {np.mean(each['unrestricted']):.3f} [" in text
-        assert f"label alone {np.mean(each['label_lookup']):.3f} [" in text
+        means = uncertainty.intervals(pd.DataFrame(each))
+        unrestricted, lookup = (tidy.number(means.loc[[way]]) for way in WAYS[:2])
+        assert f"by embedding gives a mAP of {unrestricted}, " in text
+        assert f"label alone {lookup}. " in text
 
 
 def lost_and_found(seeds: dict[int, tuple[list, list]]):
@@ -253,11 +256,11 @@ def test_unseen_classes_are_told_over_all_draws_against_each_control():
     mean = np.mean(apart(0.5, 0.7))
     assert said.count("\n") == 0
     assert said.startswith("- **cnn**, asked for classes that it was never taught")
-    assert re.search(rf"mAP of {mean:.3f} \[0\.\d+,\u00a00\.\d+\] over all draws", said)
+    assert re.search(rf"mAP of {mean:.2f} \[0\.\d+,\u00a00\.\d+\] over all draws", said)
     low, high = (np.mean(each) for each in apart(0.5, 0.7))
     assert f"({low:.3f} to {high:.3f} by draw;" in said
-    assert re.search(r"ahead of random by 0\.\d+ \[0\.\d+, 0\.\d+\], p < 0\.001", said)
-    assert re.search(r"behind pixels by 0\.\d+ \[0\.\d+, 0\.\d+\], p < 0\.001", said)
+    assert re.search(r"ahead of random by 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001", said)
+    assert re.search(r"behind pixels by 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001", said)
 
 
 @few
@@ -291,10 +294,10 @@ def test_a_run_is_described_by_its_own_numbers():
         for seed, correct in ((0, 0.0), (1, 1.0))
     ]
     said = claims.describe("cnn", result(*frames, epochs=1))
-    assert said.startswith("**cnn** predicts the right class for 0.750 [")
+    assert said.startswith("**cnn** predicts the right class for 0.75 [0.50,")
     assert "of 2 queries" in said
     assert "ranks the whole gallery of 5,000 images" in said
-    assert "precision of 0.500 [" in said
+    assert "precision of 0.50 [" in said
     assert "(means of 2 seeds)" in said
     assert "2.5 ms (median)" in said
     assert "3.0 MB" in said
@@ -305,7 +308,7 @@ def test_a_control_is_described_without_what_it_has_not():
     said = claims.describe(
         "random", result(rows([0.25, 0.75], architecture="random"), control=True)
     )
-    assert "mean average precision of 0.500 [" in said
+    assert "mean average precision of 0.50 [" in said
     for word in ("predicts", "Training", "seeds", "–", "nan"):
         assert word not in said
 
@@ -354,7 +357,7 @@ def test_how_sure_the_soft_search_must_be_is_told_for_all_seeds():
 def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
     run = result(rows([0.25, np.nan, 0.75], correct=1.0))
     said = claims.describe("cnn", run)
-    assert "precision of 0.500 [" in said
+    assert "precision of 0.50 [" in said
     assert "Left out: 1 " in said
     assert "Left out" not in claims.describe("cnn", result(rows([0.25, 0.75], correct=1.0)))
 
@@ -381,15 +384,16 @@ def test_the_answer_tells_apart_at_the_top_only_what_the_test_does(scores):
     assert means[first] == pytest.approx(max(means.values()))
     against = pairs[(pairs["ahead"] == first) | (pairs["behind"] == first)]
     told = against[against["is_told_apart"]]
-    assert ("The test tells it apart from all others." in text) == (len(told) == 2)
+    assert ("; the test tells it apart from all others." in text) == (len(told) == 2)
     assert ("not told apart from" in text) == (len(told) < 2)
-    assert ("The nearest that is told apart from it" in text) == (len(told) == 1)
+    assert ("; the nearest that is told apart from it" in text) == (len(told) == 1)
     tied = against[~against["is_told_apart"]]
     named = re.findall(r"(\w+) \(by \d", text)
     if len(told) < 2:
         assert {*named} == {*tied["ahead"], *tied["behind"]} - {first}
     for pair in against.itertuples() if len(told) < 2 else []:
-        assert re.search(rf"by {pair.difference:.3f}[ ,]", text)
+        apart_by = Estimate(pair.difference, pair.ci_low, pair.ci_high)
+        assert f"by {apart_by}, " in text
         assert claims.chance(pair.p_holm) in text
     assert not TOO_MUCH.search(text)
 
@@ -400,11 +404,11 @@ def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
     difference = np.mean(high) - np.mean(low)
     assert text.startswith(f"**vgg** has the highest mAP, {np.mean(high):.3f} [")
     assert f", ahead of cnn, the next, by {difference:.3f} [" in text
-    assert "The test tells it apart from cnn." in text
-    assert f", below vgg by {np.mean(high) - np.mean(control):.3f} [" in text
+    assert "; the test tells it apart from cnn." in text
+    assert f", below vgg by {np.mean(high) - np.mean(control):.2f}" in text
     # 1,000 images a second, 3 MB for 5,000 of them.
     assert "vgg takes 1 ms to embed an image and 600 bytes to keep it, cnn 1 ms" in text
-    assert text.endswith(answer.COVERED)
+    assert text.count(". ") == 2  # three sentences
 
 
 def test_a_control_that_is_ahead_is_said_to_be():

@@ -15,9 +15,10 @@ from invented import result, rows
 
 from cbir.images import leaks, protocols
 from cbir.reporting import comparison, plots, results, tidy
+from cbir.reporting.estimates import Estimate
 from cbir.retrieval import metrics, uncertainty
 
-CELL = r"[01]\.\d{3} \[[01]\.\d{3},\u00a0[01]\.\d{3}\]"
+CELL = r"[01]\.\d+ \[[01]\.\d+,\u00a0[01]\.\d+\]"
 PROTOCOLS = ["closed", "held_out_gallery", "unseen_classes"]
 WORSE = ["vgg16", "raw_pixels"]
 
@@ -56,9 +57,9 @@ def mean_ap(run, **wanted) -> float:
     return tidy.select(run.metrics, **whole, **wanted)["value"].item()
 
 
-def first(cell: str) -> float:
+def first(cell: Estimate) -> float:
     """The number in front of an interval."""
-    return float(cell.partition(" ")[0])
+    return cell.value
 
 
 def test_pairs_are_compared_on_seeds_averaged_query_by_query():
@@ -121,7 +122,7 @@ def test_the_table_of_pairs_says_what_the_test_says(found):
     assert (table["told apart"] == pairs["is_told_apart"].map({True: "yes", False: "no"})).all()
     assert set(table["told apart"]) == {"yes", "no"}
     for row, pair in zip(table.itertuples(), pairs.itertuples(), strict=True):
-        assert row[3] == f"{pair.difference:.3f} [{pair.ci_low:.3f},\u00a0{pair.ci_high:.3f}]"
+        assert row[3] == Estimate(pair.difference, pair.ci_low, pair.ci_high)
 
 
 def test_seeds_spread_apart_from_the_interval_over_queries():
@@ -157,14 +158,14 @@ def test_each_cell_of_the_quality_has_its_interval(found, averaged):
     rows = comparison.headline(averaged, found)
     table = comparison.quality(rows, ["cnn", "vgg16", "resnet50", "raw_pixels"])
     assert list(table.index) == list(comparison.QUALITY)
-    assert (table["resnet50"] == "–").all()
+    assert (table["resnet50"].map(str) == "–").all()
     for name in ("cnn", "vgg16"):
-        assert all(re.fullmatch(CELL, cell) for cell in table[name])
-    measured = table["raw_pixels"][table["raw_pixels"] != "–"]
+        assert all(re.fullmatch(CELL, str(cell)) for cell in table[name])
+    measured = table["raw_pixels"][table["raw_pixels"].map(str) != "–"]
     assert list(measured.index) == ["mAP, unrestricted", "P@10, unrestricted"]
-    assert all(re.fullmatch(CELL, cell) for cell in measured)
+    assert all(re.fullmatch(CELL, str(cell)) for cell in measured)
     own = [mean_ap(found["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
-    assert first(table.loc["mAP, unrestricted", "cnn"]) == pytest.approx(np.mean(own), abs=6e-4)
+    assert first(table.loc["mAP, unrestricted", "cnn"]) == pytest.approx(np.mean(own), rel=1e-5)
     assert table.loc["accuracy", "cnn"] == table.loc["mAP, predicted class", "cnn"]
 
 
@@ -184,12 +185,12 @@ def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, a
         view = protocols.view(dataset, "unseen_classes", unseen=1, draw=draw)
         assert {dataset.classes[label] for label in view.query_labels} == {name}
         own = mean_ap(found["cnn"], protocol="unseen_classes", draw=draw)
-        assert first(table.loc[f"unseen_classes: {name}", "cnn"]) == pytest.approx(own, abs=6e-4)
+        assert first(table.loc[f"unseen_classes: {name}", "cnn"]) == pytest.approx(own, rel=1e-5)
     assert len(set(apart)) == 2
     # Not measured is not the same as no good.
-    assert (table["vgg16"].iloc[1:] == "–").all()
+    assert (table["vgg16"].iloc[1:].map(str) == "–").all()
     others = [*table["cnn"], *table["raw_pixels"], table["vgg16"].iloc[0]]
-    assert all(re.fullmatch(CELL, cell) for cell in others)
+    assert all(re.fullmatch(CELL, str(cell)) for cell in others)
 
 
 def test_hashing_is_told_at_the_depth_of_its_literature_too(dataset):
@@ -199,7 +200,7 @@ def test_hashing_is_told_at_the_depth_of_its_literature_too(dataset):
     )
     table = comparison.by_protocol(comparison.rows_of({"cnn": run}), {"cnn": run}, dataset)["cnn"]
     assert list(table.index) == ["closed", "hashing_1k", "hashing_1k, mAP@1000"]
-    assert [first(cell) for cell in table] == [0.3, 0.7, 0.9]
+    assert [first(cell) for cell in table] == pytest.approx([0.3, 0.7, 0.9])
 
 
 def test_lost_queries_are_those_whose_class_no_search_reaches():
@@ -228,7 +229,7 @@ def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(found):
         ("cnn", 1), ("cnn", 3), ("vgg16", 3),
     ]  # fmt: skip
     assert table.iloc[0]["mAP, unrestricted"] != table.iloc[1]["mAP, unrestricted"]
-    assert all(re.fullmatch(CELL, cell) for cell in table["accuracy"])
+    assert all(re.fullmatch(CELL, str(cell)) for cell in table["accuracy"])
 
 
 def test_costs_of_a_control_are_those_it_has(found):
@@ -253,10 +254,10 @@ def test_leaking_queries_are_left_out_wherever_they_stand(found, dataset):
         scores = comparison.average_precision(run, "unrestricted", "closed")
         kept = scores[[dataset.queries[place] for place in range(12) if place not in (1, 11)]]
         assert table.loc[name, "queries without leaks"] == 10
-        assert first(table.loc[name, "mAP, all queries"]) == pytest.approx(scores.mean(), abs=6e-4)
+        assert first(table.loc[name, "mAP, all queries"]) == pytest.approx(scores.mean(), rel=1e-5)
         without = tidy.number(uncertainty.intervals(kept.to_frame("x")))
         assert first(table.loc[name, "mAP, without leaks"]) == first(without)
-        assert re.fullmatch(CELL, table.loc[name, "mAP, without leaks"])
+        assert re.fullmatch(CELL, str(table.loc[name, "mAP, without leaks"]))
 
 
 def test_without_leaks_both_numbers_are_the_same(found, dataset):
@@ -267,7 +268,7 @@ def test_without_leaks_both_numbers_are_the_same(found, dataset):
 
 def test_where_every_query_leaks_nothing_is_left_to_measure(found, dataset):
     table = comparison.with_and_without_leaks(found, dataset, leaking(*range(12)))
-    assert (table["mAP, without leaks"] == "–").all()
+    assert (table["mAP, without leaks"].map(str) == "–").all()
     assert (table["queries without leaks"] == 0).all()
 
 
@@ -359,7 +360,7 @@ def test_the_comparison_is_drawn_of_whatever_has_results(chosen, found, monkeypa
     whole = "\n".join(shown)
     assert all(f"**{each.partition(':')[0]}** has no results: not run" in whole for each in missing)
     assert "nan" not in re.findall(r"\w+", re.sub(r"<style.*?</style>", "", whole, flags=re.DOTALL))
-    both = re.findall(r"(\w+)\** is ahead of (\w+) by|(\w+) and (\w+) are \*\*not", whole)
+    both = re.findall(r"(\w+)\** is ahead of (\w+) in mAP by|(\w+) and (\w+) are \*\*not", whole)
     assert [{*pair} - {""} for pair in both] == [{"cnn", "vgg16"}] * (len(chosen) == 3)
     assert ("Only one architecture has results" in whole) == ("vgg16" in chosen and not both)
     assert ("never taught" in whole) == ("cnn" in chosen)
@@ -383,7 +384,7 @@ def test_the_grid_is_drawn_of_whatever_has_results(chosen, grid, monkeypatch):
     whole = "\n".join(shown_by("grid", monkeypatch, study="tiny", **given))
     best = mean_ap(grid["cnn-64"], protocol="closed")
     assert best > mean_ap(grid["cnn-32"], protocol="closed")
-    assert f"**cnn**: the highest mAP is {best:.3f} [" in whole
+    assert f"**cnn**: the highest mAP is {best:.2f} [" in whole
     assert "with input_size 64 (" in whole
     assert ("cnn-32** has no results: not run" in whole) == (len(chosen) == 1)
     assert "All networks started from random weights." in whole

@@ -132,8 +132,8 @@ def test_a_reader_sees_numbers_with_their_intervals(runs):
     columns = ["input_size", "train", ACCURACY, TRAINING, MAP, SPEED, SECONDS, INDEX]
     assert list(shown.columns) == columns
     first = shown.iloc[0]
-    assert first[TRAINING] == "1.000 [0.900,\u00a01.050]"
-    assert first[ACCURACY] == "0.300 [0.300,\u00a00.300]"
+    assert str(first[TRAINING]) == "1.00 [0.90,\u00a01.05]"
+    assert str(first[ACCURACY]) == "0.300 [0.300,\u00a00.300]"
     assert first[[SPEED, SECONDS, INDEX]].tolist() == ["1,000", "70", "3.0"]
 
 
@@ -189,9 +189,9 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs
     said = grid_report.answer(runs, grid_report.pairs(results, runs)).split("\n\n")
     assert len(said) == 2
     assert said[0] == (
-        "**vgg**: the highest mAP is 0.900 [0.899,\u00a00.901], with input_size 64, train all "
-        "(accuracy 0.900, 250 images/s). Fastest: input_size 32, train head, 4.0 times as fast, "
-        "with an mAP of 0.300."
+        "**vgg**: the highest mAP is 0.9000 [0.8995,\u00a00.9005], with input_size 64, train all "
+        "(accuracy 0.900 [0.900,\u00a00.900], 250 images/s). Fastest: input_size 32, train head, "
+        "4.0 times as fast, with an mAP of 0.3000 [0.2995,\u00a00.3005]."
     )
 
 
@@ -219,7 +219,7 @@ def test_a_point_that_is_both_best_and_fastest_is_told_once():
     found |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
     runs = grid_report.table(found)
     said = grid_report.answer(runs, grid_report.pairs(found, runs))
-    assert said.endswith("with dropout 0.1 (accuracy 1.000, 900 images/s).")
+    assert said.endswith("with dropout 0.1 (accuracy 1.000 [1.000,\u00a01.000], 900 images/s).")
 
 
 def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict:
@@ -243,7 +243,7 @@ def test_gaps_are_told_of_every_size_in_order_with_intervals():
     found = learnt("cnn", 50000, known=0.8, right=0.6) | learnt("cnn", 500, known=1.0, right=0.2)
     said = grid_report.overfitting(grid_report.table(found))
     assert said.splitlines()[-1] == (
-        "- **cnn**: 0.800 [0.700,\u00a00.850] with 500, 0.200 [0.100,\u00a00.250] with 50,000"
+        "- **cnn**: 0.80 [0.70,\u00a00.85] with 500, 0.20 [0.10,\u00a00.25] with 50,000"
     )
     # Nothing is said of an architecture that is not there.
     assert "gap of" not in said

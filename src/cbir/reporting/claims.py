@@ -9,6 +9,7 @@ import pandas as pd
 from cbir.images import protocols
 from cbir.progress import duration
 from cbir.reporting import comparison, tidy
+from cbir.reporting.estimates import Estimate
 from cbir.reporting.results import Result
 from cbir.retrieval import uncertainty
 
@@ -38,18 +39,10 @@ def verdict(compared: pd.DataFrame, results: dict[str, Result]) -> str:
 
 
 def _pair(row) -> str:
-    tested = (
-        f"95 % interval {row.ci_low:+.3f} to {row.ci_high:+.3f}, {chance(row.p_holm)}, "
-        f"{row.n_queries:,} queries"
-    )
+    tested = f"{_tested(row)}, {row.n_queries:,} queries"
     if row.is_told_apart:
-        return (
-            f"- **{row.ahead}** is ahead of {row.behind} by {row.difference:.3f} in mAP ({tested})."
-        )
-    return (
-        f"- {row.ahead} and {row.behind} are **not told apart**: they differ by "
-        f"{row.difference:.3f} in mAP ({tested})."
-    )
+        return f"- **{row.ahead}** is ahead of {row.behind} in mAP by {tested}."
+    return f"- {row.ahead} and {row.behind} are **not told apart**: they differ in mAP by {tested}."
 
 
 def _control(name: str, compared: pd.DataFrame, controls: list[str]) -> str:
@@ -139,9 +132,7 @@ def retrieval_or_classification(results: dict[str, Result]) -> str:
     compared = pd.concat(
         [_compare(result, *way) for result in found.values() for way in ways], ignore_index=True
     )
-    p_holm = uncertainty.holm(compared["p"].to_numpy())
-    compared = compared.assign(p_holm=p_holm, is_told_apart=p_holm < uncertainty.ALPHA)
-    rows = iter(compared.itertuples())
+    rows = iter(uncertainty.corrected(compared).itertuples())
     return "\n".join(
         f"- **{name}**: {_beyond_the_label(result, next(rows))} "
         f"{_lost_and_won_back(result, next(rows))}"
@@ -197,8 +188,7 @@ def _scores(result: Result, search: str) -> pd.Series:
 
 
 def _tested(row) -> str:
-    interval = f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
-    return f"{row.difference:.3f} {interval}, {chance(row.p_holm)}"
+    return f"{Estimate(row.difference, row.ci_low, row.ci_high)}, {chance(row.p_holm)}"
 
 
 def chance(p: float) -> str:

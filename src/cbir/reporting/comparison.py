@@ -8,6 +8,7 @@ from cbir.images import data, protocols
 from cbir.images.data import Dataset
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
+from cbir.reporting.estimates import Estimate
 from cbir.reporting.results import Result
 from cbir.retrieval import ranking, uncertainty
 
@@ -120,8 +121,7 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
             "ahead": compared["ahead"],
             "behind": compared["behind"],
             "difference in mAP": [
-                f"{row.difference:.3f} [{row.ci_low:.3f},\u00a0{row.ci_high:.3f}]"
-                for row in compared.itertuples()
+                Estimate(row.difference, row.ci_low, row.ci_high) for row in compared.itertuples()
             ],
             "p": compared["p"].map(tidy.p_value),
             "p, Holm": compared["p_holm"].map(tidy.p_value),
@@ -218,7 +218,7 @@ def by_protocol(rows: pd.DataFrame, results: dict[str, Result], dataset: Dataset
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("protocol")
 
 
-def _cells(rows: pd.DataFrame, results: dict[str, Result]) -> dict[str, str]:
+def _cells(rows: pd.DataFrame, results: dict[str, Result]) -> dict[str, Estimate]:
     return {name: tidy.number(rows[rows["architecture"] == name]) for name in results}
 
 

@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from cbir.images.data import Dataset
-from cbir.reporting import tidy
+from cbir.reporting import estimates, tidy
 from cbir.reporting.claims import chance
 from cbir.reporting.pictures import shorten
 from cbir.reporting.plots import HIT, MISS, NEUTRAL
@@ -159,12 +159,7 @@ def read_all(study: str, architectures: list[str]) -> pd.DataFrame:
     files = [folder_of(study, name) / FILE for name in architectures]
     found = [tidy.read_csv(file) for file in files if file.is_file()]
     rows = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
-    return _corrected(rows)
-
-
-def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
-    p_holm = uncertainty.holm(rows["p"].to_numpy(float))
-    return rows.assign(p_holm=p_holm, is_told_apart=p_holm < uncertainty.ALPHA)
+    return uncertainty.corrected(rows)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -178,9 +173,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "architecture": row["architecture"],
             "test": row["test"],
             "against": row["against"],
-            "area": _number(row, AREA),
-            "area against": _number(row, AREA_AGAINST),
-            "gain": _number(row, GAIN, "+.3f"),
+            "area": estimates.of(row, AREA),
+            "area against": estimates.of(row, AREA_AGAINST),
+            "gain": estimates.of(row, GAIN),
             "p, Holm": tidy.p_value(row["p_holm"]),
             "pairs": row["n_pairs"],
         }
@@ -219,10 +214,24 @@ def compare(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _number(row: pd.Series, names: list[str], style: str = ".3f") -> str:
-    """A mean with its interval, where there is one, without a line break."""
-    value, low, high = (format(row[name], style) for name in names)
-    return value if pd.isna(row[names[1]]) else f"{value} [{low},\u00a0{high}]"
+def trust(rows: pd.DataFrame) -> str:
+    """How one architecture's maps of similarity stood the test, in short.
+
+    Args:
+        rows: from `read_all`, of one architecture.
+    """
+    if rows.empty:
+        return "How far these maps can be trusted was not measured."
+    said = []
+    for against, group in rows.groupby("against", sort=False):
+        for verdict, is_it in (
+            ("better than", group["is_told_apart"] & (group["gain"] > 0)),
+            ("worse than", group["is_told_apart"] & (group["gain"] < 0)),
+            ("not told apart from", ~group["is_told_apart"]),
+        ):
+            if is_it.any():
+                said.append(f"{verdict} {against} by {' and '.join(group.loc[is_it, 'test'])}")
+    return f"Tested on {rows['n_pairs'].max()} pairs, such maps are {'; '.join(said)}."
 
 
 def describe(explanation: "Explanation") -> str:
@@ -236,10 +245,11 @@ def describe(explanation: "Explanation") -> str:
     if empty := int((~both.any(axis=(1, 2))).sum()):
         said += f" Empty, since no position raises the similarity: {empty:,} of {len(both):,} maps."
     lines = [said, ""]
-    for _, row in _corrected(summarise("", "", explanation)).iterrows():
+    for _, row in uncertainty.corrected(summarise("", "", explanation)).iterrows():
         numbers = (
-            f"area under the curve {_number(row, AREA)} against {_number(row, AREA_AGAINST)}, "
-            f"gain {_number(row, GAIN, '+.3f')}, {chance(row['p_holm'])}"
+            f"area under the curve {estimates.of(row, AREA)} against "
+            f"{estimates.of(row, AREA_AGAINST)}, gain {estimates.of(row, GAIN):+}, "
+            f"{chance(row['p_holm'])}"
         )
         pace = "**faster** than" if row["gain"] > 0 else "**more slowly** than"
         if not row["is_told_apart"]:

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from cbir.reporting import comparison, grids, tidy
+from cbir.reporting import comparison, estimates, grids, tidy
+from cbir.reporting.estimates import HIGH, LOW, Estimate
 from cbir.reporting.results import Result
 from cbir.retrieval import uncertainty
 
@@ -12,8 +13,6 @@ SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
 LEARN_FROM = "learn_from"
 # Of whose depth the paper says that it "can cause overfitting on smaller datasets".
 DEEP = "vgg16"
-# A number, and its interval beside it under these names.
-LOW, HIGH = ", low", ", high"
 MEASURED = [ACCURACY, TRAINING, MAP]
 COSTS = [SPEED, SECONDS, INDEX]
 
@@ -74,15 +73,7 @@ def readable(runs: pd.DataFrame) -> pd.DataFrame:
     """`table` as a reader sees it, a number and its interval in one cell."""
     shown = runs[[ARCHITECTURE, *dimensions(runs)]].copy()
     for measure in MEASURED:
-        shown[measure] = [
-            tidy.number(
-                pd.DataFrame(
-                    [{"value": row[measure], "ci_low": row[measure + LOW],
-                      "ci_high": row[measure + HIGH]}]
-                )
-            )
-            for _, row in runs.iterrows()
-        ]  # fmt: skip
+        shown[measure] = [_estimate(row, measure) for _, row in runs.iterrows()]
     for cost in COSTS:
         shown[cost] = runs[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
     return shown.set_index(ARCHITECTURE)
@@ -97,8 +88,7 @@ def pairs(results: dict[str, Result], runs: pd.DataFrame) -> pd.DataFrame:
     is_fair = [_differ_in_one(runs.loc[row.ahead], runs.loc[row.behind], dimensions(runs))
                for row in found.itertuples()]  # fmt: skip
     found = found.loc[is_fair].reset_index(drop=True)
-    adjusted = uncertainty.holm(found["p"].to_numpy())
-    return found.assign(p_holm=adjusted, is_told_apart=adjusted < uncertainty.ALPHA)
+    return uncertainty.corrected(found)
 
 
 def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
@@ -111,9 +101,9 @@ def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
         rivals = [*ties.loc[ties["ahead"] == best, "behind"],
                   *ties.loc[ties["behind"] == best, "ahead"]]  # fmt: skip
         text = (
-            f"**{architecture}**: the highest mAP is {row[MAP]:.3f} "
-            f"[{row[MAP + LOW]:.3f},\u00a0{row[MAP + HIGH]:.3f}], with {_point(row, runs)} "
-            f"(accuracy {row[ACCURACY]:.3f}, {row[SPEED]:,.0f} images/s). "
+            f"**{architecture}**: the highest mAP is {_estimate(row, MAP)}, with "
+            f"{_point(row, runs)} (accuracy {_estimate(row, ACCURACY)}, {row[SPEED]:,.0f} "
+            "images/s). "
         )
         if rivals:
             told = "; ".join(_point(own.loc[each], runs) for each in rivals)
@@ -123,7 +113,7 @@ def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
             quick = own.loc[fastest]
             text += (
                 f"Fastest: {_point(quick, runs)}, {quick[SPEED] / row[SPEED]:.1f} times as fast, "
-                f"with an mAP of {quick[MAP]:.3f}."
+                f"with an mAP of {_estimate(quick, MAP)}."
             )
         said.append(text.strip())
     return "\n\n".join(said)
@@ -182,6 +172,10 @@ def _against_others(name: str, smallest: pd.DataFrame) -> str:
     }
     told = "; ".join(f"{how} {', '.join(names)}" for how, names in groups.items() if len(names))
     return told and f"With {own[LEARN_FROM]:,.0f} images, the gap of {name} is {told}."
+
+
+def _estimate(row: pd.Series, measure: str) -> Estimate:
+    return estimates.of(row, (measure, measure + LOW, measure + HIGH))
 
 
 def _with_interval(name: str, found: dict) -> dict:

@@ -6,6 +6,7 @@ import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from cbir.reporting.estimates import Estimate
 from cbir.reporting.plots import HIT, MISS
 
 
@@ -48,11 +49,9 @@ def of_pairs(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     values = table.replace(signs).apply(pd.to_numeric, errors="coerce")
     texts = table.fillna("").astype(str)
     for pair in pairs.itertuples():
-        for row, column, sign in ((pair.ahead, pair.behind, ""), (pair.behind, pair.ahead, "-")):
-            bounds = (pair.ci_low, pair.ci_high) if sign == "" else (-pair.ci_high, -pair.ci_low)
-            texts.loc[row, column] += (
-                f"\n{sign or '+'}{pair.difference:.3f}\n[{bounds[0]:.3f}, {bounds[1]:.3f}]"
-            )
+        found = Estimate(pair.difference, pair.ci_low, pair.ci_high)
+        texts.loc[pair.ahead, pair.behind] += "\n" + f"{found:+}".replace(" ", "\n")
+        texts.loc[pair.behind, pair.ahead] += "\n" + f"{-found:+}".replace(" ", "\n")
     side = 1.25 * len(table) + 1.5
     figure, axis = plt.subplots(figsize=(side, 0.65 * side))
     colours = ListedColormap([MISS, "#F2F2F2", HIT])

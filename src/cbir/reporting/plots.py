@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from pandas.io.formats.style import Styler
 
-from cbir.reporting import tidy
+from cbir.reporting import estimates, tidy
+from cbir.reporting.estimates import Estimate
 
 # Figures show at most so many classes, and so stay readable.
 MOST_ROWS = 40
@@ -89,23 +90,25 @@ def _is_number(column: pd.Series) -> bool:
 
 def skipped(files: list[str]) -> str:
     """What to say of files that could not be read; nothing where there are none."""
-    return (
-        f"Skipped {len(files)} unreadable files:\n" + "\n".join(f"- {each}" for each in files)
-        if files
-        else ""
-    )
+    if not files:
+        return ""
+    many = "file" if len(files) == 1 else "files"
+    return f"Skipped {len(files)} unreadable {many}:\n" + "\n".join(f"- {each}" for each in files)
 
 
 def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -> Styler:
     """A data frame as a table with a caption; text to the left, numbers to the right.
 
     Args:
-        digits: after the decimal point, for all rows or by the row's name.
+        digits: after the decimal point, for all rows or by the row's name; an `Estimate` has those
+            that its interval supports.
     """
     named = frame.index.name is not None
-    shown = (frame.reset_index() if named else frame).rename_axis(columns=None)
+    cells = (frame.reset_index() if named else frame).rename_axis(columns=None)
+    shown = cells.map(lambda cell: str(cell) if isinstance(cell, Estimate) else cell)
     as_text = {"thousands": ",", "na_rep": "–", "escape": "html"}
     styled = Table(shown).set_caption(escape(caption, quote=False)).format(precision=3, **as_text)
+    styled.in_full = estimates.split(cells)
     styled = styled.format_index(axis=0, escape="html").format_index(axis=1, escape="html")
     if isinstance(digits, int):
         styled = styled.format(precision=digits, **as_text)
@@ -119,11 +122,13 @@ def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -
 
 
 class Table(Styler):
-    """A table as it is read, and beside it as CSV: the same cells, their numbers in full."""
+    """A table as it is read, and beside it as CSV: its numbers in full, intervals in columns."""
+
+    in_full: pd.DataFrame
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         has_names = not isinstance(self.data.index, pd.RangeIndex)
-        csv = self.data.to_csv(index=has_names, lineterminator="\n").replace("\u00a0", " ")
+        csv = self.in_full.to_csv(index=has_names, lineterminator="\n").replace("\u00a0", " ")
         return {"text/csv": csv}
 
 
@@ -208,9 +213,10 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     chosen = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
     chosen = chosen[(chosen["metric"] == metric) & (chosen["search"] == search)]
     chosen = chosen.astype({"class": str})
-    cells = [tidy.number(chosen.loc[[row]]).replace(" ", "\n") for row in chosen.index]
+    cells = [tidy.number(chosen.loc[[row]]) for row in chosen.index]
     place = {"index": "class", "columns": "architecture"}
     values = chosen.pivot(**place, values="value")
+    cells = [str(cell).replace(" ", "\n") for cell in cells]
     texts = chosen.assign(cell=cells).pivot(**place, values="cell")
     if len(values) > MOST_ROWS:
         values = values.loc[values.mean(axis=1).nsmallest(MOST_ROWS).index]

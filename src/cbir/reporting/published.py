@@ -16,6 +16,7 @@ from cbir.cache import MANIFEST, write_text
 from cbir.images import protocols
 from cbir.progress import duration
 from cbir.reporting import comparison, grids, origins, results, tidy
+from cbir.reporting.estimates import Estimate
 
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- results: end -->"
 PAPER = (
@@ -160,7 +161,7 @@ def _frame(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def _mean(rows: pd.DataFrame) -> str:
+def _mean(rows: pd.DataFrame) -> Estimate | str:
     """One seed's number with its interval; of several, the mean with the lowest and highest."""
     if len(rows) < 2:
         return tidy.number(rows)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cbir.reporting import tidy
+from cbir.reporting import estimates, tidy
 from cbir.reporting.claims import chance
 from cbir.reporting.plots import NEUTRAL, PALETTE
 from cbir.reporting.results import folder_of
@@ -89,14 +89,13 @@ def read_all(study: str, architectures: list[str]) -> pd.DataFrame:
     files = [folder_of(study, name) / FILE for name in architectures]
     found = [tidy.read_csv(file) for file in files if file.is_file()]
     rows = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
-    p_holm = uncertainty.holm(rows["p"].to_numpy(float))
-    return rows.assign(p_holm=p_holm, is_told_apart=p_holm < uncertainty.ALPHA)
+    return uncertainty.corrected(rows)
 
 
-def weights_of(study: str, architecture: str) -> Rocchio:
-    """The weights that a run has chosen; those of `Rocchio` where it has chosen none."""
+def weights_of(study: str, architecture: str) -> Rocchio | None:
+    """The weights that a run has chosen; None where it has chosen none."""
     rows = read_all(study, [architecture])
-    return _weights(rows.iloc[0]) if len(rows) else Rocchio()
+    return _weights(rows.iloc[0]) if len(rows) else None
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -109,9 +108,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "architecture": row["architecture"],
             "round": row["round"],
-            "mAP with marks": _number(row, WITH),
-            "mAP without": _number(row, WITHOUT),
-            "difference": _number(row, DIFFERENCE, "+.3f"),
+            "mAP with marks": estimates.of(row, WITH),
+            "mAP without": estimates.of(row, WITHOUT),
+            "difference": estimates.of(row, DIFFERENCE),
             "p, Holm": tidy.p_value(row["p_holm"]),
             "marked": f"{row['marked']:.1f}",
             "meant": f"{row['meant']:.1f}",
@@ -199,8 +198,9 @@ def _brought(own: pd.DataFrame) -> str:
         else:
             verdict = "not told apart"
         text = (
-            f"{after} {where}is {_number(row, WITH)} instead of {_number(row, WITHOUT)} without "
-            f"the marks: {verdict}, {_number(row, DIFFERENCE, '+.3f')}, {chance(row['p_holm'])}"
+            f"{after} {where}is {estimates.of(row, WITH)} instead of "
+            f"{estimates.of(row, WITHOUT)} without the marks: {verdict}, "
+            f"{estimates.of(row, DIFFERENCE):+}, {chance(row['p_holm'])}"
         )
         if row["n_left_out"]:
             text += f" ({row['n_left_out']:,} queries with no relevant image left are left out)"
@@ -214,11 +214,3 @@ def _brought(own: pd.DataFrame) -> str:
 
 def _weights(row: pd.Series) -> Rocchio:
     return Rocchio(*(float(row[name]) for name in WEIGHTS))
-
-
-def _number(row: pd.Series, names: list[str], style: str = ".3f") -> str:
-    """A mean with its interval, where there is one, without a line break; a dash without a mean."""
-    if pd.isna(row[names[0]]):
-        return "–"
-    value, low, high = (format(row[name], style) for name in names)
-    return value if pd.isna(row[names[1]]) else f"{value} [{low},\u00a0{high}]"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cbir.cache import write_text
+from cbir.reporting import estimates
+from cbir.reporting.estimates import Estimate
 from cbir.retrieval import uncertainty
 
 if TYPE_CHECKING:
@@ -125,17 +127,13 @@ def select(rows: pd.DataFrame, **wanted) -> pd.DataFrame:
     return rows
 
 
-def number(rows: pd.DataFrame, digits: int = 3) -> str:
-    """The one number in these rows with its 95 % interval; a dash where there is none."""
-    if rows.empty or rows["value"].isna().all():
-        return "–"
+def number(rows: pd.DataFrame) -> Estimate:
+    """The one number in these rows with its 95 % interval; that of NaN where there is no row."""
+    if rows.empty:
+        return Estimate(float("nan"))
     (_, row), *others = rows.iterrows()
     assert not others, "more than one number"
-    value, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "ci_low", "ci_high"))
-    if pd.isna(row["ci_low"]):  # of a single query
-        return value
-    # No line break within the interval.
-    return f"{value} [{low},\u00a0{high}]"
+    return estimates.of(row)
 
 
 def p_value(p: float) -> str:

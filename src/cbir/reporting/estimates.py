@@ -1,0 +1,76 @@
+"""A number and its 95 % interval, written with as many digits as the interval supports."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+# What the ends of an interval are called where each has a column of its own.
+LOW, HIGH = ", low", ", high"
+# Of a number that has no interval, or one without width but for rounding.
+DECIMALS, WIDTH = 3, 1e-9
+# No reader follows more.
+MOST_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number as `value [low, high]`; without an interval alone, and a dash where there is none.
+
+    The format "+" puts a sign before each number, a mark for what is a difference.
+
+    Attributes:
+        value: NaN where there is no number.
+        low, high: the ends of its interval; NaN where it has none, as of a single query.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __neg__(self) -> "Estimate":
+        return Estimate(-self.value, -self.high, -self.low)
+
+    def __str__(self) -> str:
+        return format(self, "")
+
+    def __format__(self, sign: str) -> str:
+        if math.isnan(self.value):
+            return "–"
+        style = f"{sign}.{decimals((self.high - self.low) / 2)}f"
+        value, low, high = (format(each, style) for each in (self.value, self.low, self.high))
+        # No line break within the interval.
+        return value if math.isnan(self.low) else f"{value} [{low},\u00a0{high}]"
+
+
+def decimals(half: float) -> int:
+    """Digits after the point, by half of an interval's width.
+
+    As the Particle Data Group rounds (Review of Particle Physics, introduction, 5.3): of its three
+    first digits, 100 to 354 keep two, 355 to 949 one, and 950 to 999 become 1000 and keep two. At
+    most `MOST_DECIMALS`.
+    """
+    if not WIDTH < half < math.inf:
+        return DECIMALS
+    exponent = math.floor(math.log10(half))
+    first = round(half / 10 ** (exponent - 2))
+    return min(MOST_DECIMALS, max(0, (1 if first < 355 else 0) - exponent))
+
+
+def of(row: pd.Series, names: tuple[str, str, str] = ("value", "ci_low", "ci_high")) -> Estimate:
+    """The estimate that a row holds, in the columns of its value and of its interval's ends."""
+    return Estimate(*(float(row[name]) for name in names))
+
+
+def split(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose estimates stand in three columns of numbers: its name alone, `LOW`, `HIGH`."""
+    columns = {}
+    for name, column in frame.items():
+        if not column.map(lambda cell: isinstance(cell, Estimate)).any():
+            columns[name] = column
+            continue
+        cells = [cell if isinstance(cell, Estimate) else Estimate(math.nan) for cell in column]
+        columns[name] = [cell.value for cell in cells]
+        columns[f"{name}{LOW}"] = [cell.low for cell in cells]
+        columns[f"{name}{HIGH}"] = [cell.high for cell in cells]
+    return pd.DataFrame(columns, index=frame.index)

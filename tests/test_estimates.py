@@ -1,0 +1,70 @@
+"""Numbers with their intervals: as many digits as the interval supports, and no more."""
+
+import io
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbir.reporting import estimates, plots, tidy
+from cbir.reporting.estimates import Estimate
+
+
+# Worked out by hand from the rule of the Particle Data Group.
+@pytest.mark.parametrize(
+    ("half", "expected"),
+    [
+        (0.0354, 3), (0.0356, 2), (0.01, 3), (0.0948, 2), (0.0951, 2), (0.0999, 2), (0.1, 2),
+        (0.006, 3), (0.003, 4), (0.00095, 4), (0.4, 1), (3.0, 1), (1e-5, 4), (5.0, 0), (40.0, 0),
+    ],
+)  # fmt: skip
+def test_digits_follow_half_of_the_interval(half, expected):
+    assert estimates.decimals(half) == expected
+
+
+@pytest.mark.parametrize("half", [0.0, 1e-16, math.nan, math.inf, -1.0])
+def test_without_a_width_there_are_three_digits(half):
+    assert estimates.decimals(half) == 3
+
+
+@given(st.floats(1e-3, 0.5))
+def test_what_rounding_takes_away_is_small_beside_the_interval(half):
+    step = 10.0 ** -estimates.decimals(half)
+    # From a 35.5th of half the interval to a 3.5th of it.
+    assert half / 36 < step < half / 3.5
+
+
+def test_an_estimate_is_written_with_its_interval_on_one_line():
+    assert str(Estimate(0.91234, 0.9061, 0.9188)) == "0.912 [0.906,\u00a00.919]"
+    assert str(Estimate(0.4, 0.31, 0.52)) == "0.40 [0.31,\u00a00.52]"
+    assert f"{Estimate(0.05, -0.002, 0.09):+}" == "+0.05 [-0.00,\u00a0+0.09]"
+    assert f"{-Estimate(0.05, 0.002, 0.09):+}" == "-0.05 [-0.09,\u00a0-0.00]"
+    assert str(Estimate(0.5)) == "0.500"
+    assert str(Estimate(math.nan, math.nan, math.nan)) == "–"
+
+
+def test_the_one_number_of_rows_is_an_estimate():
+    row = pd.DataFrame([{"value": 0.5, "ci_low": 0.25, "ci_high": 0.75}])
+    assert tidy.number(row) == Estimate(0.5, 0.25, 0.75)
+    assert str(tidy.number(row.iloc[:0])) == "–"
+    with pytest.raises(AssertionError, match="more than one number"):
+        tidy.number(pd.concat([row, row]))
+
+
+def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own():
+    frame = pd.DataFrame(
+        {
+            "run": ["cnn", "control"],
+            "mAP": [Estimate(0.912345678, 0.9061, 0.9188), Estimate(math.nan)],
+            "epochs": [3, 0],
+        }
+    )
+    table = plots.table(frame, "Quality.")
+    assert "0.912 [0.906,\u00a00.919]" in table.to_html()
+    read = pd.read_csv(io.StringIO(table._repr_mimebundle_()["text/csv"]))
+    assert list(read) == ["run", "mAP", "mAP, low", "mAP, high", "epochs"]
+    assert read.loc[0, ["mAP", "mAP, low", "mAP, high"]].tolist() == [0.912345678, 0.9061, 0.9188]
+    assert read.loc[1, ["mAP", "mAP, low", "mAP, high"]].isna().all()
+    assert read["epochs"].tolist() == [3, 0]
