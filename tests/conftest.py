@@ -192,7 +192,9 @@ def finished_study(tmp_path_factory):
         patch.chdir(root)
         patch.setenv("KERAS_HOME", str(root / "keras"))
         save_trained("tiny", "cnn")
-        save_trained("tiny", "whitened", whitening=4, test_time_flips=True, epochs=2)
+        save_trained(
+            "tiny", "whitened", whitening=4, test_time_flips=True, epochs=2, pooling="attention"
+        )
         yield root
 
 

@@ -131,7 +131,7 @@ def test_search_within_the_predicted_class_finds_no_other(finished_study, capfd)
 
 
 def test_marks_move_the_search_as_rocchio_says(opened, monkeypatch):
-    monkeypatch.setitem(opened.__dict__, "weights", Rocchio(meant=4.0, not_meant=1.0))
+    monkeypatch.setitem(opened.__dict__, "chosen_weights", Rocchio(meant=4.0, not_meant=1.0))
     gallery, labels = opened.gallery, opened.embeddings.dataset.gallery_labels
     vector, probabilities = gallery.vectors[0], opened.embeddings.probabilities[0]
     picture = answers.Picture("none", np.zeros((32, 32, 3), np.uint8), vector, probabilities)
@@ -153,6 +153,19 @@ def test_without_a_picture_what_is_meant_is_searched_for(finished_study, capfd):
     assert code == 0
     assert {each["class"] for each in answer["results"]} == {"square"}
     assert not {*squares, QUERY} & {each["path"] for each in answer["results"]}
+    assert json.loads(out)["weights"] == vars(Rocchio())
+
+
+def test_how_much_marks_count_is_printed_and_where_that_comes_from(finished_study, capfd):
+    asked = ["search", "--like", QUERY, "--study", "tiny", "--architecture", "cnn", "-k", "1"]
+    _, out, _ = run(capfd, *asked)
+    origin = "(the usual ones, since the study has chosen none)"
+    assert out.splitlines()[0].endswith(f", for {Rocchio()} {origin}")
+    opened = engine.open_engine("tiny", "cnn")
+    opened.__dict__["chosen_weights"] = Rocchio(1, 2, 0.5)
+    assert opened.told_weights == "1 query + 2 meant − 0.5 not meant (chosen on validation images)"
+    _, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "1")
+    assert " for " not in out.splitlines()[0]
 
 
 # What can be asked with

@@ -7,13 +7,15 @@ import shutil
 from datetime import datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from cbir.asking import answers, engine
-from cbir.asking.explorer import ALL, OF_CLASS, UPLOAD, WORST, Explorer, explore
+from cbir.asking import answers, engine, likeness, showing
+from cbir.asking.explorer import ALL, NO_MAPS, OF_CLASS, UPLOAD, WORST, Explorer, explore
 from cbir.asking.marks import MEANT, NOT_MEANT, Marks
-from cbir.reporting import comparison, results
+from cbir.asking.panels import MAPS
+from cbir.reporting import comparison, explained, results, tidy
 from cbir.retrieval.feedback import Rocchio
 
 QUERY = "data/shapes/circle/circle-00.png"
@@ -88,7 +90,7 @@ def test_queries_are_offered_by_class_by_worst_and_by_page(explorer):
 
 def test_marks_are_searched_with_taken_back_and_exported(explorer, finished_study):
     opened = explorer.engines[0]
-    opened.__dict__["weights"] = Rocchio(meant=2.0, not_meant=0.5)
+    opened.__dict__["chosen_weights"] = Rocchio(meant=2.0, not_meant=0.5)
     before = shown(explorer)
     explorer.again.click()
     assert "mark some results first" in explorer.status.value
@@ -189,12 +191,52 @@ def test_picture_that_cannot_be_read_says_so_and_keeps_what_is_shown(explorer):
 
 def test_maps_are_drawn_over_query_and_results(explorer):
     plain = [cell.image.value for cell in explorer.panels[0].cells]
-    explorer.maps.value = True
+    assert explorer.maps.options == (NO_MAPS, MAPS["similarity"])
+    explorer.maps.value = MAPS["similarity"]
     drawn = [cell.image.value for cell in explorer.panels[0].cells]
     assert all(each.count("<img ") == 2 for each in drawn)
     assert explorer.status.value == ""
-    explorer.maps.value = False
+    assert "trusted was not measured" in explorer.panels[0].note.value
+    explorer.maps.value = NO_MAPS
     assert [cell.image.value for cell in explorer.panels[0].cells] == plain
+    assert explorer.panels[0].note.value == ""
+
+
+def test_attention_pooling_shows_its_own_map(explorer):
+    explorer.architectures.value = ("cnn", "whitened")
+    explorer.maps.value = MAPS["attention"]
+    cnn, attending = explorer.panels[:2]
+    assert "no attention pooling" in cnn.note.value
+    assert all(cell.image.value.count("<img ") == 1 for cell in cnn.cells)
+    assert attending.note.value == ""
+    opened = explorer.engines[1]
+    answer = answers.search(opened, opened.gallery, answers.of_query(opened, 0), 10)
+    drawn = likeness.overlays(opened, answer, "attention")
+    for cell, (asked, found) in zip(attending.cells, drawn, strict=True):
+        assert showing.address(asked) in cell.image.value
+        assert showing.address(found) in cell.image.value
+    # The first architecture has no such maps: what is chosen goes with the last that has.
+    explorer.architectures.value = ("cnn",)
+    assert explorer.maps.value == NO_MAPS
+
+
+def test_how_far_maps_are_to_be_trusted_stands_under_them(explorer, finished_study):
+    rows = [
+        {"test": test, "against": against, "gain": gain, "p": p, "n_pairs": 40}
+        for test, against, gain, p in (
+            ("deletion", "maps of chance", 0.1, 0.001), ("deletion", "maps of other pairs", 0, 0.9),
+            ("insertion", "maps of chance", 0.1, 0.8), ("insertion", "maps of other pairs", -1, 0),
+        )
+    ]  # fmt: skip
+    path = finished_study / "reports" / "tiny" / "cnn" / explained.FILE
+    tidy.write_csv(pd.DataFrame(rows).reindex(columns=explained.COLUMNS), path)
+    explorer.maps.value = MAPS["similarity"]
+    path.unlink()
+    assert (
+        "Tested on 40 pairs, such maps are better than maps of chance by deletion; not told apart "
+        "from maps of chance by insertion; worse than maps of other pairs by insertion; not told "
+        "apart from maps of other pairs by deletion."
+    ) in explorer.panels[0].note.value
 
 
 def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):

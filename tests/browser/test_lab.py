@@ -151,6 +151,6 @@ def test_picture_of_ones_own_is_uploaded_and_searched_with(page, tmp_path):
 
 
 def test_heat_maps_are_drawn_over_query_and_results(page):
-    page.get_by_role("button", name="show what makes them alike").click()
+    page.get_by_role("button", name="what makes them alike").click()
     page.get_by_text("in the query").first.wait_for()
     assert page.locator(".cbir-found .cbir-image img").count() == 8

@@ -95,11 +95,15 @@ def search(asked: argparse.Namespace) -> bool:
     about = f"Searched: {len(gallery.names):,} images of {gallery.name}, " + (
         f"by {opened.architecture} of the study {opened.study}"
     )
+    if is_marked := bool(asked.like or asked.unlike):
+        about += f", for {opened.told_weights}"
     if asked.html:
         write_text(asked.html, showing.page(found, skipped, about))
     if asked.json:
         searched = {"study": opened.study, "architecture": opened.architecture}
         searched |= {"gallery": gallery.name, "images": len(gallery.names)}
+        if is_marked:
+            searched |= {"weights": vars(opened.weights)}
         told = [showing.as_json(each) for each in found]
         print(json.dumps(searched | {"answers": told, "skipped": skipped}, indent=1))
     else:

@@ -98,11 +98,27 @@ class Engine:
         )
 
     @functools.cached_property
-    def weights(self) -> Rocchio:
-        """How much marks count, as the study chose on its validation images."""
+    def chosen_weights(self) -> Rocchio | None:
+        """How much marks count, as the study chose on its validation images; None where it did not.
+
+        A run that has not measured what marks bring has chosen nothing.
+        """
         from cbir.reporting import refined  # brings matplotlib along
 
         return refined.weights_of(self.study, self.architecture)
+
+    @property
+    def weights(self) -> Rocchio:
+        """How much marks count: as the study chose, else those that `Rocchio` has by default."""
+        return self.chosen_weights or Rocchio()
+
+    @property
+    def told_weights(self) -> str:
+        """The weights in words, and where they come from."""
+        origin = "chosen on validation images"
+        if not self.chosen_weights:
+            origin = "the usual ones, since the study has chosen none"
+        return f"{self.weights} ({origin})"
 
     @functools.cached_property
     def query_names(self) -> list[str]:

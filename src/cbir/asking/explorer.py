@@ -1,6 +1,5 @@
 """Exploring finished studies in JupyterLab: ask, look, mark what was meant, ask again."""
 
-import json
 from collections.abc import Callable
 from html import escape
 from io import BytesIO
@@ -8,19 +7,19 @@ from io import BytesIO
 import ipywidgets as widgets
 import numpy as np
 
-from cbir import StudyError, project_root
+from cbir import StudyError
 from cbir.asking import answers, engine
 from cbir.asking.answers import Answer
 from cbir.asking.engine import Engine
-from cbir.asking.marks import Marks
-from cbir.asking.panels import STYLE, Offer, Panel, picture
-from cbir.cache import write_text
+from cbir.asking.marks import Marks, keep
+from cbir.asking.panels import MAPS, STYLE, Offer, Panel, has_maps, picture
 from cbir.images import formats
 from cbir.reporting import comparison, results
 
 # Queries that are offered at a time.
 OFFERED = 12
 ALL, OF_CLASS, WORST, UPLOAD = "all", "of one class", "worst first", "a picture of my own"
+NO_MAPS = "none"
 
 
 def explore(study: str = "") -> widgets.Widget:
@@ -66,8 +65,8 @@ class Explorer:
         self.again = self._button("search again with the marks", self._ask_again)
         self.undo = self._button("undo", self._undo)
         self.export = self._button("export the marks", self._export)
-        self.maps = widgets.ToggleButton(
-            description="show what makes them alike", layout={"width": "auto"}
+        self.maps = widgets.ToggleButtons(
+            options=[NO_MAPS], description="heat maps", style={"button_width": "auto"}
         )
         self.status = widgets.HTML(layout={"min_height": "2em"}).add_class("cbir-status")
         self.query = widgets.HTML().add_class("cbir-query")
@@ -86,14 +85,15 @@ class Explorer:
                     layout=grid),
                 self.offers,
                 self.pages,
-                row([self.again, self.undo, self.export, self.maps], layout=grid),
+                row([self.again, self.undo, self.export], layout=grid),
+                self.maps,
                 self.status,
                 self.query,
                 self.found,
             ]
         )  # fmt: skip
         self.study.observe(lambda _: self._open_study(), "value")
-        self.architectures.observe(lambda _: self._offer(from_start=True), "value")
+        self.architectures.observe(lambda _: self._open_architectures(), "value")
         for widget in (self.search, self.k, self.maps):
             widget.observe(lambda _: self._answer(), "value")
         for widget in (self.queries, self.label):
@@ -134,6 +134,18 @@ class Explorer:
         self.label.index = 0
         self._offer(from_start=True)
         self._choose(0)
+
+    def _open_architectures(self) -> None:
+        if self.is_busy or not self.architectures.value:
+            return
+        self.is_busy, chosen = True, self.maps.value
+        self.maps.options = [
+            NO_MAPS,
+            *(said for kind, said in MAPS.items() if any(has_maps(e, kind) for e in self.engines)),
+        ]
+        self.maps.value = chosen if chosen in self.maps.options else NO_MAPS
+        self.is_busy = False
+        self._offer(from_start=True)
 
     def _candidates(self) -> np.ndarray:
         """The queries that are offered, in order."""
@@ -222,9 +234,9 @@ class Explorer:
             self.found.children = [panel.view for panel in self.panels[: len(found)]]
             for panel, (opened, answer) in zip(self.panels, found, strict=False):
                 panel.show(opened, answer, self.marks)
-            if self.maps.value:
+            if self.maps.value != NO_MAPS:
                 self._show_maps(found)
-            self.status.value = f"marked: {self.marks}" if self.marks.all else ""
+            self.status.value = self._how_marks_count() if self.marks.all else ""
         except Exception as error:
             # Nobody sees what a widget raises.
             self.status.value = escape(f"this could not be done: {error}")
@@ -248,13 +260,16 @@ class Explorer:
         )  # fmt: skip
 
     def _show_maps(self, found: list[tuple[Engine, Answer]]) -> None:
-        from cbir.asking.likeness import overlays  # brings Keras along
-
+        kind = next(kind for kind, said in MAPS.items() if said == self.maps.value)
         for panel, (opened, answer) in zip(self.panels, found, strict=False):
-            self.status.value = f"{opened.architecture} looks for what makes them alike …"
-            panel.show_maps(answer, overlays(opened, answer))
+            self.status.value = f"{opened.architecture} looks for {MAPS[kind]} …"
+            panel.show_maps(opened, answer, kind)
 
     # What is marked
+
+    def _how_marks_count(self) -> str:
+        counts = "; ".join(f"{each.architecture}: {each.told_weights}" for each in self.engines)
+        return escape(f"marked: {self.marks}. Weights: {counts}")
 
     def _mark(self, position: int, as_what: str | None) -> None:
         if not self.is_busy and self.marks.of(position) != as_what:
@@ -262,7 +277,7 @@ class Explorer:
             self.status.value = f"marked: {self.marks}; now search again"
 
     def _export(self) -> None:
-        """Write what was asked and marked into data/marks/, by names that mean something."""
+        """Keep what was asked and marked, by names that mean something."""
         opened = self.engines[0]
         names = opened.gallery.names
         query = "a picture of one's own" if isinstance(self.asked, np.ndarray) else (
@@ -275,9 +290,4 @@ class Explorer:
             "not_meant": [names[each] for each in self.marks.not_meant],
             "weights": {each.architecture: vars(each.weights) for each in self.engines},
         }  # fmt: skip
-        folder = project_root() / "data" / "marks"
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = [int(each.stem) for each in folder.glob("*.json") if each.stem.isdecimal()]
-        path = folder / f"{max(taken, default=0) + 1:03d}.json"
-        write_text(path, json.dumps(told, indent=1))
-        self.status.value = f"{path.relative_to(project_root())} written"
+        self.status.value = f"{keep(told)} written"

@@ -1,7 +1,13 @@
 """Marks: which images of a gallery were meant, and which were not."""
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from cbir import project_root
+from cbir.cache import write_text
+
+FOLDER = Path("data", "marks")
 MEANT, NOT_MEANT = "meant", "not meant"
 
 
@@ -41,3 +47,13 @@ class Marks:
 
     def __str__(self) -> str:
         return f"{len(self.meant)} meant, {len(self.not_meant)} not meant"
+
+
+def keep(told: dict) -> Path:
+    """Write what was asked and marked into a new file, numbered, and return its path."""
+    folder = project_root() / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(each.stem) for each in folder.glob("*.json") if each.stem.isdecimal()]
+    name = f"{max(taken, default=0) + 1:03d}.json"
+    write_text(folder / name, json.dumps(told, indent=1))
+    return FOLDER / name

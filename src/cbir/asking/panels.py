@@ -10,15 +10,24 @@ from cbir.asking import showing
 from cbir.asking.answers import Answer
 from cbir.asking.engine import Engine
 from cbir.asking.marks import MEANT, NOT_MEANT, Marks
+from cbir.reporting import explained
 
 SIGNS = {"–": None, "✓": MEANT, "✗": NOT_MEANT}
 STYLE = """<style>
 .cbir-image img { width: 72px; height: 72px; object-fit: cover; image-rendering: pixelated; }
 .cbir-image { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
 .cbir-marks .jupyter-button { padding: 0; margin: 0 2px 6px 0; }
+.cbir-note { margin: 0; }
 .cbir-found h4 { margin: 1em 0 0; }
 </style>"""
+# Heat maps by their kind, as `explain.KINDS` names it.
+MAPS = {"similarity": "what makes them alike", "attention": "what attention weighs"}
 WRAPPED = {"flex_flow": "row wrap"}
+
+
+def has_maps(opened: Engine, kind: str) -> bool:
+    """Whether an engine's network has maps of this kind."""
+    return kind != "attention" or opened.summary["parameters"]["pooling"] == "attention"
 
 
 def picture(image: np.ndarray, *lines: str, width: int = 96) -> str:
@@ -57,7 +66,8 @@ class Panel:
         self.head = widgets.HTML()
         self.cells: list[Cell] = []
         self.row = widgets.HBox(layout=WRAPPED)
-        self.view = widgets.VBox([self.head, self.row])
+        self.note = widgets.HTML()
+        self.view = widgets.VBox([self.head, self.row, self.note])
 
     def show(self, opened: Engine, answer: Answer, marks: Marks) -> None:
         """Show an answer of an engine; cells that stand there already are used again."""
@@ -74,13 +84,32 @@ class Panel:
                 marks.of(result.position),
             )
         self.row.children = [cell.view for cell in used]
+        self.say("")
 
-    def show_maps(self, answer: Answer, overlays: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Show, in the place of each result, the query and the result with their maps."""
-        for cell, result, (asked, found) in zip(self.cells, answer.results, overlays, strict=False):
+    def say(self, note: str) -> None:
+        """Say something of what is shown, under it."""
+        self.note.value = f'<p class="cbir-note">{escape(note)}</p>' if note else ""
+
+    def show_maps(self, opened: Engine, answer: Answer, kind: str) -> None:
+        """Show, in the place of each result, the query and the result with their maps.
+
+        Under maps of similarity stands how such maps stood the study's test.
+
+        Args:
+            kind: a name in `MAPS`.
+        """
+        from cbir.asking.likeness import overlays  # brings Keras along
+
+        if not has_maps(opened, kind):
+            self.say("It has no attention pooling, so no such maps.")
+            return
+        drawn = overlays(opened, answer, kind)
+        for cell, result, (asked, found) in zip(self.cells, answer.results, drawn, strict=False):
             cell.image.value = picture(asked, "in the query") + picture(
                 found, f"{result.place} · {result.similarity:.3f}", result.label
             )
+        if kind == "similarity":
+            self.say(explained.trust(explained.read_all(opened.study, [opened.architecture])))
 
 
 class Cell:
