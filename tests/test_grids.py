@@ -246,18 +246,20 @@ def test_two_runs_of_one_name_are_refused(root, values):
 
 
 @pytest.mark.parametrize(
-    ("asked", "chosen"),
+    ("asked", "chosen", "command"),
     [
-        ("", ["cnn-32", "cnn-64", "vgg16-32", "vgg16-64"]),
-        ("cnn", ["cnn-32", "cnn-64"]),
-        ("cnn-64", ["cnn-64"]),
-        ("vgg16-32 cnn", ["cnn-32", "cnn-64", "vgg16-32"]),
+        ("", ["cnn-32", "cnn-64", "vgg16-32", "vgg16-64"], ""),
+        ("cnn vgg16", ["cnn-32", "cnn-64", "vgg16-32", "vgg16-64"], ""),
+        ("cnn", ["cnn-32", "cnn-64"], ' ARCHITECTURES="cnn"'),
+        ("cnn-64", ["cnn-64"], ' ARCHITECTURES="cnn-64"'),
+        ("vgg16-32 cnn", ["cnn-32", "cnn-64", "vgg16-32"], ' ARCHITECTURES="cnn vgg16-32"'),
     ],
 )
-def test_files_and_single_points_can_be_asked_for(root, asked, chosen):
+def test_files_and_single_points_can_be_asked_for(root, asked, chosen, command):
     load(root, {"cnn": CNN, "vgg16": CNN | {"backbone": "vgg16"}}, SIZES)
     study = open_study(root, "tiny", architectures=asked)
     assert study.chosen == chosen
+    assert study.command_for(chosen) == f"make report STUDY=tiny{command}"
     assert len(study.runs) == 4
     pages = [("cnn-32", "cnn-32.html"), ("cnn-64", "cnn-64.html"), ("vgg16-32", "vgg16-32.html")]
     pages += [("vgg16-64", "vgg16-64.html")]

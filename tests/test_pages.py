@@ -5,6 +5,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -17,6 +18,7 @@ from nbformat import v4
 
 from cbir.reporting import plots
 from cbir.reporting.pages import log_of, write_page
+from cbir.studies import report
 
 LINKS = [("Comparison", "index.html"), ("cnn", "cnn.html"), ("vgg16", "vgg16.html")]
 PIXEL = base64.b64encode(b"not really a picture").decode()
@@ -306,3 +308,12 @@ def test_small_pictures_are_kept_as_they_are_and_large_ones_as_shown(shown):
     (kept,) = re.findall(r'href="data:image/png;base64,([^"]*)"', drawing)
     assert plt.imread(io.BytesIO(base64.b64decode(kept))).shape[:2] == (32, 32)
     assert plt.imread(io.BytesIO(pixels)).shape[1] < 900
+
+
+def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):
+    study = SimpleNamespace(folder=tmp_path, root=tmp_path, name="tiny", links=LINKS)
+    report._write_note(study, "vgg16", "why", "vgg16.html")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(report, "LARGEST_PAGE", 1000)
+    report._write_note(study, "vgg16", "why", "vgg16.html")
+    assert "warning: vgg16.html has 0.0 MB, above 0" in capsys.readouterr().out

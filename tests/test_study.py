@@ -129,8 +129,9 @@ def run_trial(root: Path) -> SimpleNamespace:
 
 
 def run_with_failures(root: Path) -> SimpleNamespace:
-    """A folder of pictures; a backbone's weights were not learnt, are out of reach, or damaged."""
+    """A folder of pictures, one of them none; weights not learnt, out of reach, or damaged."""
     make_project(root)
+    (root / "data" / "shapes" / "circle" / "broken.png").write_bytes(b"no picture")
     (root / "data" / "damaged.weights.h5").write_bytes(b"no weights")
     frozen = CNN | FROZEN
     write_study(
@@ -760,6 +761,16 @@ def test_each_failure_is_one_line_on_stderr(runs):
     assert "could not be downloaded" in lines[1]
     assert "data/damaged.weights.h5 does not fit vgg16" in lines[2]
     assert lines[-1].startswith("failed: cnn, resnet50, vgg16")
+
+
+def test_terminal_and_report_name_what_could_not_be_read(runs):
+    failing = runs("failing")
+    lines = failing.done.stdout.splitlines()
+    named = lines[lines.index("skipped 1 that could not be read:") + 1].strip()
+    assert named.startswith("circle/broken.png: ")
+    index = Tags((failing.reports / "index.html").read_text("utf-8")).text
+    assert "Skipped 1 unreadable file" in index
+    assert named in index
 
 
 def test_the_report_names_failures_with_their_reasons(runs):

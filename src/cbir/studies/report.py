@@ -20,6 +20,7 @@ TITLES = {
     "grid": "Image retrieval, point by point",
     "metrics": "What mAP@k means",
 }
+LARGEST_PAGE = 8_000_000  # bytes
 
 
 def bring_up_to_date(study: Study) -> bool:
@@ -194,6 +195,12 @@ def _write_page(study: Study, notebook: Path, page: str, title: str) -> None:
     path = study.folder / page
     title = f"{title} · {study.name}"
     write_page(notebook, path, report=study.name, title=title, links=study.links)
+    if (size := path.stat().st_size) > LARGEST_PAGE:
+        print(
+            f"warning: {path.relative_to(study.root)} has {size / 1e6:.1f} MB, above "
+            f"{LARGEST_PAGE / 1e6:.0f}: browsers and mail may refuse it",
+            flush=True,
+        )
 
 
 def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) -> bool:
@@ -205,7 +212,7 @@ def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) ->
     ]
     about = {
         "study": study.name,
-        "command": study.command,
+        "command": study.command_for(current or study.chosen),
         "cbir": __version__,
         "git": git_state(study.root),
         "versions": versions(),

@@ -3,6 +3,7 @@
 import functools
 import json
 import subprocess
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Study:
         name: of the folder in reports/; that of a trial ends in "-trial".
         runs: every architecture of the study.
         chosen: the architectures to bring up to date.
-        command: what makes this report again.
+        command: what makes the report of all architectures again.
         root: the project's folder.
     """
 
@@ -42,6 +43,19 @@ class Study:
         """Its images; read on first use."""
         shared = self.runs[0].parameters
         return data.load(**{key: shared[key] for key in params.DATA})
+
+    def command_for(self, architectures: Collection[str]) -> str:
+        """What makes the results of these architectures again, in whatever steps they were made."""
+        if all(run.architecture in architectures for run in self.runs):
+            return self.command
+        by_file = {}
+        for run in self.runs:
+            by_file.setdefault(run.file, []).append(run.architecture)
+        names = []
+        for file, points in by_file.items():
+            made = [each for each in points if each in architectures]
+            names += [file] if made == points else made
+        return f'{self.command} ARCHITECTURES="{" ".join(names)}"'
 
     def dataset_of(self, run: params.Run) -> data.Dataset:
         """Its images as a run sees them, which may learn from a part of them alone."""
@@ -97,7 +111,7 @@ def open_study(
         if not asked or run.file in asked or run.architecture in asked
     ]
     words = ["make report", f"STUDY={study}"]
-    for key, text in (("ARCHITECTURES", architectures), ("DATA", dataset), ("SET", overrides)):
+    for key, text in (("DATA", dataset), ("SET", overrides)):
         words += [f'{key}="{text}"'] if text else []
     return Study(name, runs, chosen, " ".join(words), root)
 
