@@ -1,4 +1,7 @@
-"""A page made for the tests, with every kind of output that a notebook of this study can have."""
+"""Pages made for the tests: every kind of output that a notebook of this study can have, and more.
+
+One of an architecture, one of a grid, one without results, one of a search.
+"""
 
 from pathlib import Path
 
@@ -6,11 +9,14 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from invented import result, rows
 from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from nbformat import v4
 
-from cbir.reporting import plots
+from cbir.asking import showing
+from cbir.asking.answers import Answer, Picture, Result
+from cbir.reporting import grid_plots, grid_report, grids, plots
 from cbir.reporting.pages import write_page
 
 LINKS = [("Comparison", "index.html"), *((name, f"{name}.html") for name in ("cnn", "cnn_strong"))]
@@ -68,7 +74,75 @@ def tables() -> list:
     ]
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path) -> dict[str, Path]:
+    """All pages by what they show, with their tables, in a folder."""
+    return {
+        "architecture": write_architecture(folder),
+        "grid": write_grid(folder),
+        "no results": _write(folder, "vgg16", [v4.new_markdown_cell("# vgg16\n\nNo results: why")]),
+        "search": write_search(folder),
+    }
+
+
+def _write(folder: Path, name: str, cells: list) -> Path:
+    """The page of a notebook."""
+    notebook, page = folder / f"{name}.ipynb", folder / f"{name}.html"
+    nbformat.write(v4.new_notebook(cells=cells), notebook)
+    write_page(notebook, page, report="tiny", title=f"{name} · tiny", links=LINKS)
+    return page
+
+
+def write_grid(folder: Path) -> Path:
+    """What `notebooks/grid.ipynb` shows of two architectures at three sizes, frozen or not."""
+    found = {}
+    for architecture in ("mobilenet", "vgg16"):
+        for size in (32, 96, 160):
+            for train in ("head", "all"):
+                point = {"input_size": size, "train": train}
+                name, variant = grids.name(architecture, point), grids.variant(point)
+                scores = np.random.default_rng(size).random(20)
+                frame = rows(list(scores), architecture=name, variant=variant, correct=0.5)
+                found[name] = result(
+                    frame,
+                    variant=variant,
+                    training_accuracy={"value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
+                )
+    runs = grid_report.table(found)
+    shown = [
+        output_of(plots.table(grid_report.readable(runs), "All points of the grid.")),
+        figure_of(grid_plots.heat_maps(runs), "What each point reaches."),
+        figure_of(grid_plots.curves(runs), "Along the size."),
+    ]
+    answer = grid_report.answer(runs, grid_report.pairs(found, runs))
+    said = v4.new_output("display_data", {"text/markdown": answer})
+    cells = [
+        v4.new_markdown_cell(f"# Point by point\n\n{PROSE}\n\n## The answer"),
+        v4.new_code_cell("", outputs=[said]),
+        v4.new_markdown_cell("## All points"),
+        v4.new_code_cell("", outputs=shown),
+    ]
+    return _write(folder, "grid", cells)
+
+
+def write_search(folder: Path) -> Path:
+    """A page of `cbir search --html`: results, none, and a file that could not be read."""
+    images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), np.uint8)
+    picture = Picture("holiday/mine.jpg", images[0], np.zeros(4), np.array([0.7, 0.3]))
+    found = [
+        Result(place, 1 - place / 20, "a long name of a class", f"data/a/{'long/' * 9}{place}.png",
+               place, images[place])
+        for place in range(1, 11)
+    ]  # fmt: skip
+    told = [
+        Answer(picture, {"cat": 0.7, "dog": 0.3}, found, "class"),
+        Answer(picture, {"dog": 0.9, "cat": 0.1}, [], "predicted class"),
+    ]
+    path = folder / "search.html"
+    path.write_text(showing.page(told, ["broken.png: not a picture"], "Searched: all"), "utf-8")
+    return path
+
+
+def write_architecture(folder: Path) -> Path:
     """The page `cnn.html` with its tables, in a folder."""
     printed = v4.new_output("stream", name="stdout", text="epoch 1/2: loss 0.5\n" * 60)
     said = v4.new_output("display_data", {"text/markdown": "**cnn** is ahead of `vgg16`."})
@@ -92,7 +166,4 @@ def write(folder: Path) -> Path:
         v4.new_markdown_cell("## Summary\n\n- " + "\n- ".join([PROSE] * 3)),
         v4.new_code_cell("", outputs=[failed]),
     ]
-    nbformat.write(v4.new_notebook(cells=cells), folder / "cnn.ipynb")
-    page = folder / "cnn.html"
-    write_page(folder / "cnn.ipynb", page, report="tiny", title="cnn · tiny", links=LINKS)
-    return page
+    return _write(folder, "cnn", cells)

@@ -1,0 +1,43 @@
+"""What a person sees of long work: a bar in a terminal, lines elsewhere."""
+
+import io
+
+import pytest
+
+from cbir import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_in_a_terminal_there_is_a_bar_that_goes_when_all_is_done(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    ticker = progress.Ticker(10, "embeddings")
+    for done in (4, 10):
+        ticker.reached(done)
+    shown = terminal.getvalue()
+    assert "embeddings:   0%" in shown
+    assert shown.endswith("\r")
+    assert "\n" not in shown
+    assert ticker.bar.n == 10
+
+
+def test_elsewhere_there_are_lines_that_say_what_is_left(monkeypatch, capsys):
+    now = iter([0.0, 4.0, 6.0, 9.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    ticker = progress.Ticker(4000, "embeddings")
+    for done in (500, 1000, 4000):
+        ticker.reached(done)
+    # After 6 seconds, a quarter done; before and soon after it nothing is said.
+    assert capsys.readouterr().out == "embeddings: 1,000 of 4,000, 18 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_seconds_are_said_as_a_person_does(seconds, said):
+    assert progress.duration(seconds) == said
