@@ -426,7 +426,7 @@ def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
     table = comparison.headline(comparison.rows_of(found), found)
     text = answer.in_short(cost_plots.points(table, found), comparison.pairs(found))
     assert "not told apart from" in text
-    assert "Of these, cnn embeds fastest; " in text
+    assert "Of those that are not told apart at the top, cnn embeds fastest; " in text
     assert "20 ms to embed an image" in text
 
 

@@ -65,7 +65,7 @@ def _what_it_costs(networks: pd.DataFrame, tied: list[str]) -> str:
     said = f"{first} takes {_costs(networks.loc[first])}"
     if tied:
         fastest = networks.loc[[first, *tied], "milliseconds"].idxmin()
-        said = f"Of these, {fastest} embeds fastest; {said}"
+        said = f"Of those that are not told apart at the top, {fastest} embeds fastest; {said}"
         others = [fastest] if fastest != first else tied
     if others:
         said += f", {others[0]} {_costs(networks.loc[others[0]])}"
