@@ -11,6 +11,7 @@ from cbir.cache import Artifact
 from cbir.images import protocols
 from cbir.networks.vectors import normalise
 from cbir.reporting import comparison
+from cbir.reporting.estimates import Estimate
 from cbir.retrieval import evaluation, metrics, ranking, searches, uncertainty
 
 ASKED = {
@@ -382,11 +383,10 @@ def test_classification_counts_what_is_right_by_class(embedded):
         of_class = dataset.query_labels == label
         assert table.loc[name, "queries"] == 12
         assert table.loc[name, "right"] == is_right[of_class].sum()
-        assert table.loc[name, "accuracy"].startswith(f"{is_right[of_class].mean():.3f} [")
+        assert table.loc[name, "accuracy"].value == is_right[of_class].mean()
     assert table.loc["all", ["queries", "right"]].tolist() == [48, is_right.sum()]
     low, high = uncertainty.bootstrap(is_right[:, None].astype(float))
-    expected = f"{is_right.mean():.3f} [{low[0]:.3f},\u00a0{high[0]:.3f}]"
-    assert table.loc["all", "accuracy"] == expected
+    assert table.loc["all", "accuracy"] == Estimate(is_right.mean(), low[0], high[0])
 
 
 def test_speed_is_that_of_single_queries_and_measured_once(embedded):
