@@ -127,7 +127,8 @@ def write_grid(folder: Path) -> Path:
 def write_search(folder: Path) -> Path:
     """A page of `cbir search --html`: results, none, and a file that could not be read."""
     images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), np.uint8)
-    picture = Picture("holiday/mine.jpg", images[0], np.zeros(4), np.array([0.7, 0.3]))
+    name = f"/home/somebody/{'long/' * 12}mine.jpg"
+    picture = Picture(name, images[0], np.zeros(4), np.array([0.7, 0.3]))
     found = [
         Result(place, 1 - place / 20, "a long name of a class", f"data/a/{'long/' * 9}{place}.png",
                place, images[place])

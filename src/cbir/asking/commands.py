@@ -10,6 +10,9 @@ from cbir import StudyError
 from cbir.cache import write_text
 from cbir.images import formats
 
+# How many classes of a study are named.
+NAMED = 10
+
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Add both commands to the program's."""
@@ -17,9 +20,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "search",
         help="find what resembles a picture of your own",
         description="Predict the class of pictures of your own, and find the images of a study's "
-        "gallery, or of a folder that `cbir index` has embedded, that resemble them most.",
-        epilog="examples: cbir search cat.jpg; cbir search holiday/ --study cifar10 -k 5 --html "
-        "found.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
+        "gallery, or of a folder that `cbir index` has embedded, that resemble them most. "
+        "What is asked with is not returned, by its path, nor is what --like and --unlike name.",
+        epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
+        "-k 5 --html found.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
     )
     searching.add_argument(
         "pictures", nargs="*", metavar="PICTURE",
@@ -92,9 +96,12 @@ def search(asked: argparse.Namespace) -> bool:
     with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
         opened, gallery = _open(asked)
         found, skipped = _find(asked, opened, gallery)
+    classes = ", ".join(opened.classes[:NAMED]) + (" …" if len(opened.classes) > NAMED else "")
     about = f"Searched: {len(gallery.names):,} images of {gallery.name}, " + (
-        f"by {opened.architecture} of the study {opened.study}"
+        f"by {opened.architecture} of the study {opened.study} (which knows {classes})"
     )
+    if asked.within:
+        about += f", within {asked.within}"
     if is_marked := bool(asked.like or asked.unlike):
         about += f", for {opened.told_weights}"
     if asked.html:

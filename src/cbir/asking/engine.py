@@ -182,10 +182,8 @@ def studies() -> list[str]:
     Raises:
         StudyError: none.
     """
-    folder = project_root() / "reports"
-    found = sorted({path.parent.parent.name for path in folder.glob("*/*/summary.json")})
-    trained = [study for study in found if _trained(study)]
-    if not trained:
+    if not (trained := _finished()):
+        folder = project_root() / "reports"
         raise StudyError(f"no finished study in {folder}: run `make report` first")
     return trained
 
@@ -208,7 +206,11 @@ def architectures(study: str) -> list[str]:
     """
     if not (found := _trained(study)):
         folder = project_root() / "reports" / study
-        raise StudyError(f"no trained architecture in {folder}: {_how_to_make(study)}")
+        others = ", ".join(_finished())
+        raise StudyError(
+            f"no trained architecture in {folder}: {_how_to_make(study)}"
+            + (f", or choose a finished study: {others}" if others else "")
+        )
     return found
 
 
@@ -222,6 +224,12 @@ def best_architecture(study: str) -> str:
         chosen = tidy.select(rows, protocol=asked["protocols"][0], **wanted)
         values[name] = chosen["value"].mean()
     return max(values, key=values.get)
+
+
+def _finished() -> list[str]:
+    folder = project_root() / "reports"
+    found = sorted({path.parent.parent.name for path in folder.glob("*/*/summary.json")})
+    return [study for study in found if _trained(study)]
 
 
 def _trained(study: str) -> list[str]:
@@ -266,4 +274,4 @@ def _make_again(study: str, architecture: str) -> str:
 def _how_to_make(study: str) -> str:
     root = project_root()
     is_known = (root / "params" / study).is_dir()
-    return f"run `make report{f' STUDY={study}' if is_known else ' …'}` first"
+    return f"run `make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}` first"

@@ -199,7 +199,8 @@ class Explorer:
             self.upload.value = ()
             square = formats.square(stream, self.engines[0].image_size)
         except formats.Unreadable as error:
-            self.status.value = f"this picture cannot be read: {escape(str(error))}"
+            reason = f"this picture cannot be read: {error}; below stands the answer before it"
+            self.status.value = escape(reason)
             return
         self._ask(square)
 
@@ -278,6 +279,9 @@ class Explorer:
 
     def _export(self) -> None:
         """Keep what was asked and marked, by names that mean something."""
+        if not self.marks.all:
+            self.status.value = "nothing is marked: ✓ meant, ✗ not meant"
+            return
         opened = self.engines[0]
         names = opened.gallery.names
         query = "a picture of one's own" if isinstance(self.asked, np.ndarray) else (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Endings of the formats that Pillow reads; a folder without any of these is not one of pictures.
 # Two it only recognises: for films it has no decoder, for PostScript it calls another program.
@@ -54,6 +54,8 @@ def square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
             if upright.size != (size, size):
                 upright = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
             return np.asarray(upright)
+    except UnidentifiedImageError as error:  # whose text names the file, or what stands for one
+        raise Unreadable("not a picture, or of a format that Pillow does not know") from error
     # What the decoders of broken files raise is not documented; nothing else is called here.
     except Exception as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error

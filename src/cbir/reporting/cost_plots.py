@@ -1,17 +1,14 @@
 """Figures of what quality costs: mAP against the time of embedding and the size of the index."""
 
-import itertools
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from cbir.reporting import comparison, tidy
-from cbir.reporting.plots import NEUTRAL, PALETTE
+from cbir.reporting.plots import NEUTRAL, look
 from cbir.reporting.results import Result
 
-MARKERS = "osD^vPX"
 # What a point may cost, as a column of `points` and on an axis.
 COSTS = {
     "milliseconds": "embedding an image (ms)",
@@ -55,11 +52,9 @@ def against_cost(table: pd.DataFrame) -> Figure:
         table: from `points`.
     """
     figure, axes = plt.subplots(1, len(COSTS), figsize=(11, 4.4), sharey=True)
-    looks = zip(itertools.cycle(PALETTE[:6]), itertools.cycle(MARKERS), strict=False)
-    looks = dict(zip(table.index, looks, strict=False))
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
         for name, row in table.iterrows():
-            colour, marker = looks[name]
+            colour, marker = look(name)
             around = [
                 [max(row["value"] - row["ci_low"], 0)],
                 [max(row["ci_high"] - row["value"], 0)],

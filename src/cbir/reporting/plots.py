@@ -1,7 +1,6 @@
 """Figures: data in, a matplotlib figure out. Hits and misses differ in colour and in sign."""
 
 import io
-import itertools
 from html import escape
 
 import matplotlib.pyplot as plt
@@ -25,6 +24,7 @@ PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 MARKERS = "osD^vPX"
 # A curve has about so many markers, however many epochs it has.
 MOST_MARKERS = 12
+_places: dict[str, int] = {}
 # In the order of their importance.
 METRICS = [
     "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
@@ -40,6 +40,8 @@ SEARCH_COLOURS = {
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
 # Those made of pixels are shown at half the size they are drawn in, so that all are sharp.
 PIXELS_PER_INCH = 84
+# A PNG of more bytes gives way to a JPEG of half its size.
+LARGE = 200_000
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
 # The same figure is drawn as the same bytes.
@@ -51,12 +53,13 @@ plt.ioff()
 def show(figure: Figure, alt: str) -> None:
     """Display a figure with its text, which is read under it, and where it cannot be seen.
 
-    As SVG, which is sharp at any size; as PNG where that is smaller, as of clouds of points and of
-    large photographs.
+    As SVG, which is sharp at any size; as PNG where that is smaller, as of clouds of points; as
+    JPEG where many photographs would make the PNG large.
     """
     inches = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
     about = {"alt": alt, "width": round(inches * PIXELS_PER_INCH)}
     png = _draw(figure, "png")
+    jpeg = _draw(figure, "jpeg", pil_kwargs={"quality": 90}) if len(png) > LARGE else png
     for picture in figure.findobj(AxesImage):
         # Small pictures are kept pixel by pixel, not as what enlarging makes of them.
         if picture.get_interpolation() == plt.rcParams["image.interpolation"]:
@@ -64,9 +67,20 @@ def show(figure: Figure, alt: str) -> None:
     svg = _draw(figure, "svg", metadata={"Date": None})
     if len(svg) < len(png):
         display(SVG(svg), metadata={"image/svg+xml": about})
+    elif 2 * len(jpeg) < len(png):
+        display(Image(jpeg), metadata={"image/jpeg": about})
     else:
         display(Image(png), metadata={"image/png": about})
     plt.close(figure)
+
+
+def look(architecture: str) -> tuple[str, str]:
+    """An architecture's colour and marker, the same in all figures of a notebook.
+
+    The first that is drawn takes the first colour.
+    """
+    place = _places.setdefault(architecture, len(_places))
+    return PALETTE[place % (len(PALETTE) - 1)], MARKERS[place % len(MARKERS)]
 
 
 def _draw(figure: Figure, kind: str, **settings) -> bytes:
@@ -157,9 +171,8 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
         histories: by name, a row per epoch with accuracy, loss, val_accuracy, val_loss.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    for (name, history), colour, marker in zip(
-        histories.items(), itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False
-    ):
+    for name, history in histories.items():
+        colour, marker = look(name)
         every = -(-len(history) // MOST_MARKERS) or None
         for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
             for column, style, part in (
@@ -240,9 +253,8 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     chosen = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
     figure, axis = plt.subplots(figsize=(7, 3.8))
     groups = chosen.groupby("architecture", sort=False)
-    for (name, own), colour, marker in zip(
-        groups, itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False
-    ):
+    for name, own in groups:
+        colour, marker = look(name)
         line = own.astype({"k": int}).sort_values("k")
         axis.plot(line["k"], line["value"], color=colour, marker=marker, label=name)
         axis.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.15)

@@ -4,7 +4,6 @@ A notebook saves what `simulation.measure` found into `feedback.csv`; the compar
 files and never a network.
 """
 
-import itertools
 from dataclasses import fields
 
 import matplotlib.pyplot as plt
@@ -14,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from cbir.reporting import estimates, tidy
 from cbir.reporting.claims import chance
-from cbir.reporting.plots import NEUTRAL, PALETTE
+from cbir.reporting.plots import NEUTRAL, look
 from cbir.reporting.results import folder_of
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio
@@ -131,9 +130,8 @@ def figure(rows: pd.DataFrame) -> Figure:
     drawn, axis = plt.subplots(figsize=(7, 4.2))
     groups = list(rows.groupby("architecture", sort=False))
     entries = []
-    for place, ((name, own), colour, marker) in enumerate(
-        zip(groups, itertools.cycle(PALETTE), itertools.cycle("osD^vPX"), strict=False)
-    ):
+    for place, (name, own) in enumerate(groups):
+        colour, marker = look(name)
         # Beside each other, so that no interval hides another.
         shift = 0.06 * (place - (len(groups) - 1) / 2)
         for names, style in ((WITH, "-"), (WITHOUT, "--")):

@@ -13,7 +13,9 @@ from cbir.studies import params
 from cbir.studies.study import Study, run_key
 
 # Starting a notebook, drawing its figures, writing its page.
-NOTEBOOK_SECONDS = 20
+NOTEBOOK_SECONDS = 40
+# Embeddings that test the maps of `explain.of` with its usual settings, and those for the maps.
+EXPLAINED = 2_500
 
 
 def describe(study: Study) -> str:
@@ -67,6 +69,7 @@ def describe(study: Study) -> str:
                 cached = sum(_trained(study, run, *each) for each in wanted) if is_known else 0
                 left = len(wanted) - cached
                 seconds += left * _estimate(given, _count_images(study, is_read))
+                seconds += EXPLAINED / _embedding_rate(given)
                 lines.append(f"  trainings: {cached} cached, {left} to be done")
             lines.append(f"  will run, about {duration(seconds)}")
             total += seconds
@@ -202,12 +205,17 @@ def _finished_trainings(known: dict, reads: list[str]) -> list[Artifact]:
 
 def _estimate(given: dict, counts: tuple[int, int]) -> float:
     """Seconds to train and embed, from the rates, which fall with the number of pixels."""
-    train, embed = BACKBONES[given["backbone"]].rates
+    train, _ = BACKBONES[given["backbone"]].rates
     pixels = (given["input_size"] / 32) ** 2
     n_train, n_all = counts
     n_train = min(n_train, given["learn_from"] or n_train)
-    features = n_all * pixels / embed
+    features = n_all / _embedding_rate(given)
     head = given["head_epochs"] * n_train / 50_000 + features if given["head_epochs"] else 0
     if given["train"] == "head":
         return head
     return head + n_train * given["epochs"] * pixels / train + features
+
+
+def _embedding_rate(given: dict) -> float:
+    """Images a second, of which there are fewer the more pixels each has."""
+    return BACKBONES[given["backbone"]].rates[1] / (given["input_size"] / 32) ** 2
