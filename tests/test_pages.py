@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from IPython.core.formatters import DisplayFormatter
 from nbformat import v4
+from PIL import Image
 
 from cbir.reporting import plots
 from cbir.reporting.pages import log_of, write_page
@@ -304,10 +305,20 @@ def test_small_pictures_are_kept_as_they_are_and_large_ones_as_shown(shown):
         axis.imshow(random.integers(0, 256, (side, side, 3), np.uint8))
         plots.show(figure, "Noise.")
     (small, drawing, _), (large, pixels, _) = shown
-    assert (small, large) == ("image/svg+xml", "image/png")
+    assert (small, large) == ("image/svg+xml", "image/jpeg")
     (kept,) = re.findall(r'href="data:image/png;base64,([^"]*)"', drawing)
     assert plt.imread(io.BytesIO(base64.b64decode(kept))).shape[:2] == (32, 32)
-    assert plt.imread(io.BytesIO(pixels)).shape[1] < 900
+    assert Image.open(io.BytesIO(pixels)).width < 900
+
+
+def test_a_cloud_of_points_is_pixels_without_loss(shown):
+    figure, axis = plt.subplots(figsize=(3, 3))
+    axis.scatter(*np.random.default_rng(0).normal(size=(2, 5000)), s=2)
+    plots.show(figure, "Points.")
+    ((kind, pixels, about),) = shown
+    assert kind == "image/png"
+    assert len(pixels) < plots.LARGE
+    assert Image.open(io.BytesIO(pixels)).width == pytest.approx(2 * about["width"], abs=2)
 
 
 def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):

@@ -407,16 +407,25 @@ def test_curves_are_told_apart_by_marker_and_parts_by_their_line(epochs):
         assert list(lines) == [
             (name, part) for name in names for part in ("training", "validation")
         ]
-        for number, name in enumerate(names):
+        for name in names:
             looks = {
-                (lines[name, part].get_marker(), lines[name, part].get_color())
+                (lines[name, part].get_color(), lines[name, part].get_marker())
                 for part in ("training", "validation")
             }
-            assert looks == {(plots.MARKERS[number], plots.PALETTE[number])}
+            assert looks == {plots.look(name)}
             assert lines[name, "training"].get_linestyle() == "-"
             assert lines[name, "validation"].get_linestyle() == "--"
             shown = range(epochs)[:: lines[name, "training"].get_markevery()]
             assert min(epochs, 6) <= len(shown) <= plots.MOST_MARKERS
+
+
+def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other(monkeypatch):
+    monkeypatch.setattr(plots, "_places", {})
+    names = [f"architecture {number}" for number in range(12)]
+    looks = {name: plots.look(name) for name in names}
+    assert looks["architecture 0"] == (plots.PALETTE[0], plots.MARKERS[0])
+    assert len(set(looks.values())) == len(names)
+    assert {name: plots.look(name) for name in reversed(names)} == looks
 
 
 def test_a_run_without_epochs_has_no_curve_and_breaks_none():
