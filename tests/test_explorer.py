@@ -8,7 +8,9 @@ from datetime import datetime
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from cbir.asking import answers, engine, likeness, showing
@@ -16,6 +18,7 @@ from cbir.asking.explorer import ALL, NO_MAPS, OF_CLASS, UPLOAD, WORST, Explorer
 from cbir.asking.marks import MEANT, NOT_MEANT, Marks
 from cbir.asking.panels import MAPS
 from cbir.reporting import comparison, explained, results, tidy
+from cbir.reporting.pages import write_page
 from cbir.retrieval.feedback import Rocchio
 
 QUERY = "data/shapes/circle/circle-00.png"
@@ -253,3 +256,14 @@ def test_marks_are_one_thing_at_a_time():
     assert marks.mark(2, None).all == (4,)
     with pytest.raises(ValueError, match="as_what"):
         marks.mark(1, "perhaps")
+
+
+def test_without_widgets_the_notebook_shows_an_example_that_does_not_move(finished_study):
+    executed = finished_study / "explored.ipynb"
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / "explore.ipynb"), str(executed), parameters={"study": "tiny"},
+        kernel_name="python3", cwd=str(finished_study), progress_bar=False,
+    )  # fmt: skip
+    page = finished_study / "explored.html"
+    write_page(executed, page, report="tiny", title="explore", links=[])
+    assert page.read_text("utf-8").count("<figure") == 1

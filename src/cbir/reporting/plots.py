@@ -40,7 +40,7 @@ SEARCH_COLOURS = {
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
 # Those made of pixels are shown at half the size they are drawn in, so that all are sharp.
 PIXELS_PER_INCH = 84
-# A PNG of more bytes gives way to a JPEG of half its size.
+# What has more bytes, as PNG or SVG, gives way to a JPEG of half its size.
 LARGE = 200_000
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
@@ -65,7 +65,7 @@ def show(figure: Figure, alt: str) -> None:
         if picture.get_interpolation() == plt.rcParams["image.interpolation"]:
             picture.set_interpolation("none")
     svg = _draw(figure, "svg", metadata={"Date": None})
-    if len(svg) < len(png):
+    if len(svg) < min(len(png), max(LARGE, 2 * len(jpeg))):
         display(SVG(svg), metadata={"image/svg+xml": about})
     elif 2 * len(jpeg) < len(png):
         display(Image(jpeg), metadata={"image/jpeg": about})
