@@ -36,7 +36,7 @@ def as_json(answer: Answer) -> dict:
 def predicted(answer: Answer) -> str:
     """The most probable classes with their probabilities."""
     best = list(answer.probabilities.items())[:NAMED]
-    return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in best)
+    return ", ".join(f"{name} ({100 * probability:.0f} %)" for name, probability in best)
 
 
 def table(answer: Answer) -> str:
