@@ -24,6 +24,7 @@ PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 MARKERS = "osD^vPX"
 # A curve has about so many markers, however many epochs it has.
 MOST_MARKERS = 12
+# Architectures that `look` has seen, in the order in which they were first drawn.
 _places: dict[str, int] = {}
 # In the order of their importance.
 METRICS = [
@@ -226,10 +227,9 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     chosen = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
     chosen = chosen[(chosen["metric"] == metric) & (chosen["search"] == search)]
     chosen = chosen.astype({"class": str})
-    cells = [tidy.number(chosen.loc[[row]]) for row in chosen.index]
+    cells = [str(tidy.number(chosen.loc[[row]])).replace(" ", "\n") for row in chosen.index]
     place = {"index": "class", "columns": "architecture"}
     values = chosen.pivot(**place, values="value")
-    cells = [str(cell).replace(" ", "\n") for cell in cells]
     texts = chosen.assign(cell=cells).pivot(**place, values="cell")
     if len(values) > MOST_ROWS:
         values = values.loc[values.mean(axis=1).nsmallest(MOST_ROWS).index]
