@@ -143,7 +143,7 @@ def test_picture_of_ones_own_is_searched_with(explorer, finished_study):
     (picture,) = answers.encode(opened, {"by hand": square})
     wanted = answers.search(opened, opened.gallery, picture, 10)
     assert shown(explorer) == [each.position for each in wanted.results]
-    assert "your picture" in explorer.query.value
+    assert "asked: mine.png" in explorer.query.value
 
 
 def test_the_same_picture_can_be_asked_twice(explorer, finished_study):
@@ -155,7 +155,7 @@ def test_the_same_picture_can_be_asked_twice(explorer, finished_study):
     explorer.offered[0].button.click()
     explorer.upload.value = content
     assert shown(explorer) == first
-    assert "your picture" in explorer.query.value
+    assert "asked: mine.png" in explorer.query.value
 
 
 def test_another_study_begins_anew_whatever_was_asked(finished_study):
@@ -188,7 +188,7 @@ def test_the_first_finished_study_is_shown_where_that_asked_for_is_not(finished_
 def test_picture_that_cannot_be_read_says_so_and_keeps_what_is_shown(explorer):
     before = shown(explorer)
     explorer.upload.value = uploaded(b"not a picture")
-    assert "this picture cannot be read" in explorer.status.value
+    assert "mine.png cannot be read" in explorer.status.value
     assert shown(explorer) == before
 
 

@@ -185,7 +185,7 @@ def test_the_table_has_a_row_a_round(project):
     first = rows.iloc[1]
     assert table["mAP with marks"].iloc[1] == Estimate(*first[refined.WITH])
     assert table["difference"].iloc[1] == Estimate(*first[refined.DIFFERENCE])
-    assert table["p, Holm"].to_list()[:2] == ["–", "< 0.001"]
+    assert table["p, Holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
     assert (table["marked"].iloc[2], table["meant"].iloc[2]) == ("20.0", "8.0")
 
 

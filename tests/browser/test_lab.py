@@ -145,7 +145,7 @@ def test_picture_of_ones_own_is_uploaded_and_searched_with(page, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="choose a picture").click()
     chooser.value.set_files(path)
-    page.get_by_text("asked: your picture").wait_for()
+    page.get_by_text("asked: mine.png").wait_for()
     (picture,) = answers.encode(engine.open_engine("tiny"), {"mine": pixels})
     wait_until(page, lines_of(answer_of(picture, k=4)))
 

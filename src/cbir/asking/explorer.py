@@ -41,7 +41,8 @@ class Explorer:
         known, first = engine.studies(), engine.first_finished(study)
         self.opened: dict[tuple[str, str], Engine] = {}
         self.history = [Marks()]
-        self.asked: int | np.ndarray | None = None  # a query's position, or a picture of one's own
+        # A query's position, or a picture of one's own by its file's name.
+        self.asked: int | dict[str, np.ndarray] | None = None
         self.panels: list[Panel] = []
         self.page = 0
         self.is_busy = False
@@ -194,19 +195,19 @@ class Explorer:
         if not self.upload.value:
             return
         try:
-            stream = BytesIO(self.upload.value[0]["content"])
+            (file,) = self.upload.value
             # Else the same file, chosen again later, would be no change.
             self.upload.value = ()
-            square = formats.square(stream, self.engines[0].image_size)
+            square = formats.square(BytesIO(file["content"]), self.engines[0].image_size)
         except formats.Unreadable as error:
-            reason = f"this picture cannot be read: {error}; below stands the answer before it"
+            reason = f"{file['name']} cannot be read: {error}; below stands the answer before it"
             self.status.value = escape(reason)
             return
-        self._ask(square)
+        self._ask({file["name"]: square})
 
     # What is asked, and found
 
-    def _ask(self, asked: int | np.ndarray) -> None:
+    def _ask(self, asked: int | dict[str, np.ndarray]) -> None:
         self.asked, self.history = asked, [Marks()]
         self._answer()
 
@@ -245,14 +246,15 @@ class Explorer:
             self.is_busy = False
 
     def _find(self, opened: Engine) -> Answer:
-        if isinstance(self.asked, np.ndarray):
+        is_own = isinstance(self.asked, dict)
+        if is_own:
             self.status.value = f"{opened.architecture} looks at your picture …"
-            (asked,) = answers.encode(opened, {"your picture": self.asked})
+            (asked,) = answers.encode(opened, self.asked)
         else:
             asked = answers.of_query(opened, self.asked)
         dataset, gallery, marks = opened.embeddings.dataset, opened.gallery, self.marks
         # Under some protocols a query stands in the gallery too.
-        itself = -1 if isinstance(self.asked, np.ndarray) else int(dataset.exclude[self.asked])
+        itself = -1 if is_own else int(dataset.exclude[self.asked])
         return answers.search(
             opened, gallery, asked, self.k.value, search=self.search.value,
             meant=gallery.vectors[list(marks.meant)],
@@ -284,9 +286,8 @@ class Explorer:
             return
         opened = self.engines[0]
         names = opened.gallery.names
-        query = "a picture of one's own" if isinstance(self.asked, np.ndarray) else (
-            opened.query_names[self.asked]
-        )  # fmt: skip
+        is_own = isinstance(self.asked, dict)
+        query = f"{next(iter(self.asked))}, uploaded" if is_own else opened.query_names[self.asked]
         told = {
             "study": self.study.value, "architectures": list(self.architectures.value),
             "search": self.search.value, "query": query,

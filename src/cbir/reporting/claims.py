@@ -9,7 +9,7 @@ import pandas as pd
 from cbir.images import protocols
 from cbir.progress import duration
 from cbir.reporting import comparison, tidy
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.estimates import Estimate, PValue
 from cbir.reporting.results import Result
 from cbir.retrieval import uncertainty
 
@@ -192,8 +192,9 @@ def _tested(row) -> str:
 
 
 def chance(p: float) -> str:
-    """A p-value as it is printed."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """A p-value as it stands in a sentence."""
+    said = str(PValue(p))
+    return f"p {said}" if said.startswith("<") else f"p = {said}"
 
 
 def share(part: float) -> str:

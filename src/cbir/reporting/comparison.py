@@ -8,7 +8,7 @@ from cbir.images import data, protocols
 from cbir.images.data import Dataset
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.estimates import Estimate, PValue
 from cbir.reporting.results import Result
 from cbir.retrieval import ranking, uncertainty
 
@@ -123,8 +123,8 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
             "difference in mAP": [
                 Estimate(row.difference, row.ci_low, row.ci_high) for row in compared.itertuples()
             ],
-            "p": compared["p"].map(tidy.p_value),
-            "p, Holm": compared["p_holm"].map(tidy.p_value),
+            "p": compared["p"].map(PValue),
+            "p, Holm": compared["p_holm"].map(PValue),
             "effect size": compared["effect_size"],
             "queries": compared["n_queries"],
             "told apart": compared["is_told_apart"].map({True: "yes", False: "no"}),

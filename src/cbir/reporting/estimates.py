@@ -1,4 +1,4 @@
-"""A number and its 95 % interval, written with as many digits as the interval supports."""
+"""Numbers as a reader sees them: with as many digits as their 95 % interval supports; p-values."""
 
 import math
 from dataclasses import dataclass
@@ -43,6 +43,18 @@ class Estimate:
         return value if math.isnan(self.low) else f"{value} [{low},\u00a0{high}]"
 
 
+@dataclass(frozen=True)
+class PValue:
+    """A p-value, never written as 0; a dash where nothing was tested (NaN)."""
+
+    value: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "–"
+        return "< 0.001" if self.value < 0.001 else f"{self.value:.3f}"
+
+
 def decimals(half: float) -> int:
     """Digits after the point, by half of an interval's width.
 
@@ -63,8 +75,9 @@ def of(row: pd.Series, names: tuple[str, str, str] = ("value", "ci_low", "ci_hig
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table whose estimates stand in three columns of numbers: its name alone, `LOW`, `HIGH`."""
+    """A table of numbers alone: an estimate in three columns, its name as it is, `LOW`, `HIGH`."""
     columns = {}
+    frame = frame.map(lambda cell: cell.value if isinstance(cell, PValue) else cell)
     for name, column in frame.items():
         if not column.map(lambda cell: isinstance(cell, Estimate)).any():
             columns[name] = column

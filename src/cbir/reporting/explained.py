@@ -176,7 +176,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "area": estimates.of(row, AREA),
             "area against": estimates.of(row, AREA_AGAINST),
             "gain": estimates.of(row, GAIN),
-            "p, Holm": tidy.p_value(row["p_holm"]),
+            "p, Holm": estimates.PValue(row["p_holm"]),
             "pairs": row["n_pairs"],
         }
         for _, row in rows.iterrows()

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from pandas.io.formats.style import Styler
 
 from cbir.reporting import estimates, tidy
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.estimates import Estimate, PValue
 
 # Figures show at most so many classes, and so stay readable.
 MOST_ROWS = 40
@@ -120,7 +120,7 @@ def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -
     """
     named = frame.index.name is not None
     cells = (frame.reset_index() if named else frame).rename_axis(columns=None)
-    shown = cells.map(lambda cell: str(cell) if isinstance(cell, Estimate) else cell)
+    shown = cells.map(lambda cell: str(cell) if isinstance(cell, Estimate | PValue) else cell)
     as_text = {"thousands": ",", "na_rep": "–", "escape": "html"}
     styled = Table(shown).set_caption(escape(caption, quote=False)).format(precision=3, **as_text)
     styled.in_full = estimates.split(cells)

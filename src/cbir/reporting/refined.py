@@ -110,7 +110,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "mAP with marks": estimates.of(row, WITH),
             "mAP without": estimates.of(row, WITHOUT),
             "difference": estimates.of(row, DIFFERENCE),
-            "p, Holm": tidy.p_value(row["p_holm"]),
+            "p, Holm": estimates.PValue(row["p_holm"]),
             "marked": f"{row['marked']:.1f}",
             "meant": f"{row['meant']:.1f}",
             "queries": row["n_queries"],

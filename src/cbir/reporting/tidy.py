@@ -134,10 +134,3 @@ def number(rows: pd.DataFrame) -> Estimate:
     (_, row), *others = rows.iterrows()
     assert not others, "more than one number"
     return estimates.of(row)
-
-
-def p_value(p: float) -> str:
-    """A p-value as it stands in a table; a dash where nothing was tested."""
-    if pd.isna(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
