@@ -62,17 +62,17 @@ BACKBONES = {
     "cnn": Backbone(
         constructor="plain_cnn",
         blocks=("stage1_conv1", "stage2_conv1", "stage3_conv1"),
-        rates=(800, 2300),
+        rates=(980, 2300),
     ),
     "cnn_strong": Backbone(
         constructor="strong_cnn",
         blocks=("stem_conv", "stage1_conv1", "stage2_conv1", "stage3_conv1"),
-        rates=(300, 1100),
+        rates=(350, 1100),
     ),
     "mobilenet": Backbone(
         constructor="MobileNet",
         blocks=("conv1", *(f"conv_dw_{block}" for block in range(1, 14))),
-        rates=(900, 3500),
+        rates=(2100, 3500),
         preprocess="mobilenet",
         imagenet=Imagenet("mobilenet_2_5_224_tf_no_top.h5", "mobilenet"),
         arguments={"alpha": 0.25},
@@ -87,7 +87,7 @@ BACKBONES = {
                 for block in range(1, count + 1)
             ),
         ),
-        rates=(60, 550),
+        rates=(145, 550),
         preprocess="resnet50",
         imagenet=Imagenet(
             "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
@@ -98,7 +98,7 @@ BACKBONES = {
     "vgg16": Backbone(
         constructor="VGG16",
         blocks=tuple(f"block{block}_conv1" for block in range(1, 6)),
-        rates=(55, 230),
+        rates=(95, 230),
         preprocess="vgg16",
         imagenet=Imagenet(
             "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
