@@ -180,3 +180,13 @@ def test_a_network_learns_in_half_precision(monkeypatch, policy):
     losses = [network.model.train_on_batch(images, np.arange(6) % 3) for _ in range(6)]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("augmentation", [[], ["flip"]])
+def test_the_loss_is_scaled_in_float16_behind_augmentation_too(monkeypatch, augmentation):
+    monkeypatch.setattr(precision, "best", lambda: "mixed_float16")
+    network = build_network("cnn_strong", mixed_precision=True)
+    trained = optimisers.augmented(network.model, augmentation)
+    trained.compile("adam", "sparse_categorical_crossentropy")
+    assert isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert trained.output.dtype == "float32"

@@ -87,4 +87,7 @@ def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
     changed = images
     for name in augmentation:
         changed = AUGMENTATIONS[name]()(changed)
-    return keras.Model(images, model(changed))
+    whole = keras.Model(images, model(changed))
+    # By this Keras decides whether to scale the loss, without which float16 loses small gradients.
+    whole.dtype_policy = model.dtype_policy
+    return whole
