@@ -1,6 +1,7 @@
 """A grid told from its numbers: tables, sentences, figures, worked out by hand."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from invented import result, rows
 
@@ -222,9 +223,54 @@ def test_a_point_that_is_both_best_and_fastest_is_told_once():
     assert said.endswith("with dropout 0.1 (accuracy 1.000 [1.000,\u00a01.000], 900 images/s).")
 
 
+def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
+    found = run("cnn", {"input_size": 32, "train": "head"}, [0.1, 0.9, 0.5])
+    found |= run("cnn", {"input_size": 64, "train": "all"}, [0.2, 0.9, 0.5])
+    found |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0])
+    runs = grid_report.table(found)
+    said = grid_report.answer(runs, grid_report.pairs(found, runs))
+    assert "with input_size 64, train all (" in said
+    assert (
+        "Not tested against it, as more than one parameter differs, though the intervals overlap: "
+        "input_size 32, train head." in said
+    )
+
+
+def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
+    given = {"train": "all", "input_size": 64, "training": {"dropout": 0.5, "augmentation": []}}
+    found = {}
+    for size in (32, 96):
+        found |= run("cnn", {"input_size": size, "dropout": 0.1}, around(0.5))
+    scores = rows(around(0.7), architecture="vgg", correct=1.0)
+    fixed = result(scores, parameters=given)
+    fixed.summary["dataset"] |= {"train": 40, "validation": 10}
+    runs = grid_report.table(found | {"vgg": fixed})
+    assert runs.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
+    assert list(grid_report.series(runs)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
+    # Its own images, where others vary how many they learn from.
+    runs = grid_report.table(learning(10, 20) | {"vgg": fixed})
+    assert runs.loc["vgg", "learn_from"] == 50
+    # Of a head's training, whose epochs are not those of the backbone, nothing is known.
+    frozen = result(scores, parameters=given | {"train": "head"})
+    found = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
+    runs = grid_report.table(found | {"vgg": frozen})
+    assert runs["dropout"].tolist() == [0.1, 0.2, "–"]
+    # Mixed with numbers, a dash is a column of its own, and there is no order to run along.
+    assert not grid_report.is_number(runs, "dropout")
+    axis = grid_plots.heat_maps(runs).axes[0]
+    assert [each.get_text() for each in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
+
+
 def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict:
     """A run whose accuracy on training images has an interval of 0.1 below and 0.05 above."""
     return run(name, {"learn_from": count, **more}, [0.5, 0.5], right=right, known=known)
+
+
+def told_of(found: dict, **differing: list) -> str:
+    """What is said of overfitting where the runs differ, besides the backbone, in these alone."""
+    backbones = [name.partition("-")[0] for name in found]
+    described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(found))
+    return grid_report.overfitting(grid_report.table(found), described)
 
 
 def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
@@ -241,7 +287,7 @@ def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
 
 def test_gaps_are_told_of_every_size_in_order_with_intervals():
     found = learnt("cnn", 50000, known=0.8, right=0.6) | learnt("cnn", 500, known=1.0, right=0.2)
-    said = grid_report.overfitting(grid_report.table(found))
+    said = told_of(found)
     assert said.splitlines()[-1] == (
         "- **cnn**: 0.80 [0.70,\u00a00.85] with 500, 0.20 [0.10,\u00a00.25] with 50,000"
     )
@@ -256,7 +302,7 @@ def test_the_deep_network_is_told_apart_only_where_intervals_lie_apart():
     found |= learnt("mobilenet", 500, known=1.0, right=0.1)  # 0.8 to 0.95
     # With more images it is the other way round, which is not asked.
     found |= learnt("vgg16", 1000, known=0.5, right=0.5) | learnt("cnn", 1000, known=1.0, right=0.1)
-    said = grid_report.overfitting(grid_report.table(found)).splitlines()
+    said = told_of(found).splitlines()
     assert said[-1] == (
         "With 500 images, the gap of vgg16 is larger than that of cnn; smaller than that of "
         "mobilenet; not told apart from that of resnet50."
@@ -264,18 +310,31 @@ def test_the_deep_network_is_told_apart_only_where_intervals_lie_apart():
     assert sum(line.startswith("- **") for line in said) == 4
 
 
+def test_in_what_else_the_compared_networks_differ_is_said():
+    found = learnt("vgg16", 500, known=0.9, right=0.3) | learnt("cnn", 500, known=0.9, right=0.3)
+    found |= learnt("vgg16", 1000, known=0.9, right=0.3)
+    assert "more than their depth" not in told_of(found)
+    # With more images, where it is not compared, it may be what it will.
+    assert "more than their depth" not in told_of(found, dropout=["no", "no", "0.5"])
+    said = told_of(found, dropout=["no", "0.5", "no"], epochs=["3", "5", "3"])
+    assert said.endswith(
+        "is not told apart from that of cnn. These differ in more than their depth, which the gap "
+        "may come from too: dropout, epochs."
+    )
+
+
 def test_each_way_of_training_the_deep_network_is_told_against_all_others():
     found = learnt("vgg16", 500, known=0.9, right=0.3)
     found |= learnt("vgg16_frozen", 500, known=0.5, right=0.3)
     found |= learnt("cnn", 500, known=0.9, right=0.3)
-    *_, one, _, other = grid_report.overfitting(grid_report.table(found)).splitlines()
+    *_, one, _, other = told_of(found).splitlines()
     assert one == "With 500 images, the gap of vgg16 is not told apart from that of cnn."
     assert other == "With 500 images, the gap of vgg16_frozen is smaller than that of cnn."
 
 
 def test_the_deep_network_alone_is_compared_with_nothing():
     found = learnt("vgg16", 500, known=0.9, right=0.3)
-    assert "gap of" not in grid_report.overfitting(grid_report.table(found))
+    assert "gap of" not in told_of(found)
 
 
 def test_gaps_are_told_for_each_point_of_what_else_differs():
@@ -284,7 +343,7 @@ def test_gaps_are_told_for_each_point_of_what_else_differs():
         for size in (500, 1000):
             found |= learnt("vgg16", size, known=known, right=0.3, train=train)
             found |= learnt("cnn", size, known=0.9, right=0.3, train=train)
-    said = grid_report.overfitting(grid_report.table(found))
+    said = told_of(found)
     for name in ("vgg16, train head", "cnn, train head", "vgg16, train all", "cnn, train all"):
         assert said.count(f"- **{name}**: ") == 1
     assert (
@@ -294,7 +353,7 @@ def test_gaps_are_told_for_each_point_of_what_else_differs():
 
 
 def test_of_other_grids_nothing_is_said_of_overfitting(runs):
-    assert grid_report.overfitting(runs) == ""
+    assert grid_report.overfitting(runs, pd.DataFrame()) == ""
 
 
 # Figures
@@ -347,6 +406,19 @@ def test_curves_run_along_the_axis_with_training_images_dashed():
     assert mean_ap.get_ydata().tolist() == pytest.approx([0.2, 0.6, 0.4])
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.texts] == ["cnn", "cnn, training images"]
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0, 64, 128], "linear"), ([32, 64, 128], "log")])
+def test_curves_have_a_place_for_zero(values, scale):
+    found = {}
+    for value in values:
+        found |= run("cnn", {"whitening": value}, around(0.5))
+    figure = grid_plots.curves(grid_report.table(found))
+    axis = figure.axes[0]
+    assert axis.get_xscale() == scale
+    places = axis.transData.transform([(value, 0.5) for value in values])[:, 0]
+    steps = [later - earlier for earlier, later in zip(places, places[1:], strict=False)]
+    assert steps[0] == pytest.approx(steps[1], rel=0.01)
 
 
 def test_curves_bear_their_intervals(runs):

@@ -214,6 +214,13 @@ def test_a_grid_without_anything_is_told_the_form(root):
         params.load(root, "tiny")
 
 
+def test_all_images_are_told_by_their_number_in_a_grid(root):
+    assert error_of(root, {"cnn": {}}, {"learn_from": [500, 0]}) == (
+        "params/tiny/study.yaml: grid: learn_from: give the number of images in the place of 0 "
+        "(all of them), which would stand as the fewest"
+    )
+
+
 @pytest.mark.parametrize("is_own", [False, True], ids=["of the study", "of an architecture"])
 def test_an_unknown_parameter_in_a_grid_is_answered_with_the_nearest_one(root, is_own):
     grid = {"poling": ["avg", "max"]}

@@ -29,7 +29,8 @@ def heat_maps(runs: pd.DataFrame) -> Figure:
         axes, (ACCURACY, MAP, SPEED), (".3f", ".3f", ",.0f"), strict=True
     ):
         values = pd.DataFrame(
-            {name: own.set_index(axis_name)[measure] for name, own in groups.items()}
+            {name: own.set_index(axis_name)[measure] for name, own in groups.items()},
+            index=pd.unique(runs[axis_name]),
         ).T
         if grid_report.is_number(runs, axis_name):
             values = values.sort_index(axis="columns")
@@ -64,8 +65,10 @@ def curves(runs: pd.DataFrame) -> Figure:
             axis.fill_between(
                 own[axis_name], own[measure + LOW], own[measure + HIGH], color=colour, alpha=0.15
             )
+    # Sizes and counts are multiples of each other; a 0 among them has no place on such an axis.
+    scale = "log" if runs[axis_name].min() > 0 else "linear"
     for axis, measure in zip(axes, (ACCURACY, MAP), strict=True):
-        axis.set(xlabel=axis_name, ylabel=measure, xscale="log")
+        axis.set(xlabel=axis_name, ylabel=measure, xscale=scale)
         axis.set_xticks(sorted(runs[axis_name].unique()))
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.minorticks_off()

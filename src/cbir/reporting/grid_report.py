@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cbir.reporting import comparison, estimates, grids, tidy
+from cbir.reporting import comparison, estimates, grids, origins, tidy
 from cbir.reporting.estimates import HIGH, LOW, Estimate
 from cbir.reporting.results import Result
 from cbir.retrieval import uncertainty
@@ -26,12 +26,13 @@ def table(results: dict[str, Result]) -> pd.DataFrame:
     rows = {}
     results = {name: result for name, result in results.items() if not result.is_control}
     points = {name: grids.parse(name, each.summary["variant"]) for name, each in results.items()}
-    # An architecture may have a grid of its own; a dash where it does not know a dimension.
+    # An architecture may have a grid of its own, and not vary what others do.
     known = dict.fromkeys(key for _, point in points.values() for key in point)
     for name, result in results.items():
         architecture, point = points[name]
         scores = comparison.headline(result.averaged, {name: result})
-        row = {ARCHITECTURE: architecture, **{key: _value(point.get(key, "–")) for key in known}}
+        row = {ARCHITECTURE: architecture}
+        row |= {key: _read(point.get(key) or _fixed(result, key)) for key in known}
         for measure in (ACCURACY, MAP):
             (found,) = tidy.select(scores, **comparison.QUALITY[measure]).to_dict("records")
             row |= _with_interval(measure, found)
@@ -108,6 +109,12 @@ def answer(runs: pd.DataFrame, compared: pd.DataFrame) -> str:
         if rivals:
             told = "; ".join(_point(own.loc[each], runs) for each in rivals)
             text += f"Not told apart from it: {told}. "
+        if untested := _untested(own, best, dimensions(runs)):
+            told = "; ".join(_point(own.loc[each], runs) for each in untested)
+            text += (
+                "Not tested against it, as more than one parameter differs, though the intervals "
+                f"overlap: {told}. "
+            )
         fastest = own[SPEED].idxmax()
         if fastest != best:
             quick = own.loc[fastest]
@@ -139,15 +146,20 @@ def gaps(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def overfitting(runs: pd.DataFrame) -> str:
-    """Each network's gap between training and test accuracy, and what this says of VGG16."""
+def overfitting(runs: pd.DataFrame, described: pd.DataFrame) -> str:
+    """Each network's gap between training and test accuracy, and what this says of VGG16.
+
+    Args:
+        runs: from `table`.
+        described: the same runs, from `origins.table`: in what else they differ.
+    """
     if LEARN_FROM not in dimensions(runs):
         return ""
     found = gaps(runs)
     said = [
         "How far accuracy on the images learnt from lies above accuracy on the queries, by the "
-        "number of images to learn from. In brackets stands an interval that is wide rather than "
-        "narrow, from the ends of the two accuracies' intervals:\n"
+        "number of images to learn from and to validate on. In brackets stands an interval that is "
+        "wide rather than narrow, from the ends of the two accuracies' intervals:\n"
     ]
     for name in series(runs, LEARN_FROM):
         own = found[found["series"] == name]
@@ -155,13 +167,19 @@ def overfitting(runs: pd.DataFrame) -> str:
             f"{tidy.number(own.loc[[run]])} with {own.loc[run, LEARN_FROM]:,}" for run in own.index
         )
         said.append(f"- **{name}**: {told}")
-    smallest = found[found[LEARN_FROM] == found[LEARN_FROM].min()].set_index("series")
-    named = [name for name in smallest.index if name.startswith(DEEP)]
-    return "\n".join(said) + "".join(f"\n\n{_against_others(name, smallest)}" for name in named)
+    smallest = found[found[LEARN_FROM] == found[LEARN_FROM].min()]
+    described = described.loc[smallest.index].set_axis(smallest["series"])
+    smallest = smallest.set_index("series")
+    for name in (each for each in smallest.index if each.startswith(DEEP)):
+        said.append(f"\n{_against_others(name, smallest, described)}")
+    return "\n".join(said).rstrip()
 
 
-def _against_others(name: str, smallest: pd.DataFrame) -> str:
-    """Whose gaps a network's is told apart from, with the fewest images; nothing without others."""
+def _against_others(name: str, smallest: pd.DataFrame, described: pd.DataFrame) -> str:
+    """Whose gaps a network's is told apart from, with the fewest images; nothing without others.
+
+    And in what these networks differ besides their depth, by each of which a gap can change too.
+    """
     own = smallest.loc[name]
     others = smallest[~smallest.index.str.startswith(DEEP)]
     below, above = others["ci_high"] < own["ci_low"], others["ci_low"] > own["ci_high"]
@@ -171,7 +189,25 @@ def _against_others(name: str, smallest: pd.DataFrame) -> str:
         "not told apart from that of": others.index[~(below | above)],
     }
     told = "; ".join(f"{how} {', '.join(names)}" for how, names in groups.items() if len(names))
-    return told and f"With {own[LEARN_FROM]:,.0f} images, the gap of {name} is {told}."
+    if not told:
+        return ""
+    text = f"With {own[LEARN_FROM]:,.0f} images, the gap of {name} is {told}."
+    compared = origins.differing(described.loc[[name, *others.index]])
+    if apart := ", ".join(each for each in compared if each != "backbone"):
+        text += f" These differ in more than their depth, which the gap may come from too: {apart}."
+    return text
+
+
+def _untested(own: pd.DataFrame, best: str, dimensions: list[str]) -> list[str]:
+    """Runs of an architecture that `pairs` leaves out, and that may be as good as the best."""
+    row = own.loc[best]
+    return [
+        name
+        for name, each in own.iterrows()
+        if name != best
+        and each[MAP + HIGH] >= row[MAP + LOW]
+        and not _differ_in_one(each, row, dimensions)
+    ]
 
 
 def _estimate(row: pd.Series, measure: str) -> Estimate:
@@ -182,7 +218,18 @@ def _with_interval(name: str, found: dict) -> dict:
     return {name: found["value"], name + LOW: found["ci_low"], name + HIGH: found["ci_high"]}
 
 
-def _value(text: str) -> int | float | str:
+def _fixed(result: Result, key: str) -> str:
+    """What a parameter is where a run's own grid does not vary it; a dash where none can tell."""
+    if key == LEARN_FROM:
+        images = result.summary["dataset"]
+        return str(images["train"] + images["validation"])
+    given = result.summary.get("parameters", {})
+    # The training of a head alone calls by the same names what are parameters of the head.
+    last = given.get("training", {}) if given.get("train") != "head" else {}
+    return grids.text((last | given).get(key, "–"))
+
+
+def _read(text: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(text)

@@ -28,6 +28,11 @@ def read(content, file: str, fixed: Collection[str]) -> dict[str, list]:
     for key, values in content.items():
         if any(values.count(value) > 1 for value in values):
             raise StudyError(f"{file}: grid: {key} must name each value once, not {values}")
+    if 0 in content.get("learn_from", []):
+        raise StudyError(
+            f"{file}: grid: learn_from: give the number of images in the place of 0 (all of them), "
+            "which would stand as the fewest"
+        )
     if apart := [key for key in content if key in fixed]:
         raise StudyError(f"{file}: grid: {apart[0]} must be the same for all of a study")
     return content
@@ -45,14 +50,14 @@ def points(grid: dict[str, list], changes: dict) -> list[dict]:
 
 def name(architecture: str, point: dict) -> str:
     """What one point's run is called, as a folder too: mobilenet-96-head."""
-    words = ["".join(each for each in _text(value) if each.isalnum() or each in "._")
+    words = ["".join(each for each in text(value) if each.isalnum() or each in "._")
              for value in point.values()]  # fmt: skip
     return "-".join([architecture, *words])
 
 
 def variant(point: dict) -> str:
     """A point in words: input_size=96 train=head; a list has no spaces: [flip,shift]."""
-    return " ".join(f"{key}={_text(value)}" for key, value in point.items())
+    return " ".join(f"{key}={text(value)}" for key, value in point.items())
 
 
 def parse(run: str, words: str) -> tuple[str, dict[str, str]]:
@@ -61,7 +66,8 @@ def parse(run: str, words: str) -> tuple[str, dict[str, str]]:
     return run.removesuffix(name("", point)), point
 
 
-def _text(value) -> str:
+def text(value) -> str:
+    """A value in words without spaces."""
     if isinstance(value, list):
-        return f"[{','.join(_text(each) for each in value)}]"
+        return f"[{','.join(text(each) for each in value)}]"
     return str(value)
