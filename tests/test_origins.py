@@ -78,15 +78,15 @@ NO_IMAGENET = " No ImageNet weights had a part in these figures."
         (["vgg16"], "All networks started from ImageNet weights."),
         (
             ["resnet50"],
-            "All networks started from what the backbone learnt in another study of this project."
-            + NO_IMAGENET,
+            "All networks started from what the backbone learnt in another study of this project "
+            "(tiny-imagenet-32).",
         ),
         (["mobilenet"], "All networks started from a file of weights."),
         (["cnn", "vgg16"], "Started from ImageNet weights: vgg16; from random weights: cnn."),
         (
             ["cnn", "resnet50"],
-            "Started from what the backbone learnt in another study of this project: resnet50; "
-            "from random weights: cnn." + NO_IMAGENET,
+            "Started from what the backbone learnt in another study of this project "
+            "(tiny-imagenet-32): resnet50; from random weights: cnn.",
         ),
         (
             ["mobilenet", "cnn"],
@@ -105,10 +105,9 @@ def test_controls_alone_started_from_nothing():
     assert origins.table(CONTROL).empty
 
 
-def test_imagenet_had_a_part_in_what_another_study_learnt_from_it():
-    # That study's network expects the pixels of its ImageNet weights, and so does this one.
-    found = {"vgg16": run("study:cifar10", pixels="imagenet")}
-    assert "No ImageNet weights" not in origins.label(found)
+def test_each_study_that_was_learnt_in_is_named_once():
+    found = {"a": run("study:tiny"), "b": run("study:other/vgg16"), "c": run("study:tiny/vgg16")}
+    assert "(tiny, other)." in origins.label(found)
 
 
 def test_the_table_says_what_each_network_is_and_was_trained_from():
@@ -254,11 +253,10 @@ def manifest(**sources: str) -> dict:
     [
         ({"cnn": "none", "random": ""}, "All networks started from random weights." + NO_IMAGENET),
         ({"vgg16": "imagenet", "random": ""}, "All networks started from ImageNet weights."),
-        # What the other study's networks started from is not known here.
         (
             {"vgg16": "study:tiny-imagenet-32", "cnn": "none"},
-            "Started from what the backbone learnt in another study of this project: vgg16; from "
-            "random weights: cnn.",
+            "Started from what the backbone learnt in another study of this project "
+            "(tiny-imagenet-32): vgg16; from random weights: cnn.",
         ),
         (
             {"vgg_32": "imagenet", "vgg_64": "imagenet", "cnn_32": "none", "cnn_64": "none"},

@@ -143,7 +143,7 @@ def test_each_table_is_labelled_with_what_its_networks_started_from(project):
     )
     write_runs(project, cnn=run_of("none", 7, 3700), vgg16=run_of("study:elsewhere", 7, 3700))
     said = published.section(project).partition("| architecture |")[0]
-    assert "another study of this project: vgg16; from random weights: cnn." in said
+    assert "study of this project (elsewhere): vgg16; from random weights: cnn." in said
     write_runs(project, random=run_of())
     assert "started" not in published.section(project)
 

@@ -166,9 +166,9 @@ def _downloaded(backbone: str) -> Path:
         raise StudyError(
             f"ImageNet weights of {backbone} could not be downloaded "
             f"({' '.join(str(error).split())[:400]}): put {path.name} into "
-            f"{path.parent}; or run `make report STUDY=cifar10-scratch`, which needs none; or set "
-            "in params/ `weights: <path of a file>`, or `weights: none`, `train: all`, "
-            "`head_epochs: 0` and `epochs`"
+            f"{path.parent}; or run, which needs none, `make report STUDY=cifar10-scratch "
+            'ARCHITECTURES="cnn resnet50 vgg16"`; or set in params/ `weights: <path of a file>`, '
+            "or `weights: none`, `train: all`, `head_epochs: 0` and `epochs`"
         ) from error
     return path
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cbir import cache, project_root
+from cbir.networks.weights import OF_STUDY
 from cbir.reporting import grids
 from cbir.reporting.results import Result
 
@@ -119,40 +120,40 @@ def _is_same(column: pd.Series) -> bool:
 
 def label(results: dict[str, Result]) -> str:
     """What is said of the results wherever they appear: what they started from."""
-    networks = {name: each.summary for name, each in results.items() if not each.is_control}
-    # A study hands on what its own networks started from: their pixels tell.
-    is_scaled = all(each["parameters"]["pixels"] == "scaled" for each in networks.values())
-    return _label(networks, without_imagenet=is_scaled)
+    return _label({name: each.summary for name, each in results.items() if not each.is_control})
 
 
 def label_of_manifest(runs: dict[str, dict]) -> str:
-    """The same from the architectures of a study's manifest.
-
-    It does not say what another study's networks started from, so that ImageNet's part in them
-    stays open.
-    """
-    networks = {name: run for name, run in runs.items() if run["weights"]}
-    is_random = all(run["weights"]["source"] == "none" for run in networks.values())
-    return _label(networks, without_imagenet=is_random)
+    """The same from the architectures of a study's manifest."""
+    return _label({name: run for name, run in runs.items() if run["weights"]})
 
 
-def _label(networks: dict[str, dict], *, without_imagenet: bool) -> str:
+def _label(networks: dict[str, dict]) -> str:
     """The label of networks, each with its `weights` and its `variant`."""
-    kinds = {name: _kind(each["weights"]["source"]) for name, each in networks.items()}
-    told = [kind for kind in STARTED if kind in kinds.values()]
-    if not told:
+    sources = {name: each["weights"]["source"] for name, each in networks.items()}
+    kinds = {name: _kind(source) for name, source in sources.items()}
+    started = {kind: said for kind, said in STARTED.items() if kind in kinds.values()}
+    if not started:
         return ""
-    if len(told) == 1:
-        said = f"All networks started {STARTED[told[0]]}."
-    else:
-        files = {name: grids.parse(name, each["variant"])[0] for name, each in networks.items()}
-        parts = [f"{STARTED[kind]}: {', '.join(_of_kind(kind, kinds, files))}" for kind in told]
-        said = "Started " + "; ".join(parts) + "."
-    return said + " No ImageNet weights had a part in these figures." * without_imagenet
+    if "study" in started:
+        # By its name: what a study's own networks started from and saw is told in its report.
+        studies = dict.fromkeys(
+            sources[name].removeprefix(OF_STUDY).partition("/")[0]
+            for name, kind in kinds.items()
+            if kind == "study"
+        )
+        started["study"] += f" ({', '.join(studies)})"
+    if len(started) == 1:
+        (said,) = started.values()
+        no_imagenet = " No ImageNet weights had a part in these figures." * ("none" in started)
+        return f"All networks started {said}.{no_imagenet}"
+    files = {name: grids.parse(name, each["variant"])[0] for name, each in networks.items()}
+    parts = [f"{said}: {', '.join(_of_kind(kind, kinds, files))}" for kind, said in started.items()]
+    return f"Started {'; '.join(parts)}."
 
 
 def _kind(source: str) -> str:
-    known = "study" if source.startswith("study:") else source
+    known = "study" if source.startswith(OF_STUDY) else source
     return known if known in STARTED else "file"
 
 
@@ -189,7 +190,7 @@ def _source(weights: dict) -> str:
     if weights["source"] == "none":
         return "random"
     source = weights["source"]
-    named = source if source.startswith("study:") else Path(source).name
+    named = source if source.startswith(OF_STUDY) else Path(source).name
     return f"{named} ({weights['started from'][:12]}…)"
 
 
