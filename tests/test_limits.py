@@ -95,9 +95,12 @@ REFUSED = {
     "early_stopping": ["-1"],
 }  # fmt: skip
 # What else a value needs, so that nothing contradicts it.
+# A backbone from a file, its head trained first.
+TAKEN = {"weights": "backbone.h5", "head_epochs": 1}
 HEAD = {"train": "head", "head_epochs": 2, "epochs": 0, "measured_epochs": []}
 NEEDS = {
     ("train", "head"): HEAD,
+    **{("train", value): TAKEN for value in ALLOWED["train"][2:]},
     **{("weights", value): {"head_epochs": 1} for value in ALLOWED["weights"][2:]},
     ("weights", "imagenet"): {"backbone": "vgg16", "head_epochs": 1},
     **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
@@ -187,6 +190,7 @@ def test_the_names_that_limits_lists_are_those_that_the_code_knows():
     assert tuple(controls.CONTROLS) == limits.CONTROLS
     assert protocols.PROTOCOLS == limits.PROTOCOLS
     assert tuple(pooling.POOLINGS) == limits.POOLINGS
+    assert pooling.LEARNT == limits.LEARNT_POOLINGS
     assert tuple(optimisers.OPTIMIZERS) == limits.OPTIMIZERS
     assert optimisers.SCHEDULES == limits.SCHEDULES
     assert tuple(optimisers.AUGMENTATIONS) == limits.AUGMENTATIONS
@@ -205,7 +209,7 @@ CONFLICTS = {
         "epochs: must be greater than 0 where train is all",
     ),
     "blocks that are not trained": (
-        {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
+        TAKEN | {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
         {"epochs": 1},
         "epochs: must be greater than 0 where train is last_blocks:2",
     ),
@@ -216,7 +220,7 @@ CONFLICTS = {
     ),
     "a head before blocks of random weights": (
         {"head_epochs": 1, "train": "last_blocks:1"},
-        {"head_epochs": 0},
+        {"head_epochs": 0, "train": "all"},
         "head_epochs: must be 0 where weights is none",
     ),
     "a learnt backbone trained under a head of random weights": (
@@ -231,14 +235,20 @@ CONFLICTS = {
         "head_epochs: must be greater than 0 where weights is imagenet and train is last_blocks:1",
     ),
     "more blocks than there are": (
-        {"train": "last_blocks:4"},
+        TAKEN | {"train": "last_blocks:4"},
         {"train": "last_blocks:3"},
         "train: last_blocks:4: cnn has 3 blocks",
     ),
     "more blocks than another backbone has": (
-        {"train": "last_blocks:6", "backbone": "vgg16"},
+        TAKEN | {"train": "last_blocks:6", "backbone": "vgg16"},
         {"train": "last_blocks:5"},
         "train: last_blocks:6: vgg16 has 5 blocks",
+    ),
+    "blocks of random weights that are trained alone": (
+        {"train": "last_blocks:1"},
+        TAKEN,
+        "train: last_blocks:1: must be all where weights is none: the blocks before would keep "
+        "random weights, and batch normalisation what it knew",
     ),
     "changed images for a frozen backbone": (
         HEAD | {"augmentation": ["flip"]},

@@ -25,7 +25,7 @@ def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], w
         what: is seen while it works.
 
     Raises:
-        StudyError: memory is too small for a batch.
+        StudyError: memory is too small for one image, or an output too large for its dtype.
     """
     predict_means(model, [inputs], outputs, what)
 
@@ -38,14 +38,7 @@ def predict_means(
     ticker = Ticker(count, what)
     for start in range(0, count, BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        try:
-            of_each = [batch(model, each[rows]) for each in inputs]
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise StudyError(
-                    f"out of memory while embedding {BATCH_SIZE} images: lower input_size"
-                ) from error
-            raise
+        of_each = [batch(model, each[rows]) for each in inputs]
         parts = [sum(part) / len(inputs) for part in zip(*of_each, strict=True)]
         if not arrays:
             arrays = [
@@ -53,15 +46,35 @@ def predict_means(
                 for (path, dtype), part in zip(outputs.items(), parts, strict=True)
             ]
         for array, part in zip(arrays, parts, strict=True):
-            array[rows] = part
+            with np.errstate(over="ignore"):
+                array[rows] = part
+            # Only half precision, in which feature maps are kept, is this small.
+            if array.dtype == np.float16 and not np.isfinite(array[rows]).all():
+                raise StudyError(
+                    f"{what}: a value beyond {np.finfo(np.float16).max:,.0f}, which float16 cannot "
+                    "hold: use pooling: avg or max with feature_maps: false, which keep float32"
+                )
         ticker.reached(min(start + BATCH_SIZE, count))
     for array in arrays:
         array.flush()
 
 
 def batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
-    """The outputs of a model for one batch, as arrays."""
-    outputs = model.predict_on_batch(np.asarray(inputs, np.float32))
+    """The outputs of a model for one batch, as arrays; in halves where memory is too small.
+
+    Raises:
+        StudyError: memory is too small for one image.
+    """
+    try:
+        outputs = model.predict_on_batch(np.asarray(inputs, np.float32))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(inputs) == 1:
+            raise StudyError("out of memory while embedding one image: lower input_size") from error
+        half = len(inputs) // 2
+        parts = zip(batch(model, inputs[:half]), batch(model, inputs[half:]), strict=True)
+        return [np.concatenate(pair) for pair in parts]
     return outputs if isinstance(outputs, list) else [outputs]
 
 
@@ -81,5 +94,6 @@ def flipped(encoder: keras.Model) -> keras.Model:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of any of Keras' backends says that memory ran out."""
     named = type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError")
-    told = str(error)
-    return named or "RESOURCE_EXHAUSTED" in told or "out of memory" in told.lower()
+    told = str(error).lower()
+    signs = ("resource_exhausted", "out of memory", "can't allocate memory")
+    return named or any(sign in told for sign in signs)

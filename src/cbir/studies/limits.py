@@ -13,6 +13,7 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 CONTROLS = ("random", "raw_pixels", "hand_crafted")
 PROTOCOLS = ("closed", "held_out_gallery", "unseen_classes", "hashing_1k")
 POOLINGS = ("avg", "max", "gem", "attention", "flatten")
+LEARNT_POOLINGS = ("gem", "attention")
 EMBEDDINGS = ("penultimate", "projection", "pooled")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -131,6 +132,10 @@ def conflict(given: dict) -> str:
         f"{train}: gradients that come through a head of random weights would spoil what the "
         "backbone has learnt": (not is_random and not is_frozen and not given["head_epochs"]),
         f"train: {train}: {backbone} has {len(blocks)} blocks": count > len(blocks),
+        f"train: {train}: must be all where weights is none: the blocks before would keep random "
+        "weights, and batch normalisation what it knew before it saw an image": (
+            is_random and count
+        ),
         "augmentation: a frozen backbone sees each image once, so no image can change from epoch "
         "to epoch: set augmentation: [] or train: all": is_frozen and given["augmentation"],
         f"measured_epochs: {beyond[:1]} lies beyond epochs: {given['epochs']}": beyond,

@@ -10,6 +10,7 @@ from cbir.networks.backbones import BACKBONES
 from cbir.progress import duration
 from cbir.reporting.results import machine
 from cbir.studies import params
+from cbir.studies.limits import LEARNT_POOLINGS
 from cbir.studies.study import Study, run_key
 
 # Starting a notebook, drawing its figures, writing its page.
@@ -39,7 +40,7 @@ def describe(study: Study) -> str:
     usual = params.defaults(study.root)
     lines.append(f"shared    {_join(shared, usual)}")
     lines += [f"          all else as in params/{params.DEFAULTS}", ""]
-    total = 0.0
+    total, passed = 0.0, set()
     for run in study.runs:
         given = run.parameters
         own = {key: value for key, value in given.items() if key not in shared}
@@ -68,7 +69,8 @@ def describe(study: Study) -> str:
                 is_known = is_read and not missing
                 cached = sum(_trained(study, run, *each) for each in wanted) if is_known else 0
                 left = len(wanted) - cached
-                seconds += left * _estimate(given, _count_images(study, is_read))
+                counts = _count_images(study, is_read)
+                seconds += sum(_estimate(given, counts, passed) for _ in range(left))
                 seconds += EXPLAINED / _embedding_rate(given)
                 lines.append(f"  trainings: {cached} cached, {left} to be done")
             lines.append(f"  will run, about {duration(seconds)}")
@@ -203,17 +205,30 @@ def _finished_trainings(known: dict, reads: list[str]) -> list[Artifact]:
     ]
 
 
-def _estimate(given: dict, counts: tuple[int, int]) -> float:
-    """Seconds to train and embed, from the rates, which fall with the number of pixels."""
+def _estimate(given: dict, counts: tuple[int, int], passed: set[tuple]) -> float:
+    """Seconds to train and embed, from the rates, which fall with the number of pixels.
+
+    Args:
+        given: the parameters of a run.
+        counts: from `_count_images`.
+        passed: frozen backbones that have seen the images already; the run's own joins them.
+    """
     train, _ = BACKBONES[given["backbone"]].rates
     pixels = (given["input_size"] / 32) ** 2
     n_train, n_all = counts
     n_train = min(n_train, given["learn_from"] or n_train)
-    features = n_all / _embedding_rate(given)
-    head = given["head_epochs"] * n_train / 50_000 + features if given["head_epochs"] else 0
+    one_pass, seconds = n_all / _embedding_rate(given), 0.0
+    if given["head_epochs"]:
+        has_maps = given["feature_maps"] or given["pooling"] in LEARNT_POOLINGS
+        frozen = given["backbone"], given["weights"], given["input_size"]
+        frozen += ("maps" if has_maps else given["pooling"],)
+        # Random weights are other ones with each seed.
+        is_passed = frozen in passed and given["weights"] != "none"
+        seconds += given["head_epochs"] * n_train / 50_000 + one_pass * (not is_passed)
+        passed.add(frozen)
     if given["train"] == "head":
-        return head
-    return head + n_train * given["epochs"] * pixels / train + features
+        return seconds
+    return seconds + n_train * given["epochs"] * pixels / train + one_pass
 
 
 def _embedding_rate(given: dict) -> float:
