@@ -209,6 +209,7 @@ def test_a_study_without_a_report_cannot_be_published(tmp_path):
 
 
 EPOCHS = {"train": "all", "head_epochs": 0}
+ASKED = {"protocols": ["closed"], "seeds": [0]}
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +223,11 @@ def finished(tmp_path_factory):
             invented.save_network(name, blur, epochs=())
         invented.save_control("random")
         for name in names:
-            ran = {"parameters": {"protocols": ["closed"], **(EPOCHS if name != "random" else {})}}
+            ran = {"parameters": ASKED | (EPOCHS if name != "random" else {})}
             path = root / "reports" / "tiny" / name / "manifest.json"
             path.write_text(json.dumps(ran | {"seconds": 1.0}))
         about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}}
+        about["versions"] = {"keras": "3"}
         results.write_study(root / "reports" / "tiny", names, about)
         yield root
 
@@ -259,6 +261,65 @@ def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_
     assert "resnet50: out of memory: mend it and run `make report STUDY=tiny`" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "reports" / "published").exists()
+
+
+@pytest.fixture
+def parts(finished, tmp_path, monkeypatch):
+    """The study `tiny`: published of vgg16 and the control, reported of cnn alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params", "notebooks", "reports/tiny", "artifacts"):
+        shutil.copytree(finished / name, tmp_path / name)
+    folder = tmp_path / "reports" / "tiny"
+    told = json.loads((folder / "manifest.json").read_text())
+    about = {key: told[key] for key in ("study", "command", "failures", "versions")}
+    results.write_study(folder, ["vgg16", "random"], about)
+    published.publish(tmp_path, "tiny")
+    results.write_study(folder, ["cnn"], about)
+    return tmp_path
+
+
+def test_a_study_is_published_in_parts(parts, finished):
+    folder = published.publish(parts, "tiny")
+    whole = json.loads((finished / "reports" / "tiny" / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["architectures"] == whole["architectures"]
+    assert list(manifest["architectures"]) == ["cnn", "vgg16", "random"]
+    assert manifest["command"] == 'make report STUDY=tiny ARCHITECTURES="cnn vgg16 random"'
+    of_whole = (finished / "reports" / "tiny" / "metrics.csv").read_bytes()
+    assert (folder / "metrics.csv").read_bytes() == of_whole
+    # What is run anew takes the place of what was there.
+    again = published.publish(parts, "tiny")
+    assert json.loads((again / "manifest.json").read_text()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"versions": {"keras": "4"}}, "other versions"),
+        ({"machine": MACHINE}, "other machine"),
+        ({"data": {"queries": 3}}, "other data"),
+        ({"protocols": ["hashing_1k"]}, "other protocols"),
+        ({"seeds": [0, 1]}, "several seeds"),
+        ({"variant": "dropout=0.5"}, "a grid"),
+    ],
+)
+def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, parts):
+    path = parts / "reports" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for key, value in changes.items():
+        run = manifest["architectures"]["cnn"]
+        place = {"variant": run, "seeds": run["parameters"], "protocols": run["parameters"]}
+        place.get(key, manifest)[key] = value
+    path.write_text(json.dumps(manifest))
+    folder = parts / "reports" / "published" / "tiny"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(StudyError) as caught:
+        published.publish(parts, "tiny")
+    assert str(caught.value) == (
+        f"{folder} holds vgg16, random, which this report lacks and which cannot stand beside it "
+        f"({why}): run these too, or delete that folder"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_trial_is_not_published(finished, tmp_path):

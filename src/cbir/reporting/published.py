@@ -2,11 +2,12 @@
 
 `reports/published/<study>/` holds a study's metrics.csv, manifest.json and figures, and README's
 table of results is written from these files alone. What others have published stands beside it.
+A study may be published in parts, since some of its runs take hours: the manifest has each run's
+commit.
 """
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -45,15 +46,51 @@ MEASURES = {
 def publish(root: Path, study: str) -> Path:
     """Copy a finished report's numbers into reports/published/<study>/ and draw its figure.
 
+    Runs that are published already, and that the report does not hold, stay.
+
     Raises:
-        StudyError: it is a trial, or has no report, or one in which an architecture failed.
+        StudyError: it is a trial, or has no report, or one in which an architecture failed, or
+            does not fit what is published of the study.
     """
+    source, folder = root / "reports" / study, root / "reports" / "published" / study
+    manifest = _manifest(source)
+    found = {name: results.read(study, name) for name in manifest["architectures"]}
+    rows, averaged = tidy.read_csv(source / "metrics.csv"), comparison.rows_of(found)
+    if kept := _kept(folder, manifest):
+        before = tidy.read_csv(folder / "metrics.csv")
+        before = before[before["architecture"].isin(kept)]
+        runs = manifest["architectures"] | kept
+        # Networks first, then controls, as a report has them.
+        names = sorted(runs, key=lambda name: (not runs[name]["weights"], name))
+        manifest["architectures"] = {name: runs[name] for name in names}
+        manifest["command"] = f'make report STUDY={study} ARCHITECTURES="{" ".join(names)}"'
+        rows, averaged = (pd.concat([each, before]) for each in (rows, averaged))
+        averaged = averaged.sort_values("architecture", key=lambda each: each.map(names.index))
+    folder.mkdir(parents=True, exist_ok=True)
+    tidy.write_csv(tidy.sort(rows), folder / "metrics.csv")
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    from cbir.reporting import (  # matplotlib, which the tables do not need
+        grid_plots,
+        grid_report,
+        plots,
+    )
+
+    if any(run["variant"] for run in manifest["architectures"].values()):
+        figure = grid_plots.heat_maps(grid_report.table(found))
+    else:
+        figure = plots.by_search(comparison.headline(averaged, found))
+    figure.savefig(folder / "results.png", dpi=100)
+    return folder
+
+
+def _manifest(source: Path) -> dict:
+    """The manifest of a report that may be published."""
+    study = source.name
     if study.endswith("-trial"):
         raise StudyError(
             f"{study} is a trial, whose parameters stand in no file: put them into params/ and "
             "publish that study"
         )
-    source, folder = root / "reports" / study, root / "reports" / "published" / study
     if not (source / MANIFEST).exists():
         raise StudyError(f"no results in {source}: run `make report STUDY={study}` first")
     manifest = json.loads((source / MANIFEST).read_text("utf-8"))
@@ -65,23 +102,34 @@ def publish(root: Path, study: str) -> Path:
             f"{source} cannot be published: {reasons}: mend it and run "
             f"`make report STUDY={study}` again"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.csv", MANIFEST):
-        shutil.copyfile(source / name, folder / name)
-    from cbir.reporting import (  # matplotlib, which the tables do not need
-        grid_plots,
-        grid_report,
-        plots,
-    )
+    return manifest
 
-    found = {name: results.read(study, name) for name in manifest["architectures"]}
-    if any(run["variant"] for run in manifest["architectures"].values()):
-        figure = grid_plots.heat_maps(grid_report.table(found))
-    else:
-        rows = comparison.headline(comparison.rows_of(found), found)
-        figure = plots.by_search(rows)
-    figure.savefig(folder / "results.png", dpi=100)
-    return folder
+
+def _kept(folder: Path, manifest: dict) -> dict[str, dict]:
+    """Runs that stand in a published manifest and not in a report's.
+
+    Raises:
+        StudyError: they cannot stand in one table with those of the report.
+    """
+    if not (folder / MANIFEST).exists():
+        return {}
+    before = json.loads((folder / MANIFEST).read_text("utf-8"))
+    runs = manifest["architectures"]
+    kept = {name: run for name, run in before["architectures"].items() if name not in runs}
+    asked = [run["parameters"] for run in [*kept.values(), *runs.values()]]
+    reasons = {f"other {what}": before[what] != manifest[what]
+               for what in ("data", "machine", "versions")}  # fmt: skip
+    reasons |= {
+        "other protocols": any(each["protocols"] != asked[0]["protocols"] for each in asked),
+        "several seeds": any(len(each["seeds"]) > 1 for each in asked),
+        "a grid": any(run["variant"] for run in [*kept.values(), *runs.values()]),
+    }
+    if kept and (why := [reason for reason, holds in reasons.items() if holds]):
+        raise StudyError(
+            f"{folder} holds {', '.join(kept)}, which this report lacks and which cannot stand "
+            f"beside it ({', '.join(why)}): run these too, or delete that folder"
+        )
+    return kept
 
 
 def write_readme(root: Path) -> bool:
