@@ -8,6 +8,7 @@ import yaml
 from conftest import STUDY, cbir, make_project, write_pictures, write_study
 
 from cbir.__main__ import main
+from cbir.studies.study import open_study
 
 CLOSED_PORT = "http://127.0.0.1:9"
 
@@ -86,6 +87,31 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, re
 )
 def test_a_parameter_that_does_not_fit_is_named(given, expected, place, refused):
     assert expected in refused(place, "report", "--study", "tiny", "--set", given)
+
+
+@pytest.mark.parametrize(
+    ("given", "architectures", "expected"),
+    [
+        ("epochs=5", "resnet50 vgg16",
+         "SET: epochs changes nothing for resnet50, vgg16: where train is head, head_epochs "
+         "decides"),
+        ("head_learning_rate=0.1", "cnn", "SET: head_learning_rate changes nothing for cnn"),
+        ("train=head head_epochs=1 measured_epochs=[] batch_size=2", "cnn",
+         "SET: batch_size changes nothing for cnn: where train is head, head_batch_size decides"),
+        ("embedding=pooled embedding_dim=7", "cnn", "SET: embedding_dim changes nothing for cnn"),
+    ],
+)  # fmt: skip
+def test_a_trial_of_a_parameter_that_decides_nothing_is_refused(
+    given, architectures, expected, place, refused
+):
+    asked = ("--study", "tiny", "--architectures", architectures, "--set", given)
+    assert refused(place, "report", *asked).endswith(expected)
+
+
+def test_a_trial_may_change_some_architectures_alone(place, monkeypatch):
+    monkeypatch.chdir(place)
+    study = open_study(place, "tiny", overrides="epochs=5")
+    assert study.chosen == ["cnn", "resnet50", "vgg16"]
 
 
 def test_a_misspelt_key_in_a_file_is_named_with_its_file(place, refused):

@@ -14,6 +14,8 @@ CONTROLS = ("random", "raw_pixels", "hand_crafted")
 PROTOCOLS = ("closed", "held_out_gallery", "unseen_classes", "hashing_1k")
 POOLINGS = ("avg", "max", "gem", "attention", "flatten")
 LEARNT_POOLINGS = ("gem", "attention")
+# Those of the backbone; the head's own have the same names behind `head_`.
+NOT_OF_HEAD = ("epochs", "batch_size", "learning_rate")
 EMBEDDINGS = ("penultimate", "projection", "pooled")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -146,3 +148,19 @@ def conflict(given: dict) -> str:
         ),
     }
     return next((what for what, is_broken in rules.items() if is_broken), "")
+
+
+def unused(given: dict) -> set[str]:
+    """Parameters that decide nothing, as others are.
+
+    Args:
+        given: all parameters of an architecture with a backbone.
+    """
+    found = set()
+    if given["train"] == "head":
+        found |= set(NOT_OF_HEAD)
+    if not given["head_epochs"]:
+        found |= {f"head_{key}" for key in NOT_OF_HEAD if key != "epochs"}
+    if given["embedding"] == "pooled":
+        found.add("embedding_dim")
+    return found

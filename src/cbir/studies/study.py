@@ -12,7 +12,7 @@ from cbir.cache import code_digest, digest, make_key
 from cbir.images import data
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
-from cbir.studies import params
+from cbir.studies import limits, params
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,22 @@ def open_study(
         for run in runs
         if not asked or run.file in asked or run.architecture in asked
     ]
+    _check_overrides(overrides, [run for run in runs if run.architecture in chosen])
     words = ["make report", f"STUDY={study}"]
     for key, text in (("DATA", dataset), ("SET", overrides)):
         words += [f'{key}="{text}"'] if text else []
     return Study(name, runs, chosen, " ".join(words), root)
+
+
+def _check_overrides(overrides: str, chosen: list[params.Run]) -> None:
+    """Raise StudyError where SET changes a parameter by which none of the chosen runs goes."""
+    for key in params.parse_overrides(overrides):
+        used = [run for run in chosen if key in run.parameters
+                and (run.is_control or key not in limits.unused(run.parameters))]  # fmt: skip
+        if not used:
+            names = ", ".join(run.architecture for run in chosen)
+            hint = f": where train is head, head_{key} decides" if key in limits.NOT_OF_HEAD else ""
+            raise StudyError(f"SET: {key} changes nothing for {names}{hint}")
 
 
 def run_key(study: Study, run: params.Run) -> str:
