@@ -218,7 +218,9 @@ def _mean(rows: pd.DataFrame) -> Estimate | str:
 
 
 def _others() -> str:
-    table = pd.DataFrame(OTHERS, columns=["accuracy on CIFAR-10, as published", "value", "source"])
+    table = pd.DataFrame(
+        OTHERS, columns=["accuracy on CIFAR-10's test images, as published", "value", "source"]
+    )
     retrieval = "\n".join(
         f"- `{protocol}`: {said}" for protocol, said in protocols.PUBLISHED.items()
     )
