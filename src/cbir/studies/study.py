@@ -118,7 +118,12 @@ def open_study(
 
 
 def _check_overrides(overrides: str, chosen: list[params.Run]) -> None:
-    """Raise StudyError where SET changes a parameter by which none of the chosen runs goes."""
+    """Raise StudyError where SET changes a parameter by which none of the chosen runs goes.
+
+    What is for networks may stand there for controls alone, as in a study's files.
+    """
+    if all(run.is_control for run in chosen):
+        return
     for key in params.parse_overrides(overrides):
         used = [run for run in chosen if key in run.parameters
                 and (run.is_control or key not in limits.unused(run.parameters))]  # fmt: skip
