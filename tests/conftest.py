@@ -122,9 +122,9 @@ def empty_project(root: Path) -> Path:
 
 def load_shapes():
     """The small pictures of `make_project`, from the project that is the working directory."""
-    from cbir.images import data
+    from cbir.images.dataset import load_dataset
 
-    return data.load(
+    return load_dataset(
         "data/shapes", image_size=32, test_fraction=0.25, validation_fraction=0.2, split_seed=0
     )
 
@@ -152,8 +152,8 @@ def train_network(network, dataset, **changes):
 
 def save_trained(study="tiny", name="cnn", **changes):
     """A finished run of a small network on the small pictures, without its notebook."""
-    from cbir.networks import embeddings, recipe
-    from cbir.reporting import results
+    from cbir.networks import architecture, embeddings
+    from cbir.reporting.runs import save_run
     from cbir.retrieval import evaluation
 
     given = CNN | {"epochs": 6, "measured_epochs": []} | changes
@@ -170,14 +170,14 @@ def save_trained(study="tiny", name="cnn", **changes):
     }  # fmt: skip
     taken["network"]["image_size"] = 32
     asked = {name: STUDY[name] for name in ("seeds", "protocols", "unseen", "draws", "ks")}
-    dataset, chosen = load_shapes(), recipe.Recipe(**taken)
+    dataset, chosen = load_shapes(), architecture.Architecture(**taken)
     view = evaluation.first_view(dataset, asked)
     network, trained = chosen.train(view, 0)
     states = evaluation.measure(dataset, embed_view=chosen.embed, asked=asked)
     speed = evaluation.measure_speed(
-        states[0].embeddings, embeddings.encoder(network, states[0].embeddings)
+        states[0].embeddings, embeddings.make_encoder(network, states[0].embeddings)
     )
-    return results.save(
+    return save_run(
         study, name, asked=asked, dataset=view, states=states, speed=speed, network=network,
         training=trained,
     )  # fmt: skip
@@ -200,8 +200,7 @@ def finished_study(tmp_path_factory):
 
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
     """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
-    from cbir.images.data import Dataset
-    from cbir.images.splits import stratified_split
+    from cbir.images.dataset import Dataset, stratified_split
 
     given = {"dataset": "toy", "validation_fraction": 0.25, "split_seed": 0} | changes
     random = np.random.default_rng(n_classes)
@@ -229,8 +228,7 @@ def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
 def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
     """Embeddings of a toy data set: by chance, where none are given; named by their content."""
     from cbir.cache import Artifact, digest
-    from cbir.networks.embeddings import Embeddings
-    from cbir.networks.vectors import normalise
+    from cbir.networks.embeddings import Embeddings, normalise
 
     random = np.random.default_rng(seed)
     n, n_classes = len(dataset.labels), len(dataset.classes)

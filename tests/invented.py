@@ -8,10 +8,8 @@ from conftest import load_shapes
 
 from cbir.cache import cached
 from cbir.networks import embeddings
-from cbir.networks.embeddings import Embeddings
-from cbir.networks.vectors import normalise
-from cbir.reporting import results
-from cbir.reporting.results import Result
+from cbir.networks.embeddings import Embeddings, normalise
+from cbir.reporting.runs import Run, save_run
 from cbir.retrieval import evaluation
 
 ASKED = {"seeds": [0], "protocols": ["closed"], "unseen": 1, "draws": 2, "ks": [1, 10]}
@@ -54,7 +52,7 @@ def rows(
     return frame.assign(**more).astype({"draw": "Int64", "epoch": "Int64"})
 
 
-def result(*frames: pd.DataFrame, control=False, dataset="digits", **summary) -> Result:
+def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -> Run:
     """A run of which little more is known than its rows of per_query.parquet."""
     frame = pd.concat(frames, ignore_index=True)
     asked = ASKED | {
@@ -76,15 +74,15 @@ def result(*frames: pd.DataFrame, control=False, dataset="digits", **summary) ->
         "embedding_dim": 256,
         "index_bytes": 3_000_000,
     }
-    if not control:
+    if not baseline:
         known |= {"weights": {"source": "none", "started from": "random"}}
         known |= {"epochs": 3, "training_seconds": 70.0, "size": {"total": 4_000_000}}
         known |= {"training_accuracy": {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}}
-    history = None if control else pd.DataFrame({"loss": [0.5]})
-    return Result(known | summary, None, frame, history, {}, {})
+    history = None if baseline else pd.DataFrame({"loss": [0.5]})
+    return Run(known | summary, None, frame, history, {}, {})
 
 
-def all_of_one(scores, name="cnn", **given) -> Result:
+def all_of_one(scores, name="cnn", **given) -> Run:
     """A run with the same scores, or those given for it, in each way of searching."""
     frames = [
         rows(given.get(search, scores), architecture=name, search=search, correct=1.0)
@@ -93,17 +91,17 @@ def all_of_one(scores, name="cnn", **given) -> Result:
     return result(*frames)
 
 
-def save_control(name: str, **asked) -> Result:
-    """A control, run on the small pictures without its notebook."""
+def save_baseline(name: str, **asked) -> Run:
+    """A baseline, run on the small pictures without its notebook."""
     dataset, asked = load_shapes(), ASKED | asked
     states = evaluation.measure(
         dataset,
-        embed_view=lambda view, seed: embeddings.embed_control(name, view, seed),
+        embed_view=lambda view, seed: embeddings.embed_baseline(name, view, seed),
         asked=asked,
     )
     view = evaluation.first_view(dataset, asked)
     speed = evaluation.Speed(1000.0, 2.5)
-    return results.save("tiny", name, asked=asked, dataset=view, states=states, speed=speed)
+    return save_run("tiny", name, asked=asked, dataset=view, states=states, speed=speed)
 
 
 def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarray:
@@ -133,7 +131,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
             make,
             parameters={"name": name, "seed": seed, "epoch": epoch, "draw": view.draw},
             reads=[view.fingerprint],
-            code="cbir.networks.embeddings",
+            package="networks",
         )
         return Embeddings(
             made,
@@ -150,11 +148,11 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
         "training",
         lambda folder: None,
         parameters=settings | {"augmentation": []},
-        code="cbir.networks.embeddings",
+        package="networks",
     )
     shape = {"backbone": name, "train": "all", "input_size": 32, "pooling": "avg"}
     shape |= {"embedding": "penultimate", "precision": "float32", "pixels": "scaled"}
-    return results.save(
+    return save_run(
         "tiny",
         name,
         asked=asked,

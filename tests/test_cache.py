@@ -15,7 +15,7 @@ import pytest
 from cbir import StudyError, cache
 
 # A module of the package that is sure to stay, as the one that the steps below run.
-CODE = "cbir.retrieval.metrics"
+PACKAGE = "retrieval"
 
 
 @pytest.fixture
@@ -28,22 +28,19 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch) -> Path:
-    """A package of three modules in the place of the real one: one imports two imports three."""
+def code(tmp_path, monkeypatch) -> Path:
+    """A small package in the place of the real one, with a module at each place of the way."""
     folder = tmp_path / "package"
-    folder.mkdir()
-    (folder / "one.py").write_text("from cbir.two import double\n\nanswer = double(3)\n")
-    (folder / "two.py").write_text(
-        '"""Doubles."""\nfrom cbir import three\n\n\n'
-        'def double(number):\n    """Twice as much."""\n    return number * three.FACTOR\n'
-    )
-    (folder / "three.py").write_text("FACTOR = 2\n")
-    (folder / "four.py").write_text("FACTOR = 4\n")
-    (folder / "progress.py").write_text("EVERY = 5\n")
+    for name in ("images", "networks", "retrieval", "reporting", "search"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "module.py").write_text('"""What it does."""\n\nFACTOR = 2\n')
+    for name in ("explain", "progress"):
+        (folder / f"{name}.py").write_text("FACTOR = 2\n")
+    (folder / "networks" / "backbones.py").write_text("ROWS = {'cnn': 1}\n")
     monkeypatch.setattr(cache, "__file__", str(folder / "cache.py"))
-    cache.module_digest.cache_clear()
+    cache.package_digest.cache_clear()
     yield folder
-    cache.module_digest.cache_clear()
+    cache.package_digest.cache_clear()
 
 
 def write(folder: Path, text: str = "done") -> None:
@@ -51,11 +48,11 @@ def write(folder: Path, text: str = "done") -> None:
 
 
 def make_once(make=write, step="step", **parameters) -> cache.Artifact:
-    return cache.cached(step, make, parameters=parameters, reads=["data"], code=CODE)
+    return cache.cached(step, make, parameters=parameters, reads=["data"], package=PACKAGE)
 
 
 def found(step="step", **parameters) -> cache.Artifact | None:
-    return cache.find(step, parameters=parameters, reads=["data"], code=CODE)
+    return cache.find(step, parameters=parameters, reads=["data"], package=PACKAGE)
 
 
 def no_make(folder: Path) -> None:
@@ -158,8 +155,10 @@ def test_key_is_the_same_for_parameters_in_another_order():
 
 def test_other_parameters_reads_or_code_are_made_anew(root, monkeypatch):
     made = [make_once(size=3), make_once(size=4)]
-    made.append(cache.cached("step", write, parameters={"size": 3}, reads=["else"], code=CODE))
-    monkeypatch.setattr(cache, "module_digest", lambda module: "other code")
+    made.append(
+        cache.cached("step", write, parameters={"size": 3}, reads=["else"], package=PACKAGE)
+    )
+    monkeypatch.setattr(cache, "package_digest", lambda module: "other code")
     made.append(make_once(size=3))
     assert len({artifact.folder for artifact in made}) == 4
 
@@ -180,7 +179,7 @@ def test_other_parameters_reads_or_code_are_made_anew(root, monkeypatch):
     ],
 )
 def test_comments_layout_and_docstrings_leave_the_code_as_it_was(before, after):
-    assert cache.code_digest(before) == cache.code_digest(after)
+    assert cache.source_digest(before) == cache.source_digest(after)
 
 
 @pytest.mark.parametrize(
@@ -196,107 +195,52 @@ def test_comments_layout_and_docstrings_leave_the_code_as_it_was(before, after):
     ],
 )
 def test_other_code_has_another_digest(before, after):
-    assert cache.code_digest(before) != cache.code_digest(after)
+    assert cache.source_digest(before) != cache.source_digest(after)
 
 
-def digest_after(package: Path, module: str, old: str, new: str) -> tuple[str, str]:
-    """Digest of module `one` before and after a change in another module."""
-    source = (package / "one.py").read_text()
-    before = cache.code_digest(source)
-    path = package / f"{module}.py"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-    return before, cache.code_digest((package / "one.py").read_text())
+def digests() -> dict[str, str]:
+    cache.package_digest.cache_clear()
+    return {name: cache.package_digest(name) for name in cache.WAY}
 
 
 @pytest.mark.parametrize(
-    ("module", "old", "new"),
+    ("module", "changed"),
     [
-        ("two", "number * three", "number + three"),
-        ("three", "FACTOR = 2", "FACTOR = 3"),
-        ("two", "from cbir import three", "from cbir import four as three"),
+        ("images/module.py", {"images", "networks", "retrieval", "explain", "reporting"}),
+        ("networks/module.py", {"networks", "retrieval", "explain", "reporting"}),
+        ("retrieval/module.py", {"retrieval", "explain", "reporting"}),
+        ("explain.py", {"explain", "reporting"}),
+        ("reporting/module.py", {"reporting"}),
+        ("search/module.py", set()),
+        ("progress.py", set()),
+        ("networks/backbones.py", set()),
     ],
 )
-def test_changed_code_in_an_imported_module_changes_the_digest(package, module, old, new):
-    before, after = digest_after(package, module, old, new)
-    assert before != after
+def test_changed_code_makes_anew_what_lies_behind_it_on_the_way(code, module, changed):
+    before = digests()
+    (code / module).write_text("FACTOR = 3\n")
+    after = digests()
+    assert {name for name in cache.WAY if before[name] != after[name]} == changed
 
 
-@pytest.mark.parametrize(
-    ("module", "old", "new"),
-    [
-        ("two", '"""Doubles."""', '"""Doubles numbers."""\n# and nothing else'),
-        ("two", "Twice as much.", "Two times as much."),
-        ("three", "FACTOR = 2", "FACTOR = 2  # so that `double` doubles"),
-        ("four", "FACTOR = 4", "FACTOR = 5"),
-    ],
-)
-def test_words_in_an_imported_module_or_code_elsewhere_do_not(package, module, old, new):
-    before, after = digest_after(package, module, old, new)
-    assert before == after
+def test_reworded_docstrings_and_comments_change_no_digest(code):
+    before = digests()
+    (code / "images" / "module.py").write_text('"""What it does, in short."""\n# why\nFACTOR = 2\n')
+    assert digests() == before
 
 
-def test_modules_that_decide_only_where_and_when_do_not_enter(package):
-    path = package / "one.py"
-    path.write_text("from cbir import progress, two\n")
-    before, after = digest_after(package, "progress", "EVERY = 5", "EVERY = 9")
-    assert before == after
+def test_a_new_or_renamed_module_changes_the_digest(code):
+    before = cache.package_digest("images")
+    (code / "images" / "other.py").write_text("")
+    cache.package_digest.cache_clear()
+    assert cache.package_digest("images") != before
 
 
-@pytest.mark.parametrize("by", ["from cbir import four", "from cbir.four import FACTOR"])
-def test_what_is_imported_for_annotations_alone_does_not_enter(package, by):
-    source = f"from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    {by}\n"
-    (package / "one.py").write_text(source)
-    before, after = digest_after(package, "four", "FACTOR = 4", "FACTOR = 5")
-    assert before == after
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def late():\n    from cbir import four\n\n    return four.FACTOR\n",
-        "if SLOW:\n    from cbir.four import FACTOR\n",
-        "if not TYPE_CHECKING:\n    from cbir.four import FACTOR\n",
-        "try:\n    from cbir import four\nexcept ImportError:\n    four = None\n",
-    ],
-)
-def test_what_is_imported_late_or_on_a_condition_enters(package, source):
-    (package / "one.py").write_text(source)
-    before, after = digest_after(package, "four", "FACTOR = 4", "FACTOR = 5")
-    assert before != after
-
-
-def test_a_row_added_to_a_table_trains_nothing_anew(package):
-    (package / "networks").mkdir()
-    (package / "networks" / "backbones.py").write_text("ROWS = {'cnn': 1}\n")
-    (package / "one.py").write_text("from cbir import two\nfrom cbir.networks import backbones\n")
-    (package / "two.py").write_text("from cbir.networks.backbones import ROWS\n")
-    before, after = digest_after(package, "networks/backbones", "'cnn': 1", "'cnn': 1, 'vgg16': 2")
-    assert before == after
-
-
-def test_what_is_left_out_of_a_digest_is_there():
-    assert all(cache._path_of(name).exists() for name in cache.INFRASTRUCTURE | cache.TABLES)
-
-
-@pytest.mark.parametrize("by", ["from cbir.deep import five", "from cbir.deep.five import FACTOR"])
-def test_a_module_of_a_package_within_enters_where_it_is_imported(package, by):
-    (package / "deep").mkdir()
-    (package / "deep" / "five.py").write_text("FACTOR = 5\n")
-    (package / "one.py").write_text(f"{by}\n")
-    before, after = digest_after(package, "deep/five", "FACTOR = 5", "FACTOR = 6")
-    assert before != after
-
-
-def test_modules_that_import_each_other_have_a_digest(package):
-    (package / "three.py").write_text("from cbir import two\n\nFACTOR = 2\n")
-    before, after = digest_after(package, "three", "FACTOR = 2", "FACTOR = 3")
-    assert before != after
-
-
-def test_module_digest_takes_the_name_of_the_module_that_calls(package):
-    source = (package / "one.py").read_text()
-    assert cache.module_digest("cbir.one") == cache.code_digest(source)
+def test_every_place_on_the_way_is_a_package_or_module():
+    root = Path(cache.__file__).parent
+    for name in cache.WAY:
+        assert (root / name).is_dir() or (root / f"{name}.py").is_file()
+    assert (root / "networks" / cache.TABLE_OF_ROWS).is_file()
 
 
 def test_digest_of_a_file_is_that_of_its_bytes(tmp_path):
@@ -336,13 +280,13 @@ def test_half_a_result_is_neither_found_nor_listed(root):
 
     def look(folder: Path) -> None:
         write(folder, "half")
-        seen.append((found(), cache.finished("step", CODE)))
+        seen.append((found(), cache.finished("step", PACKAGE)))
         raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError):
         make_once(look)
     assert seen == [(None, [])]
-    assert (found(), cache.finished("step", CODE)) == (None, [])
+    assert (found(), cache.finished("step", PACKAGE)) == (None, [])
 
 
 def test_result_interrupted_before_its_last_move_is_neither_found_nor_listed(root, monkeypatch):
@@ -356,9 +300,9 @@ def test_result_interrupted_before_its_last_move_is_neither_found_nor_listed(roo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", stopped)
         make_once()
-    assert (found(), cache.finished("step", CODE)) == (None, [])
+    assert (found(), cache.finished("step", PACKAGE)) == (None, [])
     artifact = make_once()
-    assert cache.finished("step", CODE) == [artifact]
+    assert cache.finished("step", PACKAGE) == [artifact]
 
 
 def test_folder_that_lost_its_manifest_is_made_anew(root):
@@ -377,21 +321,21 @@ def test_find_makes_nothing(root):
 
 
 def test_finished_lists_every_result_of_a_step(root):
-    assert cache.finished("step", CODE) == []
+    assert cache.finished("step", PACKAGE) == []
     made = [make_once(size=size) for size in range(3)]
     make_once(step="other", size=9)
-    listed = cache.finished("step", CODE)
+    listed = cache.finished("step", PACKAGE)
     assert {artifact.folder for artifact in listed} == {artifact.folder for artifact in made}
     assert len(listed) == 3
 
 
-@pytest.mark.parametrize("change", ["module_digest", "versions"])
+@pytest.mark.parametrize("change", ["package_digest", "versions"])
 def test_finished_leaves_out_what_other_code_or_versions_made(root, monkeypatch, change):
     make_once()
-    assert len(cache.finished("step", CODE)) == 1
-    changed = {"module_digest": lambda module: "other", "versions": lambda: {"keras": "0"}}
+    assert len(cache.finished("step", PACKAGE)) == 1
+    changed = {"package_digest": lambda module: "other", "versions": lambda: {"keras": "0"}}
     monkeypatch.setattr(cache, change, changed[change])
-    assert cache.finished("step", CODE) == []
+    assert cache.finished("step", PACKAGE) == []
 
 
 def test_is_current_asks_for_exactly_this_key(tmp_path):
@@ -528,7 +472,7 @@ cache.versions()
 Path(f"ready-{os.getpid()}").touch()
 while not Path("go").exists():
     time.sleep(0.005)
-found = cache.cached("step", make, parameters={}, reads=["data"], code="cbir.retrieval.metrics")
+found = cache.cached("step", make, parameters={}, reads=["data"], package="retrieval")
 print((found.folder / "result.txt").read_text())
 """
 

@@ -11,8 +11,8 @@ from cbir.reporting import diagram
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def run(control=False, **changes):
-    found = result(rows([0.5, 0.6]), control=control, **changes)
+def run(baseline=False, **changes):
+    found = result(rows([0.5, 0.6]), baseline=baseline, **changes)
     found.summary["dataset"] |= {
         "train": 45_000, "validation": 5_000, "gallery": 50_000, "queries": 9_876,
     }  # fmt: skip
@@ -55,7 +55,7 @@ def test_each_box_says_what_was_run():
 
 
 def test_of_one_architecture_it_speaks_in_the_singular():
-    found = boxes(drawn({"cnn": run(), "random": run(control=True)}))
+    found = boxes(drawn({"cnn": run(), "random": run(baseline=True)}))
     assert found["Backbone"] == "cnn"
     assert {"Head", "The same network"} < found.keys()
     assert found["Gallery index"].startswith("50,000 × 256 numbers")
@@ -64,7 +64,7 @@ def test_of_one_architecture_it_speaks_in_the_singular():
 def test_without_a_network_there_is_nothing_to_draw(monkeypatch):
     shown = []
     monkeypatch.setattr(diagram, "display", shown.append)
-    svg = diagram.system({"random": run(control=True)})
+    svg = diagram.system({"random": run(baseline=True)})
     assert svg == ""
     diagram.show_svg(svg, "A caption.")
     assert shown == []

@@ -8,8 +8,8 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import controls, embeddings, inference
-from cbir.networks.vectors import fit_whitening, normalise
+from cbir.networks import baselines, embeddings, inference
+from cbir.networks.embeddings import fit_whitening, normalise
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
 
 
 def test_a_backbone_that_is_trained_has_no_frozen_features(trained, images):
-    assert embeddings.features(trained[0], images) is None
+    assert embeddings.frozen_features(trained[0], images) is None
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +164,9 @@ def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     heads = [{"pooling": "max"}, {"pooling": "max", "seed": 1}]
     heads += [{"pooling": "max", "embedding": "projection", "embedding_dim": 4, "dropout": 0.5}]
     networks = [frozen(**head) for head in heads]
-    folders = {embeddings.features(network, images).folder for network in networks}
+    folders = {embeddings.frozen_features(network, images).folder for network in networks}
     unseen = protocols.view(images, "unseen_classes", unseen=1, draw=1)
-    folders.add(embeddings.features(networks[0], unseen).folder)
+    folders.add(embeddings.frozen_features(networks[0], unseen).folder)
     assert len(folders) == 1
     assert seen == ["features"]
     features = np.load(folders.pop() / "features.npy")
@@ -174,7 +174,7 @@ def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
     done = train_network(
-        networks[0], images, features=embeddings.features(networks[0], images), epochs=1
+        networks[0], images, features=embeddings.frozen_features(networks[0], images), epochs=1
     )
     for whitening in (0, 4):
         embeddings.embed(networks[0], done, images, whitening=whitening)
@@ -183,13 +183,13 @@ def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
 
 def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images):
     ways = [{"pooling": "gem"}, {"pooling": "attention"}, {"feature_maps": True}]
-    found = [embeddings.features(frozen(**way), images) for way in ways]
+    found = [embeddings.frozen_features(frozen(**way), images) for way in ways]
     assert len({each.folder for each in found}) == 1
     path = found[0].folder / "features.npy"
     maps = np.load(path)
     assert (maps.dtype, maps.shape) == (np.float16, (len(images.images), 8, 8, 128))
     assert path.stat().st_size == 128 + len(images.images) * 8 * 8 * 128 * 2
-    pooled = embeddings.features(frozen(), images)
+    pooled = embeddings.frozen_features(frozen(), images)
     features = np.load(pooled.folder / "features.npy")
     assert (features.dtype, features.shape) == (np.float32, (len(images.images), 128))
     assert (pooled.folder / "features.npy").stat().st_size == 128 + features.nbytes
@@ -200,18 +200,18 @@ def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images)
 
 
 def test_a_pooling_that_learns_nothing_has_features_of_its_own(frozen, images):
-    found = [embeddings.features(frozen(pooling=way), images) for way in ("avg", "max")]
+    found = [embeddings.frozen_features(frozen(pooling=way), images) for way in ("avg", "max")]
     assert found[0].folder != found[1].folder
 
 
 def test_seeds_share_no_frozen_features_of_random_weights(images):
     networks = [build_network(train="head", seed=seed) for seed in (0, 1)]
-    assert len({embeddings.features(network, images).folder for network in networks}) == 2
+    assert len({embeddings.frozen_features(network, images).folder for network in networks}) == 2
 
 
 def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
     network = build_network(train="head")
-    frozen = embeddings.features(network, images)
+    frozen = embeddings.frozen_features(network, images)
     training = train_network(network, images, features=frozen, epochs=2)
     embedded = embeddings.embed(network, training, images)
     expected, probabilities = network.encoder(np.asarray(images.images), training=False)
@@ -227,7 +227,7 @@ def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
 def test_pictures_are_encoded_as_the_embeddings_were_made(given, trained, images, monkeypatch):
     found = embeddings.embed(*trained, images, **given)
     monkeypatch.setattr(inference, "BATCH_SIZE", 20)
-    encode = embeddings.encoder(trained[0], found)
+    encode = embeddings.make_encoder(trained[0], found)
     many, probabilities = encode(images.images)
     np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-5)
     assert many.shape == (len(images.images), 3 if "whitening" in given else 16)
@@ -275,7 +275,7 @@ def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_hea
     for seed in (0, 1):
         given = {"weights": given_weights, "train": "head", "pooling": pooling, "seed": seed}
         network = build_network(**given)
-        frozen = embeddings.features(network, images)
+        frozen = embeddings.frozen_features(network, images)
         done = train_network(network, images, features=frozen, epochs=1)
         if not seed:
             # Whoever does not ask for flips does not pay for them.
@@ -344,31 +344,31 @@ def test_a_dimension_without_variance_is_not_blown_up():
     assert np.abs(whitened[:, 2]).max() < 0.1
 
 
-@pytest.mark.parametrize("control", controls.CONTROLS)
-def test_a_control_stands_in_the_place_of_a_network_without_a_classifier(control, images):
-    embedded = embeddings.embed_control(control, images, seed=0)
-    described = controls.describe_images(control, images.images, 0)
+@pytest.mark.parametrize("baseline", baselines.BASELINES)
+def test_a_baseline_stands_in_the_place_of_a_network_without_a_classifier(baseline, images):
+    embedded = embeddings.embed_baseline(baseline, images, seed=0)
+    described = baselines.describe_images(baseline, images.images, 0)
     assert np.array_equal(embedded.vectors, normalise(described))
     assert embedded.probabilities is None
     assert isinstance(embedded.vectors, np.memmap)
     assert np.array_equal(embedded.query, embedded.vectors[images.queries])
 
 
-def test_a_control_is_described_once_for_all_views(images, monkeypatch):
-    first = embeddings.embed_control("raw_pixels", images, seed=0)
+def test_a_baseline_is_described_once_for_all_views(images, monkeypatch):
+    first = embeddings.embed_baseline("raw_pixels", images, seed=0)
 
     def refuse(*_):
         raise AssertionError("described again")
 
-    monkeypatch.setattr(controls, "describe_images", refuse)
+    monkeypatch.setattr(baselines, "describe_images", refuse)
     held_out = protocols.view(images, "held_out_gallery")
-    again = embeddings.embed_control("raw_pixels", held_out, seed=0)
+    again = embeddings.embed_baseline("raw_pixels", held_out, seed=0)
     assert again.artifact.folder == first.artifact.folder
     assert again.dataset is held_out
 
 
 def test_seeds_of_chance_differ_and_come_back(images):
-    zero, one, again = (embeddings.embed_control("random", images, seed) for seed in (0, 1, 0))
+    zero, one, again = (embeddings.embed_baseline("random", images, seed) for seed in (0, 1, 0))
     assert not np.array_equal(zero.vectors, one.vectors)
     assert np.array_equal(zero.vectors, again.vectors)
 

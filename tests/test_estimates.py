@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbir.reporting import estimates, plots, tidy
+from cbir.reporting import display, estimates, tidy
 from cbir.reporting.estimates import Estimate, PValue
 
 
@@ -56,13 +56,13 @@ def test_the_one_number_of_rows_is_an_estimate():
 def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own():
     frame = pd.DataFrame(
         {
-            "run": ["cnn", "control"],
+            "run": ["cnn", "baseline"],
             "mAP": [Estimate(0.912345678, 0.9061, 0.9188), Estimate(math.nan)],
             "p": [PValue(0.0001), PValue(math.nan)],
             "epochs": [3, 0],
         }
     )
-    table = plots.table(frame, "Quality.")
+    table = display.table(frame, "Quality.")
     assert "0.912 [0.906,\u00a00.919]" in table.to_html()
     read = pd.read_csv(io.StringIO(table._repr_mimebundle_()["text/csv"]))
     assert list(read) == ["run", "mAP", "mAP, low", "mAP, high", "p", "epochs"]

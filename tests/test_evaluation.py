@@ -9,8 +9,8 @@ from conftest import empty_project, toy_dataset, toy_embeddings
 
 from cbir.cache import Artifact
 from cbir.images import protocols
-from cbir.networks.vectors import normalise
-from cbir.reporting import comparison
+from cbir.networks.embeddings import normalise
+from cbir.reporting import tables
 from cbir.reporting.estimates import Estimate
 from cbir.retrieval import evaluation, metrics, ranking, searches, uncertainty
 
@@ -240,9 +240,11 @@ def test_how_much_of_the_gallery_is_searched(embedded):
     assert searched["soft"] == pytest.approx((soft * sizes).sum(axis=1) / 56)
 
 
-def test_a_control_has_no_prediction(embedded):
-    control = replace(embedded, probabilities=None, artifact=Artifact(Path(), {"key": "a control"}))
-    found = evaluation.evaluate(control, "unrestricted", [1]).per_query
+def test_a_baseline_has_no_prediction(embedded):
+    baseline = replace(
+        embedded, probabilities=None, artifact=Artifact(Path(), {"key": "a baseline"})
+    )
+    found = evaluation.evaluate(baseline, "unrestricted", [1]).per_query
     assert (found["predicted"] == -1).all()
     assert found["correct"].isna().all()
     scored = evaluation.evaluate(embedded, "unrestricted", [1]).per_query
@@ -375,7 +377,7 @@ def test_measured_states_hold_the_embeddings_and_their_scores():
 
 
 def test_classification_counts_what_is_right_by_class(embedded):
-    table = comparison.classification(embedded)
+    table = tables.classification(embedded)
     dataset = embedded.dataset
     assert list(table.index) == [*dataset.classes, "all"]
     is_right = embedded.query_predictions == dataset.query_labels

@@ -13,13 +13,13 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cbir.asking import answers, engine, likeness, showing
-from cbir.asking.explorer import ALL, NO_MAPS, OF_CLASS, UPLOAD, WORST, Explorer, explore
-from cbir.asking.marks import MEANT, NOT_MEANT, Marks
-from cbir.asking.panels import MAPS
-from cbir.reporting import comparison, explained, results, tidy
+from cbir.reporting import explanations, tables, tidy
 from cbir.reporting.pages import write_page
+from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
+from cbir.search import answers, engine, output, panels
+from cbir.search.explorer import ALL, NO_MAPS, OF_CLASS, UPLOAD, WORST, Explorer, explore
+from cbir.search.panels import MAPS, MEANT, NOT_MEANT, Marks
 
 QUERY = "data/shapes/circle/circle-00.png"
 
@@ -47,14 +47,14 @@ def test_first_query_is_answered_at_once_by_the_best_architecture(finished_study
     made = Explorer("tiny")
     best = engine.best_architecture("tiny")
     assert made.architectures.value == (best,)
-    result = results.read("tiny", best)
+    result = read_run("tiny", best)
     assert shown(made) == result.rankings["unrestricted"][0].tolist()
     assert "predicted: " in made.panels[0].head.value
     assert made.status.value == ""
 
 
 def test_results_follow_k_search_and_query(explorer):
-    result = results.read("tiny", "cnn")
+    result = read_run("tiny", "cnn")
     explorer.k.value = 4
     assert shown(explorer) == result.rankings["unrestricted"][0, :4].tolist()
     explorer.search.value = "predicted_class"
@@ -68,7 +68,7 @@ def test_architectures_stand_side_by_side(explorer):
     assert len(explorer.found.children) == 2
     for place, name in enumerate(("cnn", "whitened")):
         assert f"<h4>{name}</h4>" in explorer.panels[place].head.value
-        rankings = results.read("tiny", name).rankings["unrestricted"]
+        rankings = read_run("tiny", name).rankings["unrestricted"]
         assert shown(explorer, place) == rankings[0].tolist()
     explorer.architectures.value = ("whitened",)
     assert len(explorer.found.children) == 1
@@ -81,7 +81,7 @@ def test_queries_are_offered_by_class_by_worst_and_by_page(explorer):
     offered = [each.query for each in explorer.offered if each.query is not None]
     assert offered == np.flatnonzero(dataset.query_labels == 2)[: len(offered)].tolist()
     explorer.queries.value = WORST
-    scores = comparison.average_precision(results.read("tiny", "cnn"), "unrestricted", "closed")
+    scores = tables.average_precision(read_run("tiny", "cnn"), "unrestricted", "closed")
     worst = [scores.loc[dataset.queries[each.query]] for each in explorer.offered]
     assert worst == sorted(worst)
     assert worst[0] == scores.min()
@@ -104,7 +104,7 @@ def test_marks_are_searched_with_taken_back_and_exported(explorer, finished_stud
     explorer.again.click()
     vectors = opened.gallery.vectors
     wanted = answers.search(
-        opened, opened.gallery, answers.of_query(opened, 0), 10, meant=vectors[[before[3]]],
+        opened, opened.gallery, answers.picture_of_query(opened, 0), 10, meant=vectors[[before[3]]],
         not_meant=vectors[[before[0]]], left_out={before[3], before[0]},
     )  # fmt: skip
     assert shown(explorer) == [each.position for each in wanted.results]
@@ -140,7 +140,7 @@ def test_picture_of_ones_own_is_searched_with(explorer, finished_study):
     explorer.upload.value = uploaded(content)
     opened = explorer.engines[0]
     square = np.asarray(Image.open(io.BytesIO(content)).resize((32, 32), Image.BICUBIC))
-    (picture,) = answers.encode(opened, {"by hand": square})
+    (picture,) = answers.embed_pictures(opened, {"by hand": square})
     wanted = answers.search(opened, opened.gallery, picture, 10)
     assert shown(explorer) == [each.position for each in wanted.results]
     assert "asked: mine.png" in explorer.query.value
@@ -168,7 +168,7 @@ def test_another_study_begins_anew_whatever_was_asked(finished_study):
         made.study.value = "another"
         assert made.queries.value == ALL
         assert made.engines[0].study == "another"
-        rankings = results.read("another", made.engines[0].architecture).rankings["unrestricted"]
+        rankings = read_run("another", made.engines[0].architecture).rankings["unrestricted"]
         assert shown(made) == rankings[0].tolist()
     finally:
         shutil.rmtree(reports / "another")
@@ -213,11 +213,11 @@ def test_attention_pooling_shows_its_own_map(explorer):
     assert all(cell.image.value.count("<img ") == 1 for cell in cnn.cells)
     assert attending.note.value == ""
     opened = explorer.engines[1]
-    answer = answers.search(opened, opened.gallery, answers.of_query(opened, 0), 10)
-    drawn = likeness.overlays(opened, answer, "attention")
+    answer = answers.search(opened, opened.gallery, answers.picture_of_query(opened, 0), 10)
+    drawn = panels.overlays(opened, answer, "attention")
     for cell, (asked, found) in zip(attending.cells, drawn, strict=True):
-        assert showing.address(asked) in cell.image.value
-        assert showing.address(found) in cell.image.value
+        assert output.address(asked) in cell.image.value
+        assert output.address(found) in cell.image.value
     # The first architecture has no such maps: what is chosen goes with the last that has.
     explorer.architectures.value = ("cnn",)
     assert explorer.maps.value == NO_MAPS
@@ -231,8 +231,8 @@ def test_how_far_maps_are_to_be_trusted_stands_under_them(explorer, finished_stu
             ("insertion", "maps of chance", 0.1, 0.8), ("insertion", "maps of other pairs", -1, 0),
         )
     ]  # fmt: skip
-    path = finished_study / "reports" / "tiny" / "cnn" / explained.FILE
-    tidy.write_csv(pd.DataFrame(rows).reindex(columns=explained.COLUMNS), path)
+    path = finished_study / "reports" / "tiny" / "cnn" / explanations.FILE
+    tidy.write_csv(pd.DataFrame(rows).reindex(columns=explanations.COLUMNS), path)
     explorer.maps.value = MAPS["similarity"]
     path.unlink()
     assert (

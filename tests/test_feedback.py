@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cbir.images import protocols
-from cbir.networks.vectors import normalise
-from cbir.retrieval import metrics, ranking, simulation
+from cbir.networks.embeddings import normalise
+from cbir.retrieval import feedback, metrics, ranking
 from cbir.retrieval.feedback import Rocchio, refine, refine_each
 
 EVEN = Rocchio(1, 1, 1)
@@ -183,7 +183,7 @@ def test_the_simulated_user_is_the_slow_one(dataset, protocol, marked):
     view = protocols.view(dataset, protocol)
     embeddings = toy_embeddings(view, classes_with_ties(dataset))
     weights = Rocchio(1, 0.5, 0.5)
-    found = simulation.simulate(embeddings, weights, marked=marked)
+    found = feedback.simulate_feedback(embeddings, weights, marked=marked)
     expected = slowly(embeddings, weights, 3, marked)
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     assert (view.exclude >= 0).all() == (protocol == "held_out_gallery")
@@ -194,16 +194,18 @@ def test_the_simulated_user_is_the_slow_one(dataset, protocol, marked):
 
 def test_blocks_make_no_difference(dataset, monkeypatch):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
-    whole = simulation.simulate(embeddings, EVEN, seed=1)
-    monkeypatch.setattr(simulation, "BLOCK", 5)
-    parts = simulation.simulate(embeddings, EVEN, seed=2)  # under another key, all queries as well
+    whole = feedback.simulate_feedback(embeddings, EVEN, seed=1)
+    monkeypatch.setattr(feedback, "BLOCK", 5)
+    parts = feedback.simulate_feedback(
+        embeddings, EVEN, seed=2
+    )  # under another key, all queries as well
     pd.testing.assert_frame_equal(whole, parts)
 
 
 def test_what_is_marked_is_never_scored(dataset):
     # What a query has marked as meant is missing among what is relevant to it.
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
-    found = simulation.simulate(embeddings, EVEN, rounds=5, marked=7)
+    found = feedback.simulate_feedback(embeddings, EVEN, rounds=5, marked=7)
     in_gallery = np.bincount(dataset.gallery_labels)[found["label"]]
     assert (found["n_relevant"] == in_gallery - found["n_meant"]).all()
     assert (found["n_marked"] == 7 * found["round"]).all()
@@ -213,7 +215,7 @@ def test_what_is_marked_is_never_scored(dataset):
 def test_a_gallery_is_marked_to_its_end(dataset):
     embeddings = toy_embeddings(dataset)
     n_gallery = len(dataset.gallery)
-    found = simulation.simulate(embeddings, EVEN, rounds=2, marked=n_gallery - 3)
+    found = feedback.simulate_feedback(embeddings, EVEN, rounds=2, marked=n_gallery - 3)
     assert found.groupby("round")["n_marked"].unique().map(list).to_list() == [
         [0], [n_gallery - 3], [n_gallery],
     ]  # fmt: skip
@@ -228,10 +230,10 @@ def test_a_gallery_is_marked_to_its_end(dataset):
 
 def test_weights_of_nothing_bring_nothing(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
-    found = simulation.simulate(embeddings, Rocchio(1, 0, 0))
+    found = feedback.simulate_feedback(embeddings, Rocchio(1, 0, 0))
     assert (found[MEASURED[0]] == found[MEASURED[1]]).all()
     # Round 0 is the search as it is measured elsewhere, whatever the weights.
-    first = simulation.simulate(embeddings, EVEN, rounds=0)
+    first = feedback.simulate_feedback(embeddings, EVEN, rounds=0)
     whole = metrics.evaluate_retrieval(
         embeddings.query, dataset.query_labels, embeddings.gallery, dataset.gallery_labels
     )
@@ -241,13 +243,13 @@ def test_weights_of_nothing_bring_nothing(dataset):
 
 def test_a_perfect_embedding_stays_perfect(dataset):
     embeddings = toy_embeddings(dataset, np.eye(4)[dataset.labels])
-    found = simulation.measure(embeddings)
+    found = feedback.measure_feedback(embeddings)
     scored = found[found["n_relevant"] > 0]
     assert (scored[MEASURED] == 1).all(axis=None)
     assert set(scored["round"]) == {0, 1}  # Of fourteen relevant images, ten a round are marked.
     # All weights do equally well.
-    assert set(found["weight_meant"]) == {min(simulation.MEANT)}
-    assert set(found["weight_not_meant"]) == {min(simulation.NOT_MEANT)}
+    assert set(found["weight_meant"]) == {min(feedback.MEANT)}
+    assert set(found["weight_not_meant"]) == {min(feedback.NOT_MEANT)}
 
 
 def test_marks_help_where_a_class_has_a_direction_and_not_where_there_is_none():
@@ -255,7 +257,7 @@ def test_marks_help_where_a_class_has_a_direction_and_not_where_there_is_none():
     gains = {}
     for name, spread in (("blurred", 0.6), ("chance", 1e9)):
         embeddings = toy_embeddings(dataset, classes_with_ties(dataset, spread))
-        found = simulation.measure(embeddings)
+        found = feedback.measure_feedback(embeddings)
         found = found[found["round"] == 3]
         gains[name] = (found[MEASURED[0]] - found[MEASURED[1]]).mean()
     assert gains["blurred"] > 0.1
@@ -267,13 +269,13 @@ def test_queries_are_drawn_from_all_classes_by_the_seed():
     embeddings = toy_embeddings(dataset)
     draws = []
     for seed in (0, 0, 1):
-        found = simulation.simulate(embeddings, EVEN, rounds=0, most_queries=15, seed=seed)
+        found = feedback.simulate_feedback(embeddings, EVEN, rounds=0, most_queries=15, seed=seed)
         assert found["label"].value_counts().to_dict() == dict.fromkeys(range(5), 3)
         assert (dataset.labels[found["query"]] == found["label"]).all()
         assert found["query"].isin(dataset.queries).all()
         draws.append(found["query"].to_list())
     assert draws[0] == draws[1] != draws[2]
-    everyone = simulation.simulate(embeddings, EVEN, rounds=0, most_queries=0)
+    everyone = feedback.simulate_feedback(embeddings, EVEN, rounds=0, most_queries=0)
     assert everyone["query"].to_list() == dataset.queries.tolist()
 
 
@@ -281,7 +283,7 @@ def test_nonsense_is_refused(dataset):
     embeddings = toy_embeddings(dataset)
     for wrong in ({"rounds": -1}, {"marked": 0}):
         with pytest.raises(ValueError, match="rounds from 0 and marked from 1 on"):
-            simulation.simulate(embeddings, EVEN, **wrong)
+            feedback.simulate_feedback(embeddings, EVEN, **wrong)
 
 
 # choose_weights
@@ -289,25 +291,25 @@ def test_nonsense_is_refused(dataset):
 
 def test_weights_are_chosen_on_validation_images_alone(dataset):
     vectors = classes_with_ties(dataset)
-    tried = simulation.try_weights(toy_embeddings(dataset, vectors))
+    tried = feedback.try_weights(toy_embeddings(dataset, vectors))
     others = vectors.copy()
     others[dataset.queries] = np.random.default_rng(1).normal(size=(len(dataset.queries), 6))
-    pd.testing.assert_frame_equal(simulation.try_weights(toy_embeddings(dataset, others)), tried)
+    pd.testing.assert_frame_equal(feedback.try_weights(toy_embeddings(dataset, others)), tried)
     # A change of what they are chosen on is seen: the scores are of something.
     others = vectors.copy()
     others[dataset.validation] = others[dataset.validation][::-1]
-    changed = simulation.try_weights(toy_embeddings(dataset, others))
+    changed = feedback.try_weights(toy_embeddings(dataset, others))
     assert not changed.equals(tried)
 
 
 def test_the_scores_of_weights_are_those_of_one_round(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
     as_asked = replace(dataset, gallery=dataset.train, queries=dataset.validation)
-    tried = simulation.try_weights(embeddings)
-    assert len(tried) == len(simulation.MEANT) * len(simulation.NOT_MEANT)
+    tried = feedback.try_weights(embeddings)
+    assert len(tried) == len(feedback.MEANT) * len(feedback.NOT_MEANT)
     for row in tried.iloc[[0, 7, -1]].itertuples():
         weights = Rocchio(meant=row.meant, not_meant=row.not_meant)
-        slow = slowly(embeddings.of(as_asked), weights, 1, simulation.MARKED)
+        slow = slowly(embeddings.of(as_asked), weights, 1, feedback.MARKED)
         mean = slow.loc[slow["round"] == 1, "average_precision"].mean()
         assert row.mean_average_precision == pytest.approx(mean)
 
@@ -324,17 +326,17 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
 def test_the_best_weights_are_chosen_the_smaller_of_equals(monkeypatch, scores, expected):
     tried = {"meant": [0.5, 0.5, 2.0, 2.0], "not_meant": [0.1, 1.0, 0.1, 1.0]}
     frame = pd.DataFrame(tried | {"mean_average_precision": scores}).iloc[::-1]
-    monkeypatch.setattr(simulation, "try_weights", lambda embeddings: frame)
-    assert simulation.choose_weights(None) == Rocchio(1, *expected)
+    monkeypatch.setattr(feedback, "try_weights", lambda embeddings: frame)
+    assert feedback.choose_weights(None) == Rocchio(1, *expected)
 
 
 def test_a_training_set_that_is_all_marked_leaves_the_smallest_weights():
     dataset = toy_dataset(n_classes=2, n_train=4, n_test=3)
-    assert len(dataset.train) <= simulation.MARKED
+    assert len(dataset.train) <= feedback.MARKED
     embeddings = toy_embeddings(dataset)
-    assert simulation.try_weights(embeddings)["mean_average_precision"].isna().all()
-    smallest = min(simulation.MEANT), min(simulation.NOT_MEANT)
-    assert simulation.choose_weights(embeddings) == Rocchio(1, *smallest)
+    assert feedback.try_weights(embeddings)["mean_average_precision"].isna().all()
+    smallest = min(feedback.MEANT), min(feedback.NOT_MEANT)
+    assert feedback.choose_weights(embeddings) == Rocchio(1, *smallest)
 
 
 # kept
@@ -342,22 +344,22 @@ def test_a_training_set_that_is_all_marked_leaves_the_smallest_weights():
 
 def test_what_is_measured_once_is_kept(dataset, monkeypatch):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset, seed=5))
-    first = simulation.measure(embeddings)
+    first = feedback.measure_feedback(embeddings)
 
     def refuse(*_, **__):
         raise AssertionError("ranked again")
 
     monkeypatch.setattr(ranking, "search", refuse)
-    pd.testing.assert_frame_equal(simulation.measure(embeddings), first)
+    pd.testing.assert_frame_equal(feedback.measure_feedback(embeddings), first)
     # Other weights, or another gallery, are another question.
     with pytest.raises(AssertionError, match="ranked again"):
-        simulation.simulate(embeddings, Rocchio(1, 3, 3))
+        feedback.simulate_feedback(embeddings, Rocchio(1, 3, 3))
     view = protocols.view(dataset, "held_out_gallery")
     with pytest.raises(AssertionError, match="ranked again"):
-        simulation.measure(embeddings.of(view))
+        feedback.measure_feedback(embeddings.of(view))
 
 
-def test_a_control_without_a_classifier_is_measured_too(dataset):
+def test_a_baseline_without_a_classifier_is_measured_too(dataset):
     embeddings = replace(toy_embeddings(dataset, seed=3), probabilities=None)
-    found = simulation.measure(embeddings)
+    found = feedback.measure_feedback(embeddings)
     assert found["round"].value_counts().to_dict() == dict.fromkeys(range(4), len(dataset.queries))

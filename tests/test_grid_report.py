@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from invented import result, rows
 
-from cbir.reporting import comparison, grid_plots, grid_report, grids
-from cbir.reporting.grid_report import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
+from cbir.reporting import grids, tables
+from cbir.reporting.grids import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
 from cbir.retrieval import uncertainty
 
 
@@ -18,7 +18,7 @@ def closed_figures():
 
 def run(architecture: str, point: dict, scores, *, right=1.0, known=1.0, speed=1000.0) -> dict:
     """A run of a grid, by its name: average precisions, accuracy of queries and of training."""
-    name = grids.name(architecture, point)
+    name = grids.point_name(architecture, point)
     variant = grids.variant(point)
     frame = rows(scores, architecture=name, variant=variant, correct=right)
     return {
@@ -55,7 +55,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def runs(results):
-    return grid_report.table(results)
+    return grids.grid_table(results)
 
 
 def learning(*counts: int) -> dict:
@@ -91,15 +91,15 @@ def test_seeds_are_averaged_in_a_row():
         rows([0.6, 0.8], seed=1, correct=[1.0, 1.0], variant="dropout=0.1"),
         variant="dropout=0.1",
     )
-    row = grid_report.table({"cnn-0.1": both}).loc["cnn-0.1"]
+    row = grids.grid_table({"cnn-0.1": both}).loc["cnn-0.1"]
     assert row[MAP] == pytest.approx(0.5)
     assert row[ACCURACY] == pytest.approx(0.75)
 
 
 def test_dimensions_are_the_parameters_of_the_grid_in_their_order(runs):
-    assert grid_report.dimensions(runs) == ["input_size", "train"]
-    assert grid_report.is_number(runs, "input_size")
-    assert not grid_report.is_number(runs, "train")
+    assert grids.dimensions(runs) == ["input_size", "train"]
+    assert grids.is_number(runs, "input_size")
+    assert not grids.is_number(runs, "train")
 
 
 def test_figures_run_along_numbers_and_of_these_along_the_most():
@@ -108,7 +108,7 @@ def test_figures_run_along_numbers_and_of_these_along_the_most():
         found = {}
         for point in points:
             found |= run("cnn", point, [0.5])
-        return grid_report.axis_of(grid_report.table(found))
+        return grids.axis_of(grids.grid_table(found))
 
     assert axis(train=["head", "all", "last_blocks:1"], input_size=[32, 64]) == "input_size"
     assert axis(dropout=[0.1, 0.2], learn_from=[10, 20, 50]) == "learn_from"
@@ -117,18 +117,18 @@ def test_figures_run_along_numbers_and_of_these_along_the_most():
 
 
 def test_a_series_differs_along_the_axis_alone(runs):
-    groups = grid_report.series(runs)
+    groups = grids.series(runs)
     assert {name: group.index.tolist() for name, group in groups.items()} == {
         "vgg, train head": ["vgg-32-head", "vgg-64-head"],
         "vgg, train all": ["vgg-32-all", "vgg-64-all"],
         "cnn, train head": ["cnn-32-head", "cnn-64-head"],
         "cnn, train all": ["cnn-32-all", "cnn-64-all"],
     }
-    assert list(grid_report.series(grid_report.table(learning(10, 20)))) == ["cnn"]
+    assert list(grids.series(grids.grid_table(learning(10, 20)))) == ["cnn"]
 
 
 def test_a_reader_sees_numbers_with_their_intervals(runs):
-    shown = grid_report.readable(runs)
+    shown = grids.readable(runs)
     assert shown.index.tolist() == ["vgg"] * 4 + ["cnn"] * 4
     columns = ["input_size", "train", ACCURACY, TRAINING, MAP, SPEED, SECONDS, INDEX]
     assert list(shown.columns) == columns
@@ -142,7 +142,7 @@ def test_a_reader_sees_numbers_with_their_intervals(runs):
 
 
 def test_pairs_differ_in_one_parameter_alone(results, runs):
-    found = grid_report.pairs(results, runs)
+    found = grids.grid_pairs(results, runs)
     both = {frozenset(pair) for pair in zip(found["ahead"], found["behind"], strict=True)}
     expected = {
         frozenset((f"{name}-{one}", f"{name}-{other}"))
@@ -157,37 +157,37 @@ def test_pairs_differ_in_one_parameter_alone(results, runs):
 
 
 def test_pairs_are_corrected_for_those_of_the_table_alone(results, runs):
-    found = grid_report.pairs(results, runs)
+    found = grids.grid_pairs(results, runs)
     assert found["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(found["p"].to_numpy()))
-    assert (found["is_told_apart"] == (found["p_holm"] < 0.05)).all()
+    assert (found["is_significant"] == (found["p_holm"] < 0.05)).all()
     # All 28 pairs of runs would have been corrected for more.
-    every = comparison.pairs(results).set_index(["ahead", "behind"])["p_holm"]
+    every = tables.pairs(results).set_index(["ahead", "behind"])["p_holm"]
     own = found.set_index(["ahead", "behind"])["p_holm"]
     assert (own <= every[own.index]).all()
     assert (own < every[own.index]).any()
     # Of 2 ** 12 choices of signs, two are as far from 0, in all but the two pairs of cnn.
-    told = found[found["is_told_apart"]]
+    told = found[found["is_significant"]]
     assert len(told) == 6
     assert told["p"].to_numpy() == pytest.approx(2 / 2**12)
     assert told["p_holm"].to_numpy() == pytest.approx(8 * 2 / 2**12)
-    tied = found[~found["is_told_apart"]]
+    tied = found[~found["is_significant"]]
     assert tied["ahead"].tolist() == ["cnn-64-all", "cnn-32-all"]
     assert tied["difference"].to_numpy() == pytest.approx(0.0004)
 
 
 def test_a_grid_of_which_one_run_has_results_has_no_pairs():
     found = run("cnn", {"dropout": 0.1}, [0.5, 0.6])
-    pairs = grid_report.pairs(found, grid_report.table(found))
+    pairs = grids.grid_pairs(found, grids.grid_table(found))
     assert pairs.empty
-    assert comparison.pairs_table(pairs).empty
-    assert "dropout 0.1" in grid_report.answer(grid_report.table(found), pairs)
+    assert tables.pairs_table(pairs).empty
+    assert "dropout 0.1" in grids.answer(grids.grid_table(found), pairs)
 
 
 # Sentences
 
 
 def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs):
-    said = grid_report.answer(runs, grid_report.pairs(results, runs)).split("\n\n")
+    said = grids.answer(runs, grids.grid_pairs(results, runs)).split("\n\n")
     assert len(said) == 2
     assert said[0] == (
         "**vgg**: the highest mAP is 0.9000 [0.8995,\u00a00.9005], with input_size 64, train all "
@@ -197,7 +197,7 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs
 
 
 def test_what_is_not_told_apart_from_the_best_is_named(results, runs):
-    said = grid_report.answer(runs, grid_report.pairs(results, runs)).split("\n\n")
+    said = grids.answer(runs, grids.grid_pairs(results, runs)).split("\n\n")
     assert "Not told apart" not in said[0]
     assert said[1].startswith("**cnn**: the highest mAP is 0.40")
     assert "with input_size 64, train all (" in said[1]
@@ -209,8 +209,8 @@ def test_two_points_that_are_equal_are_said_to_be_not_told_apart(order):
     found = {}
     for pooling in order:
         found |= run("cnn", {"pooling": pooling}, around(0.5))
-    runs = grid_report.table(found)
-    said = grid_report.answer(runs, grid_report.pairs(found, runs))
+    runs = grids.grid_table(found)
+    said = grids.answer(runs, grids.grid_pairs(found, runs))
     assert f"with pooling {order[0]} (" in said
     assert f"Not told apart from it: pooling {order[1]}." in said
 
@@ -218,8 +218,8 @@ def test_two_points_that_are_equal_are_said_to_be_not_told_apart(order):
 def test_a_point_that_is_both_best_and_fastest_is_told_once():
     found = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
     found |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
-    runs = grid_report.table(found)
-    said = grid_report.answer(runs, grid_report.pairs(found, runs))
+    runs = grids.grid_table(found)
+    said = grids.answer(runs, grids.grid_pairs(found, runs))
     assert said.endswith("with dropout 0.1 (accuracy 1.000 [1.000,\u00a01.000], 900 images/s).")
 
 
@@ -227,8 +227,8 @@ def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
     found = run("cnn", {"input_size": 32, "train": "head"}, [0.1, 0.9, 0.5])
     found |= run("cnn", {"input_size": 64, "train": "all"}, [0.2, 0.9, 0.5])
     found |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0])
-    runs = grid_report.table(found)
-    said = grid_report.answer(runs, grid_report.pairs(found, runs))
+    runs = grids.grid_table(found)
+    said = grids.answer(runs, grids.grid_pairs(found, runs))
     assert "with input_size 64, train all (" in said
     assert (
         "Not tested against it, as more than one parameter differs, though the intervals overlap: "
@@ -244,20 +244,20 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     scores = rows(around(0.7), architecture="vgg", correct=1.0)
     fixed = result(scores, parameters=given)
     fixed.summary["dataset"] |= {"train": 40, "validation": 10}
-    runs = grid_report.table(found | {"vgg": fixed})
+    runs = grids.grid_table(found | {"vgg": fixed})
     assert runs.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
-    assert list(grid_report.series(runs)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
+    assert list(grids.series(runs)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
     # Its own images, where others vary how many they learn from.
-    runs = grid_report.table(learning(10, 20) | {"vgg": fixed})
+    runs = grids.grid_table(learning(10, 20) | {"vgg": fixed})
     assert runs.loc["vgg", "learn_from"] == 50
     # Of a head's training, whose epochs are not those of the backbone, nothing is known.
     frozen = result(scores, parameters=given | {"train": "head"})
     found = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
-    runs = grid_report.table(found | {"vgg": frozen})
+    runs = grids.grid_table(found | {"vgg": frozen})
     assert runs["dropout"].tolist() == [0.1, 0.2, "–"]
     # Mixed with numbers, a dash is a column of its own, and there is no order to run along.
-    assert not grid_report.is_number(runs, "dropout")
-    axis = grid_plots.heat_maps(runs).axes[0]
+    assert not grids.is_number(runs, "dropout")
+    axis = grids.heat_maps(runs).axes[0]
     assert [each.get_text() for each in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
 
 
@@ -270,7 +270,7 @@ def told_of(found: dict, **differing: list) -> str:
     """What is said of overfitting where the runs differ, besides the backbone, in these alone."""
     backbones = [name.partition("-")[0] for name in found]
     described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(found))
-    return grid_report.overfitting(grid_report.table(found), described)
+    return grids.overfitting(grids.grid_table(found), described)
 
 
 def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
@@ -278,9 +278,9 @@ def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
     frame = rows([0.5, 0.5], architecture="cnn-500", variant="learn_from=500", correct=[1.0, 0.0])
     accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
     found = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
-    runs = grid_report.table(found)
+    runs = grids.grid_table(found)
     assert runs.loc["cnn-500", [ACCURACY + LOW, ACCURACY + HIGH]].tolist() == [0.0, 1.0]
-    row = grid_report.gaps(runs).loc["cnn-500"]
+    row = grids.gaps(runs).loc["cnn-500"]
     assert row["value"] == pytest.approx(0.9 - 0.5)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.8 - 1.0, 0.95 - 0.0))
 
@@ -295,7 +295,7 @@ def test_gaps_are_told_of_every_size_in_order_with_intervals():
     assert "gap of" not in said
 
 
-def test_the_deep_network_is_told_apart_only_where_intervals_lie_apart():
+def test_the_deep_network_is_significant_only_where_intervals_lie_apart():
     found = learnt("vgg16", 500, known=0.9, right=0.3)  # 0.5 to 0.65
     found |= learnt("cnn", 500, known=0.6, right=0.3)  # 0.2 to 0.35
     found |= learnt("resnet50", 500, known=0.8, right=0.3)  # 0.4 to 0.55
@@ -353,19 +353,19 @@ def test_gaps_are_told_for_each_point_of_what_else_differs():
 
 
 def test_of_other_grids_nothing_is_said_of_overfitting(runs):
-    assert grid_report.overfitting(runs, pd.DataFrame()) == ""
+    assert grids.overfitting(runs, pd.DataFrame()) == ""
 
 
 # Figures
 
 
 def test_heat_maps_have_a_row_a_series_and_a_column_a_value(runs):
-    figure = grid_plots.heat_maps(runs)
+    figure = grids.heat_maps(runs)
     assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, SPEED]
     assert {axis.get_xlabel() for axis in figure.axes} == {"input_size"}
     first = figure.axes[0]
     assert [each.get_text() for each in first.get_xticklabels()] == ["32", "64"]
-    assert [each.get_text() for each in first.get_yticklabels()] == list(grid_report.series(runs))
+    assert [each.get_text() for each in first.get_yticklabels()] == list(grids.series(runs))
     texts = [[each.get_text() for each in axis.texts] for axis in figure.axes]
     values = ["0.300", "0.700", "0.500", "0.900", "0.200", "0.400", "0.200", "0.400"]
     assert texts == [values, values, ["1,000", "250"] * 4]
@@ -373,7 +373,7 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(runs):
 
 def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
     def columns(results):
-        axis = grid_plots.heat_maps(grid_report.table(results)).axes[0]
+        axis = grids.heat_maps(grids.grid_table(results)).axes[0]
         return [each.get_text() for each in axis.get_xticklabels()]
 
     named = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
@@ -382,15 +382,15 @@ def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
 
 
 def test_a_point_without_results_stays_empty(runs):
-    figure = grid_plots.heat_maps(runs.drop(index="vgg-32-head"))
+    figure = grids.heat_maps(runs.drop(index="vgg-32-head"))
     texts = [each.get_text() for each in figure.axes[0].texts]
     assert len(texts) == 7
     assert "0.300" not in texts
 
 
 def test_curves_run_along_the_axis_with_training_images_dashed():
-    runs = grid_report.table(learning(500, 50000, 1000))
-    figure = grid_plots.curves(runs)
+    runs = grids.grid_table(learning(500, 50000, 1000))
+    figure = grids.curves(runs)
     left, right = figure.axes
     assert (left.get_ylabel(), right.get_ylabel()) == (ACCURACY, MAP)
     for axis in (left, right):
@@ -413,7 +413,7 @@ def test_curves_have_a_place_for_zero(values, scale):
     found = {}
     for value in values:
         found |= run("cnn", {"whitening": value}, around(0.5))
-    figure = grid_plots.curves(grid_report.table(found))
+    figure = grids.curves(grids.grid_table(found))
     axis = figure.axes[0]
     assert axis.get_xscale() == scale
     places = axis.transData.transform([(value, 0.5) for value in values])[:, 0]
@@ -422,7 +422,7 @@ def test_curves_have_a_place_for_zero(values, scale):
 
 
 def test_curves_bear_their_intervals(runs):
-    figure = grid_plots.curves(runs)
+    figure = grids.curves(runs)
     left, right = figure.axes
     assert (len(left.lines), len(right.lines)) == (8, 4)
     assert len({line.get_color() for line in right.lines}) == 4

@@ -11,7 +11,7 @@ from cbir.reporting import grids
 from cbir.studies import params
 from cbir.studies.study import open_study
 
-CONTROL = {"notebook": "control", "control": "random"}
+BASELINE = {"notebook": "baseline", "baseline": "random"}
 SIZES = {"input_size": [32, 64]}
 BOTH = SIZES | {"dropout": [0, 0.5]}
 
@@ -23,7 +23,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def load(root, architectures: dict, grid=None, **asked) -> list[params.Run]:
+def load(root, architectures: dict, grid=None, **asked) -> list[params.RunConfig]:
     """The runs of a study with these architectures, and this grid for all of them."""
     write_study(root, "tiny", STUDY, architectures)
     if grid is not None:
@@ -41,7 +41,7 @@ def error_of(root, architectures: dict, grid=None, **asked) -> str:
     return str(caught.value)
 
 
-def names_of(runs: list[params.Run]) -> list[str]:
+def names_of(runs: list[params.RunConfig]) -> list[str]:
     return [run.architecture for run in runs]
 
 
@@ -67,18 +67,18 @@ def test_what_set_sets_is_no_dimension():
 
 def test_no_grid_is_one_empty_point():
     assert grids.points({}, {"epochs": 3}) == [{}]
-    assert (grids.name("cnn", {}), grids.variant({})) == ("cnn", "")
+    assert (grids.point_name("cnn", {}), grids.variant({})) == ("cnn", "")
 
 
 def test_a_point_gives_a_run_its_name_and_its_words():
     point = {"input_size": 96, "train": "head"}
-    assert grids.name("mobilenet", point) == "mobilenet-96-head"
+    assert grids.point_name("mobilenet", point) == "mobilenet-96-head"
     assert grids.variant(point) == "input_size=96 train=head"
 
 
 @pytest.mark.parametrize("value", ["study:a/b", "data/a b.h5", [1, 2], "last_blocks:3", "../up"])
 def test_a_name_is_one_that_a_folder_can_have(value):
-    assert set(grids.name("cnn", {"key": value})).isdisjoint("/\\:*?\"<>| [],'")
+    assert set(grids.point_name("cnn", {"key": value})).isdisjoint("/\\:*?\"<>| [],'")
 
 
 POINTS = {
@@ -97,7 +97,7 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_architecture_and_point_are_read_back_from_name_and_words(point):
     for file in ("cnn", "cnn_strong", "mobilenet-96"):
-        architecture, found = grids.parse(grids.name(file, point), grids.variant(point))
+        architecture, found = grids.parse(grids.point_name(file, point), grids.variant(point))
         assert architecture == file
         assert found.keys() == point.keys()
         is_listed = {key: isinstance(value, list) for key, value in point.items()}
@@ -150,12 +150,12 @@ SEVERAL = [{"dropout": [0.1], "input_size": [32, 64]}, {"dropout": [0.2], "input
 
 @pytest.mark.parametrize("is_own", [False, True], ids=["of the study", "of an architecture"])
 def test_several_grids_of_the_same_parameters_stand_in_a_list(root, is_own):
-    own = {"cnn": CNN | {"grid": SEVERAL} if is_own else CNN, "control": CONTROL}
+    own = {"cnn": CNN | {"grid": SEVERAL} if is_own else CNN, "baseline": BASELINE}
     given = [own, None if is_own else SEVERAL]
-    assert names_of(load(root, *given)) == ["cnn-0.1-32", "cnn-0.1-64", "cnn-0.2-32", "control"]
+    assert names_of(load(root, *given)) == ["cnn-0.1-32", "cnn-0.1-64", "cnn-0.2-32", "baseline"]
     # SET leaves two of them the same point.
-    assert names_of(load(root, *given, overrides="dropout=0")) == ["cnn-32", "cnn-64", "control"]
-    assert names_of(load(root, *given, overrides="input_size=96 dropout=0")) == ["cnn", "control"]
+    assert names_of(load(root, *given, overrides="dropout=0")) == ["cnn-32", "cnn-64", "baseline"]
+    assert names_of(load(root, *given, overrides="input_size=96 dropout=0")) == ["cnn", "baseline"]
 
 
 @pytest.mark.parametrize("other", [{"input_size": [96]}, {"input_size": [32], "dropout": [0.3]}])
@@ -182,9 +182,9 @@ def test_nothing_stops_early_where_overfitting_is_asked_for():
     assert len({run.parameters["epochs"] for run in from_random}) == 1
 
 
-def test_a_control_is_not_touched_by_a_grid_that_it_does_not_know(root):
-    runs = load(root, {"a_control": CONTROL, "cnn": CNN}, SIZES)
-    assert names_of(runs) == ["cnn-32", "cnn-64", "a_control"]
+def test_a_baseline_is_not_touched_by_a_grid_that_it_does_not_know(root):
+    runs = load(root, {"a_baseline": BASELINE, "cnn": CNN}, SIZES)
+    assert names_of(runs) == ["cnn-32", "cnn-64", "a_baseline"]
     assert runs[-1].parameters["variant"] == ""
     assert "input_size" not in runs[-1].parameters
 

@@ -99,8 +99,8 @@ def test_memory_does_not_grow_with_the_number_of_images(encoder, tmp_path):
 
 
 def test_mirrored_outputs_are_those_of_the_mirror_images(encoder, images):
-    found = inference.batch(inference.mirrored(encoder), images)
-    expected = inference.batch(encoder, images[:, :, ::-1])
+    found = inference.predict_batch(inference.mirrored(encoder), images)
+    expected = inference.predict_batch(encoder, images[:, :, ::-1])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -108,17 +108,17 @@ def test_mirrored_outputs_are_those_of_the_mirror_images(encoder, images):
 def test_memory_mapped_images_are_read_as_any_others(encoder, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    found = inference.batch(encoder, mapped[3:5])
-    for one, other in zip(found, inference.batch(encoder, images[3:5]), strict=True):
+    found = inference.predict_batch(encoder, mapped[3:5])
+    for one, other in zip(found, inference.predict_batch(encoder, images[3:5]), strict=True):
         assert np.array_equal(one, other)
 
 
 def test_flipped_outputs_are_means_over_both_ways_of_seeing_an_image(encoder, images):
     mirrored = images[:, :, ::-1]
-    both = [inference.batch(encoder, each) for each in (images, mirrored)]
+    both = [inference.predict_batch(encoder, each) for each in (images, mirrored)]
     flipped = inference.flipped(encoder)
-    found = inference.batch(flipped, images)
-    of_mirrored = inference.batch(flipped, mirrored)
+    found = inference.predict_batch(flipped, images)
+    of_mirrored = inference.predict_batch(flipped, mirrored)
     for place in range(2):
         by_hand = (both[0][place] + both[1][place]) / 2
         np.testing.assert_allclose(found[place], by_hand, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from cbir.images import leaks, sources
+from cbir.images import leaks
+from cbir.images.pictures import decode_pictures, digits_pictures
 
 COLUMNS = {
     "query": np.dtype("int64"),
@@ -61,7 +62,7 @@ def test_planted_pairs_are_found_and_nothing_else(size):
     queries[5] = brightened(gallery[119])
     queries[7] = noisy(gallery[0])
     queries[11] = gallery[70]
-    pairs = leaks.find(queries, gallery)
+    pairs = leaks.find_leaks(queries, gallery)
     assert positions(pairs) == [
         (3, 70, "identical"),
         (5, 119, "near-duplicate"),
@@ -83,19 +84,19 @@ def tinted(picture: np.ndarray) -> np.ndarray:
 def test_compression_shift_and_tint_do_not_hide_a_picture(change):
     gallery, queries = scenes(40, 64, seed=3), scenes(4, 64, seed=4)
     queries[2] = change(gallery[9])
-    assert positions(leaks.find(queries, gallery)) == [(2, 9, "near-duplicate")]
+    assert positions(leaks.find_leaks(queries, gallery)) == [(2, 9, "near-duplicate")]
 
 
 @pytest.mark.parametrize("change", [np.flipud, np.fliplr, np.rot90, lambda picture: 255 - picture])
 def test_mirrored_turned_and_inverted_pictures_are_other_pictures(change):
     gallery = scenes(30, 32, seed=5)
-    assert leaks.find(change(gallery[4])[None], gallery).empty
+    assert leaks.find_leaks(change(gallery[4])[None], gallery).empty
 
 
 def test_the_brightness_of_a_picture_does_not_make_it_another():
     gallery = scenes(30, 32, seed=6)
     query = (gallery[8] * 0.5).astype(np.uint8)[None]
-    assert leaks.find(query, gallery)["pixel_distance"].item() < 0.05
+    assert leaks.find_leaks(query, gallery)["pixel_distance"].item() < 0.05
 
 
 def test_every_pair_is_given_by_query_then_distance():
@@ -103,7 +104,7 @@ def test_every_pair_is_given_by_query_then_distance():
     queries[1] = queries[2] = gallery[50]
     gallery[20] = noisy(gallery[50])
     gallery[10] = gallery[50]
-    pairs = leaks.find(queries, gallery)
+    pairs = leaks.find_leaks(queries, gallery)
     assert positions(pairs) == [
         (query, image, kind)
         for query in (1, 2)
@@ -118,7 +119,7 @@ def test_positions_hold_in_every_block():
     places = [(0, 799), (63, 0), (64, 340), (65, 341), (340, 63), (341, 682), (699, 683)]
     for query, image in places:
         queries[query] = brightened(gallery[image])
-    found = leaks.find(queries, gallery)
+    found = leaks.find_leaks(queries, gallery)
     assert list(zip(found["query"], found["gallery"], strict=True)) == places
 
 
@@ -127,7 +128,7 @@ def test_dozens_of_copies_of_every_query_are_found():
     # neighbour of every query is a copy.
     queries = scenes(10, 32, seed=11)
     gallery = np.concatenate([scenes(1600, 32, seed=12), *[noisy(queries)] * 20])
-    pairs = leaks.find(queries, gallery)
+    pairs = leaks.find_leaks(queries, gallery)
     assert list(pairs["query"]) == [query for query in range(10) for _ in range(20)]
     assert (pairs["gallery"] >= 1600).all()
 
@@ -138,15 +139,15 @@ def test_memory_mapped_images_give_the_same(tmp_path):
     for name, images in (("gallery", gallery), ("queries", queries)):
         np.save(tmp_path / f"{name}.npy", images)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("queries", "gallery")]
-    found = leaks.find(*mapped)
+    found = leaks.find_leaks(*mapped)
     assert len(found) == 1
-    pd.testing.assert_frame_equal(found, leaks.find(queries, gallery))
+    pd.testing.assert_frame_equal(found, leaks.find_leaks(queries, gallery))
 
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_no_pairs_have_the_same_columns(count):
-    none = leaks.find(scenes(count, 32, seed=14), scenes(20, 32, seed=15))
-    some = leaks.find(scenes(20, 32, seed=15), scenes(20, 32, seed=15))
+    none = leaks.find_leaks(scenes(count, 32, seed=14), scenes(20, 32, seed=15))
+    some = leaks.find_leaks(scenes(20, 32, seed=15), scenes(20, 32, seed=15))
     assert none.empty
     assert len(some) == 20
     assert list(none.columns) == list(some.columns)
@@ -161,21 +162,21 @@ def test_pictures_of_one_colour_leak_only_where_all_pixels_are_equal():
     gallery[3] = 255
     queries = np.full((2, 32, 32, 3), 100, np.uint8)
     queries[1] = 101
-    assert positions(leaks.find(queries, gallery)) == [(0, 0, "identical")]
+    assert positions(leaks.find_leaks(queries, gallery)) == [(0, 0, "identical")]
 
 
 def test_faint_pictures_leak_only_where_all_pixels_are_equal():
     # The same three grey levels on two skies: nothing says that it is one shot.
     gradient = (np.arange(32) // 11).astype(np.uint8)[:, None]
     gallery = np.stack([np.full((32, 32, 3), value, np.uint8) + gradient for value in (20, 200)])
-    assert positions(leaks.find(gallery[:1] + 1, gallery)) == []
+    assert positions(leaks.find_leaks(gallery[:1] + 1, gallery)) == []
 
 
 def test_pictures_of_one_colour_do_not_move_the_others():
     gallery, queries = scenes(40, 32, seed=19), scenes(12, 32, seed=20)
     gallery[::3], queries[::2] = 7, 9
     queries[11] = noisy(gallery[38])
-    assert positions(leaks.find(queries, gallery)) == [(11, 38, "near-duplicate")]
+    assert positions(leaks.find_leaks(queries, gallery)) == [(11, 38, "near-duplicate")]
 
 
 @pytest.mark.parametrize("by", [(0, 0), (2, 0), (0, -2), (-2, 2), (1, -1)])
@@ -189,10 +190,10 @@ def test_the_distance_of_pixels_allows_for_a_shift_by_two(by):
 
 
 def test_look_alike_digits_are_not_leaks(tmp_path):
-    digits, _, _ = sources.decode(sources.digits(), 32, tmp_path / "digits.npy")
+    digits, _, _ = decode_pictures(digits_pictures(), 32, tmp_path / "digits.npy")
     queries, gallery = digits[::5].copy(), digits[np.arange(len(digits)) % 5 > 0]
     queries[8] = compressed(gallery[900])
-    pairs = leaks.find(queries, gallery)
+    pairs = leaks.find_leaks(queries, gallery)
     assert positions(pairs) == [(8, 900, "near-duplicate")]
     assert pairs.attrs["pixel_threshold"] < leaks.PIXEL_DISTANCE / 2
 
@@ -200,7 +201,7 @@ def test_look_alike_digits_are_not_leaks(tmp_path):
 def test_nearly_equal_copies_are_found_though_there_is_nothing_else():
     queries = scenes(5, 32, seed=16)
     gallery = np.repeat(queries // 2 * 2, 60, axis=0)
-    pairs = leaks.find(queries, gallery)
+    pairs = leaks.find_leaks(queries, gallery)
     assert pairs.attrs["pixel_threshold"] == leaks.MIN_PIXEL_DISTANCE
     assert list(pairs["query"]) == [query for query in range(5) for _ in range(60)]
 
@@ -258,6 +259,6 @@ def test_words(identical, near, n_queries, words):
 
 def test_a_small_gallery_of_natural_pictures_keeps_the_threshold():
     for count in (1, 3, 8, 40, 300):
-        pairs = leaks.find(scenes(10, 32, seed=17), scenes(count, 32, seed=18))
+        pairs = leaks.find_leaks(scenes(10, 32, seed=17), scenes(count, 32, seed=18))
         assert pairs.empty
         assert pairs.attrs["pixel_threshold"] == leaks.PIXEL_DISTANCE

@@ -8,15 +8,15 @@ from conftest import CNN, ROOT, STUDY, write_study
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import controls
+from cbir.networks import baselines
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import limits, params
 
-CONTROL = {"notebook": "control", "control": "random"}
+BASELINE = {"notebook": "baseline", "baseline": "random"}
 # As somebody would type them in YAML: the least and the most that fits, or every name.
 ALLOWED = {
     "backbone": [*BACKBONES],
-    "control": [*limits.CONTROLS],
+    "baseline": [*limits.BASELINES],
     "image_size": ["8", "224"],
     "training_images": ["0", "1", "5000"],
     "test_images": ["0", "1", "5000"],
@@ -58,7 +58,7 @@ ALLOWED = {
 }
 REFUSED = {
     "backbone": ["alexnet", "CNN", "''"],
-    "control": ["chance", "Random", "''"],
+    "baseline": ["chance", "Random", "''"],
     "image_size": ["7", "0", "-32"],
     "training_images": ["-1"],
     "test_images": ["-1"],
@@ -115,7 +115,7 @@ def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 def load(root, key: str, value: str) -> tuple[str, dict]:
     """The file that a parameter was typed into, and the parameters of its run."""
-    own = CONTROL if key == "control" else CNN
+    own = BASELINE if key == "baseline" else CNN
     needs = NEEDS.get((key, value), {})
     layers = {
         "study": {name: needs.get(name, each) for name, each in STUDY.items()},
@@ -124,7 +124,7 @@ def load(root, key: str, value: str) -> tuple[str, dict]:
     file = "study" if key in STUDY else "cnn"
     layers[file].pop(key, None)
     write_study(root, "tiny", layers["study"], {"cnn": layers["cnn"]})
-    if own is CONTROL:  # a default is for networks alone
+    if own is BASELINE:  # a default is for networks alone
         (root / "params" / "defaults.yaml").write_text("training_images: 0\ntest_images: 0\n")
     path = root / "params" / "tiny" / f"{file}.yaml"
     path.write_text(f"{path.read_text()}{key}: {value}\n")
@@ -142,7 +142,7 @@ def root(tmp_path_factory):
 
 def test_every_bounded_parameter_is_tried():
     assert ALLOWED.keys() == REFUSED.keys() == limits.LIMITS.keys()
-    names = params.known(ROOT / "notebooks" / "cnn.ipynb") | {"control": "str"}
+    names = params.known(ROOT / "notebooks" / "cnn.ipynb") | {"baseline": "str"}
     unbounded = names.keys() - limits.LIMITS.keys() - set(params.PLACED)
     assert {names[key] for key in unbounded - {"dataset"}} == {"bool"}
 
@@ -168,7 +168,7 @@ def test_what_a_parameter_may_not_be_is_refused_with_its_file_and_its_name(root,
 
 NAMED = {
     "backbone": BACKBONES,
-    "control": limits.CONTROLS,
+    "baseline": limits.BASELINES,
     "protocols": limits.PROTOCOLS,
     "pooling": limits.POOLINGS,
     "embedding": limits.EMBEDDINGS,
@@ -187,7 +187,7 @@ def test_a_wrong_name_is_answered_with_all_right_ones(key, names):
 def test_the_names_that_limits_lists_are_those_that_the_code_knows():
     from cbir.networks import optimisers, pooling
 
-    assert tuple(controls.CONTROLS) == limits.CONTROLS
+    assert tuple(baselines.BASELINES) == limits.BASELINES
     assert protocols.PROTOCOLS == limits.PROTOCOLS
     assert tuple(pooling.POOLINGS) == limits.POOLINGS
     assert pooling.LEARNT == limits.LEARNT_POOLINGS

@@ -17,9 +17,9 @@ from IPython.core.formatters import DisplayFormatter
 from nbformat import v4
 from PIL import Image
 
-from cbir.reporting import plots
+from cbir.reporting import display
 from cbir.reporting.pages import log_of, write_page
-from cbir.studies import report
+from cbir.studies import run
 
 LINKS = [("Comparison", "index.html"), ("cnn", "cnn.html"), ("vgg16", "vgg16.html")]
 PIXEL = base64.b64encode(b"not really a picture").decode()
@@ -219,7 +219,7 @@ def test_a_csv_has_the_cells_of_the_table_and_its_numbers_in_full(tmp_path):
         {"cnn": ["0.1 [0.0,\u00a00.2]", "a, b"], "seconds": [1 / 3, 2000.0]},
         index=pd.Index(["mAP", "x < y"], name="metric"),
     )
-    html = page_of([cell_of(plots.table(frame, "Two & two."))], tmp_path)
+    html = page_of([cell_of(display.table(frame, "Two & two."))], tmp_path)
     assert "0.333" in html
     assert "2,000.000" in html
     assert "<td " in html
@@ -230,13 +230,13 @@ def test_a_csv_has_the_cells_of_the_table_and_its_numbers_in_full(tmp_path):
 
 def test_every_header_of_a_table_says_what_it_heads(tmp_path):
     frame = pd.DataFrame({"cnn": [0.5], "vgg16": [0.25]}, index=["accuracy"])
-    tags = Tags(page_of([cell_of(plots.table(frame, "Quality."))], tmp_path))
+    tags = Tags(page_of([cell_of(display.table(frame, "Quality."))], tmp_path))
     assert [each["scope"] for each in tags.of("th")] == ["col", "col", "row"]
     assert "Table 1 Quality." in tags.text
 
 
 def test_tables_of_one_caption_have_files_of_their_own(tmp_path):
-    tables = [plots.table(pd.DataFrame({"k": [k]}), "Same.") for k in (1, 2, 3)]
+    tables = [display.table(pd.DataFrame({"k": [k]}), "Same.") for k in (1, 2, 3)]
     tags = Tags(page_of([cell_of(*tables)], tmp_path))
     names = [link["href"] for link in tags.of("a") if link["href"].startswith("tables/")]
     assert names == [f"tables/cnn-same{number}.csv" for number in ("", "_2", "_3")]
@@ -248,7 +248,7 @@ def test_tables_of_one_caption_have_files_of_their_own(tmp_path):
 
 
 def test_files_of_tables_that_are_no_more_go_and_those_of_other_pages_stay(tmp_path):
-    first, second = (plots.table(pd.DataFrame({"k": [1]}), name) for name in ("One.", "Two."))
+    first, second = (display.table(pd.DataFrame({"k": [1]}), name) for name in ("One.", "Two."))
     page_of([cell_of(first, second)], tmp_path)
     # A grid has runs of such names; they are pages of their own.
     (tmp_path / "tables" / "cnn-avg-one.csv").write_text("k\n5\n")
@@ -278,7 +278,7 @@ def shown(monkeypatch) -> list:
         ((kind, about),) = metadata.items()
         found.append((kind, drawing.data, about))
 
-    monkeypatch.setattr(plots, "display", keep)
+    monkeypatch.setattr(display, "display", keep)
     return found
 
 
@@ -289,8 +289,8 @@ def curve() -> plt.Figure:
 
 
 def test_figures_of_lines_are_drawn_as_svg_the_same_each_time(shown):
-    plots.show(curve(), "A line.")
-    plots.show(curve(), "A line.")
+    display.show(curve(), "A line.")
+    display.show(curve(), "A line.")
     (kind, drawing, about), other = shown
     assert kind == "image/svg+xml"
     assert about["alt"] == "A line."
@@ -303,7 +303,7 @@ def test_small_pictures_are_kept_as_they_are_and_large_ones_as_shown(shown):
     for side in (32, 900):
         figure, axis = plt.subplots(figsize=(3, 3))
         axis.imshow(random.integers(0, 256, (side, side, 3), np.uint8))
-        plots.show(figure, "Noise.")
+        display.show(figure, "Noise.")
     (small, drawing, _), (large, pixels, _) = shown
     assert (small, large) == ("image/svg+xml", "image/jpeg")
     (kept,) = re.findall(r'href="data:image/png;base64,([^"]*)"', drawing)
@@ -314,17 +314,17 @@ def test_small_pictures_are_kept_as_they_are_and_large_ones_as_shown(shown):
 def test_a_cloud_of_points_is_pixels_without_loss(shown):
     figure, axis = plt.subplots(figsize=(3, 3))
     axis.scatter(*np.random.default_rng(0).normal(size=(2, 5000)), s=2)
-    plots.show(figure, "Points.")
+    display.show(figure, "Points.")
     ((kind, pixels, about),) = shown
     assert kind == "image/png"
-    assert len(pixels) < plots.LARGE
+    assert len(pixels) < display.LARGE
     assert Image.open(io.BytesIO(pixels)).width == pytest.approx(2 * about["width"], abs=2)
 
 
 def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):
     study = SimpleNamespace(folder=tmp_path, root=tmp_path, name="tiny", links=LINKS)
-    report._write_note(study, "vgg16", "why", "vgg16.html")
+    run._write_note(study, "vgg16", "why", "vgg16.html")
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(report, "LARGEST_PAGE", 1000)
-    report._write_note(study, "vgg16", "why", "vgg16.html")
+    monkeypatch.setattr(run, "LARGEST_PAGE", 1000)
+    run._write_note(study, "vgg16", "why", "vgg16.html")
     assert "warning: vgg16.html has 0.0 MB, above 0" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import empty_project
 
-from cbir.reporting import parameters
+from cbir.reporting import provenance
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def write_manifest(project, **changes) -> None:
 
 def test_parameters_stand_in_rows_and_runs_in_columns(project):
     write_manifest(project)
-    table = parameters.table("tiny")
+    table = provenance.parameters_table("tiny")
     assert table["cnn"].to_dict() == {
         "epochs": "3", "seeds": "[0, 1]", "feature_maps": "false", "augmentation": "[]",
     }  # fmt: skip
@@ -40,28 +40,28 @@ def test_parameters_stand_in_rows_and_runs_in_columns(project):
 
 def test_the_commands_check_the_commit_out_and_run_the_study(project):
     write_manifest(project)
-    assert parameters.again("tiny") == "```\ngit checkout abc123\nmake report STUDY=tiny\n```"
+    assert provenance.commands("tiny") == "```\ngit checkout abc123\nmake report STUDY=tiny\n```"
     write_manifest(project, git={"commit": "abc123", "clean": False})
-    assert parameters.again("tiny").endswith("there were uncommitted changes.")
+    assert provenance.commands("tiny").endswith("there were uncommitted changes.")
     write_manifest(project, git={"commit": None, "clean": None})
-    assert parameters.again("tiny") == "```\nmake report STUDY=tiny\n```"
+    assert provenance.commands("tiny") == "```\nmake report STUDY=tiny\n```"
 
 
 def test_without_a_report_there_is_nothing_to_tell(project, monkeypatch):
     shown = []
-    monkeypatch.setattr(parameters, "display", shown.append)
-    assert parameters.again("tiny") == ""
-    assert parameters.table("tiny").empty
-    parameters.fold(parameters.table("tiny"), "Parameters")
+    monkeypatch.setattr(provenance.ipython, "display", shown.append)
+    assert provenance.commands("tiny") == ""
+    assert provenance.parameters_table("tiny").empty
+    provenance.fold(provenance.parameters_table("tiny"), "Parameters")
     assert shown == []
 
 
 def test_a_table_is_folded_under_its_summary(project, monkeypatch):
     shown = []
-    monkeypatch.setattr(parameters, "display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr(provenance.ipython, "display", lambda bundle, raw: shown.append(bundle))
     write_manifest(project)
-    table = parameters.table("tiny").assign(cnn="<b>")
-    parameters.fold(table, "All & every parameter")
+    table = provenance.parameters_table("tiny").assign(cnn="<b>")
+    provenance.fold(table, "All & every parameter")
     (bundle,) = shown
     assert bundle["text/html"].startswith("<details><summary>All &amp; every parameter</summary>")
     assert "All &amp; every parameter.</caption>" in bundle["text/html"]

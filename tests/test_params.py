@@ -10,13 +10,13 @@ import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
 from cbir import StudyError
-from cbir.networks import controls
+from cbir.networks import baselines
 from cbir.reporting import grids
 from cbir.studies import params
 
 FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
 DEFAULTS = "params/defaults.yaml"
-CONTROL = {"notebook": "control", "control": "random"}
+BASELINE = {"notebook": "baseline", "baseline": "random"}
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
         assert any(all(value in each[key] for key, value in point.items()) for each in several)
         expected = {k: v for k, v in (defaults | shared | own | point).items() if k in known}
         expected |= {"study": study, "variant": grids.variant(point)}
-        assert run.parameters == expected | {"architecture": grids.name(run.file, point)}
-        assert run.is_control == (run.file in controls.CONTROLS)
-        assert run.parameters.get("control", run.file) == run.file
+        assert run.parameters == expected | {"architecture": grids.point_name(run.file, point)}
+        assert run.is_baseline == (run.file in baselines.BASELINES)
+        assert run.parameters.get("baseline", run.file) == run.file
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
         ("cifar10", ["cnn", "cnn_strong", "mobilenet", "mobilenet_96", "resnet50", "vgg16"]),
     ],
 )
-def test_a_study_without_a_grid_has_a_run_a_file_and_the_controls_last(study, networks):
+def test_a_study_without_a_grid_has_a_run_a_file_and_the_baselines_last(study, networks):
     found = [run.architecture for run in params.load(ROOT, study)]
     assert found == [*networks, "hand_crafted", "random", "raw_pixels"]
 
@@ -124,14 +124,14 @@ def test_the_defaults_are_what_a_network_knows_beside_its_images_and_its_backbon
     assert read(ROOT / DEFAULTS).keys() == known - placed | {"training_images", "test_images"}
 
 
-def test_a_control_and_a_network_are_measured_alike():
-    cnn, control = (
-        params.known(ROOT / "notebooks" / f"{each}.ipynb") for each in ("cnn", "control")
+def test_a_baseline_and_a_network_are_measured_alike():
+    cnn, baseline = (
+        params.known(ROOT / "notebooks" / f"{each}.ipynb") for each in ("cnn", "baseline")
     )
     everyone = {*params.PLACED, *params.DATA, *params.ASKED}
     assert everyone <= cnn.keys()
-    assert control.keys() == everyone | {"control"}
-    assert {key: cnn[key] for key in everyone} == {key: control[key] for key in everyone}
+    assert baseline.keys() == everyone | {"baseline"}
+    assert {key: cnn[key] for key in everyone} == {key: baseline[key] for key in everyone}
 
 
 def test_each_layer_lies_over_the_one_before(project):
@@ -153,16 +153,16 @@ def test_each_layer_lies_over_the_one_before(project):
     assert found(overrides="batch_size=5") == 5
 
 
-def test_defaults_reach_every_architecture_and_no_control(project):
+def test_defaults_reach_every_architecture_and_no_baseline(project):
     least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
-    write_study(project, "tiny", STUDY, least | {"chance": CONTROL})
+    write_study(project, "tiny", STUDY, least | {"chance": BASELINE})
     defaults = read(ROOT / DEFAULTS)
     *networks, chance = params.load(project, "tiny")
     assert len(networks) == 3
     for run in networks:
         expected = defaults | STUDY | least[run.file]
         assert {key: run.parameters[key] for key in expected} == expected
-    assert chance.parameters.keys() == {*STUDY, *params.PLACED, "control"}
+    assert chance.parameters.keys() == {*STUDY, *params.PLACED, "baseline"}
 
 
 def test_defaults_that_are_not_there_are_one_line_that_names_the_file(project):
@@ -208,11 +208,11 @@ def test_runs_stand_in_the_order_of_their_files(project):
     assert names == ["alpha", "cnn", "resnet50", "vgg16"]
 
 
-def test_controls_stand_last_in_the_order_of_their_files(project):
-    write_study(project, "tiny", STUDY, {"a_random": CONTROL, "pixels": CONTROL})
+def test_baselines_stand_last_in_the_order_of_their_files(project):
+    write_study(project, "tiny", STUDY, {"a_random": BASELINE, "pixels": BASELINE})
     runs = params.load(project, "tiny")
     assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16", "a_random", "pixels"]
-    assert [run.is_control for run in runs] == [False] * 3 + [True] * 2
+    assert [run.is_baseline for run in runs] == [False] * 3 + [True] * 2
     assert runs[-1].weights == ("", "none")
     assert runs[0].weights == ("cnn", "none")
     assert all(run.asked == {key: STUDY[key] for key in params.ASKED} for run in runs)
@@ -227,7 +227,7 @@ def test_an_architecture_may_be_measured_in_its_own_way(project):
 
 
 def test_what_is_for_all_reaches_only_those_that_know_it(project):
-    write_study(project, "tiny", STUDY | {"epochs": 9}, {"chance": CONTROL})
+    write_study(project, "tiny", STUDY | {"epochs": 9}, {"chance": BASELINE})
     (project / FILE).write_text(yaml.safe_dump({k: CNN[k] for k in CNN if k != "epochs"}))
     cnn, *_, chance = params.load(project, "tiny", overrides="batch_size=2 draws=7")
     assert (cnn.parameters["epochs"], cnn.parameters["batch_size"]) == (9, 2)
@@ -235,24 +235,24 @@ def test_what_is_for_all_reaches_only_those_that_know_it(project):
     assert (cnn.parameters["draws"], chance.parameters["draws"]) == (7, 7)
 
 
-def test_what_a_control_says_of_itself_must_be_known_to_it(project):
-    write_study(project, "tiny", STUDY, {"chance": CONTROL | {"epochs": 3}})
+def test_what_a_baseline_says_of_itself_must_be_known_to_it(project):
+    write_study(project, "tiny", STUDY, {"chance": BASELINE | {"epochs": 3}})
     assert error_of(project).startswith("params/tiny/chance.yaml: unknown parameter 'epochs'")
 
 
-def test_a_study_of_controls_alone_is_not_asked_for_what_networks_need(project):
-    write_study(project, "bounds", STUDY, {"chance": CONTROL})
+def test_a_study_of_baselines_alone_is_not_asked_for_what_networks_need(project):
+    write_study(project, "bounds", STUDY, {"chance": BASELINE})
     (run,) = params.load(project, "bounds")
-    assert run.is_control
+    assert run.is_baseline
     with pytest.raises(StudyError, match="SET: unknown parameter 'epochs'"):
         params.load(project, "bounds", overrides="epochs=3")
 
 
 @pytest.mark.parametrize("value", ["chance", "''", "Random"])
-def test_an_unknown_control_is_answered_with_those_that_are_known(project, value):
-    write_study(project, "tiny", STUDY, {"chance": CONTROL | {"control": value}})
+def test_an_unknown_baseline_is_answered_with_those_that_are_known(project, value):
+    write_study(project, "tiny", STUDY, {"chance": BASELINE | {"baseline": value}})
     message = error_of(project)
-    assert message.startswith("params/tiny/chance.yaml: control must be one of random, raw_pixels")
+    assert message.startswith("params/tiny/chance.yaml: baseline must be one of random, raw_pixels")
 
 
 def test_hashing_1k_is_refused_for_other_images_than_cifar10(project):

@@ -1,434 +1,208 @@
-"""Figures show what they were given: hits as hits, misses as misses, numbers with intervals."""
+"""Pictures of every format become RGB squares; what cannot be read says why."""
 
-import itertools
-import re
-from types import SimpleNamespace
+import io
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
-from invented import result, rows
-from matplotlib.colors import to_hex
+from PIL import Image, features
 
-from cbir.reporting import cost_plots, maps, outcomes, pictures, plots, tidy
-from cbir.retrieval import uncertainty
+from cbir.images.pictures import LISTED, Unreadable, describe_skipped, read_square
 
-CLASSES = ["circle", "cross", "square"]
+RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
+def read(folder: Path, picture: Image.Image, name="picture.png", size=16, **saved) -> np.ndarray:
+    """A picture, saved and read again, as signed integers that can be subtracted."""
+    path = folder / name
+    picture.save(path, **saved)
+    return read_square(path, size).astype(int)
 
 
-@pytest.fixture
-def dataset():
-    """Nine gallery pictures, each of a grey that tells it, then three queries."""
-    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 1, 2])
-    greys = np.arange(12, dtype=np.uint8) * 20
-    return SimpleNamespace(
-        classes=CLASSES,
-        images=np.broadcast_to(greys[:, None, None, None], (12, 8, 8, 3)),
-        labels=labels,
-        train=np.arange(9),
-        gallery=np.arange(9),
-        gallery_labels=labels[:9],
-        queries=np.arange(9, 12),
-        query_labels=labels[9:],
-    )
+# EXIF's orientation: what was done to the upright picture before it was saved.
+TURNED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
-def shown_in(axis) -> int | None:
-    """Position of the picture that an axis shows."""
-    return int(axis.images[0].get_array()[0, 0, 0]) // 20 if axis.images else None
+@pytest.mark.parametrize(("orientation", "turned"), TURNED.items())
+def test_jpeg_is_turned_upright_as_its_exif_says(tmp_path, orientation, turned):
+    upright = Image.new("RGB", (32, 32), RED)
+    upright.paste(BLUE, (0, 0, 16, 16))
+    upright.paste(GREEN, (16, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if turned is None else upright.transpose(turned)
+    found = read(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
+    assert np.abs(found - np.asarray(upright).astype(int)).mean() < 6
 
 
-def frame_of(axis) -> str:
-    return to_hex(axis.spines["left"].get_edgecolor()).upper()
+MODES = {
+    "greyscale": (lambda: Image.new("L", (20, 20), 77), (77, 77, 77)),
+    "greyscale with alpha": (lambda: Image.new("LA", (20, 20), (77, 255)), (77, 77, 77)),
+    "palette": (lambda: Image.new("RGB", (20, 20), RED).quantize(4), RED),
+    "RGBA": (lambda: Image.new("RGBA", (20, 20), (*BLUE, 255)), BLUE),
+    "black and white": (lambda: Image.new("1", (20, 20), 1), WHITE),
+    "RGB": (lambda: Image.new("RGB", (20, 20), GREEN), GREEN),
+}
 
 
-def test_results_stand_beside_their_query_hits_and_misses_told_by_frame_and_sign(dataset):
-    rankings = np.array([[0, 3, 1], [5, 4, -1], [6, 7, 8]])
-    similarities = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, np.nan], [0.4, 0.3, 0.2]])
-    answers = {"cnn": (rankings, similarities)}
-    figure = pictures.results(dataset, np.array([0, 1]), answers, k=3)
-    one, other = np.array(figure.axes).reshape(2, 4)
-    assert [shown_in(axis) for axis in one] == [9, 0, 3, 1]
-    assert [axis.get_title() for axis in one] == ["query", "1 ✓ 0.900", "2 ✗ 0.800", "3 ✓ 0.700"]
-    assert [axis.get_xlabel() for axis in one] == ["circle", "circle", "cross", "circle"]
-    assert [frame_of(axis) for axis in one[1:]] == [plots.HIT, plots.MISS, plots.HIT]
-    # A search that finds no more shows no more.
-    assert [shown_in(axis) for axis in other] == [10, 5, 4, None]
-    assert not other[3].axison
+@pytest.mark.parametrize(("picture", "colour"), MODES.values(), ids=MODES)
+def test_png_of_every_mode_becomes_rgb(tmp_path, picture, colour):
+    found = read(tmp_path, picture())
+    assert found.shape == (16, 16, 3)
+    assert (found == colour).all()
 
 
-def test_a_gallery_smaller_than_what_is_shown_leaves_places_empty(dataset):
-    answers = {"cnn": (np.array([[0, 3]] * 3), np.array([[0.9, 0.8]] * 3))}
-    figure = pictures.results(dataset, np.array([2]), answers, k=4)
-    assert [shown_in(axis) for axis in figure.axes] == [11, 0, 3, None, None]
+def transparent_palette() -> Image.Image:
+    picture = Image.new("P", (20, 20), 0)
+    picture.putpalette([*RED, *GREEN])
+    picture.info["transparency"] = 0
+    return picture
 
 
-def test_each_architecture_answers_in_a_row_of_its_own(dataset):
-    one = (np.array([[0]] * 3), np.array([[0.9]] * 3))
-    other = (np.array([[4]] * 3), np.array([[0.9]] * 3))
-    figure = pictures.results(dataset, np.array([0, 1]), {"cnn": one, "vgg": other}, k=1)
-    table = np.array(figure.axes).reshape(4, 2)
-    assert [[shown_in(axis) for axis in row] for row in table] == [[9, 0], [9, 4], [10, 0], [10, 4]]
-    assert [row[0].texts[0].get_text() for row in table] == ["cnn", "vgg", "cnn", "vgg"]
+TRANSPARENT = {
+    "RGBA": lambda: Image.new("RGBA", (20, 20), (*BLUE, 0)),
+    "greyscale": lambda: Image.new("LA", (20, 20), (77, 0)),
+    "palette": transparent_palette,
+}
 
 
-def test_queries_are_chosen_by_their_place_alone(dataset):
-    dataset.query_labels = np.array([2, 0, 0, 1, 2])
-    assert pictures.one_query_a_class(dataset).tolist() == [1, 3, 0]
-    assert pictures.one_query_a_class(dataset, most=2).tolist() == [1, 3]
+@pytest.mark.parametrize("picture", TRANSPARENT.values(), ids=TRANSPARENT)
+def test_what_is_transparent_shows_white(tmp_path, picture):
+    assert (read(tmp_path, picture()) == WHITE).all()
 
 
-def test_samples_are_training_images_by_class(dataset):
-    figure = pictures.samples(dataset, per_class=4)
-    table = np.array(figure.axes).reshape(3, 4)
-    expected = [[0, 1, 2, None], [3, 4, 5, None], [6, 7, 8, None]]
-    assert [[shown_in(axis) for axis in row] for row in table] == expected
-    assert [row[0].texts[0].get_text() for row in table] == CLASSES
+def test_what_is_half_transparent_shows_half(tmp_path):
+    found = read(tmp_path, Image.new("RGBA", (20, 20), (0, 0, 0, 128)))
+    assert np.abs(found - 127).max() <= 1
 
 
-def test_each_query_stands_above_what_is_weighed_in_it(dataset):
-    maps = np.arange(8).reshape(2, 2, 2) / 28
-    figure = pictures.attention(dataset, maps, np.array([2, 0]))
-    above, below = np.array(figure.axes).reshape(2, 2)
-    assert [shown_in(axis) for axis in above] == [11, 9]
-    assert [axis.get_title() for axis in above] == ["square", "circle"]
-    assert [shown_in(axis) for axis in below] == [11, 9]
-    for axis, map_ in zip(below, maps, strict=True):
-        image, weights = axis.images
-        assert np.array_equal(weights.get_array(), map_)
-        # Each position lies over its part of the image, which shines through.
-        assert weights.get_extent() == image.get_extent()
-        assert 0 < weights.get_alpha() < 1
-        assert weights.get_cmap()(1.0)[:3] > weights.get_cmap()(0.0)[:3]
+def test_greyscale_of_sixteen_bits_keeps_its_levels(tmp_path):
+    levels = np.linspace(0, 65535, 16, dtype=np.uint16)
+    found = read(tmp_path, Image.fromarray(np.tile(levels, (16, 1))))
+    assert np.abs(found[0, :, 0] - levels // 257).max() <= 1
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 24])
-def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most, dataset):
-    pairs = pd.DataFrame({"query": [0, 0, 1, 2, 2, 2], "gallery": [4, 5, 6, 7, 8, 0]})
-    figure = pictures.leaking_pairs(dataset, pairs, most=most)
-    spread = {1: [0], 2: [0, 2]}.get(most, [0, 1, 2])
-    above, below = np.array(figure.axes).reshape(2, len(spread))
-    assert [shown_in(axis) for axis in above] == [9 + query for query in spread]
-    assert [shown_in(axis) for axis in below] == [{0: 4, 1: 6, 2: 7}[query] for query in spread]
+def test_tiff_of_floating_point_numbers_keeps_its_levels(tmp_path):
+    levels = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (16, 1))
+    found = read(tmp_path, Image.fromarray(levels), "picture.tif")
+    assert np.abs(found[0, :, 0] - levels[0] * 255).max() <= 1
 
 
-def test_many_leaking_pairs_stand_in_rows_of_twelve(dataset):
-    dataset.queries = np.arange(9).repeat(4)
-    pairs = pd.DataFrame({"query": np.arange(30), "gallery": np.arange(30) % 9})
-    figure = pictures.leaking_pairs(dataset, pairs, most=24)
-    table = np.array(figure.axes).reshape(4, 12)
-    assert all(axis.images for axis in table.ravel())
-    assert shown_in(table[2, 11]) == dataset.queries[29]
-    assert shown_in(table[3, 11]) == 29 % 9
+def test_tiff_of_large_integers_is_scaled_to_its_brightest(tmp_path):
+    levels = np.tile(np.linspace(0, 1_000_000, 16).astype(np.int32), (16, 1))
+    found = read(tmp_path, Image.fromarray(levels), "picture.tif")
+    assert np.abs(found[0, :, 0] - np.linspace(0, 255, 16)).max() <= 1
 
 
-def table_of(**scores) -> pd.DataFrame:
-    """Rows of metrics.csv from average precisions by architecture."""
-    frames = [
-        tidy.metrics(rows(each, architecture=name, labels=[0, 0, 1, 1]), CLASSES)
-        for name, each in scores.items()
-    ]
-    return pd.concat(frames, ignore_index=True)
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    picture = Image.new("RGB", (20, 20), BLUE).convert("CMYK")
+    assert np.abs(read(tmp_path, picture, "picture.jpg") - BLUE).max() < 40
 
 
-def test_the_heat_map_says_each_class_with_its_interval():
-    table = table_of(cnn=[0.2, 0.4, 0.9, 0.9], vgg=[0.1, 0.1, 0.5, 0.7])
-    figure = plots.per_class(table, "mean_average_precision", "unrestricted")
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == [
-        "0.30\n[0.20,\u00a00.40]", "0.100\n[0.100,\u00a00.100]",
-        "0.900\n[0.900,\u00a00.900]", "0.60\n[0.50,\u00a00.70]",
+LOSSLESS = {
+    "bmp": {}, "gif": {}, "tif": {"compression": "tiff_lzw"}, "ppm": {}, "tga": {},
+    "webp": {"lossless": True}, "jp2": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "saved"), LOSSLESS.items())
+def test_formats_that_lose_nothing_are_read_as_they_were_written(tmp_path, suffix, saved):
+    picture = Image.new("RGB", (20, 12), GREEN)
+    picture.paste(BLUE, (0, 0, 10, 12))
+    wanted = read_square(np.asarray(picture), 12)
+    assert (read(tmp_path, picture, f"picture.{suffix}", 12, **saved) == wanted).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "avif"])
+def test_formats_that_lose_a_little_are_read(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    found = read(tmp_path, Image.new("RGB", (20, 20), GREEN), f"picture.{suffix}", quality=95)
+    assert np.abs(found - GREEN).max() < 12
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_animation_gives_its_first_frame(tmp_path, suffix):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, GREEN, BLUE)]
+    saved = {"save_all": True, "append_images": frames[1:], "duration": 50}
+    saved |= {"lossless": True} if suffix == "webp" else {}
+    assert np.abs(read(tmp_path, frames[0], f"picture.{suffix}", **saved) - RED).max() <= 2
+
+
+def test_format_is_told_by_the_content_not_by_the_name(tmp_path):
+    Image.new("RGB", (20, 20), RED).save(tmp_path / "picture", "PNG")
+    assert (read_square(tmp_path / "picture", 8) == RED).all()
+
+
+def test_picture_is_read_from_a_stream_too():
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 20), RED).save(stream, "PNG")
+    assert (read_square(io.BytesIO(stream.getvalue()), 8) == RED).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
+def test_centre_of_a_picture_is_kept(tmp_path, shape):
+    picture = Image.new("RGB", shape, RED)
+    centre = (10, 0, 20, 10) if shape[0] > shape[1] else (0, 10, 10, 20)
+    picture.paste(GREEN, centre)
+    assert (read(tmp_path, picture, size=10) == GREEN).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2)])
+def test_small_picture_is_enlarged(tmp_path, shape):
+    assert (read(tmp_path, Image.new("RGB", shape, BLUE)) == BLUE).all()
+
+
+def test_every_mode_of_array_is_a_picture():
+    grey = np.full((5, 5), 9, np.uint8)
+    assert (read_square(grey, 4) == 9).all()
+    assert (read_square(np.dstack([grey] * 3), 4) == 9).all()
+
+
+# What cannot be read
+
+
+def content(suffix: str) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tif"])
+def test_picture_cut_anywhere_is_read_or_says_in_one_line_why_not(suffix):
+    whole, broken = content(suffix), 0
+    for length in range(0, len(whole), 7):
+        try:
+            assert read_square(io.BytesIO(whole[:length]), 8).shape == (8, 8, 3)
+        except Unreadable as error:
+            broken += 1
+            assert str(error)
+            assert "\n" not in str(error)
+    assert broken > 10
+
+
+def test_picture_that_would_fill_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(Unreadable, match="exceeds limit of 100 pixels"):
+        read_square(io.BytesIO(content("png")), 8)
+
+
+def test_what_was_skipped_is_counted_and_named_the_first_ones_one_by_one():
+    assert describe_skipped([]) == ""
+    assert describe_skipped(["a: cut off"]).splitlines() == [
+        "skipped 1 that could not be read:", "  a: cut off",
     ]  # fmt: skip
-    assert [each.get_text() for each in figure.axes[0].get_yticklabels()] == CLASSES[:2]
-
-
-def test_the_heat_map_says_no_interval_of_a_single_query():
-    table = tidy.metrics(rows([0.5, 0.25], labels=[0, 1]), CLASSES)
-    figure = plots.per_class(table, "mean_average_precision", "unrestricted")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.500", "0.250"]
-
-
-def test_of_very_many_classes_the_hardest_are_shown():
-    names = [f"class {label:02d}" for label in range(50)]
-    scores = np.random.default_rng(0).permutation(50) / 50
-    frame = rows(np.repeat(scores, 2), labels=np.repeat(np.arange(50), 2))
-    figure = plots.per_class(tidy.metrics(frame, names), "mean_average_precision", "unrestricted")
-    shown = {each.get_text() for each in figure.axes[0].get_yticklabels()}
-    assert shown == {names[label] for label in np.argsort(scores)[: plots.MOST_ROWS]}
-
-
-@pytest.mark.parametrize("score", [0.0, 1.0, 0.11779448621553884, 0.017543859649122806])
-@pytest.mark.parametrize("n_queries", [1, 2, 3, 97])
-def test_queries_that_all_score_alike_can_be_drawn(score, n_queries):
-    table = tidy.metrics(rows([score] * n_queries), CLASSES)
-    (axis,) = plots.by_search(table).axes
-    assert axis.get_legend_handles_labels()[1] == ["unrestricted"]
-
-
-def test_the_matrix_says_who_is_ahead_and_by_how_much():
-    scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
-    pairs = uncertainty.compare(pd.DataFrame(scores))
-    pairs["is_told_apart"] = pairs["behind"] == "cnn"
-    figure = outcomes.of_pairs(uncertainty.outcomes(pairs, list(scores)), pairs)
-    # By row and column; the diagonal stays empty.
-    texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
-    assert [" ".join(text[:2]) for text in texts] == [
-        "loss -0.350", "loss -0.050", "win +0.350", "tie +0.30", "win +0.050", "tie -0.30",
-    ]  # fmt: skip
-    # Seen from the other side, an interval is turned round.
-    there, back = (
-        np.array(texts[place][2].strip("[]").split(",\u00a0"), float) for place in (0, 2)
-    )
-    assert there.tolist() == (-back[::-1]).tolist()
-    assert there[0] < -0.35 < there[1] < 0
-
-
-def test_lost_queries_stand_beside_those_won_back():
-    counts = {"right": 90, "won back": 3, "lost": 7.5, "queries": 100, "searched": 0.125}
-    (axis,) = outcomes.of_queries({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
-    bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
-    assert bars == [(0, 3), (3, 7.5), (0, 3), (3, 0)]
-    assert [each.get_text() for each in axis.get_yticklabels()] == ["cnn", "vgg"]
-    assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % searched"
-    assert axis.get_legend_handles_labels()[1] == ["won back", "lost"]
-
-
-def test_scores_are_a_row_a_metric_and_a_column_a_search():
-    both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
-    both["precision@5"] = both["precision@10"] = 0.25
-    table = plots.scores(tidy.metrics(both, CLASSES))
-    assert list(table.columns) == ["metric", "k", "unrestricted", "predicted_class"]
-    assert list(zip(table["metric"], table["k"], strict=True)) == [
-        ("mean_average_precision", "all"), ("precision", "5"), ("precision", "10"),
-        ("gallery_searched", "all"),
-    ]  # fmt: skip
-    assert str(table["unrestricted"].iloc[0]) == "0.30 [0.20,\u00a00.40]"
-    assert str(table["predicted_class"].iloc[3]) == "0.500 [0.500,\u00a00.500]"
-
-
-def test_numbers_with_intervals_stand_to_the_right_and_texts_to_the_left():
-    frame = pd.DataFrame({"cnn": ["0.1 [0.0,\u00a00.2]", "–"], "said": ["yes", "no"], "k": [1, 2]})
-    html = plots.table(frame, "A caption.").to_html()
-    left = re.findall(r"(#T_\w+ (?:th|td)\.col\d|\.col\d)[^{]*\{\s*text-align: left", html)
-    assert "A caption." in html
-    assert {each[-1] for each in left} == {"1"}
-    assert "0.1 [0.0,\u00a00.2]" in html
-
-
-def test_nothing_is_said_where_there_is_nothing_to_say(monkeypatch):
-    said = []
-    monkeypatch.setattr(plots, "display", said.append)
-    plots.say("")
-    assert said == []
-    plots.say("**a** is ahead of b")
-    assert said[0].data == "**a** is ahead of b"
-
-
-def test_a_figure_is_shown_once_with_the_text_that_stands_for_it(monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "display", lambda figure, metadata: shown.append(metadata))
-    figure, _ = plt.subplots(figsize=(4, 2))
-    plots.show(figure, "Loss by epoch.")
-    ((about,),) = [each.values() for each in shown]
-    assert about["alt"] == "Loss by epoch."
-    assert 250 < about["width"] < 400
-    assert not plt.fignum_exists(figure.number)
-
-
-def test_each_thumbnail_says_its_place_and_its_class(dataset):
-    dataset.classes = ["circle", "a class with a long name", "square"]
-    answers = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
-    figure = pictures.results(dataset, np.array([0]), answers, k=3)
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["query", "1 ✓ 0.900", "2 ✗ 0.800"]
-    assert [axis.get_xlabel() for axis in figure.axes[:3]] == ["circle", "circle", "a class wit…"]
-
-
-def test_places_and_similarities_fit_over_their_thumbnails(dataset):
-    rankings, similarities = np.array([[*range(9), 0]] * 3), np.full((3, 10), 0.99951)
-    figure = pictures.results(dataset, np.array([0]), {"cnn": (rankings, similarities)})
-    titles = [axis.title for axis in figure.axes]
-    assert titles[10].get_text() == "10 ✓ 1.000"
-    boxes = [title.get_window_extent() for title in titles]
-    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
-
-
-def test_notes_stand_beside_their_queries(dataset):
-    one = np.array([[0]] * 3), np.array([[0.9]] * 3)
-    answers = {"cnn": one, "vgg": one}
-    said = [
-        [row[0].texts[0].get_text() for row in np.array(figure.axes).reshape(4, 2)]
-        for figure in (
-            pictures.results(dataset, np.array([2, 0]), answers, k=1, notes=["best", "worst"]),
-            pictures.results(dataset, [2, 0], answers, 1, notes=[{"cnn": "0.1", "vgg": "0.2"}] * 2),
-        )
-    ]
-    assert said[0] == ["cnn\nbest", "vgg", "cnn\nworst", "vgg"]
-    assert said[1] == ["cnn\n0.1", "vgg\n0.2", "cnn\n0.1", "vgg\n0.2"]
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("cat", "cat"), ("twelve chars", "twelve chars"), ("thirteen char", "thirteen ch…")],
-)
-def test_long_names_are_shortened(name, shown):
-    assert pictures.shorten(name) == shown
-    assert len(shown) <= pictures.MOST_LETTERS
-
-
-def test_hubs_stand_in_order_of_how_often_they_are_returned(dataset):
-    counts = pd.DataFrame(
-        {"returned": [0, 5, 0, 2, 5, 0, 0, 0, 0], "wrongly": [0, 1, 0, 2, 4] + [0] * 4}
-    )
-    figure = pictures.hubs(dataset, {"cnn": counts}, most=4)
-    assert [shown_in(axis) for axis in figure.axes] == [1, 4, 3, None]
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["1: × 5", "2: × 5", "3: × 2"]
-    assert figure.axes[2].get_xlabel() == "cross\n✗ 100 %"
-    assert [frame_of(axis) for axis in figure.axes[:3]] == [plots.HIT, plots.MISS, plots.MISS]
-
-
-def map_of(labels, method="pca", **changes) -> maps.Map:
-    """A map whose points lie where their labels are."""
-    shown = np.arange(len(labels))
-    points = np.stack([labels, shown], axis=1).astype(np.float32)
-    given = {"queries": shown, "points": points, "kept": 0.5, "variance": 0.25} | changes
-    return maps.Map(method, **given)
-
-
-def points_of(axis) -> list[list]:
-    return [np.asarray(each.get_offsets()).tolist() for each in axis.collections]
-
-
-def test_a_map_has_a_colour_and_a_marker_a_class_and_rings_the_wrong(dataset):
-    labels = dataset.query_labels = np.array([2, 0, 1, 1])
-    predicted = {"cnn": np.array([2, 1, 1, 0]), "random": np.full(4, -1)}
-    drawn = {"cnn": map_of(labels), "random": map_of(labels, "tsne", variance=None)}
-    figure = pictures.maps(dataset, drawn, predicted)
-    one, other = figure.axes
-    # Others (none), the three classes, then the rings.
-    assert points_of(one) == [[], [[0, 1]], [[1, 2], [1, 3]], [[2, 0]], [[0, 1], [1, 3]]]
-    assert points_of(other)[-1] == []
-    assert (one.get_title(), one.get_xlabel()) == (
-        "cnn, PCA", "25 % of the variance, trustworthiness 0.50",
-    )  # fmt: skip
-    assert (other.get_title(), other.get_xlabel()) == ("random, t-SNE", "trustworthiness 0.50")
-    handles = figure.legends[0].legend_handles
-    assert [each.get_label() for each in handles] == [*CLASSES, "classified wrongly"]
-    looks = {(each.get_color(), each.get_marker()) for each in handles[:3]}
-    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 3
-
-
-def test_a_map_shows_a_part_of_the_queries_with_their_own_classes(dataset):
-    dataset.query_labels = np.array([0, 1, 2, 0, 1, 2])
-    part = map_of(np.array([1, 2]), queries=np.array([1, 5]))
-    (axis,) = pictures.maps(dataset, {"PCA": part}, np.array([0, 0, 0, 0, 0, 2])).axes
-    assert points_of(axis) == [[], [], [[1, 0]], [[2, 1]], [[1, 0]]]
-    assert axis.get_title() == "PCA"
-
-
-def test_of_many_classes_the_most_confused_are_told_apart(dataset):
-    dataset.classes = [f"class {label}" for label in range(14)]
-    labels = dataset.query_labels = np.tile(np.arange(14), 3)
-    wrong = np.isin(labels, [3, 13])
-    figure = pictures.maps(dataset, {"cnn": map_of(labels)}, np.where(wrong, 0, labels))
-    named = [each.get_label() for each in figure.legends[0].legend_handles]
-    assert named[-2:] == ["other classes", "classified wrongly"]
-    assert len(named) == len(pictures.CLASS_COLOURS) + 2
-    assert {"class 3", "class 13"} < {*named}
-    others = figure.axes[0].collections[0]
-    assert len(others.get_offsets()) == 4 * 3
-
-
-def test_ten_classes_differ_in_colour_and_in_marker():
-    assert len({*pictures.CLASS_COLOURS}) == len({*pictures.CLASS_MARKERS}) == 10
-
-
-def costs_of(**values) -> pd.DataFrame:
-    """mAP, milliseconds and bytes by name; the last one is a control."""
-    table = pd.DataFrame(values, index=["value", "milliseconds", "bytes"]).T
-    table = table.assign(ci_low=table["value"] - 0.01, ci_high=table["value"] + 0.01)
-    return table.assign(is_control=[False] * (len(table) - 1) + [True])
-
-
-def test_each_point_stands_at_its_cost_with_its_name():
-    table = costs_of(cnn=[0.5, 2, 1024], vgg=[0.51, 40, 2048], random=[0.1, 0.001, 512])
-    figure = cost_plots.against_cost(table)
-    for axis, cost in zip(figure.axes, ("milliseconds", "bytes"), strict=True):
-        marks = [each.lines[0] for each in axis.containers]
-        assert [each.get_xdata()[0] for each in marks] == table[cost].tolist()
-        assert [each.get_ydata()[0] for each in marks] == table["value"].tolist()
-        assert [each.get_markerfacecolor() == "none" for each in marks] == [False, False, True]
-        assert len({each.get_marker() for each in marks}) == 3
-        assert {each.get_text(): each.xy[0] for each in axis.texts} == table[cost].to_dict()
-        boxes = [each.get_window_extent() for each in axis.texts]
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-        assert axis.get_xscale() == "log"
-
-
-@pytest.mark.parametrize(
-    ("heights", "expected"),
-    [
-        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
-        ([0.5, 0.5], [0.45, 0.55]),
-        ([0.5, 0.52, 0.54], [0.42, 0.52, 0.62]),
-        ([0.3, 0.35, 0.38], [0.243333, 0.343333, 0.443333]),
-    ],
-)
-def test_heights_are_moved_apart_around_their_mean(heights, expected):
-    spread = cost_plots.spread_out(pd.Series(heights), 0.1)
-    assert spread.sort_index().tolist() == pytest.approx(expected, abs=1e-5)
-
-
-def test_what_a_run_costs_is_told_for_an_image():
-    run = result(rows([0.25, 0.75]), index_bytes=5_120_000)
-    found = {"cnn": run}
-    (row,) = cost_plots.points(run.averaged, found).itertuples()
-    # 1,000 images a second; 5,000 images in the gallery.
-    assert (row.value, row.milliseconds, row.bytes, row.is_control) == (0.5, 1, 1024, False)
-
-
-def history_of(epochs: int) -> pd.DataFrame:
-    columns = ["accuracy", "loss", "val_accuracy", "val_loss"]
-    return pd.DataFrame(0.5, index=range(1, epochs + 1), columns=columns)
-
-
-@pytest.mark.parametrize("epochs", [1, 3, 12, 13, 200])
-def test_curves_are_told_apart_by_marker_and_parts_by_their_line(epochs):
-    names = ["cnn", "resnet50", "vgg16"]
-    figure = plots.training_curves({name: history_of(epochs) for name in names})
-    for axis in figure.axes:
-        lines = {tuple(line.get_label().split(", ")): line for line in axis.lines}
-        assert list(lines) == [
-            (name, part) for name in names for part in ("training", "validation")
-        ]
-        for name in names:
-            looks = {
-                (lines[name, part].get_color(), lines[name, part].get_marker())
-                for part in ("training", "validation")
-            }
-            assert looks == {plots.look(name)}
-            assert lines[name, "training"].get_linestyle() == "-"
-            assert lines[name, "validation"].get_linestyle() == "--"
-            shown = range(epochs)[:: lines[name, "training"].get_markevery()]
-            assert min(epochs, 6) <= len(shown) <= plots.MOST_MARKERS
-
-
-def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other(monkeypatch):
-    monkeypatch.setattr(plots, "_places", {})
-    names = [f"architecture {number}" for number in range(12)]
-    looks = {name: plots.look(name) for name in names}
-    assert looks["architecture 0"] == (plots.PALETTE[0], plots.MARKERS[0])
-    assert len(set(looks.values())) == len(names)
-    assert {name: plots.look(name) for name in reversed(names)} == looks
-
-
-def test_a_run_without_epochs_has_no_curve_and_breaks_none():
-    figure = plots.training_curves({"cnn": history_of(0), "vgg16": history_of(2)})
-    figure.canvas.draw()
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0, 0, 2, 2]
+    many = describe_skipped([f"{number}: cut off" for number in range(1234)]).splitlines()
+    assert many[0] == "skipped 1,234 that could not be read:"
+    assert many[LISTED] == f"  {LISTED - 1}: cut off"
+    assert many[-1] == f"  and {1234 - LISTED:,} more"

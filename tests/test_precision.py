@@ -10,6 +10,7 @@ import pytest
 from conftest import build_network
 
 from cbir.networks import optimisers, precision
+from cbir.networks.precision import _compute_capability, best, use_precision
 
 HALF = ["mixed_bfloat16", "mixed_float16"]
 
@@ -45,7 +46,7 @@ def gpus(monkeypatch):
 )
 def test_half_precision_is_used_where_the_gpu_is_made_for_it(gpus, count, capability, policy):
     gpus(count, capability)
-    assert precision.best() == policy
+    assert best() == policy
 
 
 @pytest.mark.parametrize(("capability", "policy"), [(8.0, "mixed_bfloat16"), (0, "float32")])
@@ -55,12 +56,12 @@ def test_a_backend_that_lists_no_devices_is_asked_by_the_driver(monkeypatch, cap
 
     monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
     monkeypatch.setattr(precision, "_compute_capability", lambda: capability)
-    assert precision.best() == policy
+    assert best() == policy
 
 
 def test_full_precision_is_kept_where_half_is_not_wanted(gpus):
     gpus(1, 9.0)
-    with precision.of(False) as policy:
+    with use_precision(False) as policy:
         assert policy == "float32"
         assert keras.layers.Dense(1).compute_dtype == "float32"
 
@@ -68,7 +69,7 @@ def test_full_precision_is_kept_where_half_is_not_wanted(gpus):
 def test_the_policy_holds_within_and_is_put_back_afterwards(gpus):
     gpus(1, 9.0)
     before = keras.config.dtype_policy().name
-    with precision.of(True) as policy:
+    with use_precision(True) as policy:
         assert policy == "mixed_bfloat16"
         layer = keras.layers.Dense(1)
     assert (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32")
@@ -77,7 +78,7 @@ def test_the_policy_holds_within_and_is_put_back_afterwards(gpus):
 
 def test_the_policy_is_put_back_after_an_error(gpus):
     gpus(1, 7.0)
-    with pytest.raises(RuntimeError, match="within"), precision.of(True):
+    with pytest.raises(RuntimeError, match="within"), use_precision(True):
         raise RuntimeError("within")
     assert keras.config.dtype_policy().name == "float32"
 
@@ -90,7 +91,7 @@ def test_the_weakest_gpu_counts_and_none_where_the_driver_does_not_tell(
     monkeypatch, told, capability
 ):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
-    assert precision._compute_capability() == capability
+    assert _compute_capability() == capability
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_no_driver_or_one_that_fails_counts_as_none(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert precision._compute_capability() == 0
+    assert _compute_capability() == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cbir import StudyError
 from cbir.images import protocols
+from cbir.reporting import sentences
 
 
 def all_protocols(dataset) -> list:
@@ -108,8 +109,8 @@ def test_an_unknown_protocol_is_answered_with_those_that_are_known():
 
 
 def test_every_protocol_that_may_stand_first_is_explained():
-    assert set(protocols.EXPLAINED) == set(protocols.PROTOCOLS) - {"unseen_classes"}
-    assert set(protocols.PUBLISHED) <= set(protocols.PROTOCOLS)
+    assert set(sentences.PROTOCOL_TEXTS) == set(protocols.PROTOCOLS) - {"unseen_classes"}
+    assert set(sentences.PUBLISHED_MAP) <= set(protocols.PROTOCOLS)
 
 
 places = st.sets(st.integers(0, 15), min_size=1).map(lambda found: np.array(sorted(found)))

@@ -201,7 +201,7 @@ def test_an_unrestricted_search_ranks_the_gallery_as_it_is():
     assert asked.restrict_to is None
 
 
-def test_a_control_can_be_asked_unrestrictedly():
+def test_a_baseline_can_be_asked_unrestrictedly():
     embedded = replace(toy_embeddings(toy_dataset()), probabilities=None)
     assert searches.question(embedded, "unrestricted").restrict_to is None
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir import StudyError
-from cbir.images import splits
+from cbir.images.dataset import stratified_share, stratified_split
 
 labellings = st.lists(st.integers(2, 30), min_size=2, max_size=6).flatmap(
     lambda counts: st.permutations(np.repeat(np.arange(len(counts)), counts).tolist())
@@ -22,7 +22,7 @@ labellings = st.lists(st.integers(2, 30), min_size=2, max_size=6).flatmap(
 def test_split_is_disjoint_complete_and_has_every_class_in_both_parts(labels, fraction, seed):
     labels = np.array(labels)
     classes = [str(label) for label in range(labels.max() + 1)]
-    stay, apart = splits.stratified_split(labels, fraction, seed, classes, "test")
+    stay, apart = stratified_split(labels, fraction, seed, classes, "test")
     assert sorted([*stay, *apart]) == list(range(len(labels)))
     assert sorted(stay) == stay.tolist()
     assert sorted(apart) == apart.tolist()
@@ -31,21 +31,21 @@ def test_split_is_disjoint_complete_and_has_every_class_in_both_parts(labels, fr
     assert (taken < counts).all()
     # As near to the fraction as whole pictures and one on either side allow.
     assert (abs(taken - np.clip(fraction * counts, 1, counts - 1)) <= 0.5).all()
-    again = splits.stratified_split(labels, fraction, seed, classes, "test")
+    again = stratified_split(labels, fraction, seed, classes, "test")
     assert np.array_equal(stay, again[0])
     assert np.array_equal(apart, again[1])
 
 
 def test_split_of_another_seed_is_another_one():
     labels = np.repeat([0, 1], 50)
-    apart = [splits.stratified_split(labels, 0.2, seed, ["a", "b"], "test")[1] for seed in range(2)]
+    apart = [stratified_split(labels, 0.2, seed, ["a", "b"], "test")[1] for seed in range(2)]
     assert len(apart[0]) == len(apart[1])
     assert not np.array_equal(*apart)
 
 
 def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
     with pytest.raises(StudyError, match=r"class 'b' has too few images left \(1\).*validation"):
-        splits.stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"], "validation")
+        stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"], "validation")
 
 
 @settings(max_examples=100, deadline=None)
@@ -57,7 +57,7 @@ def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
 def test_a_share_is_that_of_every_class_and_part_of_every_larger_one(labels, shares, seed):
     labels = np.array(labels)
     rows = np.flatnonzero(np.arange(len(labels)) % 3)  # some of all images, sorted
-    fewer, more = (splits.share(rows, share, labels, seed) for share in shares)
+    fewer, more = (stratified_share(rows, share, labels, seed) for share in shares)
     assert set(fewer) <= set(more) <= set(rows)
     for share, kept in zip(shares, (fewer, more), strict=True):
         assert (np.diff(kept) > 0).all()
@@ -65,31 +65,31 @@ def test_a_share_is_that_of_every_class_and_part_of_every_larger_one(labels, sha
             count = (labels[rows] == label).sum()
             taken = (labels[kept] == label).sum()
             assert taken == max(1, round(share * count))
-    assert np.array_equal(fewer, splits.share(rows, shares[0], labels, seed))
+    assert np.array_equal(fewer, stratified_share(rows, shares[0], labels, seed))
 
 
 def test_a_share_of_two_classes_by_hand():
     labels = np.repeat([0, 1], [20, 10])
-    kept = splits.share(np.arange(30), 0.3, labels, 0)
+    kept = stratified_share(np.arange(30), 0.3, labels, 0)
     assert np.bincount(labels[kept]).tolist() == [6, 3]
-    assert np.bincount(labels[splits.share(np.arange(30), 0.01, labels, 0)]).tolist() == [1, 1]
+    assert np.bincount(labels[stratified_share(np.arange(30), 0.01, labels, 0)]).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("share", [0, 1, 1.0, 1.5, 40.0])
 def test_nothing_and_more_than_all_is_all(share):
     rows = np.array([1, 2, 5])
-    assert splits.share(rows, share, np.array([0, 0, 1, 1, 0, 1]), 0).tolist() == [1, 2, 5]
+    assert stratified_share(rows, share, np.array([0, 0, 1, 1, 0, 1]), 0).tolist() == [1, 2, 5]
 
 
 def test_a_share_of_another_seed_is_another_one():
     labels = np.repeat([0, 1], 50)
-    kept = [splits.share(np.arange(100), 0.5, labels, seed) for seed in range(2)]
+    kept = [stratified_share(np.arange(100), 0.5, labels, seed) for seed in range(2)]
     assert len(kept[0]) == len(kept[1]) == 50
     assert not np.array_equal(*kept)
 
 
 def test_another_class_beside_it_changes_no_share_of_a_class():
     labels = np.repeat([0, 1], 20)
-    alone = splits.share(np.arange(20), 0.5, labels, 3)
-    both = splits.share(np.arange(40), 0.5, labels, 3)
+    alone = stratified_share(np.arange(20), 0.5, labels, 3)
+    both = stratified_share(np.arange(40), 0.5, labels, 3)
     assert both[both < 20].tolist() == alone.tolist()

@@ -36,7 +36,7 @@ from conftest import (
 )
 from test_pages import Tags
 
-from cbir.images import data
+from cbir.images.dataset import load_dataset
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import plan
@@ -45,9 +45,9 @@ from cbir.studies.study import open_study, run_key
 pytestmark = pytest.mark.study
 
 ARCHITECTURES = ["cnn", "resnet50", "vgg16"]
-CONTROL = "raw_pixels"
-CONTROLS = {"notebook": "control", "control": CONTROL}
-RUNS = [*ARCHITECTURES, CONTROL]
+BASELINE = "raw_pixels"
+BASELINES = {"notebook": "baseline", "baseline": BASELINE}
+RUNS = [*ARCHITECTURES, BASELINE]
 PROTOCOLS = ["closed", "held_out_gallery", "unseen_classes"]
 EPOCHS = 9
 QUERIES = "per_query.parquet"
@@ -73,11 +73,11 @@ def change(root: Path, name: str, **values) -> None:
 
 
 def run_of_all(root: Path) -> SimpleNamespace:
-    """The study `tiny` from nothing, with its plan before: the CNN in full, and a control."""
+    """The study `tiny` from nothing, with its plan before: the CNN in full, and a baseline."""
     make_project(root)
     more = {"protocols": PROTOCOLS, "draws": 1}
     cnn = CNN | more | {"epochs": EPOCHS, "seeds": [0, 1]}
-    write_study(root, "tiny", STUDY, {"cnn": cnn, CONTROL: CONTROLS | more})
+    write_study(root, "tiny", STUDY, {"cnn": cnn, BASELINE: BASELINES | more})
     before = snapshot(root)
     plan = cbir(root, "plan", "--study", "tiny")
     planned = snapshot(root)
@@ -121,8 +121,8 @@ def run_with_changes(root: Path) -> SimpleNamespace:
 
 def run_trial(root: Path) -> SimpleNamespace:
     before = snapshot(root / "reports" / "tiny")
-    # A trial of the control, since it is run in no time.
-    arguments = ("--study", "tiny", "--set", "epochs=1 ks=[2]", "--architectures", CONTROL)
+    # A trial of the baseline, since it is run in no time.
+    arguments = ("--study", "tiny", "--set", "epochs=1 ks=[2]", "--architectures", BASELINE)
     done = cbir(root, "report", *arguments)
     after = snapshot(root / "reports" / "tiny")
     return SimpleNamespace(root=root, done=done, before=before, after=after)
@@ -139,7 +139,7 @@ def run_with_failures(root: Path) -> SimpleNamespace:
         "folder",
         STUDY | {"dataset": "data/elsewhere"},
         {
-            CONTROL: CONTROLS,
+            BASELINE: BASELINES,
             "cnn": CNN | {"weights": "study:elsewhere", "head_epochs": 1},
             "resnet50": frozen | {"backbone": "resnet50", "weights": "imagenet"},
             "vgg16": frozen | {"backbone": "vgg16", "weights": "data/damaged.weights.h5"},
@@ -300,7 +300,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tiny):
     assert not {path for path in tiny.new if path.startswith(("reports", "artifacts"))}
     for expected in (
         "notebooks/cnn.ipynb", "notebooks/resnet50.ipynb", "notebooks/vgg16.ipynb",
-        f"{CONTROL}: notebooks/control.ipynb", "embedding_dim=16", "48 pictures, 3 classes",
+        f"{BASELINE}: notebooks/baseline.ipynb", "embedding_dim=16", "48 pictures, 3 classes",
         "GPU:",
     ):  # fmt: skip
         assert expected in tiny.plan.stdout
@@ -341,7 +341,7 @@ def links_between_pages(html):
 def test_pages_show_figures_with_texts_and_fetch_nothing(page, tiny):
     html = (tiny.reports / f"{page}.html").read_text("utf-8")
     tags = Tags(html)
-    assert len(tags.of("img")) >= {CONTROL: 2, "metrics": 0}.get(page, 4)
+    assert len(tags.of("img")) >= {BASELINE: 2, "metrics": 0}.get(page, 4)
     assert "No results" not in html
     assert all(image.get("alt", "").strip() for image in tags.of("img"))
     assert all(image["src"].startswith("data:image/") for image in tags.of("img"))
@@ -393,22 +393,22 @@ def test_each_run_was_measured_under_what_it_was_asked_for(table):
     draws = {(0, "unseen_classes", 0)}
     again = {(1, "closed", None), (1, "held_out_gallery", None)}
     assert found["cnn"] == once | draws | again
-    assert found[CONTROL] == once | draws
+    assert found[BASELINE] == once | draws
     assert found["resnet50"] == found["vgg16"] == {(0, "closed", None)}
 
 
-def test_a_classifier_is_searched_with_in_all_ways_and_a_control_in_one(table):
+def test_a_classifier_is_searched_with_in_all_ways_and_a_baseline_in_one(table):
     def searches(chosen: pd.Series) -> set[str]:
         return set(table.loc[chosen, "search"].dropna())
 
     is_taught = table["protocol"] != "unseen_classes"
-    is_control = table["architecture"] == CONTROL
-    assert searches(is_taught & ~is_control) == {
+    is_baseline = table["architecture"] == BASELINE
+    assert searches(is_taught & ~is_baseline) == {
         "unrestricted", "predicted_class", "soft", "label_lookup", "oracle_class"
     }  # fmt: skip
-    assert searches(~is_taught) == searches(is_control) == {"unrestricted"}
+    assert searches(~is_taught) == searches(is_baseline) == {"unrestricted"}
     assert (table["metric"] == "accuracy").groupby(table["architecture"]).any().to_dict() == {
-        "cnn": True, "resnet50": True, "vgg16": True, CONTROL: False
+        "cnn": True, "resnet50": True, "vgg16": True, BASELINE: False
     }  # fmt: skip
 
 
@@ -439,9 +439,9 @@ def test_accuracy_and_map_are_those_recomputed_from_the_embeddings(
     assert len(asked) == 12
     gallery = np.setdiff1d(np.arange(len(labels)), asked)
     ways = [("unrestricted", "closed", gallery)]
-    if name in ("cnn", CONTROL):
+    if name in ("cnn", BASELINE):
         ways.append(("unrestricted", "held_out_gallery", asked))
-    if name != CONTROL:
+    if name != BASELINE:
         ways.append(("predicted_class", "closed", gallery))
         right = (load["probabilities"][asked].argmax(axis=1) == labels[asked]).mean()
         assert value(table, architecture=name, metric="accuracy") == pytest.approx(right, rel=1e-5)
@@ -507,9 +507,9 @@ def test_the_manifest_says_what_the_numbers_were_made_from(manifest, tiny):
     assert manifest["data"]["queries"] == 12
     assert manifest["failures"] == {}
     assert list(manifest["architectures"]) == RUNS
-    control = manifest["architectures"][CONTROL]
-    assert control["weights"] is None
-    assert control["parameters"]["control"] == CONTROL
+    baseline = manifest["architectures"][BASELINE]
+    assert baseline["weights"] is None
+    assert baseline["parameters"]["baseline"] == BASELINE
     for name in ARCHITECTURES:
         run = manifest["architectures"][name]
         assert run["parameters"]["backbone"] == name
@@ -590,7 +590,7 @@ def test_a_page_shows_why_an_architecture_has_no_results_any_more(runs):
     assert changed.broken.returncode == 1
     reports = changed.root / "reports" / "tiny"
     for table in (pd.read_csv(reports / "metrics.csv"), pd.read_parquet(reports / QUERIES)):
-        assert set(table["architecture"]) == {"cnn", "vgg16", CONTROL}
+        assert set(table["architecture"]) == {"cnn", "vgg16", BASELINE}
     for page in ("index.html", "resnet50.html"):
         assert "nowhere.weights.h5" in (reports / page).read_text("utf-8")
 
@@ -602,12 +602,12 @@ def test_a_trial_has_a_report_of_its_own(runs):
     reports = trial.root / "reports" / "tiny-trial"
     table = pd.read_csv(reports / "metrics.csv")
     assert set(table["study"]) == {"tiny-trial"}
-    assert set(table["architecture"]) == {CONTROL}
+    assert set(table["architecture"]) == {BASELINE}
     assert set(table["k"].dropna()) == {2, 10}
     manifest = json.loads((reports / "manifest.json").read_text())
-    assert manifest["architectures"][CONTROL]["parameters"]["ks"] == [2]
-    # What is for networks alone is not for a control.
-    assert "epochs" not in manifest["architectures"][CONTROL]["parameters"]
+    assert manifest["architectures"][BASELINE]["parameters"]["ks"] == [2]
+    # What is for networks alone is not for a baseline.
+    assert "epochs" not in manifest["architectures"][BASELINE]["parameters"]
     assert 'SET="epochs=1 ks=[2]"' in manifest["command"]
     assert "No architecture has results" in (reports / "index.html").read_text("utf-8")
     assert "vgg16" in (reports / "index.html").read_text("utf-8")
@@ -678,19 +678,19 @@ def test_a_plan_splits_no_images(is_split, project):
 
 
 def test_a_plan_counts_trainings_by_their_heads_and_by_what_they_learn_from(project, monkeypatch):
-    from cbir.networks import recipe  # brings Keras along
+    from cbir.networks import architecture  # brings Keras along
 
     build_network(dropout=0.1).body.save_weights("backbone.weights.h5")
     given = CNN | {"weights": "backbone.weights.h5", "learn_from": 18, "measured_epochs": []}
     given |= {"epochs": 1, "head_epochs": 1, "head_batch_size": 8}
     split = {key: STUDY[key] for key in ("image_size", "test_fraction", "split_seed")}
-    images = data.load("data/shapes", validation_fraction=0.2, learn_from=18, **split)
+    images = load_dataset("data/shapes", validation_fraction=0.2, learn_from=18, **split)
     shape = ("backbone", "weights", "train", "input_size", "pooling", "feature_maps", "embedding",
              "embedding_dim", "dropout", "mixed_precision")  # fmt: skip
     training = ("head_epochs", "head_batch_size", "head_learning_rate", "epochs", "batch_size",
                 "measured_epochs", "optimizer", "learning_rate", "schedule", "weight_decay",
                 "augmentation", "label_smoothing", "early_stopping")  # fmt: skip
-    asked = recipe.Recipe(
+    asked = architecture.Architecture(
         {key: given[key] for key in shape} | {"image_size": 32},
         {key: given[key] for key in training},
         {"test_time_flips": False, "whitening": 0},
@@ -729,7 +729,7 @@ def test_a_backbone_s_row_is_part_of_the_key_of_its_own_runs(
     changes, is_changed, project, monkeypatch
 ):
     mobilenet = CNN | {"backbone": "mobilenet", "pooling": "avg"}
-    write_study(project, "rows", STUDY, {"cnn": CNN, CONTROL: CONTROLS, "mobilenet": mobilenet})
+    write_study(project, "rows", STUDY, {"cnn": CNN, BASELINE: BASELINES, "mobilenet": mobilenet})
     study = open_study(project, "rows")
 
     def keys() -> dict[str, str]:
@@ -750,15 +750,15 @@ def test_a_folder_of_pictures_is_studied_under_its_own_name(runs):
     table = pd.read_csv(failing.reports / "metrics.csv")
     assert set(table["study"]) == {"shapes"}
     manifest = json.loads((failing.reports / "manifest.json").read_text())
-    assert manifest["architectures"][CONTROL]["parameters"]["dataset"] == "data/shapes"
+    assert manifest["architectures"][BASELINE]["parameters"]["dataset"] == "data/shapes"
 
 
 def test_one_failure_stops_no_other_architecture(runs):
     failing = runs("failing")
     assert failing.done.returncode == 1
-    assert f"{CONTROL}: done in" in failing.done.stdout
+    assert f"{BASELINE}: done in" in failing.done.stdout
     assert "vgg16: running" in failing.done.stdout
-    assert set(pd.read_csv(failing.reports / "metrics.csv")["architecture"]) == {CONTROL}
+    assert set(pd.read_csv(failing.reports / "metrics.csv")["architecture"]) == {BASELINE}
 
 
 def test_each_failure_is_one_line_on_stderr(runs):

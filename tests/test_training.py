@@ -9,7 +9,7 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import checkpoints, embeddings, precision, training
+from cbir.networks import embeddings, precision, training
 from cbir.networks.pooling import LEARNT
 from cbir.networks.training import Batches
 from cbir.studies import limits
@@ -140,7 +140,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(done, given, tmp_path, monk
 
 def interrupted(monkeypatch, images, done: int, build=build_network, **given):
     """A training that is stopped in or after its second epoch, when `done` epochs are saved."""
-    save = checkpoints.save
+    save = training.save_checkpoint
 
     def interrupt(folder, model, history):
         if len(history) <= done:
@@ -149,7 +149,7 @@ def interrupted(monkeypatch, images, done: int, build=build_network, **given):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", interrupt)
+        patch.setattr(training, "save_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_network(build(), images, **given)
 
@@ -225,7 +225,7 @@ def test_early_stopping_ends_with_the_weights_of_the_first_of_the_best_epochs(
 
 def test_images_that_change_cannot_train_a_head_on_kept_features(images):
     network = build_network(train="head")
-    frozen = embeddings.features(network, images)
+    frozen = embeddings.frozen_features(network, images)
     with pytest.raises(StudyError, match="augmentation: a frozen backbone sees each image once"):
         train_network(network, images, features=frozen, augmentation=["flip"])
 
@@ -238,7 +238,10 @@ class ResourceExhaustedError(Exception):
 def stages(images):
     """A network to train as a whole, and one whose head is trained on features."""
     frozen = build_network(train="head", pooling="avg")
-    return {"": (build_network(), None), "head_": (frozen, embeddings.features(frozen, images))}
+    return {
+        "": (build_network(), None),
+        "head_": (frozen, embeddings.frozen_features(frozen, images)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,7 @@ def of_head(images):
 @pytest.fixture(scope="module")
 def maps(of_head, images):
     """The feature maps that the heads of this backbone pool, each in its way."""
-    found = [embeddings.features(of_head(way), images) for way in LEARNT]
+    found = [embeddings.frozen_features(of_head(way), images) for way in LEARNT]
     (features,) = {each.folder: each for each in found}.values()
     assert np.load(features.folder / "features.npy", mmap_mode="r").dtype == np.float16
     return features
@@ -328,7 +331,7 @@ def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, im
 def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     early_stopping, of_head, images, tmp_path, monkeypatch
 ):
-    maps = embeddings.features(of_head(), images)
+    maps = embeddings.frozen_features(of_head(), images)
     given = {"features": maps, "epochs": 4, "measured_epochs": [], "batch_size": 4}
     given |= {"early_stopping": early_stopping}
 
@@ -356,7 +359,7 @@ def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     # Nothing that served to go on is left.
     names = {path.name for path in again.artifact.folder.iterdir()}
     expected = {"final.weights.h5", "backbone.weights.h5", "manifest.json"}
-    assert names == expected | {checkpoints.HISTORY, training.FINGERPRINT}
+    assert names == expected | {training.HISTORY, training.FINGERPRINT}
 
 
 def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
@@ -408,7 +411,7 @@ def test_how_many_steps_are_taken_at_once_changes_nothing(
 @pytest.mark.usefixtures("elsewhere")
 def test_a_head_learns_in_each_way(changes, given, of_head, images):
     network = of_head("avg", **changes)
-    features = embeddings.features(network, images)
+    features = embeddings.frozen_features(network, images)
     given = given | {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
     before = network.head.get_weights()
     history = train_network(network, images, features=features, **given).history
@@ -470,11 +473,11 @@ def test_the_seed_of_training_decides_its_course(images, undisturbed, elsewhere)
 def test_measured_epochs_keep_the_state_of_their_epoch(images, elsewhere, monkeypatch):
     seen = {}
 
-    class Watching(training.Progress):
+    class Watching(training.EpochProgress):
         def on_epoch_end(self, epoch, logs=None):
             seen[epoch + 1] = [weight.copy() for weight in self.model.get_weights()]
 
-    monkeypatch.setattr(training, "Progress", Watching)
+    monkeypatch.setattr(training, "EpochProgress", Watching)
     network = build_network()
     trained = train_network(network, images, epochs=3, measured_epochs=[2, 1])
     assert are_equal(weights_of(network), seen[3])
@@ -506,7 +509,7 @@ def test_what_served_to_go_on_is_gone_at_the_end(undisturbed):
     trained = undisturbed[1]
     names = {path.name for path in trained.artifact.folder.iterdir()}
     expected = {"epoch-001.weights.h5", "final.weights.h5", "backbone.weights.h5"}
-    assert names == expected | {"manifest.json", checkpoints.HISTORY, training.FINGERPRINT}
+    assert names == expected | {"manifest.json", training.HISTORY, training.FINGERPRINT}
 
 
 def test_the_backbone_is_kept_for_other_studies_to_start_from(undisturbed):
@@ -521,7 +524,7 @@ def test_the_backbone_is_kept_for_other_studies_to_start_from(undisturbed):
 def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, images):
     network = build_network(backbone, train="head")
     start = [weight.copy() for weight in network.backbone.get_weights()]
-    frozen = embeddings.features(network, images)
+    frozen = embeddings.frozen_features(network, images)
     trained = train_network(network, images, features=frozen, epochs=5)
     assert are_equal(start, network.backbone.get_weights())
     features = np.load(frozen.folder / "features.npy")

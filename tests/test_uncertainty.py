@@ -271,7 +271,7 @@ def pairs(scores) -> pd.DataFrame:
 def test_compare_has_a_row_per_pair(pairs):
     assert list(pairs) == [
         "ahead", "behind", "difference", "ci_low", "ci_high", "p", "p_holm", "effect_size",
-        "n_queries", "is_told_apart",
+        "n_queries", "is_significant",
     ]  # fmt: skip
     assert {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)} == {
         frozenset("ab"),
@@ -283,7 +283,7 @@ def test_compare_has_a_row_per_pair(pairs):
 
 
 def test_compare_tells_apart_what_differs_and_nothing_else(pairs):
-    told = {pair.ahead + pair.behind for pair in pairs.itertuples() if pair.is_told_apart}
+    told = {pair.ahead + pair.behind for pair in pairs.itertuples() if pair.is_significant}
     assert told == {"ca", "cb"}
 
 
@@ -313,9 +313,9 @@ def test_correction_can_take_back_what_one_test_alone_would_say():
     four = uncertainty.compare(table).query("ahead == 'a'")
     assert three["p"].tolist() == [2 / 128] * 2
     assert three["p_holm"].tolist() == pytest.approx([6 / 128] * 2)
-    assert three["is_told_apart"].all()
+    assert three["is_significant"].all()
     assert four["p_holm"].tolist() == pytest.approx([12 / 128] * 3)
-    assert not four["is_told_apart"].any()
+    assert not four["is_significant"].any()
 
 
 def test_order_of_the_columns_changes_nothing(pairs, scores):
@@ -339,7 +339,7 @@ def test_architectures_that_are_equal_on_every_query():
     pair = uncertainty.compare(pd.DataFrame({"b": skewed(20), "a": skewed(20)})).iloc[0]
     assert (pair["ahead"], pair["behind"]) == ("a", "b")
     assert pair[["difference", "ci_low", "ci_high", "effect_size"]].tolist() == [0] * 4
-    assert (pair["p"], pair["is_told_apart"]) == (1, False)
+    assert (pair["p"], pair["is_significant"]) == (1, False)
 
 
 def test_effect_size_of_equal_differences_is_undefined_not_infinite():
@@ -353,7 +353,7 @@ def test_one_query_none_shared_one_architecture():
     assert single[["ci_low", "ci_high", "effect_size"]].isna().all()
     apart = uncertainty.compare(pd.DataFrame({"a": [0.1, NAN], "b": [NAN, 0.4]})).iloc[0]
     assert apart["n_queries"] == 0
-    assert not apart["is_told_apart"]
+    assert not apart["is_significant"]
     assert apart[["difference", "p", "p_holm"]].isna().all()
     assert uncertainty.compare(pd.DataFrame({"a": [0.1, 0.2]})).empty
 

@@ -28,7 +28,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
 from cbir import StudyError
-from cbir.images import data
+from cbir.images.dataset import load_dataset
 from cbir.networks import backbones, weights
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 
@@ -358,7 +358,7 @@ def test_a_further_family_is_built_loaded_and_trained_by_its_row_alone(name, pla
     np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-4)
 
     write_pictures(place / "data" / "shapes", count=8)
-    dataset = data.load(
+    dataset = load_dataset(
         "data/shapes", image_size=size, test_fraction=0.25, validation_fraction=0.2, split_seed=0
     )
     before = {weight.path: np.array(weight) for weight in network.body.weights}
@@ -666,7 +666,7 @@ def test_a_study_without_the_backbone_is_refused(base, place, source, what):
     assert text == f"weights: {source}: {what.format(place)}: {end}"
 
 
-def test_a_control_is_no_source_of_weights(base, place):
+def test_a_baseline_is_no_source_of_weights(base, place):
     folder = place / "reports" / "base" / "random"
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps({"artifacts": {}}))

@@ -8,9 +8,9 @@ import traceback
 from pathlib import Path
 
 from cbir import StudyError, project_root
-from cbir.asking import commands as asking
 from cbir.cache import as_study_error
 from cbir.progress import own_stderr
+from cbir.search import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--study", required=True, help="a folder in reports/", metavar="NAME")
     writing = "write README's tables from reports/published/"
     commands.add_parser("results", help=writing, description=writing.capitalize())
-    asking.add_to(commands)
+    cli.add_commands(commands)
     asked = parser.parse_args(arguments)
     # A log that is not a terminal shows each line when it is printed.
     sys.stdout.reconfigure(line_buffering=True)
@@ -79,21 +79,21 @@ def _work(asked: argparse.Namespace) -> bool:
     if asked.command in ("search", "index"):
         return asked.run(asked)
     if asked.command == "publish":
-        from cbir.reporting import published
+        from cbir.reporting import publish
 
-        folder = published.publish(root, asked.study)
+        folder = publish.publish_study(root, asked.study)
         print(f"{folder.relative_to(root)} written; now `make results`")
     elif asked.command == "results":
-        from cbir.reporting import published
+        from cbir.reporting import publish
 
-        is_new = published.write_readme(root)
+        is_new = publish.write_readme(root)
         print("README.md written" if is_new else "nothing to do: README.md is up to date")
     else:
-        from cbir.studies import plan, report, study
+        from cbir.studies import plan, run, study
 
         opened = study.open_study(root, asked.study, asked.architectures, asked.data, asked.set)
         if asked.command == "report":
-            return report.bring_up_to_date(opened)
+            return run.bring_up_to_date(opened)
         print(plan.describe(opened))
     return True
 

@@ -29,12 +29,11 @@ MANIFEST = "manifest.json"
 # The packages whose versions can change a number. The backend's own is added by `versions`.
 PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "scipy")
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
-# Modules that decide where results stand and when they are made, never what they are.
-INFRASTRUCTURE = {
-    "cache", "progress", "studies.study", "studies.report", "reporting.pages", "__main__"
-}  # fmt: skip
-# The rows of a table; those that a step uses are among its parameters.
-TABLES = {"networks.backbones"}
+# The packages on the way of the data: what computes a result at one of them runs the code of those
+# before it, too.
+WAY = ("images", "networks", "retrieval", "explain", "reporting")
+# A table whose rows are parameters of the steps that use them: a new row changes no key.
+TABLE_OF_ROWS = "backbones.py"
 
 
 @dataclass(frozen=True)
@@ -90,25 +89,30 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def code_digest(source: str) -> str:
-    """SHA-256 of a piece of code and of every module of this package that it comes to import.
+def source_digest(source: str) -> str:
+    """SHA-256 of Python code without its comments, layout and docstrings.
 
-    Comments, layout and docstrings are left out: a better explanation trains nothing anew.
+    A better explanation computes nothing anew.
     """
-    digests, waiting = {}, [("", source)]
-    while waiting:
-        name, text = waiting.pop()
-        tree = ast.parse(text)
-        digests[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-        for module in _imported_modules(tree) - INFRASTRUCTURE - TABLES - digests.keys():
-            waiting.append((module, _path_of(module).read_text("utf-8")))
-    return digest(digests)
+    tree = _without_docstrings(ast.parse(source))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 @functools.cache
-def module_digest(module: str) -> str:
-    """`code_digest` of one of this package's modules, named as in `__name__`."""
-    return code_digest(_path_of(module.removeprefix("cbir.")).read_text("utf-8"))
+def package_digest(package: str) -> str:
+    """SHA-256 of the code of a package and of all that come before it on the way of the data.
+
+    Args:
+        package: a name in `WAY`.
+    """
+    root, digests = Path(__file__).parent, {}
+    for name in WAY[: WAY.index(package) + 1]:
+        module = root / f"{name}.py"
+        for path in [module] if module.exists() else sorted((root / name).rglob("*.py")):
+            if path.name != TABLE_OF_ROWS:
+                place = path.relative_to(root).as_posix()
+                digests[place] = source_digest(path.read_text("utf-8"))
+    return digest(digests)
 
 
 def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> str:
@@ -118,7 +122,7 @@ def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> st
         step: the step's name.
         parameters: all of its parameters, as JSON can say them.
         reads: keys or fingerprints of everything it reads.
-        code: digest of the code that it runs.
+        code: digest of the code that it runs, such as `package_digest`.
     """
     return digest([step, parameters, list(reads), code, versions()])
 
@@ -129,7 +133,7 @@ def cached(
     *,
     parameters: dict,
     reads: Iterable[str] = (),
-    code: str,
+    package: str,
 ) -> Artifact:
     """The step's result: from `artifacts/<step>/<key>/` if it stands there, else made now.
 
@@ -137,13 +141,14 @@ def cached(
         step: name of the step, and of its folder in `artifacts/`.
         make: writes the result into the folder that it is given. After an interruption it is given
             the same folder again, with what it had written, and may go on from there.
-        parameters, reads, code: as for `make_key`; code is `__name__` of the module that calls.
+        parameters, reads: as for `make_key`.
+        package: a name in `WAY`, the package that makes the result.
 
     Raises:
         StudyError: the disk is full or read-only. What was finished before is kept.
     """
     reads = list(reads)
-    key = make_key(step, parameters, reads, module_digest(code))
+    key = make_key(step, parameters, reads, package_digest(package))
     folder = _folder_of(step, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -176,16 +181,18 @@ def cached(
     return found
 
 
-def find(step: str, *, parameters: dict, reads: Iterable[str] = (), code: str) -> Artifact | None:
+def find(
+    step: str, *, parameters: dict, reads: Iterable[str] = (), package: str
+) -> Artifact | None:
     """The step's result where it is finished, without making it; arguments as for `cached`."""
-    return read(_folder_of(step, make_key(step, parameters, reads, module_digest(code))))
+    return read(_folder_of(step, make_key(step, parameters, reads, package_digest(package))))
 
 
-def finished(step: str, code: str) -> list[Artifact]:
+def finished(step: str, package: str) -> list[Artifact]:
     """All results of a step that today's code and package versions would still serve."""
     folders = [path.parent for path in _folder_of(step, "").glob(f"*/{MANIFEST}")]
     found = [read(folder) for folder in folders if folder.suffix != ".partial"]
-    digest_of_code = module_digest(code)
+    digest_of_code = package_digest(package)
     return [
         each
         for each in found
@@ -229,29 +236,6 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         if documented and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return tree
-
-
-def _imported_modules(tree: ast.Module) -> set[str]:
-    """This package's modules in `from cbir.a import b` and `from cbir.a.b import c`, as "a.b".
-
-    What is imported for annotations alone runs nothing, and is left out.
-    """
-    names, waiting = set(), [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        waiting += ast.iter_child_nodes(node)
-        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("cbir."):
-            place = [*node.module.split(".")[1:]]
-            names.add(".".join(place))
-            names |= {".".join([*place, alias.name]) for alias in node.names}
-    return {name for name in names if name and _path_of(name).exists()}
-
-
-def _path_of(module: str) -> Path:
-    """The file of one of this package's modules, named as "networks.models"."""
-    return Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def keras_home() -> Path:

@@ -18,10 +18,9 @@ from scipy.ndimage import gaussian_filter
 
 from cbir import StudyError
 from cbir.cache import Artifact, cached
-from cbir.networks.embeddings import Embeddings, Encode, encoder
+from cbir.networks.embeddings import Embeddings, Encode, make_encoder, read_whitening
 from cbir.networks.gradients import Maps, attention_maps, similarity_maps
 from cbir.networks.models import Network
-from cbir.networks.vectors import whitening_of
 from cbir.progress import progress
 
 KINDS = ("similarity", "attention")
@@ -98,11 +97,11 @@ def of(
         if kind == "attention":
             maps = attention_maps(network, query_images, result_images)
         else:
-            whitening = whitening_of(embeddings.artifact.folder)
+            whitening = read_whitening(embeddings.artifact.folder)
             maps = similarity_maps(network, query_images, result_images, whitening)
         np.savez(folder / "maps.npz", **vars(maps))
         tested = curves(
-            encoder(network, embeddings),
+            make_encoder(network, embeddings),
             query_images,
             embeddings.vectors[result_places],
             maps.query,
@@ -123,7 +122,7 @@ def of(
             "seed": seed,
         },
         reads=[embeddings.artifact.key],
-        code=__name__,
+        package="explain",
     )
     with np.load(artifact.folder / "maps.npz") as kept:
         maps = Maps(kept["query"], kept["result"], str(kept["layer"]))

@@ -75,24 +75,24 @@ def build(backbone: str):
 
 def embed_folder(network, paths: list[Path]) -> None:
     """From files to vectors, read ahead while the network works, as `cbir index` does it."""
-    from cbir.images import formats
+    from cbir.images.pictures import read_squares
     from cbir.networks import inference
 
-    found = formats.squares(paths, SHAPE["image_size"])
+    found = read_squares(paths, SHAPE["image_size"])
     for _ in range(0, len(paths), inference.BATCH_SIZE):
         images = np.stack(list(itertools.islice(found, inference.BATCH_SIZE)))
-        inference.batch(network.encoder, images)
+        inference.predict_batch(network.encoder, images)
 
 
 def embed_as_a_study(network, paths: list[Path], folder: Path) -> None:
     """From files to one array of images on disk, and from there to vectors on disk."""
-    from cbir.images import sources
+    from cbir.images.pictures import Pictures, decode_pictures
     from cbir.networks import inference
 
     none = np.zeros(len(paths), np.int64)
     names = [path.name for path in paths]
-    pictures = sources.Pictures(["all"], paths, none, names, len(paths))
-    sources.decode(pictures, SHAPE["image_size"], folder / "images.npy")
+    pictures = Pictures(["all"], paths, none, names, len(paths))
+    decode_pictures(pictures, SHAPE["image_size"], folder / "images.npy")
     images = np.load(folder / "images.npy", mmap_mode="r")
     outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
     inference.predict(network.encoder, images, outputs, "embeddings")
@@ -184,7 +184,7 @@ def row(backbone: str, repeat: int) -> dict[str, float]:
 def heads(backbone: str, count: int) -> float:
     """Seconds that so many heads take, one after the other, on the same random features."""
     from cbir.cache import Artifact
-    from cbir.images.data import Dataset
+    from cbir.images.dataset import Dataset
     from cbir.networks import models, training
 
     files = [PARAMS / "defaults.yaml", PARAMS / "cifar10" / "mobilenet.yaml"]

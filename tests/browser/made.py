@@ -14,10 +14,10 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from nbformat import v4
 
-from cbir.asking import showing
-from cbir.asking.answers import Answer, Picture, Result
-from cbir.reporting import grid_plots, grid_report, grids, plots
+from cbir.reporting import charts, display, grids
 from cbir.reporting.pages import write_page
+from cbir.search import output
+from cbir.search.answers import Answer, Picture, Result
 
 LINKS = [("Comparison", "index.html"), *((name, f"{name}.html") for name in ("cnn", "cnn_strong"))]
 LINKS += [(name, f"{name}.html") for name in ("resnet50", "vgg16", "mobilenet", "raw_pixels")]
@@ -35,8 +35,10 @@ def figure_of(figure: plt.Figure, text: str):
     """What a notebook keeps of a figure that `plots.show` shows."""
     shown = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "display", lambda drawing, metadata: shown.append((drawing, metadata)))
-        plots.show(figure, text)
+        patch.setattr(
+            charts, "display", lambda drawing, metadata: shown.append((drawing, metadata))
+        )
+        display.show(figure, text)
     ((drawing, metadata),) = shown
     return output_of(drawing, metadata)
 
@@ -68,9 +70,9 @@ def tables() -> list:
     )
     narrow = pd.DataFrame({"seconds": [1234.5, 0.25]}, index=pd.Index(names[:2], name="run"))
     return [
-        plots.table(wide, "Quality, with 95 % intervals."),
-        plots.table(narrow, "Cost of each architecture.", digits=2),
-        plots.table(narrow.T, "Cost of each architecture."),
+        display.table(wide, "Quality, with 95 % intervals."),
+        display.table(narrow, "Cost of each architecture.", digits=2),
+        display.table(narrow.T, "Cost of each architecture."),
     ]
 
 
@@ -99,7 +101,7 @@ def write_grid(folder: Path) -> Path:
         for size in (32, 96, 160):
             for train in ("head", "all"):
                 point = {"input_size": size, "train": train}
-                name, variant = grids.name(architecture, point), grids.variant(point)
+                name, variant = grids.point_name(architecture, point), grids.variant(point)
                 scores = np.random.default_rng(size).random(20)
                 frame = rows(list(scores), architecture=name, variant=variant, correct=0.5)
                 found[name] = result(
@@ -107,13 +109,13 @@ def write_grid(folder: Path) -> Path:
                     variant=variant,
                     training_accuracy={"value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
                 )
-    runs = grid_report.table(found)
+    runs = grids.grid_table(found)
     shown = [
-        output_of(plots.table(grid_report.readable(runs), "All points of the grid.")),
-        figure_of(grid_plots.heat_maps(runs), "What each point reaches."),
-        figure_of(grid_plots.curves(runs), "Along the size."),
+        output_of(display.table(grids.readable(runs), "All points of the grid.")),
+        figure_of(grids.heat_maps(runs), "What each point reaches."),
+        figure_of(grids.curves(runs), "Along the size."),
     ]
-    answer = grid_report.answer(runs, grid_report.pairs(found, runs))
+    answer = grids.answer(runs, grids.grid_pairs(found, runs))
     said = v4.new_output("display_data", {"text/markdown": answer})
     cells = [
         v4.new_markdown_cell(f"# Point by point\n\n{PROSE}\n\n## The answer"),
@@ -139,7 +141,7 @@ def write_search(folder: Path) -> Path:
         Answer(picture, {"dog": 0.9, "cat": 0.1}, [], "predicted class"),
     ]
     path = folder / "search.html"
-    path.write_text(showing.page(told, ["broken.png: not a picture"], "Searched: all"), "utf-8")
+    path.write_text(output.html_page(told, ["broken.png: not a picture"], "Searched: all"), "utf-8")
     return path
 
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cbir.asking import answers, engine
-from cbir.reporting import results
+from cbir.reporting.runs import read_run
+from cbir.search import answers, engine
 
 pytestmark = pytest.mark.browser
 
@@ -98,7 +98,7 @@ def lines_of(answer) -> list[str]:
 
 def answer_of(picture=None, k=10, **marks):
     opened = engine.open_engine("tiny")
-    asked = answers.of_query(opened, 0) if picture is None else picture
+    asked = answers.picture_of_query(opened, 0) if picture is None else picture
     return answers.search(opened, opened.gallery, asked, k, **marks)
 
 
@@ -115,7 +115,7 @@ def test_notebook_runs_and_shows_what_the_study_finds(page):
     assert page.locator(".jp-RenderedSVG, .jp-RenderedImage").count() == 1
     assert page.locator(".jp-RenderedText[data-mime-type*='stderr'], .jp-Error").count() == 0
     wait_until(page, lines_of(answer_of()))
-    assert results.read("tiny", engine.best_architecture("tiny")).rankings["unrestricted"].size
+    assert read_run("tiny", engine.best_architecture("tiny")).rankings["unrestricted"].size
 
 
 def test_fewer_results_are_shown_for_a_smaller_k(page):
@@ -146,7 +146,7 @@ def test_picture_of_ones_own_is_uploaded_and_searched_with(page, tmp_path):
         page.get_by_role("button", name="choose a picture").click()
     chooser.value.set_files(path)
     page.get_by_text("asked: mine.png").wait_for()
-    (picture,) = answers.encode(engine.open_engine("tiny"), {"mine": pixels})
+    (picture,) = answers.embed_pictures(engine.open_engine("tiny"), {"mine": pixels})
     wait_until(page, lines_of(answer_of(picture, k=4)))
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from cbir.cache import cached
-from cbir.images.data import Dataset, take
+from cbir.images.dataset import Dataset, take_rows
 from cbir.progress import progress
 
 HASH_BITS = 24
@@ -44,12 +44,11 @@ MIN_CONTRAST = 8.0
 # Pictures shrunk to 8x8 and not moved may be this much further apart than the threshold: a sieve
 # before the comparison pixel by pixel. On CIFAR-10 it loses none.
 SIEVE = 2.0
-
 WIDTH = 32
 KINDS = ("identical", "near-duplicate")
 
 
-def find(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
+def find_leaks(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
     """Every pair of a query and a gallery image that are the same picture.
 
     Args:
@@ -72,18 +71,18 @@ def find(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
     return pairs
 
 
-def of(dataset: Dataset) -> pd.DataFrame:
+def audit(dataset: Dataset) -> pd.DataFrame:
     """`find` for the queries and the gallery of a data set; looked for once and kept."""
 
     def make(folder: Path) -> None:
         images = dataset.images
-        pairs = find(take(images, dataset.queries), take(images, dataset.gallery))
+        pairs = find_leaks(take_rows(images, dataset.queries), take_rows(images, dataset.gallery))
         # Where the queries are searched in themselves, each is excluded from its own search.
         is_itself = dataset.queries[pairs["query"]] == dataset.gallery[pairs["gallery"]]
         pairs[~is_itself].reset_index(drop=True).to_parquet(folder / "pairs.parquet")
 
     artifact = cached(
-        "leaks", make, parameters={}, reads=[dataset.search_fingerprint], code=__name__
+        "leaks", make, parameters={}, reads=[dataset.search_fingerprint], package="images"
     )
     return pd.read_parquet(artifact.folder / "pairs.parquet")
 

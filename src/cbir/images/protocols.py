@@ -20,30 +20,10 @@ from dataclasses import replace
 import numpy as np
 
 from cbir import StudyError
-from cbir.images.data import Dataset
-from cbir.images.splits import stratified_split
+from cbir.images.dataset import Dataset, stratified_split
 
 PROTOCOLS = ("closed", "held_out_gallery", "unseen_classes", "hashing_1k")
 HASHING_QUERIES, HASHING_TRAINING = 100, 500
-# What the numbers of a protocol mean, for whoever reads them.
-EXPLAINED = {
-    "closed": "The protocol is `closed`, the paper's: the gallery is the training images, on "
-    "which the network was taught its classes, and the queries are test images of the same "
-    "classes. It shows how well the network finds again what it was trained to tell apart.",
-    "held_out_gallery": "The protocol is `held_out_gallery`: gallery and queries are test "
-    "images, none of which was trained on; a query is not searched for in itself.",
-    "hashing_1k": "The protocol is `hashing_1k`, that of the deep-hashing literature: 100 "
-    "queries a class, all other images as gallery, 500 images a class to learn from (of which "
-    "the validation images are a part).",
-}
-# mAP over the whole ranking of binary codes, as their own tables give it. Never beside another
-# protocol than the one that they were measured with.
-PUBLISHED = {
-    "closed": "GreedyHash .944 in its paper, .932 in DeepHash-pytorch's run (10,000 queries, "
-    "50,000 training images as gallery).",
-    "hashing_1k": "DSDH .790, GreedyHash .817, ADSH .92, which trains on the gallery's labels "
-    "(1,000 queries, 5,000 training images, 59,000 in the gallery).",
-}
 
 
 def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) -> Iterator[Dataset]:

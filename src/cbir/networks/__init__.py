@@ -4,6 +4,6 @@
 `weights`, a way of `pooling` and the `precision` that the machine allows. `training` fits it with
 what `optimisers` say, fed by `batches`, kept by `checkpoints`. `embeddings` turns images into
 `vectors` of unit length, by `inference` from disk to disk; a `recipe` holds all of this as one
-thing. `gradients` say which part of two images makes them alike. `controls` are embeddings without
+thing. `gradients` say which part of two images makes them alike. `baselines` are embeddings without
 a network.
 """

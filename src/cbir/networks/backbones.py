@@ -6,8 +6,6 @@ A row names what it needs instead of importing it, so that checking parameters l
 from dataclasses import dataclass, field
 
 KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
-
-
 # Of a model that takes RGB in [0, 255], whatever its weights, and preprocesses it by itself, as
 # EfficientNet, ConvNeXt and MobileNetV3 do unless they are told otherwise.
 INCLUDED = "included"

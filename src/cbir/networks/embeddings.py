@@ -1,4 +1,4 @@
-"""Images to vectors: the layer under the classifier, L2-normalised, for every image of a study."""
+"""From a network's raw vectors to embeddings: unit length, and PCA whitening where it is asked."""
 
 import functools
 from collections.abc import Callable
@@ -10,14 +10,82 @@ import numpy as np
 import pandas as pd
 from numpy.lib.format import open_memmap
 
-from cbir.cache import Artifact, cached, module_digest
-from cbir.images.data import Dataset, take
-from cbir.networks import controls
-from cbir.networks.vectors import finisher, fit_whitening, normalise
+from cbir import StudyError
+from cbir.cache import Artifact, cached
+from cbir.images.dataset import Dataset, take_rows
+from cbir.networks import baselines, inference
 
-if TYPE_CHECKING:  # the controls need no Keras
+if TYPE_CHECKING:  # the baselines need no Keras
     from cbir.networks.models import Network
     from cbir.networks.training import Training
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """Rows divided by their Euclidean length, as float32.
+
+    A row of zeros, as ReLU can leave one, has no direction: it gets the one that makes equal
+    angles with all axes, so that it can be ranked.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    if not np.isfinite(vectors).all():
+        raise StudyError("an embedding is not a finite number: the network's weights are broken")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    flat = np.float32(1 / np.sqrt(vectors.shape[1]))
+    return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), flat)
+
+
+def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
+    """PCA whitening of vectors of unit length.
+
+    All of them are in memory at once, unlike the images that they come from: 45,000 training images
+    in 2,048 dimensions take 370 MB, and the fit more.
+
+    Args:
+        vectors: (n, d) of the training images, of any length.
+        dimensions: how many to keep, the widest.
+
+    Returns:
+        `mean` (d,) and `axes` (d, dimensions): (v - mean) @ axes has variance 1 in each dimension.
+
+    Raises:
+        StudyError: more dimensions than there are.
+    """
+    from sklearn.decomposition import PCA
+
+    check_whitening(dimensions, *vectors.shape)
+    fitted = PCA(dimensions, random_state=0).fit(normalise(vectors))
+    # A dimension without variance tells nothing, and must not be blown up.
+    scale = 1 / np.sqrt(np.maximum(fitted.explained_variance_, 1e-8))
+    return {"mean": fitted.mean_, "axes": fitted.components_.T * scale}
+
+
+def check_whitening(dimensions: int, n: int, width: int) -> None:
+    """Whether PCA leaves so many dimensions of n embeddings; known before anything is trained.
+
+    Raises:
+        StudyError: it does not.
+    """
+    if dimensions > min(n, width):
+        raise StudyError(
+            f"whitening: {dimensions} dimensions of {width}-dimensional embeddings of {n} training "
+            f"images: at most {min(n, width)}"
+        )
+
+
+def finisher(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes embeddings of a network's raw vectors: unit length, whitened where it was."""
+    if not (fitted := read_whitening(folder)):
+        return normalise
+    return lambda raw: normalise((normalise(raw) - fitted["mean"]) @ fitted["axes"])
+
+
+def read_whitening(folder: Path) -> dict[str, np.ndarray] | None:
+    """What `fit_whitening` gave for the embeddings in a folder; None where there is none."""
+    if not (path := folder / "whitening.npz").exists():
+        return None
+    with np.load(path) as fitted:
+        return dict(fitted)
+
 
 ROWS = 8192
 # Images to embeddings and class probabilities.
@@ -33,7 +101,7 @@ class Embeddings:
         dataset: which of the images are gallery, and which are queries.
         vectors: (n, d) float32, of unit length, memory-mapped: all images, in their order.
         probabilities: (n, n_classes) float32, the classifier's word on each image; None for a
-            control, which has no classifier.
+            baseline, which has no classifier.
     """
 
     artifact: Artifact
@@ -44,17 +112,17 @@ class Embeddings:
     @functools.cached_property
     def gallery(self) -> np.ndarray:
         """(n_gallery, d) float32."""
-        return take(self.vectors, self.dataset.gallery)
+        return take_rows(self.vectors, self.dataset.gallery)
 
     @functools.cached_property
     def query(self) -> np.ndarray:
         """(n_queries, d) float32."""
-        return take(self.vectors, self.dataset.queries)
+        return take_rows(self.vectors, self.dataset.queries)
 
     @property
     def query_probabilities(self) -> np.ndarray:
         """(n_queries, n_classes) float32."""
-        return take(self.probabilities, self.dataset.queries)
+        return take_rows(self.probabilities, self.dataset.queries)
 
     @property
     def query_predictions(self) -> np.ndarray:
@@ -80,7 +148,9 @@ class Embeddings:
         return pd.DataFrame.from_dict(table, orient="index")
 
 
-def features(network: "Network", dataset: Dataset, *, mirrored: bool = False) -> Artifact | None:
+def frozen_features(
+    network: "Network", dataset: Dataset, *, mirrored: bool = False
+) -> Artifact | None:
     """What a frozen backbone makes of every image, computed once; None where it is trained.
 
     Heads, seeds and epochs share this array `features.npy`: (n, channels) float32 pooled features,
@@ -95,8 +165,6 @@ def features(network: "Network", dataset: Dataset, *, mirrored: bool = False) ->
     shape += ("feature_maps",) if network.has_maps else ("pooling",)
     dtype = np.float16 if network.has_maps else np.float32
 
-    from cbir.networks import inference
-
     def make(folder: Path) -> None:
         path = folder / "features.npy"
         backbone = inference.mirrored(network.backbone) if mirrored else network.backbone
@@ -107,8 +175,8 @@ def features(network: "Network", dataset: Dataset, *, mirrored: bool = False) ->
         make,
         parameters={name: network.parameters[name] for name in (*shape, *drawn)}
         | {"mirrored": mirrored},
-        reads=[dataset.fingerprint, network.weights.sha256, module_digest("cbir.networks.models")],
-        code=__name__,
+        reads=[dataset.fingerprint, network.weights.sha256],
+        package="networks",
     )
 
 
@@ -137,15 +205,13 @@ def embed(
             number, or too little memory for a batch.
     """
 
-    from cbir.networks import inference
-
     def make(folder: Path) -> None:
         network.model.load_weights(training.weights_path(epoch))
         outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
         if training.features:
             found = [training.features]
             if test_time_flips:
-                found.append(features(network, dataset, mirrored=True))
+                found.append(frozen_features(network, dataset, mirrored=True))
             inputs = [np.load(each.folder / "features.npy", mmap_mode="r") for each in found]
             inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
         else:
@@ -173,7 +239,7 @@ def embed(
             "whitening": whitening,
         },
         reads=[training.artifact.key, dataset.fingerprint, dataset.split_fingerprint],
-        code=__name__,
+        package="networks",
     )
     return Embeddings(
         artifact,
@@ -183,12 +249,11 @@ def embed(
     )
 
 
-def encoder(network: "Network", embeddings: Embeddings) -> Encode:
+def make_encoder(network: "Network", embeddings: Embeddings) -> Encode:
     """(n, size, size, 3) uint8 images -> (n, d) float32 vectors and (n, n_classes) probabilities.
 
     Both are made as those of the embeddings were.
     """
-    from cbir.networks import inference
 
     flips = embeddings.artifact.manifest["parameters"]["test_time_flips"]
     model = inference.flipped(network.encoder) if flips else network.encoder
@@ -197,7 +262,8 @@ def encoder(network: "Network", embeddings: Embeddings) -> Encode:
     def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = range(0, len(images), inference.BATCH_SIZE)
         parts = [
-            inference.batch(model, images[start : start + inference.BATCH_SIZE]) for start in starts
+            inference.predict_batch(model, images[start : start + inference.BATCH_SIZE])
+            for start in starts
         ]
         raw, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
         return finish(raw), probabilities
@@ -205,34 +271,34 @@ def encoder(network: "Network", embeddings: Embeddings) -> Encode:
     return encode
 
 
-def embed_control(control: str, dataset: Dataset, seed: int) -> Embeddings:
-    """What a control makes of all images; it learns nothing and has no classifier.
+def embed_baseline(baseline: str, dataset: Dataset, seed: int) -> Embeddings:
+    """What a baseline makes of all images; it learns nothing and has no classifier.
 
     Args:
-        control: a name in `controls.CONTROLS`.
+        baseline: a name in `baselines.BASELINES`.
         dataset: whose images, gallery and queries.
         seed: of what is random in it.
     """
 
     def make(folder: Path) -> None:
-        vectors = controls.describe_images(control, dataset.images, seed)
+        vectors = baselines.describe_images(baseline, dataset.images, seed)
         np.save(folder / "vectors.npy", normalise(vectors))
 
     artifact = cached(
         "embeddings",
         make,
-        parameters={"control": control, "seed": seed},
+        parameters={"baseline": baseline, "seed": seed},
         reads=[dataset.fingerprint],
-        code=__name__,
+        package="networks",
     )
     vectors = np.load(artifact.folder / "vectors.npy", mmap_mode="r")
     return Embeddings(artifact, dataset, vectors, None)
 
 
-def control_encoder(control: str, seed: int) -> Encode:
+def baseline_encoder(baseline: str, seed: int) -> Encode:
     """(n, size, size, 3) uint8 images -> (n, d) float32 vectors, and no probabilities.
 
     Args:
-        control, seed: as for `embed_control`.
+        baseline, seed: as for `embed_baseline`.
     """
-    return lambda images: (normalise(controls.describe_images(control, images, seed)), None)
+    return lambda images: (normalise(baselines.describe_images(baseline, images, seed)), None)

@@ -38,7 +38,7 @@ def predict_means(
     ticker = Ticker(count, what)
     for start in range(0, count, BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        of_each = [batch(model, each[rows]) for each in inputs]
+        of_each = [predict_batch(model, each[rows]) for each in inputs]
         parts = [sum(part) / len(inputs) for part in zip(*of_each, strict=True)]
         if not arrays:
             arrays = [
@@ -59,7 +59,7 @@ def predict_means(
         array.flush()
 
 
-def batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
+def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
     """The outputs of a model for one batch, as arrays; in halves where memory is too small.
 
     Raises:
@@ -73,7 +73,9 @@ def batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
         if len(inputs) == 1:
             raise StudyError("out of memory while embedding one image: lower input_size") from error
         half = len(inputs) // 2
-        parts = zip(batch(model, inputs[:half]), batch(model, inputs[half:]), strict=True)
+        parts = zip(
+            predict_batch(model, inputs[:half]), predict_batch(model, inputs[half:]), strict=True
+        )
         return [np.concatenate(pair) for pair in parts]
     return outputs if isinstance(outputs, list) else [outputs]
 

@@ -15,9 +15,10 @@ import pandas as pd
 from keras import layers
 
 from cbir import StudyError
-from cbir.networks import cnns, precision
+from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.pooling import LEARNT, POOLINGS
+from cbir.networks.precision import use_precision
 from cbir.networks.weights import Weights, find, load, number_anew
 
 # Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
@@ -170,7 +171,7 @@ def build(
     known = BACKBONES[backbone]
     started_from = find(backbone, weights)
     keras.utils.set_random_seed(seed)
-    with precision.of(mixed_precision) as policy:
+    with use_precision(mixed_precision) as policy:
         body = _body(known, input_size, dropout)
         if started_from.path:
             load(body, started_from, backbone)

@@ -18,7 +18,7 @@ FULL = "float32"
 
 
 @contextlib.contextmanager
-def of(mixed: bool) -> Iterator[str]:
+def use_precision(mixed: bool) -> Iterator[str]:
     """Layers made within compute in this precision; gives the name of Keras' policy.
 
     Args:

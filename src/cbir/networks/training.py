@@ -1,32 +1,111 @@
-"""Training, an epoch at a time, so that an interrupted run goes on as if nothing had happened.
-
-What an epoch sees follows from the seed and the epoch's number alone: the order of the images and
-the state of the random layers. `checkpoints` keeps the rest after each epoch. A run that was
-stopped therefore ends with the weights of one that was not.
-"""
+"""What a training is fed, and what is seen of it meanwhile."""
 
 import functools
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 import pandas as pd
 
 from cbir import StudyError
 from cbir.cache import Artifact, backend, cached, file_digest, write_text
-from cbir.networks import checkpoints, optimisers
-from cbir.networks.batches import Batches, Progress
+from cbir.networks import optimisers
 from cbir.networks.inference import is_out_of_memory
 from cbir.networks.models import Network
 from cbir.networks.weights import BACKBONE_FILE
-from cbir.progress import duration
+from cbir.progress import Ticker, duration
 
 if TYPE_CHECKING:
-    from cbir.images.data import Dataset
+    from cbir.images.dataset import Dataset
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of (inputs, labels), read from a memory-mapped array as they are asked for.
+
+    Args:
+        inputs: (n, ...) images or features.
+        labels: (n,) int.
+        positions: which rows, in this order.
+        batch_size: rows in a batch; the last one may be smaller.
+        workers: threads that read ahead. With two or more Keras reads ahead by itself and switches
+            tf.data's autotuning off, whose thread otherwise holds up the end of each epoch (by up
+            to its length). Where an epoch takes less than a second, this costs more than it brings.
+    """
+
+    def __init__(self, inputs, labels, positions, batch_size, workers=2):
+        super().__init__(workers=workers)
+        self.inputs, self.labels = inputs, labels
+        self.positions, self.batch_size = positions, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.positions) / self.batch_size)
+
+    def __getitem__(self, batch: int):
+        rows = self.positions[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return np.asarray(self.inputs[rows], np.float32), np.asarray(self.labels[rows])
+
+
+class EpochProgress(keras.callbacks.Callback):
+    """A line every half minute while an epoch is under way."""
+
+    def __init__(self, batches: int, what: str):
+        super().__init__()
+        self.ticker = Ticker(batches, what, every=30)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ticker.reached(batch + 1)
+
+
+CHECKPOINT, HISTORY = "state.npz", "history.json"
+
+
+def _random_states(model: keras.Model) -> Iterator[keras.Variable]:
+    """The states that dropout and augmentation draw from."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _random_states(layer)
+        for name in ("seed_generator", "generator"):
+            if isinstance(found := getattr(layer, name, None), keras.random.SeedGenerator):
+                yield found.state
+
+
+def seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
+    """Random layers draw from a state that runs on; set, it is the same after a resumption."""
+    for place, state in enumerate(_random_states(model)):
+        drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(2)
+        state.assign(drawn.astype(state.dtype))
+
+
+def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> None:
+    """The state after an epoch, in one file, so that its parts can never disagree."""
+    arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
+    variables = model.optimizer.variables
+    arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
+    temporary = folder / f"temporary-{CHECKPOINT}"
+    np.savez(temporary, history=json.dumps(history), **arrays)
+    temporary.replace(folder / CHECKPOINT)
+    write_text(folder / HISTORY, json.dumps(history))
+
+
+def resume_from_checkpoint(folder: Path, model: keras.Model) -> list[dict]:
+    """Put the model where an interrupted run left it; the history up to there."""
+    if not (folder / CHECKPOINT).exists():
+        return []
+    with np.load(folder / CHECKPOINT) as state:
+        model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
+        model.optimizer.build(model.trainable_variables)
+        for i, variable in enumerate(model.optimizer.variables):
+            variable.assign(state[f"optimizer_{i}"])
+        history = json.loads(str(state["history"]))
+    print(f"going on after epoch {len(history)}", flush=True)
+    return history
+
 
 FINGERPRINT = "weights.sha256"
 FINAL = "final.weights.h5"
@@ -170,17 +249,17 @@ def train(
             Batches, inputs, dataset.labels, batch_size=batch_size, workers=1 if is_quick else 2
         )
         validation = read(positions=dataset.validation)
-        history = checkpoints.resume(folder, trained)
+        history = resume_from_checkpoint(folder, trained)
         while len(history) < epochs and not _is_over(history, early_stopping):
             epoch, started = len(history) + 1, time.perf_counter()
             order = np.random.default_rng([seed, epoch]).permutation(dataset.train)
-            checkpoints.seed_random_layers(trained, seed, epoch)
+            seed_random_layers(trained, seed, epoch)
             row = _fit_epoch(
                 trained,
                 read(positions=order),
                 validation,
                 epoch,
-                Progress(steps, f"epoch {epoch}/{epochs}, batches"),
+                EpochProgress(steps, f"epoch {epoch}/{epochs}, batches"),
                 prefix="head_" if features else "",
             )
             history.append(row | {"seconds": time.perf_counter() - started})
@@ -188,7 +267,7 @@ def train(
                 network.model.save_weights(folder / _weights_name(epoch))
             if early_stopping and _best(history, early_stopping) == epoch:
                 model.save_weights(folder / BEST)
-            checkpoints.save(folder, trained, history)
+            save_checkpoint(folder, trained, history)
             _say(history, epochs)
         if early_stopping:
             model.load_weights(folder / BEST)
@@ -219,11 +298,11 @@ def train(
             features.key if features else "",
             head.artifact.key if head else "",
         ],
-        code=__name__,
+        package="networks",
     )
-    for name in (checkpoints.STATE, BEST):
+    for name in (CHECKPOINT, BEST):
         (artifact.folder / name).unlink(missing_ok=True)
-    rows = json.loads((artifact.folder / checkpoints.HISTORY).read_text("utf-8"))
+    rows = json.loads((artifact.folder / HISTORY).read_text("utf-8"))
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     network.model.load_weights(artifact.folder / FINAL)
     return Training(artifact, history, _best(rows, early_stopping), features, head)

@@ -7,7 +7,7 @@ from html import escape
 
 from IPython.display import HTML, display
 
-from cbir.reporting.results import Result
+from cbir.reporting.runs import Run
 
 # In units of the drawing, which is scaled to the page.
 WIDTH, MARGIN, GAP = 860, 8, 26
@@ -20,18 +20,18 @@ LETTER = 0.56
 INK, SOFT, RULE = "var(--ink, currentColor)", "var(--soft, currentColor)", "var(--soft, #777)"
 
 
-def system(results: dict[str, Result]) -> str:
+def system(results: dict[str, Run]) -> str:
     """The training phase above, the retrieval phase below, with the numbers of these runs.
 
     Figure 1 of the paper shows the same two phases.
 
     Args:
-        results: of one study; controls, which have no training phase, are left out.
+        results: of one study; baselines, which have no training phase, are left out.
 
     Returns:
         An SVG element as text; empty where nothing was trained.
     """
-    trained = {name: each for name, each in results.items() if not each.is_control}
+    trained = {name: each for name, each in results.items() if not each.is_baseline}
     if not trained:
         return ""
     first = next(iter(trained.values())).summary

@@ -12,9 +12,8 @@ import pandas as pd
 
 from cbir.cache import Artifact, cached
 from cbir.images import protocols
-from cbir.images.data import Dataset
-from cbir.networks.embeddings import Embeddings, Encode
-from cbir.networks.vectors import normalise
+from cbir.images.dataset import Dataset
+from cbir.networks.embeddings import Embeddings, Encode, normalise
 from cbir.retrieval import metrics, ranking, searches, uncertainty
 
 # The report shows the first ten results, whatever the study's ks.
@@ -95,7 +94,7 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
         make,
         parameters={"search": search, "ks": ks},
         reads=[embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint],
-        code=__name__,
+        package="retrieval",
     )
     return Evaluation(
         artifact,
@@ -139,7 +138,7 @@ def measure(
 
     Args:
         dataset: as `data.load` gives it.
-        embed_view: (view, seed) -> embeddings, from a network or from a control; `epoch` says
+        embed_view: (view, seed) -> embeddings, from a network or from a baseline; `epoch` says
             which state of a network, where it is not the final one.
         asked: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
         epochs: states to measure besides the final one, under the first protocol.
@@ -226,6 +225,6 @@ def measure_speed(embeddings: Embeddings, encode: Encode) -> Speed:
         make,
         parameters={},
         reads=[embeddings.artifact.key, dataset.search_fingerprint],
-        code=__name__,
+        package="retrieval",
     )
     return Speed(**json.loads((artifact.folder / "speed.json").read_text("utf-8")))

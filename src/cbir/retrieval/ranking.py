@@ -22,10 +22,8 @@ BLOCK = 256
 MOST_SIMILARITIES = 2**24
 # Images of the gallery that a core multiplies a block with at a time.
 PIECE = 4096
-
 # The library that NumPy multiplies with: its threads wait busily for more, on cores that rank.
 BLAS = ThreadpoolController().select(user_api="blas")
-
 # What float32 keeps in its bits: the sign; that it is 2 or more, or NaN; how large it is if not.
 SIGN, TOO_LARGE, SIZE = np.uint32(2**31), np.uint32(2**30), np.uint32(2**30 - 1)
 # Of the radix sort: the values of a digit, and the key of what is not searched, not relevant then.

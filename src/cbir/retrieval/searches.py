@@ -121,7 +121,7 @@ def calibrate(embeddings: Embeddings) -> Calibration:
         make,
         parameters={},
         reads=[embeddings.artifact.key, dataset.split_fingerprint],
-        code=__name__,
+        package="retrieval",
     )
     return Calibration(**json.loads((artifact.folder / "calibration.json").read_text("utf-8")))
 

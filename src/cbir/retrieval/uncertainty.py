@@ -113,12 +113,12 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """Tests, a row each with its p, with p_holm (`holm` over these rows) and is_told_apart.
+    """Tests, a row each with its p, with p_holm (`holm` over these rows) and is_significant.
 
     What is told apart has p_holm < 0.05. Columns of these names are replaced.
     """
     p_holm = holm(tests["p"].to_numpy(float))
-    return tests.assign(p_holm=p_holm, is_told_apart=p_holm < ALPHA)
+    return tests.assign(p_holm=p_holm, is_significant=p_holm < ALPHA)
 
 
 def compare(
@@ -135,7 +135,7 @@ def compare(
         columns), difference (mean of ahead - behind, >= 0), ci_low, ci_high (its 95 % bootstrap
         interval, of this pair alone), p (`permutation_test`), p_holm (`holm` over these rows),
         effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 where all are 0,
-        NaN where they are equal otherwise), n_queries, is_told_apart (p_holm < 0.05). Source of
+        NaN where they are equal otherwise), n_queries, is_significant (p_holm < 0.05). Source of
         d_z: Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative Science (2013).
 
     Raises:
@@ -180,8 +180,8 @@ def outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame("", index=architectures, columns=architectures)
     for pair in pairs.itertuples():
         if pair.ahead in table.index and pair.behind in table.index:
-            table.loc[pair.ahead, pair.behind] = "win" if pair.is_told_apart else "tie"
-            table.loc[pair.behind, pair.ahead] = "loss" if pair.is_told_apart else "tie"
+            table.loc[pair.ahead, pair.behind] = "win" if pair.is_significant else "tie"
+            table.loc[pair.behind, pair.ahead] = "loss" if pair.is_significant else "tie"
     return table
 
 

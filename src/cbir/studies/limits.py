@@ -8,9 +8,8 @@ import re
 from cbir.networks.backbones import BACKBONES
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-
-# The names in `controls.CONTROLS`, `protocols.PROTOCOLS`, `pooling.POOLINGS` and `optimisers`.
-CONTROLS = ("random", "raw_pixels", "hand_crafted")
+# The names in `baselines.BASELINES`, `protocols.PROTOCOLS`, `pooling.POOLINGS` and `optimisers`.
+BASELINES = ("random", "raw_pixels", "hand_crafted")
 PROTOCOLS = ("closed", "held_out_gallery", "unseen_classes", "hashing_1k")
 POOLINGS = ("avg", "max", "gem", "attention", "flatten")
 LEARNT_POOLINGS = ("gem", "attention")
@@ -63,7 +62,7 @@ LIMITS = {
     ),
     "unseen": _POSITIVE,
     "draws": _POSITIVE,
-    "control": _one_of(CONTROLS),
+    "baseline": _one_of(BASELINES),
     "ks": (
         lambda value: value and min(value) > 0 and len(set(value)) == len(value),
         "must name at least one k, each 1 or more and each once",

@@ -29,7 +29,7 @@ ASKED = ("seeds", "protocols", "unseen", "draws", "ks")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """One architecture of a study: the notebook that runs it and what the notebook is given.
 
     Attributes:
@@ -46,9 +46,9 @@ class Run:
     parameters: dict
 
     @property
-    def is_control(self) -> bool:
+    def is_baseline(self) -> bool:
         """Whether it stands in the place of an architecture, without a network."""
-        return "control" in self.parameters
+        return "baseline" in self.parameters
 
     @property
     def weights(self) -> tuple[str, str]:
@@ -85,7 +85,7 @@ def load(
     report: str | None = None,
     dataset: str | None = None,
     overrides: str = "",
-) -> list[Run]:
+) -> list[RunConfig]:
     """Read and check a study's files, before any work.
 
     Args:
@@ -97,7 +97,7 @@ def load(
 
     Returns:
         One run per architecture, and per point of its grid, in the order of their file names, the
-        controls last.
+        baselines last.
 
     Raises:
         StudyError: an unknown study, or a parameter that is unknown, missing, ill-typed or out of
@@ -117,7 +117,7 @@ def load(
             found.append(_read_run(path, root))
     anywhere = {key for *_, types in found for key in types}
     for name, own, own_grid, notebook, types in found:
-        # What is for all is for those that know it: a control has no epochs.
+        # What is for all is for those that know it: a baseline has no epochs.
         elsewhere = anywhere - types.keys()
         shared_layers = [
             (file, {key: value for key, value in layer.items() if key not in elsewhere})
@@ -130,11 +130,11 @@ def load(
         for point in _points(known_grids if own_grid is None else own_grid, changes):
             placed = {"study": report or study, "variant": grids.variant(point)}
             file = Path(name).stem
-            placed["architecture"] = grids.name(file, point)
+            placed["architecture"] = grids.point_name(file, point)
             parameters = _layered(
                 types, [*for_all[:2], (name, own), (f"{name}, grid", point), for_all[2]]
             )
-            runs.append(Run(placed["architecture"], file, notebook, placed | parameters))
+            runs.append(RunConfig(placed["architecture"], file, notebook, placed | parameters))
     if not runs:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
     names = [run.architecture for run in runs]
@@ -142,13 +142,13 @@ def load(
         raise StudyError(f"params/{study}/: grid: two of its points are called {twice[0]}")
     for run in runs:
         _check_together(run, runs[0])
-    return sorted(runs, key=lambda run: run.is_control)
+    return sorted(runs, key=lambda run: run.is_baseline)
 
 
 def _read_grids(content, file: str) -> list[dict[str, list]]:
     """The key `grid` of a file: one grid, or a list of several over the same parameters."""
     several = content if isinstance(content, list) and content else [content]
-    found = [grids.read(each, file, (*DATA, *ASKED)) for each in several]
+    found = [grids.read_grid(each, file, (*DATA, *ASKED)) for each in several]
     if any(list(each) != list(found[0]) for each in found):
         raise StudyError(f"{file}: grid: all of the list must name the same parameters, in order")
     return found
@@ -231,7 +231,7 @@ def _layered(types: dict[str, str], layers: list[tuple[str, dict]]) -> dict:
     return {key: parameters[key] for key in types if key in parameters}
 
 
-def _check_together(run: Run, first: Run) -> None:
+def _check_together(run: RunConfig, first: RunConfig) -> None:
     """What no parameter shows alone.
 
     Raises:

@@ -4,11 +4,13 @@ import json
 
 from cbir import StudyError, project_root
 from cbir.cache import Artifact, backend, find, finished, is_current, keras_home
-from cbir.images import data, protocols, sources
+from cbir.images import protocols
+from cbir.images.dataset import is_decoded
+from cbir.images.pictures import list_folder
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.progress import duration
-from cbir.reporting.results import machine
+from cbir.reporting.runs import machine
 from cbir.studies import params
 from cbir.studies.limits import LEARNT_POOLINGS
 from cbir.studies.study import Study, run_key
@@ -63,7 +65,7 @@ def describe(study: Study) -> str:
             lines.append("  up to date")
         else:
             seconds = NOTEBOOK_SECONDS
-            if not run.is_control:
+            if not run.is_baseline:
                 wanted = _trainings(study, run, is_read)
                 # A training is found by the SHA-256 of its weights, which must be there for that.
                 is_known = is_read and not missing
@@ -81,7 +83,7 @@ def describe(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _lacking(run: params.Run) -> str:
+def _lacking(run: params.RunConfig) -> str:
     """Why the weights of a run cannot be had; empty where they can."""
     try:
         weights.find(*run.weights)
@@ -99,20 +101,21 @@ def _join(parameters: dict, usual: dict) -> str:
 
 
 def _is_decoded(given: dict) -> bool:
-    return data.is_decoded(
-        **{key: given[key] for key in params.DATA if key != "validation_fraction"}
-    )
+    return is_decoded(**{key: given[key] for key in params.DATA if key != "validation_fraction"})
 
 
 def _is_split(given: dict) -> bool:
     """Whether the decoded images are split into training and validation images as asked."""
     wanted = {key: given[key] for key in params.DATA if key != "validation_fraction"}
     split = {key: given[key] for key in ("validation_fraction", "split_seed")}
-    code = "cbir.images.data"
-    decoded = [each for each in finished("images", code) if each.manifest["parameters"] == wanted]
+    package = "images"
+    decoded = [
+        each for each in finished("images", package) if each.manifest["parameters"] == wanted
+    ]
     content = [json.loads((each.folder / "content.json").read_text("utf-8")) for each in decoded]
     return all(
-        find("split", parameters=split, reads=[each["fingerprint"]], code=code) for each in content
+        find("split", parameters=split, reads=[each["fingerprint"]], package=package)
+        for each in content
     )
 
 
@@ -124,7 +127,7 @@ def _describe_images(dataset: str) -> str:
         if any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
             return "as Keras has downloaded it"
         return "will be downloaded by Keras (about 170 MB)"
-    found = sources.list_folder(folder)
+    found = list_folder(folder)
     count = sum(len(paths) for classes in found.values() for paths in classes.values())
     return f"{count:,} pictures, {len(found['train'])} classes"
 
@@ -142,12 +145,12 @@ def _count_images(study: Study, is_read: bool) -> tuple[int, int]:
         n_test = min(10_000, given["test_images"] or 10_000) if name == "cifar10" else 360
         kept = given["training_images"] or n_all
         return min(n_train, kept), min(n_all, kept + n_test)
-    found = sources.list_folder(project_root() / name)
+    found = list_folder(project_root() / name)
     count = sum(len(paths) for classes in found.values() for paths in classes.values())
     return round(0.7 * count), count
 
 
-def _trainings(study: Study, run: params.Run, is_read: bool) -> list[tuple[int, str]]:
+def _trainings(study: Study, run: params.RunConfig, is_read: bool) -> list[tuple[int, str]]:
     """The seed and the split of every training that a run needs; splits are known once read."""
     given, wanted = run.parameters, []
     for seed in given["seeds"]:
@@ -165,7 +168,7 @@ def _trainings(study: Study, run: params.Run, is_read: bool) -> list[tuple[int, 
     return list(dict.fromkeys(wanted))
 
 
-def _trained(study: Study, run: params.Run, seed: int, split: str) -> bool:
+def _trained(study: Study, run: params.RunConfig, seed: int, split: str) -> bool:
     """Whether a training would be served from the cache, and that of its head before it."""
     given, row = run.parameters, BACKBONES[run.parameters["backbone"]]
     train = given["train"]
@@ -197,7 +200,7 @@ def _finished_trainings(known: dict, reads: list[str]) -> list[Artifact]:
     """Trainings that the cache would serve, as far as is known without building a network."""
     return [
         each
-        for each in finished("training", "cbir.networks.training")
+        for each in finished("training", "networks")
         if each.manifest["reads"][:2] == reads
         and all(
             known.get(key, value) == value for key, value in each.manifest["parameters"].items()

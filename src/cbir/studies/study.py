@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cbir import StudyError
-from cbir.cache import code_digest, digest, make_key
-from cbir.images import data
+from cbir.cache import digest, make_key, package_digest, source_digest
+from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import limits, params
@@ -28,7 +28,7 @@ class Study:
     """
 
     name: str
-    runs: list[params.Run]
+    runs: list[params.RunConfig]
     chosen: list[str]
     command: str
     root: Path
@@ -39,10 +39,10 @@ class Study:
         return self.root / "reports" / self.name
 
     @functools.cached_property
-    def dataset(self) -> data.Dataset:
+    def dataset(self) -> Dataset:
         """Its images; read on first use."""
         shared = self.runs[0].parameters
-        return data.load(**{key: shared[key] for key in params.DATA})
+        return load_dataset(**{key: shared[key] for key in params.DATA})
 
     def command_for(self, architectures: Collection[str]) -> str:
         """What makes the results of these architectures again, in whatever steps they were made."""
@@ -57,13 +57,13 @@ class Study:
             names += [file] if made == points else made
         return f'{self.command} ARCHITECTURES="{" ".join(names)}"'
 
-    def dataset_of(self, run: params.Run) -> data.Dataset:
+    def dataset_of(self, run: params.RunConfig) -> Dataset:
         """Its images as a run sees them, which may learn from a part of them alone."""
         given = run.parameters
         count = given.get("learn_from", 0)
         if count not in self._learnt_from:
             shared = {key: given[key] for key in params.DATA}
-            self._learnt_from[count] = data.load(**shared, learn_from=count)
+            self._learnt_from[count] = load_dataset(**shared, learn_from=count)
         return self._learnt_from[count]
 
     @property
@@ -117,23 +117,23 @@ def open_study(
     return Study(name, runs, chosen, " ".join(words), root)
 
 
-def _check_overrides(overrides: str, chosen: list[params.Run]) -> None:
+def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
     """Raise StudyError where SET changes a parameter by which none of the chosen runs goes.
 
-    What is for networks may stand there for controls alone, as in a study's files.
+    What is for networks may stand there for baselines alone, as in a study's files.
     """
-    if all(run.is_control for run in chosen):
+    if all(run.is_baseline for run in chosen):
         return
     for key in params.parse_overrides(overrides):
         used = [run for run in chosen if key in run.parameters
-                and (run.is_control or key not in limits.unused(run.parameters))]  # fmt: skip
+                and (run.is_baseline or key not in limits.unused(run.parameters))]  # fmt: skip
         if not used:
             names = ", ".join(run.architecture for run in chosen)
             hint = f": where train is head, head_{key} decides" if key in limits.NOT_OF_HEAD else ""
             raise StudyError(f"SET: {key} changes nothing for {names}{hint}")
 
 
-def run_key(study: Study, run: params.Run) -> str:
+def run_key(study: Study, run: params.RunConfig) -> str:
     """The key of an architecture's run: parameters, backbone, data, weights, notebook and code."""
     found = weights.find(*run.weights)
     reads = [study.dataset.split_fingerprint, found.sha256, page_digest()]
@@ -141,13 +141,13 @@ def run_key(study: Study, run: params.Run) -> str:
     return make_key("run", given, reads, notebook_digest(run.notebook))
 
 
-def _row(run: params.Run) -> dict:
+def _row(run: params.RunConfig) -> dict:
     """What the table of backbones says of a run's own, which no digest of code covers.
 
     Its rates are estimates for a plan, and where its ImageNet weights come from decides nothing
     that their SHA-256 does not say.
     """
-    if run.is_control:
+    if run.is_baseline:
         return {}
     row = asdict(BACKBONES[run.parameters["backbone"]])
     return {"row": {key: row[key] for key in row if key not in ("rates", "imagenet")}}
@@ -161,13 +161,13 @@ def page_digest() -> str:
 
 
 def notebook_digest(notebook: Path) -> str:
-    """Digest of a notebook's cells and of every module that they import."""
+    """Digest of a notebook's cells and of the code that they can run."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     source = ["".join(cell["source"]) for cell in cells]
     code = "\n".join(
         text for cell, text in zip(cells, source, strict=True) if cell["cell_type"] == "code"
     )
-    return code_digest(code + f"\n{source!r}")
+    return digest([source_digest(code), source, package_digest("reporting")])
 
 
 def git_state(root: Path) -> dict:

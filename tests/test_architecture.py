@@ -1,0 +1,252 @@
+"""An architecture as a study asks for it: the head first, then the backbone with it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import empty_project, load_shapes
+
+from cbir import StudyError
+from cbir.images import protocols
+from cbir.networks import architecture, embeddings, models, training
+from cbir.networks.embeddings import normalise
+
+NETWORK = {
+    "backbone": "cnn_strong",
+    "weights": "none",
+    "train": "all",
+    "image_size": 32,
+    "input_size": 32,
+    "pooling": "avg",
+    "feature_maps": False,
+    "embedding": "penultimate",
+    "embedding_dim": 8,
+    "dropout": 0.1,
+    "mixed_precision": False,
+}
+TRAINING = {
+    "head_epochs": 2,
+    "head_batch_size": 16,
+    "head_learning_rate": 0.03,
+    "epochs": 1,
+    "measured_epochs": [1],
+    "batch_size": 10,
+    "optimizer": "adam",
+    "learning_rate": 0.001,
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "augmentation": ["flip"],
+    "label_smoothing": 0.0,
+    "early_stopping": 0,
+}
+EMBEDDING = {"test_time_flips": False, "whitening": 0}
+
+
+@pytest.fixture(scope="module")
+def images(shared_project):
+    return load_shapes()
+
+
+# What is done, and in which order
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """A recipe without its work: what it builds, trains and embeds with."""
+    built, trained, embedded = [], [], []
+
+    def build(backbone, train, n_classes, seed, was_frozen):
+        assert (backbone, n_classes) == ("cnn", 3)
+        built.append((train, seed, was_frozen))
+        return f"network of seed {seed}"
+
+    def train(network, dataset, **given):
+        trained.append((network, dataset.protocol, dataset.draw, given))
+        return f"training {len(trained)}"
+
+    def embed(network, done, dataset, epoch, **given):
+        embedded.append((network, done, dataset.protocol, epoch, given))
+
+    monkeypatch.setattr(models, "build", build)
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(
+        embeddings, "frozen_features", lambda network, dataset: f"features of {network}"
+    )
+    monkeypatch.setattr(embeddings, "embed", embed)
+    return built, trained, embedded
+
+
+def of(train: str, **changes) -> architecture.Architecture:
+    return architecture.Architecture(
+        {"backbone": "cnn", "train": train}, TRAINING | changes, EMBEDDING
+    )
+
+
+def test_a_recipe_trains_once_for_all_that_is_measured_of_a_seed_and_a_split(images, noted):
+    _, trained, embedded = noted
+    embed = of("all", head_epochs=0).embed
+    held_out = protocols.view(images, "held_out_gallery")
+    embed(images, 4)
+    embed(images, 4, epoch=2)
+    embed(held_out, 4)
+    embed(images, 5)
+    for draw in (0, 1):
+        embed(protocols.view(images, "unseen_classes", unseen=1, draw=draw), 5)
+    assert [each[:3] for each in trained] == [
+        ("network of seed 4", "closed", None),
+        ("network of seed 5", "closed", None),
+        ("network of seed 5", "unseen_classes", 0),
+        ("network of seed 5", "unseen_classes", 1),
+    ]
+    assert [given["seed"] for *_, given in trained] == [4, 5, 5, 5]
+    assert [each[:4] for each in embedded] == [
+        ("network of seed 4", "training 1", "closed", None),
+        ("network of seed 4", "training 1", "closed", 2),
+        ("network of seed 4", "training 1", "held_out_gallery", None),
+        ("network of seed 5", "training 2", "closed", None),
+        ("network of seed 5", "training 3", "unseen_classes", None),
+        ("network of seed 5", "training 4", "unseen_classes", None),
+    ]
+    assert all(given == EMBEDDING for *_, given in embedded)
+
+
+def test_without_epochs_of_the_head_all_is_trained_at_once(images, noted):
+    built, trained, _ = noted
+    of("all", head_epochs=0).train(images, 4)
+    assert built == [("all", 4, False)]
+    ((*_, given),) = trained
+    own = {name: value for name, value in TRAINING.items() if not name.startswith("head_")}
+    assert given == own | {"features": None, "seed": 4, "head": None}
+
+
+def test_the_head_is_trained_first_with_settings_of_its_own(images, noted):
+    built, trained, _ = noted
+    _, done = of("last_blocks:2").train(images, 4)
+    assert built == [("head", 4, True), ("last_blocks:2", 4, True)]
+    (*_, first), (*_, last) = trained
+    own = {"epochs": 2, "batch_size": 16, "learning_rate": 0.03}
+    own |= {"measured_epochs": [], "augmentation": [], "seed": 4}
+    assert {name: first[name] for name in own} == own
+    assert first["features"] == "features of network of seed 4"
+    assert "head" not in first
+    own = {"epochs": 1, "batch_size": 10, "learning_rate": 0.001, "measured_epochs": [1]}
+    own |= {"augmentation": ["flip"], "features": None, "head": "training 1", "seed": 4}
+    assert {name: last[name] for name in own} == own
+    assert done == "training 2"
+
+
+def test_of_a_frozen_backbone_the_head_is_all_that_is_trained(images, noted):
+    built, trained, _ = noted
+    _, done = of("head", epochs=0).train(images, 4)
+    assert built == [("head", 4, True)]
+    assert len(trained) == 1
+    assert done == "training 1"
+
+
+# The same with its work
+
+
+def values_of(model):
+    return [weight.copy() for weight in model.get_weights()]
+
+
+def are_equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def both(images, tmp_path_factory):
+    """A network and its training in two stages, and each epoch's start: weights and rate."""
+    starts, fit = [], training._fit_epoch
+
+    def watch(model, *given, **names):
+        starts.append((values_of(model), float(model.optimizer.learning_rate)))
+        return fit(model, *given, **names)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(empty_project(tmp_path_factory.mktemp("two stages")))
+        patch.setattr(training, "_fit_epoch", watch)
+        given = TRAINING | {"augmentation": []}
+        yield *architecture.Architecture(NETWORK, given, EMBEDDING).train(images, 3), starts
+
+
+@pytest.fixture
+def untrained(images):
+    return architecture.Architecture(NETWORK, TRAINING, EMBEDDING).build(images, 3)
+
+
+def test_a_whitening_that_cannot_be_is_refused_before_anything_is_trained(images, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(embeddings, "frozen_features", refuse)
+    few, count = replace(images, train=images.train[:7]), len(images.train)
+    assert count > 8
+    for embedding, dataset, width, most in (
+        ("penultimate", images, 8, 8),
+        ("pooled", images, 256, count),
+        ("projection", few, 8, 7),
+    ):
+        network = NETWORK | {"embedding": embedding}
+        of_size = [
+            architecture.Architecture(network, TRAINING, EMBEDDING | {"whitening": size})
+            for size in (most, most + 1)
+        ]
+        assert of_size[0].build(dataset, 3).embedding_width == width
+        with pytest.raises(StudyError) as caught:
+            of_size[1].train(dataset, 3)
+        assert str(caught.value) == (
+            f"whitening: {most + 1} dimensions of {width}-dimensional embeddings of "
+            f"{len(dataset.train)} training images: at most {most}"
+        )
+
+
+def test_the_backbone_is_trained_from_where_the_head_ended(both, untrained):
+    network, done, starts = both
+    weights, rates = zip(*starts, strict=True)
+    assert rates == pytest.approx((0.03, 0.03, 0.001))
+    head, backbone = values_of(untrained.head), values_of(untrained.backbone)
+    assert are_equal(weights[0], head)
+    untrained.model.load_weights(done.head.weights_path())
+    assert are_equal(weights[2], values_of(untrained.model))
+    # Of a frozen backbone the head alone has moved; in the end, both have.
+    assert are_equal(values_of(untrained.backbone), backbone)
+    assert not are_equal(values_of(untrained.head), head)
+    assert not are_equal(values_of(network.head), values_of(untrained.head))
+    assert not are_equal(values_of(network.backbone), backbone)
+
+
+def test_batch_norm_keeps_its_statistics_through_both_stages(both):
+    network, *_ = both
+    norms = [layer for layer in network.body.layers if layer.name.endswith("_bn")]
+    assert len(norms) == 7
+    for layer in norms:
+        assert (np.asarray(layer.moving_mean) == 0).all()
+        assert (np.asarray(layer.moving_variance) == 1).all()
+
+
+def test_stages_are_told_epoch_by_epoch(both):
+    _, done, _ = both
+    table = done.stages
+    assert table.index.tolist() == [1, 2, 3]
+    assert table["stage"].tolist() == ["head", "head", "backbone and head"]
+    assert table["loss"].tolist() == [*done.head.history["loss"], *done.history["loss"]]
+    assert done.best_epoch == 1
+
+
+def test_the_seconds_of_a_training_are_those_of_its_stages_and_its_features(both):
+    _, done, _ = both
+    assert done.features is None
+    features = done.head.features.seconds
+    assert features > 0
+    assert done.head.seconds == pytest.approx(done.head.history["seconds"].sum() + features)
+    assert done.seconds == pytest.approx(done.stages["seconds"].sum() + features)
+
+
+def test_a_trained_network_embeds_the_images_themselves(both, images, tmp_path, monkeypatch):
+    network, done, _ = both
+    monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
+    found = embeddings.embed(network, done, images, epoch=1, **EMBEDDING)
+    raw, _ = network.encoder(np.asarray(images.images), training=False)
+    np.testing.assert_allclose(found.vectors, normalise(raw), atol=1e-5)

@@ -1,0 +1,707 @@
+"""Images from every source: decoded once, split without overlap, and one line where they cannot."""
+
+import functools
+import hashlib
+import http.server
+import io
+import itertools
+import os
+import pickle
+import socket
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import STUDY, write_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cbir import StudyError, cache
+from cbir.images import dataset
+from cbir.images.dataset import Dataset, is_decoded, load_dataset, take_rows
+from cbir.images.pictures import CIFAR10_CLASSES
+from cbir.studies import params
+
+LOADED_WITH = {
+    "image_size": 16,
+    "test_fraction": 0.25,
+    "validation_fraction": 0.2,
+    "split_seed": 0,
+}
+RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """An empty project."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(dataset="data/shapes", **changes) -> Dataset:
+    return load_dataset(dataset, **LOADED_WITH | changes)
+
+
+def error_of(dataset="data/shapes", **changes) -> str:
+    """The one line that loading a data set ends with."""
+    with pytest.raises(StudyError) as caught:
+        load(dataset, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write_colours(folder: Path, counts: dict[str, int]) -> None:
+    """Pictures of classes named by colour, each in its colour, no two the same."""
+    colours = {"red": RED, "green": GREEN, "blue": BLUE}
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture = Image.new("RGB", (20, 20), colours[name])
+            picture.putpixel((number, 0), (0, 0, 0))
+            picture.save(folder / name / f"{number}.png")
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets have the same images, labels, names and split."""
+    arrays = ("images", "labels", "train", "validation", "gallery", "queries")
+    values = ("classes", "names", "fingerprint", "split_fingerprint", "search_fingerprint")
+    return all(np.array_equal(getattr(one, each), getattr(other, each)) for each in arrays) and all(
+        getattr(one, each) == getattr(other, each) for each in values
+    )
+
+
+def names_of(dataset: Dataset, part: str) -> list[str]:
+    """Names of the images that serve as `gallery`, `queries`, `train` or `validation`."""
+    return [dataset.names[position] for position in getattr(dataset, part)]
+
+
+def count_calls(monkeypatch, module, name: str) -> list:
+    """Let a function of a module go on as before, and note its calls."""
+    calls, real = [], getattr(module, name)
+
+    def counted(*arguments, **named):
+        calls.append(arguments)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+# Digits
+
+
+def test_digits_have_ten_classes_in_rgb_of_the_size_asked_for(root):
+    digits = load("digits")
+    assert digits.classes == [str(digit) for digit in range(10)]
+    assert digits.images.shape == (1797, 16, 16, 3)
+    assert digits.images.dtype == np.uint8
+    assert digits.labels.shape == (1797,)
+    assert digits.labels.dtype == digits.gallery_labels.dtype == digits.query_labels.dtype
+    assert digits.labels.dtype == np.int64
+    assert len(set(digits.names)) == len(digits.names) == 1797
+    assert digits.skipped == []
+    assert (digits.protocol, digits.draw) == ("closed", None)
+
+
+def test_digits_are_those_of_scikit_learn_with_their_labels(root):
+    digits, original = load("digits", image_size=8), load_digits()
+    rows = [int(name.removeprefix("digit-")) for name in digits.names]
+    assert digits.labels.tolist() == original.target[rows].tolist()
+    # 17 grey levels, 0 to 16, over 0 to 255; each channel the same.
+    expected = (original.images[rows] * 255 / 16).round()[..., None].repeat(3, axis=3)
+    assert (digits.images == expected).all()
+
+
+def test_digits_are_the_same_in_another_project(root, tmp_path_factory, monkeypatch):
+    first = load("digits")
+    other = tmp_path_factory.mktemp("other")
+    (other / "params").mkdir()
+    (other / "notebooks").mkdir()
+    monkeypatch.chdir(other)
+    assert same(load("digits"), first)
+    assert (other / "artifacts").is_dir()
+
+
+def test_images_are_read_from_disk_where_they_are_used(root):
+    assert isinstance(load("digits").images, np.memmap)
+
+
+def test_counts_say_what_each_class_serves_for(root):
+    digits = load("digits")
+    counts = digits.counts()
+    assert list(counts.index) == [*digits.classes, "all"]
+    assert (counts["training"] + counts["validation"] == counts["gallery"]).all()
+    assert counts.loc["all", ["gallery", "queries"]].sum() == 1797
+    original = np.bincount(load_digits().target)
+    assert (counts["gallery"] + counts["queries"])[:-1].tolist() == original.tolist()
+    # A quarter of each class, to the nearest picture.
+    assert counts["queries"][:-1].tolist() == [round(0.25 * int(each)) for each in original]
+
+
+# Folders
+
+
+def test_folder_of_classes_is_split_class_by_class(project):
+    shapes = load()
+    assert shapes.classes == ["circle", "cross", "square"]
+    # 16 a class: a quarter, 4, are queries; a fifth of the other 12, 2.4, validate.
+    assert shapes.counts().loc["cross"].tolist() == [10, 2, 12, 4]
+    assert shapes.counts().loc["all"].tolist() == [30, 6, 36, 12]
+
+
+def test_labels_and_pictures_stay_with_their_names(root):
+    write_colours(root / "data" / "shapes", {"red": 9, "green": 7, "blue": 8})
+    shapes = load()
+    assert shapes.classes == ["blue", "green", "red"]
+    brightest = {"red": 0, "green": 1, "blue": 2}
+    for image, label, name in zip(shapes.images, shapes.labels, shapes.names, strict=True):
+        folder = name.partition("/")[0]
+        assert shapes.classes[label] == folder
+        assert image.mean(axis=(0, 1)).argmax() == brightest[folder]
+    assert shapes.gallery_labels.tolist() == [shapes.labels[at] for at in shapes.gallery]
+    assert shapes.query_labels.tolist() == [shapes.labels[at] for at in shapes.queries]
+
+
+def test_train_and_test_folders_are_taken_as_they_are(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 6, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 1, "blue": 3})
+    shapes = load(test_fraction=0.9)
+    assert shapes.counts().loc[["blue", "red"], ["gallery", "queries"]].values.tolist() == [
+        [4, 3], [6, 1],
+    ]  # fmt: skip
+    assert [name.partition("/")[0] for name in shapes.names] == ["train"] * 10 + ["test"] * 4
+    assert shapes.gallery.tolist() == list(range(10))
+    assert shapes.queries.tolist() == list(range(10, 14))
+
+
+def test_train_folder_without_a_test_folder_is_split(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 8, "blue": 8})
+    assert load().counts().loc["all", ["gallery", "queries"]].tolist() == [12, 4]
+
+
+def test_pictures_in_nested_folders_and_other_spellings_are_found_and_the_rest_is_not(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 4, "blue": 4})
+    write_colours(folder / ".hidden", {"green": 4})
+    (folder / "blue" / "more").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "blue" / "more" / "one.JPG")
+    Image.new("RGB", (9, 9)).save(folder / "blue" / "two.jpeg")
+    (folder / "blue" / "notes.txt").write_text("not a picture")
+    (folder / "README").write_text("not a class")
+    (folder / "empty").mkdir()
+    shapes = load()
+    assert shapes.classes == ["blue", "red"]
+    assert len(shapes.names) == 10
+    assert {"blue/more/one.JPG", "blue/two.jpeg"} <= set(shapes.names)
+
+
+def test_folder_outside_the_project_is_read(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_colours(folder, {"red": 4, "blue": 4})
+    assert len(load(str(folder)).gallery) == 6
+
+
+def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
+    def refuse():
+        raise AssertionError("Keras was asked")
+
+    monkeypatch.setattr(dataset, "cifar10_pictures", refuse)
+    folder = root / "data" / "cifar10"
+    names = CIFAR10_CLASSES
+    write_pictures(folder / "train", names[:8], count=3, size=32)
+    write_pictures(folder / "test", names[:8], count=1, size=32)
+    write_pictures(folder / "train", names[8:], count=4, size=32)
+    write_pictures(folder / "test", names[8:], count=2, size=32)
+    cifar = load("cifar10", image_size=32)
+    assert cifar.classes == names
+    assert np.bincount(cifar.gallery_labels).tolist() == [3] * 8 + [4] * 2
+    assert np.bincount(cifar.query_labels).tolist() == [1] * 8 + [2] * 2
+    # Pictures of the size asked for are taken pixel by pixel.
+    with Image.open(folder / cifar.names[cifar.queries[5]]) as picture:
+        assert (cifar.images[cifar.queries[5]] == np.asarray(picture)).all()
+
+
+# Splits
+
+
+def test_gallery_is_training_and_validation_and_queries_are_neither(project):
+    shapes = load()
+    together = np.sort(np.concatenate([shapes.train, shapes.validation]))
+    assert together.tolist() == shapes.gallery.tolist() == list(range(36))
+    assert shapes.queries.tolist() == list(range(36, 48))
+    assert (shapes.exclude == -1).all()
+    everything = [path.relative_to(project / "data/shapes").as_posix()
+                  for path in (project / "data/shapes").rglob("*.png")]  # fmt: skip
+    assert sorted(shapes.names) == sorted(everything)
+
+
+def test_split_does_not_depend_on_the_seeds_of_a_run(project):
+    from cbir.studies.study import open_study
+
+    one, other, split_anew = (
+        open_study(project, "tiny", overrides=text).dataset
+        for text in ("seeds=[0]", "seeds=[7,8]", "split_seed=7")
+    )
+    assert same(one, other)
+    assert one.split_fingerprint != split_anew.split_fingerprint
+    assert names_of(one, "queries") != names_of(split_anew, "queries")
+
+
+def test_validation_fraction_moves_no_query(project):
+    one, other = load(validation_fraction=0.2), load(validation_fraction=0.5)
+    assert names_of(one, "queries") == names_of(other, "queries")
+    assert one.fingerprint == other.fingerprint
+    assert one.search_fingerprint == other.search_fingerprint
+    assert one.split_fingerprint != other.split_fingerprint
+    assert len(one.validation) < len(other.validation)
+
+
+def test_what_images_were_loaded_with_is_kept_with_them(project):
+    given = {key: STUDY[key] for key in params.DATA} | {"training_images": 18, "test_images": 6}
+    shapes = load_dataset(**given)
+    assert shapes.parameters == given
+    assert same(load_dataset(**shapes.parameters), shapes)
+
+
+# Fewer images
+
+
+@pytest.mark.parametrize(
+    ("kept", "counts"),
+    [
+        # 12 training and 4 test images a class; of those that train, a fifth validates.
+        ({"training_images": 18}, [5, 1, 6, 4]),
+        ({"training_images": 27}, [7, 2, 9, 4]),
+        ({"test_images": 6}, [10, 2, 12, 2]),
+        ({"training_images": 9, "test_images": 3}, [2, 1, 3, 1]),
+        ({"training_images": 18, "test_images": 1}, [5, 1, 6, 1]),
+        ({"training_images": 36, "test_images": 12}, [10, 2, 12, 4]),
+        ({"training_images": 999, "test_images": 999}, [10, 2, 12, 4]),
+    ],
+)
+def test_fewer_images_are_kept_of_every_class_alike(project, kept, counts):
+    shapes = load(**kept)
+    assert shapes.counts().loc[shapes.classes].to_numpy().tolist() == [counts] * 3
+    assert shapes.images.shape[0] == len(shapes.labels) == len(shapes.names)
+    assert shapes.gallery.tolist() == list(range(3 * counts[2]))
+
+
+def test_classes_of_unequal_size_keep_equal_shares(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 12, "green": 8, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 6, "green": 4, "blue": 2})
+    counts = load(training_images=12, test_images=6).counts()
+    assert counts.loc[["red", "green", "blue"], "gallery"].tolist() == [6, 4, 2]
+    assert counts.loc[["red", "green", "blue"], "queries"].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "key"),
+    [("gallery", "queries", "training_images"), ("queries", "gallery", "test_images")],
+)
+def test_images_that_are_kept_are_among_those_of_before_and_another_data_set(
+    project, part, other, key
+):
+    everything, more, fewer = load(), load(**{key: 9}), load(**{key: 6})
+    assert set(names_of(fewer, part)) < set(names_of(more, part)) < set(names_of(everything, part))
+    assert names_of(fewer, other) == names_of(everything, other)
+    for value in ("fingerprint", "split_fingerprint", "search_fingerprint"):
+        assert len({getattr(each, value) for each in (everything, more, fewer)}) == 3
+    # What stays has its own picture and label.
+    for place, name in enumerate(fewer.names):
+        before = everything.names.index(name)
+        assert (fewer.images[place] == everything.images[before]).all()
+        assert fewer.labels[place] == everything.labels[before]
+
+
+def test_as_many_images_as_there_are_is_the_whole_data_set(project):
+    assert same(load(training_images=36, test_images=99), load())
+
+
+def test_other_images_are_kept_with_another_seed_of_the_split(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 12, "blue": 12})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2, "blue": 2})
+    one, again, other = (load(training_images=8, split_seed=seed) for seed in (0, 0, 1))
+    assert same(one, again)
+    assert names_of(one, "gallery") != names_of(other, "gallery")
+
+
+def test_too_few_images_kept_to_validate_on_are_one_line(project):
+    assert "class 'circle' has too few images left (1)" in error_of(training_images=3)
+
+
+@pytest.mark.parametrize(
+    ("learn_from", "counts"),
+    [(18, [5, 1]), (27, [8, 2]), (1, [1, 1]), (36, [10, 2]), (99, [10, 2])],
+)
+def test_fewer_images_are_learnt_from_class_by_class(project, learn_from, counts):
+    shapes = load(learn_from=learn_from)
+    assert shapes.counts().loc[shapes.classes].to_numpy().tolist() == [[*counts, 12, 4]] * 3
+
+
+def test_what_is_learnt_from_is_nested_and_leaves_gallery_and_queries_alone(project):
+    sizes = [1, 9, 18, 27, 0]
+    found = [load(learn_from=size) for size in sizes]
+    for fewer, more in itertools.pairwise(found):
+        assert set(fewer.train) < set(more.train)
+        assert set(fewer.validation) <= set(more.validation)
+    assert len(found[0].validation) < len(found[-1].validation)
+    for each in found:
+        assert each.images.shape == found[-1].images.shape
+        assert names_of(each, "gallery") == names_of(found[-1], "gallery")
+        assert names_of(each, "queries") == names_of(found[-1], "queries")
+        assert each.fingerprint == found[-1].fingerprint
+        assert each.search_fingerprint == found[-1].search_fingerprint
+    assert len({each.split_fingerprint for each in found}) == len(sizes)
+
+
+def test_learning_from_fewer_images_decodes_nothing_anew(project, monkeypatch):
+    calls = count_calls(monkeypatch, dataset, "decode_pictures")
+    load(learn_from=9)
+    load(learn_from=18)
+    load()
+    assert len(calls) == 1
+    load(training_images=18)
+    load(test_images=6)
+    assert len(calls) == 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(positions=st.lists(st.integers(0, 9), min_size=1))
+def test_rows_taken_by_position_are_those_rows(positions):
+    array = np.arange(20).reshape(10, 2)
+    assert np.array_equal(take_rows(array, np.array(positions)), array[positions])
+
+
+def test_rows_that_follow_one_another_are_not_copied():
+    array = np.arange(20).reshape(10, 2)
+    assert np.shares_memory(take_rows(array, np.arange(3, 9)), array)
+    assert not np.shares_memory(take_rows(array, np.array([3, 5])), array)
+
+
+# Pictures that cannot be read
+
+
+def picture_bytes(suffix: str) -> bytes:
+    random = np.random.default_rng(0)
+    stream = io.BytesIO()
+    picture = Image.fromarray(random.integers(0, 255, (12, 12, 3), dtype=np.uint8))
+    picture.save(stream, "JPEG" if suffix == "jpg" else "PNG", exif=Image.Exif().tobytes())
+    return stream.getvalue()
+
+
+BROKEN = {
+    "no picture": b"this is a text",
+    "empty": b"",
+    "half a PNG": picture_bytes("png")[:200],
+    "half a JPEG": picture_bytes("jpg")[:400],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 6, "blue": 6})
+    (folder / "blue" / "3.png").write_bytes(content)
+    shapes = load()
+    (skipped,) = shapes.skipped
+    assert skipped.startswith("blue/3.png: ")
+    assert len(skipped) > len("blue/3.png: ")
+    assert "\n" not in skipped
+    assert len(shapes.names) == 11
+    assert "blue/3.png" not in shapes.names
+    # Those behind it have not moved to other labels.
+    for image, label in zip(shapes.images, shapes.labels, strict=True):
+        assert image.mean(axis=(0, 1)).argmax() == {"red": 0, "blue": 2}[shapes.classes[label]]
+
+
+# What stops a study, in one line
+
+
+def test_missing_folder_is_named_with_the_layout(root):
+    message = error_of("data/nowhere")
+    assert "data/nowhere" in message
+    assert "<class>" in message
+
+
+def test_file_in_the_place_of_a_folder_is_named(root):
+    (root / "pictures.zip").write_bytes(b"PK")
+    assert "pictures.zip" in error_of("pictures.zip")
+
+
+def test_empty_folder_is_named_with_the_layout(root):
+    (root / "data" / "shapes").mkdir(parents=True)
+    message = error_of()
+    assert "no pictures in folders of" in message
+    assert "shapes/<class>/*.png" in message
+
+
+def test_pictures_without_class_folders_are_told_the_layout(root):
+    (root / "data" / "shapes").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(root / "data" / "shapes" / "one.png")
+    assert "shapes/<class>/*.png" in error_of()
+
+
+def test_unreadable_folder_is_named(root, monkeypatch):
+    write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    message = error_of()
+    assert "data/shapes" in message
+    assert "Permission denied" in message
+
+
+def test_one_class_is_not_enough(root):
+    write_colours(root / "data" / "shapes", {"red": 9})
+    assert "one class only (red)" in error_of()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_class_with_too_few_pictures_is_named(root, count):
+    write_colours(root / "data" / "shapes", {"red": 9, "blue": count})
+    assert "class 'blue' has" in error_of()
+
+
+def test_three_pictures_a_class_are_enough(root):
+    write_colours(root / "data" / "shapes", {"red": 3, "blue": 3})
+    assert load().counts().loc["red"].tolist() == [1, 1, 2, 1]
+
+
+def test_two_pictures_a_class_are_enough_beside_a_test_folder(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 2, "blue": 2})
+    write_colours(root / "data" / "shapes" / "test", {"red": 1, "blue": 1})
+    assert load().counts().loc["red"].tolist() == [1, 1, 2, 1]
+
+
+def test_fraction_that_leaves_too_few_to_train_is_one_line(root):
+    write_colours(root / "data" / "shapes", {"red": 3, "blue": 20})
+    assert "class 'red' has 1 readable train image" in error_of(test_fraction=0.9)
+
+
+def test_test_class_that_train_lacks_is_named(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2, "green": 2})
+    assert "class that train lacks: green" in error_of()
+
+
+def test_class_without_test_pictures_is_named(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2})
+    assert "class 'blue' has 0 readable test image" in error_of()
+
+
+def test_class_whose_pictures_are_all_unreadable_is_named(root):
+    write_colours(root / "data" / "shapes", {"red": 5, "blue": 5})
+    for path in (root / "data" / "shapes" / "blue").iterdir():
+        path.write_bytes(b"broken")
+    assert "class 'blue' has" in error_of()
+
+
+# Decoded once, and again where a file has changed
+
+
+def test_images_are_decoded_once(project, monkeypatch):
+    calls = count_calls(monkeypatch, dataset, "decode_pictures")
+    first = load()
+    second = load()
+    assert len(calls) == 1
+    assert same(first, second)
+
+
+def test_another_size_or_split_is_decoded_anew(project, monkeypatch):
+    calls = count_calls(monkeypatch, dataset, "decode_pictures")
+    assert load().images.shape[1] == 16
+    assert load(image_size=24).images.shape[1] == 24
+    load(split_seed=1)
+    assert len(calls) == 3
+
+
+def test_changed_picture_is_decoded_anew_and_changes_the_fingerprint(project):
+    before = load()
+    name = before.names[0]
+    Image.new("RGB", (24, 24), GREEN).save(project / "data" / "shapes" / name)
+    after = load()
+    assert (after.images[0] == GREEN).all()
+    assert (before.images[0] != GREEN).any()
+    assert after.fingerprint != before.fingerprint
+    assert after.split_fingerprint != before.split_fingerprint
+    assert after.search_fingerprint != before.search_fingerprint
+
+
+def test_touched_picture_is_decoded_anew_to_the_same_fingerprint(project, monkeypatch):
+    calls = count_calls(monkeypatch, dataset, "decode_pictures")
+    before = load()
+    os.utime(project / "data" / "shapes" / before.names[0], (1, 1))
+    after = load()
+    assert len(calls) == 2
+    assert same(before, after)
+
+
+def test_added_and_removed_pictures_are_noticed(project):
+    before = load()
+    path = project / "data" / "shapes" / before.names[0]
+    path.rename(path.with_name("zzz.png"))
+    after = load()
+    assert before.names[0] not in after.names
+    path.with_name("zzz.png").unlink()
+    assert len(load().names) == 47
+
+
+def test_whether_images_are_decoded_is_said_without_decoding_them(project):
+    asked = {key: value for key, value in LOADED_WITH.items() if key != "validation_fraction"}
+    asked |= {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
+    assert not is_decoded(**asked)
+    assert not (project / "artifacts").exists()
+    shapes = load()
+    assert is_decoded(**asked)
+    assert not is_decoded(**asked | {"image_size": 17})
+    assert not is_decoded(**asked | {"training_images": 18})
+    os.utime(project / "data" / "shapes" / shapes.names[-1], (1, 1))
+    assert not is_decoded(**asked)
+
+
+def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypatch):
+    clean = load(image_size=17)
+    for path in list((project / "artifacts").rglob("manifest.json")):
+        path.unlink()
+        path.parent.rename(path.parent.with_name(path.parent.name + "-away"))
+    real = dataset.open_memmap
+
+    def stopped(path, *arguments):
+        if path.name == "images.npy":
+            raise KeyboardInterrupt
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(dataset, "open_memmap", stopped)
+        load(image_size=17)
+    assert same(load(image_size=17), clean)
+
+
+# CIFAR-10 as Keras downloads it
+
+
+def archive_of_cifar10(count: int) -> bytes:
+    """cifar-10-python.tar.gz with black pictures, `count` a file; the first is green, a frog."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
+        for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+            pictures = np.zeros((count, 3072), np.uint8)
+            labels = [row % 10 for row in range(count)]
+            # Row by row, channel by channel: red, green, blue.
+            pictures[0, 1024:2048] = 200
+            labels[0] = CIFAR10_CLASSES.index("frog")
+            content = pickle.dumps({b"data": pictures, b"labels": labels}, protocol=4)
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def redirect(monkeypatch, root: Path, origin: str, file_hash: str) -> None:
+    """Let Keras fetch CIFAR-10 from elsewhere, with all else as it does."""
+    from keras.src.datasets import cifar10
+
+    real = cifar10.get_file
+    (root / "keras").mkdir(exist_ok=True)
+
+    def get_file(**asked):
+        assert asked["file_hash"]
+        there = {"origin": origin, "file_hash": file_hash, "cache_dir": str(root / "keras")}
+        return real(**asked | there)
+
+    monkeypatch.setattr(cifar10, "get_file", get_file)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """A server on this machine: its folder, its address, and how to stop it."""
+    folder = tmp_path_factory.mktemp("server")
+    handler = functools.partial(Quiet, directory=str(folder))
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=serving.serve_forever, args=[0.05])
+    thread.start()
+
+    def stop() -> None:
+        serving.shutdown()
+        serving.server_close()
+        thread.join()
+
+    yield folder, f"http://127.0.0.1:{serving.server_port}", stop
+    if thread.is_alive():
+        stop()
+
+
+def check_advice(message: str) -> None:
+    assert "data/cifar10/{train,test}/<class>" in message
+    assert "`make report`" in message
+
+
+def test_refused_network_is_one_line_that_says_what_else_can_be_done(root, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        origin = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar.tar.gz"
+        redirect(monkeypatch, root, origin, "0" * 64)
+        message = error_of("cifar10")
+    check_advice(message)
+    assert "refused" in message
+
+
+def test_missing_archive_is_one_line_that_says_what_else_can_be_done(root, monkeypatch, server):
+    redirect(monkeypatch, root, f"{server[1]}/gone.tar.gz", "0" * 64)
+    message = error_of("cifar10")
+    check_advice(message)
+    assert "404" in message
+
+
+def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
+    folder, address, _ = server
+    (folder / "cifar.tar.gz").write_bytes(archive_of_cifar10(10))
+    redirect(monkeypatch, root, f"{address}/cifar.tar.gz", "0" * 64)
+    message = error_of("cifar10")
+    check_advice(message)
+    assert "corrupted" in message
+    assert not (root / "artifacts" / "split").exists()
+
+
+def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
+    root, monkeypatch, server
+):
+    import keras
+
+    folder, address, stop = server
+    content = archive_of_cifar10(10_000)
+    (folder / "cifar.tar.gz").write_bytes(content)
+    file_hash = hashlib.sha256(content).hexdigest()
+    redirect(monkeypatch, root, f"{address}/cifar.tar.gz", file_hash)
+    calls = count_calls(monkeypatch, keras.datasets.cifar10, "load_data")
+    first = load("cifar10", image_size=32)
+    stop()
+    second = load("cifar10", image_size=32)
+    assert len(calls) == 1
+    assert first.fingerprint == second.fingerprint
+    assert first.classes == CIFAR10_CLASSES
+    assert first.images.shape == (60_000, 32, 32, 3)
+    assert (len(first.gallery), len(first.queries)) == (50_000, 10_000)
+    assert (first.names[10_000], first.names[59_999]) == ("train-10000", "test-09999")
+    # A file of Keras' after the other, the test images last.
+    green = list(range(0, 60_000, 10_000))
+    assert (first.images[green] == (0, 200, 0)).all()
+    assert [first.classes[label] for label in first.labels[green]] == ["frog"] * 6
+    for start in green:
+        assert not first.images[start + 1 : start + 10_000].any()
+        assert first.labels[start + 1 : start + 10].tolist() == list(range(1, 10))
+    assert cache.finished("images", "images")

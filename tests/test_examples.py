@@ -1,0 +1,191 @@
+"""What is worth looking at is chosen by the scores, and its arithmetic can be done by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from invented import result, rows
+
+from cbir.reporting import examples
+
+CLASSES = ["circle", "cross", "square"]
+# Gallery images 0 to 5: two of each class.
+GALLERY_LABELS = np.array([0, 0, 1, 1, 2, 2])
+
+
+def dataset(query_labels) -> SimpleNamespace:
+    return SimpleNamespace(
+        classes=CLASSES,
+        gallery=np.arange(6),
+        gallery_labels=GALLERY_LABELS,
+        queries=np.arange(6, 6 + len(query_labels)),
+        query_labels=np.asarray(query_labels),
+    )
+
+
+def run(scores, labels=None, rankings=None, **more):
+    """A run with the given average precisions and, where they matter, rankings."""
+    labels = [0] * len(scores) if labels is None else labels
+    found = result(rows(scores, labels=labels), **more)
+    found.rankings["unrestricted"] = np.array(rankings if rankings is not None else [[0]])
+    return found
+
+
+def test_scores_are_those_of_the_first_seed_and_protocol_in_the_order_of_the_rankings():
+    wanted = rows([0.3, 0.1, 0.2], seed=5, queries=[9, 11, 14])
+    others = [
+        rows([0.9] * 3, seed=4),
+        rows([0.9] * 3, seed=5, protocol="held_out_gallery"),
+        rows([0.9] * 3, seed=5, search="soft"),
+        rows([0.9] * 3, seed=5, epoch=1),
+    ]
+    found = examples.query_scores(result(wanted, *others))
+    assert found["average_precision"].tolist() == [0.3, 0.1, 0.2]
+    assert found.index.tolist() == [0, 1, 2]
+
+
+def test_extremes_are_of_different_classes_and_equals_stand_by_position():
+    #         0    1    2    3    4    5    6
+    scores = [0.9, 1.0, 1.0, 0.8, 0.1, 0.5, 0.2]
+    labels = [0, 1, 1, 2, 0, 2, 1]
+    found = examples.extremes(run(scores, labels), dataset(labels), each=2)
+    chosen = found.groupby("case", sort=False)["query"].apply(list).to_dict()
+    # The median is 0.8; the query at 0.9 is nearest to it of another class.
+    assert chosen == {"best": [1, 0], "median": [3, 0], "worst": [4, 6]}
+    assert found["average_precision"].tolist() == [1.0, 0.9, 0.8, 0.9, 0.1, 0.2]
+    assert found["note"].iloc[0] == "best\nAP 1.00"
+
+
+def test_where_classes_run_out_the_next_of_any_class_are_taken():
+    found = examples.extremes(
+        run([0.9, 0.7, 0.8, 0.1], [0, 0, 0, 1]), dataset([0, 0, 0, 1]), each=3
+    )
+    assert found[found["case"] == "best"]["query"].tolist() == [0, 3, 2]
+    assert found[found["case"] == "worst"]["query"].tolist() == [3, 1, 2]
+
+
+def test_queries_without_a_score_are_no_extremes():
+    found = examples.extremes(run([np.nan, 0.4, np.nan]), dataset([0, 0, 0]), each=3)
+    assert found["query"].tolist() == [1, 1, 1]
+
+
+def test_architectures_disagree_where_their_scores_are_furthest_apart():
+    found = {
+        "cnn": run([0.1, 0.5, 0.9, 0.4], [0, 0, 1, 2]),
+        "vgg": run([0.9, 0.6, 0.4, 0.4], [0, 0, 1, 2]),
+        "pixels": run([0.0, 0.0, 0.0, 0.0], [0, 0, 1, 2], baseline=True),
+    }
+    table = examples.disagreements(found)
+    # The last query divides nobody; the second one is of a class that stands there, but comes in
+    # where classes run out.
+    assert table["query"].tolist() == [0, 2, 1]
+    assert table["spread"].tolist() == pytest.approx([0.8, 0.5, 0.1])
+    assert table["highest"].tolist() == ["vgg", "cnn", "vgg"]
+    assert table["lowest"].tolist() == ["cnn", "vgg", "cnn"]
+    assert table["note"][0] == {"cnn": "AP 0.10", "vgg": "AP 0.90"}
+    assert examples.disagreements(found, most=2)["query"].tolist() == [0, 2]
+
+
+def test_nobody_disagrees_alone_or_with_a_baseline():
+    found = {"cnn": run([0.1, 0.5]), "pixels": run([0.9, 0.9], baseline=True)}
+    assert examples.disagreements(found).empty
+    assert examples.disagreements({}).empty
+
+
+def test_a_query_that_one_of_them_has_no_score_for_divides_nobody():
+    found = {"cnn": run([np.nan, 0.5]), "vgg": run([0.9, 0.6])}
+    assert examples.disagreements(found)["query"].tolist() == [1]
+
+
+def test_a_loss_is_shared_by_the_classes_of_the_misses():
+    labels = [0, 0, 1, 1]
+    rankings = [[0, 2, 3, 4], [1, 0, 2, -1], [2, 3, -1, -1], [0, 1, 2, 3]]
+    found = run([0.4, 0.8, 0.5, 0.3], labels, rankings)
+    table = examples.costly_confusions(found, dataset(labels))
+    # Query 0 loses 0.6: two crosses, a square. Query 1 loses 0.2 to crosses. Query 2 has no miss
+    # among its first. Query 3 loses 0.7 to circles. Four queries in all.
+    told = table[["class", "returned", "queries", "query"]].to_numpy().tolist()
+    assert told == [
+        ["cross", "circle", 1, 3],
+        ["circle", "cross", 2, 0],
+        ["circle", "square", 1, 0],
+    ]
+    assert table["mAP lost"].tolist() == pytest.approx([0.7 / 4, (0.4 + 0.2) / 4, 0.2 / 4])
+    assert table["note"][0] == "circle for\ncross"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays.arrays(float, 7, elements=st.floats(0, 1)),
+    arrays.arrays(int, (7, 4), elements=st.integers(-1, 5)),
+    arrays.arrays(int, 7, elements=st.integers(0, 2)),
+)
+def test_losses_add_up_to_what_the_map_lacks_of_the_queries_that_have_misses(
+    scores, rankings, labels
+):
+    table = examples.costly_confusions(run(scores, labels, rankings), dataset(labels), most=99)
+    misses = (rankings >= 0) & (GALLERY_LABELS[rankings] != labels[:, None])
+    assert table["mAP lost"].sum() == pytest.approx(((1 - scores) * misses.any(axis=1)).sum() / 7)
+    assert (table["class"] != table["returned"]).all()
+    assert table["mAP lost"].is_monotonic_decreasing
+
+
+def test_confusions_of_all_are_those_of_each_architecture():
+    labels = [0, 1]
+    found = {
+        "cnn": run([0.5, 0.5], labels, [[2, 4], [0, 4]]),
+        "vgg": run([0.5, 0.5], labels, [[0, 1], [2, 3]]),
+        "pixels": run([0.1, 0.1], labels, [[2, 2], [0, 0]], baseline=True),
+    }
+    table = examples.confusions_of_all(found, dataset(labels), most=3)
+    assert table["architecture"].tolist() == ["cnn"] * 3
+    assert examples.confusions_of_all({"pixels": found["pixels"]}, dataset(labels)).empty
+
+
+def test_hubs_are_counted_with_what_they_are_wrong_for():
+    labels = [0, 1, 2]
+    found = run([0.5] * 3, labels, [[0, 2], [0, 2], [0, -1]])
+    counts = examples.hubs(found, dataset(labels))
+    assert counts["returned"].tolist() == [3, 0, 2, 0, 0, 0]
+    assert counts["wrongly"].tolist() == [2, 0, 1, 0, 0, 0]
+    table = examples.hub_table({"cnn": found}, dataset(labels))
+    assert table.loc["cnn", "never returned"] == pytest.approx(4 / 6)
+    assert table.loc["cnn", ["most often returned", "of these wrongly"]].tolist() == [3, 2]
+
+
+def test_skewness_is_the_third_standardised_moment():
+    # Away from the mean, 1: -1, -1, -1, 3; squares 12 / 4, cubes 24 / 4.
+    assert examples.skewness(np.array([0, 0, 0, 4])) == pytest.approx(6 / 3**1.5)
+    assert examples.skewness(np.array([1, 2, 3])) == pytest.approx(0)
+    assert np.isnan(examples.skewness(np.array([2, 2, 2])))
+
+
+def test_by_chance_is_what_random_results_give():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 4000)
+    rankings = random.permuted(np.tile(np.arange(200), (4000, 1)), axis=1)[:, :2]
+    images = dataset(labels)
+    images.gallery, images.gallery_labels = np.arange(200), random.integers(0, 3, 200)
+    few = SimpleNamespace(**vars(images) | {"queries": images.queries[:100]})
+    few.query_labels = labels[:100]
+    whole = run([0.5] * 4000, labels, rankings)
+    # Each image is drawn with probability 2 / 200: 4,000 times it is 40 on average, 6.3 around it.
+    table = examples.hub_table({"random": whole}, images)
+    assert table.loc["by chance", "skewness"] == pytest.approx(0.98 / np.sqrt(4000 * 0.01 * 0.99))
+    assert table.loc["random", "skewness"] == pytest.approx(0.156, abs=0.5)
+    part = run([0.5] * 100, labels[:100], rankings[:100])
+    table = examples.hub_table({"random": part}, few)
+    assert table.loc["by chance", "never returned"] == pytest.approx(0.99**100)
+    assert table.loc["random", "never returned"] == pytest.approx(0.99**100, abs=0.1)
+
+
+def test_what_is_predicted_is_told_for_every_query():
+    found = {"cnn": result(rows([0.5, 0.6], predicted=[1, 0])), "random": run([0.1, 0.2])}
+    told = examples.predicted(found)
+    assert {name: each.tolist() for name, each in told.items()} == {
+        "cnn": [1, 0],
+        "random": [-1, -1],
+    }

@@ -1,0 +1,142 @@
+"""Maps place like by like, say what they keep, and are drawn once."""
+
+from types import SimpleNamespace
+
+import invented
+import numpy as np
+import pytest
+from conftest import load_shapes, make_project
+
+from cbir import StudyError
+from cbir.reporting import projections
+
+
+def groups(n_each=60, d=12, apart=8.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two groups of points that lie apart in many dimensions, and which is which."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], n_each)
+    vectors = random.normal(size=(2 * n_each, d))
+    vectors[:, 3] += apart * labels
+    return vectors, labels
+
+
+@pytest.mark.parametrize("method", projections.METHODS)
+def test_groups_that_lie_apart_lie_apart_on_the_map(method):
+    vectors, labels = groups()
+    points, _ = projections.project(vectors, method)
+    assert points.shape == (120, 2)
+    assert points.dtype == np.float32
+    centres = np.array([points[labels == label].mean(axis=0) for label in (0, 1)])
+    nearest = np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == labels).mean() > 0.98
+
+
+def test_pca_keeps_the_directions_of_most_variance():
+    random = np.random.default_rng(0)
+    plane = random.normal(size=(50, 2)) * [5, 2]
+    turned, _ = np.linalg.qr(random.normal(size=(6, 6)))
+    points, share = projections.project(plane @ turned[:2])
+    assert share == pytest.approx(1)
+    # In a plane all distances are kept.
+    wanted, found = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (plane, points))
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert projections.project(random.normal(size=(400, 10)))[1] < 0.35
+
+
+@pytest.mark.parametrize("method", projections.METHODS)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_vectors_of_one_dimension_lie_on_a_line(method, normalised):
+    # An embedding of one dimension and of unit length is 1 or -1.
+    vectors = np.random.default_rng(0).normal(size=(120, 1))
+    vectors = np.sign(vectors) if normalised else vectors
+    points, share = projections.project(vectors, method)
+    assert points.shape == (120, 2)
+    assert np.isfinite(points).all()
+    assert np.ptp(points[:, 1]) == 0
+    if method == "pca":
+        assert share == pytest.approx(1)
+        # Which end of the line is left is nobody's choice.
+        assert np.abs(points[:, 0]) == pytest.approx(np.abs(vectors - vectors.mean())[:, 0])
+
+
+def test_vectors_that_are_all_equal_have_a_map_of_one_point():
+    points, share = projections.project(np.ones((5, 3)))
+    assert share == 0
+    assert np.ptp(points, axis=0) == pytest.approx([0, 0])
+
+
+@pytest.mark.parametrize("method", projections.METHODS)
+def test_the_same_seed_draws_the_same_map(method):
+    vectors, _ = groups()
+    assert np.array_equal(
+        projections.project(vectors, method)[0], projections.project(vectors, method)[0]
+    )
+
+
+def test_t_sne_pays_from_a_hundred_points_on():
+    assert projections.methods(99) == ["pca"]
+    assert projections.methods(100) == ["pca", "tsne"]
+    with pytest.raises(ValueError, match="99 points are too few"):
+        projections.project(groups()[0][:99], "tsne")
+    with pytest.raises(ValueError, match="unknown method 'umap'"):
+        projections.project(groups()[0], "umap")
+
+
+def test_the_points_shown_are_spread_over_the_classes():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [600, 300, 100]))
+    shown = projections.spread(labels, 100)
+    assert len(np.unique(shown)) == 100
+    assert (np.diff(shown) > 0).all()
+    assert np.bincount(labels[shown]) == pytest.approx([60, 30, 10], abs=1)
+    assert projections.spread(labels, 1000).tolist() == list(range(1000))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def saved(project):
+    return invented.save_network("cnn", 0.5, epochs=())
+
+
+def test_a_map_is_of_the_queries_and_drawn_once(saved, monkeypatch):
+    images = load_shapes()
+    first = projections.project_queries(saved, images)
+    assert first.queries.tolist() == list(range(len(images.queries)))
+    assert first.points.shape == (len(images.queries), 2)
+    assert 0.5 < first.kept <= 1
+    assert 0.5 < first.variance <= 1
+    vectors = np.load(saved.summary["artifacts"]["embeddings"] + "/vectors.npy")
+    assert np.array_equal(first.points, projections.project(vectors[images.queries])[0])
+    monkeypatch.setattr(projections, "project", None)
+    assert np.array_equal(projections.project_queries(saved, images).points, first.points)
+
+
+def test_trustworthiness_tells_a_map_that_keeps_neighbours_from_one_that_does_not(
+    saved, monkeypatch
+):
+    images = load_shapes()
+    by_chance = np.random.default_rng(0).normal(size=(len(images.queries), 2)).astype(np.float32)
+    kept = projections.project_queries(saved, images).kept
+    monkeypatch.setattr(projections, "project", lambda *_: (by_chance, 0.0))
+    assert projections.project_queries(saved, images, seed=1).kept < kept - 0.1
+
+
+def test_all_runs_have_a_map_by_every_method_that_pays(saved):
+    images = load_shapes()
+    assert list(projections.project_all({"cnn": saved}, images)) == ["cnn"]
+    # A dozen queries are too few for t-SNE.
+    assert projections.project_all({"cnn": saved}, images, "tsne") == {}
+    assert list(projections.by_every_method(saved, images)) == ["PCA"]
+
+
+def test_embeddings_that_are_gone_are_told_in_one_line(saved):
+    folder = saved.summary["artifacts"]["embeddings"]
+    gone = SimpleNamespace(summary={"artifacts": {"embeddings": folder + "-gone"}})
+    with pytest.raises(StudyError, match="is gone: delete the run's folder"):
+        projections.project_queries(gone, load_shapes())

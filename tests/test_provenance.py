@@ -1,0 +1,336 @@
+"""Where networks come from: told of each as its weights and its training were."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from conftest import empty_project
+from invented import result, rows
+
+from cbir import cache
+from cbir.networks.weights import Weights
+from cbir.reporting import provenance
+
+SHA = "0123456789abcdef" * 4
+SOURCES = {
+    "cnn": "none",
+    "vgg16": "imagenet",
+    "resnet50": "study:tiny-imagenet-32",
+    "mobilenet": "weights/mobile.h5",
+}
+PARAMETERS = {
+    "backbone": "cnn",
+    "pixels": "scaled",
+    "train": "all",
+    "input_size": 32,
+    "pooling": "avg",
+    "embedding": "penultimate",
+    "precision": "mixed_bfloat16",
+    "dropout": 0.0,
+    "training": {
+        "batch_size": 64,
+        "optimizer": "adam",
+        "learning_rate": 0.001,
+        "schedule": "cosine",
+        "augmentation": ["flip", "shift"],
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "early_stopping": 0,
+    },
+}
+
+
+# What a network that started from random weights sees, and hands on to who starts from it.
+SCALED = ("none", "study:tiny-imagenet-32")
+
+
+def run(source: str, *, protocols=("closed",), embedding_dim=256, summary=None, **parameters):
+    """A network that started from there."""
+    frames = [rows([0.5], protocol=each) for each in protocols]
+    started_from = "random" if source == "none" else SHA
+    found = result(
+        *frames,
+        weights={"source": source, "started from": started_from},
+        parameters=PARAMETERS
+        | {"backbone": source, "pixels": "scaled" if source in SCALED else "imagenet"}
+        | parameters,
+        embedding_dim=embedding_dim,
+        **(summary or {}),
+    )
+    found.summary["dataset"]["train"] = 400
+    return found
+
+
+def runs(*names: str) -> dict:
+    return {name: run(SOURCES[name]) for name in names}
+
+
+BASELINE = {"random": result(rows([0.5]), baseline=True)}
+NO_IMAGENET = " No ImageNet weights had a part in these figures."
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cnn"], "All networks started from random weights." + NO_IMAGENET),
+        (["vgg16"], "All networks started from ImageNet weights."),
+        (
+            ["resnet50"],
+            "All networks started from what the backbone learnt in another study of this project "
+            "(tiny-imagenet-32).",
+        ),
+        (["mobilenet"], "All networks started from a file of weights."),
+        (["cnn", "vgg16"], "Started from ImageNet weights: vgg16; from random weights: cnn."),
+        (
+            ["cnn", "resnet50"],
+            "Started from what the backbone learnt in another study of this project "
+            "(tiny-imagenet-32): resnet50; from random weights: cnn.",
+        ),
+        (
+            ["mobilenet", "cnn"],
+            "Started from a file of weights: mobilenet; from random weights: cnn.",
+        ),
+    ],
+)
+def test_results_are_labelled_with_what_they_started_from(names, said):
+    assert provenance.weights_label(runs(*names)) == said
+    # A baseline has no weights to start from.
+    assert provenance.weights_label(runs(*names) | BASELINE) == said
+
+
+def test_baselines_alone_started_from_nothing():
+    assert provenance.weights_label(BASELINE) == ""
+    assert provenance.networks_table(BASELINE).empty
+
+
+def test_each_study_that_was_learnt_in_is_named_once():
+    found = {"a": run("study:tiny"), "b": run("study:other/vgg16"), "c": run("study:tiny/vgg16")}
+    assert "(tiny, other)." in provenance.weights_label(found)
+
+
+def test_the_table_says_what_each_network_is_and_was_trained_from():
+    found = {
+        "cnn": run("none", backbone="cnn"),
+        "vgg": run("imagenet", train="head", pooling="gem", precision="float32",
+                   training=PARAMETERS["training"] | {"augmentation": []}),
+        "resnet": run("study:tiny", train="last_blocks:2"),
+        "mobile": run("weights/mobile.h5", embedding="pooled", embedding_dim=512),
+    }  # fmt: skip
+    table = provenance.networks_table(found | BASELINE)
+    assert table.index.tolist() == ["cnn", "vgg", "resnet", "mobile"]
+    assert table["weights"].tolist() == [
+        "random",
+        "imagenet (0123456789ab…)",
+        "study:tiny (0123456789ab…)",
+        "mobile.h5 (0123456789ab…)",
+    ]
+    assert table["trained"].tolist() == [
+        "all of it",
+        "the head alone, on a frozen backbone",
+        "the head and the last 2 blocks",
+        "all of it",
+    ]
+    assert table["embedding"].tolist() == ["penultimate, 256"] * 3 + ["pooled, 512"]
+    assert table["augmentation"].tolist() == ["flip, shift", "none", "flip, shift", "flip, shift"]
+    assert table["precision"].tolist() == ["bfloat16", "float32", "bfloat16", "bfloat16"]
+    assert table["batch"].tolist() == ["64", "64 head", "64", "64"]
+    assert table.loc["cnn"].drop(["weights", "trained", "embedding"]).to_dict() == {
+        "backbone": "cnn",
+        "input (px)": 32,
+        "pooling": "avg",
+        "training images": 400,
+        "epochs": "3",
+        "batch": "64",
+        "optimizer": "adam, cosine",
+        "learning rate": "0.001",
+        "augmentation": "flip, shift",
+        "precision": "bfloat16",
+    }
+
+
+def trained(**changes) -> dict:
+    return {"training": PARAMETERS["training"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "told"),
+    [
+        (trained(weight_decay=5e-4), "weight decay", "0.0005"),
+        (trained(label_smoothing=0.1), "label smoothing", "0.1"),
+        (trained(early_stopping=5), "early stopping (epochs)", "5"),
+        ({"dropout": 0.5}, "dropout", "0.5"),
+    ],
+)
+def test_what_few_networks_use_is_told_where_one_does(changes, column, told):
+    plain = provenance.networks_table({"cnn": run("none")})
+    table = provenance.networks_table({"cnn": run("none"), "other": run("none", **changes)})
+    assert column not in plain
+    assert set(table) - set(plain) == {column}
+    assert table[column].to_dict() == {"cnn": "none", "other": told}
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """Artifacts of a head before a backbone, and of embeddings; where they stand."""
+    monkeypatch.chdir(empty_project(tmp_path / "project"))
+    made = {
+        "head": {"batch_size": 512, "learning_rate": 0.01, "epochs": 20},
+        "embeddings": {"test_time_flips": True, "whitening": 64, "epoch": 3},
+    }
+    return {
+        name: cache.cached(name, lambda folder: None, parameters=given, package="images")
+        .folder.relative_to(tmp_path / "project").as_posix()
+        for name, given in made.items()
+    }  # fmt: skip
+
+
+def test_a_head_before_the_backbone_is_told_beside_it(steps):
+    summary = {"artifacts": {"head": steps["head"]}, "head_epochs": 20}
+    row = provenance.networks_table({"cnn": run("imagenet", summary=summary)}).loc["cnn"]
+    assert row[["epochs", "batch", "learning rate"]].tolist() == [
+        "20 head + 3", "512 head, 64", "0.01 head, 0.001",
+    ]  # fmt: skip
+
+
+def test_how_embeddings_were_made_is_told(steps):
+    summary = {"artifacts": {"embeddings": steps["embeddings"]}}
+    flips, whitening = "test-time flips", "whitening (dimensions)"
+    table = provenance.networks_table({"cnn": run("none", summary=summary)})
+    assert table.loc["cnn", [flips, whitening]].tolist() == ["yes", "64"]
+    # Of embeddings that are gone nothing is said, not even that they are plain.
+    gone = run("none", summary={"artifacts": {"embeddings": "artifacts/embeddings/gone"}})
+    assert flips not in provenance.networks_table({"cnn": gone})
+    both = provenance.networks_table({"cnn": run("none", summary=summary), "other": gone})
+    assert both[flips].tolist() == ["yes", "–"]
+
+
+@pytest.mark.parametrize(
+    ("train", "head", "last", "told"),
+    [
+        ("all", 0, 47, "47"),
+        ("all", 20, 3, "20 head + 3"),
+        ("last_blocks:1", 20, 3, "20 head + 3"),
+        ("head", 0, 20, "20 head"),
+    ],
+)
+def test_epochs_are_told_alike_everywhere(train, head, last, told):
+    of_run = run("imagenet", train=train, summary={"epochs": last, "head_epochs": head})
+    assert provenance.epochs(of_run) == told
+    # As a summary was before it told of heads: a row an epoch in the history does.
+    older = run("imagenet", train=train, summary={"epochs": last})
+    stages = ["head"] * (head or last * (train == "head")) + ["backbone and head"] * (
+        last * (train != "head")
+    )
+    older = replace(older, history=pd.DataFrame({"stage": stages}))
+    assert provenance.epochs(older) == told
+    asked = {"train": train, "head_epochs": 20 if head or train == "head" else 0}
+    for known in ({"head_epochs": head}, {"head_epochs": None}, {}):
+        assert provenance.epochs_of_manifest({"parameters": asked, "epochs": last} | known) == told
+
+
+def test_a_manifest_tells_of_the_head_as_it_was_kept_not_as_it_was_asked_for():
+    # With early stopping the best of the twenty epochs was the seventh.
+    given = {"parameters": {"train": "all", "head_epochs": 20}, "epochs": 3, "head_epochs": 7}
+    assert provenance.epochs_of_manifest(given) == "7 head + 3"
+    assert provenance.epochs_of_manifest(given, epoch=2) == "7 head + 2"
+
+
+def manifest(**sources: str) -> dict:
+    """Architectures of a manifest by what they started from; points as in `cnn-64`."""
+    return {
+        name.replace("_", "-"): {
+            "weights": {"source": source} if source else None,
+            "variant": f"input_size={name.partition('_')[2]}" if "_" in name else "",
+        }
+        for name, source in sources.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ({"cnn": "none", "random": ""}, "All networks started from random weights." + NO_IMAGENET),
+        ({"vgg16": "imagenet", "random": ""}, "All networks started from ImageNet weights."),
+        (
+            {"vgg16": "study:tiny-imagenet-32", "cnn": "none"},
+            "Started from what the backbone learnt in another study of this project "
+            "(tiny-imagenet-32): vgg16; from random weights: cnn.",
+        ),
+        (
+            {"vgg_32": "imagenet", "vgg_64": "imagenet", "cnn_32": "none", "cnn_64": "none"},
+            "Started from ImageNet weights: vgg; from random weights: cnn.",
+        ),
+        (
+            {"vgg_32": "imagenet", "vgg_64": "none", "cnn_32": "none", "cnn_64": "none"},
+            "Started from ImageNet weights: vgg-32; from random weights: vgg-64, cnn.",
+        ),
+        ({"random": ""}, ""),
+    ],
+)
+def test_a_manifest_is_labelled_as_results_are(sources, said):
+    assert provenance.weights_label_of_manifest(manifest(**sources)) == said
+
+
+def test_weights_of_a_studys_architecture_keep_the_name_of_the_study():
+    table = provenance.networks_table({"cnn": run("study:tiny-imagenet-32/vgg16")})
+    assert "tiny-imagenet-32/vgg16" in table.loc["cnn", "weights"]
+
+
+def test_what_all_share_is_told_once_and_the_rest_in_a_table():
+    described = pd.DataFrame(
+        {"batch": [64, 64], "epochs": [3, 4], "pooling": ["avg", "avg"]}, index=["a", "b"]
+    )
+    assert provenance.shared_settings(described) == "The same for all: batch 64; pooling avg."
+    assert provenance.differing_settings(described).to_dict() == {"epochs": {"a": 3, "b": 4}}
+
+
+def test_nothing_is_shared_where_all_differs():
+    described = pd.DataFrame({"batch": [64, 32]}, index=["a", "b"])
+    assert provenance.shared_settings(described) == ""
+    assert list(provenance.differing_settings(described)) == ["batch"]
+
+
+def test_one_network_alone_is_told_whole():
+    described = pd.DataFrame({"batch": [64], "epochs": [3]}, index=["a"])
+    assert provenance.shared_settings(described) == ""
+    assert list(provenance.differing_settings(described)) == ["batch", "epochs"]
+
+
+@pytest.mark.parametrize("asked", [["closed"], ["closed", "unseen_classes"]])
+@pytest.mark.parametrize("source", SOURCES.values())
+def test_pretraining_is_warned_of_only_where_classes_are_called_unseen(asked, source):
+    frames = [rows([0.5], protocol=each) for each in asked]
+    baseline = result(*frames, baseline=True)
+    said = provenance.pretrained_warning(
+        {"vgg16": run(source, protocols=asked), "random": baseline}
+    )
+    assert bool(said) == (source != "none" and "unseen_classes" in asked)
+    assert "random" not in said
+    if said:
+        assert said.startswith("vgg16 started from pretrained weights")
+
+
+def of_network(weights: Weights, train: str, was_frozen: bool) -> str:
+    parameters = {"train": train, "was_frozen": was_frozen}
+    return provenance.describe_network(SimpleNamespace(weights=weights, parameters=parameters))
+
+
+def test_a_network_of_random_weights_says_so():
+    weights = Weights("none", None, "", "scaled")
+    assert of_network(weights, "all", False) == (
+        "It starts from random weights. What is trained: all of it."
+    )
+
+
+@pytest.mark.parametrize("source", [*SOURCES.values()][1:])
+def test_a_network_names_its_weights_and_what_of_it_is_trained(source):
+    weights = Weights(source, Path("x.h5"), SHA, "imagenet")
+    start = f"It starts from the weights `{source}` (SHA-256 0123456789ab…). What is trained: "
+    assert of_network(weights, "head", True) == (start + "the head alone, on a frozen backbone.")
+    assert of_network(weights, "last_blocks:3", True) == (
+        start + "the head and the last 3 blocks. Its head is trained first, and batch "
+        "normalisation stays in inference."
+    )
+    assert of_network(weights, "all", False) == start + "all of it."

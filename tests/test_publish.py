@@ -1,0 +1,329 @@
+"""README's tables of results: from what is committed under reports/published/, and nothing else."""
+
+import json
+import re
+import shutil
+
+import invented
+import pandas as pd
+import pytest
+from conftest import ROOT, cbir, make_project, write_study
+
+from cbir import StudyError
+from cbir.reporting import publish, runs, tidy
+
+MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
+
+
+def rows(architecture: str, measured: dict, seeds=(0,), epoch=None) -> list[dict]:
+    """Rows of metrics.csv: every value with an interval of 0.01 to both sides."""
+    found = []
+    for place, seed in enumerate(seeds):
+        for (metric, search, k), value in measured.items():
+            found.append(
+                {"study": "small", "architecture": architecture, "seed": seed, "epoch": epoch,
+                 "protocol": "closed", "search": search, "metric": metric, "k": k,
+                 "value": value + place / 10, "ci_low": value - 0.01, "ci_high": value + 0.01,
+                 "n_queries": 10}
+            )  # fmt: skip
+    return found
+
+
+def run_of(weights=None, epochs=None, seconds=None, variant="", head_epochs=0, **given) -> dict:
+    """What the manifest says of an architecture."""
+    asked = {"protocols": ["closed"], "train": "all", "head_epochs": head_epochs} | given
+    return {
+        "parameters": asked, "variant": variant, "epochs": epochs, "head_epochs": head_epochs,
+        "weights": {"source": weights} if weights else None, "training_seconds": seconds,
+        "speed": {"images_per_second": 1234.4, "query_milliseconds": 2},
+    }  # fmt: skip
+
+
+MEASURED = {
+    ("accuracy", None, None): 0.8123,
+    ("mean_average_precision", "unrestricted", None): 0.6,
+    ("mean_average_precision", "predicted_class", None): 0.8123,
+    ("mean_average_precision", "label_lookup", None): 0.7,
+    ("precision", "unrestricted", 10): 0.75,
+}
+ANYWHERE = {key: value for key, value in MEASURED.items() if key[1] == "unrestricted"}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The study `small`, published: a network, its state after 3 epochs, a baseline."""
+    folder = tmp_path / "reports" / "published" / "small"
+    folder.mkdir(parents=True)
+    found = [*rows("cnn", MEASURED), *rows("cnn", MEASURED | {("accuracy", None, None): 0.5},
+             epoch=3), *rows("random", ANYWHERE)]  # fmt: skip
+    other = [row | {"protocol": "held_out_gallery", "value": 0.99} for row in found]
+    in_class = [row | {"class": "cat", "value": 0.98} for row in found]
+    table = pd.DataFrame([*found, *other, *in_class]).reindex(columns=tidy.COLUMNS)
+    tidy.write_csv(tidy.sort(table), folder / "metrics.csv")
+    manifest = {
+        "command": "make report STUDY=small",
+        "data": {"queries": 10, "gallery": 50_000},
+        "machine": MACHINE,
+        "architectures": {"cnn": run_of("none", 7, 3700), "random": run_of()},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "README.md").write_text(f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
+    return tmp_path
+
+
+def write_runs(project, **runs: dict) -> None:
+    """Other architectures into the manifest of the study `small`."""
+    path = project / "reports" / "published" / "small" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"architectures": runs}))
+
+
+def cells(project, start: str) -> list[str]:
+    """The cells of the one row of the table that begins so."""
+    lines = publish.section(project).splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_readme_agrees_with_what_is_published():
+    text = (ROOT / "README.md").read_text("utf-8")
+    written = text.partition(publish.BEGIN)[2].partition(publish.END)[0]
+    assert written.strip() == publish.section(ROOT).strip()
+
+
+def test_every_published_figure_is_small_and_shown():
+    folders = [path.parent for path in (ROOT / "reports" / "published").glob("*/manifest.json")]
+    figures = [folder / "results.png" for folder in folders]
+    assert sum(figure.stat().st_size for figure in figures) < 2_000_000
+    section = publish.section(ROOT)
+    assert all(figure.relative_to(ROOT).as_posix() in section for figure in figures)
+
+
+def test_readme_shows_pictures_that_are_there_small_and_told_in_words():
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = re.findall(r'<img src="([^"]+)"[^>]* alt="([^"]+)"', text)
+    assert len(shown) == 2
+    for source, alt in shown:
+        assert (ROOT / source).stat().st_size < 300_000
+        assert len(alt) > 30
+
+
+def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project):
+    lines = publish.section(project).splitlines()
+    final, state = [line for line in lines if line.startswith("| cnn |")]
+    told = [cell.strip() for cell in final.strip("|").split("|")]
+    assert told[:4] == ["cnn", "random", "7", "0.812 [0.802,\u00a00.822]"]
+    assert told[4:8] == [
+        "0.600 [0.590,\u00a00.610]", "0.812 [0.802,\u00a00.822]", "0.700 [0.690,\u00a00.710]",
+        "0.750 [0.740,\u00a00.760]",
+    ]  # fmt: skip
+    assert told[8:] == ["1 h 01 min", "1,234"]
+    assert "| cnn | random | 3 | 0.500 [0.490,\u00a00.510] |" in state
+    assert state.endswith("| – | – |")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"train": "head"}, "7 head"), ({"head_epochs": 20}, "20 head + 7"), ({}, "7")],
+)
+def test_epochs_of_the_head_alone_are_told_apart(given, told, project):
+    write_runs(project, cnn=run_of("imagenet", 7, 3700, **given))
+    final, *states = [line for line in publish.section(project).splitlines()
+                      if line.startswith("| cnn |")]  # fmt: skip
+    assert final.startswith(f"| cnn | imagenet | {told} |")
+    if "head_epochs" in given:
+        assert states[0].startswith("| cnn | imagenet | 20 head + 3 |")
+
+
+def test_each_table_is_labelled_with_what_its_networks_started_from(project):
+    said = publish.section(project).partition("| architecture |")[0]
+    assert said.rstrip().endswith(
+        "2 cores. All networks started from random weights. No ImageNet weights had a part in "
+        "these figures."
+    )
+    write_runs(project, cnn=run_of("none", 7, 3700), vgg16=run_of("study:elsewhere", 7, 3700))
+    said = publish.section(project).partition("| architecture |")[0]
+    assert "study of this project (elsewhere): vgg16; from random weights: cnn." in said
+    write_runs(project, random=run_of())
+    assert "started" not in publish.section(project)
+
+
+def test_a_baseline_has_neither_weights_nor_accuracy(project):
+    told = cells(project, "random")
+    assert told[:4] == ["random", "–", "–", "–"]
+    assert told[4] == "0.600 [0.590,\u00a00.610]"
+    assert told[8] == "–"
+
+
+def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
+    path = project / "reports" / "published" / "small" / "metrics.csv"
+    table = pd.DataFrame(rows("cnn", MEASURED, seeds=(0, 1, 2))).reindex(columns=tidy.COLUMNS)
+    tidy.write_csv(tidy.sort(table), path)
+    assert cells(project, "cnn")[3] == "0.912 (0.812 to 1.012, 3 seeds)"
+
+
+def test_a_point_of_a_grid_is_named_by_its_values(project):
+    write_runs(project, **{"cnn-gem": run_of("imagenet", 2, 5, variant="pooling=gem")})
+    assert cells(project, "cnn, pooling=gem")[1:3] == ["imagenet", "2"]
+
+
+def test_the_section_says_what_was_run_and_on_what(project):
+    text = publish.section(project)
+    assert "**small** (`make report STUDY=small`): protocol `closed`" in text
+    assert "10 queries, 50,000 gallery images; a processor, 2 cores." in text
+    assert "![Results of small](reports/published/small/results.png)" in text
+
+
+def test_the_paper_and_others_stand_beside_cifar10_alone(project):
+    assert "0.7861" not in publish.section(project)
+    folder = project / "reports" / "published"
+    (folder / "small").rename(folder / "cifar10-small")
+    text = publish.section(project)
+    assert "0.7616 after 29 epochs and 0.7861 after 47" in text
+    assert "`hashing_1k`" in text
+
+
+def test_only_what_stands_between_the_marks_is_written(project):
+    assert publish.write_readme(project)
+    text = (project / "README.md").read_text("utf-8")
+    assert text.startswith(f"before\n{publish.BEGIN}\n\n**small**")
+    assert text.endswith(f"{publish.END}\nafter\n")
+    assert "\nold\n" not in text
+    assert not publish.write_readme(project)
+
+
+def test_a_readme_without_the_marks_is_left_alone(project):
+    (project / "README.md").write_text("nothing here")
+    with pytest.raises(StudyError, match=r"README\.md lacks the lines <!-- results"):
+        publish.write_readme(project)
+    assert (project / "README.md").read_text() == "nothing here"
+
+
+def test_a_study_without_a_report_cannot_be_published(tmp_path):
+    write_study(tmp_path, "tiny", {}, {})
+    (tmp_path / "notebooks").mkdir()
+    done = cbir(tmp_path, "publish", "--study", "tiny")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: no results in {tmp_path}/reports/tiny: run `make report")
+    assert not (tmp_path / "reports").exists()
+
+
+EPOCHS = {"train": "all", "head_epochs": 0}
+ASKED = {"protocols": ["closed"], "seeds": [0]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The study `tiny` with a report of two networks and a baseline, invented."""
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        names = ["cnn", "vgg16", "random"]
+        for name, blur in (("cnn", 2.0), ("vgg16", 3.0)):
+            invented.save_network(name, blur, epochs=())
+        invented.save_baseline("random")
+        for name in names:
+            ran = {"parameters": ASKED | (EPOCHS if name != "random" else {})}
+            path = root / "reports" / "tiny" / name / "manifest.json"
+            path.write_text(json.dumps(ran | {"seconds": 1.0}))
+        about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}}
+        about["versions"] = {"keras": "3"}
+        runs.write_study(root / "reports" / "tiny", names, about)
+        yield root
+
+
+def test_what_is_published_is_what_the_report_holds(finished):
+    folder = publish.publish_study(finished, "tiny")
+    assert folder == finished / "reports" / "published" / "tiny"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json", "metrics.csv", "results.png",
+    ]  # fmt: skip
+    source = finished / "reports" / "tiny"
+    for name in ("manifest.json", "metrics.csv"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line for line in publish.section(finished).splitlines() if line.startswith("|")]
+    table = tidy.read_csv(source / "metrics.csv")
+    for name in ("cnn", "vgg16"):
+        own = tidy.select(table[table["architecture"] == name], **publish.MEASURES["mAP"])
+        (line,) = [line for line in lines if line.startswith(f"| {name} | random | 3 |")]
+        assert f"| {tidy.number(own)} |" in line
+    assert any(line.startswith("| random | – | – |") for line in lines)
+
+
+def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_path):
+    shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny")
+    path = tmp_path / "reports" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"failures": {"resnet50": "out of memory"}}))
+    with pytest.raises(StudyError) as caught:
+        publish.publish_study(tmp_path, "tiny")
+    assert "resnet50: out of memory: mend it and run `make report STUDY=tiny`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "reports" / "published").exists()
+
+
+@pytest.fixture
+def parts(finished, tmp_path, monkeypatch):
+    """The study `tiny`: published of vgg16 and the baseline, reported of cnn alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params", "notebooks", "reports/tiny", "artifacts"):
+        shutil.copytree(finished / name, tmp_path / name)
+    folder = tmp_path / "reports" / "tiny"
+    told = json.loads((folder / "manifest.json").read_text())
+    about = {key: told[key] for key in ("study", "command", "failures", "versions")}
+    runs.write_study(folder, ["vgg16", "random"], about)
+    publish.publish_study(tmp_path, "tiny")
+    runs.write_study(folder, ["cnn"], about)
+    return tmp_path
+
+
+def test_a_study_is_published_in_parts(parts, finished):
+    folder = publish.publish_study(parts, "tiny")
+    whole = json.loads((finished / "reports" / "tiny" / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["architectures"] == whole["architectures"]
+    assert list(manifest["architectures"]) == ["cnn", "vgg16", "random"]
+    assert manifest["command"] == 'make report STUDY=tiny ARCHITECTURES="cnn vgg16 random"'
+    of_whole = (finished / "reports" / "tiny" / "metrics.csv").read_bytes()
+    assert (folder / "metrics.csv").read_bytes() == of_whole
+    # What is run anew takes the place of what was there.
+    again = publish.publish_study(parts, "tiny")
+    assert json.loads((again / "manifest.json").read_text()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"versions": {"keras": "4"}}, "other versions"),
+        ({"machine": MACHINE}, "other machine"),
+        ({"data": {"queries": 3}}, "other data"),
+        ({"protocols": ["hashing_1k"]}, "other protocols"),
+        ({"seeds": [0, 1]}, "several seeds"),
+        ({"variant": "dropout=0.5"}, "a grid"),
+    ],
+)
+def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, parts):
+    path = parts / "reports" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for key, value in changes.items():
+        run = manifest["architectures"]["cnn"]
+        place = {"variant": run, "seeds": run["parameters"], "protocols": run["parameters"]}
+        place.get(key, manifest)[key] = value
+    path.write_text(json.dumps(manifest))
+    folder = parts / "reports" / "published" / "tiny"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(StudyError) as caught:
+        publish.publish_study(parts, "tiny")
+    assert str(caught.value) == (
+        f"{folder} holds vgg16, random, which this report lacks and which cannot stand beside it "
+        f"({why}): run these too, or delete that folder"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_trial_is_not_published(finished, tmp_path):
+    shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny-trial")
+    with pytest.raises(StudyError, match="^tiny-trial is a trial, .* put them into params/"):
+        publish.publish_study(tmp_path, "tiny-trial")
+    assert not (tmp_path / "reports" / "published").exists()

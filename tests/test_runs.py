@@ -1,0 +1,278 @@
+"""Files of a run and of a study: what is written is what is read, and nothing stale stays."""
+
+import json
+from pathlib import Path
+
+import invented
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import empty_project, load_shapes, make_project
+
+from cbir import StudyError
+from cbir.cache import Artifact
+from cbir.networks.training import Training
+from cbir.reporting import provenance, tidy
+from cbir.reporting.runs import is_whole, read_run, read_runs, write_study
+from cbir.retrieval import evaluation, uncertainty
+
+CLASSES = ["circle", "cross"]
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """reports/tiny of an empty project, which is the working directory."""
+    monkeypatch.chdir(empty_project(tmp_path / "project"))
+    folder = tmp_path / "project" / "reports" / "tiny"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def scores(architecture="cnn") -> pd.DataFrame:
+    parts = [
+        invented.rows(values, architecture=architecture, seed=seed, search=search, labels=[0, 1, 1])
+        for seed, search, values in (
+            (0, "unrestricted", [0.2, 0.4, 0.9]),
+            (0, "predicted_class", [0.0, 1.0, 1.0]),
+            (1, "unrestricted", [0.4, 0.4, 0.7]),
+        )
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def leave(folder, *, baseline=False):
+    """What a run leaves, as far as the comparison and the study read it."""
+    folder.mkdir()
+    table = scores(folder.name)
+    tidy.write_parquet(table, folder / "per_query.parquet")
+    tidy.write_csv(tidy.metrics(table, CLASSES), folder / "metrics.csv")
+    artifact = f"artifacts/rankings/{folder.name}"
+    place = folder.parent.parent.parent / artifact
+    place.mkdir(parents=True)
+    np.save(place / "rankings.npy", np.array([[1, 0], [0, -1]]))
+    np.save(place / "similarities.npy", np.array([[0.5, 0.25], [0.75, np.nan]]))
+    summary = {"searches": ["unrestricted"], "artifacts": {"unrestricted": artifact}}
+    summary |= {"asked": {"seeds": [0, 1], "protocols": ["closed"]}, "machine": {"cpu": "a"}}
+    summary |= {"dataset": {"classes": CLASSES}, "seconds": {"unrestricted": 2.0}}
+    summary |= {"peak_memory_bytes": 5, "variant": "", "speed": {"images_per_second": 9.0}}
+    if not baseline:
+        (folder / "history.csv").write_text("epoch,loss\n1,0.5\n2,0.25\n")
+        summary |= {"weights": {"trained": "abc"}, "epochs": 2, "size": {"total": 7}}
+        summary |= {"training_accuracy": {"value": 0.5}, "training_seconds": 70.0}
+        summary["variant"] = "dropout=0.1"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "manifest.json").write_text(json.dumps({"parameters": {"a": 1}, "seconds": 3.0}))
+
+
+def test_a_run_is_read_as_it_was_left(reports):
+    leave(reports / "cnn")
+    found = read_run("tiny", "cnn")
+    pd.testing.assert_frame_equal(found.per_query, scores())
+    assert found.history["loss"].to_dict() == {1: 0.5, 2: 0.25}
+    assert found.rankings["unrestricted"].tolist() == [[1, 0], [0, -1]]
+    assert found.similarities["unrestricted"][0].tolist() == [0.5, 0.25]
+    assert found.protocol == "closed"
+    assert not found.is_baseline
+
+
+def test_a_run_without_a_training_is_a_baseline(reports):
+    leave(reports / "random", baseline=True)
+    # As a network of the same name may have left one.
+    (reports / "random" / "history.csv").write_text("epoch,loss\n1,0.5\n")
+    found = read_run("tiny", "random")
+    assert found.is_baseline
+    assert found.history is None
+
+
+def test_a_page_shows_the_first_seed_and_the_comparison_the_average(reports):
+    leave(reports / "cnn")
+    found = read_run("tiny", "cnn")
+    wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
+    assert tidy.select(found.first_rows(), **wanted)["value"].item() == 0.5
+    averaged = tidy.select(found.averaged, **wanted)
+    assert averaged["value"].item() == pytest.approx((0.3 + 0.4 + 0.8) / 3)
+    assert averaged["n_queries"].item() == 3
+
+
+def test_a_missing_result_is_reported_with_what_makes_it(reports):
+    with pytest.raises(StudyError, match="no results in .*make report STUDY=tiny"):
+        read_run("tiny", "cnn")
+    assert not is_whole("tiny", "cnn")
+
+
+def test_results_whose_artifacts_are_gone_are_reported(reports):
+    leave(reports / "cnn")
+    assert is_whole("tiny", "cnn")
+    place = reports.parent.parent / "artifacts" / "rankings"
+    (place / "cnn").rename(place / "elsewhere")
+    with pytest.raises(StudyError, match="artifacts/rankings/cnn is gone: delete .*cnn"):
+        read_run("tiny", "cnn")
+    assert not is_whole("tiny", "cnn")
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "per_query.parquet", "history.csv"])
+def test_a_run_that_lost_a_file_is_not_whole(name, reports):
+    leave(reports / "cnn")
+    (reports / "cnn" / name).unlink()
+    assert not is_whole("tiny", "cnn")
+
+
+def test_architectures_without_results_are_left_out(reports):
+    leave(reports / "cnn")
+    missing = ["resnet50: not run", "vgg16: a: b"]
+    assert list(read_runs("tiny", ["cnn", "resnet50", "vgg16"], missing)) == ["cnn"]
+    assert read_runs("tiny", ["vgg16"], missing) == {}
+
+
+def test_the_study_has_the_rows_of_all_its_architectures(reports):
+    leave(reports / "cnn")
+    leave(reports / "random", baseline=True)
+    write_study(reports, ["random", "cnn"], {"study": "tiny"})
+    table = (reports / "metrics.csv").read_text().splitlines()
+    parts = [(reports / name / "metrics.csv").read_text() for name in ("cnn", "random")]
+    assert table == parts[0].splitlines() + parts[1].splitlines()[1:]
+    queries = pd.read_parquet(reports / "per_query.parquet")
+    expected = pd.concat([scores("random"), scores("cnn")], ignore_index=True)
+    pd.testing.assert_frame_equal(queries, expected)
+    manifest = json.loads((reports / "manifest.json").read_text())
+    assert manifest["study"] == "tiny"
+    of_cnn = manifest["architectures"]["cnn"]
+    assert of_cnn["seconds"] == {"unrestricted": 2.0, "notebook": 3.0}
+    assert of_cnn["weights"] == {"trained": "abc"}
+    told = {"variant": "dropout=0.1", "size": {"total": 7}, "epochs": 2, "training_seconds": 70.0}
+    told |= {"training_accuracy": {"value": 0.5}, "speed": {"images_per_second": 9.0}}
+    assert {name: of_cnn[name] for name in told} == told
+    of_random = manifest["architectures"]["random"]
+    assert (of_random["weights"], of_random["variant"], of_random["epochs"]) == (None, "", None)
+    assert manifest["machine"] == {"cpu": "a"}
+
+
+def test_a_study_without_results_has_an_empty_table(reports):
+    write_study(reports, [], {"study": "tiny"})
+    assert (reports / "metrics.csv").read_text() == ",".join(tidy.COLUMNS) + "\n"
+
+
+def test_queries_of_results_that_are_gone_do_not_stay(reports):
+    leave(reports / "cnn")
+    write_study(reports, ["cnn"], {})
+    write_study(reports, [], {})
+    path = reports / "per_query.parquet"
+    assert not path.exists() or pd.read_parquet(path).empty
+
+
+def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
+    root = make_project(tmp_path)
+    monkeypatch.chdir(root)
+    folder = root / "reports" / "tiny" / "random"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    found = invented.save_baseline("random", seeds=[4, 2], protocols=["held_out_gallery", "closed"])
+    # The notebook was run by hand: the mark of a finished report does not hold any more.
+    assert not (folder / "manifest.json").exists()
+    summary = found.summary
+    assert summary["searches"] == ["unrestricted"]
+    assert summary["asked"]["seeds"] == [4, 2]
+    assert found.protocol == "held_out_gallery"
+    # The gallery is that of the first protocol: the test images.
+    assert summary["dataset"]["gallery"] == summary["dataset"]["queries"] == 12
+    assert (summary["embedding_dim"], summary["index_bytes"]) == (128, 12 * 128 * 4)
+    assert not {"weights", "size", "epochs", "calibrations"} & summary.keys()
+    assert not {"training_accuracy", "training_seconds"} & summary.keys()
+    assert summary["variant"] == ""
+    assert found.per_query["variant"].isna().all()
+    assert set(found.first_rows()["seed"]) == {4}
+    assert set(found.first_rows()["protocol"]) == {"held_out_gallery"}
+    assert found.rankings["unrestricted"].shape == (12, 10)
+    places = found.per_query.groupby(["seed", "protocol"]).size()
+    assert places.to_dict() == {
+        (seed, protocol): 12 for seed in (2, 4) for protocol in ("closed", "held_out_gallery")
+    }
+    assert all((root / path).is_dir() for path in summary["artifacts"].values())
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A network of two seeds and two protocols, at a point of a grid."""
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield invented.save_network(
+            "vgg16-64",
+            3.0,
+            variant="input_size=64",
+            weights={"source": "imagenet", "sha256": "a" * 64},
+            seeds=[3, 1],
+            protocols=["closed", "held_out_gallery"],
+        )
+
+
+def test_a_network_says_where_it_came_from(network):
+    assert network.summary["weights"] == {
+        "source": "imagenet",
+        "started from": "a" * 64,
+        "trained": "f" * 64,
+    }
+    assert network.summary["parameters"]["backbone"] == "vgg16-64"
+    assert network.summary["parameters"]["training"]["batch_size"] == 8
+
+
+def test_every_row_and_the_summary_name_the_point_of_a_grid(network):
+    assert network.summary["variant"] == "input_size=64"
+    for rows in (network.per_query, network.metrics, network.averaged):
+        assert set(rows["variant"]) == {"input_size=64"}
+
+
+def test_training_accuracy_is_that_of_the_final_state_on_the_images_learnt_from(network):
+    view = evaluation.first_view(load_shapes(), network.summary["asked"])
+    labels = view.labels[view.train]
+    right = [
+        invented.blurred(view, 3.0, seed)[view.train, :3].argmax(axis=1) == labels
+        for seed in (3, 1)
+    ]
+    by_image = np.mean(right, axis=0)[:, None]
+    low, high = uncertainty.bootstrap(by_image)
+    assert network.summary["training_accuracy"] == pytest.approx(
+        {"value": by_image.mean(), "ci_low": low.item(), "ci_high": high.item()}
+    )
+    assert low < by_image.mean() < high
+    # Neither that of the history, nor that of the queries.
+    assert network.summary["training_accuracy"]["value"] != network.history["accuracy"].iloc[-1]
+
+
+def test_the_history_of_a_network_has_its_stages_and_seconds(network):
+    assert network.history.index.tolist() == [1, 2, 3]
+    assert set(network.history["stage"]) == {"backbone and head"}
+    assert network.summary["epochs"] == 3
+    assert network.summary["seconds"]["training"] == 6.0
+    assert network.summary["training_seconds"] == 6.0
+
+
+def test_steps_before_the_training_are_told_too(network):
+    """The features of a frozen backbone, then the head on them."""
+
+    features, head, last = (Artifact(Path(name), {}) for name in ("a", "b", "c"))
+    of_head = Training(head, None, 1, features, None)
+    whole = Training(last, None, 1, None, of_head)
+    found = whole.artifacts
+    assert list(found.items()) == [("features", features), ("head", head), ("training", last)]
+    found = of_head.artifacts
+    assert list(found.items()) == [("features", features), ("training", head)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"source": "imagenet", "started from": "abc"}, "imagenet, SHA-256 abc"),
+        ({"source": "study:a/b", "started from": "abc"}, "study:a/b, SHA-256 abc"),
+        ({"source": "none", "started from": "random"}, "random"),
+    ],
+)
+def test_provenance_says_what_each_network_started_from(weights, said, reports):
+    run = {"weights": weights | {"trained": "def"}, "seconds": {}, "peak_memory_bytes": 1}
+    manifest = {"command": "make", "git": {"commit": "abc", "clean": True}, "versions": {}}
+    manifest |= {"machine": {"cpu": "a", "cores": 2, "gpus": []}, "data": {"fingerprint": "abc"}}
+    manifest |= {"architectures": {"cnn": run}}
+    (reports / "manifest.json").write_text(json.dumps(manifest))
+    table = provenance.provenance_table("tiny")["value"]
+    assert table["cnn, started from"] == said
+    assert table["cnn, weights, SHA-256"] == "def"

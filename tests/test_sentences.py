@@ -1,0 +1,443 @@
+"""Sentences claim no more than the numbers do: who is ahead is who the test says is ahead."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from invented import all_of_one, result, rows
+
+from cbir.reporting import sentences, tables, tidy
+from cbir.reporting.estimates import Estimate
+from cbir.retrieval import uncertainty
+from cbir.studies import limits
+
+# Nobody is called that in any sentence: these words say more than "ahead of".
+TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|outperforms?|beats?|wins?)\b")
+N_QUERIES = 9
+few = settings(max_examples=40, deadline=None)
+
+
+def runs(scores: dict[str, list], baselines: int = 0) -> dict:
+    """Runs by name, the last ones baselines."""
+    names = list(scores)
+    found = {}
+    for place, name in enumerate(names):
+        is_baseline = place >= len(names) - baselines
+        found[name] = result(rows(scores[name], architecture=name), baseline=is_baseline)
+    return found
+
+
+def told(sentences: str) -> list[tuple[str, str]]:
+    """Pairs of the names of whom the verdict calls ahead, and of whom it is ahead of."""
+    return re.findall(r"\*\*(\w+)\*\* is ahead of (\w+) in mAP by", sentences)
+
+
+def undecided(sentences: str) -> set[frozenset]:
+    found = re.findall(r"- (\w+) and (\w+) are \*\*not told apart\*\*", sentences)
+    return {frozenset(pair) for pair in found}
+
+
+def apart(*shifts: float) -> list[list[float]]:
+    """Scores of runs, each higher than the first by so much, with some noise."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (len(shifts), N_QUERIES))
+    return (np.array(shifts)[:, None] + noise).tolist()
+
+
+values = st.lists(
+    st.floats(0, 1, width=32).map(lambda value: round(value, 2)),
+    min_size=N_QUERIES,
+    max_size=N_QUERIES,
+)
+three = st.tuples(values, values, values)
+shifts = st.lists(st.sampled_from([0.0, 0.03, 0.5]), min_size=3, max_size=3)
+
+
+@few
+@example(apart(0, 0.5, 1))
+@example(apart(0, 0, 0.5))
+@example([[0.5] * N_QUERIES] * 3)
+@given(st.one_of(three, shifts.map(lambda each: apart(*each))))
+def test_the_verdict_says_ahead_only_where_the_test_tells_apart(scores):
+    found = runs(dict(zip(["cnn", "resnet", "vgg"], scores, strict=True)))
+    pairs = tables.pairs(found)
+    text = sentences.verdict(pairs, found)
+    expected = pairs[pairs["is_significant"]]
+    assert told(text) == list(zip(expected["ahead"], expected["behind"], strict=True))
+    assert text.count(" is ahead of ") == len(expected)
+    tied = pairs[~pairs["is_significant"]]
+    assert undecided(text) == {
+        frozenset(pair) for pair in zip(tied["ahead"], tied["behind"], strict=True)
+    }
+    assert text.count("not told apart") == len(tied)
+    assert not TOO_MUCH.search(text)
+    assert (pairs["is_significant"] == (pairs["p_holm"] < 0.05)).all()
+
+
+def test_a_winner_and_a_tie_are_told_as_such():
+    (low,) = apart(0.2)
+    found = runs({"cnn": low, "resnet": low[::-1], "vgg": [0.9] * N_QUERIES})
+    text = sentences.verdict(tables.pairs(found), found)
+    assert sorted(told(text)) == [("vgg", "cnn"), ("vgg", "resnet")]
+    assert undecided(text) == {frozenset(("cnn", "resnet"))}
+
+
+@few
+@example(apart(0, 0.5, 0.5, 1))
+@example(apart(0.5, 0.5, 0.5, 0.5))
+@given(
+    st.lists(st.sampled_from([0.0, 0.05, 0.5, 1.0]), min_size=4, max_size=4).map(
+        lambda each: apart(*each)
+    )
+)
+def test_a_baseline_is_said_to_be_where_the_test_sees_it(scores):
+    names = ["cnn", "vgg", "raw_pixels", "random"]
+    found = runs(dict(zip(names, scores, strict=True)), baselines=2)
+    pairs = tables.pairs(found)
+    outcomes = uncertainty.outcomes(pairs, names)
+    text = sentences.verdict(pairs, found)
+    for baseline in ("raw_pixels", "random"):
+        (line,) = re.findall(rf"^- The baseline {baseline}: (.+)\.$", text, re.MULTILINE)
+        parts = dict(part.split(": ") for part in line.split("; "))
+        said = {name: what for what, names in parts.items() for name in names.split(", ")}
+        words = {"win": "ahead of it", "tie": "not told apart from it", "loss": "behind it"}
+        # Baselines among themselves are nobody's question.
+        assert said == {name: words[outcomes.loc[name, baseline]] for name in ("cnn", "vgg")}
+    assert not re.search(r"(raw_pixels|random)\*?\*? (is ahead of|and)", text)
+
+
+def test_one_architecture_alone_is_compared_with_nothing_but_baselines():
+    found = runs({"cnn": apart(1)[0], "random": apart(0)[0]}, baselines=1)
+    text = sentences.verdict(tables.pairs(found), found)
+    assert text.startswith("Only one architecture has results")
+    assert "- The baseline random: ahead of it: cnn." in text
+
+
+def test_baselines_alone_are_not_called_an_architecture():
+    found = runs({"raw_pixels": apart(1)[0], "random": apart(0)[0]}, baselines=2)
+    text = sentences.verdict(tables.pairs(found), found)
+    assert text.startswith("No architecture has results")
+    assert "The baseline" not in text
+
+
+def test_the_verdict_names_who_is_ahead_and_by_how_much():
+    pair = {"ahead": "vgg16", "behind": "cnn", "difference": 0.1234, "ci_low": 0.1}
+    pair |= {"ci_high": 0.15, "p_holm": 0.0123, "n_queries": 1060, "is_significant": True}
+    found = runs({"cnn": [0.5], "vgg16": [0.6]})
+    text = sentences.verdict(pd.DataFrame([pair]), found)
+    told = "**vgg16** is ahead of cnn in mAP by 0.123 [0.100,\u00a00.150], p = 0.012, 1,060 queries"
+    assert told in text
+
+
+def test_the_verdict_says_what_it_does_not_cover():
+    found = runs({"cnn": [0.5, 0.1], "vgg16": [0.6, 0.2]})
+    text = sentences.verdict(tables.pairs(found), found)
+    assert "not that of the seed" in text
+    assert "Holm" in text
+
+
+@pytest.mark.parametrize(
+    ("p", "said"), [(0.0001, "p < 0.001"), (0.001, "p = 0.001"), (0.25, "p = 0.250")]
+)
+def test_no_chance_is_called_zero(p, said):
+    assert sentences.chance(p) == said
+
+
+WAYS = ("unrestricted", "label_lookup", "soft", "predicted_class")
+GAINS = ("knows more", "knows less"), ("a gain", "a loss")
+
+
+@few
+@example([apart(0.5, 0, 0.5, 0), apart(0, 0.5, 0, 0.5)])
+@example([apart(0.5, 0.5, 0.5, 0.5)])
+@given(st.lists(st.tuples(values, values, values, values), min_size=1, max_size=2))
+def test_an_embedding_knows_more_than_the_label_only_where_the_test_says_so(scores):
+    scores = [dict(zip(WAYS, each, strict=True)) for each in scores]
+    found = {f"run{place}": all_of_one([], **each) for place, each in enumerate(scores)}
+    lines = sentences.retrieval_or_classification(found).splitlines()
+    pairs = [uncertainty.compare(pd.DataFrame({one: each[one], other: each[other]}))
+             for each in scores for one, other in (WAYS[:2], WAYS[2:])]  # fmt: skip
+    compared = pd.concat(pairs, ignore_index=True)
+    # All tests that stand in one list are corrected together.
+    told_apart = uncertainty.holm(compared["p"].to_numpy()) < 0.05
+    said = [part for line in lines for part in line.split(" Searching the predicted class ")]
+    assert [line.partition(":")[0] for line in lines] == [f"- **{name}**" for name in found]
+    for text, pair, is_told, words in zip(
+        said, compared.itertuples(), told_apart, GAINS * len(scores), strict=True
+    ):
+        assert (words[0] in text) == (is_told and pair.ahead in ("unrestricted", "soft"))
+        assert (words[1] in text) == (is_told and pair.ahead in ("label_lookup", "predicted_class"))
+        assert ("not told apart" in text) == (not is_told)
+        assert not TOO_MUCH.search(text)
+    for text, each in zip(said[::2], scores, strict=True):
+        means = uncertainty.intervals(pd.DataFrame(each))
+        unrestricted, lookup = (tidy.number(means.loc[[way]]) for way in WAYS[:2])
+        assert f"by embedding gives a mAP of {unrestricted}, " in text
+        assert f"label alone {lookup}. " in text
+
+
+def lost_and_found(seeds: dict[int, tuple[list, list]]):
+    """A run from, by seed, whether each query's class is predicted and what `soft` scores."""
+    frames = []
+    for seed, (correct, soft) in seeds.items():
+        for search in ("unrestricted", "predicted_class", "label_lookup"):
+            frames.append(rows(np.array(correct, float), seed=seed, search=search, correct=correct))
+        frames.append(rows(soft, seed=seed, search="soft", correct=correct, searched=0.25))
+    return result(*frames)
+
+
+def test_lost_queries_are_counted_and_those_that_soft_wins_back():
+    run = lost_and_found({0: ([1, 0, 0, 0, 1], [0.9, 0.5, 0.0, 0.1, 0.8])})
+    said = sentences.retrieval_or_classification({"cnn": run})
+    assert "loses 3 of 5 queries (60.0 %)" in said
+    assert "up to a probability of 0.9 (25.0 % of the gallery on average)" in said
+    assert "reaches the true class of 2 of them" in said
+
+
+def test_lost_queries_of_several_seeds_are_a_mean():
+    scores = {0: ([1, 0, 0, 1], [1, 0.5, 0, 1]), 1: ([1, 1, 0, 1], [1, 1, 0.5, 1])}
+    said = sentences.retrieval_or_classification({"cnn": lost_and_found(scores)})
+    assert "loses 1.5 of 4 queries (37.5 %, a mean over seeds)" in said
+    assert "the true class of 1.0 of them" in said
+
+
+def test_what_has_no_classifier_is_not_asked_whether_it_only_classifies():
+    baseline = result(rows([0.5, 0.6], architecture="random"), baseline=True)
+    assert sentences.retrieval_or_classification({"random": baseline}) == ""
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "data/cifar10", "data/shapes"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["closed"], ["held_out_gallery"], ["hashing_1k"], ["closed", "hashing_1k"],
+        ["held_out_gallery", "unseen_classes"],
+    ],
+)  # fmt: skip
+def test_published_figures_stand_beside_their_own_protocol_alone(dataset, asked):
+    run = result(*[rows([0.5], protocol=each) for each in asked], dataset=dataset)
+    said = sentences.published({"cnn": run})
+    is_it = dataset == "cifar10"
+    assert ("GreedyHash .944" in said) == (is_it and "closed" in asked)
+    assert ("DSDH .790" in said) == (is_it and "hashing_1k" in asked)
+    assert bool(said) == (is_it and bool({"closed", "hashing_1k"} & {*asked}))
+    for name in ("held_out_gallery", "unseen_classes"):
+        assert name not in said
+
+
+def test_published_figures_are_those_of_whole_rankings_with_their_gallery():
+    run = result(rows([0.5]), rows([0.5], protocol="hashing_1k"), dataset="cifar10")
+    lines = [each for each in sentences.published({"cnn": run}).splitlines() if each[:2] == "- "]
+    assert [line.partition(" on ")[0] for line in lines] == ["- closed", "- hashing_1k"]
+    assert "50,000 training images as gallery" in lines[0]
+    assert "59,000 in the gallery" in lines[1]
+
+
+def unseen(**scores: list[list[float]]) -> dict:
+    """Runs by name with the scores of each draw; those named random or pixels are baselines."""
+    found = {}
+    for name, draws in scores.items():
+        frames = [rows(draws[0], architecture=name)]
+        for draw, each in enumerate(draws):
+            place = {"protocol": "unseen_classes", "draw": draw}
+            queries = range(draw * N_QUERIES, (draw + 1) * N_QUERIES)
+            frames.append(rows(each, architecture=name, queries=queries, **place))
+        found[name] = result(*frames, baseline=name in ("random", "pixels"))
+    return found
+
+
+def test_unseen_classes_are_told_over_all_draws_against_each_baseline():
+    found = unseen(
+        cnn=apart(0.5, 0.7), random=apart(0.1, 0.1), pixels=[[0.99] * N_QUERIES] * 2
+    )  # fmt: skip
+    said = sentences.unseen(found)
+    mean = np.mean(apart(0.5, 0.7))
+    assert said.count("\n") == 0
+    assert said.startswith("- **cnn**, asked for classes that it was never taught")
+    assert re.search(rf"mAP of {mean:.2f} \[0\.\d+,\u00a00\.\d+\] over all draws", said)
+    low, high = (np.mean(each) for each in apart(0.5, 0.7))
+    assert f"({low:.3f} to {high:.3f} by draw;" in said
+    assert re.search(r"ahead of random by 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001", said)
+    assert re.search(r"behind pixels by 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001", said)
+
+
+@few
+@given(st.tuples(values, values, values))
+def test_an_architecture_is_ahead_on_unseen_classes_only_where_the_test_says_so(scores):
+    cnn, vgg, random = scores
+    said = sentences.unseen(unseen(cnn=[cnn], vgg=[vgg], random=[random]))
+    # Corrected for all pairs that were compared, as in the verdict.
+    pairs = uncertainty.compare(pd.DataFrame({"cnn": cnn, "vgg": vgg, "random": random}))
+    for name, line in zip(("cnn", "vgg"), said.splitlines(), strict=True):
+        (pair,) = (
+            each for each in pairs.itertuples() if {each.ahead, each.behind} == {name, "random"}
+        )
+        assert ("ahead of random" in line) == (pair.is_significant and pair.ahead == name)
+        assert ("behind random" in line) == (pair.is_significant and pair.behind == name)
+        assert ("not told apart from random" in line) == (not pair.is_significant)
+
+
+def test_unseen_classes_that_were_not_measured_are_not_spoken_of():
+    assert sentences.unseen({"cnn": result(rows([0.5, 0.6]))}) == ""
+
+
+def test_an_architecture_without_baselines_is_told_by_itself():
+    said = sentences.unseen(unseen(cnn=apart(0.5, 0.6)))
+    assert said.endswith("does not cover the choice of classes).")
+
+
+def test_a_run_is_described_by_its_own_numbers():
+    frames = [
+        rows([0.25, 0.75], labels=[0, 1], seed=seed, correct=[1.0, correct])
+        for seed, correct in ((0, 0.0), (1, 1.0))
+    ]
+    said = sentences.describe("cnn", result(*frames, epochs=1))
+    assert said.startswith("**cnn** predicts the right class for 0.75 [0.50,")
+    assert "of 2 queries" in said
+    assert "ranks the whole gallery of 5,000 images" in said
+    assert "precision of 0.50 [" in said
+    assert "(means of 2 seeds)" in said
+    assert "2.5 ms (median)" in said
+    assert "3.0 MB" in said
+    assert "Training: 1 epoch, 1 min 10 s." in said
+
+
+def test_a_baseline_is_described_without_what_it_has_not():
+    said = sentences.describe(
+        "random", result(rows([0.25, 0.75], architecture="random"), baseline=True)
+    )
+    assert "mean average precision of 0.50 [" in said
+    for word in ("predicts", "Training", "seeds", "–", "nan"):
+        assert word not in said
+
+
+def test_every_run_is_described_in_a_paragraph():
+    run = result(rows([0.25, 0.75], correct=1.0))
+    said = sentences.describe_all({"cnn": run, "vgg16": run})
+    assert [part[:8] for part in said.split("\n\n")] == ["**cnn** ", "**vgg16*"]
+
+
+def test_the_least_cost_of_each_kind_is_named_with_its_number():
+    columns = {
+        "cnn": [1.0, 256, 30.0, 900.0, 5.0, 1.0],
+        "vgg16": [15.0, 256, 20.4, 100.0, 4.0, 1.0],
+        "random": [np.nan, 128, np.nan, 1e6, 0.1, 1.0],
+    }
+    costs = pd.DataFrame(columns, index=list(tables.COSTS))
+    said = sentences.cheapest(costs)
+    assert "training (s): vgg16 (20)" in said
+    assert "embedding (images/s): cnn (900)" in said
+    assert "query (ms, median): vgg16 (4.0)" in said
+    assert "random" not in said
+    assert sentences.cheapest(costs[["cnn", "random"]]) == ""
+
+
+def test_reasons_with_colons_are_told_whole():
+    text = sentences.without_results(["vgg16: weights: no file x.h5: give a path"])
+    assert text == "- **vgg16** has no results: weights: no file x.h5: give a path"
+    assert sentences.without_results([]) == ""
+
+
+def test_every_protocol_that_can_stand_first_is_explained():
+    first = [name for name in limits.PROTOCOLS if limits.LIMITS["protocols"][0]([name])]
+    assert len(first) == 3
+    for name in first:
+        assert f"`{name}`" in sentences.protocol(name)
+
+
+def test_how_sure_the_soft_search_must_be_is_told_for_all_seeds():
+    scores = {0: ([1, 0], [1, 0.5]), 1: ([1, 1], [1, 1]), 2: ([1, 1], [1, 1])}
+    run = lost_and_found(scores)
+    run.summary["calibrations"] = {"0": {"mass": 0.95}, "1": {"mass": 0.5}, "2": {"mass": 0.9}}
+    assert "up to a probability of 0.5 to 0.95 (" in sentences.retrieval_or_classification(
+        {"a": run}
+    )
+
+
+def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
+    run = result(rows([0.25, np.nan, 0.75], correct=1.0))
+    said = sentences.describe("cnn", run)
+    assert "precision of 0.50 [" in said
+    assert "Left out: 1 " in said
+    assert "Left out" not in sentences.describe("cnn", result(rows([0.25, 0.75], correct=1.0)))
+
+
+def in_short(scores: dict[str, list], baselines: int = 0) -> str:
+    found = runs(scores, baselines)
+    rows_of = tables.headline(tables.rows_of(found), found)
+    return sentences.in_short(tables.quality_and_cost(rows_of, found), tables.pairs(found))
+
+
+@few
+@example(apart(0, 0.5, 1))
+@example(apart(0, 0, 0.5))
+@example(apart(0.5, 0.5, 0))
+@example([[0.5] * N_QUERIES] * 3)
+@given(st.one_of(three, shifts.map(lambda each: apart(*each))))
+def test_the_answer_tells_apart_at_the_top_only_what_the_test_does(scores):
+    scores = dict(zip(["cnn", "resnet", "vgg"], scores, strict=True))
+    text = in_short(scores)
+    found = runs(scores)
+    pairs = tables.pairs(found)
+    (first,) = re.findall(r"^\*\*(\w+)\*\* has the highest mAP", text)
+    means = {name: np.mean(each) for name, each in scores.items()}
+    assert means[first] == pytest.approx(max(means.values()))
+    against = pairs[(pairs["ahead"] == first) | (pairs["behind"] == first)]
+    told = against[against["is_significant"]]
+    assert ("; the test tells it apart from all others." in text) == (len(told) == 2)
+    assert ("not told apart from" in text) == (len(told) < 2)
+    assert ("; the nearest that is told apart from it" in text) == (len(told) == 1)
+    tied = against[~against["is_significant"]]
+    named = re.findall(r"(\w+) \(by \d", text)
+    if len(told) < 2:
+        assert {*named} == {*tied["ahead"], *tied["behind"]} - {first}
+    for pair in against.itertuples() if len(told) < 2 else []:
+        apart_by = Estimate(pair.difference, pair.ci_low, pair.ci_high)
+        assert f"by {apart_by}, " in text
+        assert sentences.chance(pair.p_holm) in text
+    assert not TOO_MUCH.search(text)
+
+
+def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
+    low, high, baseline = apart(0.2, 0.8, 0.1)
+    text = in_short({"cnn": low, "vgg": high, "raw_pixels": baseline}, baselines=1)
+    difference = np.mean(high) - np.mean(low)
+    assert text.startswith(f"**vgg** has the highest mAP, {np.mean(high):.3f} [")
+    assert f", ahead of cnn, the next, by {difference:.3f} [" in text
+    assert "; the test tells it apart from cnn." in text
+    assert f", below vgg by {np.mean(high) - np.mean(baseline):.2f}" in text
+    # 1,000 images a second, 3 MB for 5,000 of them.
+    assert "vgg takes 1 ms to embed an image and 600 bytes to keep it, cnn 1 ms" in text
+    assert text.count(". ") == 2  # three sentences
+
+
+def test_a_baseline_that_is_ahead_is_said_to_be():
+    low, high = apart(0.2, 0.8)
+    text = in_short({"cnn": low, "raw_pixels": high}, baselines=1)
+    assert re.search(r"raw_pixels has the highest mAP, above cnn by 0\.\d+ \[", text)
+    tied = in_short({"cnn": low, "raw_pixels": low[::-1]}, baselines=1)
+    assert "raw_pixels has the highest mAP, and cnn is not told apart from it (by 0.000" in tied
+
+
+def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
+    noise = apart(0.5)[0]
+    found = runs({"cnn": noise, "vgg": noise[::-1]})
+    found["vgg"].summary["speed"] = {"images_per_second": 50.0, "query_milliseconds": 1.0}
+    table = tables.headline(tables.rows_of(found), found)
+    text = sentences.in_short(tables.quality_and_cost(table, found), tables.pairs(found))
+    assert "not told apart from" in text
+    assert "Of those that are not told apart at the top, cnn embeds fastest; " in text
+    assert "20 ms to embed an image" in text
+
+
+def test_with_one_architecture_or_none_the_answer_says_so():
+    high, low = apart(0.8, 0.1)
+    alone = in_short({"cnn": high, "random": low}, baselines=1)
+    assert "; no other architecture has results." in alone
+    assert "random has the highest mAP" in alone
+    assert "cnn takes 1 ms" in alone
+    assert "nan" not in in_short({"cnn": [0.5]})
+    none = in_short({"random": high, "raw_pixels": low}, baselines=2)
+    assert none == "No architecture has results: there are baselines alone."

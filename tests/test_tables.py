@@ -1,0 +1,401 @@
+"""Architectures side by side: what each cell of the tables is a number of; the pages made of it."""
+
+import ast
+import json
+import re
+
+import invented
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, load_shapes, make_project
+from invented import result, rows
+
+from cbir.images import leaks, protocols
+from cbir.reporting import display, provenance, tables, tidy
+from cbir.reporting.estimates import Estimate
+from cbir.reporting.runs import write_study
+from cbir.retrieval import metrics, uncertainty
+
+CELL = r"[01]\.\d+ \[[01]\.\d+,\u00a0[01]\.\d+\]"
+PROTOCOLS = ["closed", "held_out_gallery", "unseen_classes"]
+WORSE = ["vgg16", "raw_pixels"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def found(project):
+    """Three runs on the small pictures: one of two seeds and three protocols, and a baseline."""
+    return {
+        "cnn": invented.save_network("cnn", 2.0, seeds=[3, 1], protocols=PROTOCOLS),
+        "vgg16": invented.save_network("vgg16", 3.0, epochs=()),
+        "raw_pixels": invented.save_baseline("raw_pixels", protocols=PROTOCOLS),
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(found):
+    return load_shapes()
+
+
+@pytest.fixture(scope="module")
+def averaged(found):
+    return tables.rows_of(found)
+
+
+def mean_ap(run, **wanted) -> float:
+    """Of the unrestricted search, over all queries."""
+    whole = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
+    return tidy.select(run.metrics, **whole, **wanted)["value"].item()
+
+
+def first(cell: Estimate) -> float:
+    """The number in front of an interval."""
+    return cell.value
+
+
+def test_pairs_are_compared_on_seeds_averaged_query_by_query():
+    one = result(rows([0.0, 0.2, 0.4], seed=0), rows([1.0, 0.4, 0.4], seed=1))
+    other = result(rows([0.2, 0.2, 0.1], seed=0))
+    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
+    # 0.5, 0.3, 0.4 against 0.2, 0.2, 0.1: ahead by 0.3, 0.1 and 0.3.
+    assert (pair.ahead, pair.behind, pair.n_queries) == ("one", "other", 3)
+    assert pair.difference == pytest.approx(0.7 / 3)
+    # Of the eight choices of signs, two have a mean as far from 0: this one and its opposite.
+    assert pair.p == pytest.approx(2 / 8)
+    assert pair.effect_size == pytest.approx(
+        np.mean([0.3, 0.1, 0.3]) / np.std([3, 1, 3], ddof=1) * 10
+    )
+
+
+def test_two_seeds_are_no_more_queries_than_one():
+    scores = [0.1, 0.3, 0.6, 0.4]
+    twice = result(rows(scores, seed=0), rows(scores, seed=1))
+    other = result(rows([0.0, 0.2, 0.7, 0.2], seed=0))
+    pairs = [tables.pairs({"a": each, "b": other}) for each in (twice, result(rows(scores)))]
+    pd.testing.assert_frame_equal(pairs[0], pairs[1])
+
+
+def test_other_states_searches_and_protocols_do_not_enter_a_pair():
+    noise = [
+        rows([0.9, 0.9], epoch=1), rows([0.9, 0.9], search="soft"),
+        rows([0.9, 0.9], protocol="held_out_gallery"),
+    ]  # fmt: skip
+    one, other = result(rows([0.1, 0.2]), *noise), result(rows([0.3, 0.3]), *noise)
+    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
+    assert pair.ahead == "other"
+    assert pair.difference == pytest.approx(0.15)
+
+
+def test_queries_are_matched_by_what_they_are_not_by_where_they_stand():
+    one = result(rows([0.1, 0.9], queries=[7, 5]))
+    other = result(rows([0.9, 0.2], queries=[5, 7]))
+    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
+    assert (pair.ahead, pair.difference) == ("other", pytest.approx(0.05))
+
+
+def test_queries_without_a_score_leave_the_comparison():
+    one, other = result(rows([0.9, np.nan, 0.8])), result(rows([0.1, 0.9, 0.2]))
+    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
+    assert (pair.n_queries, pair.difference) == (2, pytest.approx(0.7))
+
+
+def test_every_pair_is_compared_once(found):
+    pairs = tables.pairs(found)
+    both = {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)}
+    assert len(both) == len(pairs) == 3
+    assert (pairs["n_queries"] == 12).all()
+    assert tables.pairs({"cnn": found["cnn"]}).empty
+
+
+def test_the_table_of_pairs_says_what_the_test_says(found):
+    pairs = tables.pairs(found)
+    table = tables.pairs_table(pairs)
+    assert (table["told apart"] == pairs["is_significant"].map({True: "yes", False: "no"})).all()
+    assert set(table["told apart"]) == {"yes", "no"}
+    for row, pair in zip(table.itertuples(), pairs.itertuples(), strict=True):
+        assert row[3] == Estimate(pair.difference, pair.ci_low, pair.ci_high)
+
+
+def test_seeds_spread_apart_from_the_interval_over_queries():
+    wide, narrow = rows([0.0, 1.0], architecture="cnn", seed=0), rows([0.6, 0.6], seed=1)
+    last = rows([0.1, 0.5], seed=2)
+    cnn = result(wide, narrow, last)
+    vgg = result(rows([0.2, 0.4], architecture="vgg16"))
+    for each in (cnn, vgg):
+        object.__setattr__(each, "metrics", tidy.metrics(each.per_query, ["circle", "cross"]))
+    table = tables.seeds({"cnn": cnn, "vgg16": vgg}).set_index("architecture")
+    assert table["seeds"].to_dict() == {"cnn": 3, "vgg16": 1}
+    of_cnn = table.loc["cnn"]
+    assert of_cnn["mean"] == pytest.approx((0.5 + 0.6 + 0.3) / 3)
+    assert (of_cnn["lowest"], of_cnn["highest"]) == pytest.approx((0.3, 0.6))
+    assert of_cnn["standard deviation"] == pytest.approx(np.std([0.5, 0.6, 0.3], ddof=1))
+    # Means of two drawn queries reach from the lower to the higher: 0 to 1, none, 0.1 to 0.5.
+    assert of_cnn["half of the interval over queries"] == pytest.approx((1 + 0 + 0.4) / 3 / 2)
+    # One seed says nothing of others.
+    assert np.isnan(table.loc["vgg16", "standard deviation"])
+    assert table.loc["vgg16", "half of the interval over queries"] == pytest.approx(0.1)
+
+
+def test_each_architecture_has_its_own_number_of_seeds(found):
+    table = tables.seeds(found).set_index("architecture")
+    assert table["seeds"].to_dict() == {"cnn": 2, "vgg16": 1, "raw_pixels": 1}
+    own = [mean_ap(found["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
+    assert table.loc["cnn", "mean"] == pytest.approx(np.mean(own))
+    assert (table.loc["cnn", "lowest"], table.loc["cnn", "highest"]) == (min(own), max(own))
+    assert own[0] != own[1]
+
+
+def test_each_cell_of_the_quality_has_its_interval(found, averaged):
+    rows = tables.headline(averaged, found)
+    table = tables.quality(rows, ["cnn", "vgg16", "resnet50", "raw_pixels"])
+    assert list(table.index) == list(tables.QUALITY)
+    assert (table["resnet50"].map(str) == "–").all()
+    for name in ("cnn", "vgg16"):
+        assert all(re.fullmatch(CELL, str(cell)) for cell in table[name])
+    measured = table["raw_pixels"][table["raw_pixels"].map(str) != "–"]
+    assert list(measured.index) == ["mAP, unrestricted", "P@10, unrestricted"]
+    assert all(re.fullmatch(CELL, str(cell)) for cell in measured)
+    own = [mean_ap(found["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
+    assert first(table.loc["mAP, unrestricted", "cnn"]) == pytest.approx(np.mean(own), rel=1e-5)
+    assert table.loc["accuracy", "cnn"] == table.loc["mAP, predicted class", "cnn"]
+
+
+def test_the_headline_is_that_of_the_first_protocol(found, averaged):
+    rows = tables.headline(averaged, found)
+    assert set(rows["protocol"]) == {"closed"}
+    assert set(averaged["protocol"]) == {*PROTOCOLS}
+
+
+def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, averaged, dataset):
+    table = tables.by_protocol(averaged, found, dataset)
+    assert list(table.columns) == ["cnn", "vgg16", "raw_pixels"]
+    labels = list(table.index)
+    assert labels[:2] == ["closed", "held_out_gallery"]
+    apart = [label.removeprefix("unseen_classes: ") for label in labels[2:]]
+    for draw, name in enumerate(apart):
+        view = protocols.view(dataset, "unseen_classes", unseen=1, draw=draw)
+        assert {dataset.classes[label] for label in view.query_labels} == {name}
+        own = mean_ap(found["cnn"], protocol="unseen_classes", draw=draw)
+        assert first(table.loc[f"unseen_classes: {name}", "cnn"]) == pytest.approx(own, rel=1e-5)
+    assert len(set(apart)) == 2
+    # Not measured is not the same as no good.
+    assert (table["vgg16"].iloc[1:].map(str) == "–").all()
+    others = [*table["cnn"], *table["raw_pixels"], table["vgg16"].iloc[0]]
+    assert all(re.fullmatch(CELL, str(cell)) for cell in others)
+
+
+def test_hashing_is_told_at_the_depth_of_its_literature_too(dataset):
+    run = result(
+        rows([0.2, 0.4]).assign(**{"average_precision@1000": 0.1}),
+        rows([0.6, 0.8], protocol="hashing_1k").assign(**{"average_precision@1000": 0.9}),
+    )
+    table = tables.by_protocol(tables.rows_of({"cnn": run}), {"cnn": run}, dataset)["cnn"]
+    assert list(table.index) == ["closed", "hashing_1k", "hashing_1k, mAP@1000"]
+    assert [first(cell) for cell in table] == pytest.approx([0.3, 0.7, 0.9])
+
+
+def test_lost_queries_are_those_whose_class_no_search_reaches():
+    frames = [
+        rows(soft, seed=seed, search="soft", correct=correct, searched=0.5)
+        for seed, soft, correct in (
+            (0, [0.9, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]),
+            (1, [0.9, 0.8, 0.7, 0.0], [1.0, 1.0, 0.0, 0.0]),
+        )
+    ]
+    run = result(*frames)
+    baseline = result(rows([0.5] * 4), baseline=True)
+    assert tables.all_lost_and_won_back({"cnn": run, "random": baseline}) == {
+        "cnn": {"right": 1.5, "won back": 1, "lost": 1.5, "queries": 4, "seeds": 2, "searched": 0.5}
+    }
+
+
+def test_a_protocol_that_nobody_measured_has_no_row(found, dataset):
+    only = {"vgg16": found["vgg16"]}
+    assert list(tables.by_protocol(tables.rows_of(only), only, dataset).index) == ["closed"]
+
+
+def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(found):
+    table = tables.states(found)
+    assert list(zip(table["architecture"], table["epochs"], strict=True)) == [
+        ("cnn", 1), ("cnn", 3), ("vgg16", 3),
+    ]  # fmt: skip
+    assert table.iloc[0]["mAP, unrestricted"] != table.iloc[1]["mAP, unrestricted"]
+    assert all(re.fullmatch(CELL, str(cell)) for cell in table["accuracy"])
+
+
+def test_costs_of_a_baseline_are_those_it_has(found):
+    table = tables.costs(found)
+    assert list(table.index) == list(tables.COSTS)
+    assert table["vgg16"].notna().all()
+    missing = table["raw_pixels"].isna()
+    assert list(table.index[missing]) == ["parameters (million)", "training (s)"]
+    assert table.loc["parameters (million)", "cnn"] == 4
+    assert table.loc["training (s)", "cnn"] == 6
+
+
+def leaking(*queries: int) -> pd.DataFrame:
+    """Pairs of a query, by its place among the queries, and some image of the gallery."""
+    return pd.DataFrame({"query": queries, "gallery": range(len(queries)), "kind": "identical"})
+
+
+def test_leaking_queries_are_left_out_wherever_they_stand(found, dataset):
+    # Twice the query at place 1, and the last one.
+    table = tables.with_and_without_leaks(found, dataset, leaking(1, 1, 11))
+    for name, run in found.items():
+        scores = tables.average_precision(run, "unrestricted", "closed")
+        kept = scores[[dataset.queries[place] for place in range(12) if place not in (1, 11)]]
+        assert table.loc[name, "queries without leaks"] == 10
+        assert first(table.loc[name, "mAP, all queries"]) == pytest.approx(scores.mean(), rel=1e-5)
+        without = tidy.number(uncertainty.intervals(kept.to_frame("x")))
+        assert first(table.loc[name, "mAP, without leaks"]) == first(without)
+        assert re.fullmatch(CELL, str(table.loc[name, "mAP, without leaks"]))
+
+
+def test_without_leaks_both_numbers_are_the_same(found, dataset):
+    table = tables.with_and_without_leaks(found, dataset, leaks.audit(dataset))
+    assert (table["mAP, all queries"] == table["mAP, without leaks"]).all()
+    assert (table["queries without leaks"] == 12).all()
+
+
+def test_where_every_query_leaks_nothing_is_left_to_measure(found, dataset):
+    table = tables.with_and_without_leaks(found, dataset, leaking(*range(12)))
+    assert (table["mAP, without leaks"].map(str) == "–").all()
+    assert (table["queries without leaks"] == 0).all()
+
+
+@pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
+def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, project, found):
+    run = invented.save_network(f"of {protocol}", 2.5, epochs=(), protocols=[protocol])
+    images = tables.load_images({"one": run})
+    assert images.protocol == protocol
+    ranks = tables.relevant_ranks(run, images)
+    scores = tables.average_precision(run, "unrestricted", protocol)
+    assert metrics.average_precision(ranks) == pytest.approx(scores[images.queries].to_numpy())
+    assert scores.std() > 0.01
+
+
+def test_in_the_predicted_class_the_mean_average_precision_is_the_accuracy(found):
+    for name in ("cnn", "vgg16"):
+        for seed in found[name].summary["asked"]["seeds"]:
+            own = tidy.select(found[name].per_query, seed=seed, protocol="closed")
+            in_class = own[own["search"] == "predicted_class"]
+            assert in_class["average_precision"].tolist() == in_class["correct"].tolist()
+            assert 0 < in_class["correct"].mean() < 1
+            assert (own[own["search"] == "oracle_class"]["average_precision"] == 1).all()
+
+
+def test_unseen_classes_are_measured_for_one_seed_and_without_a_classifier(found):
+    own = found["cnn"].per_query
+    unseen = own[own["protocol"] == "unseen_classes"]
+    assert set(unseen["seed"]) == {3}
+    assert set(unseen["draw"]) == {0, 1}
+    assert set(unseen["search"]) == {"unrestricted"}
+    assert set(own[own["protocol"] == "held_out_gallery"]["seed"]) == {1, 3}
+    assert set(own[own["epoch"].notna()]["protocol"]) == {"closed"}
+
+
+def test_curves_are_those_of_what_was_trained(found):
+    assert list(tables.histories(found)) == ["cnn", "vgg16"]
+
+
+def test_the_provenance_names_weights_only_of_what_has_some(found, project):
+    folder = project / "reports" / "tiny"
+    assert provenance.provenance_table("elsewhere").empty
+    for name in found:
+        manifest = {"parameters": {}, "seconds": 3.0}
+        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+    about = {"command": "make report", "git": {"commit": "abc", "clean": False}}
+    write_study(folder, list(found), about | {"versions": {"keras": "3"}})
+    table = provenance.provenance_table("tiny")["value"]
+    assert table["commit"] == "abc (with uncommitted changes)"
+    assert table["cnn, weights, SHA-256"] == "f" * 64
+    assert "raw_pixels, weights, SHA-256" not in table
+    assert "notebook 3.0" in table["raw_pixels, seconds"]
+    about["git"] = {"commit": None, "clean": None}
+    write_study(folder, list(found), about | {"versions": {}})
+    assert provenance.provenance_table("tiny")["value"]["commit"] == "not under git"
+
+
+def shown_by(name: str, monkeypatch, **given) -> list[str]:
+    """Run a notebook's cells in this process; what it says, its tables and texts of figures."""
+    shown = []
+
+    def record(what, metadata=None):
+        shown.append(next(iter(metadata.values()))["alt"] if metadata else what.data)
+
+    monkeypatch.setattr(display, "display", record)
+    names = {}
+    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        tree = ast.parse(cell.source)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, "exec"), names)
+        if last and (value := eval(compile(ast.Expression(last.value), name, "eval"), names)):
+            shown.append(value.to_html())
+        if "parameters" in cell.metadata.get("tags", ()):
+            names |= given
+    plt.close("all")
+    return shown
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [["cnn", "vgg16", "raw_pixels"], ["vgg16"], ["vgg16", "raw_pixels"], ["raw_pixels"]],
+    ids=" ".join,
+)
+def test_the_comparison_is_drawn_of_whatever_has_results(chosen, found, monkeypatch):
+    missing = [f"{name}: not run" for name in ("cnn", "vgg16", "raw_pixels") if name not in chosen]
+    given = {"architectures": ["cnn", "vgg16", "raw_pixels"], "missing": missing}
+    shown = shown_by("comparison", monkeypatch, study="tiny", **given)
+    whole = "\n".join(shown)
+    assert all(f"**{each.partition(':')[0]}** has no results: not run" in whole for each in missing)
+    assert "nan" not in re.findall(r"\w+", re.sub(r"<style.*?</style>", "", whole, flags=re.DOTALL))
+    both = re.findall(r"(\w+)\** is ahead of (\w+) in mAP by|(\w+) and (\w+) are \*\*not", whole)
+    assert [{*pair} - {""} for pair in both] == [{"cnn", "vgg16"}] * (len(chosen) == 3)
+    assert ("Only one architecture has results" in whole) == ("vgg16" in chosen and not both)
+    assert ("never taught" in whole) == ("cnn" in chosen)
+
+
+@pytest.fixture(scope="module")
+def grid(project):
+    """One architecture at two points of a grid."""
+    return {
+        f"cnn-{size}": invented.save_network(
+            f"cnn-{size}", blur, epochs=(), variant=f"input_size={size}"
+        )
+        for size, blur in ((32, 3.0), (64, 2.0))
+    }
+
+
+@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
+def test_the_grid_is_drawn_of_whatever_has_results(chosen, grid, monkeypatch):
+    missing = [f"{name}: not run" for name in grid if name not in chosen]
+    given = {"architectures": list(grid), "missing": missing}
+    whole = "\n".join(shown_by("grid", monkeypatch, study="tiny", **given))
+    best = mean_ap(grid["cnn-64"], protocol="closed")
+    assert best > mean_ap(grid["cnn-32"], protocol="closed")
+    assert f"**cnn**: the highest mAP is {best:.2f} [" in whole
+    assert "with input_size 64 (" in whole
+    assert ("cnn-32** has no results: not run" in whole) == (len(chosen) == 1)
+    assert "All networks started from random weights." in whole
+    assert "Heat maps" in whole
+
+
+def test_every_definition_is_shown_of_one_run(found, monkeypatch):
+    shown = shown_by("metrics", monkeypatch, study="tiny", architecture="vgg16")
+    assert any("that of **vgg16**" in each for each in shown)
+    tables = [each for each in shown if each.startswith("<style")]
+    assert len(tables) == 3
+    own = mean_ap(found["vgg16"], protocol="closed")
+    assert f">{own:.3f}<" in tables[1]
