@@ -1,6 +1,7 @@
 """Explanations shown: each map over its own image, and words that say no more than the test."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.colors import to_hex
 from cbir import explain
 from cbir.cache import Artifact
 from cbir.networks.gradients import Maps
-from cbir.reporting import display, explanations
+from cbir.reporting import display, explanations, tidy
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
@@ -108,7 +109,7 @@ def test_curves_are_the_means_over_the_pairs_beside_those_of_chance():
             means = found.curves.groupby("share")[name].mean()
             np.testing.assert_allclose(line.get_ydata(), means)
     assert [line.get_linestyle() for line in left.lines] == ["-", ":", "--"]
-    names = ["as the maps say", "maps of other pairs", "maps of chance"]
+    names = ["the pair's own map", "maps of other pairs", "random maps"]
     assert left.get_legend_handles_labels()[1] == names
 
 
@@ -120,18 +121,19 @@ def project(tmp_path, monkeypatch):
 
 
 def saved(**runs) -> pd.DataFrame:
-    """Runs of a study, saved and read again."""
-    for name, found in runs.items():
-        explanations.save("tiny", name, found)
+    """The explanations of a study's runs, written and read again."""
+    rows = explanations.summarise("tiny", runs)
+    run_folder("tiny").mkdir(parents=True, exist_ok=True)
+    tidy.write_csv(rows, run_folder("tiny") / explanations.FILE)
     return explanations.read_all("tiny", list(runs))
 
 
 def test_rows_have_areas_gains_and_their_tests():
     found = explanation(0.1, 0.0, over_other=0.05)
-    rows = explanations.summarise("tiny", "cnn", found)
+    rows = explanations.summarise("tiny", {"cnn": found})
     assert rows.columns.tolist() == explanations.COLUMNS
     assert rows["test"].tolist() == ["deletion", "deletion", "insertion", "insertion"]
-    assert rows["against"].tolist() == ["maps of chance", "maps of other pairs"] * 2
+    assert rows["against"].tolist() == ["random maps", "maps of other pairs"] * 2
     assert rows["area_against"].tolist() == pytest.approx([0.5, 0.45, 0.5, 0.45])
     np.testing.assert_allclose(rows["gain"], [0.1, 0.05, 0, 0.05], atol=0.01)
     sides = [rows["area_against"] - rows["area"], rows["area"] - rows["area_against"]]
@@ -157,21 +159,36 @@ def test_the_table_shows_intervals_and_corrected_p_values(project):
     assert rows["is_significant"].tolist() == [True, True, False, True]
 
 
-def test_what_is_saved_is_read_and_what_is_missing_left_out(project):
-    found = explanation(0.1, 0.004)
-    written = explanations.save("tiny", "cnn", found)
-    assert (run_folder("tiny", "cnn") / explanations.FILE).is_file()
-    expected = explanations.summarise("tiny", "cnn", found)
+def test_explain_runs_writes_one_file_for_all_networks_of_a_study(project, monkeypatch):
+    made = {"cnn": explanation(0.1, 0.004), "vgg16": explanation(0.0, 0.0)}
+    monkeypatch.setattr(explanations, "explain_run", lambda run, kind: made[run.name])
+    run_folder("tiny").mkdir(parents=True)
+    runs = {name: SimpleNamespace(name=name, is_baseline=False) for name in made}
+    runs["pixels"] = SimpleNamespace(is_baseline=True)
+    both = explanations.explain_runs("tiny", runs)
+    assert (run_folder("tiny") / explanations.FILE).is_file()
+    expected = explanations.summarise("tiny", made)
     pd.testing.assert_frame_equal(
-        written[explanations.COLUMNS], expected, check_dtype=False, rtol=1e-5
+        both[explanations.COLUMNS], expected, check_dtype=False, rtol=1e-5
     )
-    explanations.save("tiny", "vgg16", explanation(0.0, 0.0))
-    both = explanations.read_all("tiny", ["vgg16", "old", "cnn"])
-    assert list(dict.fromkeys(both["architecture"])) == ["vgg16", "cnn"]
     np.testing.assert_allclose(both["p_holm"], uncertainty.holm(both["p"].to_numpy()))
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
-    # Eight are corrected together, and four alone by less.
-    assert written["p_holm"].iloc[0] < both["p_holm"].iloc[4]
+    # Four rows that are read alone are corrected by less than eight.
+    alone = explanations.read_all("tiny", ["cnn", "old"])
+    assert set(alone["architecture"]) == {"cnn"}
+    assert alone["p_holm"].iloc[0] < both["p_holm"].iloc[0]
+
+
+def test_attention_maps_are_made_where_the_pooling_is_attention(monkeypatch):
+    monkeypatch.setattr(explanations, "explain_run", lambda run, kind: kind)
+    runs = {
+        name: SimpleNamespace(
+            is_baseline=pooling is None, summary={"parameters": {"pooling": pooling}}
+        )
+        for name, pooling in (("cnn", "avg"), ("attentive", "attention"), ("pixels", None))
+    }
+    assert explanations.explain_all(runs, "attention") == {"attentive": "attention"}
+    assert explanations.explain_all(runs) == dict.fromkeys(["cnn", "attentive"], "similarity")
 
 
 def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neither(project):
@@ -181,17 +198,16 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
         bad=explanation(-0.1, 0.1, over_other=-0.05),
     )
     text = explanations.compare(rows)
-    lowers, raises = explanations.DOES["deletion"], explanations.DOES["insertion"]
     assert text.splitlines()[:4] == [
-        f"- {lowers}, beside maps of chance: **faster** for good, other; **more slowly** for bad.",
-        f"- {lowers}, beside maps of other pairs: **faster** for good; **more slowly** for bad; "
-        "**not told apart** for other.",
-        f"- {raises}, beside maps of chance: **faster** for good, bad; **more slowly** for other.",
-        f"- {raises}, beside maps of other pairs: **faster** for good; **more slowly** for bad; "
-        "**not told apart** for other.",
+        "- Deletion, maps against random maps: **better** for good, other; **worse** for bad.",
+        "- Deletion, maps against maps of other pairs: **better** for good; **worse** for bad; "
+        "**not significantly different** for other.",
+        "- Insertion, maps against random maps: **better** for good, bad; **worse** for other.",
+        "- Insertion, maps against maps of other pairs: **better** for good; **worse** for bad; "
+        "**not significantly different** for other.",
     ]
-    assert "Of each architecture 20 to 30 queries" in text
-    assert "correction for all 12 rows" in text
+    assert "20 to 30 queries of each architecture" in text
+    assert "over all 12 rows" in text
 
 
 def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
@@ -207,30 +223,27 @@ def test_a_single_pair_has_no_interval(project):
     assert (table["p, Holm"].map(str) == "1.000").all()
 
 
-TOLD = {1: "**faster** than", -1: "**more slowly** than"}
-NOT_TOLD = "at a pace **not told apart** from that of"
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [(0.1, "better than"), (-0.1, "worse than"), (0, "not significantly different from")],
+)
+def test_one_sentence_says_how_far_maps_can_be_trusted(project, gain, verdict):
+    text = explanations.trust(saved(cnn=explanation(gain, gain, gain)))
+    assert text == (
+        f"Tested on 20 pairs, such maps are {verdict} random maps by deletion and insertion; "
+        f"{verdict} maps of other pairs by deletion and insertion."
+    )
 
 
-@pytest.mark.parametrize("gain", [0.1, -0.1, 0])
-@pytest.mark.parametrize("over_other", [0.05, -0.05, 0])
-def test_words_follow_the_test_of_each(gain, over_other):
-    text = explanations.describe(explanation(gain, -gain, over_other))
-    for does, sign in (("lowers", 1), ("raises", -1)):
-        for against, mean in (("maps of chance", sign * gain), ("maps of other pairs", over_other)):
-            pace = TOLD.get(np.sign(mean), NOT_TOLD)
-            assert f"the maps mark {does} the similarity {pace} {against} (area under the" in text
-    assert text.count("\n- ") == 4
-    assert "4 × 4 positions, of the layer `stage3_conv1`, for 20 queries" in text
-    assert "Empty" not in text
-
-
-def test_one_pair_alone_shows_nothing():
-    text = explanations.describe(explanation(0.1, 0.1, n_pairs=1))
-    assert text.count("**not told apart** from that of maps of") == 4
-    assert text.count("p = 1.000") == 4
+def test_the_description_says_which_maps_these_are():
+    text = explanations.describe(explanation(0.1, 0.1))
+    assert text == (
+        "Maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries and their nearest "
+        "results."
+    )
 
 
 def test_empty_maps_are_counted():
     found = explanation(0.1, 0.1, empty=3)
     # The last result's map begins with 0 but is not empty.
-    assert "no position raises the similarity: 3 of 40 maps" in explanations.describe(found)
+    assert "3 of the 40 maps are empty" in explanations.describe(found)

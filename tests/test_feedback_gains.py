@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,15 +10,15 @@ import pandas as pd
 import pytest
 from conftest import empty_project, toy_dataset, toy_embeddings
 
-from cbir.reporting import feedback_gains
+from cbir.reporting import feedback_gains, tidy
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
-from cbir.retrieval.feedback import Rocchio, choose_weights, measure_feedback
+from cbir.retrieval.feedback import Rocchio, choose_weights
 
 WEIGHTS = {"weight_query": 1.0, "weight_meant": 0.5, "weight_not_meant": 0.1}
 # These words say more than a test does.
-TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|significant|proves?|always)\b")
+TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|proves?|always)\b")
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def project(tmp_path, monkeypatch):
 
 
 def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
-    """Rows as of `simulation.measure`: in each round from 1 on marks bring so much, and noise.
+    """Rows as of `feedback.measure_feedback`: a gain a round from 1 on, and noise.
 
     Args:
         left_out: queries that have no relevant image left in the last round.
@@ -58,9 +59,10 @@ def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
 
 
 def saved(**runs) -> pd.DataFrame:
-    """Runs of a study, saved and read again."""
-    for name, frame in runs.items():
-        feedback_gains.save("tiny", name, frame)
+    """What was measured of a study's runs, written and read again."""
+    run_folder("tiny").mkdir(parents=True, exist_ok=True)
+    rows = feedback_gains.summarise("tiny", runs)
+    tidy.write_csv(rows, run_folder("tiny") / feedback_gains.FILE)
     return feedback_gains.read_all("tiny", list(runs))
 
 
@@ -70,12 +72,12 @@ def test_a_row_by_hand():
         "average_precision_without": [0.4, 0.6, np.nan],
     }
     frame = pd.DataFrame(scores).assign(round=1, n_marked=10, n_meant=[3, 6, 9], **WEIGHTS)
-    (row,) = feedback_gains.summarise("tiny", "cnn", frame).to_dict("records")
+    (row,) = feedback_gains.summarise("tiny", {"cnn": frame}).to_dict("records")
     assert list(row) == feedback_gains.COLUMNS
     assert (row["study"], row["architecture"], row["round"]) == ("tiny", "cnn", 1)
     assert [row["value"], row["without"], row["difference"]] == pytest.approx([0.7, 0.5, 0.2])
     assert (row["n_queries"], row["n_left_out"]) == (2, 1)
-    assert (row["marked"], row["meant"]) == (10, 6)
+    assert (row["marked"], row["positive"]) == (10, 6)
     # Both differences are gains: of the four choices of signs, two lie as far from 0.
     assert row["p"] == pytest.approx(2 / 4)
     assert {name: row[name] for name in WEIGHTS} == WEIGHTS
@@ -83,7 +85,7 @@ def test_a_row_by_hand():
 
 def test_rows_have_the_intervals_and_tests_of_the_differences():
     frame = measured(0.1, 0.0)
-    rows = feedback_gains.summarise("tiny", "cnn", frame)
+    rows = feedback_gains.summarise("tiny", {"cnn": frame})
     assert rows["round"].to_list() == [0, 1, 2]
     for row in rows.itertuples():
         own = frame[frame["round"] == row.round]
@@ -99,23 +101,25 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
     assert rows["difference"].iloc[0] == 0
 
 
-def test_what_is_saved_is_read_and_what_is_missing_left_out(project):
-    frame = measured(0.1, 0.2)
-    written = feedback_gains.save("tiny", "cnn", frame)
-    assert (run_folder("tiny", "cnn") / feedback_gains.FILE).is_file()
-    expected = feedback_gains.summarise("tiny", "cnn", frame)
+def test_measure_runs_writes_one_file_for_all_runs_of_a_study(project, monkeypatch):
+    frames = {"vgg16": measured(0.0, 0.0), "cnn": measured(0.1, 0.2)}
+    monkeypatch.setattr(feedback_gains, "measure_feedback", frames.get)
+    run_folder("tiny").mkdir(parents=True)
+    runs = {name: SimpleNamespace(embeddings=name) for name in frames}
+    both = feedback_gains.measure_runs("tiny", runs)
+    assert (run_folder("tiny") / feedback_gains.FILE).is_file()
+    expected = feedback_gains.summarise("tiny", frames)
     pd.testing.assert_frame_equal(
-        written[feedback_gains.COLUMNS], expected, check_dtype=False, rtol=1e-5
+        both[feedback_gains.COLUMNS], expected, check_dtype=False, rtol=1e-5
     )
-    feedback_gains.save("tiny", "vgg16", measured(0.0, 0.0))
-    both = feedback_gains.read_all("tiny", ["vgg16", "old", "cnn"])
-    assert list(dict.fromkeys(both["architecture"])) == ["vgg16", "cnn"]
-    # Round 0 is no test: four are corrected together, and one alone no more than two.
+    # Round 0 is no test: four are corrected together, and those of one run by less.
     tested = both[both["round"] > 0]
     np.testing.assert_allclose(tested["p_holm"], uncertainty.holm(tested["p"].to_numpy()))
     assert both.loc[both["round"] == 0, "p_holm"].isna().all()
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
-    assert (written["p_holm"].iloc[1:] < tested["p_holm"].iloc[2:].to_numpy()).all()
+    alone = feedback_gains.read_all("tiny", ["cnn", "old"])
+    assert set(alone["architecture"]) == {"cnn"}
+    assert (alone["p_holm"].iloc[1:] < tested["p_holm"].iloc[2:].to_numpy()).all()
 
 
 def test_where_nobody_has_measured_there_is_nothing_to_say(project):
@@ -123,7 +127,7 @@ def test_where_nobody_has_measured_there_is_nothing_to_say(project):
     assert rows.empty
     assert feedback_gains.describe(rows) == ""
     assert feedback_gains.table(rows).empty
-    plt.close(feedback_gains.figure(rows))
+    assert feedback_gains.figure(rows) is None
     assert feedback_gains.weights_of("tiny", "cnn") is None
     # A round that nobody asked for is none to speak of.
     assert feedback_gains.describe(saved(cnn=measured())) == ""
@@ -142,23 +146,26 @@ def test_gains_losses_and_ties_are_told_as_such(project):
     after_one, after_two, after_three = re.split("; after ", first)
     for part, verdict in (
         (after_one, "a gain, +0.10"),
-        (after_two, "not told apart, "),
+        (after_two, "not significantly different, "),
         (after_three, "a loss, -0.10"),
     ):
-        assert part.count("a gain") + part.count("a loss") + part.count("told apart") == 1
+        assert (
+            part.count("a gain") + part.count("a loss") + part.count("not significantly different")
+            == 1
+        )
         assert verdict in part
-    assert first.startswith("- **cnn**: after one round of marking, mAP on the images not yet")
+    assert first.startswith("- **cnn**: after one round of feedback, mAP on the images not yet")
     assert "p < 0.001" in after_one
     assert second.startswith("- **vgg16**: ")
-    assert "not told apart" in second
+    assert "not significantly different" in second
     assert not TOO_MUCH.search(text)
     # The numbers are those of the rows.
     row = rows.iloc[1]
     for name, low, high in (feedback_gains.WITH, feedback_gains.WITHOUT):
         assert f"{row[name]:.3f} [{row[low]:.3f},\u00a0{row[high]:.3f}]" in after_one
-    assert "Of 30 images marked, 12 were meant" in first
+    assert "Of 30 images marked, 12 were positive" in first
     assert "1 query + 0.5 meant − 0.1 not meant" in first
-    assert "asks 40 queries" in text
+    assert "user of 40 queries" in text
     assert "the 10 nearest images" in text
 
 
@@ -172,7 +179,7 @@ def test_a_round_without_any_score_is_a_dash(project):
     rows = saved(cnn=measured(0.1, 0.1, left_out=40))
     assert rows["n_queries"].to_list() == [40, 40, 0]
     table = feedback_gains.table(rows)
-    assert str(table["mAP with marks"].iloc[2]) == str(table["difference"].iloc[2]) == "–"
+    assert str(table["mAP with feedback"].iloc[2]) == str(table["difference"].iloc[2]) == "–"
     text = feedback_gains.describe(rows)
     assert "nan" not in text
     assert "; after 2 rounds no query has a relevant image left. Of 20 images" in text
@@ -186,10 +193,10 @@ def test_the_table_has_a_row_a_round(project):
         [name, number] for name in ("cnn", "vgg16") for number in range(3)
     ]
     first = rows.iloc[1]
-    assert table["mAP with marks"].iloc[1] == Estimate(*first[feedback_gains.WITH])
+    assert table["mAP with feedback"].iloc[1] == Estimate(*first[feedback_gains.WITH])
     assert table["difference"].iloc[1] == Estimate(*first[feedback_gains.DIFFERENCE])
     assert table["p, Holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
-    assert (table["marked"].iloc[2], table["meant"].iloc[2]) == ("20.0", "8.0")
+    assert (table["marked"].iloc[2], table["positive"].iloc[2]) == ("20.0", "8.0")
 
 
 def test_the_figure_draws_both_lines_of_each_architecture(project):
@@ -206,8 +213,8 @@ def test_the_figure_draws_both_lines_of_each_architecture(project):
         np.testing.assert_allclose(line.get_xdata(orig=False), own["round"], atol=0.1)
     assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert texts == ["cnn", "vgg16", "with the marks", "without, same images"]
-    assert axis.get_xlabel() == "rounds of marking"
+    assert texts == ["cnn", "vgg16", "with feedback", "without, same images"]
+    assert axis.get_xlabel() == "rounds of feedback"
     plt.close(figure)
 
 
@@ -216,11 +223,12 @@ def test_from_embeddings_to_the_page(project):
     random = np.random.default_rng(0)
     vectors = np.eye(4)[dataset.labels] + 0.6 * random.normal(size=(len(dataset.labels), 4))
     embeddings = toy_embeddings(dataset, vectors)
-    rows = feedback_gains.save("tiny", "cnn", measure_feedback(embeddings))
+    run_folder("tiny").mkdir(parents=True)
+    rows = feedback_gains.measure_runs("tiny", {"cnn": SimpleNamespace(embeddings=embeddings)})
     assert rows["round"].to_list() == [0, 1, 2, 3]
     assert (rows["n_queries"] == len(dataset.queries)).all()
     assert feedback_gains.weights_of("tiny", "cnn") == choose_weights(embeddings)
     assert "a gain, +" in feedback_gains.describe(rows)
     # Plain numbers, that any reader of the file can use.
-    plain = pd.read_csv(run_folder("tiny", "cnn") / feedback_gains.FILE)
+    plain = pd.read_csv(run_folder("tiny") / feedback_gains.FILE)
     assert json.loads(plain.to_json(orient="records"))[0]["round"] == 0
