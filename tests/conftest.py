@@ -169,17 +169,17 @@ def save_trained(study="tiny", name="cnn", **changes):
         )
     }  # fmt: skip
     taken["network"]["image_size"] = 32
-    asked = {name: STUDY[name] for name in ("seeds", "protocols", "unseen", "draws", "ks")}
+    measurement = {name: STUDY[name] for name in ("seeds", "protocols", "unseen", "draws", "ks")}
     dataset, chosen = load_shapes(), architecture.Architecture(**taken)
-    view = evaluation.first_view(dataset, asked)
+    view = evaluation.first_view(dataset, measurement)
     network, trained = chosen.train(view, 0)
-    states = evaluation.measure(dataset, embed_view=chosen.embed, asked=asked)
+    states = evaluation.measure(dataset, embed_view=chosen.embed, measurement=measurement)
     speed = evaluation.measure_speed(
         states[0].embeddings, embeddings.make_encoder(network, states[0].embeddings)
     )
     return save_run(
-        study, name, asked=asked, dataset=view, states=states, speed=speed, network=network,
-        training=trained,
+        study, name, measurement=measurement, dataset=view, states=states, speed=speed,
+        network=network, training=trained,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from cbir.networks.embeddings import Embeddings, normalise
 from cbir.reporting.runs import Run, save_run
 from cbir.retrieval import evaluation
 
-ASKED = {"seeds": [0], "protocols": ["closed"], "unseen": 1, "draws": 2, "ks": [1, 10]}
+MEASUREMENT = {"seeds": [0], "protocols": ["closed"], "unseen": 1, "draws": 2, "ks": [1, 10]}
 
 
 def rows(
@@ -55,12 +55,12 @@ def rows(
 def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -> Run:
     """A run of which little more is known than its rows of per_query.parquet."""
     frame = pd.concat(frames, ignore_index=True)
-    asked = ASKED | {
+    measurement = MEASUREMENT | {
         "seeds": list(dict.fromkeys(frame["seed"])),
         "protocols": list(dict.fromkeys(frame["protocol"])),
     }
     known = {
-        "asked": asked,
+        "measurement": measurement,
         "variant": "",
         "searches": list(dict.fromkeys(frame["search"])),
         "calibrations": {"0": {"mass": 0.9}},
@@ -91,17 +91,17 @@ def all_of_one(scores, name="cnn", **given) -> Run:
     return result(*frames)
 
 
-def save_baseline(name: str, **asked) -> Run:
+def save_baseline(name: str, **measurement) -> Run:
     """A baseline, run on the small pictures without its notebook."""
-    dataset, asked = load_shapes(), ASKED | asked
+    dataset, measurement = load_shapes(), MEASUREMENT | measurement
     states = evaluation.measure(
         dataset,
         embed_view=lambda view, seed: embeddings.embed_baseline(name, view, seed),
-        asked=asked,
+        measurement=measurement,
     )
-    view = evaluation.first_view(dataset, asked)
+    view = evaluation.first_view(dataset, measurement)
     speed = evaluation.Speed(1000.0, 2.5)
-    return save_run("tiny", name, asked=asked, dataset=view, states=states, speed=speed)
+    return save_run("tiny", name, measurement=measurement, dataset=view, states=states, speed=speed)
 
 
 def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarray:
@@ -111,13 +111,13 @@ def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarra
     return np.hstack([logits, blur * random.normal(size=(len(view.labels), 5))])
 
 
-def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=None, **asked):
+def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=None, **measurement):
     """What passes for a network, without Keras: its embeddings are `blurred`.
 
     Args:
         weights: its `source` and `sha256`; random by default.
     """
-    dataset, asked = load_shapes(), ASKED | asked
+    dataset, measurement = load_shapes(), MEASUREMENT | measurement
 
     def embed_view(view, seed, epoch=None):
         def make(folder):
@@ -140,7 +140,9 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
             np.load(made.folder / "probabilities.npy"),
         )
 
-    states = evaluation.measure(dataset, embed_view=embed_view, asked=asked, epochs=list(epochs))
+    states = evaluation.measure(
+        dataset, embed_view=embed_view, measurement=measurement, epochs=list(epochs)
+    )
     curve = {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.4, "val_loss": 1.1, "seconds": 2.0}
     history = pd.DataFrame([curve] * 3, index=pd.RangeIndex(1, 4, name="epoch"))
     settings = {"name": name, "batch_size": 8, "optimizer": "adam", "schedule": "cosine"}
@@ -155,8 +157,8 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
     return save_run(
         "tiny",
         name,
-        asked=asked,
-        dataset=evaluation.first_view(dataset, asked),
+        measurement=measurement,
+        dataset=evaluation.first_view(dataset, measurement),
         states=states,
         speed=evaluation.Speed(1000.0, 2.5),
         variant=variant,

@@ -4,7 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from invented import ASKED, result, rows
+from invented import MEASUREMENT, result, rows
 
 from cbir.reporting import diagram
 
@@ -16,7 +16,7 @@ def run(baseline=False, **changes):
     found.summary["dataset"] |= {
         "train": 45_000, "validation": 5_000, "gallery": 50_000, "queries": 9_876,
     }  # fmt: skip
-    found.summary["asked"] = ASKED | {"ks": [1, 1000]}
+    found.summary["measurement"] = MEASUREMENT | {"ks": [1, 1000]}
     return found
 
 

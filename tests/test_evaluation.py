@@ -14,7 +14,7 @@ from cbir.reporting import tables
 from cbir.reporting.estimates import Estimate
 from cbir.retrieval import evaluation, metrics, ranking, searches, uncertainty
 
-ASKED = {
+MEASUREMENT = {
     "seeds": [3, 1],
     "protocols": ["closed", "held_out_gallery", "unseen_classes"],
     "unseen": 1,
@@ -303,7 +303,9 @@ def noted(monkeypatch):
 
 def test_states_are_measured_seed_by_seed_and_draws_with_the_first_seed_alone(noted):
     embed_view, embedded_as, _ = noted
-    states = evaluation.measure(toy_dataset(), embed_view=embed_view, asked=ASKED, epochs=[7, 2])
+    states = evaluation.measure(
+        toy_dataset(), embed_view=embed_view, measurement=MEASUREMENT, epochs=[7, 2]
+    )
     assert embedded_as == [
         (3, "closed", None, None),
         (3, "closed", None, 2),
@@ -329,21 +331,25 @@ def test_states_are_measured_seed_by_seed_and_draws_with_the_first_seed_alone(no
 
 def test_the_first_protocol_is_the_one_that_is_named_first(noted):
     embed_view, embedded_as, _ = noted
-    asked = ASKED | {"protocols": ["held_out_gallery", "closed"], "seeds": [0]}
+    measurement = MEASUREMENT | {"protocols": ["held_out_gallery", "closed"], "seeds": [0]}
     dataset = toy_dataset()
-    evaluation.measure(dataset, embed_view=embed_view, asked=asked, epochs=[1])
+    evaluation.measure(dataset, embed_view=embed_view, measurement=measurement, epochs=[1])
     assert embedded_as == [
         (0, "held_out_gallery", None, None),
         (0, "held_out_gallery", None, 1),
         (0, "closed", None, None),
     ]
-    assert evaluation.first_view(dataset, asked).protocol == "held_out_gallery"
+    assert evaluation.first_view(dataset, measurement).protocol == "held_out_gallery"
 
 
 def test_each_state_is_searched_in_every_way_that_it_can_be(noted):
     embed_view, _, evaluated_with = noted
-    asked = ASKED | {"protocols": ["closed", "unseen_classes"], "seeds": [0], "draws": 1}
-    states = evaluation.measure(toy_dataset(), embed_view=embed_view, asked=asked)
+    measurement = MEASUREMENT | {
+        "protocols": ["closed", "unseen_classes"],
+        "seeds": [0],
+        "draws": 1,
+    }
+    states = evaluation.measure(toy_dataset(), embed_view=embed_view, measurement=measurement)
     assert [state.evaluations for state in states] == [list(searches.SEARCHES), ["unrestricted"]]
     assert all(ks == [1, 4] for _, _, ks in evaluated_with)
 
@@ -361,9 +367,11 @@ def test_hashing_1k_is_measured_at_the_depth_of_its_literature_too():
 
 
 def test_measured_states_hold_the_embeddings_and_their_scores():
-    asked = ASKED | {"seeds": [0]}
+    measurement = MEASUREMENT | {"seeds": [0]}
     states = evaluation.measure(
-        toy_dataset(), embed_view=lambda view, seed: toy_embeddings(view, seed=seed), asked=asked
+        toy_dataset(),
+        embed_view=lambda view, seed: toy_embeddings(view, seed=seed),
+        measurement=measurement,
     )
     assert len(states) == 4
     for state in states:

@@ -19,7 +19,7 @@ from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
 from cbir.search import answers, engine, output, panels
 from cbir.search.explorer import ALL, NO_MAPS, OF_CLASS, UPLOAD, WORST, Explorer, explore
-from cbir.search.panels import MAPS, MEANT, NOT_MEANT, Marks
+from cbir.search.panels import MAPS, NEGATIVE, POSITIVE, Marks
 
 QUERY = "data/shapes/circle/circle-00.png"
 
@@ -93,19 +93,20 @@ def test_queries_are_offered_by_class_by_worst_and_by_page(explorer):
 
 def test_marks_are_searched_with_taken_back_and_exported(explorer, finished_study):
     opened = explorer.engines[0]
-    opened.__dict__["chosen_weights"] = Rocchio(meant=2.0, not_meant=0.5)
+    opened.__dict__["chosen_weights"] = Rocchio(positive=2.0, negative=0.5)
     before = shown(explorer)
     explorer.again.click()
     assert "mark some results first" in explorer.status.value
     explorer.panels[0].cells[3].marks.value = "✓"
     explorer.panels[0].cells[0].marks.value = "✗"
-    assert explorer.marks == Marks(meant=(before[3],), not_meant=(before[0],))
+    assert explorer.marks == Marks(positive=(before[3],), negative=(before[0],))
     assert shown(explorer) == before  # until it is asked for
     explorer.again.click()
     vectors = opened.gallery.vectors
     wanted = answers.search(
-        opened, opened.gallery, answers.picture_of_query(opened, 0), 10, meant=vectors[[before[3]]],
-        not_meant=vectors[[before[0]]], left_out={before[3], before[0]},
+        opened, opened.gallery, answers.picture_of_query(opened, 0), 10,
+        positive=vectors[[before[3]]], negative=vectors[[before[0]]],
+        left_out={before[3], before[0]},
     )  # fmt: skip
     assert shown(explorer) == [each.position for each in wanted.results]
     explorer.export.click()
@@ -116,10 +117,10 @@ def test_marks_are_searched_with_taken_back_and_exported(explorer, finished_stud
     explorer.export.click()
     assert (path.parent / "008.json").exists()
     shutil.rmtree(path.parent)
-    assert told["meant"] == [opened.gallery.names[before[3]]]
-    assert told["weights"] == {"cnn": {"query": 1.0, "meant": 2.0, "not_meant": 0.5}}
+    assert told["positive"] == [opened.gallery.names[before[3]]]
+    assert told["weights"] == {"cnn": {"query": 1.0, "positive": 2.0, "negative": 0.5}}
     explorer.undo.click()
-    assert explorer.marks == Marks(meant=(before[3],))
+    assert explorer.marks == Marks(positive=(before[3],))
     explorer.undo.click()
     assert shown(explorer) == before
     assert {cell.marks.value for cell in explorer.panels[0].cells} == {"–"}
@@ -251,9 +252,9 @@ def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_marks_are_one_thing_at_a_time():
-    marks = Marks().mark(4, MEANT).mark(2, NOT_MEANT).mark(4, NOT_MEANT)
-    assert marks == Marks(meant=(), not_meant=(2, 4))
-    assert (marks.of(4), marks.of(3)) == (NOT_MEANT, None)
+    marks = Marks().mark(4, POSITIVE).mark(2, NEGATIVE).mark(4, NEGATIVE)
+    assert marks == Marks(positive=(), negative=(2, 4))
+    assert (marks.of(4), marks.of(3)) == (NEGATIVE, None)
     assert marks.mark(2, None).all == (4,)
     with pytest.raises(ValueError, match="as_what"):
         marks.mark(1, "perhaps")

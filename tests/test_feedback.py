@@ -62,18 +62,16 @@ def slowly(embeddings, weights, rounds, marked) -> pd.DataFrame:
             refined, unrefined = (sorted_by(gallery, by, rest) for by in (query, original))
             scores = [precision_by_hand(labels[each] == label) for each in (refined, unrefined)]
             n_relevant = sum(labels[each] == label for each in rest)
-            n_meant = sum(labels[each] == label for each in marks)
-            rows.append((place, label, number, *scores, n_relevant, len(marks), n_meant))
+            n_positive = sum(labels[each] == label for each in marks)
+            rows.append((place, label, number, *scores, n_relevant, len(marks), n_positive))
             marks += refined[:marked]
-            meant = [each for each in marks if labels[each] == label]
-            not_meant = [each for each in marks if labels[each] != label]
+            positive = [each for each in marks if labels[each] == label]
+            negative = [each for each in marks if labels[each] != label]
             query = weights.query * original
-            query = query + (weights.meant * gallery[meant].mean(axis=0) if meant else 0)
-            query = query - (
-                weights.not_meant * gallery[not_meant].mean(axis=0) if not_meant else 0
-            )
+            query = query + (weights.positive * gallery[positive].mean(axis=0) if positive else 0)
+            query = query - (weights.negative * gallery[negative].mean(axis=0) if negative else 0)
             query = query / np.linalg.norm(query)
-    names = ["query", "label", "round", *MEASURED, "n_relevant", "n_marked", "n_meant"]
+    names = ["query", "label", "round", *MEASURED, "n_relevant", "n_marked", "n_positive"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -94,19 +92,19 @@ def precision_by_hand(is_relevant) -> float:
 
 
 def test_refining_by_hand():
-    meant, not_meant = np.array([[0.0, 1.0]]), np.array([[0.6, 0.8]])
+    positive, negative = np.array([[0.0, 1.0]]), np.array([[0.6, 0.8]])
     query = np.array([1.0, 0.0])
-    found = refine(query, meant, NOBODY, EVEN)
+    found = refine(query, positive, NOBODY, EVEN)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.array([1, 1]) / np.sqrt(2), rtol=1e-6)
     # [1, 0] + [0, 1] - [0.6, 0.8] = [0.4, 0.2]
-    found = refine(query, meant, not_meant, EVEN)
+    found = refine(query, positive, negative, EVEN)
     np.testing.assert_allclose(found, np.array([0.4, 0.2]) / np.sqrt(0.2), rtol=1e-6)
     # Two images count by their mean: [1, 0] + 2 ([0, 1] + [0.6, 0.8]) / 2 = [1.6, 1.8].
-    found = refine(query, np.vstack([meant, not_meant]), NOBODY, Rocchio(1, 2, 5))
+    found = refine(query, np.vstack([positive, negative]), NOBODY, Rocchio(1, 2, 5))
     np.testing.assert_allclose(found, np.array([1.6, 1.8]) / np.sqrt(5.8), rtol=1e-6)
     # 2 [1, 0] - 0.5 [0.6, 0.8] = [1.7, -0.4]
-    found = refine(query, NOBODY, not_meant, Rocchio(2, 7, 0.5))
+    found = refine(query, NOBODY, negative, Rocchio(2, 7, 0.5))
     np.testing.assert_allclose(found, np.array([1.7, -0.4]) / np.sqrt(3.05), rtol=1e-6)
 
 
@@ -128,14 +126,14 @@ def test_where_all_cancels_out_the_query_is_left():
 
 
 @settings(max_examples=100, deadline=None)
-@given(query=unit(1), marked=unit(5), n_meant=st.integers(0, 5))
-def test_what_is_refined_is_of_unit_length_and_nearer_to_what_is_meant(query, marked, n_meant):
+@given(query=unit(1), marked=unit(5), n_positive=st.integers(0, 5))
+def test_what_is_refined_is_of_unit_length_and_nearer_to_what_is_meant(query, marked, n_positive):
     weights = Rocchio(1, 0.5, 0.25)
-    meant, not_meant = marked[:n_meant], marked[n_meant:]
-    found = refine(query[0], meant, not_meant, weights)
+    positive, negative = marked[:n_positive], marked[n_positive:]
+    found = refine(query[0], positive, negative, weights)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
-    pull = 0.5 * meant.mean(axis=0) if n_meant else 0
-    pull = pull - (0.25 * not_meant.mean(axis=0) if n_meant < 5 else 0)
+    pull = 0.5 * positive.mean(axis=0) if n_positive else 0
+    pull = pull - (0.25 * negative.mean(axis=0) if n_positive < 5 else 0)
     # What is added to a vector, the sum lies nearer to than the vector did.
     length = np.linalg.norm(pull)
     if length > 1e-3:
@@ -161,17 +159,17 @@ def test_wrong_shapes_and_weights_are_told():
     query = np.array([1.0, 0.0])
     with pytest.raises(ValueError, match="query: one vector"):
         refine(query[None], NOBODY, NOBODY, EVEN)
-    with pytest.raises(ValueError, match="not_meant: .* does not fit a query of 2 numbers"):
+    with pytest.raises(ValueError, match="negative: .* does not fit a query of 2 numbers"):
         refine(query, NOBODY, np.ones((1, 3)), EVEN)
-    with pytest.raises(ValueError, match="meant: .* does not fit"):
+    with pytest.raises(ValueError, match="positive: .* does not fit"):
         refine(query, query, NOBODY, EVEN)
     for wrong in (-0.1, np.inf, np.nan):
-        with pytest.raises(ValueError, match="meant: a weight"):
-            Rocchio(meant=wrong)
+        with pytest.raises(ValueError, match="positive: a weight"):
+            Rocchio(positive=wrong)
 
 
 def test_weights_say_what_they_are():
-    assert str(Rocchio(1, 0.5, 0.25)) == "1 query + 0.5 meant − 0.25 not meant"
+    assert str(Rocchio(1, 0.5, 0.25)) == "1 query + 0.5 positive − 0.25 negative"
 
 
 # simulate
@@ -203,13 +201,13 @@ def test_blocks_make_no_difference(dataset, monkeypatch):
 
 
 def test_what_is_marked_is_never_scored(dataset):
-    # What a query has marked as meant is missing among what is relevant to it.
+    # What a query has marked as positive is missing among what is relevant to it.
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
     found = feedback.simulate_feedback(embeddings, EVEN, rounds=5, marked=7)
     in_gallery = np.bincount(dataset.gallery_labels)[found["label"]]
-    assert (found["n_relevant"] == in_gallery - found["n_meant"]).all()
+    assert (found["n_relevant"] == in_gallery - found["n_positive"]).all()
     assert (found["n_marked"] == 7 * found["round"]).all()
-    assert found.groupby("query")["n_meant"].is_monotonic_increasing.all()
+    assert found.groupby("query")["n_positive"].is_monotonic_increasing.all()
 
 
 def test_a_gallery_is_marked_to_its_end(dataset):
@@ -248,8 +246,8 @@ def test_a_perfect_embedding_stays_perfect(dataset):
     assert (scored[MEASURED] == 1).all(axis=None)
     assert set(scored["round"]) == {0, 1}  # Of fourteen relevant images, ten a round are marked.
     # All weights do equally well.
-    assert set(found["weight_meant"]) == {min(feedback.MEANT)}
-    assert set(found["weight_not_meant"]) == {min(feedback.NOT_MEANT)}
+    assert set(found["weight_positive"]) == {min(feedback.POSITIVE)}
+    assert set(found["weight_negative"]) == {min(feedback.NEGATIVE)}
 
 
 def test_marks_help_where_a_class_has_a_direction_and_not_where_there_is_none():
@@ -306,9 +304,9 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
     as_asked = replace(dataset, gallery=dataset.train, queries=dataset.validation)
     tried = feedback.try_weights(embeddings)
-    assert len(tried) == len(feedback.MEANT) * len(feedback.NOT_MEANT)
+    assert len(tried) == len(feedback.POSITIVE) * len(feedback.NEGATIVE)
     for row in tried.iloc[[0, 7, -1]].itertuples():
-        weights = Rocchio(meant=row.meant, not_meant=row.not_meant)
+        weights = Rocchio(positive=row.positive, negative=row.negative)
         slow = slowly(embeddings.of(as_asked), weights, 1, feedback.MARKED)
         mean = slow.loc[slow["round"] == 1, "average_precision"].mean()
         assert row.mean_average_precision == pytest.approx(mean)
@@ -324,7 +322,7 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
     ],
 )
 def test_the_best_weights_are_chosen_the_smaller_of_equals(monkeypatch, scores, expected):
-    tried = {"meant": [0.5, 0.5, 2.0, 2.0], "not_meant": [0.1, 1.0, 0.1, 1.0]}
+    tried = {"positive": [0.5, 0.5, 2.0, 2.0], "negative": [0.1, 1.0, 0.1, 1.0]}
     frame = pd.DataFrame(tried | {"mean_average_precision": scores}).iloc[::-1]
     monkeypatch.setattr(feedback, "try_weights", lambda embeddings: frame)
     assert feedback.choose_weights(None) == Rocchio(1, *expected)
@@ -335,7 +333,7 @@ def test_a_training_set_that_is_all_marked_leaves_the_smallest_weights():
     assert len(dataset.train) <= feedback.MARKED
     embeddings = toy_embeddings(dataset)
     assert feedback.try_weights(embeddings)["mean_average_precision"].isna().all()
-    smallest = min(feedback.MEANT), min(feedback.NOT_MEANT)
+    smallest = min(feedback.POSITIVE), min(feedback.NEGATIVE)
     assert feedback.choose_weights(embeddings) == Rocchio(1, *smallest)
 
 

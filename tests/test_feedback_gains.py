@@ -16,7 +16,7 @@ from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio, choose_weights
 
-WEIGHTS = {"weight_query": 1.0, "weight_meant": 0.5, "weight_not_meant": 0.1}
+WEIGHTS = {"weight_query": 1.0, "weight_positive": 0.5, "weight_negative": 0.1}
 # These words say more than a test does.
 TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|proves?|always)\b")
 
@@ -48,7 +48,7 @@ def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
                 "average_precision_without": without - 0.05 * number,
                 "n_relevant": 50,
                 "n_marked": 10 * number,
-                "n_meant": 4 * number,
+                "n_positive": 4 * number,
             }
         )
         if left_out and number == len(gains):
@@ -71,7 +71,7 @@ def test_a_row_by_hand():
         "average_precision": [0.5, 0.9, np.nan],
         "average_precision_without": [0.4, 0.6, np.nan],
     }
-    frame = pd.DataFrame(scores).assign(round=1, n_marked=10, n_meant=[3, 6, 9], **WEIGHTS)
+    frame = pd.DataFrame(scores).assign(round=1, n_marked=10, n_positive=[3, 6, 9], **WEIGHTS)
     (row,) = feedback_gains.summarise("tiny", {"cnn": frame}).to_dict("records")
     assert list(row) == feedback_gains.COLUMNS
     assert (row["study"], row["architecture"], row["round"]) == ("tiny", "cnn", 1)
@@ -164,7 +164,7 @@ def test_gains_losses_and_ties_are_told_as_such(project):
     for name, low, high in (feedback_gains.WITH, feedback_gains.WITHOUT):
         assert f"{row[name]:.3f} [{row[low]:.3f},\u00a0{row[high]:.3f}]" in after_one
     assert "Of 30 images marked, 12 were positive" in first
-    assert "1 query + 0.5 meant − 0.1 not meant" in first
+    assert "1 query + 0.5 positive − 0.1 negative" in first
     assert "user of 40 queries" in text
     assert "the 10 nearest images" in text
 

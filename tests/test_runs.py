@@ -52,7 +52,7 @@ def leave(folder, *, baseline=False):
     np.save(place / "rankings.npy", np.array([[1, 0], [0, -1]]))
     np.save(place / "similarities.npy", np.array([[0.5, 0.25], [0.75, np.nan]]))
     summary = {"searches": ["unrestricted"], "artifacts": {"unrestricted": artifact}}
-    summary |= {"asked": {"seeds": [0, 1], "protocols": ["closed"]}, "machine": {"cpu": "a"}}
+    summary |= {"measurement": {"seeds": [0, 1], "protocols": ["closed"]}, "machine": {"cpu": "a"}}
     summary |= {"dataset": {"classes": CLASSES}, "seconds": {"unrestricted": 2.0}}
     summary |= {"peak_memory_bytes": 5, "variant": "", "speed": {"images_per_second": 9.0}}
     if not baseline:
@@ -171,7 +171,7 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
     assert not (folder / "manifest.json").exists()
     summary = found.summary
     assert summary["searches"] == ["unrestricted"]
-    assert summary["asked"]["seeds"] == [4, 2]
+    assert summary["measurement"]["seeds"] == [4, 2]
     assert found.protocol == "held_out_gallery"
     # The gallery is that of the first protocol: the test images.
     assert summary["dataset"]["gallery"] == summary["dataset"]["queries"] == 12
@@ -223,7 +223,7 @@ def test_every_row_and_the_summary_name_the_point_of_a_grid(network):
 
 
 def test_training_accuracy_is_that_of_the_final_state_on_the_images_learnt_from(network):
-    view = evaluation.first_view(load_shapes(), network.summary["asked"])
+    view = evaluation.first_view(load_shapes(), network.summary["measurement"])
     labels = view.labels[view.train]
     right = [
         invented.blurred(view, 3.0, seed)[view.train, :3].argmax(axis=1) == labels

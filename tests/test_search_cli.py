@@ -131,13 +131,13 @@ def test_search_within_the_predicted_class_finds_no_other(finished_study, capfd)
 
 
 def test_marks_move_the_search_as_rocchio_says(opened, monkeypatch):
-    monkeypatch.setitem(opened.__dict__, "chosen_weights", Rocchio(meant=4.0, not_meant=1.0))
+    monkeypatch.setitem(opened.__dict__, "chosen_weights", Rocchio(positive=4.0, negative=1.0))
     gallery, labels = opened.gallery, opened.embeddings.dataset.gallery_labels
     vector, probabilities = gallery.vectors[0], opened.embeddings.probabilities[0]
     picture = answers.Picture("none", np.zeros((32, 32, 3), np.uint8), vector, probabilities)
     liked = gallery.vectors[labels == 2][:3]
     plain = answers.search(opened, gallery, picture, 5)
-    moved = answers.search(opened, gallery, picture, 5, meant=liked, not_meant=[vector])
+    moved = answers.search(opened, gallery, picture, 5, positive=liked, negative=[vector])
     assert plain.results[0].position == 0
     assert {each.label for each in moved.results} == {"square"}
     by_hand = vector + 4 * liked.mean(axis=0) - vector
@@ -145,7 +145,7 @@ def test_marks_move_the_search_as_rocchio_says(opened, monkeypatch):
     assert [each.position for each in moved.results] == wanted[0].tolist()
 
 
-def test_without_a_picture_what_is_meant_is_searched_for(finished_study, capfd):
+def test_without_a_picture_the_positive_examples_are_searched_for(finished_study, capfd):
     squares = [f"data/shapes/square/square-0{number}.png" for number in (1, 2)]
     arguments = ["--study", "tiny", "--architecture", "cnn", "--json", "-k", "4"]
     code, out, _ = run(capfd, "search", "--like", *squares, "--unlike", QUERY, *arguments)
@@ -163,7 +163,9 @@ def test_how_much_marks_count_is_printed_and_where_that_comes_from(finished_stud
     assert out.splitlines()[0].endswith(f", for {Rocchio()} {origin}")
     opened = engine.open_engine("tiny", "cnn")
     opened.__dict__["chosen_weights"] = Rocchio(1, 2, 0.5)
-    assert opened.told_weights == "1 query + 2 meant − 0.5 not meant (chosen on validation images)"
+    assert (
+        opened.told_weights == "1 query + 2 positive − 0.5 negative (chosen on validation images)"
+    )
     _, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "1")
     assert " for " not in out.splitlines()[0]
 

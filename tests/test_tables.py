@@ -286,7 +286,7 @@ def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, proje
 
 def test_in_the_predicted_class_the_mean_average_precision_is_the_accuracy(found):
     for name in ("cnn", "vgg16"):
-        for seed in found[name].summary["asked"]["seeds"]:
+        for seed in found[name].summary["measurement"]["seeds"]:
             own = tidy.select(found[name].per_query, seed=seed, protocol="closed")
             in_class = own[own["search"] == "predicted_class"]
             assert in_class["average_precision"].tolist() == in_class["correct"].tolist()

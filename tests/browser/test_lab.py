@@ -132,7 +132,7 @@ def test_marks_move_the_search_and_undo_takes_them_back(page):
     page.get_by_role("button", name="search again").click()
     first = before.results[0].position
     vectors = opened.gallery.vectors[[first]]
-    wait_until(page, lines_of(answer_of(k=4, not_meant=vectors, left_out={first})))
+    wait_until(page, lines_of(answer_of(k=4, negative=vectors, left_out={first})))
     page.get_by_role("button", name="undo").click()
     wait_until(page, lines_of(before))
 

@@ -35,13 +35,13 @@ def system(results: dict[str, Run]) -> str:
     if not trained:
         return ""
     first = next(iter(trained.values())).summary
-    images, asked = first["dataset"], first["asked"]
+    images, measurement = first["dataset"], first["measurement"]
     names = ", ".join(trained)
     sizes = _range(each.summary["embedding_dim"] for each in trained.values())
     megabytes = _range((each.summary["index_bytes"] / 1e6 for each in trained.values()), digits=1)
     searches = dict.fromkeys(way for each in trained.values() for way in each.summary["searches"])
-    ks = ", ".join(f"{k:,}" for k in asked["ks"])
-    n_seeds = _range(len(each.summary["asked"]["seeds"]) for each in trained.values())
+    ks = ", ".join(f"{k:,}" for k in measurement["ks"])
+    n_seeds = _range(len(each.summary["measurement"]["seeds"]) for each in trained.values())
     network = "Network" if len(trained) == 1 else f"{len(trained)} networks"
     above = [
         ("Training images", [f"{images['train']:,} to learn from",
@@ -55,7 +55,7 @@ def system(results: dict[str, Run]) -> str:
         [f"{images['gallery']:,} × {sizes} numbers and their classes", f"{megabytes} MB"],
     )
     below = [
-        ("Queries", [f"{images['queries']:,} images, protocol {asked['protocols'][0]}"]),
+        ("Queries", [f"{images['queries']:,} images, protocol {measurement['protocols'][0]}"]),
         (
             f"The same network{'s' * (len(trained) > 1)}",
             ["embedding and predicted class of each query"],

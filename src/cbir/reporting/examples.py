@@ -24,7 +24,7 @@ def query_scores(result: Run, search: str = "unrestricted") -> pd.DataFrame:
         result.per_query,
         search=search,
         protocol=result.protocol,
-        seed=result.summary["asked"]["seeds"][0],
+        seed=result.summary["measurement"]["seeds"][0],
     )
     return chosen.reset_index(drop=True)
 

@@ -93,7 +93,7 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             row["p"] = uncertainty.permutation_test(differences) if number else float("nan")
             row["n_queries"] = int(means["n_queries"].iloc[0])
             row["n_left_out"] = len(group) - row["n_queries"]
-            row |= {"marked": group["n_marked"].mean(), "positive": group["n_meant"].mean()}
+            row |= {"marked": group["n_marked"].mean(), "positive": group["n_positive"].mean()}
             rows.append(row | group[WEIGHTS].iloc[0].to_dict())
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -206,7 +206,7 @@ def pretrained_warning(results: dict[str, Run]) -> str:
     started = [
         name
         for name, result in results.items()
-        if "unseen_classes" in result.summary["asked"]["protocols"]
+        if "unseen_classes" in result.summary["measurement"]["protocols"]
         and result.summary.get("weights", {}).get("started from", "random") != "random"
     ]
     if not started:

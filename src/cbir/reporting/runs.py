@@ -54,7 +54,7 @@ class Run:
     @property
     def protocol(self) -> str:
         """The study's first protocol, under which the architectures are compared."""
-        return self.summary["asked"]["protocols"][0]
+        return self.summary["measurement"]["protocols"][0]
 
     @functools.cached_property
     def averaged(self) -> pd.DataFrame:
@@ -64,7 +64,7 @@ class Run:
 
     def first_rows(self) -> pd.DataFrame:
         """Rows of metrics.csv of the first seed under the first protocol: what its page shows."""
-        is_first = self.metrics["seed"] == self.summary["asked"]["seeds"][0]
+        is_first = self.metrics["seed"] == self.summary["measurement"]["seeds"][0]
         return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
 
 
@@ -77,7 +77,7 @@ def save_run(
     study: str,
     architecture: str,
     *,
-    asked: dict,
+    measurement: dict,
     dataset: "Dataset",
     states: list["State"],
     speed: "Speed",
@@ -88,7 +88,7 @@ def save_run(
     """Write a run's files into reports/<study>/<architecture>/, and read them back.
 
     Args:
-        asked: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
+        measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
         dataset: as the first protocol sees it.
         states: from `evaluation.measure`; the first is the one that the page shows.
         network, training: of that state; None for a baseline.
@@ -107,7 +107,7 @@ def save_run(
     steps |= {each.search: each.artifact for each in final.evaluations}
     seconds = {name: artifact.seconds for name, artifact in steps.items()}
     summary = {
-        "asked": asked,
+        "measurement": measurement,
         "variant": variant,
         "dataset": {
             "parameters": dataset.parameters,
@@ -137,7 +137,8 @@ def save_run(
         summary["calibrations"] = {
             state.seed: asdict(searches.calibrate(state.embeddings))
             for state in states
-            if state.epoch is None and state.embeddings.dataset.protocol == asked["protocols"][0]
+            if state.epoch is None
+            and state.embeddings.dataset.protocol == measurement["protocols"][0]
         }
     if network:
         from cbir.retrieval import evaluation  # brings numba along, as above
@@ -156,7 +157,7 @@ def save_run(
             "size": network.size,
             "epochs": training.best_epoch,
             "head_epochs": training.head.best_epoch if training.head else 0,
-            "training_accuracy": evaluation.training_accuracy(states, asked),
+            "training_accuracy": evaluation.training_accuracy(states, measurement),
             "training_seconds": training.seconds,
         }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))

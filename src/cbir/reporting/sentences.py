@@ -108,7 +108,7 @@ def describe(name: str, result: Run) -> str:
     rows = tables.headline(result.averaged, {name: result})
     images, speed = summary["dataset"], summary["speed"]
     numbers = tables.quality(rows, [name])[name]
-    n_seeds = len(summary["asked"]["seeds"])
+    n_seeds = len(summary["measurement"]["seeds"])
     said = f"**{name}** "
     if not result.is_baseline:
         said += (
@@ -234,7 +234,7 @@ def unseen(results: dict[str, Run]) -> str:
     scores = {
         name: tables.average_precision(result, "unrestricted", "unseen_classes")
         for name, result in results.items()
-        if "unseen_classes" in result.summary["asked"]["protocols"]
+        if "unseen_classes" in result.summary["measurement"]["protocols"]
     }
     compared = uncertainty.compare(pd.DataFrame(scores))
     baselines = [name for name in scores if results[name].is_baseline]
@@ -272,12 +272,16 @@ def _against(name: str, compared: pd.DataFrame, baselines: list[str]) -> list[tu
 
 def published(results: dict[str, Run]) -> str:
     """Figures from the literature that were measured under a protocol of this study, if any."""
-    asked = {each for result in results.values() for each in result.summary["asked"]["protocols"]}
+    measured = {
+        protocol
+        for result in results.values()
+        for protocol in result.summary["measurement"]["protocols"]
+    }
     dataset = next(iter(results.values())).summary["dataset"]["parameters"]["dataset"]
     lines = [
         f"- {name} on CIFAR-10: {figures}"
         for name, figures in PUBLISHED_MAP.items()
-        if dataset == "cifar10" and name in asked
+        if dataset == "cifar10" and name in measured
     ]
     return "\n".join(
         ["Published under the same protocol: mAP over the whole ranking of binary codes:\n", *lines]

@@ -202,7 +202,7 @@ def states(results: dict[str, Run]) -> pd.DataFrame:
 def by_protocol(rows: pd.DataFrame, results: dict[str, Run], dataset: Dataset) -> pd.DataFrame:
     """mAP of the unrestricted search, a row a protocol (and draw), a column an architecture."""
     chosen = tidy.select(rows, **QUALITY["mAP, unrestricted"])
-    unseen = next(iter(results.values())).summary["asked"]["unseen"]
+    unseen = next(iter(results.values())).summary["measurement"]["unseen"]
     table = {}
     for protocol in protocols.PROTOCOLS:
         of_protocol = chosen[chosen["protocol"] == protocol]

@@ -105,9 +105,9 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
     )
 
 
-def first_view(dataset: Dataset, asked: dict) -> Dataset:
+def first_view(dataset: Dataset, measurement: dict) -> Dataset:
     """The data set as the study's first protocol sees it: what its pages show."""
-    return protocols.view(dataset, asked["protocols"][0])
+    return protocols.view(dataset, measurement["protocols"][0])
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def measure(
     dataset: Dataset,
     *,
     embed_view: Callable[..., Embeddings],
-    asked: dict,
+    measurement: dict,
     epochs: list[int] = (),
 ) -> list[State]:
     """Measure every seed under every protocol; the study's first seed and protocol come first.
@@ -140,15 +140,20 @@ def measure(
         dataset: as `data.load` gives it.
         embed_view: (view, seed) -> embeddings, from a network or from a baseline; `epoch` says
             which state of a network, where it is not the final one.
-        asked: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
+        measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
         epochs: states to measure besides the final one, under the first protocol.
     """
     states = []
-    first_seed, first_protocol = asked["seeds"][0], asked["protocols"][0]
+    first_seed, first_protocol = measurement["seeds"][0], measurement["protocols"][0]
     views = list(
-        protocols.views(dataset, asked["protocols"], unseen=asked["unseen"], draws=asked["draws"])
+        protocols.views(
+            dataset,
+            measurement["protocols"],
+            unseen=measurement["unseen"],
+            draws=measurement["draws"],
+        )
     )
-    for seed in asked["seeds"]:
+    for seed in measurement["seeds"]:
         for view in views:
             # Draws are repetitions already, and each is a training of its own.
             if view.draw is not None and seed != first_seed:
@@ -156,12 +161,14 @@ def measure(
             is_first = view.protocol == first_protocol
             for epoch in [None, *(sorted(epochs) if is_first else ())]:
                 embedded = embed_view(view, seed, **({"epoch": epoch} if epoch else {}))
-                ways = [evaluate(embedded, each, asked["ks"]) for each in searches.of(embedded)]
+                ways = [
+                    evaluate(embedded, each, measurement["ks"]) for each in searches.of(embedded)
+                ]
                 states.append(State(seed, epoch, embedded, ways))
     return states
 
 
-def training_accuracy(states: list[State], asked: dict) -> dict[str, float]:
+def training_accuracy(states: list[State], measurement: dict) -> dict[str, float]:
     """On the images learnt from, under the first protocol: value, ci_low, ci_high.
 
     Unlike the history's, it is that of the final state, without dropout or augmentation, and a
@@ -169,12 +176,12 @@ def training_accuracy(states: list[State], asked: dict) -> dict[str, float]:
 
     Args:
         states: of a network, from `measure`.
-        asked: what was measured.
+        measurement: as for `measure`.
     """
     right = {}
     for state in states:
         dataset = state.embeddings.dataset
-        if state.epoch is None and dataset.protocol == asked["protocols"][0]:
+        if state.epoch is None and dataset.protocol == measurement["protocols"][0]:
             found = state.embeddings.probabilities[dataset.train].argmax(axis=1)
             right[state.seed] = found == dataset.labels[dataset.train]
     mean = pd.DataFrame(right).mean(axis=1).to_frame("value")

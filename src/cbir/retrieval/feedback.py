@@ -1,4 +1,4 @@
-"""What did the person mean? A query moved by what is marked as meant and as not meant.
+"""What did the person mean? A query moved by what is marked as positive and as negative.
 
 A picture says more than its person wanted to say: the class, but the colours and the pose too.
 Whoever marks a few results tells which of it was meant. Rocchio's formula takes the query towards
@@ -38,16 +38,16 @@ class Rocchio:
 
     Attributes:
         query: of the query as it was asked.
-        meant: of the mean of the images that are marked as meant.
-        not_meant: of the mean of those marked as not meant, which is taken away.
+        positive: of the mean of the images that are marked as positive.
+        negative: of the mean of those marked as negative, which is taken away.
 
     Raises:
         ValueError: a weight is below 0 or not finite.
     """
 
     query: float = 1.0
-    meant: float = 0.75
-    not_meant: float = 0.15
+    positive: float = 0.75
+    negative: float = 0.15
 
     def __post_init__(self):
         for name, weight in asdict(self).items():
@@ -55,22 +55,22 @@ class Rocchio:
                 raise ValueError(f"{name}: a weight is a finite number from 0 on, not {weight!r}")
 
     def __str__(self) -> str:
-        return f"{self.query:g} query + {self.meant:g} meant − {self.not_meant:g} not meant"
+        return f"{self.query:g} query + {self.positive:g} positive − {self.negative:g} negative"
 
 
 def refine(
-    query: np.ndarray, meant: np.ndarray, not_meant: np.ndarray, weights: Rocchio
+    query: np.ndarray, positive: np.ndarray, negative: np.ndarray, weights: Rocchio
 ) -> np.ndarray:
     """The query that the marks ask for; the same query where nothing is marked.
 
     Args:
         query: (d,) of unit length, as it was asked: all marks so far are given each time.
-        meant, not_meant: (n, d) of unit length, the images marked so far; either may be empty.
+        positive, negative: (n, d) of unit length, the images marked so far; either may be empty.
         weights: of the three.
 
     Returns:
-        (d,) float32 of unit length: weights.query · query + weights.meant · mean(meant) −
-        weights.not_meant · mean(not_meant), divided by its length. Where they cancel out, which
+        (d,) float32 of unit length: weights.query · query + weights.positive · mean(positive) −
+        weights.negative · mean(negative), divided by its length. Where they cancel out, which
         leaves no direction, it is the query.
 
     Raises:
@@ -80,22 +80,22 @@ def refine(
     meant besides, [0.4, 0.2] / √0.2.
     """
     query = np.asarray(query)
-    parts = {"meant": np.asarray(meant), "not_meant": np.asarray(not_meant)}
+    parts = {"positive": np.asarray(positive), "negative": np.asarray(negative)}
     if query.ndim != 1:
         raise ValueError(f"query: one vector is refined, not an array of shape {query.shape}")
     for name, part in parts.items():
         if part.size and part.shape != (len(part), len(query)):
             raise ValueError(f"{name}: {part.shape} does not fit a query of {len(query)} numbers")
     marked = np.concatenate([part.reshape(-1, len(query)) for part in parts.values()])
-    is_meant = np.arange(len(marked)) < parts["meant"].size // len(query)
-    return refine_each(query[None], marked[None], is_meant[None], ~is_meant[None], weights)[0]
+    is_positive = np.arange(len(marked)) < parts["positive"].size // len(query)
+    return refine_each(query[None], marked[None], is_positive[None], ~is_positive[None], weights)[0]
 
 
 def refine_each(
     query: np.ndarray,
     marked: np.ndarray,
-    meant: np.ndarray,
-    not_meant: np.ndarray,
+    positive: np.ndarray,
+    negative: np.ndarray,
     weights: Rocchio,
 ) -> np.ndarray:
     """`refine` for many queries at once.
@@ -103,14 +103,14 @@ def refine_each(
     Args:
         query: (n, d) of unit length.
         marked: (n, m, d) of unit length, the images that each query has marked.
-        meant, not_meant: (n, m) bool, as what; an image that is neither counts nothing.
+        positive, negative: (n, m) bool, as what; an image that is neither counts nothing.
         weights: of the three.
 
     Returns:
         (n, d) float32 of unit length.
     """
     query, marked = np.asarray(query, np.float64), np.asarray(marked, np.float64)
-    shares = weights.meant * _shares(meant) - weights.not_meant * _shares(not_meant)
+    shares = weights.positive * _shares(positive) - weights.negative * _shares(negative)
     refined = weights.query * query + (shares[:, None] @ marked)[:, 0]
     lengths = np.linalg.norm(refined, axis=1, keepdims=True)
     # Unmarked, a query stays what it is to the last bit, and so does its ranking.
@@ -126,7 +126,7 @@ def _shares(chosen: np.ndarray) -> np.ndarray:
 
 # Weights to choose from, beside a weight of 1 for the query. None is 0: a mark always counts.
 # Greater ones would leave little of the query to a person who marks one image instead of ten.
-MEANT, NOT_MEANT = (0.5, 1.0, 2.0, 4.0), (0.1, 0.5, 1.0, 2.0)
+POSITIVE, NEGATIVE = (0.5, 1.0, 2.0, 4.0), (0.1, 0.5, 1.0, 2.0)
 MARKED = 10
 # Of the choice of weights: validation images that ask, and what draws them.
 MOST_VALIDATION, VALIDATION_SEED = 500, 0
@@ -138,7 +138,7 @@ def measure_feedback(embeddings: "Embeddings") -> pd.DataFrame:
     """What marking brings to an embedding, with the weights that its validation images choose.
 
     Returns:
-        The rows of `simulate`, with weight_query, weight_meant and weight_not_meant.
+        The rows of `simulate`, with weight_query, weight_positive and weight_negative.
     """
     weights = choose_weights(embeddings)
     columns = {f"weight_{name}": weight for name, weight in asdict(weights).items()}
@@ -147,9 +147,10 @@ def measure_feedback(embeddings: "Embeddings") -> pd.DataFrame:
 
 def choose_weights(embeddings: "Embeddings") -> Rocchio:
     """The weights of the highest mAP in `try_weights`, the smallest of equals."""
-    order = {"mean_average_precision": False, "meant": True, "not_meant": True}
+    order = {"mean_average_precision": False, "positive": True, "negative": True}
     tried = try_weights(embeddings).sort_values(list(order), ascending=list(order.values()))
-    return Rocchio(meant=float(tried["meant"].iloc[0]), not_meant=float(tried["not_meant"].iloc[0]))
+    best = tried[["positive", "negative"]].iloc[0]
+    return Rocchio(**best.astype(float))
 
 
 def try_weights(embeddings: "Embeddings") -> pd.DataFrame:
@@ -158,15 +159,15 @@ def try_weights(embeddings: "Embeddings") -> pd.DataFrame:
     The training images are their gallery: no query has a say.
 
     Returns:
-        A row a pair of `MEANT` and `NOT_MEANT`: meant, not_meant, mean_average_precision (after one
-        round, on the images not yet marked; NaN where no validation image has a relevant one left).
+        A row a pair of `POSITIVE` and `NEGATIVE`: positive, negative, mean_average_precision (after
+        one round, on the images not yet marked; NaN where no image has a relevant one left).
     """
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
         labels = dataset.labels[dataset.validation]
         rows = _spread(labels, MOST_VALIDATION, VALIDATION_SEED)
-        pairs = list(itertools.product(MEANT, NOT_MEANT))
+        pairs = list(itertools.product(POSITIVE, NEGATIVE))
         scores = [[] for _ in pairs]
         for asked in _each_block(
             embeddings.vectors[dataset.validation[rows]],
@@ -176,11 +177,11 @@ def try_weights(embeddings: "Embeddings") -> pd.DataFrame:
             dataset.labels[dataset.train],
         ):
             original = asked.rank(asked.query)
-            for (meant, not_meant), found in zip(pairs, scores, strict=True):
-                weights = Rocchio(meant=meant, not_meant=not_meant)
+            for (positive, negative), found in zip(pairs, scores, strict=True):
+                weights = Rocchio(positive=positive, negative=negative)
                 *_, (rest, _) = _rounds(asked, original, weights, 1, MARKED)
                 found.append(metrics.average_precision(asked.ranks(rest)))
-        table = pd.DataFrame(pairs, columns=["meant", "not_meant"])
+        table = pd.DataFrame(pairs, columns=["positive", "negative"])
         means = pd.DataFrame([np.concatenate(found) for found in scores]).mean(axis=1)
         table.assign(mean_average_precision=means).to_parquet(folder / "tried.parquet")
 
@@ -217,7 +218,7 @@ def simulate_feedback(
         A row per query and round, from round 0, before any mark, on: query (its position among all
         images), label, round, average_precision (of the refined query, on the images not yet
         marked), average_precision_without (of the original query on the same images; both NaN where
-        none of them is relevant), n_relevant (among these), n_marked and n_meant (so far).
+        none of them is relevant), n_relevant (among these), n_marked and n_positive (so far).
 
     Raises:
         ValueError: fewer than 0 rounds, or than one image a round.
@@ -283,7 +284,7 @@ class _QueryBlock:
         )
         return found
 
-    def is_meant(self, marks: np.ndarray) -> np.ndarray:
+    def is_positive(self, marks: np.ndarray) -> np.ndarray:
         """(b, m) bool, which of (b, m) marked gallery positions are of the query's class."""
         return self.gallery_labels[marks] == self.labels[:, None]
 
@@ -344,9 +345,9 @@ def _rounds(
         for row, ranked in zip(nearest, rest, strict=True):
             row[: len(ranked)] = ranked[:marked]
         marks = np.hstack([marks, nearest])
-        meant = asked.is_meant(marks)
-        not_meant = (marks >= 0) & ~meant
-        refined = refine_each(asked.query, asked.gallery[marks], meant, not_meant, weights)
+        positive = asked.is_positive(marks)
+        negative = (marks >= 0) & ~positive
+        refined = refine_each(asked.query, asked.gallery[marks], positive, negative, weights)
         rest = asked.unmarked(asked.rank(refined), marks)
         yield rest, marks
 
@@ -364,7 +365,7 @@ def _play(asked: _QueryBlock, weights: Rocchio, rounds: int, marked: int) -> pd.
             "average_precision_without": metrics.average_precision(without),
             "n_relevant": metrics.n_relevant(ranks),
             "n_marked": (marks >= 0).sum(axis=1),
-            "n_meant": asked.is_meant(marks).sum(axis=1),
+            "n_positive": asked.is_positive(marks).sum(axis=1),
         }
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames)

@@ -123,8 +123,8 @@ def search(
     k: int,
     *,
     search: str = "unrestricted",
-    meant: np.ndarray = (),
-    not_meant: np.ndarray = (),
+    positive: np.ndarray = (),
+    negative: np.ndarray = (),
     left_out: Collection[int] = (),
 ) -> Answer:
     """What is found for a picture, and for what was marked so far.
@@ -135,13 +135,13 @@ def search(
         picture: what to search for.
         k: how many results.
         search: a name in `engine.SEARCHES`.
-        meant, not_meant: (n, d) float32, embeddings that were marked so; they count as
+        positive, negative: (n, d) float32, embeddings that were marked so; they count as
             `Engine.weights` says.
         left_out: gallery positions that are not returned, such as the picture itself.
     """
     vector = picture.vector
-    if len(meant) or len(not_meant):
-        vector = refine(vector, meant, not_meant, engine.weights)
+    if len(positive) or len(negative):
+        vector = refine(vector, positive, negative, engine.weights)
     searchable = engine.searchable(picture.probabilities[None], search)
     positions, similarities = gallery.search(vector[None], k + len(left_out), searchable)
     found = [
@@ -166,7 +166,7 @@ def search(
 
 
 def mean_picture(pictures: list[Picture]) -> Picture:
-    """What stands in the place of a picture where there are only marks: the mean of those meant."""
+    """The mean of the positive examples, for a search that has no picture."""
     vector = np.mean([each.vector for each in pictures], axis=0)
     return Picture(
         ", ".join(each.name for each in pictures),

@@ -39,10 +39,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--gallery", default="", metavar="NAME",
         help="search a folder that `cbir index` has embedded (default: the study's own gallery)",
     )  # fmt: skip
-    for name, meaning in (("like", "meant"), ("unlike", "not meant")):
+    for name, meaning in (("like", "positive"), ("unlike", "negative")):
         searching.add_argument(
             f"--{name}", nargs="+", default=[], metavar="PICTURE",
-            help=f"pictures that are {meaning}: the search moves accordingly",
+            help=f"{meaning} examples: the search moves accordingly",
         )  # fmt: skip
     searching.add_argument("--html", metavar="FILE", type=Path, help="write a page, too")
     searching.add_argument("--json", action="store_true", help="print JSON in the place of tables")
@@ -165,8 +165,8 @@ def _find(asked: argparse.Namespace, opened, gallery) -> tuple[list, list[str]]:
             picture,
             asked.k,
             search=asked.within or "unrestricted",
-            meant=[each.vector for each in given["like"]],
-            not_meant=[each.vector for each in given["unlike"]],
+            positive=[each.vector for each in given["like"]],
+            negative=[each.vector for each in given["unlike"]],
             left_out=gallery.positions(Path(each.name) for each in (picture, *marked)),
         )
         for picture in pictures

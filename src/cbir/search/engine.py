@@ -271,10 +271,10 @@ def best_architecture(study: str) -> str:
     """The architecture of the highest mAP in the unrestricted search, under the first protocol."""
     values = {}
     for name in architectures(study):
-        asked = _summary(study, name)["asked"]
+        measurement = _summary(study, name)["measurement"]
         rows = tidy.read_csv(project_root() / "reports" / study / name / "metrics.csv")
         wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
-        chosen = tidy.select(rows, protocol=asked["protocols"][0], **wanted)
+        chosen = tidy.select(rows, protocol=measurement["protocols"][0], **wanted)
         values[name] = chosen["value"].mean()
     return max(values, key=values.get)
 
@@ -308,7 +308,7 @@ def _dataset(summary: dict, again: str) -> Dataset:
     dataset = load_dataset(**summary["dataset"]["parameters"])
     if dataset.fingerprint != summary["dataset"]["fingerprint"]:
         raise StudyError(f"the study's pictures have changed since it was run: {again}")
-    return protocols.view(dataset, summary["asked"]["protocols"][0])
+    return protocols.view(dataset, summary["measurement"]["protocols"][0])
 
 
 def _places(dataset: Dataset, positions: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""Exploring finished studies in JupyterLab: ask, look, mark what was meant, ask again."""
+"""Exploring finished studies in JupyterLab: ask, look, mark results, search again."""
 
 from collections.abc import Callable
 from html import escape
@@ -215,7 +215,7 @@ class Explorer:
         if self.marks.all:
             self._answer()
         else:
-            self.status.value = "mark some results first: ✓ meant, ✗ not meant"
+            self.status.value = "mark some results first: ✓ positive, ✗ negative"
 
     def _undo(self) -> None:
         if len(self.history) > 1:
@@ -257,8 +257,8 @@ class Explorer:
         itself = -1 if is_own else int(dataset.exclude[self.asked])
         return answers.search(
             opened, gallery, asked, self.k.value, search=self.search.value,
-            meant=gallery.vectors[list(marks.meant)],
-            not_meant=gallery.vectors[list(marks.not_meant)],
+            positive=gallery.vectors[list(marks.positive)],
+            negative=gallery.vectors[list(marks.negative)],
             left_out={*marks.all, itself} - {-1},
         )  # fmt: skip
 
@@ -282,7 +282,7 @@ class Explorer:
     def _export(self) -> None:
         """Keep what was asked and marked, by names that mean something."""
         if not self.marks.all:
-            self.status.value = "nothing is marked: ✓ meant, ✗ not meant"
+            self.status.value = "nothing is marked: ✓ positive, ✗ negative"
             return
         opened = self.engines[0]
         names = opened.gallery.names
@@ -291,8 +291,8 @@ class Explorer:
         told = {
             "study": self.study.value, "architectures": list(self.architectures.value),
             "search": self.search.value, "query": query,
-            "meant": [names[each] for each in self.marks.meant],
-            "not_meant": [names[each] for each in self.marks.not_meant],
+            "positive": [names[each] for each in self.marks.positive],
+            "negative": [names[each] for each in self.marks.negative],
             "weights": {each.architecture: vars(each.weights) for each in self.engines},
         }  # fmt: skip
         self.status.value = f"{keep_marks(told)} written"

@@ -20,8 +20,8 @@ from cbir.search import output
 from cbir.search.answers import Answer
 from cbir.search.engine import Engine
 
-MEANT, NOT_MEANT = "meant", "not meant"
-SIGNS = {"–": None, "✓": MEANT, "✗": NOT_MEANT}
+POSITIVE, NEGATIVE = "positive", "negative"
+SIGNS = {"–": None, "✓": POSITIVE, "✗": NEGATIVE}
 STYLE = """<style>
 .cbir-image img { width: 72px; height: 72px; object-fit: cover; image-rendering: pixelated; }
 .cbir-image { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
@@ -34,7 +34,7 @@ MAPS = {"similarity": "what makes them alike", "attention": "what attention weig
 WRAPPED = {"flex_flow": "row wrap"}
 
 MARKS_FOLDER = Path("data", "marks")
-MEANT, NOT_MEANT = "meant", "not meant"
+POSITIVE, NEGATIVE = "positive", "negative"
 COLOURS, OPACITY = "magma", 0.6
 
 
@@ -43,19 +43,19 @@ class Marks:
     """What somebody has marked so far; marking gives new marks, so that old ones can come back.
 
     Attributes:
-        meant, not_meant: gallery positions, in the order in which they were marked.
+        positive, negative: gallery positions, in the order in which they were marked.
     """
 
-    meant: tuple[int, ...] = ()
-    not_meant: tuple[int, ...] = ()
+    positive: tuple[int, ...] = ()
+    negative: tuple[int, ...] = ()
 
     def mark(self, position: int, as_what: str | None) -> "Marks":
-        """With an image marked as `MEANT` or `NOT_MEANT`, or with its mark taken away (None)."""
-        if as_what not in (MEANT, NOT_MEANT, None):
-            raise ValueError(f"as_what: {MEANT!r}, {NOT_MEANT!r} or None, not {as_what!r}")
+        """With an image marked as `POSITIVE` or `NEGATIVE`, or with its mark taken away (None)."""
+        if as_what not in (POSITIVE, NEGATIVE, None):
+            raise ValueError(f"as_what: {POSITIVE!r}, {NEGATIVE!r} or None, not {as_what!r}")
         rest = {
             name: tuple(each for each in getattr(self, name) if each != position)
-            for name in ("meant", "not_meant")
+            for name in ("positive", "negative")
         }
         if as_what:
             rest[as_what.replace(" ", "_")] += (position,)
@@ -63,17 +63,17 @@ class Marks:
 
     def of(self, position: int) -> str | None:
         """As what an image is marked; None where it is not."""
-        if position in self.meant:
-            return MEANT
-        return NOT_MEANT if position in self.not_meant else None
+        if position in self.positive:
+            return POSITIVE
+        return NEGATIVE if position in self.negative else None
 
     @property
     def all(self) -> tuple[int, ...]:
         """Every image that is marked."""
-        return self.meant + self.not_meant
+        return self.positive + self.negative
 
     def __str__(self) -> str:
-        return f"{len(self.meant)} meant, {len(self.not_meant)} not meant"
+        return f"{len(self.positive)} positive, {len(self.negative)} negative"
 
 
 def keep_marks(told: dict) -> Path:
@@ -212,7 +212,7 @@ class Cell:
         self.position = -1
         self.image = widgets.HTML()
         self.marks = widgets.ToggleButtons(
-            options=list(SIGNS), tooltips=["no mark", MEANT, NOT_MEANT],
+            options=list(SIGNS), tooltips=["no mark", POSITIVE, NEGATIVE],
             style={"button_width": "28px"},
         ).add_class("cbir-marks")  # fmt: skip
         self.marks.observe(lambda change: mark(self.position, SIGNS[change["new"]]), "value")
