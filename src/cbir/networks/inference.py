@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from cbir import StudyError
 from cbir.progress import Ticker
 
+if TYPE_CHECKING:  # importing Keras takes seconds, and baselines and most pages do without
+    import keras
+
 BATCH_SIZE = 256
 
 
-def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
+def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
     """Write a model's outputs for all inputs, in their order, into arrays on disk.
 
     A batch at a time from disk to disk: memory does not grow with the number of images.
@@ -31,7 +34,7 @@ def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], w
 
 
 def predict_means(
-    model: keras.Model, inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
+    model: "keras.Model", inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
 ) -> None:
     """The same for several arrays of inputs, whose outputs are averaged row by row."""
     arrays, count = [], len(inputs[0])
@@ -59,7 +62,7 @@ def predict_means(
         array.flush()
 
 
-def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
+def predict_batch(model: "keras.Model", inputs: np.ndarray) -> list[np.ndarray]:
     """The outputs of a model for one batch, as arrays; in halves where memory is too small.
 
     Raises:
@@ -80,14 +83,18 @@ def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
     return outputs if isinstance(outputs, list) else [outputs]
 
 
-def mirrored(model: keras.Model) -> keras.Model:
+def mirrored(model: "keras.Model") -> "keras.Model":
     """A model's outputs for the mirror images of what it is given."""
+    import keras
+
     images = keras.Input(model.input_shape[1:])
     return keras.Model(images, model(keras.ops.flip(images, axis=2)))
 
 
-def flipped(encoder: keras.Model) -> keras.Model:
+def flipped(encoder: "keras.Model") -> "keras.Model":
     """An encoder whose outputs are the means over an image and its mirror image."""
+    import keras
+
     images = keras.Input(encoder.input_shape[1:])
     pairs = zip(encoder(images), encoder(keras.ops.flip(images, axis=2)), strict=True)
     return keras.Model(images, [keras.layers.Average()(list(pair)) for pair in pairs])
