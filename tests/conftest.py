@@ -178,8 +178,8 @@ def save_trained(study="tiny", name="cnn", **changes):
         states[0].embeddings, embeddings.make_encoder(network, states[0].embeddings)
     )
     return save_run(
-        study, name, measurement=measurement, dataset=view, states=states, speed=speed,
-        network=network, training=trained,
+        study, name, measurement=measurement, states=states, speed=speed, network=network,
+        training=trained,
     )  # fmt: skip
 
 

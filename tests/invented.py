@@ -79,7 +79,8 @@ def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -
         known |= {"epochs": 3, "training_seconds": 70.0, "size": {"total": 4_000_000}}
         known |= {"training_accuracy": {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}}
     history = None if baseline else pd.DataFrame({"loss": [0.5]})
-    return Run(known | summary, None, frame, history, {}, {})
+    name = frame["architecture"].iloc[0]
+    return Run("tiny", name, known | summary, None, frame, history, {}, {})
 
 
 def all_of_one(scores, name="cnn", **given) -> Run:
@@ -99,9 +100,8 @@ def save_baseline(name: str, **measurement) -> Run:
         embed_view=lambda view, seed: embeddings.embed_baseline(name, view, seed),
         measurement=measurement,
     )
-    view = evaluation.first_view(dataset, measurement)
     speed = evaluation.Speed(1000.0, 2.5)
-    return save_run("tiny", name, measurement=measurement, dataset=view, states=states, speed=speed)
+    return save_run("tiny", name, measurement=measurement, states=states, speed=speed)
 
 
 def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarray:
@@ -158,7 +158,6 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
         "tiny",
         name,
         measurement=measurement,
-        dataset=evaluation.first_view(dataset, measurement),
         states=states,
         speed=evaluation.Speed(1000.0, 2.5),
         variant=variant,

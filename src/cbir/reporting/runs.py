@@ -14,31 +14,42 @@ import pandas as pd
 
 from cbir import StudyError, project_root
 from cbir.cache import MANIFEST, write_text
+from cbir.images import protocols
+from cbir.images.dataset import Dataset, load_dataset
 from cbir.reporting import tidy
 
-if TYPE_CHECKING:  # the comparison reads results without Keras
-    from cbir.images.dataset import Dataset
+if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers need them
     from cbir.networks.models import Network
     from cbir.networks.training import Training
     from cbir.retrieval.evaluation import Speed, State
 
-# Of a whole study, beside its pages.
+# The files of a whole study, beside its pages.
 STUDY_FILES = ("metrics.csv", "per_query.parquet", MANIFEST)
+# What a study's manifest copies from a run's summary.
+IN_MANIFEST = (
+    "weights", "variant", "size", "epochs", "head_epochs", "training_accuracy",
+    "training_seconds", "speed", "peak_memory_bytes", "artifacts",
+)  # fmt: skip
+# The paper's first architecture; its figures 3 to 6 show it.
+CNN = "cnn"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left, as the comparison reads it.
+    """What a run left on disk. Images, embeddings and the network are opened on first use.
 
     Attributes:
+        study, architecture: its folders in reports/.
         summary: parameters, sizes, speeds, seconds by step, fingerprints.
         metrics: rows of metrics.csv.
-        per_query: rows of per_query.parquet: each query, seed, protocol and way of searching.
-        history: a row per epoch; None for a baseline, which learns nothing.
-        rankings, similarities: by way of searching, (n_queries, k), of the first seed under the
-            first protocol.
+        per_query: rows of per_query.parquet: each query, seed, protocol and search.
+        history: a row per epoch; None for a baseline, which is not trained.
+        rankings, similarities: by search, (n_queries, k), of the first seed under the first
+            protocol.
     """
 
+    study: str
+    architecture: str
     summary: dict
     metrics: pd.DataFrame
     per_query: pd.DataFrame
@@ -48,7 +59,7 @@ class Run:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it stands in the place of an architecture, without a network."""
+        """Whether it is a baseline, which has no network."""
         return self.history is None
 
     @property
@@ -56,20 +67,40 @@ class Run:
         """The study's first protocol, under which the architectures are compared."""
         return self.summary["measurement"]["protocols"][0]
 
+    @property
+    def seed(self) -> int:
+        """The study's first seed, whose rankings are shown."""
+        return self.summary["measurement"]["seeds"][0]
+
     @functools.cached_property
     def averaged(self) -> pd.DataFrame:
-        """Rows as in metrics.csv, the seeds averaged for each query."""
+        """Rows as in metrics.csv, with each query's scores averaged over the seeds first."""
         classes = self.summary["dataset"]["classes"]
         return tidy.metrics(tidy.average_seeds(self.per_query), classes)
 
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The images, as the study's first protocol sees them.
+
+        Raises:
+            StudyError: they are not the images that the run was made with.
+        """
+        dataset = load_dataset(**self.summary["dataset"]["parameters"])
+        if dataset.fingerprint != self.summary["dataset"]["fingerprint"]:
+            raise StudyError(f"the study's pictures have changed since it was run: {self._again()}")
+        return protocols.view(dataset, self.protocol)
+
     def first_rows(self) -> pd.DataFrame:
         """Rows of metrics.csv of the first seed under the first protocol: what its page shows."""
-        is_first = self.metrics["seed"] == self.summary["measurement"]["seeds"][0]
+        is_first = self.metrics["seed"] == self.seed
         return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
+
+    def _again(self) -> str:
+        return f'run `make report STUDY={self.study} ARCHITECTURES="{self.architecture}"` again'
 
 
 def run_folder(study: str, architecture: str = "") -> Path:
-    """Where a study's results stand, or one architecture's."""
+    """The folder of a study's results, or of one architecture's."""
     return project_root() / "reports" / study / architecture
 
 
@@ -78,8 +109,7 @@ def save_run(
     architecture: str,
     *,
     measurement: dict,
-    dataset: "Dataset",
-    states: list["State"],
+    states: "list[State]",
     speed: "Speed",
     variant: str = "",
     network: "Network | None" = None,
@@ -89,23 +119,24 @@ def save_run(
 
     Args:
         measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
-        dataset: as the first protocol sees it.
         states: from `evaluation.measure`; the first is the one that the page shows.
-        network, training: of that state; None for a baseline.
+        network, training: of the first state; None for a baseline.
         variant: the point of a grid; empty where there is none.
     """
+    from cbir.retrieval import evaluation, searches
+
     folder = run_folder(study, architecture)
     folder.mkdir(parents=True, exist_ok=True)
-    # Whoever writes here by hand takes the mark of the run that stood here away.
+    # A notebook that is run by hand removes the mark of the finished run that it overwrites.
     (folder / MANIFEST).unlink(missing_ok=True)
+    embeddings, evaluations = states[0].embeddings, states[0].evaluations
+    dataset = embeddings.dataset
     scores = tidy.per_query(study, architecture, states, variant)
     tidy.write_parquet(scores, folder / "per_query.parquet")
     tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
-    final = states[0]
     steps = training.artifacts if training else {}
-    steps["embeddings"] = final.embeddings.artifact
-    steps |= {each.search: each.artifact for each in final.evaluations}
-    seconds = {name: artifact.seconds for name, artifact in steps.items()}
+    steps["embeddings"] = embeddings.artifact
+    steps |= {one.search: one.artifact for one in evaluations}
     summary = {
         "measurement": measurement,
         "variant": variant,
@@ -119,79 +150,84 @@ def save_run(
             "skipped": dataset.skipped,
             "fingerprint": dataset.fingerprint,
         },
-        "embedding_dim": int(final.embeddings.gallery.shape[1]),
-        "index_bytes": int(final.embeddings.gallery.nbytes),
+        "embedding_dim": int(embeddings.gallery.shape[1]),
+        "index_bytes": int(embeddings.gallery.nbytes),
         "speed": asdict(speed),
-        "seconds": seconds,
+        "seconds": {name: step.seconds for name, step in steps.items()},
         "artifacts": {
-            name: artifact.folder.relative_to(project_root()).as_posix()
-            for name, artifact in steps.items()
+            name: step.folder.relative_to(project_root()).as_posix() for name, step in steps.items()
         },
-        "searches": [each.search for each in final.evaluations],
+        "searches": [one.search for one in evaluations],
         "machine": machine(),
-        "peak_memory_bytes": max(each.manifest["peak_memory_bytes"] for each in steps.values()),
+        "peak_memory_bytes": max(step.manifest["peak_memory_bytes"] for step in steps.values()),
     }
     if "soft" in summary["searches"]:
-        from cbir.retrieval import searches
-
         summary["calibrations"] = {
             state.seed: asdict(searches.calibrate(state.embeddings))
             for state in states
-            if state.epoch is None
-            and state.embeddings.dataset.protocol == measurement["protocols"][0]
+            if state.epoch is None and state.embeddings.dataset.protocol == dataset.protocol
         }
     if network:
-        from cbir.retrieval import evaluation  # brings numba along, as above
-
+        summary |= _training_summary(network, training)
+        summary["training_accuracy"] = evaluation.training_accuracy(states, measurement)
+        # The artifact of a training that was resumed knows its last part alone.
+        summary["seconds"]["training"] = float(training.history["seconds"].sum())
         training.stages.to_csv(folder / "history.csv", float_format="%.6g")
-        # Of a training that was resumed, the artifact knows the last part alone.
-        seconds["training"] = float(training.history["seconds"].sum())
-        summary |= {
-            "parameters": network.parameters
-            | {"training": training.artifact.manifest["parameters"]},
-            "weights": {
-                "source": network.weights.source,
-                "started from": network.weights.sha256 or "random",
-                "trained": training.fingerprint,
-            },
-            "size": network.size,
-            "epochs": training.best_epoch,
-            "head_epochs": training.head.best_epoch if training.head else 0,
-            "training_accuracy": evaluation.training_accuracy(states, measurement),
-            "training_seconds": training.seconds,
-        }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read_run(study, architecture)
+
+
+def _training_summary(network: "Network", training: "Training") -> dict:
+    return {
+        "parameters": network.parameters | {"training": training.artifact.manifest["parameters"]},
+        "weights": {
+            "source": network.weights.source,
+            "started from": network.weights.sha256 or "random",
+            "trained": training.fingerprint,
+        },
+        "size": network.size,
+        "epochs": training.best_epoch,
+        "head_epochs": training.head.best_epoch if training.head else 0,
+        "training_seconds": training.seconds,
+    }
 
 
 def read_run(study: str, architecture: str) -> Run:
     """What an architecture's run left in reports/.
 
     Raises:
-        StudyError: nothing, or its artifacts are gone.
+        StudyError: there is nothing, or its artifacts are gone.
     """
     folder = run_folder(study, architecture)
     if not (folder / "summary.json").exists():
         raise StudyError(f"no results in {folder}: run `make report STUDY={study}` first")
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    summary = _read_json(folder / "summary.json")
+    if "measurement" not in summary:
+        raise StudyError(
+            f"an earlier version wrote {folder}: run `make report STUDY={study}` again"
+        )
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
     if gone := [path for path in steps.values() if not path.is_dir()]:
         raise StudyError(f"{gone[0]} is gone: delete {folder} and run `make report` again")
-    history = folder / "history.csv"
+
+    def arrays(file: str) -> dict[str, np.ndarray]:
+        return {name: np.load(path / file, "r") for name, path in steps.items()}
+
+    is_trained = "epochs" in summary
     return Run(
+        study=study,
+        architecture=architecture,
         summary=summary,
         metrics=tidy.read_csv(folder / "metrics.csv"),
         per_query=pd.read_parquet(folder / "per_query.parquet"),
-        history=pd.read_csv(history, index_col="epoch") if "epochs" in summary else None,
-        rankings={name: np.load(path / "rankings.npy", "r") for name, path in steps.items()},
-        similarities={
-            name: np.load(path / "similarities.npy", "r") for name, path in steps.items()
-        },
+        history=pd.read_csv(folder / "history.csv", index_col="epoch") if is_trained else None,
+        rankings=arrays("rankings.npy"),
+        similarities=arrays("similarities.npy"),
     )
 
 
 def is_whole(study: str, architecture: str) -> bool:
-    """Whether a run's files and the artifacts that they point to are all there."""
+    """Whether all of a run's files and of the artifacts that they point to are there."""
     try:
         read_run(study, architecture)
     except (StudyError, OSError):
@@ -200,48 +236,44 @@ def is_whole(study: str, architecture: str) -> bool:
 
 
 def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[str, Run]:
-    """The results of a study by architecture; `missing` ("name: reason") are left out."""
-    without = {each.partition(":")[0] for each in missing}
-    return {name: read_run(study, name) for name in architectures if name not in without}
+    """The runs of a study by architecture, without the `missing` ones ("name: reason")."""
+    names_missing = {line.partition(":")[0] for line in missing}
+    return {name: read_run(study, name) for name in architectures if name not in names_missing}
 
 
 def write_study(folder: Path, architectures: list[str], about: dict) -> None:
-    """Write a study's metrics.csv, per_query.parquet and manifest.json from its runs' own.
+    """Write a study's metrics.csv, per_query.parquet and manifest.json from those of its runs.
+
+    Without runs they are empty, so that nothing of an earlier report stays.
 
     Args:
         folder: reports/<study>.
         architectures: those whose results are up to date.
         about: what else the manifest says of the study.
     """
-    rows = [tidy.read_csv(folder / name / "metrics.csv") for name in architectures]
-    table = pd.concat(rows) if rows else pd.DataFrame(columns=tidy.COLUMNS)
-    tidy.write_csv(tidy.sort(table), folder / "metrics.csv")
-    scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
-    # Without any, too: what earlier results left does not stay.
+    metrics = [tidy.read_csv(folder / name / "metrics.csv") for name in architectures]
+    metrics = pd.concat(metrics) if metrics else pd.DataFrame(columns=tidy.COLUMNS)
+    tidy.write_csv(tidy.sort(metrics), folder / "metrics.csv")
+    per_query = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
     empty = pd.DataFrame(columns=[*tidy.PLACE, *tidy.QUERY])
-    queries = pd.concat(scores, ignore_index=True) if scores else empty
-    tidy.write_parquet(queries, folder / "per_query.parquet")
+    per_query = pd.concat(per_query, ignore_index=True) if per_query else empty
+    tidy.write_parquet(per_query, folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
-        summary = json.loads((folder / name / "summary.json").read_text("utf-8"))
-        run = json.loads((folder / name / MANIFEST).read_text("utf-8"))
+        summary = _read_json(folder / name / "summary.json")
+        run_manifest = _read_json(folder / name / MANIFEST)
         manifest["data"], manifest["machine"] = summary["dataset"], summary["machine"]
         manifest["architectures"][name] = {
-            "parameters": run["parameters"],
-            "weights": summary.get("weights"),
-            "variant": summary["variant"],
-            "size": summary.get("size"),
-            "epochs": summary.get("epochs"),
-            "head_epochs": summary.get("head_epochs"),
-            "training_accuracy": summary.get("training_accuracy"),
-            "training_seconds": summary.get("training_seconds"),
-            "speed": summary["speed"],
-            "seconds": summary["seconds"] | {"notebook": run["seconds"]},
-            "peak_memory_bytes": summary["peak_memory_bytes"],
-            "artifacts": summary["artifacts"],
-            "git": run.get("git"),
+            "parameters": run_manifest["parameters"],
+            **{key: summary.get(key) for key in IN_MANIFEST},
+            "seconds": summary["seconds"] | {"notebook": run_manifest["seconds"]},
+            "git": run_manifest.get("git"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
 
 
 def machine() -> dict:
@@ -251,9 +283,9 @@ def machine() -> dict:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
     try:
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
-        gpus = told.stdout.strip().splitlines()
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        gpus = done.stdout.strip().splitlines()
     except (OSError, subprocess.SubprocessError):
         gpus = []
     return {
@@ -264,24 +296,20 @@ def machine() -> dict:
     }
 
 
-# The paper's first architecture; its figures 3 to 6 are of it.
-CNN = "cnn"
-
-
-def networks(results: dict[str, Run]) -> dict[str, Run]:
+def networks(runs: dict[str, Run]) -> dict[str, Run]:
     """The runs that are no baselines."""
-    return {name: each for name, each in results.items() if not each.is_baseline}
+    return {name: run for name, run in runs.items() if not run.is_baseline}
 
 
-def plain_cnns(results: dict[str, Run]) -> dict[str, Run]:
+def plain_cnns(runs: dict[str, Run]) -> dict[str, Run]:
     """The runs of the paper's plain CNN, whatever they are called."""
-    return {name: each for name, each in networks(results).items() if _backbone(each) == CNN}
+    return {name: run for name, run in networks(runs).items() if _backbone(run) == CNN}
 
 
-def other_networks(results: dict[str, Run]) -> dict[str, Run]:
-    """The runs of all other networks, ResNet-50 and VGG16 among them."""
-    return {name: each for name, each in networks(results).items() if _backbone(each) != CNN}
+def other_networks(runs: dict[str, Run]) -> dict[str, Run]:
+    """The runs of all other networks, such as ResNet-50 and VGG16."""
+    return {name: run for name, run in networks(runs).items() if _backbone(run) != CNN}
 
 
-def _backbone(result: Run) -> str:
-    return result.summary["parameters"]["backbone"]
+def _backbone(run: Run) -> str:
+    return run.summary["parameters"]["backbone"]
