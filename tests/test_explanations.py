@@ -49,68 +49,89 @@ def explanation(deletion, insertion, over_other=0.0, n_pairs=20, empty=0, **chan
     query = maps.copy()
     query[:empty] = 0
     given = {"kind": "similarity", "maps": Maps(query, maps[::-1].copy(), "stage3_conv1")}
+    given |= {"queries": np.arange(n_pairs), "results": np.arange(n_pairs)[::-1]}
     return explain.Explanation(
         artifact=Artifact(Path(), {"key": ""}),
-        queries=np.arange(n_pairs),
-        results=np.arange(n_pairs)[::-1],
         similarities=np.linspace(0.5, 1, n_pairs, dtype=np.float32),
         curves=pd.concat(frames, ignore_index=True),
         **(given | changes),
     )
 
 
-def test_each_map_lies_over_its_own_image():
-    dataset, found = toy_dataset(), explanation(0.1, 0.1)
+def grey_images(dataset):
+    """A toy data set in which each image has a grey of its own."""
     greys = np.arange(len(dataset.labels), dtype=np.uint8)
     object.__setattr__(dataset, "images", np.tile(greys[:, None, None, None], (1, 8, 8, 3)))
-    figure = explanations.pairs(dataset, found, most=3)
-    *axes, bar = figure.axes
-    columns = np.array(axes).reshape(4, 3).T
-    for pair, column in enumerate(columns):
-        query, result = dataset.queries[pair], dataset.gallery[found.results[pair]]
-        shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in column]
-        assert shown == [query, query, result, result]
-        plain, marked, plain_result, marked_result = column
-        assert len(plain.images) == len(plain_result.images) == 1
-        for axis, map_ in (
-            (marked, found.maps.query[pair]),
-            (marked_result, found.maps.result[pair]),
-        ):
-            over = axis.images[1]
-            assert np.array_equal(over.get_array(), map_)
-            assert over.get_extent() == [-0.5, 7.5, 7.5, -0.5]
-            # One scale for all, so that an empty map is dark.
-            assert over.get_clim() == (0, 1)
-        assert plain.get_title() == dataset.classes[dataset.labels[query]]
-        is_hit = dataset.labels[query] == dataset.labels[result]
-        sign, colour = ("✓", display.HIT) if is_hit else ("✗", display.MISS)
-        returned = dataset.classes[dataset.labels[result]]
-        said = f"{sign} {found.similarities[pair]:.3f}\n{returned}"
-        assert plain_result.get_title() == said
-        assert to_hex(plain_result.title.get_color()).upper() == colour
+    return dataset
+
+
+def test_each_map_lies_over_its_own_image_for_each_architecture():
+    dataset = grey_images(toy_dataset())
+    one, other = explanation(0.1, 0.1), explanation(0.1, 0.1, results=np.arange(20))
+    *axes, bar = explanations.pairs(dataset, {"cnn": one, "vgg16": other}, most=3).axes
+    columns = np.array(axes).reshape(7, 3).T
+    for pair, (top, *below) in enumerate(columns):
+        query = dataset.queries[pair]
+        assert int(top.images[0].get_array()[0, 0, 0]) == query
+        assert top.get_title() == dataset.classes[dataset.labels[query]]
+        for run, (marked, plain_result, marked_result) in ((one, below[:3]), (other, below[3:])):
+            result = dataset.gallery[run.results[pair]]
+            three = (marked, plain_result, marked_result)
+            shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in three]
+            assert shown == [query, result, result]
+            assert len(plain_result.images) == 1
+            for axis, map_ in (
+                (marked, run.maps.query[pair]),
+                (marked_result, run.maps.result[pair]),
+            ):
+                over = axis.images[1]
+                assert np.array_equal(over.get_array(), map_)
+                assert over.get_extent() == [-0.5, 7.5, 7.5, -0.5]
+                # One scale for all, so that an empty map is dark.
+                assert over.get_clim() == (0, 1)
+            is_hit = dataset.labels[query] == dataset.labels[result]
+            sign, colour = ("✓", display.HIT) if is_hit else ("✗", display.MISS)
+            returned = dataset.classes[dataset.labels[result]]
+            assert plain_result.get_title() == f"{sign} {run.similarities[pair]:.3f}\n{returned}"
+            assert to_hex(plain_result.title.get_color()).upper() == colour
+    names = [axis.get_ylabel() for axis in columns[0]]
+    assert names[0] == "query"
+    assert [name.partition("\n")[0] for name in names[1:]] == ["cnn"] * 3 + ["vgg16"] * 3
     ends = [each.get_text() for each in bar.get_xticklabels()]
     assert ends == ["does not raise it", "raises the similarity most"]
 
 
-def test_fewer_pairs_than_asked_for_are_all_shown():
-    dataset, found = toy_dataset(), explanation(0.1, 0.1, n_pairs=2, kind="attention")
-    *axes, bar = explanations.pairs(dataset, found).axes
-    assert len(axes) == 4 * 2
+def test_queries_that_one_architecture_does_not_explain_are_left_out():
+    dataset = grey_images(toy_dataset())
+    found = explanation(0.1, 0.1, n_pairs=2, kind="attention")
+    later = explanation(0.1, 0.1, n_pairs=2, kind="attention", queries=np.array([1, 2]))
+    *axes, bar = explanations.pairs(dataset, {"cnn": found, "vgg16": later}).axes
+    assert len(axes) == 7
+    assert int(axes[0].images[0].get_array()[0, 0, 0]) == dataset.queries[1]
     assert [each.get_text() for each in bar.get_xticklabels()] == ["weighs nothing", "weighs most"]
 
 
-def test_curves_are_the_means_over_the_pairs_beside_those_of_chance():
-    found = explanation(0.1, 0.05)
-    left, right = explanations.curves(found).axes
-    for axis, way in ((left, "deletion"), (right, "insertion")):
-        assert axis.get_title() == way
-        for line, name in zip(axis.lines, (way, f"{way}_other", f"{way}_random"), strict=True):
-            assert line.get_xdata().tolist() == SHARES
-            means = found.curves.groupby("share")[name].mean()
-            np.testing.assert_allclose(line.get_ydata(), means)
-    assert [line.get_linestyle() for line in left.lines] == ["-", ":", "--"]
+def test_curves_are_the_means_over_the_pairs_beside_those_of_random_maps():
+    runs = {"cnn": explanation(0.1, 0.05), "vgg16": explanation(0.2, 0.0)}
+    axes = np.array(explanations.curves(runs).axes).reshape(2, 2)
+    for row, (run, found) in zip(axes, runs.items(), strict=True):
+        assert row[0].get_ylabel().startswith(run)
+        for axis, test in zip(row, ("deletion", "insertion"), strict=True):
+            for line, name in zip(axis.lines, (test, f"{test}_other", f"{test}_random"),
+                                  strict=True):  # fmt: skip
+                assert line.get_xdata().tolist() == SHARES
+                means = found.curves.groupby("share")[name].mean()
+                np.testing.assert_allclose(line.get_ydata(), means)
+    assert [axis.get_title() for axis in axes[0]] == ["deletion", "insertion"]
+    assert [line.get_linestyle() for line in axes[0, 0].lines] == ["-", ":", "--"]
     names = ["the pair's own map", "maps of other pairs", "random maps"]
-    assert left.get_legend_handles_labels()[1] == names
+    assert axes[0, 0].get_legend_handles_labels()[1] == names
+
+
+def test_without_explanations_there_is_nothing_to_draw_or_describe():
+    assert explanations.pairs(toy_dataset(), {}) is None
+    assert explanations.curves({}) is None
+    assert explanations.describe({}) == ""
 
 
 @pytest.fixture
@@ -235,15 +256,13 @@ def test_one_sentence_says_how_far_maps_can_be_trusted(project, gain, verdict):
     )
 
 
-def test_the_description_says_which_maps_these_are():
-    text = explanations.describe(explanation(0.1, 0.1))
-    assert text == (
-        "Maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries and their nearest "
-        "results."
-    )
-
-
-def test_empty_maps_are_counted():
-    found = explanation(0.1, 0.1, empty=3)
+def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
     # The last result's map begins with 0 but is not empty.
-    assert "3 of the 40 maps are empty" in explanations.describe(found)
+    runs = {"cnn": explanation(0.1, 0.1), "vgg16": explanation(0.1, 0.1, empty=3)}
+    assert explanations.describe(runs).splitlines() == [
+        "- **cnn**: maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries and their "
+        "nearest results.",
+        "- **vgg16**: maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries and "
+        "their nearest results. 3 of the 40 maps are empty, since no position raises the "
+        "similarity.",
+    ]

@@ -4,7 +4,7 @@
 `explanations.csv`; all other functions draw, tabulate or describe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -195,94 +195,140 @@ def trust(rows: pd.DataFrame) -> str:
     return f"Tested on {rows['n_pairs'].max()} pairs, such maps are {'; '.join(parts)}."
 
 
-def describe(explanation: "Explanation") -> str:
-    """Which maps these are, and how many of them are empty."""
-    maps = explanation.maps
-    _, height, width = maps.query.shape
-    text = (
-        f"Maps of {height} × {width} positions, of the layer `{maps.layer}`, for "
-        f"{len(explanation.queries):,} queries and their nearest results."
-    )
-    is_empty = ~np.concatenate([maps.query, maps.result]).any(axis=(1, 2))
-    if is_empty.any():
-        text += (
-            f" {is_empty.sum():,} of the {len(is_empty):,} maps are empty, since no position "
-            "raises the similarity."
+def describe(explanations: Mapping[str, "Explanation"]) -> str:
+    """Which maps these are, and how many of them are empty: one line per architecture."""
+    lines = []
+    for name, explanation in explanations.items():
+        maps = explanation.maps
+        _, height, width = maps.query.shape
+        text = (
+            f"- **{name}**: maps of {height} × {width} positions, of the layer `{maps.layer}`, for "
+            f"{len(explanation.queries):,} queries and their nearest results."
         )
-    return text
+        is_empty = ~np.concatenate([maps.query, maps.result]).any(axis=(1, 2))
+        if is_empty.any():
+            text += (
+                f" {is_empty.sum():,} of the {len(is_empty):,} maps are empty, since no position "
+                "raises the similarity."
+            )
+        lines.append(text)
+    return "\n".join(lines)
 
 
-def pairs(dataset: Dataset, explanation: "Explanation", most: int = 6) -> Figure:
-    """Pairs in columns: the query, its map over it, the result, its map over it.
+def pairs(
+    dataset: Dataset, explanations: Mapping[str, "Explanation"], most: int = 6
+) -> Figure | None:
+    """Queries in columns; below each, for each architecture, its map, the result and that one's.
 
-    The class stands above the query; sign, similarity and class stand above the result.
+    The class stands above the query; sign, similarity and class stand above each result.
 
     Args:
-        most: pairs shown, the first ones.
+        explanations: by architecture, all of one kind; without any, there is no figure.
+        most: queries shown, the first ones that all architectures explain.
     """
-    shown = range(min(most, len(explanation.queries)))
+    if not explanations:
+        return None
+    first = next(iter(explanations.values()))
+    of_all = [
+        query
+        for query in first.queries
+        if all(query in explanation.queries for explanation in explanations.values())
+    ][:most]
     figure, axes = plt.subplots(
-        4, len(shown), figsize=(1.1 * len(shown), 5.2), squeeze=False, layout="constrained"
+        1 + 3 * len(explanations),
+        len(of_all),
+        figsize=(1.1 * len(of_all) + 0.3, 1.1 + 3.85 * len(explanations)),
+        squeeze=False,
+        layout="constrained",
     )
-    for pair, column in zip(shown, axes.T, strict=True):
-        query = dataset.queries[explanation.queries[pair]]
-        result = dataset.gallery[explanation.results[pair]]
-        is_hit = dataset.labels[query] == dataset.labels[result]
-        above_result = f"{'✓' if is_hit else '✗'} {explanation.similarities[pair]:.3f}\n"
-        for (plain, marked), position, map_, above, colour in (
-            (column[:2], query, explanation.maps.query[pair], "", NEUTRAL),
-            (
-                column[2:], result, explanation.maps.result[pair], above_result,
-                HIT if is_hit else MISS,
-            ),
-        ):  # fmt: skip
-            title = above + shorten(dataset.classes[dataset.labels[position]])
-            image = dataset.images[position]
-            plain.imshow(image)
-            plain.set_title(title, size=8, color=colour)
-            marked.imshow(image)
-            marked.imshow(
-                map_, cmap=COLOURS, vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
-                extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5),
-            )  # fmt: skip
+    for query, column in zip(of_all, axes.T, strict=True):
+        position = dataset.queries[query]
+        name = shorten(dataset.classes[dataset.labels[position]])
+        column[0].imshow(dataset.images[position])
+        column[0].set_title(name, size=8, color=NEUTRAL)
+        for place, explanation in enumerate(explanations.values()):
+            _draw_pair(dataset, explanation, query, column[1 + 3 * place : 4 + 3 * place])
+    rows = ["query", *(f"{name}\n{row}" for name in explanations
+                       for row in ("query's map", "result", "result's map"))]  # fmt: skip
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(row, size=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
-    for axis, name in zip(axes[:, 0], ("query", "its map", "result", "its map"), strict=True):
-        axis.set_ylabel(name, size=8)
     bar = figure.colorbar(
         ScalarMappable(cmap=COLOURS), ax=axes, location="bottom", shrink=0.5, ticks=[0, 1]
     )
-    bar.ax.set_xticklabels(SCALE[explanation.kind], size=8)
+    bar.ax.set_xticklabels(SCALE[first.kind], size=8)
     return figure
 
 
-def curves(explanation: "Explanation") -> Figure:
-    """Mean similarity as pixels are removed (left) or restored (right), with its interval.
+def _draw_pair(
+    dataset: Dataset, explanation: "Explanation", query: int, axes: Sequence[plt.Axes]
+) -> None:
+    """One architecture's map of a query, its result, and that one's map, on three axes."""
+    (pair,) = np.flatnonzero(explanation.queries == query)
+    query_at = dataset.queries[query]
+    result_at = dataset.gallery[explanation.results[pair]]
+    is_hit = dataset.labels[query_at] == dataset.labels[result_at]
+    name = shorten(dataset.classes[dataset.labels[result_at]])
+    axes[1].set_title(
+        f"{'✓' if is_hit else '✗'} {explanation.similarities[pair]:.3f}\n{name}",
+        size=8,
+        color=HIT if is_hit else MISS,
+    )
+    for axis, position, map_ in (
+        (axes[0], query_at, explanation.maps.query[pair]),
+        (axes[1], result_at, None),
+        (axes[2], result_at, explanation.maps.result[pair]),
+    ):
+        image = dataset.images[position]
+        axis.imshow(image)
+        if map_ is not None:
+            axis.imshow(
+                map_, cmap=COLOURS, vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
+                extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5),
+            )  # fmt: skip
+
+
+def curves(explanations: Mapping[str, "Explanation"]) -> Figure | None:
+    """Mean similarity as pixels are removed (left) or restored (right), one row per architecture.
 
     The order of the pixels is that of the maps (solid), of other pairs' maps (dotted), or of
-    random maps (dashed).
+    random maps (dashed); bands are intervals over the pairs.
+
+    Args:
+        explanations: by architecture; without any, there is no figure.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for axis, (test, happens) in zip(axes, TESTS.items(), strict=True):
-        for name, style, colour, label in (
-            (test, "-", HIT, "the pair's own map"),
-            (f"{test}_other", ":", MISS, "maps of other pairs"),
-            (f"{test}_random", "--", NEUTRAL, "random maps"),
-        ):
-            wide = explanation.curves.pivot(index="pair", columns="share", values=name)
-            means = uncertainty.intervals(wide)
-            axis.plot(means.index, means["value"], style, color=colour, label=label)
-            axis.fill_between(
-                means.index, means["ci_low"], means["ci_high"], color=colour, alpha=0.15
-            )
-        axis.set(title=test, xlabel=f"share of the query's pixels {happens}", xlim=(0, 1))
-    axes[0].set_ylabel("similarity to the result")
-    axes[0].legend(frameon=False)
+    if not explanations:
+        return None
+    figure, axes = plt.subplots(
+        len(explanations),
+        2,
+        figsize=(9, 0.9 + 2.5 * len(explanations)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    for row, (name, explanation) in zip(axes, explanations.items(), strict=True):
+        for axis, test in zip(row, TESTS, strict=True):
+            _draw_curves(axis, explanation, test)
+        row[0].set_ylabel(f"{name}\nsimilarity to the result")
+    for above, below, (test, happens) in zip(axes[0], axes[-1], TESTS.items(), strict=True):
+        above.set_title(test)
+        below.set(xlabel=f"share of the query's pixels {happens}", xlim=(0, 1))
+    axes[0, 0].legend(frameon=False)
     figure.tight_layout()
     return figure
 
 
-def save(study: str, architecture: str, explanation: "Explanation") -> pd.DataFrame:
-    """The rows of one architecture; goes as soon as `explanations.ipynb` explains all of them."""
-    return uncertainty.corrected(summarise(study, {architecture: explanation}))
+def _draw_curves(axis: plt.Axes, explanation: "Explanation", test: str) -> None:
+    """One test of one architecture's maps, with intervals."""
+    for name, style, colour, label in (
+        (test, "-", HIT, "the pair's own map"),
+        (f"{test}_other", ":", MISS, "maps of other pairs"),
+        (f"{test}_random", "--", NEUTRAL, "random maps"),
+    ):
+        wide = explanation.curves.pivot(index="pair", columns="share", values=name)
+        means = uncertainty.intervals(wide)
+        axis.plot(means.index, means["value"], style, color=colour, label=label)
+        axis.fill_between(means.index, means["ci_low"], means["ci_high"], color=colour, alpha=0.15)
