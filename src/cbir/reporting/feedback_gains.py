@@ -215,8 +215,3 @@ def _gains(rows: pd.DataFrame) -> str:
 
 def _weights(row: pd.Series) -> Rocchio:
     return Rocchio(*(float(row[name]) for name in WEIGHTS))
-
-
-def save(study: str, architecture: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one run; goes as soon as `feedback.ipynb` measures all of them."""
-    return uncertainty.corrected(summarise(study, {architecture: measured}))
