@@ -140,14 +140,16 @@ def build_network(backbone="cnn", **changes):
     return models.build(backbone, **(given | changes))
 
 
-def train_network(network, dataset, **changes):
+def train_network(network, dataset, *, seed=0, features=None, head=None, **changes):
     """A short training."""
     from cbir.networks import training
 
-    given = {"features": None, "epochs": 4, "measured_epochs": [1], "batch_size": 8}
-    given |= {"optimizer": "adam", "learning_rate": 0.002, "schedule": "cosine", "seed": 0}
-    given |= {"weight_decay": 0.0, "augmentation": [], "label_smoothing": 0.0, "early_stopping": 0}
-    return training.train(network, dataset, **(given | changes))
+    settings = {"epochs": 4, "measured_epochs": [1], "batch_size": 8, "optimizer": "adam"}
+    settings |= {"learning_rate": 0.002, "schedule": "cosine", "weight_decay": 0.0}
+    settings |= {"augmentation": [], "label_smoothing": 0.0, "early_stopping": 0}
+    return training.train(
+        network, dataset, settings | changes, seed=seed, features=features, head=head
+    )
 
 
 def save_trained(study="tiny", name="cnn", **changes):

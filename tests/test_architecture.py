@@ -60,8 +60,8 @@ def noted(monkeypatch):
         built.append((train, seed, was_frozen))
         return f"network of seed {seed}"
 
-    def train(network, dataset, **given):
-        trained.append((network, dataset.protocol, dataset.draw, given))
+    def train(network, dataset, settings, **given):
+        trained.append((network, dataset.protocol, dataset.draw, settings | given))
         return f"training {len(trained)}"
 
     def embed(network, done, dataset, epoch, **given):
@@ -116,7 +116,7 @@ def test_without_epochs_of_the_head_all_is_trained_at_once(images, noted):
     assert built == [("all", 4, False)]
     ((*_, given),) = trained
     own = {name: value for name, value in TRAINING.items() if not name.startswith("head_")}
-    assert given == own | {"features": None, "seed": 4, "head": None}
+    assert given == own | {"seed": 4, "head": None}
 
 
 def test_the_head_is_trained_first_with_settings_of_its_own(images, noted):
@@ -130,8 +130,9 @@ def test_the_head_is_trained_first_with_settings_of_its_own(images, noted):
     assert first["features"] == "features of network of seed 4"
     assert "head" not in first
     own = {"epochs": 1, "batch_size": 10, "learning_rate": 0.001, "measured_epochs": [1]}
-    own |= {"augmentation": ["flip"], "features": None, "head": "training 1", "seed": 4}
+    own |= {"augmentation": ["flip"], "head": "training 1", "seed": 4}
     assert {name: last[name] for name in own} == own
+    assert "features" not in last
     assert done == "training 2"
 
 

@@ -72,7 +72,7 @@ def test_probabilities_are_those_of_the_network(embedded, trained, images):
 def test_another_view_takes_its_rows_of_the_same_vectors(embedded, images):
     view = protocols.view(images, "unseen_classes", unseen=1, draw=0)
     for dataset in (view, protocols.view(images, "held_out_gallery")):
-        other = embedded.of(dataset)
+        other = replace(embedded, dataset=dataset)
         assert other.artifact is embedded.artifact
         assert np.array_equal(other.gallery, embedded.vectors[dataset.gallery])
         assert np.array_equal(other.query, embedded.vectors[dataset.queries])
@@ -86,7 +86,7 @@ def test_protocols_that_train_alike_share_embeddings(embedded, trained, images):
 
 
 def test_the_table_of_what_is_stored_counts_images_and_bytes(embedded, images):
-    table = embedded.stored()
+    table = embedded.sizes()
     assert table["images"].tolist() == [len(images.gallery), len(images.queries)]
     assert table.loc["gallery", "megabytes"] == len(images.gallery) * 16 * 4 / 1e6
 

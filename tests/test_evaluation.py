@@ -40,7 +40,7 @@ def embedded():
 @pytest.fixture(scope="module")
 def held_out(embedded):
     """The same under `held_out_gallery`."""
-    return embedded.of(protocols.view(embedded.dataset, "held_out_gallery"))
+    return replace(embedded, dataset=protocols.view(embedded.dataset, "held_out_gallery"))
 
 
 def similarities_by_hand(query, gallery) -> np.ndarray:

@@ -307,7 +307,7 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
     assert len(tried) == len(feedback.POSITIVE) * len(feedback.NEGATIVE)
     for row in tried.iloc[[0, 7, -1]].itertuples():
         weights = Rocchio(positive=row.positive, negative=row.negative)
-        slow = slowly(embeddings.of(as_asked), weights, 1, feedback.MARKED)
+        slow = slowly(replace(embeddings, dataset=as_asked), weights, 1, feedback.MARKED)
         mean = slow.loc[slow["round"] == 1, "average_precision"].mean()
         assert row.mean_average_precision == pytest.approx(mean)
 
@@ -354,7 +354,7 @@ def test_what_is_measured_once_is_kept(dataset, monkeypatch):
         feedback.simulate_feedback(embeddings, Rocchio(1, 3, 3))
     view = protocols.view(dataset, "held_out_gallery")
     with pytest.raises(AssertionError, match="ranked again"):
-        feedback.measure_feedback(embeddings.of(view))
+        feedback.measure_feedback(replace(embeddings, dataset=view))
 
 
 def test_a_baseline_without_a_classifier_is_measured_too(dataset):

@@ -10,9 +10,10 @@ from cbir.networks.optimisers import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 STEPS, EPOCHS, RATE = 10, 8, 0.2
 
 
-def driver(name="sgd", **changes):
-    given = {"schedule": "constant", "learning_rate": 0.1, "weight_decay": 0.0}
-    return optimisers.optimizer(name, **(given | {"steps": STEPS, "epochs": EPOCHS} | changes))
+def driver(name="sgd", steps=STEPS, **changes):
+    settings = {"optimizer": name, "schedule": "constant", "learning_rate": 0.1}
+    settings |= {"weight_decay": 0.0, "epochs": EPOCHS}
+    return optimisers.optimizer(settings | changes, steps)
 
 
 def after_steps(optimizer, count=1, weight=2.0, gradient=4.0) -> float:
@@ -104,7 +105,7 @@ def smoothed_by_hand(share: float) -> np.ndarray:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_label_smoothing_spreads_its_share_over_all_classes(share):
-    losses = optimisers.cross_entropy(share)(LABELS, PROBABILITIES)
+    losses = optimisers.loss({"label_smoothing": share})(LABELS, PROBABILITIES)
     np.testing.assert_allclose(losses, smoothed_by_hand(share), rtol=1e-5)
 
 
@@ -112,7 +113,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(share):
 def test_loss_and_accuracy_of_a_model_are_those_by_hand(share):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
-    model.compile("sgd", loss=optimisers.cross_entropy(share), metrics=["accuracy"])
+    model.compile("sgd", loss=optimisers.loss({"label_smoothing": share}), metrics=["accuracy"])
     loss, accuracy = model.evaluate(PROBABILITIES, LABELS, verbose=0)
     assert loss == pytest.approx(smoothed_by_hand(share).mean(), rel=1e-5)
     assert accuracy == pytest.approx(2 / 3)
@@ -182,7 +183,8 @@ def test_a_model_learns_through_its_augmented_self_and_stays_without_changes():
     model = keras.Model(inputs, outputs)
     augmented = optimisers.augmented(model, ["flip", "shift"])
     images, before = one_image_many_times(), model.get_weights()[0].copy()
-    augmented.compile(driver("adam"), loss=optimisers.cross_entropy(0.1), run_eagerly=True)
+    loss = optimisers.loss({"label_smoothing": 0.1})
+    augmented.compile(driver("adam"), loss=loss, run_eagerly=True)
     augmented.train_on_batch(images, np.arange(32) % 2)
     assert all(
         one is other

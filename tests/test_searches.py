@@ -177,7 +177,8 @@ def test_a_classifier_that_knows_the_classes_is_searched_with_in_every_way():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
     assert searches.of(embedded) == list(SEARCHES)
-    assert searches.of(embedded.of(protocols.view(dataset, "held_out_gallery"))) == list(SEARCHES)
+    held_out = replace(embedded, dataset=protocols.view(dataset, "held_out_gallery"))
+    assert searches.of(held_out) == list(SEARCHES)
     assert SEARCHES[0] == "unrestricted"
 
 
@@ -185,7 +186,7 @@ def test_without_a_classifier_for_the_queries_the_search_is_unrestricted():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
     unseen = protocols.view(dataset, "unseen_classes", unseen=1, draw=0)
-    assert searches.of(embedded.of(unseen)) == ["unrestricted"]
+    assert searches.of(replace(embedded, dataset=unseen)) == ["unrestricted"]
     assert searches.of(replace(embedded, probabilities=None)) == ["unrestricted"]
 
 
@@ -375,7 +376,7 @@ def test_protocols_that_train_alike_share_a_calibration(trained, monkeypatch):
         raise AssertionError("calibrated again")
 
     monkeypatch.setattr(searches, "fit_temperature", refuse)
-    held_out = trained.of(protocols.view(trained.dataset, "held_out_gallery"))
+    held_out = replace(trained, dataset=protocols.view(trained.dataset, "held_out_gallery"))
     assert searches.calibrate(held_out) == known
     with pytest.raises(AssertionError, match="calibrated again"):
         searches.calibrate(replace(trained, dataset=replace(trained.dataset, fingerprint="x")))

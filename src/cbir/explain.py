@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from cbir import StudyError
 from cbir.cache import Artifact, cached
-from cbir.networks.embeddings import Embeddings, Encode, make_encoder, read_whitening
+from cbir.networks.embeddings import Embeddings, Encode, make_encoder
 from cbir.networks.gradients import Maps, attention_maps, similarity_maps
 from cbir.networks.models import Network
 from cbir.progress import progress
@@ -97,8 +97,7 @@ def of(
         if kind == "attention":
             maps = attention_maps(network, query_images, result_images)
         else:
-            whitening = read_whitening(embeddings.artifact.folder)
-            maps = similarity_maps(network, query_images, result_images, whitening)
+            maps = similarity_maps(network, query_images, result_images, embeddings.whitening)
         np.savez(folder / "maps.npz", **vars(maps))
         tested = curves(
             make_encoder(network, embeddings),

@@ -213,8 +213,8 @@ def heads(backbone: str, count: int) -> float:
         features = Artifact(folder, {"key": "random", "seconds": 0})
         return seconds(
             lambda: training.train(
-                network, dataset, features=features, measured_epochs=[], augmentation=[],
-                seed=seed, **settings,
+                network, dataset, settings | {"measured_epochs": [], "augmentation": []},
+                seed=seed, features=features,
             )
         )  # fmt: skip
 

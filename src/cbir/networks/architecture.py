@@ -61,24 +61,19 @@ class Architecture:
 
     def _train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         settings = dict(self.training)
-        of_head = {
-            name: settings.pop(f"head_{name}") for name in ("epochs", "batch_size", "learning_rate")
-        }
-        of_head |= {"measured_epochs": [], "augmentation": []}
+        names = ("epochs", "batch_size", "learning_rate")
+        head_settings = {name: settings.pop(f"head_{name}") for name in names}
+        head_settings = settings | head_settings | {"measured_epochs": [], "augmentation": []}
         head = None
-        if of_head["epochs"]:
+        if head_settings["epochs"]:
             frozen = Architecture(self.network | {"train": "head"}, self.training, self.embedding)
             network = frozen.build(dataset, seed)
             features = embeddings.frozen_features(network, dataset)
-            head = training.train(
-                network, dataset, features=features, seed=seed, **settings | of_head
-            )
+            head = training.train(network, dataset, head_settings, seed=seed, features=features)
             if self.network["train"] == "head":
                 return network, head
         network = self.build(dataset, seed)
-        return network, training.train(
-            network, dataset, features=None, seed=seed, head=head, **settings
-        )
+        return network, training.train(network, dataset, settings, seed=seed, head=head)
 
 
 def _of(dataset: Dataset) -> str:

@@ -1,4 +1,9 @@
-"""From a network's raw vectors to embeddings: unit length, and PCA whitening where it is asked."""
+"""Embeddings of a data set: raw vectors, unit length, optional PCA whitening, and their storage.
+
+A folder of embeddings holds `vectors.npy`, `probabilities.npy` where there is a classifier, and
+`whitening.npz` where the vectors are whitened. Only this module knows these files. It imports no
+Keras, so that stored embeddings open quickly.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,103 +16,54 @@ import pandas as pd
 from numpy.lib.format import open_memmap
 
 from cbir import StudyError
-from cbir.cache import Artifact, cached
+from cbir.cache import Artifact, cached, read
 from cbir.images.dataset import Dataset, take_rows
 from cbir.networks import baselines, inference
 
-if TYPE_CHECKING:  # the baselines need no Keras
+if TYPE_CHECKING:
     from cbir.networks.models import Network
     from cbir.networks.training import Training
 
-
-def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Rows divided by their Euclidean length, as float32.
-
-    A row of zeros, as ReLU can leave one, has no direction: it gets the one that makes equal
-    angles with all axes, so that it can be ranked.
-    """
-    vectors = np.asarray(vectors, np.float32)
-    if not np.isfinite(vectors).all():
-        raise StudyError("an embedding is not a finite number: the network's weights are broken")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    flat = np.float32(1 / np.sqrt(vectors.shape[1]))
-    return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), flat)
-
-
-def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
-    """PCA whitening of vectors of unit length.
-
-    All of them are in memory at once, unlike the images that they come from: 45,000 training images
-    in 2,048 dimensions take 370 MB, and the fit more.
-
-    Args:
-        vectors: (n, d) of the training images, of any length.
-        dimensions: how many to keep, the widest.
-
-    Returns:
-        `mean` (d,) and `axes` (d, dimensions): (v - mean) @ axes has variance 1 in each dimension.
-
-    Raises:
-        StudyError: more dimensions than there are.
-    """
-    from sklearn.decomposition import PCA
-
-    check_whitening(dimensions, *vectors.shape)
-    fitted = PCA(dimensions, random_state=0).fit(normalise(vectors))
-    # A dimension without variance tells nothing, and must not be blown up.
-    scale = 1 / np.sqrt(np.maximum(fitted.explained_variance_, 1e-8))
-    return {"mean": fitted.mean_, "axes": fitted.components_.T * scale}
-
-
-def check_whitening(dimensions: int, n: int, width: int) -> None:
-    """Whether PCA leaves so many dimensions of n embeddings; known before anything is trained.
-
-    Raises:
-        StudyError: it does not.
-    """
-    if dimensions > min(n, width):
-        raise StudyError(
-            f"whitening: {dimensions} dimensions of {width}-dimensional embeddings of {n} training "
-            f"images: at most {min(n, width)}"
-        )
-
-
-def finisher(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes embeddings of a network's raw vectors: unit length, whitened where it was."""
-    if not (fitted := read_whitening(folder)):
-        return normalise
-    return lambda raw: normalise((normalise(raw) - fitted["mean"]) @ fitted["axes"])
-
-
-def read_whitening(folder: Path) -> dict[str, np.ndarray] | None:
-    """What `fit_whitening` gave for the embeddings in a folder; None where there is none."""
-    if not (path := folder / "whitening.npz").exists():
-        return None
-    with np.load(path) as fitted:
-        return dict(fitted)
-
-
-ROWS = 8192
+VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
+FEATURES = "features.npy"
+# Rows that are normalised and whitened at once.
+BLOCK = 8192
 # Images to embeddings and class probabilities.
-Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A data set as vectors.
+    """The embeddings of a data set.
 
     Attributes:
-        artifact: where they stand, and what they were made from.
-        dataset: which of the images are gallery, and which are queries.
-        vectors: (n, d) float32, of unit length, memory-mapped: all images, in their order.
-        probabilities: (n, n_classes) float32, the classifier's word on each image; None for a
-            baseline, which has no classifier.
+        artifact: the stored embeddings and what they were made from.
+        dataset: the images, and which of them are gallery and queries.
+        vectors: (n, d) float32 of unit length, memory-mapped, in the order of the images.
+        probabilities: (n, n_classes) float32 predicted class probabilities; None for a baseline.
     """
 
     artifact: Artifact
     dataset: Dataset
     vectors: np.ndarray
     probabilities: np.ndarray | None
+
+    @classmethod
+    def open(cls, folder: Path, dataset: Dataset) -> "Embeddings":
+        """Open stored embeddings, as `embed` and `embed_baseline` write them.
+
+        Args:
+            folder: of the artifact.
+            dataset: the images that were embedded.
+
+        Raises:
+            StudyError: the folder holds no finished embeddings.
+        """
+        if (artifact := read(folder)) is None:
+            raise StudyError(f"no embeddings in {folder}: run the study again")
+        paths = [folder / name for name in (VECTORS, PROBABILITIES)]
+        arrays = [np.load(path, mmap_mode="r") if path.exists() else None for path in paths]
+        return cls(artifact, dataset, *arrays)
 
     @functools.cached_property
     def gallery(self) -> np.ndarray:
@@ -126,17 +82,21 @@ class Embeddings:
 
     @property
     def query_predictions(self) -> np.ndarray:
-        """(n_queries,) the class that the classifier predicts."""
+        """(n_queries,) int, the predicted classes."""
         return self.query_probabilities.argmax(axis=1)
 
-    def of(self, dataset: Dataset) -> "Embeddings":
-        """The same vectors, with the gallery and the queries of another view."""
-        return Embeddings(self.artifact, dataset, self.vectors, self.probabilities)
+    @functools.cached_property
+    def whitening(self) -> dict[str, np.ndarray] | None:
+        """What `fit_whitening` returned for these embeddings; None where they are not whitened."""
+        if not (path := self.artifact.folder / WHITENING).exists():
+            return None
+        with np.load(path) as arrays:
+            return dict(arrays)
 
-    def stored(self) -> pd.DataFrame:
-        """How many vectors, how long, and what they take on disk."""
+    def sizes(self) -> pd.DataFrame:
+        """A row for gallery and queries: number, length, dtype and megabytes of the vectors."""
         parts = {"gallery": self.gallery, "queries": self.query}
-        table = {
+        rows = {
             part: {
                 "images": len(vectors),
                 "embedding size": vectors.shape[1],
@@ -145,35 +105,109 @@ class Embeddings:
             }
             for part, vectors in parts.items()
         }
-        return pd.DataFrame.from_dict(table, orient="index")
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """Divide each row by its Euclidean length.
+
+    A row of zeros, which ReLU can produce, has no direction. It becomes the unit vector that makes
+    equal angles with all axes, so that it can be ranked.
+
+    Args:
+        vectors: (n, d) of any length.
+
+    Returns:
+        (n, d) float32 of unit length.
+
+    Raises:
+        StudyError: a value is not a finite number.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    if not np.isfinite(vectors).all():
+        raise StudyError("an embedding is not a finite number: the network's weights are broken")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    diagonal = np.float32(1 / np.sqrt(vectors.shape[1]))
+    return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), diagonal)
+
+
+def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
+    """Fit PCA whitening to vectors of unit length.
+
+    All vectors are in memory at once: 45,000 training images in 2,048 dimensions take 370 MB, and
+    the fit takes more.
+
+    Args:
+        vectors: (n, d) of the training images, of any length.
+        dimensions: how many to keep, those of the largest variance.
+
+    Returns:
+        `mean` (d,) and `axes` (d, dimensions): (v - mean) @ axes has variance 1 in each dimension.
+
+    Raises:
+        StudyError: as for `check_whitening`.
+    """
+    from sklearn.decomposition import PCA
+
+    check_whitening(dimensions, *vectors.shape)
+    pca = PCA(dimensions, random_state=0).fit(normalise(vectors))
+    # A dimension without variance carries no information and must not be blown up.
+    scale = 1 / np.sqrt(np.maximum(pca.explained_variance_, 1e-8))
+    return {"mean": pca.mean_, "axes": pca.components_.T * scale}
+
+
+def check_whitening(dimensions: int, n: int, width: int) -> None:
+    """Check before a training that PCA can leave so many dimensions of n embeddings.
+
+    Raises:
+        StudyError: there are fewer images or fewer dimensions.
+    """
+    if dimensions > min(n, width):
+        raise StudyError(
+            f"whitening: {dimensions} dimensions of {width}-dimensional embeddings of {n} training "
+            f"images: at most {min(n, width)}"
+        )
+
+
+def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """A network's raw vectors, (n, width), to embeddings, (n, d) float32 of unit length.
+
+    Args:
+        whitening: from `fit_whitening`; None for none.
+    """
+    vectors = normalise(raw)
+    if whitening is None:
+        return vectors
+    return normalise((vectors - whitening["mean"]) @ whitening["axes"])
 
 
 def frozen_features(
     network: "Network", dataset: Dataset, *, mirrored: bool = False
 ) -> Artifact | None:
-    """What a frozen backbone makes of every image, computed once; None where it is trained.
+    """Features of a frozen backbone for all images, computed once; None where it is trained.
 
-    Heads, seeds and epochs share this array `features.npy`: (n, channels) float32 pooled features,
-    or (n, h, w, channels) float16 maps where the head pools them. `mirrored` asks for those of
-    every image's mirror image, an array of its own.
+    Heads, seeds and epochs share the array `features.npy`: (n, channels) float32 pooled features,
+    or (n, h, w, channels) float16 maps where the head pools.
+
+    Args:
+        mirrored: whether to compute the features of the mirror images, a separate array.
     """
     if not network.is_frozen:
         return None
-    # Random weights follow from the seed, and from dropout, which draws from it too.
-    drawn = () if network.weights.path else ("seed", "dropout")
-    shape = ("backbone", "constructor", "pixels", "image_size", "input_size", "precision")
-    shape += ("feature_maps",) if network.has_maps else ("pooling",)
+    # Random weights depend on the seed, and on dropout, which draws from the same seed.
+    random = () if network.weights.path else ("seed", "dropout")
+    names = ("backbone", "constructor", "pixels", "image_size", "input_size", "precision")
+    names += ("feature_maps",) if network.has_maps else ("pooling",)
     dtype = np.float16 if network.has_maps else np.float32
 
     def make(folder: Path) -> None:
-        path = folder / "features.npy"
         backbone = inference.mirrored(network.backbone) if mirrored else network.backbone
-        inference.predict(backbone, dataset.images, {path: dtype}, "features")
+        inference.predict(backbone, dataset.images, {folder / FEATURES: dtype}, "features")
 
     return cached(
         "features",
         make,
-        parameters={name: network.parameters[name] for name in (*shape, *drawn)}
+        parameters={name: network.parameters[name] for name in (*names, *random)}
         | {"mirrored": mirrored},
         reads=[dataset.fingerprint, network.weights.sha256],
         package="networks",
@@ -189,45 +223,46 @@ def embed(
     test_time_flips: bool = False,
     whitening: int = 0,
 ) -> Embeddings:
-    """Embeddings and class probabilities of all images.
+    """Embed all images with a trained network, and predict their class probabilities.
 
     Args:
-        network: what was trained.
-        training: where its weights stand.
-        dataset: whose images, gallery and queries.
+        network: the network that was trained.
+        training: its training.
+        dataset: the images.
         epoch: one of the training's measured epochs; the final state by default.
-        test_time_flips: average what the network makes of an image and of its mirror image. A
-            frozen backbone sees each of the two once, whatever the number of heads.
-        whitening: dimensions that PCA whitening, fitted on the training images, leaves; 0 for none.
+        test_time_flips: whether to average the outputs for an image and its mirror image. A frozen
+            backbone sees each of the two once, whatever the number of heads.
+        whitening: dimensions that PCA whitening, fitted on the training images, keeps; 0 for none.
 
     Raises:
-        StudyError: more dimensions than `check_whitening` allows, an embedding that is not a
-            number, or too little memory for a batch.
+        StudyError: more dimensions than `check_whitening` allows, an embedding that is not a finite
+            number, or too little memory for one image.
     """
 
     def make(folder: Path) -> None:
         network.model.load_weights(training.weights_path(epoch))
-        outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
+        raw_path = folder / "raw.npy"
+        outputs = {raw_path: np.float32, folder / PROBABILITIES: np.float32}
         if training.features:
-            found = [training.features]
+            artifacts = [training.features]
             if test_time_flips:
-                found.append(frozen_features(network, dataset, mirrored=True))
-            inputs = [np.load(each.folder / "features.npy", mmap_mode="r") for each in found]
+                artifacts.append(frozen_features(network, dataset, mirrored=True))
+            inputs = [np.load(path.folder / FEATURES, mmap_mode="r") for path in artifacts]
             inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
         else:
             encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder
             inference.predict(encoder, dataset.images, outputs, "embeddings")
-        raw = np.load(folder / "raw.npy", mmap_mode="r")
-        if whitening:
-            np.savez(folder / "whitening.npz", **fit_whitening(raw[dataset.train], whitening))
-        finish = finisher(folder)
-        shape = finish(raw[:1]).shape
-        vectors = open_memmap(folder / "vectors.npy", "w+", np.float32, (len(raw), shape[1]))
-        for start in range(0, len(raw), ROWS):
-            vectors[start : start + ROWS] = finish(raw[start : start + ROWS])
+        raw = np.load(raw_path, mmap_mode="r")
+        fitted = fit_whitening(raw[dataset.train], whitening) if whitening else None
+        if fitted:
+            np.savez(folder / WHITENING, **fitted)
+        shape = len(raw), whitening or raw.shape[1]
+        vectors = open_memmap(folder / VECTORS, "w+", np.float32, shape)
+        for start in range(0, len(raw), BLOCK):
+            vectors[start : start + BLOCK] = finish(raw[start : start + BLOCK], fitted)
         vectors.flush()
         del raw
-        (folder / "raw.npy").unlink()
+        raw_path.unlink()
         network.model.load_weights(training.weights_path())
 
     artifact = cached(
@@ -241,48 +276,47 @@ def embed(
         reads=[training.artifact.key, dataset.fingerprint, dataset.split_fingerprint],
         package="networks",
     )
-    return Embeddings(
-        artifact,
-        dataset,
-        np.load(artifact.folder / "vectors.npy", mmap_mode="r"),
-        np.load(artifact.folder / "probabilities.npy", mmap_mode="r"),
-    )
+    return Embeddings.open(artifact.folder, dataset)
 
 
 def make_encoder(network: "Network", embeddings: Embeddings) -> Encode:
-    """(n, size, size, 3) uint8 images -> (n, d) float32 vectors and (n, n_classes) probabilities.
+    """A function that embeds further images as the stored embeddings were made.
 
-    Both are made as those of the embeddings were.
+    Args:
+        network: the network that the embeddings were made with.
+        embeddings: from `embed`.
+
+    Returns:
+        (n, size, size, 3) uint8 images -> (n, d) float32 vectors of unit length and (n, n_classes)
+        float32 probabilities.
     """
-
     flips = embeddings.artifact.manifest["parameters"]["test_time_flips"]
     model = inference.flipped(network.encoder) if flips else network.encoder
-    finish = finisher(embeddings.artifact.folder)
 
     def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = range(0, len(images), inference.BATCH_SIZE)
-        parts = [
+        batches = [
             inference.predict_batch(model, images[start : start + inference.BATCH_SIZE])
             for start in starts
         ]
-        raw, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return finish(raw), probabilities
+        raw, probabilities = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return finish(raw, embeddings.whitening), probabilities
 
     return encode
 
 
 def embed_baseline(baseline: str, dataset: Dataset, seed: int) -> Embeddings:
-    """What a baseline makes of all images; it learns nothing and has no classifier.
+    """Embed all images with a baseline, which learns nothing and has no classifier.
 
     Args:
         baseline: a name in `baselines.BASELINES`.
-        dataset: whose images, gallery and queries.
-        seed: of what is random in it.
+        dataset: the images.
+        seed: of the random vectors.
     """
 
     def make(folder: Path) -> None:
         vectors = baselines.describe_images(baseline, dataset.images, seed)
-        np.save(folder / "vectors.npy", normalise(vectors))
+        np.save(folder / VECTORS, normalise(vectors))
 
     artifact = cached(
         "embeddings",
@@ -291,12 +325,11 @@ def embed_baseline(baseline: str, dataset: Dataset, seed: int) -> Embeddings:
         reads=[dataset.fingerprint],
         package="networks",
     )
-    vectors = np.load(artifact.folder / "vectors.npy", mmap_mode="r")
-    return Embeddings(artifact, dataset, vectors, None)
+    return Embeddings.open(artifact.folder, dataset)
 
 
 def baseline_encoder(baseline: str, seed: int) -> Encode:
-    """(n, size, size, 3) uint8 images -> (n, d) float32 vectors, and no probabilities.
+    """A function that embeds further images with a baseline: vectors, and None as probabilities.
 
     Args:
         baseline, seed: as for `embed_baseline`.

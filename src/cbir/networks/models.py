@@ -7,8 +7,10 @@ on kept feature maps.
 """
 
 import functools
+import inspect
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import pandas as pd
@@ -18,7 +20,7 @@ from cbir import StudyError
 from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.pooling import LEARNT, POOLINGS
-from cbir.networks.precision import use_precision
+from cbir.networks.precision import FULL, use_precision
 from cbir.networks.weights import Weights, find, load, number_anew
 
 # Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
@@ -126,10 +128,27 @@ class Network:
         return keras.Model(images, layers.Lambda(pooling.attention)(self.backbone(images)))
 
 
+def rebuild(parameters: dict, path: Path) -> Network:
+    """Build a trained network from what is stored of it.
+
+    Args:
+        parameters: of the network, as `Network.parameters` gives them; further keys do not matter.
+        path: the file of all its weights.
+    """
+    names = [name for name in inspect.signature(build).parameters if name in parameters]
+    network = build(
+        **{name: parameters[name] for name in names},
+        weights=Weights("", None, "", parameters["pixels"]),
+        mixed_precision=parameters["precision"] != FULL,
+    )
+    network.model.load_weights(path)
+    return network
+
+
 def build(
     backbone: str,
     *,
-    weights: str,
+    weights: str | Weights,
     train: str,
     image_size: int,
     input_size: int,
@@ -147,7 +166,7 @@ def build(
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: as `weights.find` takes it.
+        weights: as `weights.find` takes it, or what it returned.
         train: "all"; "last_blocks:n", the head and the last n of the backbone's blocks; "head".
         image_size: pixels of the images that come in.
         input_size: pixels that the backbone sees; the network resizes by itself.
@@ -169,7 +188,7 @@ def build(
     if backbone not in BACKBONES:
         raise StudyError(f"unknown backbone {backbone!r}: known are {', '.join(BACKBONES)}")
     known = BACKBONES[backbone]
-    started_from = find(backbone, weights)
+    started_from = find(backbone, weights) if isinstance(weights, str) else weights
     keras.utils.set_random_seed(seed)
     with use_precision(mixed_precision) as policy:
         body = _body(known, input_size, dropout)

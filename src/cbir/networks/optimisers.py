@@ -25,48 +25,46 @@ AUGMENTATIONS = {
 }
 
 
-def optimizer(
-    name: str, *, schedule: str, learning_rate: float, weight_decay: float, steps: int, epochs: int
-) -> keras.optimizers.Optimizer:
-    """An optimizer whose rate follows a schedule.
+def optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
+    """An optimizer whose learning rate follows a schedule.
 
     Args:
-        name: a key of `OPTIMIZERS`; "sgd" has a Nesterov momentum of 0.9.
-        schedule: "constant"; "cosine", up during the first epoch, then down to zero along a
-            cosine; "one_cycle", up during the first quarter of all steps, then down likewise
-            (Smith, Topin, "Super-convergence", 2017).
-        learning_rate: at its highest.
-        weight_decay: share by which each weight shrinks a step, times the rate; decoupled from the
-            gradient for every optimizer.
-        steps: batches an epoch.
-        epochs: passes over the training images.
+        settings: `optimizer`, a key of `OPTIMIZERS`, where "sgd" has a Nesterov momentum of 0.9;
+            `learning_rate` at its highest;
+            `schedule`: "constant"; "cosine", which rises during the first epoch and falls to zero
+            along a cosine; "one_cycle", which rises during the first quarter of all steps (Smith,
+            Topin, "Super-convergence", 2017);
+            `weight_decay`: share by which a step shrinks each weight, times the rate, decoupled
+            from the gradient for every optimizer;
+            `epochs`: passes over the training images.
+        steps: batches in an epoch.
     """
-    rate = learning_rate
+    rate, schedule = settings["learning_rate"], settings["schedule"]
     if schedule != "constant":
-        total = steps * epochs
+        total = steps * settings["epochs"]
         warmup = min(steps, total // 2) if schedule == "cosine" else total // 4
         rate = keras.optimizers.schedules.CosineDecay(
             0.0,
             decay_steps=max(1, total - warmup),
-            warmup_target=learning_rate,
+            warmup_target=rate,
             warmup_steps=max(1, warmup),
         )
-    return OPTIMIZERS[name](rate, weight_decay or None)
+    return OPTIMIZERS[settings["optimizer"]](rate, settings["weight_decay"] or None)
 
 
-def cross_entropy(label_smoothing: float):
-    """(n,) int labels, (n, n_classes) probabilities -> (n,) losses.
+def loss(settings: dict):
+    """Cross-entropy: (n,) int labels, (n, n_classes) probabilities -> (n,) losses.
 
     Args:
-        label_smoothing: share of the certainty that is spread over all classes.
+        settings: `label_smoothing`, the share of the label that is spread over all classes.
     """
-    if not label_smoothing:
+    if not (smoothing := settings["label_smoothing"]):
         return "sparse_categorical_crossentropy"
 
     def smoothed(labels, probabilities):
-        wanted = ops.one_hot(ops.reshape(labels, (-1,)), probabilities.shape[-1])
+        targets = ops.one_hot(ops.reshape(labels, (-1,)), probabilities.shape[-1])
         return keras.losses.categorical_crossentropy(
-            wanted, probabilities, label_smoothing=label_smoothing
+            targets, probabilities, label_smoothing=smoothing
         )
 
     return smoothed

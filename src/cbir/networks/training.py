@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError
-from cbir.cache import Artifact, backend, cached, file_digest, write_text
+from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
 from cbir.networks import optimisers
 from cbir.networks.inference import is_out_of_memory
-from cbir.networks.models import Network
+from cbir.networks.models import Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
 from cbir.progress import Ticker, duration
 
@@ -174,19 +174,10 @@ class Training:
 def train(
     network: Network,
     dataset: "Dataset",
+    settings: dict,
     *,
-    features: Artifact | None,
-    epochs: int,
-    measured_epochs: list[int],
-    batch_size: int,
-    optimizer: str,
-    learning_rate: float,
-    schedule: str,
-    weight_decay: float,
-    augmentation: list[str],
-    label_smoothing: float,
-    early_stopping: int,
     seed: int,
+    features: Artifact | None = None,
     head: Training | None = None,
 ) -> Training:
     """Train a network on the training images; it holds the final weights afterwards.
@@ -194,24 +185,26 @@ def train(
     Args:
         network: from `models.build`.
         dataset: trains on `dataset.train`, reports on `dataset.validation`.
-        features: the frozen backbone's output for all images (`embeddings.features`), to train
-            the head on; None to train on the images themselves.
-        epochs: passes over the training images.
-        measured_epochs: epochs whose weights are kept besides the final ones.
-        batch_size: images in a step.
-        optimizer, learning_rate, schedule, weight_decay: as `optimisers.optimizer` takes them.
-        augmentation: names in `optimisers.AUGMENTATIONS`, for images alone.
-        label_smoothing: share of the certainty that the loss spreads over all classes.
-        early_stopping: epochs without a better validation accuracy after which training ends, with
-            the weights of the best epoch; 0 trains for all epochs and ends with the last.
+        settings: all of these:
+            `epochs`: passes over the training images;
+            `batch_size`: images in a step;
+            `measured_epochs`: epochs whose weights are kept besides the final ones;
+            `early_stopping`: epochs without a better validation accuracy after which the training
+            ends with the weights of its best epoch; 0 trains for all epochs;
+            and those of `optimisers.optimizer`, `optimisers.loss` and `optimisers.augmented`.
         seed: of the order of the images and of the random layers.
-        head: a training of the same network's head alone, to go on from.
+        features: from `embeddings.frozen_features`, to train the head on; None to train on the
+            images themselves.
+        head: an earlier training of the same network's head alone, to go on from.
 
     Raises:
-        StudyError: an epoch to be measured that may not come, augmentation of features, a loss
-            that is not a number, or too little memory for a batch; these two name the key as it
-            stands in params/, where those of a training on features begin with `head_`.
+        StudyError: an epoch to be measured is beyond the last, features are to be augmented, the
+            loss is not a finite number, or a batch does not fit in memory. The last two name the
+            parameter as params/ has it, where those of a training on features begin with `head_`.
     """
+    epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
+    batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
+    augmentation = settings["augmentation"]
     if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
         raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
     if augmentation and features:
@@ -229,18 +222,9 @@ def train(
             network.model.load_weights(head.weights_path())
         steps = math.ceil(len(dataset.train) / batch_size)
         trained = optimisers.augmented(model, augmentation)
-        driver = optimisers.optimizer(
-            optimizer,
-            schedule=schedule,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            steps=steps,
-            epochs=epochs,
-        )
-        loss = optimisers.cross_entropy(label_smoothing)
         trained.compile(
-            driver,
-            loss=loss,
+            optimisers.optimizer(settings, steps),
+            loss=optimisers.loss(settings),
             metrics=["accuracy"],
             steps_per_execution=STEPS_AT_ONCE if features and backend() == "tensorflow" else 1,
         )
@@ -280,16 +264,8 @@ def train(
         make,
         parameters={
             **network.parameters,
-            "epochs": epochs,
+            **settings,
             "measured_epochs": sorted(measured_epochs),
-            "batch_size": batch_size,
-            "optimizer": optimizer,
-            "learning_rate": learning_rate,
-            "schedule": schedule,
-            "weight_decay": weight_decay,
-            "augmentation": augmentation,
-            "label_smoothing": label_smoothing,
-            "early_stopping": early_stopping,
             "training_seed": seed,
         },
         reads=[
@@ -306,6 +282,18 @@ def train(
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     network.model.load_weights(artifact.folder / FINAL)
     return Training(artifact, history, _best(rows, early_stopping), features, head)
+
+
+def open_network(folder: Path) -> Network:
+    """The trained network that a training left in the folder of its artifact.
+
+    Raises:
+        StudyError: its weights are gone.
+    """
+    artifact, path = read(folder), folder / FINAL
+    if artifact is None or not path.is_file():
+        raise StudyError(f"no trained network in {folder}: run the study again")
+    return rebuild(artifact.manifest["parameters"], path)
 
 
 def _fit_epoch(

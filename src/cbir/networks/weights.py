@@ -13,11 +13,14 @@ import h5py
 import numpy as np
 
 from cbir import StudyError, cache, project_root
-from cbir.cache import file_digest, keras_home
+from cbir.cache import file_digest, keras_home, write_text
 from cbir.networks.backbones import BACKBONES
 
 if TYPE_CHECKING:
     import keras
+
+    from cbir.networks.models import Network
+    from cbir.networks.training import Training
 
 # The backbone's weights in the folder of a training, for another study to start from.
 BACKBONE_FILE = "backbone.weights.h5"
@@ -173,33 +176,52 @@ def _downloaded(backbone: str) -> Path:
     return path
 
 
+def register_backbone(
+    study: str, architecture: str, network: "Network", training: "Training"
+) -> None:
+    """Note where the backbone of a trained network is, so that `study:<study>` finds it.
+
+    Args:
+        study, architecture: the run that trained it.
+        network, training: what `Architecture.train` returned.
+    """
+    path = training.artifact.folder / BACKBONE_FILE
+    entry = {name: network.parameters[name] for name in ("backbone", "pixels")}
+    entry["path"] = path.relative_to(project_root()).as_posix()
+    folder = _index(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{architecture}.json", json.dumps(entry))
+
+
+def _index(study: str) -> Path:
+    """The folder with a file for each backbone that a study has trained."""
+    return project_root() / "artifacts" / "backbones" / study
+
+
 def _of_study(backbone: str, weights: str) -> Weights:
     """The backbone that an architecture learnt in another study, after its last epoch."""
     study, _, architecture = weights.removeprefix(OF_STUDY).partition("/")
-    folder = project_root() / "reports" / study
     found = {}
-    candidates = [folder / architecture] if architecture else sorted(folder.glob("*"))
-    for path in [each / "summary.json" for each in candidates]:
-        if not path.is_file():
-            continue
-        summary = json.loads(path.read_text("utf-8"))
-        if summary.get("parameters", {}).get("backbone") == backbone:
-            found[path.parent.name] = summary
+    for path in sorted(_index(study).glob(f"{architecture or '*'}.json")):
+        entry = json.loads(path.read_text("utf-8"))
+        if entry["backbone"] == backbone:
+            found[path.stem] = entry
     if not found:
         raise StudyError(
-            f"weights: {weights}: no {architecture or backbone} with the backbone {backbone} in "
-            f"{folder}: run `make report STUDY={study}` first"
+            f"weights: {weights}: the study {study} has trained no "
+            f"{architecture or 'architecture'} with the backbone {backbone}: run "
+            f"`make report STUDY={study}` first"
         )
     if len(found) > 1:
         raise StudyError(
             f"weights: {weights}: {', '.join(found)} all have the backbone {backbone}: say which, "
             f"as in study:{study}/{next(iter(found))}"
         )
-    (summary,) = found.values()
-    path = project_root() / summary["artifacts"]["training"] / BACKBONE_FILE
+    (entry,) = found.values()
+    path = project_root() / entry["path"]
     if not path.is_file():
         raise StudyError(f"weights: {weights}: {path} is gone: run `make report STUDY={study}`")
-    return Weights(weights, path, file_digest(path), summary["parameters"]["pixels"])
+    return Weights(weights, path, file_digest(path), entry["pixels"])
 
 
 def _check_names(body: "keras.Model", path: Path) -> None:

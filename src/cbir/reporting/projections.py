@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from threadpoolctl import threadpool_limits
 
-from cbir import StudyError, project_root
-from cbir.cache import cached, read
+from cbir import project_root
+from cbir.cache import cached
 from cbir.images.dataset import Dataset
+from cbir.networks.embeddings import Embeddings
 from cbir.reporting.image_grids import shorten
 from cbir.reporting.runs import Run
 
@@ -234,15 +235,13 @@ def project_queries(
         ValueError: as `project`.
     """
     folder = project_root() / result.summary["artifacts"]["embeddings"]
-    if (embeddings := read(folder)) is None:
-        raise StudyError(f"{folder} is gone: delete the run's folder in reports/ and run it again")
+    embeddings = Embeddings.open(folder, dataset)
     shown = spread(dataset.query_labels)
 
     def make(folder: Path) -> None:
         from sklearn.manifold import trustworthiness
 
-        every = np.load(embeddings.folder / "vectors.npy", mmap_mode="r")
-        vectors = every[dataset.queries[shown]]
+        vectors = embeddings.vectors[dataset.queries[shown]]
         points, variance = project(vectors, method, seed)
         neighbours = min(NEIGHBOURS, (len(points) - 1) // 2)
         kept = trustworthiness(vectors, points, n_neighbors=neighbours) if neighbours else np.nan
@@ -254,7 +253,7 @@ def project_queries(
         "map",
         make,
         parameters={"method": method, "seed": seed},
-        reads=[embeddings.key, dataset.search_fingerprint],
+        reads=[embeddings.artifact.key, dataset.search_fingerprint],
         package="reporting",
     )
     about = json.loads((artifact.folder / "about.json").read_text("utf-8"))

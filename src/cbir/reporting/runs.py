@@ -168,6 +168,9 @@ def save_run(
             if state.epoch is None and state.embeddings.dataset.protocol == dataset.protocol
         }
     if network:
+        from cbir.networks import weights  # reads HDF5 files, which few callers need
+
+        weights.register_backbone(study, architecture, network, training)
         summary |= _training_summary(network, training)
         summary["training_accuracy"] = evaluation.training_accuracy(states, measurement)
         # The artifact of a training that was resumed knows its last part alone.

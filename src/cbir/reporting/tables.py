@@ -261,8 +261,8 @@ def relevant_ranks(result: Run, dataset: Dataset) -> np.ndarray:
     Args:
         dataset: from `load_images`.
     """
-    path = project_root() / result.summary["artifacts"]["embeddings"] / "vectors.npy"
-    vectors = np.load(path, mmap_mode="r")
+    folder = project_root() / result.summary["artifacts"]["embeddings"]
+    vectors = Embeddings.open(folder, dataset).vectors
     blocks = ranking.relevant_ranks(
         vectors[dataset.queries],
         dataset.query_labels,

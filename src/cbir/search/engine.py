@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.cache import read as read_artifact
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
-from cbir.networks import embeddings, models, training
+from cbir.networks import embeddings, training
 from cbir.networks.embeddings import Embeddings, Encode
-from cbir.networks.weights import OF_STUDY
 from cbir.reporting import feedback_gains, tidy
 from cbir.retrieval import ranking, searches
 from cbir.retrieval.feedback import Rocchio
@@ -119,20 +117,12 @@ class Engine:
         Raises:
             StudyError: its weights are gone.
         """
-
-        shape = self.summary["parameters"]
-        weights = project_root() / self.summary["artifacts"]["training"] / training.FINAL
-        if not weights.is_file():
-            raise StudyError(f"{weights} is gone: {_make_again(self.study, self.architecture)}")
-        network = models.build(
-            shape["backbone"],
-            # Says what its pixels are; all its weights follow.
-            weights=f"{OF_STUDY}{self.study}/{self.architecture}",
-            mixed_precision=shape["precision"] != "float32",
-            **{name: shape[name] for name in REBUILT},
-        )
-        network.model.load_weights(weights)
-        return network
+        folder = project_root() / self.summary["artifacts"]["training"]
+        if not (folder / training.FINAL).is_file():
+            raise StudyError(
+                f"the weights in {folder} are gone: {_make_again(self.study, self.architecture)}"
+            )
+        return training.open_network(folder)
 
     @functools.cached_property
     def encode(self) -> Encode:
@@ -209,24 +199,14 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
     summary = _summary(study, architecture)
     again = _make_again(study, architecture)
     dataset = _dataset(summary, again)
-    embedded = read_artifact(project_root() / summary["artifacts"]["embeddings"])
-    if embedded is None:
+    folder = project_root() / summary["artifacts"]["embeddings"]
+    if not folder.is_dir():
         raise StudyError(f"the embeddings of {architecture} in {study} are gone: {again}")
-    vectors, probabilities = (
-        np.load(embedded.folder / f"{name}.npy", mmap_mode="r")
-        for name in ("vectors", "probabilities")
-    )
-    found = Embeddings(embedded, dataset, vectors, probabilities)
-    return Engine(study, architecture, summary, found)
+    return Engine(study, architecture, summary, Embeddings.open(folder, dataset))
 
 
 # Ways of searching with a picture whose class nobody knows.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
-# Arguments of `models.build` that a summary holds as they were given.
-REBUILT = (
-    "train", "image_size", "input_size", "pooling", "feature_maps", "embedding", "embedding_dim",
-    "dropout", "n_classes", "seed", "was_frozen",
-)  # fmt: skip
 
 
 def studies() -> list[str]:

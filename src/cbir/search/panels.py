@@ -13,7 +13,6 @@ from matplotlib import colormaps
 from cbir import project_root
 from cbir.cache import write_text
 from cbir.explain import enlarged
-from cbir.networks.embeddings import read_whitening
 from cbir.networks.gradients import attention_maps, similarity_maps
 from cbir.reporting import explanations
 from cbir.search import output
@@ -105,8 +104,7 @@ def overlays(
     if kind == "attention":
         maps = attention_maps(opened.network, asked, found)
     else:
-        whitening = read_whitening(opened.embeddings.artifact.folder)
-        maps = similarity_maps(opened.network, asked, found, whitening)
+        maps = similarity_maps(opened.network, asked, found, opened.embeddings.whitening)
     return [
         (overlay(answer.picture.image, of_query), overlay(result.image, of_result))
         for result, of_query, of_result in zip(answer.results, maps.query, maps.result, strict=True)
