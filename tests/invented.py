@@ -133,12 +133,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
             reads=[view.fingerprint],
             package="networks",
         )
-        return Embeddings(
-            made,
-            view,
-            np.load(made.folder / "vectors.npy"),
-            np.load(made.folder / "probabilities.npy"),
-        )
+        return Embeddings.open(made.folder, view)
 
     states = evaluation.measure(
         dataset, embed_view=embed_view, measurement=measurement, epochs=list(epochs)
