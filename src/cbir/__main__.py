@@ -89,11 +89,16 @@ def _work(asked: argparse.Namespace) -> bool:
         is_new = publish.write_readme(root)
         print("README.md written" if is_new else "nothing to do: README.md is up to date")
     else:
-        from cbir.studies import plan, run, study
+        from cbir.studies.study import open_study
 
-        opened = study.open_study(root, asked.study, asked.architectures, asked.data, asked.set)
+        opened = open_study(root, asked.study, asked.architectures, asked.data, asked.set)
+        # What runs notebooks takes seconds to import: an error need not wait for it.
         if asked.command == "report":
+            from cbir.studies import run
+
             return run.bring_up_to_date(opened)
+        from cbir.studies import plan
+
         print(plan.describe(opened))
     return True
 
