@@ -18,7 +18,7 @@ CBIR := $(BIN)/python -m cbir
 ASKED = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-browser lint bench publish results lock clean distclean
+.PHONY: help report plan lab test test-browser lint bench publish results docs lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ publish: $(STAMP)  ## copy the results of STUDY into reports/published/, which i
 
 results: $(STAMP)  ## write README's tables of results from reports/published/
 	@$(CBIR) results
+
+docs: $(STAMP)  ## write docs/parameters.md from the list of parameters
+	@$(CBIR) docs
 
 lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from cbir.studies import params
+
 ROOT = Path(__file__).parent.parent
 
 STUDY = {
@@ -27,9 +29,9 @@ STUDY = {
     "draws": 2,
     "ks": [1, 5, 10],
 }
-# All that defines an architecture and its training, as params/defaults.yaml has it, but for these.
-CNN = yaml.safe_load((ROOT / "params" / "defaults.yaml").read_text("utf-8"))
-CNN = {key: value for key, value in CNN.items() if key not in STUDY} | {
+# Every parameter that has a default, and is not of the images or of what is measured.
+DEFAULTS = {key: row.default for key, row in params.PARAMETERS.items() if row.default is not None}
+CNN = {key: value for key, value in DEFAULTS.items() if key not in STUDY} | {
     "backbone": "cnn",
     "pooling": "flatten",
     "embedding_dim": 16,
@@ -55,10 +57,9 @@ def write_pictures(folder: Path, classes=("circle", "cross", "square"), count=16
 
 
 def write_study(root: Path, name: str, shared: dict, architectures: dict[str, dict]) -> None:
-    """params/<name>/ with its YAML files, and the real defaults."""
+    """params/<name>/ with its YAML files."""
     folder = root / "params" / name
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "params" / "defaults.yaml", root / "params")
     (folder / "study.yaml").write_text(yaml.safe_dump(shared))
     for architecture, content in architectures.items():
         (folder / f"{architecture}.yaml").write_text(yaml.safe_dump(content))
@@ -160,18 +161,10 @@ def save_trained(study="tiny", name="cnn", **changes):
 
     given = CNN | {"epochs": 6, "measured_epochs": []} | changes
     taken = {
-        part: {key: given[key] for key in keys.split()}
-        for part, keys in (
-            ("network", "backbone weights train input_size pooling feature_maps embedding "
-             "embedding_dim dropout mixed_precision"),
-            ("training", "head_epochs head_batch_size head_learning_rate epochs measured_epochs "
-             "batch_size optimizer learning_rate schedule weight_decay augmentation "
-             "label_smoothing early_stopping"),
-            ("embedding", "test_time_flips whitening"),
-        )
-    }  # fmt: skip
-    taken["network"]["image_size"] = 32
-    measurement = {name: STUDY[name] for name in ("seeds", "protocols", "unseen", "draws", "ks")}
+        group: {key: given[key] for key in params.names_in(group)}
+        for group in ("network", "training", "embedding")
+    }
+    measurement = {name: STUDY[name] for name in params.MEASUREMENT}
     dataset, chosen = load_shapes(), architecture.Architecture(**taken)
     view = evaluation.first_view(dataset, measurement)
     network, trained = chosen.train(view, 0)

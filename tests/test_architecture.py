@@ -15,7 +15,6 @@ NETWORK = {
     "backbone": "cnn_strong",
     "weights": "none",
     "train": "all",
-    "image_size": 32,
     "input_size": 32,
     "pooling": "avg",
     "feature_maps": False,
@@ -55,7 +54,7 @@ def noted(monkeypatch):
     """A recipe without its work: what it builds, trains and embeds with."""
     built, trained, embedded = [], [], []
 
-    def build(backbone, train, n_classes, seed, was_frozen):
+    def build(*, backbone, train, image_size, n_classes, seed, was_frozen):
         assert (backbone, n_classes) == ("cnn", 3)
         built.append((train, seed, was_frozen))
         return f"network of seed {seed}"

@@ -47,7 +47,7 @@ def names_of(runs: list[params.RunConfig]) -> list[str]:
 
 def test_points_are_all_combinations_the_last_dimension_first_to_change():
     grid = {"input_size": [32, 64, 96], "train": ["head", "all"]}
-    assert grids.points(grid, {}) == [
+    assert params.points(grid, {}) == [
         {"input_size": 32, "train": "head"},
         {"input_size": 32, "train": "all"},
         {"input_size": 64, "train": "head"},
@@ -59,26 +59,26 @@ def test_points_are_all_combinations_the_last_dimension_first_to_change():
 
 def test_what_set_sets_is_no_dimension():
     grid = {"input_size": [32, 64], "train": ["head", "all"]}
-    assert grids.points(grid, {"input_size": 48, "epochs": 3}) == [
+    assert params.points(grid, {"input_size": 48, "epochs": 3}) == [
         {"train": "head"}, {"train": "all"},
     ]  # fmt: skip
-    assert grids.points(grid, {"input_size": 48, "train": "all"}) == [{}]
+    assert params.points(grid, {"input_size": 48, "train": "all"}) == [{}]
 
 
 def test_no_grid_is_one_empty_point():
-    assert grids.points({}, {"epochs": 3}) == [{}]
-    assert (grids.point_name("cnn", {}), grids.variant({})) == ("cnn", "")
+    assert params.points({}, {"epochs": 3}) == [{}]
+    assert (params.point_name("cnn", {}), params.variant({})) == ("cnn", "")
 
 
 def test_a_point_gives_a_run_its_name_and_its_words():
     point = {"input_size": 96, "train": "head"}
-    assert grids.point_name("mobilenet", point) == "mobilenet-96-head"
-    assert grids.variant(point) == "input_size=96 train=head"
+    assert params.point_name("mobilenet", point) == "mobilenet-96-head"
+    assert params.variant(point) == "input_size=96 train=head"
 
 
 @pytest.mark.parametrize("value", ["study:a/b", "data/a b.h5", [1, 2], "last_blocks:3", "../up"])
 def test_a_name_is_one_that_a_folder_can_have(value):
-    assert set(grids.point_name("cnn", {"key": value})).isdisjoint("/\\:*?\"<>| [],'")
+    assert set(params.point_name("cnn", {"key": value})).isdisjoint("/\\:*?\"<>| [],'")
 
 
 POINTS = {
@@ -97,7 +97,7 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_architecture_and_point_are_read_back_from_name_and_words(point):
     for file in ("cnn", "cnn_strong", "mobilenet-96"):
-        architecture, found = grids.parse(grids.point_name(file, point), grids.variant(point))
+        architecture, found = grids.parse(params.point_name(file, point), params.variant(point))
         assert architecture == file
         assert found.keys() == point.keys()
         is_listed = {key: isinstance(value, list) for key, value in point.items()}
@@ -189,7 +189,7 @@ def test_a_baseline_is_not_touched_by_a_grid_that_it_does_not_know(root):
     assert "input_size" not in runs[-1].parameters
 
 
-@pytest.mark.parametrize("key", [*params.DATA, *params.ASKED])
+@pytest.mark.parametrize("key", [*params.DATA, *params.MEASUREMENT])
 def test_what_all_of_a_study_share_is_no_dimension(root, key):
     grid = {"input_size": [32], key: [STUDY[key]]}
     said = f"grid: {key} must be the same for all of a study"
@@ -217,7 +217,7 @@ def test_a_grid_without_anything_is_told_the_form(root):
 def test_all_images_are_told_by_their_number_in_a_grid(root):
     assert error_of(root, {"cnn": {}}, {"learn_from": [500, 0]}) == (
         "params/tiny/study.yaml: grid: learn_from: give the number of images in the place of 0 "
-        "(all of them), which would stand as the fewest"
+        "(all of them), which would be sorted as the fewest"
     )
 
 

@@ -1,5 +1,6 @@
 """What each parameter may be, and what no two may be together."""
 
+import re
 import shutil
 
 import pytest
@@ -8,15 +9,25 @@ from conftest import CNN, ROOT, STUDY, write_study
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import baselines
+from cbir.networks import baselines, optimisers, pooling
 from cbir.networks.backbones import BACKBONES
-from cbir.studies import limits, params
+from cbir.studies import params
 
 BASELINE = {"notebook": "baseline", "baseline": "random"}
+NAMES = {
+    "backbone": tuple(BACKBONES),
+    "baseline": tuple(baselines.BASELINES),
+    "protocols": protocols.PROTOCOLS,
+    "pooling": tuple(pooling.POOLINGS),
+    "embedding": ("penultimate", "projection", "pooled"),
+    "optimizer": tuple(optimisers.OPTIMIZERS),
+    "schedule": optimisers.SCHEDULES,
+    "augmentation": tuple(optimisers.AUGMENTATIONS),
+}
 # As somebody would type them in YAML: the least and the most that fits, or every name.
 ALLOWED = {
     "backbone": [*BACKBONES],
-    "baseline": [*limits.BASELINES],
+    "baseline": [*NAMES["baseline"]],
     "image_size": ["8", "224"],
     "training_images": ["0", "1", "5000"],
     "test_images": ["0", "1", "5000"],
@@ -36,8 +47,8 @@ ALLOWED = {
     "weights": ["none", "imagenet", "study:digits", "study:digits/cnn", "data/a.weights.h5"],
     "train": ["all", "head", "last_blocks:1", "last_blocks:3"],
     "input_size": ["32", "224"],
-    "pooling": [*limits.POOLINGS],
-    "embedding": [*limits.EMBEDDINGS],
+    "pooling": [*NAMES["pooling"]],
+    "embedding": [*NAMES["embedding"]],
     "embedding_dim": ["1", "2048"],
     "dropout": ["0", "0.0", "0.999"],
     "whitening": ["0", "1", "16"],
@@ -48,11 +59,11 @@ ALLOWED = {
     "epochs": ["1", "47"],
     "measured_epochs": ["[]", "[1]", "[3, 1]"],
     "batch_size": ["1", "512"],
-    "optimizer": [*limits.OPTIMIZERS],
+    "optimizer": [*NAMES["optimizer"]],
     "learning_rate": ["1e-9", "1", "10.0"],
-    "schedule": [*limits.SCHEDULES],
+    "schedule": [*NAMES["schedule"]],
     "weight_decay": ["0", "5.0e-4", "0.999"],
-    "augmentation": ["[]", *(f"[{name}]" for name in limits.AUGMENTATIONS), "[shift, flip]"],
+    "augmentation": ["[]", *(f"[{name}]" for name in NAMES["augmentation"]), "[shift, flip]"],
     "label_smoothing": ["0", "0.1", "0.999"],
     "early_stopping": ["0", "1", "9"],
 }
@@ -124,8 +135,6 @@ def load(root, key: str, value: str) -> tuple[str, dict]:
     file = "study" if key in STUDY else "cnn"
     layers[file].pop(key, None)
     write_study(root, "tiny", layers["study"], {"cnn": layers["cnn"]})
-    if own is BASELINE:  # a default is for networks alone
-        (root / "params" / "defaults.yaml").write_text("training_images: 0\ntest_images: 0\n")
     path = root / "params" / "tiny" / f"{file}.yaml"
     path.write_text(f"{path.read_text()}{key}: {value}\n")
     (run,) = params.load(root, "tiny")
@@ -141,10 +150,10 @@ def root(tmp_path_factory):
 
 
 def test_every_bounded_parameter_is_tried():
-    assert ALLOWED.keys() == REFUSED.keys() == limits.LIMITS.keys()
-    names = params.known(ROOT / "notebooks" / "cnn.ipynb") | {"baseline": "str"}
-    unbounded = names.keys() - limits.LIMITS.keys() - set(params.PLACED)
-    assert {names[key] for key in unbounded - {"dataset"}} == {"bool"}
+    bounded = {key for key, row in params.PARAMETERS.items() if row.bound}
+    assert ALLOWED.keys() == REFUSED.keys() == bounded
+    kinds = {key: row.type for key, row in params.PARAMETERS.items() if key not in bounded}
+    assert {kinds[key] for key in kinds.keys() - {"dataset"}} == {"bool"}
 
 
 @pytest.mark.parametrize(("key", "value"), pairs(ALLOWED))
@@ -166,34 +175,21 @@ def test_what_a_parameter_may_not_be_is_refused_with_its_file_and_its_name(root,
     assert "\n" not in message
 
 
-NAMED = {
-    "backbone": BACKBONES,
-    "baseline": limits.BASELINES,
-    "protocols": limits.PROTOCOLS,
-    "pooling": limits.POOLINGS,
-    "embedding": limits.EMBEDDINGS,
-    "optimizer": limits.OPTIMIZERS,
-    "schedule": limits.SCHEDULES,
-    "augmentation": limits.AUGMENTATIONS,
-}
+@pytest.mark.parametrize(("key", "names"), NAMES.items())
+def test_the_names_that_are_listed_are_those_that_the_code_knows(key, names):
+    listed = params.PARAMETERS[key].bound.rule
+    assert f" {', '.join(names)}" in listed
+    assert not re.search(rf", {names[-1]}, (?!each)", listed)
 
 
-@pytest.mark.parametrize(("key", "names"), NAMED.items())
-def test_a_wrong_name_is_answered_with_all_right_ones(key, names):
-    _, otherwise = limits.LIMITS[key]
-    assert all(name in otherwise for name in names)
+def test_the_poolings_that_learn_are_those_of_the_code():
+    assert pooling.LEARNT == params.POOLINGS_THAT_LEARN
 
 
-def test_the_names_that_limits_lists_are_those_that_the_code_knows():
-    from cbir.networks import optimisers, pooling
-
-    assert tuple(baselines.BASELINES) == limits.BASELINES
-    assert protocols.PROTOCOLS == limits.PROTOCOLS
-    assert tuple(pooling.POOLINGS) == limits.POOLINGS
-    assert pooling.LEARNT == limits.LEARNT_POOLINGS
-    assert tuple(optimisers.OPTIMIZERS) == limits.OPTIMIZERS
-    assert optimisers.SCHEDULES == limits.SCHEDULES
-    assert tuple(optimisers.AUGMENTATIONS) == limits.AUGMENTATIONS
+@pytest.mark.parametrize("row", params.PARAMETERS.values(), ids=params.PARAMETERS)
+def test_a_default_is_within_the_bounds(row):
+    assert row.group in params.GROUPS
+    assert row.default is None or row.error(row.default) == ""
 
 
 # A plain CNN from random weights, of which all is trained: three epochs, the first measured.
@@ -227,7 +223,7 @@ CONFLICTS = {
         {"weights": "backbone.h5"},
         {"head_epochs": 1},
         "head_epochs: must be greater than 0 where weights is backbone.h5 and train is all: "
-        "gradients that come through a head of random weights",
+        "gradients that pass through a head of random weights",
     ),
     "learnt blocks trained under a head of random weights": (
         {"backbone": "vgg16", "weights": "imagenet", "train": "last_blocks:1"},
@@ -247,8 +243,8 @@ CONFLICTS = {
     "blocks of random weights that are trained alone": (
         {"train": "last_blocks:1"},
         TAKEN,
-        "train: last_blocks:1: must be all where weights is none: the blocks before would keep "
-        "random weights, and batch normalisation what it knew",
+        "train: last_blocks:1: must be all where weights is none: the other blocks would keep "
+        "random weights",
     ),
     "changed images for a frozen backbone": (
         HEAD | {"augmentation": ["flip"]},
@@ -285,12 +281,12 @@ CONFLICTS = {
 
 @pytest.mark.parametrize(("broken", "mended", "message"), CONFLICTS.values(), ids=CONFLICTS)
 def test_what_contradicts_something_else_is_refused_until_it_is_mended(broken, mended, message):
-    assert limits.conflict(CNN) == ""
-    found = limits.conflict(CNN | broken)
+    assert params.conflict(CNN) == ""
+    found = params.conflict(CNN | broken)
     assert found.startswith(message)
     assert "\n" not in found
-    assert limits.conflict(CNN | broken | mended) == ""
+    assert params.conflict(CNN | broken | mended) == ""
 
 
 def test_epochs_are_ignored_where_the_backbone_is_frozen():
-    assert limits.conflict(CNN | HEAD) == limits.conflict(CNN | HEAD | {"epochs": 5}) == ""
+    assert params.conflict(CNN | HEAD) == params.conflict(CNN | HEAD | {"epochs": 5}) == ""

@@ -4,18 +4,16 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
-from conftest import CNN, ROOT, STUDY, write_study
+from conftest import CNN, DEFAULTS, ROOT, STUDY, write_study
 
 from cbir import StudyError
 from cbir.networks import baselines
-from cbir.reporting import grids
 from cbir.studies import params
 
 FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
-DEFAULTS = "params/defaults.yaml"
+MEASURED = {key: STUDY[key] for key in params.MEASUREMENT}
 BASELINE = {"notebook": "baseline", "baseline": "random"}
 
 
@@ -56,12 +54,6 @@ def write_value(root, key: str, value: str) -> str:
     return file
 
 
-def write_notebook(root, name: str, *cells: str, tags=("parameters",)) -> None:
-    """A notebook all of whose cells are tagged."""
-    content = [nbformat.v4.new_code_cell(cell, metadata={"tags": [*tags]}) for cell in cells]
-    nbformat.write(nbformat.v4.new_notebook(cells=content), root / "notebooks" / f"{name}.ipynb")
-
-
 def read(path: Path) -> dict:
     return yaml.safe_load(path.read_text("utf-8"))
 
@@ -69,25 +61,24 @@ def read(path: Path) -> dict:
 @pytest.mark.parametrize("study", params.studies(ROOT))
 def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
     folder = ROOT / "params" / study
-    defaults, shared = read(ROOT / DEFAULTS), read(folder / "study.yaml")
+    shared = read(folder / "study.yaml")
     study_grid = shared.pop("grid", {})
     runs = params.load(ROOT, study)
     assert {run.file for run in runs} == {path.stem for path in folder.glob("*.yaml")} - {"study"}
     assert len({run.architecture for run in runs}) == len(runs)
     for run in runs:
         own = read(folder / f"{run.file}.yaml")
-        notebook = ROOT / "notebooks" / f"{own.pop('notebook', run.file)}.ipynb"
+        own.pop("notebook", None)
         grid = own.pop("grid", study_grid)
         several = grid if isinstance(grid, list) else [grid]
-        known = params.known(notebook).keys() - set(params.PLACED)
-        assert run.notebook.samefile(notebook)
+        known = set(params.OF_BASELINES if "baseline" in own else params.OF_NETWORKS)
         assert own.keys() <= known
-        assert not shared.keys() & own.keys() - set(params.ASKED)
+        assert not shared.keys() & own.keys() - set(params.MEASUREMENT)
         point = {key: run.parameters[key] for key in several[0] if key in known}
         assert any(all(value in each[key] for key, value in point.items()) for each in several)
-        expected = {k: v for k, v in (defaults | shared | own | point).items() if k in known}
-        expected |= {"study": study, "variant": grids.variant(point)}
-        assert run.parameters == expected | {"architecture": grids.point_name(run.file, point)}
+        expected = {k: v for k, v in (DEFAULTS | shared | own | point).items() if k in known}
+        expected |= {"study": study, "variant": params.variant(point)}
+        assert run.parameters == expected | {"architecture": params.point_name(run.file, point)}
         assert run.is_baseline == (run.file in baselines.BASELINES)
         assert run.parameters.get("baseline", run.file) == run.file
 
@@ -118,22 +109,6 @@ def test_the_makefile_names_no_study_that_there_is_not():
     assert set(named) <= set(params.studies(ROOT))
 
 
-def test_the_defaults_are_what_a_network_knows_beside_its_images_and_its_backbone():
-    known = params.known(ROOT / "notebooks" / "cnn.ipynb").keys()
-    placed = {*params.PLACED, *params.DATA, *params.ASKED, "backbone"}
-    assert read(ROOT / DEFAULTS).keys() == known - placed | {"training_images", "test_images"}
-
-
-def test_a_baseline_and_a_network_are_measured_alike():
-    cnn, baseline = (
-        params.known(ROOT / "notebooks" / f"{each}.ipynb") for each in ("cnn", "baseline")
-    )
-    everyone = {*params.PLACED, *params.DATA, *params.ASKED}
-    assert everyone <= cnn.keys()
-    assert baseline.keys() == everyone | {"baseline"}
-    assert {key: cnn[key] for key in everyone} == {key: baseline[key] for key in everyone}
-
-
 def test_each_layer_lies_over_the_one_before(project):
     def found(**asked) -> int:
         run = next(run for run in params.load(project, "tiny", **asked) if run.file == "cnn")
@@ -141,7 +116,7 @@ def test_each_layer_lies_over_the_one_before(project):
 
     shared, own = STUDY, {key: value for key, value in CNN.items() if key != "batch_size"}
     write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == read(ROOT / DEFAULTS)["batch_size"] == 64
+    assert found() == DEFAULTS["batch_size"] == 64
     shared = shared | {"batch_size": 2}
     write_study(project, "tiny", shared, {"cnn": own})
     assert found() == 2
@@ -156,31 +131,12 @@ def test_each_layer_lies_over_the_one_before(project):
 def test_defaults_reach_every_architecture_and_no_baseline(project):
     least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
     write_study(project, "tiny", STUDY, least | {"chance": BASELINE})
-    defaults = read(ROOT / DEFAULTS)
     *networks, chance = params.load(project, "tiny")
     assert len(networks) == 3
     for run in networks:
-        expected = defaults | STUDY | least[run.file]
+        expected = DEFAULTS | STUDY | least[run.file]
         assert {key: run.parameters[key] for key in expected} == expected
     assert chance.parameters.keys() == {*STUDY, *params.PLACED, "baseline"}
-
-
-def test_defaults_that_are_not_there_are_one_line_that_names_the_file(project):
-    (project / DEFAULTS).unlink()
-    assert error_of(project).startswith(DEFAULTS)
-
-
-def test_a_misspelt_default_is_told_with_the_right_name(project):
-    text = (project / DEFAULTS).read_text("utf-8").replace("weight_decay:", "weight_decy:")
-    (project / DEFAULTS).write_text(text, "utf-8")
-    (project / FILE).write_text("backbone: cnn\nepochs: 1\n")
-    assert "weight_decay" in error_of(project)
-
-
-def test_a_default_that_does_not_fit_is_told_with_its_file(project):
-    text = (project / DEFAULTS).read_text("utf-8").replace("dropout: 0.0", "dropout: 1.0")
-    (project / DEFAULTS).write_text(text, "utf-8")
-    assert error_of(project).startswith(f"{DEFAULTS}: dropout must be at least 0 and less than 1")
 
 
 def test_set_reaches_every_architecture(project):
@@ -215,15 +171,15 @@ def test_baselines_stand_last_in_the_order_of_their_files(project):
     assert [run.is_baseline for run in runs] == [False] * 3 + [True] * 2
     assert runs[-1].weights == ("", "none")
     assert runs[0].weights == ("cnn", "none")
-    assert all(run.asked == {key: STUDY[key] for key in params.ASKED} for run in runs)
+    assert all(run.group("measurement") == MEASURED for run in runs)
 
 
 def test_an_architecture_may_be_measured_in_its_own_way(project):
     own = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
     write_study(project, "tiny", STUDY, {"cnn": CNN | own})
     first, second, _ = params.load(project, "tiny")
-    assert first.asked == {key: (STUDY | own)[key] for key in params.ASKED}
-    assert second.asked == {key: STUDY[key] for key in params.ASKED}
+    assert first.group("measurement") == MEASURED | own
+    assert second.group("measurement") == MEASURED
 
 
 def test_what_is_for_all_reaches_only_those_that_know_it(project):
@@ -273,7 +229,7 @@ def test_all_are_compared_under_the_same_first_protocol(project):
     assert len(params.load(project, "tiny")) == 3
 
 
-@pytest.mark.parametrize("key", ["backbone", "ks", "dataset", "split_seed"])
+@pytest.mark.parametrize("key", ["backbone", "dataset", "seeds", "protocols"])
 def test_missing_parameter_is_named_with_both_files(project, key):
     shared = {name: value for name, value in STUDY.items() if name != key}
     own = {name: value for name, value in CNN.items() if name != key}
@@ -286,7 +242,7 @@ def test_missing_parameter_is_named_with_both_files(project, key):
 
 def test_all_missing_parameters_are_named_at_once(project):
     write_study(project, "tiny", {"dataset": "digits"}, {"cnn": {"epochs": 1}})
-    missing = (STUDY.keys() | {"backbone"}) - {"dataset", "training_images", "test_images"}
+    missing = {"backbone", "seeds", "protocols"}
     named = error_of(project).partition("missing parameter ")[2].partition(":")[0]
     assert set(named.split(", ")) == missing
 
@@ -405,49 +361,10 @@ def test_a_text_with_an_e_in_it_stays_a_text(project):
     assert cnn_of(project, overrides="dataset=data/e5 weights=none")["dataset"] == "data/e5"
 
 
-EVERYONES = """
-study: str = "lab"
-architecture: str = "flags"
-variant: str = ""
-dataset: str = "digits"
-image_size: int = 8
-training_images: int = 0
-test_images: int = 0
-test_fraction: float = 0.2
-validation_fraction: float = 0.1
-split_seed: int = 0
-seeds: list[int] = [0]
-protocols: list[str] = ["closed"]
-unseen: int = 2
-draws: int = 3
-ks: list[int] = [1]"""
-
-
-def write_flags(project, cell: str) -> Path:
-    """A study whose one notebook has this parameters cell; the file of its one architecture."""
-    write_notebook(project, "flags", cell)
-    shared = {**STUDY, "image_size": 8, "number": 1}
-    write_study(project, "flags", shared, {"flags": {"flag": False}})
-    (project / DEFAULTS).write_text("# for networks alone\n")
-    return project / "params" / "flags" / "flags.yaml"
-
-
-def test_an_int_is_no_bool_and_a_bool_no_int(project):
-    file = write_flags(project, f"flag: bool = True\nnumber: int = 1{EVERYONES}")
-    assert params.load(project, "flags")[0].parameters["flag"] is False
-    file.write_text("flag: 1\n")
-    with pytest.raises(StudyError, match="flag must be bool, not 1"):
-        params.load(project, "flags")
-    file.write_text("flag: true\nnumber: true\n")
-    with pytest.raises(StudyError, match="number must be int, not True"):
-        params.load(project, "flags")
-
-
-def test_a_notebook_that_lacks_what_every_run_has_is_refused(project):
-    cell = f"flag: bool = True\nnumber: int = 1{EVERYONES}".replace("draws: int = 3\n", "")
-    write_flags(project, cell)
-    with pytest.raises(StudyError, match=r"^flags.ipynb: the parameters cell lacks draws$"):
-        params.load(project, "flags")
+@pytest.mark.parametrize("value", ["1", "'true'", "[true]"])
+def test_an_int_is_no_bool(project, value):
+    write_line(project, f"test_time_flips: {value}", drop="test_time_flips")
+    assert error_of(project).startswith(f"{FILE}: test_time_flips must be bool, not ")
 
 
 def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
@@ -458,11 +375,85 @@ def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
     assert (run.parameters["architecture"], run.parameters["embedding_dim"]) == ("wide", 99)
 
 
-def test_architecture_without_a_notebook_is_told_of_the_key_notebook(project):
-    write_study(project, "tiny", STUDY, {"wide": CNN})
+def test_an_architecture_without_a_notebook_of_its_own_runs_by_the_generic_one(project):
+    write_study(project, "tiny", STUDY, {"wide": CNN, "chance": {"baseline": "random"}})
+    generic = project / "notebooks" / "architecture.ipynb"
+    generic.touch()
+    found = {run.file: run.notebook for run in params.load(project, "tiny")}
+    assert found["wide"] == generic
+    assert found["cnn"] == project / "notebooks" / "cnn.ipynb"
+    assert found["chance"] == project / "notebooks" / "baseline.ipynb"
+
+
+def test_a_notebook_that_there_is_not_is_told_of_the_key_notebook(project):
+    write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "broad"}})
     message = error_of(project)
-    assert message.startswith("params/tiny/wide.yaml: no notebook wide.ipynb")
+    assert message.startswith("params/tiny/wide.yaml: no notebook broad.ipynb")
     assert "`notebook`" in message
+
+
+def test_a_notebook_is_given_its_place_and_groups_of_parameters(project):
+    write_study(project, "tiny", STUDY, {"chance": BASELINE})
+    cnn, *_, chance = params.load(project, "tiny")
+    given = cnn.notebook_parameters
+    assert {key: given.pop(key) for key in params.PLACED} == {
+        "study": "tiny", "architecture": "cnn", "variant": "",
+    }  # fmt: skip
+    assert list(given) == ["data", "network", "training", "embedding", "measurement"]
+    assert given["measurement"] == MEASURED
+    flat = {key: value for group in given.values() for key, value in group.items()}
+    assert flat == {key: cnn.parameters[key] for key in params.OF_NETWORKS}
+    assert vars(params.complete(**given)) == given
+    given = chance.notebook_parameters
+    assert given.keys() == {*params.PLACED, "baseline", "data", "measurement"}
+    assert given["baseline"] == "random"
+
+
+def test_groups_are_completed_with_defaults():
+    settings = params.complete(
+        data={"dataset": "digits"},
+        network={"backbone": "cnn", "dropout": 0},
+        training={"epochs": 3},
+        measurement={"seeds": [1], "protocols": ["closed"]},
+    )
+    assert settings.data.keys() == set(params.names_in("data"))
+    assert settings.data["image_size"] == 32
+    assert settings.network["pooling"] == "avg"
+    assert type(settings.network["dropout"]) is float
+    assert settings.training == {key: DEFAULTS[key] for key in params.names_in("training")} | {
+        "epochs": 3
+    }
+    assert settings.embedding == {"test_time_flips": False, "whitening": 0}
+    assert settings.measurement["ks"] == [1, 5, 10, 100]
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("network", {"poling": 1}, "network: unknown parameter 'poling', did you mean 'pooling'"),
+        ("network", {"epochs": 3}, "network: epochs belongs to training"),
+        ("network", {}, "network: missing parameter backbone"),
+        ("training", {"epochs": 0}, "epochs: must be greater than 0 where train is all"),
+        ("training", {"epochs": "3"}, "training: epochs must be int, not '3'"),
+        ("measurement", {"seeds": [-1]}, "measurement: seeds must name at least one seed"),
+    ],
+)
+def test_groups_are_checked_as_files_are(group, values, message):
+    groups = {
+        "data": {"dataset": "digits"},
+        "network": {"backbone": "cnn"},
+        "training": {"epochs": 3},
+        "measurement": {"seeds": [1], "protocols": ["closed"]},
+    }
+    with pytest.raises(StudyError) as caught:
+        params.complete(**groups | {group: values})
+    assert str(caught.value).startswith(message)
+
+
+def test_the_documentation_lists_every_parameter():
+    assert (ROOT / "docs" / "parameters.md").read_text("utf-8") == params.document(), (
+        "docs/parameters.md is out of date: run `make docs`"
+    )
 
 
 def test_unknown_study_lists_the_known_ones(project):
@@ -535,43 +526,3 @@ def test_file_without_keys_is_told_the_form(project, content):
 def test_empty_file_sets_nothing(project):
     (project / FILE).write_text("# nothing yet\n")
     assert "missing parameter" in error_of(project)
-
-
-LINES = {
-    "no type": "epochs = 3",
-    "no value": "epochs: int",
-    "no literal": "epochs: int = 3 * 2",
-    "a call": "ks: list = list()",
-    "another name": "epochs: int = other",
-    "an import": "import os",
-    "an expression": "print(3)",
-    "a magic": "%matplotlib inline",
-    "not Python": "epochs: int =",
-}
-
-
-@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
-def test_parameters_cell_that_holds_something_else_is_refused(project, line):
-    write_notebook(project, "cnn", f"seed: int = 0\n{line}")
-    message = error_of(project)
-    assert message.startswith("cnn.ipynb: ")
-    assert "`name: type = literal`" in message
-
-
-def test_parameters_cell_may_hold_comments_and_any_literal(project):
-    write_notebook(
-        project, "odd", '# why\na: int = -1  # so\nb: list[str] = ["x"]\nc: str = ""\nd: float = 1'
-    )
-    known = params.known(project / "notebooks" / "odd.ipynb")
-    assert known == {"a": "int", "b": "list[str]", "c": "str", "d": "float"}
-
-
-@pytest.mark.parametrize("cells", [(), ("a: int = 1", "b: int = 2")])
-def test_notebook_needs_exactly_one_parameters_cell(project, cells):
-    write_notebook(project, "cnn", *cells)
-    assert error_of(project) == "cnn.ipynb: needs exactly one cell with the tag `parameters`"
-
-
-def test_cell_with_other_tags_is_no_parameters_cell(project):
-    write_notebook(project, "cnn", "a: int = 1", tags=("parameter",))
-    assert "needs exactly one cell" in error_of(project)

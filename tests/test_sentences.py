@@ -9,10 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented import all_of_one, result, rows
 
+from cbir.images.protocols import PROTOCOLS
 from cbir.reporting import sentences, tables, tidy
 from cbir.reporting.estimates import Estimate
 from cbir.retrieval import uncertainty
-from cbir.studies import limits
+from cbir.studies import params
 
 # Nobody is called that in any sentence: these words say more than "ahead of".
 TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|outperforms?|beats?|wins?)\b")
@@ -341,7 +342,7 @@ def test_reasons_with_colons_are_told_whole():
 
 
 def test_every_protocol_that_can_stand_first_is_explained():
-    first = [name for name in limits.PROTOCOLS if limits.LIMITS["protocols"][0]([name])]
+    first = [name for name in PROTOCOLS if params.PARAMETERS["protocols"].bound.holds([name])]
     assert len(first) == 3
     for name in first:
         assert f"`{name}`" in sentences.protocol(name)

@@ -9,10 +9,9 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import embeddings, precision, training
+from cbir.networks import embeddings, optimisers, precision, training
 from cbir.networks.pooling import LEARNT
 from cbir.networks.training import Batches
-from cbir.studies import limits
 
 pytestmark = pytest.mark.usefixtures("shared_project")
 
@@ -109,7 +108,7 @@ UNUSUAL = {
     "schedule": "one_cycle",
     "weight_decay": 0.001,
     "label_smoothing": 0.1,
-    "augmentation": list(limits.AUGMENTATIONS),
+    "augmentation": list(optimisers.AUGMENTATIONS),
 }
 
 

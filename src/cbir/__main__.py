@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--study", required=True, help="a folder in reports/", metavar="NAME")
     writing = "write README's tables from reports/published/"
     commands.add_parser("results", help=writing, description=writing.capitalize())
+    documenting = "write docs/parameters.md from the list of parameters"
+    commands.add_parser("docs", help=documenting, description=documenting.capitalize())
     cli.add_commands(commands)
     asked = parser.parse_args(arguments)
     # A log that is not a terminal shows each line when it is printed.
@@ -88,6 +90,13 @@ def _work(asked: argparse.Namespace) -> bool:
 
         is_new = publish.write_readme(root)
         print("README.md written" if is_new else "nothing to do: README.md is up to date")
+    elif asked.command == "docs":
+        from cbir.studies import params
+
+        path = root / "docs" / "parameters.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(params.document(), "utf-8")
+        print(f"{path.relative_to(root)} written")
     else:
         from cbir.studies.study import open_study
 

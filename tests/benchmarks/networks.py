@@ -186,11 +186,10 @@ def heads(backbone: str, count: int) -> float:
     from cbir.cache import Artifact
     from cbir.images.dataset import Dataset
     from cbir.networks import models, training
+    from cbir.studies import params
 
-    files = [PARAMS / "defaults.yaml", PARAMS / "cifar10" / "mobilenet.yaml"]
-    given = {}
-    for path in files:
-        given |= yaml.safe_load(path.read_text("utf-8"))
+    given = {key: row.default for key, row in params.PARAMETERS.items()}
+    given |= yaml.safe_load((PARAMS / "cifar10" / "mobilenet.yaml").read_text("utf-8"))
     same = ("optimizer", "schedule", "weight_decay", "label_smoothing", "early_stopping")
     own = ("epochs", "batch_size", "learning_rate")
     settings = {name: given[name] for name in same} | {name: given[f"head_{name}"] for name in own}

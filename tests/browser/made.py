@@ -18,6 +18,7 @@ from cbir.reporting import charts, display, grids
 from cbir.reporting.pages import write_page
 from cbir.search import output
 from cbir.search.answers import Answer, Picture, Result
+from cbir.studies import params
 
 LINKS = [("Comparison", "index.html"), *((name, f"{name}.html") for name in ("cnn", "cnn_strong"))]
 LINKS += [(name, f"{name}.html") for name in ("resnet50", "vgg16", "mobilenet", "raw_pixels")]
@@ -101,7 +102,7 @@ def write_grid(folder: Path) -> Path:
         for size in (32, 96, 160):
             for train in ("head", "all"):
                 point = {"input_size": size, "train": train}
-                name, variant = grids.point_name(architecture, point), grids.variant(point)
+                name, variant = params.point_name(architecture, point), params.variant(point)
                 scores = np.random.default_rng(size).random(20)
                 frame = rows(list(scores), architecture=name, variant=variant, correct=0.5)
                 found[name] = result(

@@ -16,7 +16,7 @@ class Architecture:
     """Everything that makes an architecture's embeddings but the images and the seed.
 
     Attributes:
-        network: arguments of `models.build`.
+        network: arguments of `models.build`, but for those that the images and the seed give.
         training: arguments of `training.train`, and `head_epochs`, `head_batch_size` and
             `head_learning_rate`: those of the head alone, which is trained first where there are
             any, on the features of the frozen backbone.
@@ -35,8 +35,9 @@ class Architecture:
             StudyError: as for `models.build`, and where the whitening that follows the training
                 has more dimensions than the embedding or than there are training images.
         """
-        shape = self.network | {"n_classes": len(dataset.classes), "seed": seed}
-        network = models.build(**shape, was_frozen=self.training["head_epochs"] > 0)
+        shape = {"image_size": dataset.images.shape[1], "n_classes": len(dataset.classes)}
+        shape |= {"seed": seed, "was_frozen": self.training["head_epochs"] > 0}
+        network = models.build(**self.network | shape)
         if whitening := self.embedding["whitening"]:
             check_whitening(whitening, len(dataset.train), network.embedding_width)
         return network

@@ -1,6 +1,3 @@
-"""Studies: what is asked for, what it would take, and running it.
-
-`params` reads a study's files in layers, checked against `limits` and what the parameters `cells`
-of notebooks know. `study` is what the command line asked for, `plan` says what it would take,
-`report` runs the notebooks.
+"""Studies: their parameters (`params`), what a study is made of (`study`), what its report would
+take (`plan`), and running its notebooks (`run`).
 """

@@ -12,7 +12,6 @@ from cbir.networks.backbones import BACKBONES
 from cbir.progress import duration
 from cbir.reporting.runs import machine
 from cbir.studies import params
-from cbir.studies.limits import LEARNT_POOLINGS
 from cbir.studies.study import Study, run_key
 
 # Starting a notebook, drawing its figures, writing its page.
@@ -39,9 +38,9 @@ def describe(study: Study) -> str:
         for key, value in first.items()
         if all(run.parameters.get(key) == value for run in study.runs)
     }
-    usual = params.defaults(study.root)
+    usual = {key: row.default for key, row in params.PARAMETERS.items()}
     lines.append(f"shared    {_join(shared, usual)}")
-    lines += [f"          all else as in params/{params.DEFAULTS}", ""]
+    lines += ["          the defaults of docs/parameters.md for all else", ""]
     total, passed = 0.0, set()
     for run in study.runs:
         given = run.parameters
@@ -222,7 +221,7 @@ def _estimate(given: dict, counts: tuple[int, int], passed: set[tuple]) -> float
     n_train = min(n_train, given["learn_from"] or n_train)
     one_pass, seconds = n_all / _embedding_rate(given), 0.0
     if given["head_epochs"]:
-        has_maps = given["feature_maps"] or given["pooling"] in LEARNT_POOLINGS
+        has_maps = given["feature_maps"] or given["pooling"] in params.POOLINGS_THAT_LEARN
         frozen = given["backbone"], given["weights"], given["input_size"]
         frozen += ("maps" if has_maps else given["pooling"],)
         # Random weights are other ones with each seed.

@@ -129,7 +129,7 @@ def _run_architecture(study: Study, run: params.RunConfig, key: str) -> None:
     started = time.perf_counter()
     executed = study.folder / f"{name}.ipynb"
     executed.unlink(missing_ok=True)
-    _execute(run.notebook, executed, run.parameters, study.root)
+    _execute(run.notebook, executed, run.notebook_parameters, study.root)
     seconds = time.perf_counter() - started
     _write_page(study, executed, f"{name}.html", name)
     write_manifest(

@@ -12,7 +12,7 @@ from cbir.cache import digest, make_key, package_digest, source_digest
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
-from cbir.studies import limits, params
+from cbir.studies import params
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
         return
     for key in params.parse_overrides(overrides):
         used = [run for run in chosen if key in run.parameters
-                and (run.is_baseline or key not in limits.unused(run.parameters))]  # fmt: skip
+                and (run.is_baseline or key not in params.unused(run.parameters))]  # fmt: skip
         if not used:
             names = ", ".join(run.architecture for run in chosen)
-            hint = f": where train is head, head_{key} decides" if key in limits.NOT_OF_HEAD else ""
+            hint = f": where train is head, head_{key} decides" if key in params.NOT_OF_HEAD else ""
             raise StudyError(f"SET: {key} changes nothing for {names}{hint}")
 
 
