@@ -1,6 +1,6 @@
-"""Pages made for the tests: every kind of output that a notebook of this study can have, and more.
+"""Pages made for the tests, with every kind of output that a notebook can have.
 
-One of an architecture, one of a grid, one without results, one of a search.
+One page of an architecture, one of a grid, one without results, one of a search.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from nbformat import v4
 
-from cbir.reporting import charts, display, grids
+from cbir.reporting import display, grids
 from cbir.reporting.pages import write_page
 from cbir.search import output
 from cbir.search.answers import Answer, Picture, Result
@@ -27,17 +27,17 @@ PROSE = "Each architecture was trained to tell the classes of this study apart. 
 
 
 def output_of(shown, metadata: dict | None = None):
-    """What a notebook keeps of something that a cell displays."""
-    data, found = DisplayFormatter().format(shown)
-    return v4.new_output("display_data", data, metadata=found | (metadata or {}))
+    """The output that a notebook stores for an object that a cell displays."""
+    data, about = DisplayFormatter().format(shown)
+    return v4.new_output("display_data", data, metadata=about | (metadata or {}))
 
 
 def figure_of(figure: plt.Figure, text: str):
-    """What a notebook keeps of a figure that `plots.show` shows."""
+    """The output that a notebook stores for a figure that `display.show` displays."""
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            charts, "display", lambda drawing, metadata: shown.append((drawing, metadata))
+            display, "display", lambda drawing, metadata: shown.append((drawing, metadata))
         )
         display.show(figure, text)
     ((drawing, metadata),) = shown
@@ -45,7 +45,7 @@ def figure_of(figure: plt.Figure, text: str):
 
 
 def curve() -> plt.Figure:
-    """Lines and words, which are smaller as SVG."""
+    """Lines and text, which are smaller as SVG."""
     figure, axis = plt.subplots(figsize=(10, 3.6))
     axis.plot([1, 2, 3], [0.5, 0.7, 0.8], marker="o", label="cnn")
     axis.set(xlabel="epoch", ylabel="accuracy")
@@ -54,7 +54,7 @@ def curve() -> plt.Figure:
 
 
 def noise() -> plt.Figure:
-    """A large photograph, or what passes for one, which is smaller as PNG."""
+    """Noise in place of a large photograph, which is smaller as PNG."""
     figure, axis = plt.subplots(figsize=(3, 3))
     axis.imshow(np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8))
     axis.set_axis_off()
@@ -78,7 +78,7 @@ def tables() -> list:
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """All pages by what they show, with their tables, in a folder."""
+    """Write all pages and their tables into a folder; the pages by what they show."""
     return {
         "architecture": write_architecture(folder),
         "grid": write_grid(folder),
@@ -96,8 +96,8 @@ def _write(folder: Path, name: str, cells: list) -> Path:
 
 
 def write_grid(folder: Path) -> Path:
-    """What `notebooks/grid.ipynb` shows of two architectures at three sizes, frozen or not."""
-    found = {}
+    """The page of a grid: two architectures at three sizes, frozen or not."""
+    runs = {}
     for architecture in ("mobilenet", "vgg16"):
         for size in (32, 96, 160):
             for train in ("head", "all"):
@@ -105,22 +105,22 @@ def write_grid(folder: Path) -> Path:
                 name, variant = params.point_name(architecture, point), params.variant(point)
                 scores = np.random.default_rng(size).random(20)
                 frame = rows(list(scores), architecture=name, variant=variant, correct=0.5)
-                found[name] = result(
+                runs[name] = result(
                     frame,
                     variant=variant,
                     training_accuracy={"value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
                 )
-    runs = grids.grid_table(found)
+    points = grids.grid_table(runs)
     shown = [
-        output_of(display.table(grids.readable(runs), "All points of the grid.")),
-        figure_of(grids.heat_maps(runs), "What each point reaches."),
-        figure_of(grids.curves(runs), "Along the size."),
+        output_of(display.table(grids.readable(points), "All points of the grid.")),
+        figure_of(grids.heat_maps(points), "What each point reaches."),
+        figure_of(grids.curves(points), "Along the size."),
     ]
-    answer = grids.answer(runs, grids.grid_pairs(found, runs))
-    said = v4.new_output("display_data", {"text/markdown": answer})
+    answer = grids.answer(points, grids.grid_pairs(runs, points))
+    text = v4.new_output("display_data", {"text/markdown": answer})
     cells = [
         v4.new_markdown_cell(f"# Point by point\n\n{PROSE}\n\n## The answer"),
-        v4.new_code_cell("", outputs=[said]),
+        v4.new_code_cell("", outputs=[text]),
         v4.new_markdown_cell("## All points"),
         v4.new_code_cell("", outputs=shown),
     ]
@@ -128,35 +128,37 @@ def write_grid(folder: Path) -> Path:
 
 
 def write_search(folder: Path) -> Path:
-    """A page of `cbir search --html`: results, none, and a file that could not be read."""
+    """The page of `cbir search --html`: results, no results, and an unreadable file."""
     images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), np.uint8)
     name = f"/home/somebody/{'long/' * 12}mine.jpg"
     picture = Picture(name, images[0], np.zeros(4), np.array([0.7, 0.3]))
-    found = [
+    results = [
         Result(place, 1 - place / 20, "a long name of a class", f"data/a/{'long/' * 9}{place}.png",
                place, images[place])
         for place in range(1, 11)
     ]  # fmt: skip
-    told = [
-        Answer(picture, {"cat": 0.7, "dog": 0.3}, found, "class"),
+    answers = [
+        Answer(picture, {"cat": 0.7, "dog": 0.3}, results, "class"),
         Answer(picture, {"dog": 0.9, "cat": 0.1}, [], "predicted class"),
     ]
     path = folder / "search.html"
-    path.write_text(output.html_page(told, ["broken.png: not a picture"], "Searched: all"), "utf-8")
+    path.write_text(
+        output.html_page(answers, ["broken.png: not a picture"], "Searched: all"), "utf-8"
+    )
     return path
 
 
 def write_architecture(folder: Path) -> Path:
-    """The page `cnn.html` with its tables, in a folder."""
+    """The page of an architecture, with tables, figures, printed lines and a traceback."""
     printed = v4.new_output("stream", name="stdout", text="epoch 1/2: loss 0.5\n" * 60)
-    said = v4.new_output("display_data", {"text/markdown": "**cnn** is ahead of `vgg16`."})
+    text = v4.new_output("display_data", {"text/markdown": "**cnn** is ahead of `vgg16`."})
     failed = v4.new_output(
         "error",
         ename="ValueError",
         evalue="too small",
         traceback=["\x1b[31mValueError\x1b[39m: " + "too small, " * 30],
     )
-    shown = [output_of(each) for each in tables()]
+    shown = [output_of(table) for table in tables()]
     figures = [figure_of(curve(), "Accuracy of <cnn> by epoch."), figure_of(noise(), "Noise.")]
     settings = 'seeds = [0]\nbackbone = "cnn"\ndataset = "' + "a/very/long/path/" * 12 + '"'
     cells = [
@@ -164,7 +166,7 @@ def write_architecture(folder: Path) -> Path:
         v4.new_markdown_cell(f"## Parameters\n\n{PROSE}"),
         v4.new_code_cell(settings, metadata={"tags": ["injected-parameters"]}),
         v4.new_markdown_cell(f"## Is it retrieval, or *just* classification?\n\n{PROSE}"),
-        v4.new_code_cell("", outputs=[said, *shown]),
+        v4.new_code_cell("", outputs=[text, *shown]),
         v4.new_markdown_cell(f"## Training\n\n{PROSE}\n\n### By epoch\n\n{PROSE}"),
         v4.new_code_cell("", outputs=[printed, *figures]),
         v4.new_markdown_cell("## Summary\n\n- " + "\n- ".join([PROSE] * 3)),

@@ -1,6 +1,7 @@
-"""Pages of a report as a browser shows them: to all readers, on a phone, in the dark, on paper.
+"""Pages of a report in a browser: for all readers, on a phone, in the dark, on paper.
 
-They check pages made for it, and where `make report` has written them, all pages of the digits.
+The tests check pages made for them and, where `make report` has written it, the whole report of the
+digits.
 """
 
 from pathlib import Path
@@ -33,9 +34,9 @@ def made_page(made_pages) -> Path:
 
 
 def open_page(browser, path: Path, **settings) -> SimpleNamespace:
-    """A page in a window of its own; whatever it asks for elsewhere is noted and refused."""
+    """A page in a window of its own; requests to other hosts are recorded and refused."""
     window = browser.new_context(**settings)
-    asked, errors = [], []
+    requests, errors = [], []
 
     def answer(route):
         is_here = route.request.url.startswith("file:")
@@ -43,11 +44,13 @@ def open_page(browser, path: Path, **settings) -> SimpleNamespace:
 
     window.route("**/*", answer)
     page = window.new_page()
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(path.as_uri())
-    return SimpleNamespace(path=path, page=page, asked=asked, errors=errors, close=window.close)
+    return SimpleNamespace(
+        path=path, page=page, requests=requests, errors=errors, close=window.close
+    )
 
 
 @pytest.fixture(scope="module", params=PAGES)
@@ -67,20 +70,20 @@ def width(request) -> int:
 
 @pytest.fixture(scope="module")
 def opened(browser, path, scheme, width):
-    found = open_page(browser, path, color_scheme=scheme, viewport={"width": width, "height": 900})
-    yield found
-    found.close()
+    window = open_page(browser, path, color_scheme=scheme, viewport={"width": width, "height": 900})
+    yield window
+    window.close()
 
 
 def violations(page) -> str:
-    """What axe-core finds wrong with a page whose folds are all open; empty where nothing is."""
+    """The violations that axe-core finds on a page with all its folds open; empty without any."""
     from axe_playwright_python.sync_playwright import Axe
 
-    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-    found = Axe().run(page)
-    # Without its rules in play, nothing would be found wrong.
-    assert len(found.response["passes"]) > 10
-    return found.generate_report() if found.violations_count else ""
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    report = Axe().run(page)
+    # A page on which no rule applies would pass, too.
+    assert len(report.response["passes"]) > 10
+    return report.generate_report() if report.violations_count else ""
 
 
 def test_axe_finds_nothing_wrong(opened):
@@ -92,9 +95,9 @@ def test_the_page_itself_never_scrolls_sideways(opened):
     assert across[0] <= across[1]
 
 
-def test_nothing_is_asked_of_any_host_and_nothing_goes_wrong(opened):
-    assert {url.partition(":")[0] for url in opened.asked} <= {"file", "data"}
-    assert [url for url in opened.asked if url.startswith("file")] == [opened.path.as_uri()]
+def test_a_page_fetches_nothing_and_reports_no_errors(opened):
+    assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data"}
+    assert [url for url in opened.requests if url.startswith("file")] == [opened.path.as_uri()]
     assert opened.errors == []
 
 
@@ -106,8 +109,8 @@ def test_the_background_follows_the_scheme(opened, scheme):
 
 
 def brightness(colour: str) -> int:
-    """Of a colour as browsers write it, such as rgb(1, 2, 3)."""
-    return sum(int(each) for each in colour.strip("rgb()").split(",")[:3])
+    """The sum of the channels of a colour as browsers write it, such as rgb(1, 2, 3)."""
+    return sum(int(channel) for channel in colour.strip("rgb()").split(",")[:3])
 
 
 def test_contents_lead_to_every_section(opened, width):
@@ -116,7 +119,7 @@ def test_contents_lead_to_every_section(opened, width):
     if len(sections) < 2 or opened.path.name == "search.html":
         assert links.count() == 0
         return
-    opened.page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    opened.page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
     assert [text for link in links.all() if (text := link.inner_text())] == sections
     for link in links.all():
         target = unquote(link.get_attribute("href")[1:])
@@ -138,19 +141,19 @@ def test_contents_stay_beside_the_text_at_a_desk_and_are_folded_on_a_phone(brows
 def test_wide_tables_and_figures_scroll_by_keyboard_in_a_box_of_their_own(browser, made_page):
     page = open_page(browser, made_page, viewport={"width": PHONE, "height": 900}).page
     boxes = page.locator(".scroll").all()
-    wide = [box for box in boxes if box.evaluate("each => each.scrollWidth > each.clientWidth")]
+    wide = [box for box in boxes if box.evaluate("box => box.scrollWidth > box.clientWidth")]
     names = [box.get_attribute("aria-label") for box in wide]
     assert names == ["Table 1: Quality, with 95 % intervals.", "Figure 1"]
     for box in wide:
         box.focus()
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("each => each.scrollLeft > 0", arg=box.element_handle())
+        page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle())
 
 
 def test_every_figure_has_its_text_and_every_table_its_caption_and_csv(opened):
     for image in opened.page.locator("main img").all():
         assert image.get_attribute("alt").strip()
-        assert image.evaluate("each => each.naturalWidth") > 0
+        assert image.evaluate("image => image.naturalWidth") > 0
     tables = opened.page.locator("main table")
     links = opened.page.locator(".csv a")
     assert links.count() == tables.count() == opened.page.locator("main caption").count()
@@ -167,7 +170,7 @@ def test_on_paper_there_is_no_navigation_and_all_is_black_on_white(browser, made
     page = open_page(browser, made_page, color_scheme="dark").page
     page.emulate_media(media="print", color_scheme="dark")
     for hidden in (".pages", ".contents", ".skip", ".log", ".csv"):
-        assert not any(each.is_visible() for each in page.locator(hidden).all())
+        assert not any(element.is_visible() for element in page.locator(hidden).all())
     assert page.locator("main h1").is_visible()
     ink, paper = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
