@@ -1,7 +1,6 @@
-"""Asking a finished study: a picture of one's own in, what resembles it out.
+"""Search finished studies with your own pictures.
 
-`engine` opens what a study left, with its own `gallery`; `folders` of one's own pictures become
-galleries too. `answers` finds what resembles a picture, and what marks change in it. What comes
-out is for a terminal, a program or a page (`showing`, by the `commands`) or for JupyterLab
-(`explorer`).
+`engine` opens what a study has left: its trained network and its gallery. `galleries` makes
+further galleries of folders. `answers` searches a gallery with a picture. `cli` holds the commands
+`cbir search` and `cbir index`, `explorer` the widgets for JupyterLab. See docs/search.md.
 """

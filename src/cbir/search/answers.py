@@ -1,5 +1,6 @@
-"""What a search answers: for each picture its predicted class and the nearest images."""
+"""Search a gallery with a picture: its predicted class and the most similar gallery images."""
 
+import base64
 import io
 import sys
 from collections.abc import Collection, Iterable
@@ -8,25 +9,27 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from cbir import StudyError
 from cbir.images.pictures import Unreadable, files_below, read_square
 from cbir.retrieval.feedback import refine
-from cbir.search.engine import Engine
-from cbir.search.galleries import Gallery
+from cbir.search.engine import Engine, Gallery
 
 STDIN = "-"
+# How many classes a prediction names with their probabilities.
+NAMED_CLASSES = 3
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What is asked with: a name, a square, and what a network makes of it.
+    """A query: a picture and what the network computes from it.
 
     Attributes:
-        name: its path, or what stands for one.
+        name: its path, or a description where it is not a file.
         image: (size, size, 3) uint8, as the network sees it.
-        vector: (d,) float32 of unit length.
-        probabilities: (n_classes,) float32.
+        vector: (d,) float32 of unit length, its embedding.
+        probabilities: (n_classes,) float32 predicted class probabilities.
     """
 
     name: str
@@ -37,18 +40,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Result:
-    """An image that was found.
+    """A gallery image returned for a query.
 
     Attributes:
-        place: from 1 on.
-        similarity: cosine, from -1 to 1.
-        label: name of its class; in a gallery without classes, of the one predicted.
-        name: what tells it from all others, such as its path.
+        rank: from 1 on.
+        similarity: cosine similarity to the query, from -1 to 1.
+        label: name of its class; in a gallery without classes, of its predicted class.
+        name: unique in the gallery, such as its path.
         position: in the gallery.
         image: (size, size, 3) uint8.
     """
 
-    place: int
+    rank: int
     similarity: float
     label: str
     name: str
@@ -58,61 +61,83 @@ class Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for a picture.
+    """The prediction and the results for one query.
 
     Attributes:
-        picture: what was asked with.
-        probabilities: by name of the class, the highest first.
-        results: the nearest first.
-        kind: what their labels are, "class" or "predicted class".
+        picture: the query.
+        probabilities: by class name, the most probable class first.
+        results: the most similar first.
+        label_kind: what the results' labels are, "class" or "predicted class".
     """
 
     picture: Picture
     probabilities: dict[str, float]
     results: list[Result]
-    kind: str
+    label_kind: str
 
     @property
     def predicted(self) -> str:
-        """The class of the highest probability."""
+        """The most probable class."""
         return next(iter(self.probabilities))
 
+    @property
+    def prediction(self) -> str:
+        """The most probable classes with their probabilities, as text."""
+        most_probable = list(self.probabilities.items())[:NAMED_CLASSES]
+        return ", ".join(f"{name} ({100 * value:.0f} %)" for name, value in most_probable)
 
-def read_pictures(asked: Iterable[str], size: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The pictures that are asked for, as squares, and "name: reason" of what cannot be read.
+
+def read_pictures(arguments: Iterable[str], size: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read pictures named on the command line.
 
     Args:
-        asked: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
-        size: pixels.
+        arguments: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
+        size: pixels of the squares that they become.
+
+    Returns:
+        (size, size, 3) uint8 images by name, and "name: reason" of each unreadable file.
 
     Raises:
-        StudyError: nothing of that name.
+        StudyError: an argument matches no file.
     """
     images, skipped = {}, []
-    for name, picture in _find(asked):
+    for name, file in _files(arguments):
         try:
-            images[name] = read_square(picture, size)
+            images[name] = read_square(file, size)
         except Unreadable as error:
             skipped.append(f"{name}: {error}")
     return images, skipped
 
 
 def embed_pictures(engine: Engine, images: dict[str, np.ndarray]) -> list[Picture]:
-    """What the engine's network makes of pictures, by name, as `read` gives them."""
+    """Embed images, given by name as `read_pictures` returns them."""
     if not images:
         return []
-    made = engine.encode(np.stack(list(images.values())))
-    return [Picture(*each) for each in zip(images, images.values(), *made, strict=True)]
+    vectors, probabilities = engine.encode(np.stack(list(images.values())))
+    rows = zip(images, images.values(), vectors, probabilities, strict=True)
+    return [Picture(*row) for row in rows]
 
 
 def picture_of_query(engine: Engine, query: int) -> Picture:
-    """One of the study's own queries, which nothing need be made of anew."""
-    found = engine.embeddings
+    """One of the study's own queries, with its stored embedding."""
+    embeddings, dataset = engine.embeddings, engine.dataset
+    position = dataset.queries[query]
     return Picture(
         engine.query_names[query],
-        np.asarray(found.dataset.images[found.dataset.queries[query]]),
-        np.asarray(found.query[query]),
-        np.asarray(found.query_probabilities[query]),
+        np.asarray(dataset.images[position]),
+        np.asarray(embeddings.vectors[position]),
+        np.asarray(embeddings.probabilities[position]),
+    )
+
+
+def mean_picture(pictures: list[Picture]) -> Picture:
+    """The mean of positive examples: the query where no picture is given."""
+    vector = np.mean([picture.vector for picture in pictures], axis=0)
+    return Picture(
+        ", ".join(picture.name for picture in pictures),
+        pictures[0].image,
+        vector / max(np.linalg.norm(vector), 1e-12),
+        np.mean([picture.probabilities for picture in pictures], axis=0),
     )
 
 
@@ -127,72 +152,65 @@ def search(
     negative: np.ndarray = (),
     left_out: Collection[int] = (),
 ) -> Answer:
-    """What is found for a picture, and for what was marked so far.
+    """Search a gallery with a picture and the feedback given so far.
 
     Args:
-        engine: that embedded the gallery.
-        gallery: what to search.
-        picture: what to search for.
-        k: how many results.
-        search: a name in `engine.SEARCHES`.
-        positive, negative: (n, d) float32, embeddings that were marked so; they count as
-            `Engine.weights` says.
-        left_out: gallery positions that are not returned, such as the picture itself.
+        engine: the engine that embedded the gallery.
+        gallery: the gallery to search.
+        picture: the query.
+        k: the number of results.
+        search: a way of searching, a name in `engine.SEARCHES`.
+        positive, negative: (n, d) float32 embeddings of positive and negative examples, weighted
+            by `Engine.feedback_weights`.
+        left_out: gallery positions that are not returned, such as the query itself.
     """
-    vector = picture.vector
-    if len(positive) or len(negative):
-        vector = refine(vector, positive, negative, engine.weights)
+    vector = refine(picture.vector, positive, negative, engine.feedback_weights)
     searchable = engine.searchable(picture.probabilities[None], search)
     positions, similarities = gallery.search(vector[None], k + len(left_out), searchable)
-    found = [
-        (position, similarity)
+    pairs = [
+        (int(position), float(similarity))
         for position, similarity in zip(positions[0], similarities[0], strict=True)
         if position >= 0 and position not in left_out
     ]
     results = [
         Result(
-            place,
-            float(similarity),
+            rank,
+            similarity,
             engine.classes[gallery.labels[position]],
             gallery.names[position],
-            int(position),
+            position,
             gallery.image(position),
         )
-        for place, (position, similarity) in enumerate(found[:k], start=1)
+        for rank, (position, similarity) in enumerate(pairs[:k], start=1)
     ]
     order = np.argsort(-picture.probabilities, kind="stable")
-    probabilities = {engine.classes[at]: float(picture.probabilities[at]) for at in order}
-    return Answer(picture, probabilities, results, gallery.kind)
+    probabilities = {engine.classes[label]: float(picture.probabilities[label]) for label in order}
+    return Answer(picture, probabilities, results, gallery.label_kind)
 
 
-def mean_picture(pictures: list[Picture]) -> Picture:
-    """The mean of the positive examples, for a search that has no picture."""
-    vector = np.mean([each.vector for each in pictures], axis=0)
-    return Picture(
-        ", ".join(each.name for each in pictures),
-        pictures[0].image,
-        vector / max(np.linalg.norm(vector), 1e-12),
-        np.mean([each.probabilities for each in pictures], axis=0),
-    )
+def data_url(image: np.ndarray) -> str:
+    """(h, w, 3) uint8 pixels as a PNG in a data URL, for the `src` of an HTML image."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _find(asked: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
-    for each in asked:
-        path = Path(each).expanduser()
-        if each == STDIN:
+def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
+    """Name and file of every picture that the arguments stand for."""
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if argument == STDIN:
             yield "standard input", io.BytesIO(sys.stdin.buffer.read())
         elif path.is_dir():
-            found = files_below(path)
-            if not found:
-                raise StudyError(f"no files in {each}")
-            yield from ((str(file), file) for file in found)
+            if not (files := files_below(path)):
+                raise StudyError(f"no files in {argument}")
+            yield from ((str(file), file) for file in files)
         elif path.exists():
-            yield each, path
+            yield argument, path
         else:
-            # The shell leaves a pattern as it is where nothing matches, or where it is quoted.
+            # The shell passes on a pattern that is quoted or matches nothing.
             pattern = str(path.relative_to(path.anchor))
             matches = sorted(Path(path.anchor or ".").glob(pattern)) if pattern != "." else []
-            files = [file for file in matches if file.is_file()]
-            if not files:
-                raise StudyError(f"no picture {each}")
+            if not (files := [file for file in matches if file.is_file()]):
+                raise StudyError(f"no picture {argument}")
             yield from ((str(file), file) for file in files)

@@ -1,4 +1,4 @@
-"""The commands `search` and `index`: what is asked for on the command line, and what is printed."""
+"""The commands `cbir search` and `cbir index`: their arguments and what they print."""
 
 import argparse
 import contextlib
@@ -10,183 +10,242 @@ from cbir import StudyError
 from cbir.cache import write_text
 from cbir.images.pictures import describe_skipped
 
-# How many classes of a study are named.
-NAMED = 10
+# How many of a study's classes are named.
+MOST_CLASSES = 10
+# Side of the pictures on an HTML page, in pixels.
+THUMBNAIL = 96
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add both commands to the program's."""
-    searching = commands.add_parser(
+    """Add `search` and `index` to the commands of the program."""
+    search = commands.add_parser(
         "search",
-        help="find what resembles a picture of your own",
-        description="Predict the class of pictures of your own, and find the images of a study's "
-        "gallery, or of a folder that `cbir index` has embedded, that resemble them most. "
-        "What is asked with is not returned, by its path, nor is what --like and --unlike name.",
+        help="find the gallery images that are most similar to your pictures",
+        description="Predict the class of your own pictures, and find the images most similar to "
+        "them in the gallery of a study or in a folder that `cbir index` has embedded. "
+        "The results contain neither the picture itself nor a picture given with --like or "
+        "--unlike.",
         epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
-        "-k 5 --html found.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
+        "-k 5 --html results.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
     )
-    searching.add_argument(
+    search.add_argument(
         "pictures", nargs="*", metavar="PICTURE",
         help="a file, a folder, a pattern such as '*.jpg', or - for standard input",
     )  # fmt: skip
-    _add_network(searching)
-    searching.add_argument("-k", type=_count, default=10, help="how many results (default: 10)")
-    searching.add_argument(
+    _add_network_options(search)
+    search.add_argument(
+        "-k", type=_positive_integer, default=10, help="number of results (default: 10)"
+    )
+    search.add_argument(
         "--within", choices=("predicted_class", "soft"),
-        help="search only the class that is predicted, or the most probable ones",
+        help="search only the predicted class, or only the most probable classes",
     )  # fmt: skip
-    searching.add_argument(
+    search.add_argument(
         "--gallery", default="", metavar="NAME",
-        help="search a folder that `cbir index` has embedded (default: the study's own gallery)",
+        help="search a folder that `cbir index` has embedded (default: the gallery of the study)",
     )  # fmt: skip
-    for name, meaning in (("like", "positive"), ("unlike", "negative")):
-        searching.add_argument(
-            f"--{name}", nargs="+", default=[], metavar="PICTURE",
-            help=f"{meaning} examples: the search moves accordingly",
-        )  # fmt: skip
-    searching.add_argument("--html", metavar="FILE", type=Path, help="write a page, too")
-    searching.add_argument("--json", action="store_true", help="print JSON in the place of tables")
-    searching.set_defaults(run=run_search, wrong=searching.error)
+    search.add_argument(
+        "--like", nargs="+", default=[], metavar="PICTURE",
+        help="positive examples: the query moves towards them",
+    )  # fmt: skip
+    search.add_argument(
+        "--unlike", nargs="+", default=[], metavar="PICTURE",
+        help="negative examples: the query moves away from them",
+    )  # fmt: skip
+    search.add_argument("--html", metavar="FILE", type=Path, help="also write an HTML page")
+    search.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    search.set_defaults(run=run_search, usage_error=search.error)
 
-    indexing = commands.add_parser(
+    index = commands.add_parser(
         "index",
-        help="embed a folder of your own pictures, so that `search --gallery` finds in it",
-        description="Embed a folder of pictures with a network that a study has trained. Run "
-        "again, it embeds only what is new or changed and drops what is gone.",
+        help="embed a folder of your own pictures, to be searched with `search --gallery`",
+        description="Embed a folder of pictures with a trained network of a study. A second run "
+        "embeds only new and changed pictures, and removes deleted ones from the gallery.",
     )
-    indexing.add_argument("folder", metavar="FOLDER", type=Path, help="pictures, at any depth")
-    _add_network(indexing)
-    indexing.add_argument(
-        "--name", default="", help="of the gallery (default: that of the folder)", metavar="NAME"
+    index.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="a folder of pictures and folders of them"
     )
-    indexing.set_defaults(run=run_index)
+    _add_network_options(index)
+    index.add_argument(
+        "--name", default="", metavar="NAME",
+        help="name of the gallery (default: the name of the folder)",
+    )  # fmt: skip
+    index.set_defaults(run=run_index)
 
 
-def _add_network(command: argparse.ArgumentParser) -> None:
+def _add_network_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--study", default="", metavar="NAME", help="a finished study (default: digits)"
     )
     command.add_argument(
         "--architecture", default="", metavar="NAME",
-        help="one of it (default: the one of the highest mAP)",
+        help="one of its architectures (default: the one with the highest mAP)",
     )  # fmt: skip
 
 
-def _count(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
+def _positive_integer(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return number
+    return int(text)
 
 
-def run_search(asked: argparse.Namespace) -> bool:
-    """Print what was found for each picture; False where none could be read.
+def run_search(arguments: argparse.Namespace) -> bool:
+    """Print the results for each picture; False where no picture could be read.
 
     Raises:
-        StudyError: what is asked for cannot be found.
-        SystemExit: nothing is asked for.
+        StudyError: a picture, study or gallery does not exist.
+        SystemExit: neither a picture nor a positive example is given.
     """
-    pass
-
-    from cbir.search import output
-
-    if not (asked.pictures or asked.like):
-        asked.wrong("nothing to search for: give a PICTURE, or --like PICTURE")
-    if asked.html and not asked.html.absolute().parent.is_dir():
-        raise StudyError(f"--html: no folder {asked.html.parent} to write {asked.html.name} into")
-    # Lines of progress are no JSON.
-    with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
-        opened, gallery = _open(asked)
-        found, skipped = _find(asked, opened, gallery)
-    classes = ", ".join(opened.classes[:NAMED]) + (" …" if len(opened.classes) > NAMED else "")
-    about = f"Searched: {len(gallery.names):,} images of {gallery.name}, " + (
-        f"by {opened.architecture} of the study {opened.study} (which knows {classes})"
+    if not (arguments.pictures or arguments.like):
+        arguments.usage_error("nothing to search for: give a PICTURE, or --like PICTURE")
+    html = arguments.html
+    if html and not html.absolute().parent.is_dir():
+        raise StudyError(f"--html: there is no folder {html.parent} to write {html.name} into")
+    # Progress lines must not mix with JSON.
+    with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        engine, gallery = _open(arguments)
+        answers, skipped = _search(arguments, engine, gallery)
+    has_feedback = bool(arguments.like or arguments.unlike)
+    classes = ", ".join(engine.classes[:MOST_CLASSES])
+    classes += ", …" if len(engine.classes) > MOST_CLASSES else ""
+    heading = (
+        f"Searched {len(gallery.names):,} images of {gallery.name} with {engine.architecture} "
+        f"of the study {engine.study} (classes: {classes})"
+        + (f", within {arguments.within}" if arguments.within else "")
+        + (f", weights: {engine.describe_feedback_weights()}" if has_feedback else "")
     )
-    if asked.within:
-        about += f", within {asked.within}"
-    if is_marked := bool(asked.like or asked.unlike):
-        about += f", for {opened.told_weights}"
-    if asked.html:
-        write_text(asked.html, output.html_page(found, skipped, about))
-    if asked.json:
-        searched = {"study": opened.study, "architecture": opened.architecture}
-        searched |= {"gallery": gallery.name, "images": len(gallery.names)}
-        if is_marked:
-            searched |= {"weights": vars(opened.weights)}
-        told = [output.as_json(each) for each in found]
-        print(json.dumps(searched | {"answers": told, "skipped": skipped}, indent=1))
+    if html:
+        write_text(html, html_page(answers, skipped, heading))
+    if arguments.json:
+        content = {"study": engine.study, "architecture": engine.architecture}
+        content |= {"gallery": gallery.name, "images": len(gallery.names)}
+        content |= {"weights": vars(engine.feedback_weights)} if has_feedback else {}
+        content |= {"answers": [as_json(answer) for answer in answers], "skipped": skipped}
+        print(json.dumps(content, indent=1))
     else:
-        print("\n\n".join([about, *map(output.text_table, found)]))
+        print("\n\n".join([heading, *map(text_table, answers)]))
         if skipped:
             print(f"\n{describe_skipped(skipped)}")
-        if asked.html:
-            print(f"\n{asked.html} written")
-    if not found:
+        if html:
+            print(f"\n{html} written")
+    if not answers:
         print("error: none of the pictures could be read", file=sys.stderr)
-    return bool(found)
+    return bool(answers)
 
 
-def _open(asked: argparse.Namespace):
-    """The engine and the gallery that are asked for."""
+def run_index(arguments: argparse.Namespace) -> bool:
+    """Bring the gallery of a folder up to date, and print what changed."""
+    from cbir.search import galleries
+    from cbir.search.engine import open_engine
 
-    from cbir.search import engine, galleries
-
-    if not asked.gallery:
-        opened = engine.open_engine(asked.study, asked.architecture)
-        return opened, opened.gallery
-    opened, gallery = galleries.open_gallery(asked.gallery)
-    for name in ("study", "architecture"):
-        if getattr(asked, name) not in ("", made_with := getattr(opened, name)):
-            raise StudyError(
-                f"the gallery {asked.gallery!r} was made with the {name} {made_with}: leave out "
-                f"--{name}, or index the folder again under another --name"
-            )
-    return opened, gallery
-
-
-def _find(asked: argparse.Namespace, opened, gallery) -> tuple[list, list[str]]:
-    """An answer for each picture that could be read, and what could not."""
-
-    from cbir.search import answers
-
-    skipped, given = [], {}
-    for part in ("pictures", "like", "unlike"):
-        images, unread = answers.read_pictures(getattr(asked, part), opened.image_size)
-        given[part] = answers.embed_pictures(opened, images)
-        skipped += unread
-    pictures = given["pictures"]
-    if not asked.pictures and given["like"]:
-        pictures = [answers.mean_picture(given["like"])]
-    marked = [*given["like"], *given["unlike"]]
-    return [
-        answers.search(
-            opened,
-            gallery,
-            picture,
-            asked.k,
-            search=asked.within or "unrestricted",
-            positive=[each.vector for each in given["like"]],
-            negative=[each.vector for each in given["unlike"]],
-            left_out=gallery.positions(Path(each.name) for each in (picture, *marked)),
-        )
-        for picture in pictures
-    ], skipped
-
-
-def run_index(asked: argparse.Namespace) -> bool:
-    """Bring the gallery of a folder up to date, and say what was done."""
-
-    from cbir.search import engine, galleries
-
-    opened = engine.open_engine(asked.study, asked.architecture)
-    name, changes = galleries.index_folder(asked.folder, opened, asked.name)
+    engine = open_engine(arguments.study, arguments.architecture)
+    name, changes = galleries.index_folder(arguments.folder, engine, arguments.name)
     total = changes.embedded + changes.kept
     print(
-        f"{name}: {total:,} pictures, embedded by {opened.architecture} of the study "
-        f"{opened.study}: {changes.embedded:,} new or changed, {changes.kept:,} as before, "
-        f"{changes.dropped:,} gone"
+        f"{name}: {total:,} pictures, embedded by {engine.architecture} of the study "
+        f"{engine.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
+        f"{changes.removed:,} removed"
     )
     if changes.skipped:
         print(describe_skipped(changes.skipped))
     print(f"search it with `cbir search PICTURE --gallery {name}`")
     return True
+
+
+def _open(arguments: argparse.Namespace):
+    """The engine and the gallery that the arguments name."""
+    from cbir.search import galleries
+    from cbir.search.engine import open_engine
+
+    if not arguments.gallery:
+        engine = open_engine(arguments.study, arguments.architecture)
+        return engine, engine.gallery
+    engine, gallery = galleries.open_gallery(arguments.gallery)
+    for option in ("study", "architecture"):
+        used = getattr(engine, option)
+        if getattr(arguments, option) not in ("", used):
+            raise StudyError(
+                f"the gallery {arguments.gallery!r} was made with the {option} {used}: leave out "
+                f"--{option}, or index the folder again under another --name"
+            )
+    return engine, gallery
+
+
+def _search(arguments: argparse.Namespace, engine, gallery) -> tuple[list, list[str]]:
+    """An answer for each readable picture, and "name: reason" of each unreadable one."""
+    from cbir.search import answers
+
+    embedded, skipped = {}, []
+    for option in ("pictures", "like", "unlike"):
+        images, unreadable = answers.read_pictures(getattr(arguments, option), engine.image_size)
+        embedded[option] = answers.embed_pictures(engine, images)
+        skipped += unreadable
+    queries, positive, negative = embedded.values()
+    if not arguments.pictures and positive:
+        queries = [answers.mean_picture(positive)]
+    return [
+        answers.search(
+            engine,
+            gallery,
+            query,
+            arguments.k,
+            search=arguments.within or "unrestricted",
+            positive=[example.vector for example in positive],
+            negative=[example.vector for example in negative],
+            left_out=gallery.positions(
+                Path(picture.name) for picture in (query, *positive, *negative)
+            ),
+        )
+        for query in queries
+    ], skipped
+
+
+def as_json(answer) -> dict:
+    """An `answers.Answer` as JSON values; pictures are named by their paths."""
+    return {
+        "picture": answer.picture.name,
+        "predicted": answer.predicted,
+        "probabilities": answer.probabilities,
+        "results": [
+            {
+                "place": result.rank,
+                "path": result.name,
+                answer.label_kind.replace(" ", "_"): result.label,
+                "similarity": result.similarity,
+            }
+            for result in answer.results
+        ],
+    }
+
+
+def text_table(answer) -> str:
+    """An `answers.Answer` as lines for a terminal."""
+    prediction = f"{answer.picture.name}: {answer.prediction}"
+    if not answer.results:
+        return f"{prediction}\n  no results"
+    width = max(len(answer.label_kind), *(len(result.label) for result in answer.results))
+    rows = [
+        f"  {result.rank:>4}  {result.similarity:>10.3f}  {result.label:<{width}}  {result.name}"
+        for result in answer.results
+    ]
+    header = f"  {'':>4}  similarity  {answer.label_kind:<{width}}  picture"
+    return "\n".join([prediction, header, *rows])
+
+
+def html_page(answers: list, skipped: list[str], heading: str) -> str:
+    """An HTML page of `answers.Answer` objects that loads nothing else.
+
+    Args:
+        skipped: "name: reason" of each unreadable picture.
+        heading: one line that says what was searched.
+    """
+    import jinja2
+
+    from cbir.search.answers import data_url
+
+    folder = Path(__file__).parent.parent / "reporting" / "template"
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True)
+    templates.filters["data_url"] = data_url
+    return templates.get_template("search.html.j2").render(
+        answers=answers, skipped=skipped, heading=heading, side=THUMBNAIL
+    )

@@ -28,15 +28,15 @@ if TYPE_CHECKING:  # Keras, which takes seconds to import
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is searched.
+    """Embedded images that can be searched.
 
     Attributes:
-        name: of the study, or of the gallery made of a folder.
+        name: of the study, or of the gallery of a folder.
         vectors: (n, d) float32 of unit length.
-        labels: (n,) int64: the images' classes; of a folder without classes, those predicted.
-        kind: what the labels are, "class" or "predicted class".
-        names: what tells an image from all others, such as its path.
+        labels: (n,) int64 classes of the images; predicted classes where the folder has none.
+        names: unique in the gallery, such as paths.
         image: position -> (size, size, 3) uint8.
+        label_kind: what the labels are, "class" or "predicted class".
     """
 
     name: str
@@ -44,31 +44,32 @@ class Gallery:
     labels: np.ndarray
     names: list[str]
     image: Callable[[int], np.ndarray]
-    kind: str = "class"
+    label_kind: str = "class"
 
     @functools.cached_property
     def first_of_equals(self) -> np.ndarray:
-        """As `ranking.search` takes it; computed once."""
+        """`ranking.first_of_equals` of the vectors, computed once."""
         return ranking.first_of_equals(self.vectors)
 
     def positions(self, paths: Iterable[Path]) -> set[int]:
-        """Where the images of these files stand; files that are not of the gallery do not count."""
+        """Positions of the images in these files; files outside the gallery are ignored."""
         wanted = {path.resolve() for path in paths}
         root = project_root()
-        # Folder by folder: to resolve each file would ask the disk for all of the gallery.
-        resolved = functools.cache(lambda folder: folder.resolve())
-        places = [root / name for name in self.names]
-        return {at for at, each in enumerate(places) if resolved(each.parent) / each.name in wanted}
+        # Resolves each folder once: resolving each file would read the disk for the whole gallery.
+        resolve = functools.cache(lambda folder: folder.resolve())
+        files = [root / name for name in self.names]
+        return {at for at, file in enumerate(files) if resolve(file.parent) / file.name in wanted}
 
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest images of each query: positions and similarities, as `ranking.search`.
+        """Positions and similarities of the k nearest images of each query (`ranking.search`).
 
         Args:
             vectors: (n_queries, d) float32 of unit length.
-            k: how many.
-            searchable: (n_queries, n_classes) bool, the classes that each may find; all by default.
+            k: the number of results.
+            searchable: (n_queries, n_classes) bool, the classes that each query may return;
+                all by default.
         """
         return ranking.search(
             vectors,
@@ -82,12 +83,12 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Engine:
-    """What a finished study left of an architecture: its embeddings, and its trained network.
+    """One architecture of a finished study: its trained network and its embeddings.
 
     Attributes:
-        study, architecture: whose.
-        summary: of the run, as it left it.
-        embeddings: of the study's images, as its first protocol sees them.
+        study, architecture: names of the run's folders in reports/.
+        summary: the run's summary.json.
+        embeddings: of the study's images, with gallery and queries of its first protocol.
     """
 
     study: str
@@ -97,18 +98,23 @@ class Engine:
 
     @property
     def key(self) -> str:
-        """What decides what it makes of a picture."""
+        """Changes whenever the network embeds pictures differently."""
         return self.embeddings.artifact.key
 
     @property
+    def dataset(self) -> Dataset:
+        """The study's images, as its first protocol splits them."""
+        return self.embeddings.dataset
+
+    @property
     def classes(self) -> list[str]:
-        """The classes that it was taught."""
-        return self.embeddings.dataset.classes
+        """The classes that the network was trained to predict."""
+        return self.dataset.classes
 
     @property
     def image_size(self) -> int:
-        """Pixels of the squares that pictures become."""
-        return self.embeddings.dataset.parameters["image_size"]
+        """Side of the squares that pictures are scaled to, in pixels."""
+        return self.dataset.parameters["image_size"]
 
     @functools.cached_property
     def network(self) -> "Network":
@@ -132,67 +138,64 @@ class Engine:
     @functools.cached_property
     def gallery(self) -> Gallery:
         """The study's own gallery."""
-        dataset = self.embeddings.dataset
+        dataset = self.dataset
         return Gallery(
             self.study,
             self.embeddings.gallery,
             dataset.gallery_labels,
-            _places(dataset, dataset.gallery),
+            _image_names(dataset, dataset.gallery),
             lambda position: dataset.images[dataset.gallery[position]],
         )
 
     @functools.cached_property
+    def query_names(self) -> list[str]:
+        """Names of the study's queries, in their order."""
+        return _image_names(self.dataset, self.dataset.queries)
+
+    @functools.cached_property
     def chosen_weights(self) -> Rocchio | None:
-        """How much marks count, as the study chose on its validation images; None where it did not.
-
-        A run that has not measured what marks bring has chosen nothing.
-        """
-
+        """Rocchio weights that the study chose on its validation images; None if it chose none."""
         return feedback_gains.weights_of(self.study, self.architecture)
 
     @property
-    def weights(self) -> Rocchio:
-        """How much marks count: as the study chose, else those that `Rocchio` has by default."""
+    def feedback_weights(self) -> Rocchio:
+        """The study's Rocchio weights, or the default ones."""
         return self.chosen_weights or Rocchio()
 
-    @property
-    def told_weights(self) -> str:
-        """The weights in words, and where they come from."""
-        origin = "chosen on validation images"
-        if not self.chosen_weights:
-            origin = "the usual ones, since the study has chosen none"
-        return f"{self.weights} ({origin})"
-
-    @functools.cached_property
-    def query_names(self) -> list[str]:
-        """What tells the study's queries apart, in their order."""
-        return _places(self.embeddings.dataset, self.embeddings.dataset.queries)
+    def describe_feedback_weights(self) -> str:
+        """The Rocchio weights and their origin, as text."""
+        if self.chosen_weights:
+            return f"{self.chosen_weights} (chosen on validation images)"
+        return f"{Rocchio()} (defaults: the study has not chosen any)"
 
     def searchable(self, probabilities: np.ndarray, search: str) -> np.ndarray | None:
-        """(n, n_classes) bool, which classes a way of searching may return; None for all.
+        """(n, n_classes) bool classes that each query may return; None for all.
 
         Args:
-            probabilities: (n, n_classes) of the pictures that are asked for.
-            search: a name in `SEARCHES`.
+            probabilities: (n, n_classes) predicted class probabilities of the queries.
+            search: a way of searching, a name in `SEARCHES`.
         """
         if search == "predicted_class":
             return probabilities.argmax(axis=1)[:, None] == np.arange(len(self.classes))
         if search == "soft":
-            # Of the first seed, whose network this is.
-            known = next(iter(self.summary["calibrations"].values()))
-            return searches.probable(probabilities, known["temperature"], known["mass"])
+            # The stored network is that of the first seed.
+            calibration = next(iter(self.summary["calibrations"].values()))
+            return searches.probable(
+                probabilities, calibration["temperature"], calibration["mass"]
+            )
         return None
 
 
 def open_engine(study: str = "", architecture: str = "") -> Engine:
-    """What a finished study left of an architecture.
+    """Open one architecture of a finished study.
 
     Args:
         study: a folder in reports/; "digits" by default.
-        architecture: a folder in there; by default the one of the highest mAP.
+        architecture: a folder in there; by default the one with the highest mAP.
 
     Raises:
-        StudyError: no such results, a baseline, or what the report was made from has changed.
+        StudyError: there is no such run, it is a baseline, or its pictures or embeddings have
+            changed since the report was made.
     """
     study = study or "digits"
     architecture = architecture or best_architecture(study)
@@ -205,50 +208,49 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
     return Engine(study, architecture, summary, Embeddings.open(folder, dataset))
 
 
-# Ways of searching with a picture whose class nobody knows.
+# Ways of searching that need not know the class of the query.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
 
-
 def studies() -> list[str]:
-    """The studies that have a trained architecture, by name.
+    """Names of the finished studies that have a trained architecture.
 
     Raises:
-        StudyError: none.
+        StudyError: there are none.
     """
-    if not (trained := _finished()):
+    if not (names := _finished_studies()):
         folder = project_root() / "reports"
         raise StudyError(f"no finished study in {folder}: run `make report` first")
-    return trained
+    return names
 
 
 def first_finished(study: str) -> str:
-    """This study where it is finished, else the first one that is.
+    """The study if it is finished, else the first finished one.
 
     Raises:
-        StudyError: none is.
+        StudyError: no study is finished.
     """
-    known = studies()
-    return study if study in known else known[0]
+    names = studies()
+    return study if study in names else names[0]
 
 
 def architectures(study: str) -> list[str]:
-    """The architectures that a study has finished, baselines left out.
+    """Names of the trained architectures of a study, without its baselines.
 
     Raises:
-        StudyError: none.
+        StudyError: there are none.
     """
-    if not (found := _trained(study)):
+    if not (names := _trained(study)):
         folder = project_root() / "reports" / study
-        others = ", ".join(_finished())
+        others = ", ".join(_finished_studies())
         raise StudyError(
             f"no trained architecture in {folder}: {_how_to_make(study)}"
             + (f", or choose a finished study: {others}" if others else "")
         )
-    return found
+    return names
 
 
 def best_architecture(study: str) -> str:
-    """The architecture of the highest mAP in the unrestricted search, under the first protocol."""
+    """The architecture with the highest mAP (unrestricted search, first protocol)."""
     values = {}
     for name in architectures(study):
         measurement = _summary(study, name)["measurement"]
@@ -259,10 +261,10 @@ def best_architecture(study: str) -> str:
     return max(values, key=values.get)
 
 
-def _finished() -> list[str]:
+def _finished_studies() -> list[str]:
     folder = project_root() / "reports"
-    found = sorted({path.parent.parent.name for path in folder.glob("*/*/summary.json")})
-    return [study for study in found if _trained(study)]
+    names = sorted({path.parent.parent.name for path in folder.glob("*/*/summary.json")})
+    return [name for name in names if _trained(name)]
 
 
 def _trained(study: str) -> list[str]:
@@ -274,11 +276,11 @@ def _trained(study: str) -> list[str]:
 
 
 def _summary(study: str, architecture: str) -> dict:
-    known = architectures(study)
-    if architecture not in known:
+    names = architectures(study)
+    if architecture not in names:
         raise StudyError(
             f"no trained architecture {architecture!r} in reports/{study}: "
-            f"there are {', '.join(known)}"
+            f"there are {', '.join(names)}"
         )
     path = project_root() / "reports" / study / architecture / "summary.json"
     return json.loads(path.read_text("utf-8"))
@@ -291,8 +293,8 @@ def _dataset(summary: dict, again: str) -> Dataset:
     return protocols.view(dataset, summary["measurement"]["protocols"][0])
 
 
-def _places(dataset: Dataset, positions: np.ndarray) -> list[str]:
-    """Where images stand: their paths where they are files, else their names."""
+def _image_names(dataset: Dataset, positions: np.ndarray) -> list[str]:
+    """Paths of images that are files in the project; other images' names."""
     folder = dataset.parameters["dataset"]
     folder = f"data/{folder}" if folder == "cifar10" else folder
     names = [dataset.names[position] for position in positions]

@@ -1,9 +1,9 @@
-"""Folders of one's own pictures as galleries, embedded by a network that a study has trained.
+"""Galleries made of folders of pictures, embedded by a trained network of a study.
 
-`artifacts/galleries/<name>/pictures.npz` holds one. Bringing it up to date writes each batch beside
-it, and then all as one: what is killed loses the batch that it was at, the same command goes on
-from there, and until it is done the gallery is as it was. A picture is embedded again only where
-its size or its time of change is another, or another network is asked.
+A gallery is the file `artifacts/galleries/<name>/pictures.npz`. While it is brought up to date, each
+batch of new embeddings goes into a file of its own beside it; at the end one file takes the place
+of all. An interrupted run thus loses one batch, and leaves the previous gallery intact. A picture
+is embedded again only if its size or modification time has changed, or if the network has.
 """
 
 import json
@@ -20,28 +20,28 @@ from cbir.images.pictures import Unreadable, file_state, files_below, read_squar
 from cbir.progress import Ticker
 from cbir.search.engine import Engine, Gallery, open_engine
 
-WHOLE = "pictures.npz"
+GALLERY_FILE = "pictures.npz"
 BATCH = 256
 
 
 @dataclass
 class Changes:
-    """What bringing a gallery up to date did.
+    """What an update of a gallery changed.
 
     Attributes:
-        embedded, kept, dropped: how many pictures are new or changed, as before, gone.
-        skipped: "name: reason" of files that could not be read.
+        embedded, kept, removed: how many pictures were embedded, were unchanged, were deleted.
+        skipped: "name: reason" of unreadable files.
     """
 
     embedded: int = 0
     kept: int = 0
-    dropped: int = 0
+    removed: int = 0
     skipped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _EmbeddedPicture:
-    """An embedded picture: its file's state, its vector, the class that is predicted for it."""
+class _Row:
+    """An embedded picture: the state of its file, its embedding, its predicted class."""
 
     state: str
     vector: np.ndarray
@@ -49,94 +49,100 @@ class _EmbeddedPicture:
 
 
 def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Changes]:
-    """Bring the gallery of a folder up to date: embed what is new or changed, drop what is gone.
+    """Bring the gallery of a folder up to date: embed new pictures, remove deleted ones.
 
     Args:
-        folder: pictures at any depth, without classes.
-        engine: what embeds them.
-        name: of the gallery; the folder's by default.
+        folder: pictures without classes, at any depth.
+        engine: embeds the pictures.
+        name: of the gallery; the folder's name by default.
 
     Returns:
-        The gallery's name, and what was done.
+        The gallery's name, and what changed.
 
     Raises:
-        StudyError: no such folder, nothing readable in it, or the name is of another folder.
+        StudyError: there is no such folder, it holds no readable picture, or the gallery of this
+            name belongs to another folder.
     """
     folder = folder.expanduser().resolve()
     if re.search(r"[^\w.-]|^\.", name):
-        raise StudyError(f"--name: {name!r}: letters, digits, dots, hyphens and _ alone")
-    name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
-    home = _home(name)
-    files = _files(folder)
-    about, known = _read(home / WHOLE)
-    if about and about["folder"] != str(folder):
         raise StudyError(
-            f"the gallery {name!r} is of {about['folder']}: give this one another name with --name"
+            f"--name: {name!r}: use letters, digits, dots, hyphens and underscores only"
         )
-    about = {
+    name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
+    home = _gallery_folder(name)
+    whole = home / GALLERY_FILE
+    files = _file_states(folder)
+    source, previous = _read(whole)
+    if source and source["folder"] != str(folder):
+        raise StudyError(
+            f"the gallery {name!r} holds {source['folder']}: "
+            "choose another name for this folder with --name"
+        )
+    source = {
         "folder": str(folder),
         "study": engine.study,
         "architecture": engine.architecture,
         "key": engine.key,
     }
-    changes, rows = Changes(dropped=len(known.keys() - files.keys())), {}
-    for path in [home / WHOLE, *_batches(home)]:
-        made_by, found = _read(path)
-        if made_by and (made_by["folder"], made_by["key"]) == (about["folder"], about["key"]):
-            rows |= found
-    rows = {each: row for each, row in rows.items() if files.get(each) == row.state}
-    changes.kept = len(rows)
-    waiting = {each: state for each, state in files.items() if each not in rows}
+    rows = {}
+    for path in [whole, *_batches(home)]:
+        other, stored = _read(path)
+        if other and (other["folder"], other["key"]) == (source["folder"], source["key"]):
+            rows |= stored
+    rows = {file: row for file, row in rows.items() if files.get(file) == row.state}
+    changes = Changes(kept=len(rows), removed=len(previous.keys() - files.keys()))
+    waiting = {file: state for file, state in files.items() if file not in rows}
     home.mkdir(parents=True, exist_ok=True)
-    first = len(_batches(home))
-    embedded = _embedded(folder, waiting, engine, changes.skipped)
-    for number, batch in enumerate(embedded, start=first):
-        _write(home / f"batch-{number:06d}.npz", about, batch)
+    batches = _embed(folder, waiting, engine, changes.skipped)
+    for number, batch in enumerate(batches, start=len(_batches(home))):
+        _write(home / f"batch-{number:06d}.npz", source, batch)
         rows |= batch
     changes.embedded = len(rows) - changes.kept
-    if not rows:
-        for path in (home / WHOLE, *_batches(home)):
-            path.unlink(missing_ok=True)
-        raise StudyError(f"none of the {len(files):,} files in {folder} is a picture")
-    _write(home / WHOLE, about, dict(sorted(rows.items())))
+    if rows:
+        _write(whole, source, dict(sorted(rows.items())))
+    else:
+        whole.unlink(missing_ok=True)
     for path in _batches(home):
         path.unlink()
+    if not rows:
+        raise StudyError(f"none of the {len(files):,} files in {folder} is a picture")
     return name, changes
 
 
 def open_gallery(name: str) -> tuple[Engine, Gallery]:
-    """A gallery, and the engine that embedded it.
+    """Open a gallery and the engine that embedded it.
 
     Raises:
-        StudyError: no such gallery, or the network was trained anew since.
+        StudyError: there is no such gallery, or its network has been trained again since.
     """
-    home = _home(name)
-    about, rows = _read(home / WHOLE)
-    if not about:
-        known = sorted(path.parent.name for path in home.parent.glob(f"*/{WHOLE}"))
+    home = _gallery_folder(name)
+    source, rows = _read(home / GALLERY_FILE)
+    if not source:
+        names = sorted(path.parent.name for path in home.parent.glob(f"*/{GALLERY_FILE}"))
         raise StudyError(
             f"no gallery {name!r}: "
-            + (f"there are {', '.join(known)}" if known else "make one with `cbir index FOLDER`")
+            + (f"there are {', '.join(names)}" if names else "make one with `cbir index FOLDER`")
         )
-    engine = open_engine(about["study"], about["architecture"])
-    if engine.key != about["key"]:
+    folder, study, architecture = source["folder"], source["study"], source["architecture"]
+    engine = open_engine(study, architecture)
+    if engine.key != source["key"]:
         raise StudyError(
-            f"{about['architecture']} of {about['study']} was trained anew since the gallery was "
-            f"made: run `cbir index {about['folder']} --name {name} --study {about['study']} "
-            f"--architecture {about['architecture']}` again"
+            f"{architecture} of {study} has been trained again since the gallery was made: "
+            f"run `cbir index {folder} --name {name} --study {study} "
+            f"--architecture {architecture}` again"
         )
-    folder, names = Path(about["folder"]), list(rows)
+    paths = [Path(folder, file) for file in rows]
     return engine, Gallery(
         name,
         np.stack([row.vector for row in rows.values()]),
         np.array([row.label for row in rows.values()]),
-        [str(folder / each) for each in names],
-        lambda position: _thumbnail(folder / names[position], engine.image_size),
-        kind="predicted class",
+        [str(path) for path in paths],
+        lambda position: _image(paths[position], engine.image_size),
+        label_kind="predicted class",
     )
 
 
-def _home(name: str) -> Path:
+def _gallery_folder(name: str) -> Path:
     return project_root() / "artifacts" / "galleries" / name
 
 
@@ -144,43 +150,43 @@ def _batches(home: Path) -> list[Path]:
     return sorted(home.glob("batch-*.npz"))
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Name and state of every file of the folder."""
+def _file_states(folder: Path) -> dict[str, str]:
+    """`file_state` of every file in the folder, by its path in the folder."""
     if not folder.is_dir():
         raise StudyError(f"no folder {folder}")
     try:
-        found = files_below(folder)
+        paths = files_below(folder)
     except OSError as error:
         raise StudyError(f"cannot read {error.filename} ({error.strerror})") from None
-    return {path.relative_to(folder).as_posix(): file_state(path) for path in found}
+    return {path.relative_to(folder).as_posix(): file_state(path) for path in paths}
 
 
-def _embedded(
+def _embed(
     folder: Path, files: dict[str, str], engine: Engine, skipped: list[str]
-) -> Iterator[dict[str, _EmbeddedPicture]]:
-    """The readable ones of the files, embedded batch by batch; the rest joins `skipped`."""
+) -> Iterator[dict[str, _Row]]:
+    """Embed readable files in batches, and add "name: reason" of unreadable ones to `skipped`."""
     names, ticker = list(files), Ticker(len(files), "pictures")
-    found = read_squares([folder / name for name in names], engine.image_size)
+    squares = read_squares([folder / name for name in names], engine.image_size)
     for start in range(0, len(names), BATCH):
-        pairs = list(zip(names[start : start + BATCH], found, strict=False))
-        images = {name: image for name, image in pairs if isinstance(image, np.ndarray)}
-        skipped += [f"{name}: {reason}" for name, reason in pairs if name not in images]
+        batch = list(zip(names[start : start + BATCH], squares, strict=False))
+        images = {name: square for name, square in batch if isinstance(square, np.ndarray)}
+        skipped += [f"{name}: {reason}" for name, reason in batch if name not in images]
         if images:
             vectors, probabilities = engine.encode(np.stack(list(images.values())))
             labels = probabilities.argmax(axis=1)
             yield {
-                name: _EmbeddedPicture(files[name], vector, label)
+                name: _Row(files[name], vector, label)
                 for name, vector, label in zip(images, vectors, labels, strict=True)
             }
         ticker.reached(min(start + BATCH, len(names)))
 
 
-def _write(path: Path, about: dict, rows: dict[str, _EmbeddedPicture]) -> None:
+def _write(path: Path, source: dict, rows: dict[str, _Row]) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.savez(
             file,
-            about=json.dumps(about),
+            about=json.dumps(source),
             names=list(rows),
             states=[row.state for row in rows.values()],
             vectors=np.stack([row.vector for row in rows.values()]),
@@ -189,19 +195,19 @@ def _write(path: Path, about: dict, rows: dict[str, _EmbeddedPicture]) -> None:
     os.replace(temporary, path)
 
 
-def _read(path: Path) -> tuple[dict | None, dict[str, _EmbeddedPicture]]:
-    """What a file was made with, and its rows; None and nothing where there is none."""
+def _read(path: Path) -> tuple[dict | None, dict[str, _Row]]:
+    """The source (folder, study, architecture, key) and the rows; None and {} without a file."""
     if not path.exists():
         return None, {}
     with np.load(path) as file:
         columns = [file[name] for name in ("names", "states", "vectors", "labels")]
-        about = json.loads(str(file["about"]))
+        source = json.loads(str(file["about"]))
     rows = zip(*columns, strict=True)
-    return about, {str(name): _EmbeddedPicture(str(state), *rest) for name, state, *rest in rows}
+    return source, {str(name): _Row(str(state), *values) for name, state, *values in rows}
 
 
-def _thumbnail(path: Path, size: int) -> np.ndarray:
+def _image(path: Path, size: int) -> np.ndarray:
     try:
         return read_square(path, size)
-    except Unreadable:  # gone since it was embedded
+    except Unreadable:  # deleted since it was embedded
         return np.full((size, size, 3), 255, np.uint8)
