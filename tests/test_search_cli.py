@@ -1,4 +1,4 @@
-"""A finished study as a search engine, galleries of one's own pictures, and their commands."""
+"""Searching a finished study: the engine, galleries of folders, `cbir search`, `cbir index`."""
 
 import io
 import json
@@ -17,19 +17,20 @@ from cbir import StudyError
 from cbir.__main__ import main
 from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
-from cbir.search import answers, engine, galleries
+from cbir.search import answers, galleries
+from cbir.search.engine import open_engine
 
 QUERY = "data/shapes/circle/circle-00.png"
 
 
 @pytest.fixture(scope="module")
-def opened(finished_study):
-    return engine.open_engine("tiny", "cnn")
+def engine(finished_study):
+    return open_engine("tiny", "cnn")
 
 
 @pytest.fixture
 def folder(finished_study, tmp_path):
-    """Six pictures of one's own."""
+    """A folder of six pictures."""
     write_pictures(tmp_path / "mine", classes=("circle", "cross"), count=3)
     yield tmp_path / "mine"
     shutil.rmtree(finished_study / "artifacts" / "galleries", ignore_errors=True)
@@ -45,52 +46,51 @@ def run(capfd, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "whitened"])
-def test_network_makes_of_the_studys_images_what_the_study_made(finished_study, architecture):
-    found = engine.open_engine("tiny", architecture)
-    dataset = found.embeddings.dataset
-    vectors, probabilities = found.encode(dataset.images[:20])
-    np.testing.assert_allclose(vectors, found.embeddings.vectors[:20], atol=1e-4)
-    np.testing.assert_allclose(probabilities, found.embeddings.probabilities[:20], atol=1e-4)
+def test_network_embeds_the_studys_images_as_the_study_did(finished_study, architecture):
+    engine = open_engine("tiny", architecture)
+    vectors, probabilities = engine.encode(engine.dataset.images[:20])
+    np.testing.assert_allclose(vectors, engine.embeddings.vectors[:20], atol=1e-4)
+    np.testing.assert_allclose(probabilities, engine.embeddings.probabilities[:20], atol=1e-4)
 
 
-def test_architecture_of_the_highest_map_is_taken_where_none_is_named(finished_study):
-    by_hand = {
+def test_default_architecture_has_the_highest_map(finished_study):
+    scores = {
         name: read_run("tiny", name).per_query.query("search == 'unrestricted'")
         for name in ("cnn", "whitened")
     }
-    means = {name: rows["average_precision"].mean() for name, rows in by_hand.items()}
-    assert engine.open_engine("tiny").architecture == max(means, key=means.get)
+    means = {name: rows["average_precision"].mean() for name, rows in scores.items()}
+    assert open_engine("tiny").architecture == max(means, key=means.get)
     assert len(set(means.values())) == 2
 
 
-def test_gallery_is_searched_as_the_study_searched_it(opened):
-    result = read_run("tiny", "cnn")
-    positions, similarities = opened.gallery.search(opened.embeddings.query, 10)
-    assert (positions == result.rankings["unrestricted"]).all()
-    np.testing.assert_allclose(similarities, result.similarities["unrestricted"], atol=1e-6)
+def test_gallery_is_searched_as_the_study_searched_it(engine):
+    run = read_run("tiny", "cnn")
+    positions, similarities = engine.gallery.search(engine.embeddings.query, 10)
+    assert (positions == run.rankings["unrestricted"]).all()
+    np.testing.assert_allclose(similarities, run.similarities["unrestricted"], atol=1e-6)
 
 
 @pytest.mark.parametrize("search", ["predicted_class", "soft"])
-def test_searching_some_classes_is_what_the_study_did(opened, search):
-    result = read_run("tiny", "cnn")
-    searchable = opened.searchable(opened.embeddings.query_probabilities, search)
-    positions, _ = opened.gallery.search(opened.embeddings.query, 10, searchable)
-    assert (positions == result.rankings[search]).all()
+def test_some_classes_are_searched_as_the_study_searched_them(engine, search):
+    run = read_run("tiny", "cnn")
+    searchable = engine.searchable(engine.embeddings.query_probabilities, search)
+    positions, _ = engine.gallery.search(engine.embeddings.query, 10, searchable)
+    assert (positions == run.rankings[search]).all()
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("names", "message"),
     [
         (("nothing", ""), "no trained architecture in .*nothing: run `make report"),
         (("tiny", "vgg16"), "no trained architecture 'vgg16' in reports/tiny: there are cnn, whi"),
     ],
 )
-def test_what_is_not_there_is_named(finished_study, given, message):
+def test_missing_run_is_an_error(finished_study, names, message):
     with pytest.raises(StudyError, match=message):
-        engine.open_engine(*given)
+        open_engine(*names)
 
 
-def test_changed_pictures_and_lost_artifacts_say_what_makes_them_again(finished_study, tmp_path):
+def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finished_study, tmp_path):
     project = tmp_path / "copy"
     shutil.copytree(finished_study, project)
     again = 'run `make report STUDY=tiny ARCHITECTURES="cnn"` again'
@@ -99,89 +99,87 @@ def test_changed_pictures_and_lost_artifacts_say_what_makes_them_again(finished_
         training = project / read_run("tiny", "cnn").summary["artifacts"]["training"]
         (training / "final.weights.h5").unlink()
         with pytest.raises(StudyError, match=again):
-            engine.open_engine("tiny", "cnn").encode(np.zeros((1, 32, 32, 3), np.uint8))
-        embedded = project / read_run("tiny", "cnn").summary["artifacts"]["embeddings"]
-        shutil.rmtree(embedded)
+            open_engine("tiny", "cnn").encode(np.zeros((1, 32, 32, 3), np.uint8))
+        embeddings = project / read_run("tiny", "cnn").summary["artifacts"]["embeddings"]
+        shutil.rmtree(embeddings)
         with pytest.raises(StudyError, match=again):
-            engine.open_engine("tiny", "cnn")
+            open_engine("tiny", "cnn")
         Image.new("RGB", (24, 24)).save(project / QUERY)
         with pytest.raises(StudyError, match=f"pictures have changed .*{again}"):
-            engine.open_engine("tiny", "cnn")
+            open_engine("tiny", "cnn")
 
 
 # Answers
 
 
-def test_picture_of_the_gallery_does_not_find_itself(opened, finished_study, capfd):
-    path = opened.gallery.names[0]
+def test_picture_of_the_gallery_is_not_returned_for_itself(engine, finished_study, capfd):
+    path = engine.gallery.names[0]
     code, out, _ = run(capfd, "search", path, "--study", "tiny", "-k", "3", "--json")
     assert code == 0
-    found = json.loads(out)["answers"][0]["results"]
-    assert [each["place"] for each in found] == [1, 2, 3]
-    assert path not in [each["path"] for each in found]
+    results = json.loads(out)["answers"][0]["results"]
+    assert [result["place"] for result in results] == [1, 2, 3]
+    assert path not in [result["path"] for result in results]
 
 
-def test_search_within_the_predicted_class_finds_no_other(finished_study, capfd):
+def test_search_within_the_predicted_class_returns_no_other(finished_study, capfd):
     arguments = ["search", QUERY, "--study", "tiny", "--within", "predicted_class", "--json"]
     code, out, _ = run(capfd, *arguments)
     (answer,) = json.loads(out)["answers"]
     assert code == 0
-    assert {each["class"] for each in answer["results"]} == {answer["predicted"]}
+    assert {result["class"] for result in answer["results"]} == {answer["predicted"]}
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_marks_move_the_search_as_rocchio_says(opened, monkeypatch):
-    monkeypatch.setitem(opened.__dict__, "chosen_weights", Rocchio(positive=4.0, negative=1.0))
-    gallery, labels = opened.gallery, opened.embeddings.dataset.gallery_labels
-    vector, probabilities = gallery.vectors[0], opened.embeddings.probabilities[0]
+def test_feedback_moves_the_query_as_rocchio_defines(engine, monkeypatch):
+    monkeypatch.setitem(engine.__dict__, "chosen_weights", Rocchio(1.0, 4.0, 1.0))
+    gallery, labels = engine.gallery, engine.dataset.gallery_labels
+    vector, probabilities = gallery.vectors[0], engine.embeddings.probabilities[0]
     picture = answers.Picture("none", np.zeros((32, 32, 3), np.uint8), vector, probabilities)
-    liked = gallery.vectors[labels == 2][:3]
-    plain = answers.search(opened, gallery, picture, 5)
-    moved = answers.search(opened, gallery, picture, 5, positive=liked, negative=[vector])
+    squares = gallery.vectors[labels == 2][:3]
+    plain = answers.search(engine, gallery, picture, 5)
+    moved = answers.search(engine, gallery, picture, 5, positive=squares, negative=[vector])
     assert plain.results[0].position == 0
-    assert {each.label for each in moved.results} == {"square"}
-    by_hand = vector + 4 * liked.mean(axis=0) - vector
-    wanted, _ = gallery.search(by_hand[None] / np.linalg.norm(by_hand), 5)
-    assert [each.position for each in moved.results] == wanted[0].tolist()
+    assert {result.label for result in moved.results} == {"square"}
+    refined = vector + 4 * squares.mean(axis=0) - vector
+    positions, _ = gallery.search(refined[None] / np.linalg.norm(refined), 5)
+    assert [result.position for result in moved.results] == positions[0].tolist()
 
 
-def test_without_a_picture_the_positive_examples_are_searched_for(finished_study, capfd):
+def test_positive_examples_alone_are_the_query(finished_study, capfd):
     squares = [f"data/shapes/square/square-0{number}.png" for number in (1, 2)]
     arguments = ["--study", "tiny", "--architecture", "cnn", "--json", "-k", "4"]
     code, out, _ = run(capfd, "search", "--like", *squares, "--unlike", QUERY, *arguments)
     (answer,) = json.loads(out)["answers"]
     assert code == 0
-    assert {each["class"] for each in answer["results"]} == {"square"}
-    assert not {*squares, QUERY} & {each["path"] for each in answer["results"]}
+    assert {result["class"] for result in answer["results"]} == {"square"}
+    assert not {*squares, QUERY} & {result["path"] for result in answer["results"]}
     assert json.loads(out)["weights"] == vars(Rocchio())
 
 
-def test_how_much_marks_count_is_printed_and_where_that_comes_from(finished_study, capfd):
-    asked = ["search", "--like", QUERY, "--study", "tiny", "--architecture", "cnn", "-k", "1"]
-    _, out, _ = run(capfd, *asked)
-    origin = "(the usual ones, since the study has chosen none)"
-    assert out.splitlines()[0].endswith(f", for {Rocchio()} {origin}")
-    opened = engine.open_engine("tiny", "cnn")
-    opened.__dict__["chosen_weights"] = Rocchio(1, 2, 0.5)
-    assert (
-        opened.told_weights == "1 query + 2 positive − 0.5 negative (chosen on validation images)"
-    )
+def test_feedback_weights_and_their_origin_are_printed(finished_study, capfd):
+    arguments = ["--like", QUERY, "--study", "tiny", "--architecture", "cnn", "-k", "1"]
+    _, out, _ = run(capfd, "search", *arguments)
+    origin = "(defaults: the study has not chosen any)"
+    assert out.splitlines()[0].endswith(f", weights: {Rocchio()} {origin}")
+    engine = open_engine("tiny", "cnn")
+    engine.__dict__["chosen_weights"] = weights = Rocchio(1, 2, 0.5)
+    assert engine.describe_feedback_weights() == f"{weights} (chosen on validation images)"
     _, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "1")
-    assert " for " not in out.splitlines()[0]
+    assert "weights" not in out.splitlines()[0]
 
 
-# What can be asked with
+# Queries and output
 
 
-def test_folder_pattern_and_standard_input_are_pictures_too(finished_study, monkeypatch, capfd):
+def test_folder_pattern_and_standard_input_name_pictures(finished_study, monkeypatch, capfd):
     arguments = ["--study", "tiny", "--json", "-k", "1"]
-    names = {}
-    for asked in ("data/shapes/cross", "data/shapes/cross/*-0?.png"):
-        _, out, _ = run(capfd, "search", asked, *arguments)
-        names[asked] = [each["picture"] for each in json.loads(out)["answers"]]
-    every = sorted(str(path) for path in Path("data/shapes/cross").iterdir())
-    assert names["data/shapes/cross"] == every
-    assert names["data/shapes/cross/*-0?.png"] == every[:10]
+    files = sorted(str(path) for path in Path("data/shapes/cross").iterdir())
+    for argument, names in (
+        ("data/shapes/cross", files),
+        ("data/shapes/cross/*-0?.png", files[:10]),
+    ):
+        _, out, _ = run(capfd, "search", argument, *arguments)
+        assert [answer["picture"] for answer in json.loads(out)["answers"]] == names
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(QUERY).read_bytes())))
     code, out, _ = run(capfd, "search", "-", *arguments)
     assert code == 0
@@ -192,7 +190,7 @@ def test_table_names_class_similarity_and_path(finished_study, capfd):
     code, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "2")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("Searched: 36 images of tiny, by ")
+    assert lines[0].startswith("Searched 36 images of tiny with ")
     assert lines[2].startswith(f"{QUERY}: circle ")
     assert "similarity" in lines[3]
     assert lines[4].split()[0] == "1"
@@ -210,8 +208,8 @@ def test_unreadable_pictures_are_counted_and_named(finished_study, tmp_path, cap
     assert "error: none of the pictures could be read" in err
 
 
-def test_page_holds_the_pictures_and_fetches_nothing(finished_study, tmp_path, capfd):
-    page = tmp_path / "found.html"
+def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path, capfd):
+    page = tmp_path / "results.html"
     code, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "4", "--html", str(page))
     html = page.read_text("utf-8")
     assert code == 0
@@ -225,13 +223,13 @@ def test_page_holds_the_pictures_and_fetches_nothing(finished_study, tmp_path, c
     ("arguments", "message"),
     [
         (["search", "missing.png"], "no picture missing.png"),
-        (["search", QUERY, "--html", "no/such/folder.html"], "--html: no folder no/such"),
+        (["search", QUERY, "--html", "no/such/folder.html"], "--html: there is no folder no/such"),
         (["search", QUERY, "--gallery", "none"], "no gallery 'none': make one with `cbir index"),
         (["index", "missing"], "no folder .*missing"),
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_one_line(finished_study, capfd, arguments, message):
+def test_error_is_one_line(finished_study, capfd, arguments, message):
     arguments += [] if "--gallery" in arguments else ["--study", "tiny"]
     code, out, err = run(capfd, *arguments)
     assert code == 1
@@ -242,13 +240,13 @@ def test_what_cannot_be_done_is_one_line(finished_study, capfd, arguments, messa
 @pytest.mark.parametrize(
     "arguments", [["search"], ["search", "-k", "0"], ["search", "--within", "x"], ["x"]]
 )
-def test_wrong_call_ends_with_2(arguments, capfd):
-    with pytest.raises(SystemExit) as ended:
+def test_wrong_call_exits_with_2(arguments, capfd):
+    with pytest.raises(SystemExit) as exit:
         main(arguments)
-    assert ended.value.code == 2
+    assert exit.value.code == 2
 
 
-# Galleries of one's own pictures
+# Galleries of folders
 
 
 def test_folder_becomes_a_gallery_that_is_searched(finished_study, folder, capfd):
@@ -257,122 +255,122 @@ def test_folder_becomes_a_gallery_that_is_searched(finished_study, folder, capfd
     assert "mine: 6 pictures" in out
     query = str(folder / "cross" / "cross-00.png")
     code, out, _ = run(capfd, "search", query, "--gallery", "mine", "-k", "2", "--json")
-    found = json.loads(out)
+    content = json.loads(out)
     assert code == 0
-    assert found["images"] == 6
+    assert content["images"] == 6
     _, gallery = galleries.open_gallery("mine")
     similarities = gallery.vectors @ gallery.vectors[gallery.names.index(query)]
-    nearest = np.argsort(-similarities)[1:3]  # the picture itself is not found again
-    results = found["answers"][0]["results"]
-    assert [each["path"] for each in results] == [gallery.names[at] for at in nearest]
-    assert [each["similarity"] for each in results] == pytest.approx(
+    nearest = np.argsort(-similarities)[1:3]  # the picture itself is left out
+    results = content["answers"][0]["results"]
+    assert [result["path"] for result in results] == [gallery.names[at] for at in nearest]
+    assert [result["similarity"] for result in results] == pytest.approx(
         similarities[nearest], abs=1e-5
     )
 
 
-def test_only_what_is_new_or_changed_is_embedded(opened, folder):
-    name, first = galleries.index_folder(folder, opened)
-    assert (first.embedded, first.kept, first.dropped) == (6, 0, 0)
-    _, second = galleries.index_folder(folder, opened)
-    assert (second.embedded, second.kept, second.dropped) == (0, 6, 0)
+def test_only_new_and_changed_pictures_are_embedded(engine, folder):
+    name, first = galleries.index_folder(folder, engine)
+    assert (first.embedded, first.kept, first.removed) == (6, 0, 0)
+    _, second = galleries.index_folder(folder, engine)
+    assert (second.embedded, second.kept, second.removed) == (0, 6, 0)
     (folder / "circle" / "circle-00.png").unlink()
     Image.new("RGB", (9, 9), "red").save(folder / "new.png")
     changed = folder / "cross" / "cross-01.png"
     Image.new("RGB", (9, 9), "blue").save(changed)
     (folder / "notes.txt").write_text("not a picture")
-    _, third = galleries.index_folder(folder, opened)
-    assert (third.embedded, third.kept, third.dropped) == (2, 4, 1)
-    assert [each.partition(":")[0] for each in third.skipped] == ["notes.txt"]
+    _, third = galleries.index_folder(folder, engine)
+    assert (third.embedded, third.kept, third.removed) == (2, 4, 1)
+    assert [line.partition(":")[0] for line in third.skipped] == ["notes.txt"]
     _, gallery = galleries.open_gallery(name)
     assert len(gallery.names) == 6
     at = gallery.names.index(str(changed))
     assert (gallery.image(at) == (0, 0, 255)).all()
-    by_hand, _ = opened.encode(gallery.image(at)[None])
-    np.testing.assert_allclose(gallery.vectors[at], by_hand[0], atol=1e-5)
+    vectors, _ = engine.encode(gallery.image(at)[None])
+    np.testing.assert_allclose(gallery.vectors[at], vectors[0], atol=1e-5)
 
 
-def test_what_was_embedded_before_a_kill_is_not_embedded_again(opened, folder, monkeypatch):
+def test_interrupted_indexing_resumes(engine, folder, monkeypatch):
     monkeypatch.setattr(galleries, "BATCH", 2)
-    asked, encode = [], opened.encode
+    counts, encode = [], engine.encode
 
-    def killed(images):
-        asked.append(len(images))
-        if len(asked) == 3:
+    def interrupted_encode(images):
+        counts.append(len(images))
+        if len(counts) == 3:
             raise KeyboardInterrupt
         return encode(images)
 
-    monkeypatch.setitem(opened.__dict__, "encode", killed)
+    monkeypatch.setitem(engine.__dict__, "encode", interrupted_encode)
     with pytest.raises(KeyboardInterrupt):
-        galleries.index_folder(folder, opened)
+        galleries.index_folder(folder, engine)
     with pytest.raises(StudyError, match="no gallery 'mine'"):
         galleries.open_gallery("mine")
-    _, changes = galleries.index_folder(folder, opened)
+    _, changes = galleries.index_folder(folder, engine)
     assert (changes.embedded, changes.kept) == (2, 4)
-    assert asked == [2, 2, 2, 2]
+    assert counts == [2, 2, 2, 2]
 
 
-def test_another_network_embeds_all_anew(opened, folder):
-    galleries.index_folder(folder, opened)
-    _, changes = galleries.index_folder(folder, engine.open_engine("tiny", "whitened"))
+def test_another_network_embeds_all_pictures_again(engine, folder):
+    galleries.index_folder(folder, engine)
+    _, changes = galleries.index_folder(folder, open_engine("tiny", "whitened"))
     assert (changes.embedded, changes.kept) == (6, 0)
     assert galleries.open_gallery("mine")[0].architecture == "whitened"
 
 
-def test_broken_link_and_pipe_are_skipped_and_named(opened, folder):
+def test_broken_link_and_pipe_are_skipped(engine, folder):
     (folder / "gone.png").symlink_to(folder / "nothing.png")
     os.mkfifo(folder / "pipe.png")
-    _, changes = galleries.index_folder(folder, opened)
+    _, changes = galleries.index_folder(folder, engine)
     assert changes.embedded == 6
-    assert [each.partition(":")[0] for each in changes.skipped] == ["gone.png", "pipe.png"]
+    assert [line.partition(":")[0] for line in changes.skipped] == ["gone.png", "pipe.png"]
 
 
-def test_class_of_a_picture_without_one_is_called_predicted(finished_study, folder, capfd):
-    galleries.index_folder(folder, engine.open_engine("tiny", "cnn"))
+def test_gallery_of_a_folder_shows_predicted_classes(finished_study, folder, capfd):
+    galleries.index_folder(folder, open_engine("tiny", "cnn"))
     _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine")
     assert "similarity  predicted class  picture" in out
     _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine", "--json")
     assert "predicted_class" in json.loads(out)["answers"][0]["results"][0]
 
 
-def test_picture_does_not_find_itself_behind_a_link_to_its_folder(opened, folder, tmp_path):
+def test_picture_is_recognised_through_a_link_to_its_folder(engine, folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
-    galleries.index_folder(folder, opened)
+    galleries.index_folder(folder, engine)
     _, gallery = galleries.open_gallery("mine")
-    found = gallery.positions([tmp_path / "link" / "circle" / "circle-01.png"])
-    assert [gallery.names[at] for at in found] == [str(folder / "circle" / "circle-01.png")]
+    positions = gallery.positions([tmp_path / "link" / "circle" / "circle-01.png"])
+    assert [gallery.names[at] for at in positions] == [str(folder / "circle" / "circle-01.png")]
 
 
-def test_folder_that_lost_its_pictures_has_no_gallery_any_more(opened, folder):
-    galleries.index_folder(folder, opened)
+def test_emptied_folder_has_no_gallery(engine, folder):
+    galleries.index_folder(folder, engine)
     for path in folder.glob("*/*"):
         path.unlink()
     with pytest.raises(StudyError, match="none of the 0 files"):
-        galleries.index_folder(folder, opened)
+        galleries.index_folder(folder, engine)
     with pytest.raises(StudyError, match="no gallery 'mine'"):
         galleries.open_gallery("mine")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/x", ".hidden", "a b"])
-def test_name_that_would_lead_elsewhere_is_refused(opened, folder, name):
+def test_unsafe_gallery_name_is_an_error(engine, folder, name):
     with pytest.raises(StudyError, match="--name: "):
-        galleries.index_folder(folder, opened, name)
+        galleries.index_folder(folder, engine, name)
 
 
-def test_name_of_another_folder_is_refused(opened, folder, tmp_path):
-    galleries.index_folder(folder, opened)
+def test_gallery_name_of_another_folder_is_an_error(engine, folder, tmp_path):
+    galleries.index_folder(folder, engine)
     write_pictures(tmp_path / "other" / "mine", classes=("circle",), count=1)
-    with pytest.raises(StudyError, match="gallery 'mine' is of .* another name with --name"):
-        galleries.index_folder(tmp_path / "other" / "mine", opened)
-    assert galleries.index_folder(tmp_path / "other" / "mine", opened, "second")[0] == "second"
+    with pytest.raises(StudyError, match="gallery 'mine' holds .* another name .* --name"):
+        galleries.index_folder(tmp_path / "other" / "mine", engine)
+    assert galleries.index_folder(tmp_path / "other" / "mine", engine, "second")[0] == "second"
 
 
-def test_folder_without_a_picture_is_refused(opened, tmp_path):
+def test_folder_without_a_picture_is_an_error(engine, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StudyError, match="none of the 0 files"):
-        galleries.index_folder(tmp_path / "empty", opened)
+        galleries.index_folder(tmp_path / "empty", engine)
 
 
-def test_files_are_read_whatever_their_name(opened, folder):
+def test_format_is_recognised_whatever_the_file_name(engine, folder):
     (folder / "circle" / "circle-00.png").rename(folder / "circle" / "picture")
-    _, changes = galleries.index_folder(folder, opened)
+    _, changes = galleries.index_folder(folder, engine)
     assert (changes.embedded, changes.skipped) == (6, [])

@@ -16,7 +16,7 @@ from nbformat import v4
 
 from cbir.reporting import display, grids
 from cbir.reporting.pages import write_page
-from cbir.search import output
+from cbir.search import cli
 from cbir.search.answers import Answer, Picture, Result
 from cbir.studies import params
 
@@ -128,23 +128,21 @@ def write_grid(folder: Path) -> Path:
 
 
 def write_search(folder: Path) -> Path:
-    """The page of `cbir search --html`: results, no results, and an unreadable file."""
+    """A page of `cbir search --html`: results, no results, and an unreadable file."""
     images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), np.uint8)
     name = f"/home/somebody/{'long/' * 12}mine.jpg"
     picture = Picture(name, images[0], np.zeros(4), np.array([0.7, 0.3]))
     results = [
-        Result(place, 1 - place / 20, "a long name of a class", f"data/a/{'long/' * 9}{place}.png",
-               place, images[place])
-        for place in range(1, 11)
+        Result(rank, 1 - rank / 20, "a long name of a class", f"data/a/{'long/' * 9}{rank}.png",
+               rank, images[rank])
+        for rank in range(1, 11)
     ]  # fmt: skip
     answers = [
         Answer(picture, {"cat": 0.7, "dog": 0.3}, results, "class"),
         Answer(picture, {"dog": 0.9, "cat": 0.1}, [], "predicted class"),
     ]
     path = folder / "search.html"
-    path.write_text(
-        output.html_page(answers, ["broken.png: not a picture"], "Searched: all"), "utf-8"
-    )
+    path.write_text(cli.html_page(answers, ["broken.png: not a picture"], "Searched all"), "utf-8")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The explorer in a real JupyterLab, as somebody uses it: run all, choose, upload, mark."""
+"""The explorer in a real JupyterLab, used as a person does: run all cells, choose, upload, mark."""
 
 import json
 import os
@@ -16,7 +16,8 @@ from conftest import ROOT
 from PIL import Image
 
 from cbir.reporting.runs import read_run
-from cbir.search import answers, engine
+from cbir.search import answers
+from cbir.search.engine import best_architecture, open_engine
 
 pytestmark = pytest.mark.browser
 
@@ -31,9 +32,9 @@ def lab(finished_study):
     shutil.copy(ROOT / "notebooks" / "explore.ipynb", folder)
     notebook = folder / "explore.ipynb"
     content = json.loads(notebook.read_text("utf-8"))
-    # What somebody types into the parameters cell.
+    # As a person edits the parameters cell.
     (cell,) = [
-        each for each in content["cells"] if "parameters" in each["metadata"].get("tags", ())
+        cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", ())
     ]
     cell["source"] = [line.replace('"digits"', '"tiny"') for line in cell["source"]]
     notebook.write_text(json.dumps(content), "utf-8")
@@ -71,12 +72,12 @@ def _wait_for(address: str) -> None:
 @pytest.fixture(scope="module")
 def page(browser, lab):
     """The notebook, open and with all its cells run."""
-    # So high that all cells are in sight: JupyterLab leaves out those that are not.
+    # JupyterLab renders only the cells in sight: this window is high enough for all.
     window = browser.new_context(viewport={"width": 1400, "height": 5000})
     page = window.new_page()
     page.goto(f"{lab}/lab/tree/explore.ipynb?token={TOKEN}")
     page.locator(".jp-NotebookPanel .jp-Notebook").wait_for(timeout=SLOW)
-    # Until its kernel is there, JupyterLab runs nothing.
+    # JupyterLab runs nothing before its kernel has started.
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.get_by_text("| Idle").wait_for(timeout=SLOW)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -86,71 +87,69 @@ def page(browser, lab):
     window.close()
 
 
-def found(page) -> list[str]:
+def results(page) -> list[str]:
     """The lines under each result, in order."""
-    shown = page.locator(".cbir-found .cbir-image").all_inner_texts()
-    return [each.strip() for each in shown]
+    return [text.strip() for text in page.locator(".cbir-results .cbir-image").all_inner_texts()]
 
 
-def lines_of(answer) -> list[str]:
-    return [f"{each.place} · {each.similarity:.3f}\n{each.label}" for each in answer.results]
+def result_lines(answer) -> list[str]:
+    return [f"{result.rank} · {result.similarity:.3f}\n{result.label}" for result in answer.results]
 
 
-def answer_of(picture=None, k=10, **marks):
-    opened = engine.open_engine("tiny")
-    asked = answers.picture_of_query(opened, 0) if picture is None else picture
-    return answers.search(opened, opened.gallery, asked, k, **marks)
+def search(picture=None, k=10, **feedback):
+    engine = open_engine("tiny")
+    picture = picture or answers.picture_of_query(engine, 0)
+    return answers.search(engine, engine.gallery, picture, k, **feedback)
 
 
-def wait_until(page, wanted: list[str]) -> None:
-    """Wait for results that are shown after a choice; what is shown instead, if they never are."""
+def wait_until(page, lines: list[str]) -> None:
+    """Wait until the page shows these results; fail with what it shows instead."""
     for _ in range(200):
-        if found(page) == wanted:
+        if results(page) == lines:
             return
         page.wait_for_timeout(100)
-    assert found(page) == wanted
+    assert results(page) == lines
 
 
-def test_notebook_runs_and_shows_what_the_study_finds(page):
+def test_notebook_runs_and_shows_results(page):
     assert page.locator(".jp-RenderedSVG, .jp-RenderedImage").count() == 1
     assert page.locator(".jp-RenderedText[data-mime-type*='stderr'], .jp-Error").count() == 0
-    wait_until(page, lines_of(answer_of()))
-    assert read_run("tiny", engine.best_architecture("tiny")).rankings["unrestricted"].size
+    wait_until(page, result_lines(search()))
+    assert read_run("tiny", best_architecture("tiny")).rankings["unrestricted"].size
 
 
 def test_fewer_results_are_shown_for_a_smaller_k(page):
     k = page.locator(".cbir-k input")
     k.fill("4")
     k.press("Enter")
-    wait_until(page, lines_of(answer_of(k=4)))
+    wait_until(page, result_lines(search(k=4)))
 
 
-def test_marks_move_the_search_and_undo_takes_them_back(page):
-    opened = engine.open_engine("tiny")
-    before = answer_of(k=4)
-    page.locator(".cbir-found button", has_text="✗").first.click()
+def test_marks_move_the_query_and_can_be_undone(page):
+    before = search(k=4)
+    page.locator(".cbir-results button", has_text="✗").first.click()
     page.get_by_role("button", name="search again").click()
     first = before.results[0].position
-    vectors = opened.gallery.vectors[[first]]
-    wait_until(page, lines_of(answer_of(k=4, negative=vectors, left_out={first})))
+    vectors = open_engine("tiny").gallery.vectors[[first]]
+    wait_until(page, result_lines(search(k=4, negative=vectors, left_out={first})))
     page.get_by_role("button", name="undo").click()
-    wait_until(page, lines_of(before))
+    wait_until(page, result_lines(before))
 
 
-def test_picture_of_ones_own_is_uploaded_and_searched_with(page, tmp_path):
+def test_uploaded_picture_is_searched(page, tmp_path):
     pixels = np.random.default_rng(5).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     path = Path(tmp_path, "mine.png")
     Image.fromarray(pixels).save(path)
-    page.get_by_role("button", name="a picture of my own").click()
+    page.get_by_role("button", name="my own picture").click()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="choose a picture").click()
     chooser.value.set_files(path)
-    page.get_by_text("asked: mine.png").wait_for()
-    (picture,) = answers.embed_pictures(engine.open_engine("tiny"), {"mine": pixels})
-    wait_until(page, lines_of(answer_of(picture, k=4)))
+    page.get_by_text("query: mine.png").wait_for()
+    (picture,) = answers.embed_pictures(open_engine("tiny"), {"mine": pixels})
+    wait_until(page, result_lines(search(picture, k=4)))
 
 
-def test_heat_maps_are_drawn_over_query_and_results(page):
-    page.get_by_role("button", name="what makes them alike").click()
-    page.get_by_text("in the query").first.wait_for()
-    assert page.locator(".cbir-found .cbir-image img").count() == 8
+def test_similarity_maps_cover_query_and_results(page):
+    page.get_by_role("button", name="similarity maps").click()
+    page.locator(".cbir-results .cbir-image img").nth(7).wait_for()
+    assert page.locator(".cbir-results .cbir-image img").count() == 8

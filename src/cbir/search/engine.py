@@ -180,9 +180,7 @@ class Engine:
         if search == "soft":
             # The stored network is that of the first seed.
             calibration = next(iter(self.summary["calibrations"].values()))
-            return searches.probable(
-                probabilities, calibration["temperature"], calibration["mass"]
-            )
+            return searches.probable(probabilities, calibration["temperature"], calibration["mass"])
         return None
 
 

@@ -1,9 +1,9 @@
 """Galleries made of folders of pictures, embedded by a trained network of a study.
 
-A gallery is the file `artifacts/galleries/<name>/pictures.npz`. While it is brought up to date, each
-batch of new embeddings goes into a file of its own beside it; at the end one file takes the place
-of all. An interrupted run thus loses one batch, and leaves the previous gallery intact. A picture
-is embedded again only if its size or modification time has changed, or if the network has.
+A gallery is the file `artifacts/galleries/<name>/pictures.npz`. While it is brought up to date,
+each batch of new embeddings goes into a file of its own beside it; at the end one file takes the
+place of all. An interrupted run thus loses one batch, and leaves the previous gallery intact. A
+picture is embedded again only if its size or modification time has changed, or if the network has.
 """
 
 import json
