@@ -178,10 +178,10 @@ def save_trained(study="tiny", name="cnn", **changes):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def finished_study(tmp_path_factory):
-    """A project with a study of two finished architectures, made the working directory."""
-    root = empty_project(tmp_path_factory.mktemp("asked"))
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory) -> Path:
+    """A project with a study of two finished architectures, made once."""
+    root = empty_project(tmp_path_factory.mktemp("finished"))
     write_pictures(root / "data" / "shapes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -190,7 +190,16 @@ def finished_study(tmp_path_factory):
         save_trained(
             "tiny", "whitened", whitening=4, test_time_flips=True, epochs=2, pooling="attention"
         )
-        yield root
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished_study(finished_project):
+    """The project with the finished study, made the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(finished_project)
+        patch.setenv("KERAS_HOME", str(finished_project / "keras"))
+        yield finished_project
 
 
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):

@@ -209,6 +209,7 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
 # Ways of searching that need not know the class of the query.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
 
+
 def studies() -> list[str]:
     """Names of the finished studies that have a trained architecture.
 
