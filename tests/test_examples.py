@@ -26,10 +26,11 @@ def dataset(query_labels) -> SimpleNamespace:
     )
 
 
-def run(scores, labels=None, rankings=None, **more):
+def run(scores, labels=None, rankings=None, images=None, **more):
     """A run with the given average precisions and, where they matter, rankings."""
     labels = [0] * len(scores) if labels is None else labels
     found = result(rows(scores, labels=labels), **more)
+    vars(found)["dataset"] = images or dataset(labels)
     found.rankings["unrestricted"] = np.array(rankings if rankings is not None else [[0]])
     return found
 
@@ -51,7 +52,7 @@ def test_extremes_are_of_different_classes_and_equals_stand_by_position():
     #         0    1    2    3    4    5    6
     scores = [0.9, 1.0, 1.0, 0.8, 0.1, 0.5, 0.2]
     labels = [0, 1, 1, 2, 0, 2, 1]
-    found = examples.extremes(run(scores, labels), dataset(labels), each=2)
+    found = examples.extremes(run(scores, labels), most=2)
     chosen = found.groupby("case", sort=False)["query"].apply(list).to_dict()
     # The median is 0.8; the query at 0.9 is nearest to it of another class.
     assert chosen == {"best": [1, 0], "median": [3, 0], "worst": [4, 6]}
@@ -60,15 +61,13 @@ def test_extremes_are_of_different_classes_and_equals_stand_by_position():
 
 
 def test_where_classes_run_out_the_next_of_any_class_are_taken():
-    found = examples.extremes(
-        run([0.9, 0.7, 0.8, 0.1], [0, 0, 0, 1]), dataset([0, 0, 0, 1]), each=3
-    )
+    found = examples.extremes(run([0.9, 0.7, 0.8, 0.1], [0, 0, 0, 1]), most=3)
     assert found[found["case"] == "best"]["query"].tolist() == [0, 3, 2]
     assert found[found["case"] == "worst"]["query"].tolist() == [3, 1, 2]
 
 
 def test_queries_without_a_score_are_no_extremes():
-    found = examples.extremes(run([np.nan, 0.4, np.nan]), dataset([0, 0, 0]), each=3)
+    found = examples.extremes(run([np.nan, 0.4, np.nan]), most=3)
     assert found["query"].tolist() == [1, 1, 1]
 
 
@@ -104,7 +103,7 @@ def test_a_loss_is_shared_by_the_classes_of_the_misses():
     labels = [0, 0, 1, 1]
     rankings = [[0, 2, 3, 4], [1, 0, 2, -1], [2, 3, -1, -1], [0, 1, 2, 3]]
     found = run([0.4, 0.8, 0.5, 0.3], labels, rankings)
-    table = examples.costly_confusions(found, dataset(labels))
+    table = examples.costly_confusions({"cnn": found})
     # Query 0 loses 0.6: two crosses, a square. Query 1 loses 0.2 to crosses. Query 2 has no miss
     # among its first. Query 3 loses 0.7 to circles. Four queries in all.
     told = table[["class", "returned", "queries", "query"]].to_numpy().tolist()
@@ -126,7 +125,7 @@ def test_a_loss_is_shared_by_the_classes_of_the_misses():
 def test_losses_add_up_to_what_the_map_lacks_of_the_queries_that_have_misses(
     scores, rankings, labels
 ):
-    table = examples.costly_confusions(run(scores, labels, rankings), dataset(labels), most=99)
+    table = examples.costly_confusions({"cnn": run(scores, labels, rankings)}, most=99)
     misses = (rankings >= 0) & (GALLERY_LABELS[rankings] != labels[:, None])
     assert table["mAP lost"].sum() == pytest.approx(((1 - scores) * misses.any(axis=1)).sum() / 7)
     assert (table["class"] != table["returned"]).all()
@@ -140,27 +139,33 @@ def test_confusions_of_all_are_those_of_each_architecture():
         "vgg": run([0.5, 0.5], labels, [[0, 1], [2, 3]]),
         "pixels": run([0.1, 0.1], labels, [[2, 2], [0, 0]], baseline=True),
     }
-    table = examples.confusions_of_all(found, dataset(labels), most=3)
+    table = examples.costly_confusions(found)
     assert table["architecture"].tolist() == ["cnn"] * 3
-    assert examples.confusions_of_all({"pixels": found["pixels"]}, dataset(labels)).empty
+    assert examples.costly_confusions({"pixels": found["pixels"]}).empty
 
 
 def test_hubs_are_counted_with_what_they_are_wrong_for():
     labels = [0, 1, 2]
     found = run([0.5] * 3, labels, [[0, 2], [0, 2], [0, -1]])
-    counts = examples.hubs(found, dataset(labels))
+    counts = examples.hubs({"cnn": found})["cnn"]
     assert counts["returned"].tolist() == [3, 0, 2, 0, 0, 0]
     assert counts["wrongly"].tolist() == [2, 0, 1, 0, 0, 0]
-    table = examples.hub_table({"cnn": found}, dataset(labels))
+    table = examples.hub_table({"cnn": found})
     assert table.loc["cnn", "never returned"] == pytest.approx(4 / 6)
     assert table.loc["cnn", ["most often returned", "of these wrongly"]].tolist() == [3, 2]
 
 
 def test_skewness_is_the_third_standardised_moment():
-    # Away from the mean, 1: -1, -1, -1, 3; squares 12 / 4, cubes 24 / 4.
-    assert examples.skewness(np.array([0, 0, 0, 4])) == pytest.approx(6 / 3**1.5)
-    assert examples.skewness(np.array([1, 2, 3])) == pytest.approx(0)
-    assert np.isnan(examples.skewness(np.array([2, 2, 2])))
+    found = run([0.5] * 4, [0] * 4, [[0]] * 4)
+    # Counts 4, 0, 0, 0, 0, 0: the mean is 2 / 3.
+    away = np.array([10, -2, -2, -2, -2, -2]) / 3
+    expected = (away**3).mean() / (away**2).mean() ** 1.5
+    assert examples.hub_table({"cnn": found}).loc["cnn", "skewness"] == pytest.approx(expected)
+
+
+def test_where_all_are_returned_equally_often_there_is_no_skewness():
+    found = run([0.5] * 6, [0] * 6, [[place] for place in range(6)])
+    assert np.isnan(examples.hub_table({"cnn": found}).loc["cnn", "skewness"])
 
 
 def test_by_chance_is_what_random_results_give():
@@ -171,20 +176,20 @@ def test_by_chance_is_what_random_results_give():
     images.gallery, images.gallery_labels = np.arange(200), random.integers(0, 3, 200)
     few = SimpleNamespace(**vars(images) | {"queries": images.queries[:100]})
     few.query_labels = labels[:100]
-    whole = run([0.5] * 4000, labels, rankings)
+    whole = run([0.5] * 4000, labels, rankings, images)
     # Each image is drawn with probability 2 / 200: 4,000 times it is 40 on average, 6.3 around it.
-    table = examples.hub_table({"random": whole}, images)
+    table = examples.hub_table({"random": whole})
     assert table.loc["by chance", "skewness"] == pytest.approx(0.98 / np.sqrt(4000 * 0.01 * 0.99))
     assert table.loc["random", "skewness"] == pytest.approx(0.156, abs=0.5)
-    part = run([0.5] * 100, labels[:100], rankings[:100])
-    table = examples.hub_table({"random": part}, few)
+    part = run([0.5] * 100, labels[:100], rankings[:100], few)
+    table = examples.hub_table({"random": part})
     assert table.loc["by chance", "never returned"] == pytest.approx(0.99**100)
     assert table.loc["random", "never returned"] == pytest.approx(0.99**100, abs=0.1)
 
 
 def test_what_is_predicted_is_told_for_every_query():
     found = {"cnn": result(rows([0.5, 0.6], predicted=[1, 0])), "random": run([0.1, 0.2])}
-    told = examples.predicted(found)
+    told = examples.predicted_labels(found)
     assert {name: each.tolist() for name, each in told.items()} == {
         "cnn": [1, 0],
         "random": [-1, -1],

@@ -56,7 +56,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def runs(results):
-    return grids.grid_table(results)
+    return grids.points_table(results)
 
 
 def learning(*counts: int) -> dict:
@@ -92,7 +92,7 @@ def test_seeds_are_averaged_in_a_row():
         rows([0.6, 0.8], seed=1, correct=[1.0, 1.0], variant="dropout=0.1"),
         variant="dropout=0.1",
     )
-    row = grids.grid_table({"cnn-0.1": both}).loc["cnn-0.1"]
+    row = grids.points_table({"cnn-0.1": both}).loc["cnn-0.1"]
     assert row[MAP] == pytest.approx(0.5)
     assert row[ACCURACY] == pytest.approx(0.75)
 
@@ -109,7 +109,7 @@ def test_figures_run_along_numbers_and_of_these_along_the_most():
         found = {}
         for point in points:
             found |= run("cnn", point, [0.5])
-        return grids.axis_of(grids.grid_table(found))
+        return grids.axis_of(grids.points_table(found))
 
     assert axis(train=["head", "all", "last_blocks:1"], input_size=[32, 64]) == "input_size"
     assert axis(dropout=[0.1, 0.2], learn_from=[10, 20, 50]) == "learn_from"
@@ -125,7 +125,7 @@ def test_a_series_differs_along_the_axis_alone(runs):
         "cnn, train head": ["cnn-32-head", "cnn-64-head"],
         "cnn, train all": ["cnn-32-all", "cnn-64-all"],
     }
-    assert list(grids.series(grids.grid_table(learning(10, 20)))) == ["cnn"]
+    assert list(grids.series(grids.points_table(learning(10, 20)))) == ["cnn"]
 
 
 def test_a_reader_sees_numbers_with_their_intervals(runs):
@@ -139,11 +139,11 @@ def test_a_reader_sees_numbers_with_their_intervals(runs):
     assert first[[SPEED, SECONDS, INDEX]].tolist() == ["1,000", "70", "3.0"]
 
 
-# Who is told apart from whom
+# Which differences are significant
 
 
 def test_pairs_differ_in_one_parameter_alone(results, runs):
-    found = grids.grid_pairs(results, runs)
+    found = grids.pairs(results, runs)
     both = {frozenset(pair) for pair in zip(found["ahead"], found["behind"], strict=True)}
     expected = {
         frozenset((f"{name}-{one}", f"{name}-{other}"))
@@ -158,7 +158,7 @@ def test_pairs_differ_in_one_parameter_alone(results, runs):
 
 
 def test_pairs_are_corrected_for_those_of_the_table_alone(results, runs):
-    found = grids.grid_pairs(results, runs)
+    found = grids.pairs(results, runs)
     assert found["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(found["p"].to_numpy()))
     assert (found["is_significant"] == (found["p_holm"] < 0.05)).all()
     # All 28 pairs of runs would have been corrected for more.
@@ -178,49 +178,49 @@ def test_pairs_are_corrected_for_those_of_the_table_alone(results, runs):
 
 def test_a_grid_of_which_one_run_has_results_has_no_pairs():
     found = run("cnn", {"dropout": 0.1}, [0.5, 0.6])
-    pairs = grids.grid_pairs(found, grids.grid_table(found))
+    pairs = grids.pairs(found, grids.points_table(found))
     assert pairs.empty
     assert tables.pairs_table(pairs).empty
-    assert "dropout 0.1" in grids.answer(grids.grid_table(found), pairs)
+    assert "dropout 0.1" in grids.best_points(grids.points_table(found), pairs)
 
 
 # Sentences
 
 
 def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs):
-    said = grids.answer(runs, grids.grid_pairs(results, runs)).split("\n\n")
+    said = grids.best_points(runs, grids.pairs(results, runs)).split("\n\n")
     assert len(said) == 2
     assert said[0] == (
         "**vgg**: the highest mAP is 0.9000 [0.8995,\u00a00.9005], with input_size 64, train all "
-        "(accuracy 0.900 [0.900,\u00a00.900], 250 images/s). Fastest: input_size 32, train head, "
-        "4.0 times as fast, with an mAP of 0.3000 [0.2995,\u00a00.3005]."
+        "(accuracy 0.900 [0.900,\u00a00.900], 250 images/s). The fastest is input_size 32, train "
+        "head, 4.0 times as fast, with an mAP of 0.3000 [0.2995,\u00a00.3005]."
     )
 
 
-def test_what_is_not_told_apart_from_the_best_is_named(results, runs):
-    said = grids.answer(runs, grids.grid_pairs(results, runs)).split("\n\n")
-    assert "Not told apart" not in said[0]
+def test_what_is_not_significantly_different_from_the_best_is_named(results, runs):
+    said = grids.best_points(runs, grids.pairs(results, runs)).split("\n\n")
+    assert "Not significantly" not in said[0]
     assert said[1].startswith("**cnn**: the highest mAP is 0.40")
     assert "with input_size 64, train all (" in said[1]
-    assert "Not told apart from it: input_size 64, train head. Fastest" in said[1]
+    assert "Not significantly different from it: input_size 64, train head. The fastest" in said[1]
 
 
 @pytest.mark.parametrize("order", [["avg", "gem"], ["gem", "avg"]])
-def test_two_points_that_are_equal_are_said_to_be_not_told_apart(order):
+def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
     found = {}
     for pooling in order:
         found |= run("cnn", {"pooling": pooling}, around(0.5))
-    runs = grids.grid_table(found)
-    said = grids.answer(runs, grids.grid_pairs(found, runs))
+    runs = grids.points_table(found)
+    said = grids.best_points(runs, grids.pairs(found, runs))
     assert f"with pooling {order[0]} (" in said
-    assert f"Not told apart from it: pooling {order[1]}." in said
+    assert f"Not significantly different from it: pooling {order[1]}." in said
 
 
 def test_a_point_that_is_both_best_and_fastest_is_told_once():
     found = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
     found |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
-    runs = grids.grid_table(found)
-    said = grids.answer(runs, grids.grid_pairs(found, runs))
+    runs = grids.points_table(found)
+    said = grids.best_points(runs, grids.pairs(found, runs))
     assert said.endswith("with dropout 0.1 (accuracy 1.000 [1.000,\u00a01.000], 900 images/s).")
 
 
@@ -228,12 +228,12 @@ def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
     found = run("cnn", {"input_size": 32, "train": "head"}, [0.1, 0.9, 0.5])
     found |= run("cnn", {"input_size": 64, "train": "all"}, [0.2, 0.9, 0.5])
     found |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0])
-    runs = grids.grid_table(found)
-    said = grids.answer(runs, grids.grid_pairs(found, runs))
+    runs = grids.points_table(found)
+    said = grids.best_points(runs, grids.pairs(found, runs))
     assert "with input_size 64, train all (" in said
     assert (
-        "Not tested against it, as more than one parameter differs, though the intervals overlap: "
-        "input_size 32, train head." in said
+        "Not tested against it, since more than one parameter differs, though the intervals "
+        "overlap: input_size 32, train head." in said
     )
 
 
@@ -245,16 +245,16 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     scores = rows(around(0.7), architecture="vgg", correct=1.0)
     fixed = result(scores, parameters=given)
     fixed.summary["dataset"] |= {"train": 40, "validation": 10}
-    runs = grids.grid_table(found | {"vgg": fixed})
+    runs = grids.points_table(found | {"vgg": fixed})
     assert runs.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
     assert list(grids.series(runs)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
     # Its own images, where others vary how many they learn from.
-    runs = grids.grid_table(learning(10, 20) | {"vgg": fixed})
+    runs = grids.points_table(learning(10, 20) | {"vgg": fixed})
     assert runs.loc["vgg", "learn_from"] == 50
     # Of a head's training, whose epochs are not those of the backbone, nothing is known.
     frozen = result(scores, parameters=given | {"train": "head"})
     found = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
-    runs = grids.grid_table(found | {"vgg": frozen})
+    runs = grids.points_table(found | {"vgg": frozen})
     assert runs["dropout"].tolist() == [0.1, 0.2, "–"]
     # Mixed with numbers, a dash is a column of its own, and there is no order to run along.
     assert not grids.is_number(runs, "dropout")
@@ -271,7 +271,7 @@ def told_of(found: dict, **differing: list) -> str:
     """What is said of overfitting where the runs differ, besides the backbone, in these alone."""
     backbones = [name.partition("-")[0] for name in found]
     described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(found))
-    return grids.overfitting(grids.grid_table(found), described)
+    return grids.overfitting(grids.points_table(found), described)
 
 
 def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
@@ -279,7 +279,7 @@ def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
     frame = rows([0.5, 0.5], architecture="cnn-500", variant="learn_from=500", correct=[1.0, 0.0])
     accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
     found = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
-    runs = grids.grid_table(found)
+    runs = grids.points_table(found)
     assert runs.loc["cnn-500", [ACCURACY + LOW, ACCURACY + HIGH]].tolist() == [0.0, 1.0]
     row = grids.gaps(runs).loc["cnn-500"]
     assert row["value"] == pytest.approx(0.9 - 0.5)
@@ -306,7 +306,7 @@ def test_the_deep_network_is_significant_only_where_intervals_lie_apart():
     said = told_of(found).splitlines()
     assert said[-1] == (
         "With 500 images, the gap of vgg16 is larger than that of cnn; smaller than that of "
-        "mobilenet; not told apart from that of resnet50."
+        "mobilenet; not clearly different from that of resnet50."
     )
     assert sum(line.startswith("- **") for line in said) == 4
 
@@ -314,13 +314,13 @@ def test_the_deep_network_is_significant_only_where_intervals_lie_apart():
 def test_in_what_else_the_compared_networks_differ_is_said():
     found = learnt("vgg16", 500, known=0.9, right=0.3) | learnt("cnn", 500, known=0.9, right=0.3)
     found |= learnt("vgg16", 1000, known=0.9, right=0.3)
-    assert "more than their depth" not in told_of(found)
+    assert "more than depth" not in told_of(found)
     # With more images, where it is not compared, it may be what it will.
-    assert "more than their depth" not in told_of(found, dropout=["no", "no", "0.5"])
+    assert "more than depth" not in told_of(found, dropout=["no", "no", "0.5"])
     said = told_of(found, dropout=["no", "0.5", "no"], epochs=["3", "5", "3"])
     assert said.endswith(
-        "is not told apart from that of cnn. These differ in more than their depth, which the gap "
-        "may come from too: dropout, epochs."
+        "is not clearly different from that of cnn. The networks differ in more than depth, which "
+        "may explain the gap: dropout, epochs."
     )
 
 
@@ -329,7 +329,7 @@ def test_each_way_of_training_the_deep_network_is_told_against_all_others():
     found |= learnt("vgg16_frozen", 500, known=0.5, right=0.3)
     found |= learnt("cnn", 500, known=0.9, right=0.3)
     *_, one, _, other = told_of(found).splitlines()
-    assert one == "With 500 images, the gap of vgg16 is not told apart from that of cnn."
+    assert one == "With 500 images, the gap of vgg16 is not clearly different from that of cnn."
     assert other == "With 500 images, the gap of vgg16_frozen is smaller than that of cnn."
 
 
@@ -374,7 +374,7 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(runs):
 
 def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
     def columns(results):
-        axis = grids.heat_maps(grids.grid_table(results)).axes[0]
+        axis = grids.heat_maps(grids.points_table(results)).axes[0]
         return [each.get_text() for each in axis.get_xticklabels()]
 
     named = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
@@ -390,7 +390,7 @@ def test_a_point_without_results_stays_empty(runs):
 
 
 def test_curves_run_along_the_axis_with_training_images_dashed():
-    runs = grids.grid_table(learning(500, 50000, 1000))
+    runs = grids.points_table(learning(500, 50000, 1000))
     figure = grids.curves(runs)
     left, right = figure.axes
     assert (left.get_ylabel(), right.get_ylabel()) == (ACCURACY, MAP)
@@ -414,7 +414,7 @@ def test_curves_have_a_place_for_zero(values, scale):
     found = {}
     for value in values:
         found |= run("cnn", {"whitening": value}, around(0.5))
-    figure = grids.curves(grids.grid_table(found))
+    figure = grids.curves(grids.points_table(found))
     axis = figure.axes[0]
     assert axis.get_xscale() == scale
     places = axis.transData.transform([(value, 0.5) for value in values])[:, 0]

@@ -47,11 +47,6 @@ def dataset(found):
     return load_shapes()
 
 
-@pytest.fixture(scope="module")
-def averaged(found):
-    return tables.rows_of(found)
-
-
 def mean_ap(run, **wanted) -> float:
     """Of the unrestricted search, over all queries."""
     whole = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
@@ -120,8 +115,8 @@ def test_every_pair_is_compared_once(found):
 def test_the_table_of_pairs_says_what_the_test_says(found):
     pairs = tables.pairs(found)
     table = tables.pairs_table(pairs)
-    assert (table["told apart"] == pairs["is_significant"].map({True: "yes", False: "no"})).all()
-    assert set(table["told apart"]) == {"yes", "no"}
+    assert (table["significant"] == pairs["is_significant"].map({True: "yes", False: "no"})).all()
+    assert set(table["significant"]) == {"yes", "no"}
     for row, pair in zip(table.itertuples(), pairs.itertuples(), strict=True):
         assert row[3] == Estimate(pair.difference, pair.ci_low, pair.ci_high)
 
@@ -155,9 +150,8 @@ def test_each_architecture_has_its_own_number_of_seeds(found):
     assert own[0] != own[1]
 
 
-def test_each_cell_of_the_quality_has_its_interval(found, averaged):
-    rows = tables.headline(averaged, found)
-    table = tables.quality(rows, ["cnn", "vgg16", "resnet50", "raw_pixels"])
+def test_each_cell_of_the_quality_has_its_interval(found):
+    table = tables.quality(found, ["cnn", "vgg16", "resnet50", "raw_pixels"])
     assert list(table.index) == list(tables.QUALITY)
     assert (table["resnet50"].map(str) == "–").all()
     for name in ("cnn", "vgg16"):
@@ -170,14 +164,14 @@ def test_each_cell_of_the_quality_has_its_interval(found, averaged):
     assert table.loc["accuracy", "cnn"] == table.loc["mAP, predicted class", "cnn"]
 
 
-def test_the_headline_is_that_of_the_first_protocol(found, averaged):
-    rows = tables.headline(averaged, found)
+def test_the_first_protocol_is_that_of_the_runs(found):
+    rows = tables.first_protocol_rows(found)
     assert set(rows["protocol"]) == {"closed"}
-    assert set(averaged["protocol"]) == {*PROTOCOLS}
+    assert set(tables.average_rows(found)["protocol"]) == {*PROTOCOLS}
 
 
-def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, averaged, dataset):
-    table = tables.by_protocol(averaged, found, dataset)
+def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, dataset):
+    table = tables.by_protocol(found)
     assert list(table.columns) == ["cnn", "vgg16", "raw_pixels"]
     labels = list(table.index)
     assert labels[:2] == ["closed", "held_out_gallery"]
@@ -194,12 +188,12 @@ def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, a
     assert all(re.fullmatch(CELL, str(cell)) for cell in others)
 
 
-def test_hashing_is_told_at_the_depth_of_its_literature_too(dataset):
+def test_hashing_is_told_at_the_depth_of_its_literature_too():
     run = result(
         rows([0.2, 0.4]).assign(**{"average_precision@1000": 0.1}),
         rows([0.6, 0.8], protocol="hashing_1k").assign(**{"average_precision@1000": 0.9}),
     )
-    table = tables.by_protocol(tables.rows_of({"cnn": run}), {"cnn": run}, dataset)["cnn"]
+    table = tables.by_protocol({"cnn": run})["cnn"]
     assert list(table.index) == ["closed", "hashing_1k", "hashing_1k, mAP@1000"]
     assert [first(cell) for cell in table] == pytest.approx([0.3, 0.7, 0.9])
 
@@ -214,14 +208,14 @@ def test_lost_queries_are_those_whose_class_no_search_reaches():
     ]
     run = result(*frames)
     baseline = result(rows([0.5] * 4), baseline=True)
-    assert tables.all_lost_and_won_back({"cnn": run, "random": baseline}) == {
+    assert tables.lost_and_won_back({"cnn": run, "random": baseline}) == {
         "cnn": {"right": 1.5, "won back": 1, "lost": 1.5, "queries": 4, "seeds": 2, "searched": 0.5}
     }
 
 
-def test_a_protocol_that_nobody_measured_has_no_row(found, dataset):
+def test_a_protocol_that_nobody_measured_has_no_row(found):
     only = {"vgg16": found["vgg16"]}
-    assert list(tables.by_protocol(tables.rows_of(only), only, dataset).index) == ["closed"]
+    assert list(tables.by_protocol(only).index) == ["closed"]
 
 
 def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(found):
@@ -250,7 +244,7 @@ def leaking(*queries: int) -> pd.DataFrame:
 
 def test_leaking_queries_are_left_out_wherever_they_stand(found, dataset):
     # Twice the query at place 1, and the last one.
-    table = tables.with_and_without_leaks(found, dataset, leaking(1, 1, 11))
+    table = tables.with_and_without_leaks(found, leaking(1, 1, 11))
     for name, run in found.items():
         scores = tables.average_precision(run, "unrestricted", "closed")
         kept = scores[[dataset.queries[place] for place in range(12) if place not in (1, 11)]]
@@ -262,13 +256,13 @@ def test_leaking_queries_are_left_out_wherever_they_stand(found, dataset):
 
 
 def test_without_leaks_both_numbers_are_the_same(found, dataset):
-    table = tables.with_and_without_leaks(found, dataset, leaks.audit(dataset))
+    table = tables.with_and_without_leaks(found, leaks.audit(dataset))
     assert (table["mAP, all queries"] == table["mAP, without leaks"]).all()
     assert (table["queries without leaks"] == 12).all()
 
 
-def test_where_every_query_leaks_nothing_is_left_to_measure(found, dataset):
-    table = tables.with_and_without_leaks(found, dataset, leaking(*range(12)))
+def test_where_every_query_leaks_nothing_is_left_to_measure(found):
+    table = tables.with_and_without_leaks(found, leaking(*range(12)))
     assert (table["mAP, without leaks"].map(str) == "–").all()
     assert (table["queries without leaks"] == 0).all()
 
@@ -276,9 +270,9 @@ def test_where_every_query_leaks_nothing_is_left_to_measure(found, dataset):
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
 def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, project, found):
     run = invented.save_network(f"of {protocol}", 2.5, epochs=(), protocols=[protocol])
-    images = tables.load_images({"one": run})
+    images = run.dataset
     assert images.protocol == protocol
-    ranks = tables.relevant_ranks(run, images)
+    ranks = tables.relevant_ranks(run)
     scores = tables.average_precision(run, "unrestricted", protocol)
     assert metrics.average_precision(ranks) == pytest.approx(scores[images.queries].to_numpy())
     assert scores.std() > 0.01
@@ -361,10 +355,12 @@ def test_the_comparison_is_drawn_of_whatever_has_results(chosen, found, monkeypa
     whole = "\n".join(shown)
     assert all(f"**{each.partition(':')[0]}** has no results: not run" in whole for each in missing)
     assert "nan" not in re.findall(r"\w+", re.sub(r"<style.*?</style>", "", whole, flags=re.DOTALL))
-    both = re.findall(r"(\w+)\** is ahead of (\w+) in mAP by|(\w+) and (\w+) are \*\*not", whole)
+    both = re.findall(
+        r"(\w+)\** is significantly ahead of (\w+) in|(\w+) and (\w+) are \*\*not", whole
+    )
     assert [{*pair} - {""} for pair in both] == [{"cnn", "vgg16"}] * (len(chosen) == 3)
     assert ("Only one architecture has results" in whole) == ("vgg16" in chosen and not both)
-    assert ("never taught" in whole) == ("cnn" in chosen)
+    assert ("was not trained on" in whole) == ("cnn" in chosen)
 
 
 @pytest.fixture(scope="module")

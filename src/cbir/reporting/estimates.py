@@ -69,7 +69,9 @@ def decimals(half: float) -> int:
     return min(MOST_DECIMALS, max(0, (1 if first < 355 else 0) - exponent))
 
 
-def of(row: pd.Series, names: tuple[str, str, str] = ("value", "ci_low", "ci_high")) -> Estimate:
+def from_row(
+    row: pd.Series, names: tuple[str, str, str] = ("value", "ci_low", "ci_high")
+) -> Estimate:
     """The estimate that a row holds, in the columns of its value and of its interval's ends."""
     return Estimate(*(float(row[name]) for name in names))
 

@@ -129,9 +129,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "architecture": row["architecture"],
             "test": row["test"],
             "against": row["against"],
-            "area": estimates.of(row, AREA),
-            "area against": estimates.of(row, AREA_AGAINST),
-            "gain": estimates.of(row, GAIN),
+            "area": estimates.from_row(row, AREA),
+            "area against": estimates.from_row(row, AREA_AGAINST),
+            "gain": estimates.from_row(row, GAIN),
             "p, Holm": estimates.PValue(row["p_holm"]),
             "pairs": row["n_pairs"],
         }

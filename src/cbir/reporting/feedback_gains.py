@@ -108,9 +108,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "architecture": row["architecture"],
             "round": row["round"],
-            "mAP with feedback": estimates.of(row, WITH),
-            "mAP without": estimates.of(row, WITHOUT),
-            "difference": estimates.of(row, DIFFERENCE),
+            "mAP with feedback": estimates.from_row(row, WITH),
+            "mAP without": estimates.from_row(row, WITHOUT),
+            "difference": estimates.from_row(row, DIFFERENCE),
             "p, Holm": estimates.PValue(row["p_holm"]),
             "marked": f"{row['marked']:.1f}",
             "positive": f"{row['positive']:.1f}",
@@ -198,9 +198,9 @@ def _gains(rows: pd.DataFrame) -> str:
         if row["is_significant"]:
             verdict = "a gain" if row["difference"] > 0 else "a loss"
         part = (
-            f"{after} {measure} is {estimates.of(row, WITH)} instead of "
-            f"{estimates.of(row, WITHOUT)} without feedback: {verdict}, "
-            f"{estimates.of(row, DIFFERENCE):+}, {chance(row['p_holm'])}"
+            f"{after} {measure} is {estimates.from_row(row, WITH)} instead of "
+            f"{estimates.from_row(row, WITHOUT)} without feedback: {verdict}, "
+            f"{estimates.from_row(row, DIFFERENCE):+}, {chance(row['p_holm'])}"
         )
         if row["n_left_out"]:
             part += f" ({row['n_left_out']:,} queries with no relevant image left are left out)"

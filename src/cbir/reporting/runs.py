@@ -19,6 +19,7 @@ from cbir.images.dataset import Dataset, load_dataset
 from cbir.reporting import tidy
 
 if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers need them
+    from cbir.networks.embeddings import Embeddings
     from cbir.networks.models import Network
     from cbir.networks.training import Training
     from cbir.retrieval.evaluation import Speed, State
@@ -89,6 +90,29 @@ class Run:
         if dataset.fingerprint != self.summary["dataset"]["fingerprint"]:
             raise StudyError(f"the study's pictures have changed since it was run: {self._again()}")
         return protocols.view(dataset, self.protocol)
+
+    @functools.cached_property
+    def embeddings(self) -> "Embeddings":
+        """All images as vectors, of the first seed.
+
+        Raises:
+            StudyError: they are gone, or the images have changed.
+        """
+        from cbir.networks.embeddings import Embeddings
+
+        folder = project_root() / self.summary["artifacts"]["embeddings"]
+        return Embeddings.open(folder, self.dataset)
+
+    @functools.cached_property
+    def network(self) -> "Network":
+        """The trained network of the first seed; it takes seconds to build.
+
+        Raises:
+            StudyError: its weights are gone.
+        """
+        from cbir.networks import training
+
+        return training.open_network(project_root() / self.summary["artifacts"]["training"])
 
     def first_rows(self) -> pd.DataFrame:
         """Rows of metrics.csv of the first seed under the first protocol: what its page shows."""
@@ -297,6 +321,11 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "gpus": gpus,
     }
+
+
+def shared_dataset(runs: dict[str, Run]) -> Dataset:
+    """The images of a study, as its first protocol sees them: the same for all its runs."""
+    return next(iter(runs.values())).dataset
 
 
 def networks(runs: dict[str, Run]) -> dict[str, Run]:

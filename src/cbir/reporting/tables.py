@@ -1,19 +1,17 @@
-"""Architectures side by side: the tables of the comparison, with their uncertainty."""
+"""The numbers of several runs side by side: quality, cost, differences, seeds, protocols."""
 
 import numpy as np
 import pandas as pd
 
-from cbir import project_root
 from cbir.images import protocols
-from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
 from cbir.reporting.display import SEARCH_COLOURS
 from cbir.reporting.estimates import Estimate, PValue
-from cbir.reporting.runs import Run
+from cbir.reporting.runs import Run, networks, shared_dataset
 from cbir.retrieval import ranking, uncertainty
 
-# What an architecture costs, and how many digits these numbers bear.
+# What an architecture costs, and the digits after the decimal point that these numbers support.
 COSTS = {
     "parameters (million)": 1,
     "embedding size": 0,
@@ -23,6 +21,7 @@ COSTS = {
     "index (MB)": 1,
 }
 _MAP = {"metric": "mean_average_precision", "k": None}
+# How well an architecture retrieves: the rows of metrics.csv that hold each number.
 QUALITY = {
     "accuracy": {"metric": "accuracy"},
     "mAP, unrestricted": _MAP | {"search": "unrestricted"},
@@ -31,37 +30,44 @@ QUALITY = {
     "mAP, label lookup": _MAP | {"search": "label_lookup"},
     "P@10, unrestricted": {"metric": "precision", "search": "unrestricted", "k": 10},
 }
+# The most important first.
+METRICS = [
+    "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
+    "mean_average_precision_at_r", "mean_reciprocal_rank", "gallery_searched",
+]  # fmt: skip
 
 
-def rows_of(results: dict[str, Run]) -> pd.DataFrame:
-    """Rows as in metrics.csv, of all runs, the seeds averaged for each query."""
-    return pd.concat([result.averaged for result in results.values()], ignore_index=True)
+def average_rows(runs: dict[str, Run]) -> pd.DataFrame:
+    """Rows as in metrics.csv, of all runs, with each query's scores averaged over the seeds."""
+    return pd.concat([run.averaged for run in runs.values()], ignore_index=True)
 
 
-def headline(rows: pd.DataFrame, results: dict[str, Run]) -> pd.DataFrame:
-    """The rows of the study's first protocol."""
-    return rows[rows["protocol"] == next(iter(results.values())).protocol]
+def first_protocol_rows(runs: dict[str, Run]) -> pd.DataFrame:
+    """The rows of `average_rows` that were measured under the study's first protocol."""
+    rows = average_rows(runs)
+    return rows[rows["protocol"] == next(iter(runs.values())).protocol]
 
 
-def quality(rows: pd.DataFrame, architectures: list[str]) -> pd.DataFrame:
-    """How well each architecture retrieves: a value with its 95 % interval in each cell.
+def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
+    """How well each architecture retrieves under the first protocol: an estimate in each cell.
 
     Args:
-        rows: from `headline`.
-        architectures: the columns; those without results are left empty.
+        architectures: the columns; those without a run have dashes.
     """
-    columns = {}
+    rows, columns = first_protocol_rows(runs), {}
     for name in architectures:
-        own = rows[rows["architecture"] == name]
-        columns[name] = [tidy.number(tidy.select(own, **wanted)) for wanted in QUALITY.values()]
+        run_rows = rows[rows["architecture"] == name]
+        columns[name] = [
+            tidy.number(tidy.select(run_rows, **selection)) for selection in QUALITY.values()
+        ]
     return pd.DataFrame(columns, index=list(QUALITY))
 
 
-def costs(results: dict[str, Run]) -> pd.DataFrame:
+def costs(runs: dict[str, Run]) -> pd.DataFrame:
     """What each architecture costs on the machine of the run (rows of `COSTS`)."""
     columns = {}
-    for name, result in results.items():
-        summary, speed = result.summary, result.summary["speed"]
+    for name, run in runs.items():
+        summary, speed = run.summary, run.summary["speed"]
         columns[name] = [
             summary["size"]["total"] / 1e6 if "size" in summary else float("nan"),
             summary["embedding_dim"],
@@ -73,33 +79,80 @@ def costs(results: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=list(COSTS))
 
 
-def pairs(results: dict[str, Run], search: str = "unrestricted") -> pd.DataFrame:
+def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
+    """The mAP of each run, and what an image costs.
+
+    Returns:
+        A row per run: value, ci_low, ci_high (mAP of the unrestricted search under the first
+        protocol), milliseconds (to embed an image within a batch), bytes (of an image's embedding
+        in the index), is_baseline.
+    """
+    rows, table = tidy.select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"]), {}
+    for name, run in runs.items():
+        (estimate,) = rows[rows["architecture"] == name].to_dict("records")
+        summary = run.summary
+        table[name] = {key: estimate[key] for key in ("value", "ci_low", "ci_high")} | {
+            "milliseconds": 1000 / summary["speed"]["images_per_second"],
+            "bytes": summary["index_bytes"] / summary["dataset"]["gallery"],
+            "is_baseline": run.is_baseline,
+        }
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("architecture")
+
+
+def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
+    """Average precision of each (draw and) query in the final state, averaged over the seeds."""
+    rows = tidy.select(run.per_query, search=search, protocol=protocol)
+    place = "query" if rows["draw"].isna().all() else ["draw", "query"]
+    return rows.groupby(place)["average_precision"].mean()
+
+
+def pairs(runs: dict[str, Run], search: str = "unrestricted") -> pd.DataFrame:
     """Every pair of architectures and baselines, compared query by query in average precision.
 
     The seeds are averaged for each query first: see `uncertainty.compare` for the columns.
     """
-    scores = {
-        name: average_precision(result, search, result.protocol) for name, result in results.items()
-    }
+    scores = {name: average_precision(run, search, run.protocol) for name, run in runs.items()}
     return uncertainty.compare(pd.DataFrame(scores))
 
 
-def average_precision(result: Run, search: str, protocol: str) -> pd.Series:
-    """Average precision of each (draw and) query in the final state, averaged over the seeds."""
-    chosen = tidy.select(result.per_query, search=search, protocol=protocol)
-    place = "query" if chosen["draw"].isna().all() else ["draw", "query"]
-    return chosen.groupby(place)["average_precision"].mean()
+def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """The pairs, from `pairs`, as a reader sees them."""
+    return pd.DataFrame(
+        {
+            "ahead": compared["ahead"],
+            "behind": compared["behind"],
+            "difference in mAP": [
+                Estimate(pair.difference, pair.ci_low, pair.ci_high)
+                for pair in compared.itertuples()
+            ],
+            "p": compared["p"].map(PValue),
+            "p, Holm": compared["p_holm"].map(PValue),
+            "effect size": compared["effect_size"],
+            "queries": compared["n_queries"],
+            "significant": compared["is_significant"].map({True: "yes", False: "no"}),
+        }
+    )
 
 
-def lost_and_won_back(result: Run) -> dict[str, float]:
-    """What becomes of the queries under the first protocol, means over the seeds.
+def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
+    """What becomes of the queries under the first protocol, by architecture, means over the seeds.
+
+    Baselines, which predict nothing, are left out.
 
     Returns:
-        right: predicted rightly; won back: predicted wrongly, but the soft search reaches the true
-        class; lost: it does not; queries, seeds: how many; searched: share of the gallery that the
-        soft search searched.
+        right: predicted correctly; won back: predicted wrongly, but the soft search reaches the
+        true class; lost: it does not; queries, seeds: how many; searched: share of the gallery that
+        the soft search searched.
     """
-    soft = tidy.select(result.per_query, protocol=result.protocol, search="soft")
+    return {
+        name: _lost_and_won_back(run)
+        for name, run in runs.items()
+        if "soft" in run.summary["searches"]
+    }
+
+
+def _lost_and_won_back(run: Run) -> dict[str, float]:
+    soft = tidy.select(run.per_query, protocol=run.protocol, search="soft")
     n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
     won = (~is_right & (soft["average_precision"] > 0)).sum() / n_seeds
     right, n_queries = is_right.sum() / n_seeds, soft["query"].nunique()
@@ -109,37 +162,12 @@ def lost_and_won_back(result: Run) -> dict[str, float]:
     }  # fmt: skip
 
 
-def all_lost_and_won_back(results: dict[str, Run]) -> dict[str, dict[str, float]]:
-    """`lost_and_won_back` by architecture; baselines, which predict nothing, are left out."""
-    found = {name: each for name, each in results.items() if "soft" in each.summary["searches"]}
-    return {name: lost_and_won_back(each) for name, each in found.items()}
-
-
-def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """The pairs as a reader sees them."""
-    return pd.DataFrame(
-        {
-            "ahead": compared["ahead"],
-            "behind": compared["behind"],
-            "difference in mAP": [
-                Estimate(row.difference, row.ci_low, row.ci_high) for row in compared.itertuples()
-            ],
-            "p": compared["p"].map(PValue),
-            "p, Holm": compared["p_holm"].map(PValue),
-            "effect size": compared["effect_size"],
-            "queries": compared["n_queries"],
-            "told apart": compared["is_significant"].map({True: "yes", False: "no"}),
-        }
-    )
-
-
-def seeds(results: dict[str, Run]) -> pd.DataFrame:
-    """How the mAP of the unrestricted search differs from seed to seed, a row an architecture."""
+def seeds(runs: dict[str, Run]) -> pd.DataFrame:
+    """How the mAP of the unrestricted search differs between seeds, a row per architecture."""
     rows = []
-    for name, result in results.items():
-        wanted = QUALITY["mAP, unrestricted"] | {"protocol": result.protocol}
-        own = tidy.select(result.metrics, **wanted)
-        values = own["value"]
+    for name, run in runs.items():
+        by_seed = tidy.select(run.metrics, protocol=run.protocol, **QUALITY["mAP, unrestricted"])
+        values = by_seed["value"]
         rows.append(
             {
                 "architecture": name,
@@ -148,14 +176,16 @@ def seeds(results: dict[str, Run]) -> pd.DataFrame:
                 "lowest": values.min(),
                 "highest": values.max(),
                 "standard deviation": values.std(ddof=1),
-                "half of the interval over queries": (own["ci_high"] - own["ci_low"]).mean() / 2,
+                "half of the interval over queries": (
+                    (by_seed["ci_high"] - by_seed["ci_low"]).mean() / 2
+                ),
             }
         )
     return pd.DataFrame(rows)
 
 
 def classification(embeddings: Embeddings) -> pd.DataFrame:
-    """How many queries of each class (rows) the classifier gets right, and the share."""
+    """How many queries of each class (rows) are classified correctly, and the share."""
     dataset = embeddings.dataset
     right = pd.DataFrame({"right": embeddings.query_predictions == dataset.query_labels})
     groups = [
@@ -172,172 +202,119 @@ def classification(embeddings: Embeddings) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
-def histories(results: dict[str, Run]) -> dict[str, pd.DataFrame]:
-    """A row per epoch of the first seed, by architecture."""
-    return {name: each.history for name, each in results.items() if not each.is_baseline}
+def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
+    """A row per epoch of the first seed, by architecture; baselines have none."""
+    return {name: run.history for name, run in networks(runs).items()}
 
 
-def states(results: dict[str, Run]) -> pd.DataFrame:
+def states(runs: dict[str, Run]) -> pd.DataFrame:
     """A row per measured state of an architecture: accuracy and mAP after how many epochs."""
     rows = []
-    for name, result in results.items():
-        if result.is_baseline:
-            continue
-        averaged = result.averaged[result.averaged["protocol"] == result.protocol]
+    for name, run in networks(runs).items():
+        averaged = run.averaged[run.averaged["protocol"] == run.protocol]
         epochs = averaged["epoch"].dropna().unique()
         for epoch in [*sorted(int(epoch) for epoch in epochs), None]:
-            wanted = QUALITY["accuracy"], QUALITY["mAP, unrestricted"]
-            accuracy, mean_ap = (tidy.select(averaged, epoch=epoch, **each) for each in wanted)
-            rows.append(
-                {
-                    "architecture": name,
-                    "epochs": epoch or result.summary["epochs"],
-                    "accuracy": tidy.number(accuracy),
-                    "mAP, unrestricted": tidy.number(mean_ap),
-                }
-            )
+            estimates = {
+                measure: tidy.number(tidy.select(averaged, epoch=epoch, **QUALITY[measure]))
+                for measure in ("accuracy", "mAP, unrestricted")
+            }
+            epochs_trained = epoch or run.summary["epochs"]
+            rows.append({"architecture": name, "epochs": epochs_trained} | estimates)
     return pd.DataFrame(rows)
 
 
-def by_protocol(rows: pd.DataFrame, results: dict[str, Run], dataset: Dataset) -> pd.DataFrame:
-    """mAP of the unrestricted search, a row a protocol (and draw), a column an architecture."""
-    chosen = tidy.select(rows, **QUALITY["mAP, unrestricted"])
-    unseen = next(iter(results.values())).summary["measurement"]["unseen"]
+def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
+    """mAP of the unrestricted search: a row per protocol and draw, a column per architecture."""
+    rows = tidy.select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
     table = {}
     for protocol in protocols.PROTOCOLS:
-        of_protocol = chosen[chosen["protocol"] == protocol]
-        for draw, group in of_protocol.groupby("draw", dropna=False):
+        protocol_rows = rows[rows["protocol"] == protocol]
+        whole_ranking = protocol_rows[protocol_rows["k"].isna()]
+        for draw, draw_rows in whole_ranking.groupby("draw", dropna=False):
             label = protocol
             if not pd.isna(draw):
-                view = protocols.view(dataset, protocol, unseen=unseen, draw=int(draw))
-                apart = [dataset.classes[each] for each in protocols.unseen_labels(view)]
-                label = f"{protocol}: {', '.join(apart)}"
-            table[label] = _cells(group, results)
-        if protocol == "hashing_1k" and len(of_protocol):
-            at_1000 = QUALITY["mAP, unrestricted"] | {"protocol": protocol, "k": 1000}
-            table[f"{protocol}, mAP@1000"] = _cells(tidy.select(rows, **at_1000), results)
+                label = f"{protocol}: {', '.join(_unseen_classes(runs, int(draw)))}"
+            table[label] = _estimates(draw_rows, runs)
+        if protocol == "hashing_1k" and len(whole_ranking):
+            at_1000 = protocol_rows[protocol_rows["k"] == 1000]
+            table[f"{protocol}, mAP@1000"] = _estimates(at_1000, runs)
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("protocol")
 
 
-def _cells(rows: pd.DataFrame, results: dict[str, Run]) -> dict[str, Estimate]:
-    return {name: tidy.number(rows[rows["architecture"] == name]) for name in results}
+def _unseen_classes(runs: dict[str, Run], draw: int) -> list[str]:
+    dataset = shared_dataset(runs)
+    unseen = next(iter(runs.values())).summary["measurement"]["unseen"]
+    view = protocols.view(dataset, "unseen_classes", unseen=unseen, draw=draw)
+    return [dataset.classes[label] for label in protocols.unseen_labels(view)]
 
 
-def with_and_without_leaks(
-    results: dict[str, Run], dataset: Dataset, leaking: pd.DataFrame
-) -> pd.DataFrame:
+def _estimates(rows: pd.DataFrame, runs: dict[str, Run]) -> dict[str, Estimate]:
+    return {name: tidy.number(rows[rows["architecture"] == name]) for name in runs}
+
+
+def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.DataFrame:
     """mAP of the unrestricted search over all queries, and over those that leak nothing.
 
     Args:
-        dataset: from `load_images`.
-        leaking: from `leaks.of`.
+        leaking: from `leaks.audit`.
     """
-    table, leaking = {}, dataset.queries[leaking["query"].unique()]
-    for name, result in results.items():
-        scores = average_precision(result, "unrestricted", result.protocol)
-        clean = scores[~scores.index.isin(leaking)]
-        found = uncertainty.intervals(pd.DataFrame({"all": scores, "without": clean}))
+    table, leaking_queries = {}, shared_dataset(runs).queries[leaking["query"].unique()]
+    for name, run in runs.items():
+        scores = average_precision(run, "unrestricted", run.protocol)
+        clean = scores[~scores.index.isin(leaking_queries)]
+        means = uncertainty.intervals(pd.DataFrame({"all": scores, "without": clean}))
         table[name] = {
-            "mAP, all queries": tidy.number(found.loc[["all"]]),
-            "mAP, without leaks": tidy.number(found.loc[["without"]]),
+            "mAP, all queries": tidy.number(means.loc[["all"]]),
+            "mAP, without leaks": tidy.number(means.loc[["without"]]),
             "queries without leaks": len(clean),
         }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("architecture")
 
 
-def answers(
-    results: dict[str, Run], search: str = "unrestricted"
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Rankings and similarities by architecture, as `plots.results` takes them."""
-    return {
-        name: (result.rankings[search], result.similarities[search])
-        for name, result in results.items()
-    }
-
-
-def relevant_ranks(result: Run, dataset: Dataset) -> np.ndarray:
-    """(n_queries, R) ranks of every query's relevant images in a run's unrestricted search.
-
-    Args:
-        dataset: from `load_images`.
-    """
-    folder = project_root() / result.summary["artifacts"]["embeddings"]
-    vectors = Embeddings.open(folder, dataset).vectors
-    blocks = ranking.relevant_ranks(
-        vectors[dataset.queries],
-        dataset.query_labels,
-        vectors[dataset.gallery],
-        dataset.gallery_labels,
-        exclude=dataset.exclude,
-    )
-    found = [ranks for _, ranks in blocks]
-    width = max(ranks.shape[1] for ranks in found)
+def relevant_ranks(run: Run) -> np.ndarray:
+    """(n_queries, R) ranks of every query's relevant images in a run's unrestricted search."""
+    dataset, embeddings = run.dataset, run.embeddings
+    blocks = [
+        ranks
+        for _, ranks in ranking.relevant_ranks(
+            embeddings.query,
+            dataset.query_labels,
+            embeddings.gallery,
+            dataset.gallery_labels,
+            exclude=dataset.exclude,
+        )
+    ]
+    width = max(ranks.shape[1] for ranks in blocks)
     return np.concatenate(
         [
             np.pad(ranks, ((0, 0), (0, width - ranks.shape[1])), constant_values=np.nan)
-            for ranks in found
+            for ranks in blocks
         ]
     )
 
 
-def load_images(results: dict[str, Run]) -> Dataset:
-    """The images of the runs, as the study's first protocol sees them."""
-    result = next(iter(results.values()))
-    dataset = load_dataset(**result.summary["dataset"]["parameters"])
-    return protocols.view(dataset, result.protocol)
+def scores(run: Run) -> pd.DataFrame:
+    """Retrieval metrics of the first seed under the first protocol, over all queries.
 
-
-# In the order of their importance.
-METRICS = [
-    "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
-    "mean_average_precision_at_r", "mean_reciprocal_rank", "gallery_searched",
-]  # fmt: skip
-
-
-def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """Retrieval metrics over all queries: a row per metric and k, a column per search.
-
-    Args:
-        rows: of metrics.csv, one architecture's, of one seed and protocol.
+    Returns:
+        A row per metric and k, a column per search.
     """
-    chosen = tidy.select(rows[rows["search"].notna()])
-    depth = chosen["k"].map(lambda k: "all" if pd.isna(k) else f"{k:.0f}")
-    cells = [tidy.number(chosen.loc[[row]]) for row in chosen.index]
-    chosen = chosen.assign(depth=depth, cell=cells).set_index(["metric", "depth", "search"])
-    wide = chosen["cell"].unstack("search", sort=False)
+    rows = run.first_rows()
+    rows = tidy.select(rows[rows["search"].notna()])
+    depth = rows["k"].map(lambda k: "all" if pd.isna(k) else f"{k:.0f}")
+    cells = [tidy.number(rows.loc[[row]]) for row in rows.index]
+    rows = rows.assign(depth=depth, cell=cells).set_index(["metric", "depth", "search"])
+    wide = rows["cell"].unstack("search", sort=False)
     order = [name for name in SEARCH_COLOURS if name in wide]
     metrics = [name for name in METRICS if name in wide.index]
     return wide.loc[metrics, order].rename_axis(index={"depth": "k"}, columns=None).reset_index()
-
-
-def quality_and_cost(rows: pd.DataFrame, results: dict[str, Run]) -> pd.DataFrame:
-    """The mAP of each run, and what it costs an image.
-
-    Args:
-        rows: from `comparison.headline`.
-
-    Returns:
-        A row a run: value, ci_low, ci_high (mAP of the unrestricted search), milliseconds
-        (embedding an image, one batch after the other), bytes (an image's embedding in the index),
-        is_baseline.
-    """
-    table = {}
-    for name, result in results.items():
-        own = tidy.select(rows[rows["architecture"] == name], **QUALITY["mAP, unrestricted"])
-        summary = result.summary
-        table[name] = own[["value", "ci_low", "ci_high"]].iloc[0].to_dict() | {
-            "milliseconds": 1000 / summary["speed"]["images_per_second"],
-            "bytes": summary["index_bytes"] / summary["dataset"]["gallery"],
-            "is_baseline": result.is_baseline,
-        }
-    return pd.DataFrame.from_dict(table, orient="index").rename_axis("architecture")
 
 
 def confusion_counts(scores: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """How many queries of each class (rows) were taken for which class (columns).
 
     Args:
-        scores: rows of per_query.parquet, a row a query: label and predicted, which is -1 where
+        scores: rows of per_query.parquet, one per query: label and predicted, which is -1 where
             nothing was predicted.
     """
     counts = np.zeros((len(classes), len(classes)), int)

@@ -133,4 +133,4 @@ def number(rows: pd.DataFrame) -> Estimate:
         return Estimate(float("nan"))
     (_, row), *others = rows.iterrows()
     assert not others, "more than one number"
-    return estimates.of(row)
+    return estimates.from_row(row)
