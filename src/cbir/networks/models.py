@@ -21,7 +21,7 @@ from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.pooling import LEARNT, POOLINGS
 from cbir.networks.precision import FULL, use_precision
-from cbir.networks.weights import Weights, find, load, number_anew
+from cbir.networks.weights import Weights, find, load, renumber_layers
 
 # Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
 # study, and validation at chance.
@@ -258,7 +258,7 @@ def _body(known: Backbone, input_size: int, dropout: float) -> keras.Model:
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     body.name = "body"
-    number_anew(body)
+    renumber_layers(body)
     for layer in _batch_norms(body):
         layer.momentum = BATCH_NORM_MOMENTUM
     return body

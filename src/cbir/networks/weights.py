@@ -1,30 +1,29 @@
-"""Where a backbone's weights come from: ImageNet, a file, or another study of this project."""
+"""Weights that a backbone starts from: ImageNet's, a file, or a backbone that a study trained."""
 
+import itertools
 import json
 import re
 import warnings
 import zipfile
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
-import numpy as np
 
 from cbir import StudyError, cache, project_root
 from cbir.cache import file_digest, keras_home, write_text
 from cbir.networks.backbones import BACKBONES
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # plans and checks of parameters need no Keras, which takes seconds to import
     import keras
 
     from cbir.networks.models import Network
     from cbir.networks.training import Training
 
-# The backbone's weights in the folder of a training, for another study to start from.
+# The trained backbone in the folder of a training.
 BACKBONE_FILE = "backbone.weights.h5"
-OF_STUDY = "study:"
+STUDY_PREFIX = "study:"
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Weights:
     """The weights that a backbone starts from.
 
     Attributes:
-        source: as a study says it, or the file's place within the project.
+        source: the parameter `weights` of the study.
         path: the file; None for random weights.
         sha256: of the file; empty for random weights.
-        pixels: what the weights expect of pixels: "imagenet" for the backbone's own preprocessing,
-            "scaled" for [-1, 1].
+        pixels: the range of pixels that the weights expect: "imagenet" for the backbone's own
+            preprocessing, "scaled" for [-1, 1].
     """
 
     source: str
@@ -46,23 +45,23 @@ class Weights:
 
 
 def find(backbone: str, weights: str) -> Weights:
-    """What `weights` means for a backbone, downloaded where needed.
+    """Find the weights of a backbone; ImageNet's are downloaded once.
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or a path: of
-            a file that this project's training left, its manifest says what pixels it expects; of
-            any other, they are ImageNet's.
+        weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or the path of
+            a file. The manifest beside a file of this project says what pixels it expects; any
+            other file is taken to expect ImageNet's.
 
     Raises:
-        StudyError: no such file or study, or the download failed.
+        StudyError: there is no such file or study, or the download failed.
     """
     if weights == "none":
         return Weights("none", None, "", "scaled")
-    if weights.startswith(OF_STUDY):
-        return _of_study(backbone, weights)
+    if weights.startswith(STUDY_PREFIX):
+        return _find_in_study(backbone, weights)
     if weights == "imagenet":
-        path = _downloaded(backbone)
+        path = _download(backbone)
     else:
         path = project_root() / weights
         if not path.is_file():
@@ -70,77 +69,25 @@ def find(backbone: str, weights: str) -> Weights:
                 f"weights: no file {path}: give the path of a weights file, imagenet, "
                 "study:<study> or none"
             )
-    return Weights(weights, path, file_digest(path), _pixels_of(path))
-
-
-def _pixels_of(path: Path) -> str:
     try:
-        pixels = cache.read(path.parent).manifest["parameters"]["pixels"]
-    except (AttributeError, ValueError, TypeError, KeyError):  # no manifest, or not one of ours
-        return "imagenet"
-    return "scaled" if pixels == "scaled" else "imagenet"
-
-
-def load(body: "keras.Model", found: Weights, backbone: str) -> None:
-    """Put a file's weights into a backbone, whether or not the file has a classifier too.
-
-    Args:
-        body: the backbone without resizing, preprocessing and pooling.
-        found: from `find`, with a path.
-        backbone: its name, for the error.
-
-    Raises:
-        StudyError: the file does not hold this backbone, or Keras builds another one for it.
-    """
-    path = found.path
-    constructor = BACKBONES[backbone].constructor
-    if found.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
-        # For ImageNet weights these alone have a rescaling more than for any others; without it the
-        # weights would see pixels that they were not trained on.
-        raise StudyError(
-            f"weights: {found.source}: {constructor} cannot start from ImageNet weights here: use "
-            "none, or a row with an EfficientNetV2"
-        )
-    try:
-        # Before Keras refuses a file, it warns of every layer that it did not find in it.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if path.name.endswith((".weights.h5", ".keras")):
-                body.load_weights(path)
-            elif any(kind_of(layer) for layer in body.layers if layer.weights):
-                _load_by_place(body, path)
-            else:
-                _check_names(body, path)
-                body.load_weights(path, by_name=True)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise StudyError(
-            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
-def number_anew(body: "keras.Model") -> None:
-    """Names that Keras has made count from 0 again, as in the first network of a process.
-
-    Keras numbers the layers that get no name of their own (`conv2d_2`) through all networks that a
-    process builds, and a row of `BACKBONES` could not say what its blocks are called.
-    """
-    kinds = defaultdict(dict)
-    for layer in body.layers:
-        if kind := kind_of(layer):
-            kinds[kind][int(layer.name.removeprefix(kind).removeprefix("_") or 0)] = layer
-    for kind, numbered in kinds.items():
-        for place, number in enumerate(sorted(numbered)):
-            numbered[number].name = f"{kind}_{place}" if place else kind
+        is_scaled = cache.read(path.parent).manifest["parameters"]["pixels"] == "scaled"
+    except (AttributeError, ValueError, TypeError, KeyError):  # no manifest of this project
+        is_scaled = False
+    return Weights(weights, path, file_digest(path), "scaled" if is_scaled else "imagenet")
 
 
 def missing(backbone: str, weights: str) -> str:
-    """The name of the file that `find` would download; empty where it would not."""
+    """The name of the file that `find` would download; empty where it would download none."""
     path = imagenet_path(backbone) if weights == "imagenet" else None
     return path.name if path and not path.exists() else ""
 
 
 def imagenet_path(backbone: str) -> Path:
-    """Where Keras keeps the ImageNet weights of a backbone, without its classifier."""
+    """Where Keras keeps the ImageNet weights of a backbone, without its classifier.
+
+    Raises:
+        StudyError: the backbone has none.
+    """
     imagenet = BACKBONES[backbone].imagenet
     if imagenet is None:
         raise StudyError(
@@ -149,16 +96,16 @@ def imagenet_path(backbone: str) -> Path:
     return keras_home() / "models" / imagenet.file
 
 
-def _downloaded(backbone: str) -> Path:
+def _download(backbone: str) -> Path:
     path = imagenet_path(backbone)
     if path.exists():
         return path
+    # Under another name until it is complete, so that no partial file is ever used.
     part = path.with_name(path.name + ".part")
     imagenet = BACKBONES[backbone].imagenet
     try:
         import keras
 
-        # Under another name until it is whole, so that nothing half-loaded is ever used.
         keras.utils.get_file(
             part.name, imagenet.address, cache_dir=keras_home(), cache_subdir="models",
             file_hash=imagenet.md5, force_download=True,
@@ -169,7 +116,7 @@ def _downloaded(backbone: str) -> Path:
         raise StudyError(
             f"ImageNet weights of {backbone} could not be downloaded "
             f"({' '.join(str(error).split())[:400]}): put {path.name} into "
-            f"{path.parent}; or run, which needs none, `make report STUDY=cifar10-scratch "
+            f"{path.parent}; or run, which needs none, `make report STUDY_PREFIX=cifar10-scratch "
             'ARCHITECTURES="cnn resnet50 vgg16"`; or set in params/ `weights: <path of a file>`, '
             "or `weights: none`, `train: all`, `head_epochs: 0` and `epochs`"
         ) from error
@@ -188,102 +135,115 @@ def register_backbone(
     path = training.artifact.folder / BACKBONE_FILE
     entry = {name: network.parameters[name] for name in ("backbone", "pixels")}
     entry["path"] = path.relative_to(project_root()).as_posix()
-    folder = _index(study)
+    folder = _index_folder(study)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{architecture}.json", json.dumps(entry))
 
 
-def _index(study: str) -> Path:
-    """The folder with a file for each backbone that a study has trained."""
+def _index_folder(study: str) -> Path:
+    """The folder with one file for each backbone that a study has trained."""
     return project_root() / "artifacts" / "backbones" / study
 
 
-def _of_study(backbone: str, weights: str) -> Weights:
-    """The backbone that an architecture learnt in another study, after its last epoch."""
-    study, _, architecture = weights.removeprefix(OF_STUDY).partition("/")
-    found = {}
-    for path in sorted(_index(study).glob(f"{architecture or '*'}.json")):
+def _find_in_study(backbone: str, weights: str) -> Weights:
+    study, _, architecture = weights.removeprefix(STUDY_PREFIX).partition("/")
+    entries = {}
+    for path in sorted(_index_folder(study).glob(f"{architecture or '*'}.json")):
         entry = json.loads(path.read_text("utf-8"))
         if entry["backbone"] == backbone:
-            found[path.stem] = entry
-    if not found:
+            entries[path.stem] = entry
+    if not entries:
         raise StudyError(
             f"weights: {weights}: the study {study} has trained no "
             f"{architecture or 'architecture'} with the backbone {backbone}: run "
             f"`make report STUDY={study}` first"
         )
-    if len(found) > 1:
+    if len(entries) > 1:
         raise StudyError(
-            f"weights: {weights}: {', '.join(found)} all have the backbone {backbone}: say which, "
-            f"as in study:{study}/{next(iter(found))}"
+            f"weights: {weights}: {', '.join(entries)} all have the backbone {backbone}: say "
+            f"which, as in study:{study}/{next(iter(entries))}"
         )
-    (entry,) = found.values()
+    (entry,) = entries.values()
     path = project_root() / entry["path"]
     if not path.is_file():
         raise StudyError(f"weights: {weights}: {path} is gone: run `make report STUDY={study}`")
     return Weights(weights, path, file_digest(path), entry["pixels"])
 
 
+def load(body: "keras.Model", weights: Weights, backbone: str) -> None:
+    """Load a file's weights into a backbone; a classifier in the file is ignored.
+
+    Args:
+        body: the backbone without resizing, preprocessing and pooling.
+        weights: from `find`, with a path.
+        backbone: its name, for the error.
+
+    Raises:
+        StudyError: the file does not hold this backbone, or Keras builds another network for it.
+    """
+    path, constructor = weights.path, BACKBONES[backbone].constructor
+    if weights.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
+        # Keras builds these with one more rescaling for ImageNet weights than for any others.
+        raise StudyError(
+            f"weights: {weights.source}: {constructor} cannot start from ImageNet weights here: "
+            "use none, or a row with an EfficientNetV2"
+        )
+    try:
+        # Keras warns of each layer that it misses in a file before it refuses the file.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.name.endswith((".weights.h5", ".keras")):
+                body.load_weights(path)
+            else:
+                _check_names(body, path)
+                body.load_weights(path, by_name=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise StudyError(
+            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
 def _check_names(body: "keras.Model", path: Path) -> None:
-    """Keras passes over layers that a file of its older format (.h5) lacks, or has beyond the body.
+    """Check the layers of a file of the older format (.h5), of which Keras skips any that differ.
 
     Raises:
-        ValueError: the file lacks a layer that has weights, or has another among these: only a
-            classifier may stand behind them.
+        ValueError: a layer has no fixed name, the file lacks a layer with weights, or has another
+            one among them; only a classifier may follow them.
     """
+    names = [layer.name for layer in body.layers if layer.weights]
+    if numbered := [layer.name for *_, layer in _numbered_layers(body) if layer.weights]:
+        raise ValueError(
+            f"Keras counts its layers ({numbered[0]}), so that names in an .h5 file may be others: "
+            "use a .weights.h5 or .keras file"
+        )
     with h5py.File(path) as file:
-        stored = list(_stored_layers(file))
-    wanted = [layer.name for layer in body.layers if layer.weights]
-    if lacking := [name for name in wanted if name not in stored]:
+        group = file if "layer_names" in file.attrs else file["model_weights"]
+        stored = [
+            name for name in group.attrs["layer_names"] if group[name].attrs["weight_names"].size
+        ]
+        stored = [name.decode() if isinstance(name, bytes) else name for name in stored]
+    if lacking := [name for name in names if name not in stored]:
         raise ValueError(f"the file has no layer {lacking[0]}")
-    if beyond := [name for name in stored[: len(wanted)] if name not in wanted]:
-        raise ValueError(f"the file is of a network with a layer {beyond[0]} too")
+    if others := [name for name in stored[: len(names)] if name not in names]:
+        raise ValueError(f"the file is of a network with a layer {others[0]} too")
 
 
-def _load_by_place(body: "keras.Model", path: Path) -> None:
-    """The older format (.h5) where some layers have no name of their own: in the layers' order.
+def renumber_layers(body: "keras.Model") -> None:
+    """Number unnamed layers from 0, as in the first network of a process.
 
-    Their numbers in the file are of the process that wrote it, and older versions of Keras counted
-    from 1; Keras itself goes by the order in the ImageNet files of these networks.
-
-    Raises:
-        ValueError: at some place the file has a layer of another name, kind or shape.
+    Keras numbers the layers without a name of their own (`conv2d_2`) through all networks that a
+    process builds, so that a row of `BACKBONES` could not name its blocks.
     """
-    layers = [layer for layer in body.layers if layer.weights]
-    kinds = {kind_of(layer) for layer in layers} - {""}
-    with h5py.File(path) as file:
-        stored = _stored_layers(file)
-        told = [stem if (stem := _without_number(name)) in kinds else name for name in stored]
-        for place, layer in enumerate(layers):
-            name = kind_of(layer) or layer.name
-            if told[place : place + 1] != [name]:
-                raise ValueError(f"the file has no layer {name} as its layer {place + 1}")
-        for layer, values in zip(layers, stored.values(), strict=False):
-            layer.set_weights([np.asarray(value) for value in values])
+    for kind, layers in itertools.groupby(_numbered_layers(body), key=lambda entry: entry[0]):
+        for place, (_, _, layer) in enumerate(layers):
+            layer.name = f"{kind}_{place}" if place else kind
 
 
-def _stored_layers(file: h5py.File) -> dict[str, list[h5py.Dataset]]:
-    """The layers with weights of a file of the older format, and their weights, in its order.
-
-    Networks that the file nests in one layer are not looked into.
-    """
-    group = file if "layer_names" in file.attrs else file["model_weights"]
-    stored = {}
-    for name in _texts(group.attrs["layer_names"]):
-        if names := _texts(group[name].attrs["weight_names"]):
-            stored[name] = [group[name][each] for each in names]
-    return stored
-
-
-def kind_of(layer: "keras.layers.Layer") -> str:
-    """The kind (`conv2d`) of a layer that Keras has named by it and a number; "" for any other."""
-    stem = _without_number(layer.name)
-    return stem if stem.replace("_", "") == type(layer).__name__.lower() else ""
-
-
-def _without_number(name: str) -> str:
-    return re.sub(r"_\d+$", "", name)
-
-
-def _texts(names) -> list[str]:
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+def _numbered_layers(body: "keras.Model") -> list[tuple[str, int, "keras.layers.Layer"]]:
+    """Kind, number and layer, sorted, of the layers that Keras named by their class."""
+    numbered = []
+    for layer in body.layers:
+        kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer.name).groups()
+        if kind.replace("_", "") == type(layer).__name__.lower():
+            numbered.append((kind, int(number or 0), layer))
+    return sorted(numbered, key=lambda entry: entry[:2])

@@ -10,7 +10,7 @@ from IPython import display as ipython
 
 from cbir import cache, project_root
 from cbir.cache import MANIFEST
-from cbir.networks.weights import OF_STUDY
+from cbir.networks.weights import STUDY_PREFIX
 from cbir.reporting import display, grids
 from cbir.reporting.runs import Run, run_folder
 
@@ -175,7 +175,7 @@ def _weights_label(networks: dict[str, dict]) -> str:
     if "study" in started:
         # By its name: what a study's own networks started from and saw is told in its report.
         studies = dict.fromkeys(
-            sources[name].removeprefix(OF_STUDY).partition("/")[0]
+            sources[name].removeprefix(STUDY_PREFIX).partition("/")[0]
             for name, kind in kinds.items()
             if kind == "study"
         )
@@ -190,7 +190,7 @@ def _weights_label(networks: dict[str, dict]) -> str:
 
 
 def _kind(source: str) -> str:
-    known = "study" if source.startswith(OF_STUDY) else source
+    known = "study" if source.startswith(STUDY_PREFIX) else source
     return known if known in STARTED else "file"
 
 
@@ -227,7 +227,7 @@ def _source(weights: dict) -> str:
     if weights["source"] == "none":
         return "random"
     source = weights["source"]
-    named = source if source.startswith(OF_STUDY) else Path(source).name
+    named = source if source.startswith(STUDY_PREFIX) else Path(source).name
     return f"{named} ({weights['started from'][:12]}…)"
 
 
