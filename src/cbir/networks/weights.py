@@ -116,7 +116,7 @@ def _download(backbone: str) -> Path:
         raise StudyError(
             f"ImageNet weights of {backbone} could not be downloaded "
             f"({' '.join(str(error).split())[:400]}): put {path.name} into "
-            f"{path.parent}; or run, which needs none, `make report STUDY_PREFIX=cifar10-scratch "
+            f"{path.parent}; or run, which needs none, `make report STUDY=cifar10-scratch "
             'ARCHITECTURES="cnn resnet50 vgg16"`; or set in params/ `weights: <path of a file>`, '
             "or `weights: none`, `train: all`, `head_epochs: 0` and `epochs`"
         ) from error
