@@ -57,7 +57,7 @@ bench: $(BENCH)  ## time rankings and networks beside other libraries (installs 
 publish: $(STAMP)  ## copy the results of STUDY into reports/published/, which is committed
 	@$(CBIR) publish --study "$(STUDY)"
 
-results: $(STAMP)  ## write README's tables of results from reports/published/
+results: $(STAMP)  ## write docs/results.md from reports/published/
 	@$(CBIR) results
 
 docs: $(STAMP)  ## write docs/parameters.md from the list of parameters

@@ -1,4 +1,4 @@
-"""README's tables of results: from what is committed under reports/published/, and nothing else."""
+"""docs/results.md: from what is committed under reports/published/, and nothing else."""
 
 import json
 import re
@@ -67,7 +67,6 @@ def project(tmp_path):
         "architectures": {"cnn": run_of("none", 7, 3700), "random": run_of()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "README.md").write_text(f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
     return tmp_path
 
 
@@ -80,36 +79,40 @@ def write_runs(project, **runs: dict) -> None:
 
 def cells(project, start: str) -> list[str]:
     """The cells of the one row of the table that begins so."""
-    lines = publish.section(project).splitlines()
+    lines = publish.results_page(project).splitlines()
     (line,) = [line for line in lines if line.startswith(f"| {start} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_readme_agrees_with_what_is_published():
-    text = (ROOT / "README.md").read_text("utf-8")
-    written = text.partition(publish.BEGIN)[2].partition(publish.END)[0]
-    assert written.strip() == publish.section(ROOT).strip()
+def test_the_page_of_results_agrees_with_what_is_published():
+    assert (ROOT / publish.RESULTS).read_text("utf-8") == publish.results_page(ROOT)
+
+
+def test_what_is_published_of_a_study_is_small_and_over_all_queries():
+    paths = list((ROOT / "reports" / "published").glob("*/metrics.csv"))
+    assert max(path.stat().st_size for path in paths) < 200_000
+    assert all(tidy.read_csv(path)["class"].isna().all() for path in paths)
 
 
 def test_every_published_figure_is_small_and_shown():
     folders = [path.parent for path in (ROOT / "reports" / "published").glob("*/manifest.json")]
     figures = [folder / "results.png" for folder in folders]
     assert sum(figure.stat().st_size for figure in figures) < 2_000_000
-    section = publish.section(ROOT)
-    assert all(figure.relative_to(ROOT).as_posix() in section for figure in figures)
+    page = publish.results_page(ROOT)
+    assert all(figure.relative_to(ROOT).as_posix() in page for figure in figures)
 
 
 def test_readme_shows_pictures_that_are_there_small_and_told_in_words():
     text = (ROOT / "README.md").read_text("utf-8")
     shown = re.findall(r'<img src="([^"]+)"[^>]* alt="([^"]+)"', text)
-    assert len(shown) == 2
+    assert shown
     for source, alt in shown:
         assert (ROOT / source).stat().st_size < 300_000
         assert len(alt) > 30
 
 
 def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project):
-    lines = publish.section(project).splitlines()
+    lines = publish.results_page(project).splitlines()
     final, state = [line for line in lines if line.startswith("| cnn |")]
     told = [cell.strip() for cell in final.strip("|").split("|")]
     assert told[:4] == ["cnn", "random", "7", "0.812 [0.802,\u00a00.822]"]
@@ -126,9 +129,9 @@ def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project)
     ("given", "told"),
     [({"train": "head"}, "7 head"), ({"head_epochs": 20}, "20 head + 7"), ({}, "7")],
 )
-def test_epochs_of_the_head_alone_are_told_apart(given, told, project):
+def test_epochs_of_the_head_alone_are_shown_as_such(given, told, project):
     write_runs(project, cnn=run_of("imagenet", 7, 3700, **given))
-    final, *states = [line for line in publish.section(project).splitlines()
+    final, *states = [line for line in publish.results_page(project).splitlines()
                       if line.startswith("| cnn |")]  # fmt: skip
     assert final.startswith(f"| cnn | imagenet | {told} |")
     if "head_epochs" in given:
@@ -136,16 +139,16 @@ def test_epochs_of_the_head_alone_are_told_apart(given, told, project):
 
 
 def test_each_table_is_labelled_with_what_its_networks_started_from(project):
-    said = publish.section(project).partition("| architecture |")[0]
+    said = publish.results_page(project).partition("| architecture |")[0]
     assert said.rstrip().endswith(
         "2 cores. All networks started from random weights. No ImageNet weights had a part in "
         "these figures."
     )
     write_runs(project, cnn=run_of("none", 7, 3700), vgg16=run_of("study:elsewhere", 7, 3700))
-    said = publish.section(project).partition("| architecture |")[0]
+    said = publish.results_page(project).partition("| architecture |")[0]
     assert "study of this project (elsewhere): vgg16; from random weights: cnn." in said
     write_runs(project, random=run_of())
-    assert "started" not in publish.section(project)
+    assert "started" not in publish.results_page(project)
 
 
 def test_a_baseline_has_neither_weights_nor_accuracy(project):
@@ -167,36 +170,28 @@ def test_a_point_of_a_grid_is_named_by_its_values(project):
     assert cells(project, "cnn, pooling=gem")[1:3] == ["imagenet", "2"]
 
 
-def test_the_section_says_what_was_run_and_on_what(project):
-    text = publish.section(project)
-    assert "**small** (`make report STUDY=small`): protocol `closed`" in text
+def test_a_section_says_what_was_run_and_on_what(project):
+    text = publish.results_page(project)
+    assert "## small\n\n`make report STUDY=small`: protocol `closed`" in text
     assert "10 queries, 50,000 gallery images; a processor, 2 cores." in text
-    assert "![Results of small](reports/published/small/results.png)" in text
+    assert "![Results of small](../reports/published/small/results.png)" in text
 
 
 def test_the_paper_and_others_stand_beside_cifar10_alone(project):
-    assert "0.7861" not in publish.section(project)
+    assert "0.7861" not in publish.results_page(project)
     folder = project / "reports" / "published"
     (folder / "small").rename(folder / "cifar10-small")
-    text = publish.section(project)
+    text = publish.results_page(project)
     assert "0.7616 after 29 epochs and 0.7861 after 47" in text
     assert "`hashing_1k`" in text
 
 
-def test_only_what_stands_between_the_marks_is_written(project):
-    assert publish.write_readme(project)
-    text = (project / "README.md").read_text("utf-8")
-    assert text.startswith(f"before\n{publish.BEGIN}\n\n**small**")
-    assert text.endswith(f"{publish.END}\nafter\n")
-    assert "\nold\n" not in text
-    assert not publish.write_readme(project)
-
-
-def test_a_readme_without_the_marks_is_left_alone(project):
-    (project / "README.md").write_text("nothing here")
-    with pytest.raises(StudyError, match=r"README\.md lacks the lines <!-- results"):
-        publish.write_readme(project)
-    assert (project / "README.md").read_text() == "nothing here"
+def test_the_page_is_written_where_it_changed(project):
+    assert publish.write_results(project)
+    text = (project / "docs" / "results.md").read_text("utf-8")
+    assert text.startswith("# Results\n")
+    assert "\n## small\n" in text
+    assert not publish.write_results(project)
 
 
 def test_a_study_without_a_report_cannot_be_published(tmp_path):
@@ -239,10 +234,12 @@ def test_what_is_published_is_what_the_report_holds(finished):
         "manifest.json", "metrics.csv", "results.png",
     ]  # fmt: skip
     source = finished / "reports" / "tiny"
-    for name in ("manifest.json", "metrics.csv"):
-        assert (folder / name).read_bytes() == (source / name).read_bytes()
+    assert (folder / "manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
+    lines = (source / "metrics.csv").read_text().splitlines()
+    over_all_queries = [line for line in lines if line.split(",")[10] in ("", "class")]
+    assert (folder / "metrics.csv").read_text().splitlines() == over_all_queries
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
-    lines = [line for line in publish.section(finished).splitlines() if line.startswith("|")]
+    lines = [line for line in publish.results_page(finished).splitlines() if line.startswith("|")]
     table = tidy.read_csv(source / "metrics.csv")
     for name in ("cnn", "vgg16"):
         own = tidy.select(table[table["architecture"] == name], **publish.MEASURES["mAP"])
@@ -285,8 +282,9 @@ def test_a_study_is_published_in_parts(parts, finished):
     assert manifest["architectures"] == whole["architectures"]
     assert list(manifest["architectures"]) == ["cnn", "vgg16", "random"]
     assert manifest["command"] == 'make report STUDY=tiny ARCHITECTURES="cnn vgg16 random"'
-    of_whole = (finished / "reports" / "tiny" / "metrics.csv").read_bytes()
-    assert (folder / "metrics.csv").read_bytes() == of_whole
+    rows = tidy.read_csv(finished / "reports" / "tiny" / "metrics.csv")
+    rows = rows[rows["class"].isna()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(tidy.read_csv(folder / "metrics.csv"), rows)
     # What is run anew takes the place of what was there.
     again = publish.publish_study(parts, "tiny")
     assert json.loads((again / "manifest.json").read_text()) == manifest

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     publishing = "copy a study's results into reports/published/"
     command = commands.add_parser("publish", help=publishing, description=publishing.capitalize())
     command.add_argument("--study", required=True, help="a folder in reports/", metavar="NAME")
-    writing = "write README's tables from reports/published/"
+    writing = "write docs/results.md from reports/published/"
     commands.add_parser("results", help=writing, description=writing.capitalize())
     documenting = "write docs/parameters.md from the list of parameters"
     commands.add_parser("docs", help=documenting, description=documenting.capitalize())
@@ -88,8 +88,10 @@ def _work(asked: argparse.Namespace) -> bool:
     elif asked.command == "results":
         from cbir.reporting import publish
 
-        is_new = publish.write_readme(root)
-        print("README.md written" if is_new else "nothing to do: README.md is up to date")
+        is_new = publish.write_results(root)
+        print(
+            "docs/results.md written" if is_new else "nothing to do: docs/results.md is up to date"
+        )
     elif asked.command == "docs":
         from cbir.studies import params
 

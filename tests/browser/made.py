@@ -110,13 +110,13 @@ def write_grid(folder: Path) -> Path:
                     variant=variant,
                     training_accuracy={"value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
                 )
-    points = grids.grid_table(runs)
+    points = grids.points_table(runs)
     shown = [
         output_of(display.table(grids.readable(points), "All points of the grid.")),
         figure_of(grids.heat_maps(points), "What each point reaches."),
         figure_of(grids.curves(points), "Along the size."),
     ]
-    answer = grids.answer(points, grids.grid_pairs(runs, points))
+    answer = grids.best_points(points, grids.pairs(runs, points))
     text = v4.new_output("display_data", {"text/markdown": answer})
     cells = [
         v4.new_markdown_cell(f"# Point by point\n\n{PROSE}\n\n## The answer"),

@@ -1,13 +1,12 @@
-"""Results that the project itself publishes: copied from a report, shown in README's tables.
+"""Results that the project publishes: copied from a report, and shown in docs/results.md.
 
-`reports/published/<study>/` holds a study's metrics.csv, manifest.json and figures, and README's
-table of results is written from these files alone. What others have published stands beside it.
-A study may be published in parts, since some of its runs take hours: the manifest has each run's
-commit.
+`reports/published/<study>/` holds a study's manifest.json, its figure, and the rows of its
+metrics.csv over all queries. docs/results.md is written from these files alone, with figures from
+the literature beside them. A study may be published in parts, since some of its runs take hours:
+the manifest names each run's commit.
 """
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -19,13 +18,17 @@ from cbir.reporting import charts, grids, provenance, sentences, tables, tidy
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.runs import read_run
 
-BEGIN, END = "<!-- results: written by `make results` -->", "<!-- results: end -->"
+RESULTS = "docs/results.md"
+HEADING = (
+    "# Results\n\n`make results` writes this page from `reports/published/`. In brackets stand "
+    "95 % intervals over the queries.\n"
+)
 PAPER = (
-    "Babariya et al., who print accuracies alone and do not say on which images: their CNN reaches "
+    "Babariya et al. print accuracies alone and do not say on which images: their CNN reaches "
     "0.7616 after 29 epochs and 0.7861 after 47."
 )
-# Accuracies on CIFAR-10's test images, as published: (what, value, source).
-OTHERS = [
+# Accuracies on CIFAR-10's test images, as published: (model, value, source).
+LITERATURE = [
     ("VGG16, ImageNet, frozen, 32 px", "0.61 to 0.65", "several authors; their protocols differ"),
     ("VGG16, ImageNet, frozen, 224 px", "0.84", "several authors; their protocols differ"),
     ("ResNet-50, ImageNet, linear probe, 224 px", "0.936", "BYOL, table 3 (Grill et al., 2020)"),
@@ -46,40 +49,40 @@ MEASURES = {
 def publish_study(root: Path, study: str) -> Path:
     """Copy a finished report's numbers into reports/published/<study>/ and draw its figure.
 
-    Runs that are published already, and that the report does not hold, stay.
+    Runs that are already published, and that the report does not hold, stay.
 
     Raises:
-        StudyError: it is a trial, or has no report, or one in which an architecture failed, or
-            does not fit what is published of the study.
+        StudyError: the study is a trial, has no report or one in which an architecture failed, or
+            does not fit what is published of it.
     """
     source, folder = root / "reports" / study, root / "reports" / "published" / study
-    manifest = _manifest(source)
-    found = {name: read_run(study, name) for name in manifest["architectures"]}
-    rows, averaged = tidy.read_csv(source / "metrics.csv"), tables.rows_of(found)
-    if kept := _kept(folder, manifest):
-        before = tidy.read_csv(folder / "metrics.csv")
-        before = before[before["architecture"].isin(kept)]
-        runs = manifest["architectures"] | kept
-        # Networks first, then baselines, as a report has them.
-        names = sorted(runs, key=lambda name: (not runs[name]["weights"], name))
-        manifest["architectures"] = {name: runs[name] for name in names}
+    manifest = _finished_manifest(source)
+    runs = {name: read_run(study, name) for name in manifest["architectures"]}
+    rows, figure_rows = tidy.read_csv(source / "metrics.csv"), tables.first_protocol_rows(runs)
+    if kept := _kept_runs(folder, manifest):
+        published = tidy.read_csv(folder / "metrics.csv")
+        published = published[published["architecture"].isin(kept)]
+        architectures = manifest["architectures"] | kept
+        # Networks first, then baselines, as in a report.
+        names = sorted(architectures, key=lambda name: (not architectures[name]["weights"], name))
+        manifest["architectures"] = {name: architectures[name] for name in names}
         manifest["command"] = f'make report STUDY={study} ARCHITECTURES="{" ".join(names)}"'
-        rows, averaged = (pd.concat([each, before]) for each in (rows, averaged))
-        averaged = averaged.sort_values("architecture", key=lambda each: each.map(names.index))
+        rows = pd.concat([rows, published])
+        protocol = next(iter(runs.values())).protocol
+        figure_rows = pd.concat([figure_rows, published[published["protocol"] == protocol]])
+        figure_rows = figure_rows.sort_values("architecture", key=lambda row: row.map(names.index))
     folder.mkdir(parents=True, exist_ok=True)
-    tidy.write_csv(tidy.sort(rows), folder / "metrics.csv")
+    tidy.write_csv(tidy.sort(rows[rows["class"].isna()]), folder / "metrics.csv")
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-    from cbir.reporting import grids
-
     if any(run["variant"] for run in manifest["architectures"].values()):
-        figure = grids.heat_maps(grids.grid_table(found))
+        figure = grids.heat_maps(grids.points_table(runs))
     else:
-        figure = charts.by_search(tables.headline(averaged, found))
+        figure = charts.by_search(figure_rows)
     figure.savefig(folder / "results.png", dpi=100)
     return folder
 
 
-def _manifest(source: Path) -> dict:
+def _finished_manifest(source: Path) -> dict:
     """The manifest of a report that may be published."""
     study = source.name
     if study.endswith("-trial"):
@@ -89,7 +92,7 @@ def _manifest(source: Path) -> dict:
         )
     if not (source / MANIFEST).exists():
         raise StudyError(f"no results in {source}: run `make report STUDY={study}` first")
-    manifest = json.loads((source / MANIFEST).read_text("utf-8"))
+    manifest = _read_json(source / MANIFEST)
     if not manifest["architectures"]:
         raise StudyError(f"{source} holds no results to publish")
     if failures := manifest["failures"]:
@@ -101,107 +104,93 @@ def _manifest(source: Path) -> dict:
     return manifest
 
 
-def _kept(folder: Path, manifest: dict) -> dict[str, dict]:
-    """Runs that stand in a published manifest and not in a report's.
+def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
+    """The runs of a published manifest that the report's manifest lacks.
 
     Raises:
         StudyError: they cannot stand in one table with those of the report.
     """
     if not (folder / MANIFEST).exists():
         return {}
-    before = json.loads((folder / MANIFEST).read_text("utf-8"))
-    runs = manifest["architectures"]
-    kept = {name: run for name, run in before["architectures"].items() if name not in runs}
-    asked = [run["parameters"] for run in [*kept.values(), *runs.values()]]
-    reasons = {f"other {what}": before[what] != manifest[what]
-               for what in ("data", "machine", "versions")}  # fmt: skip
-    reasons |= {
-        "other protocols": any(each["protocols"] != asked[0]["protocols"] for each in asked),
-        "several seeds": any(len(each["seeds"]) > 1 for each in asked),
-        "a grid": any(run["variant"] for run in [*kept.values(), *runs.values()]),
+    published, runs = _read_json(folder / MANIFEST), manifest["architectures"]
+    kept = {name: run for name, run in published["architectures"].items() if name not in runs}
+    together = [*kept.values(), *runs.values()]
+    parameters = [run["parameters"] for run in together]
+    reasons = {
+        f"other {key}": published[key] != manifest[key] for key in ("data", "machine", "versions")
+    } | {
+        "other protocols": len({tuple(given["protocols"]) for given in parameters}) > 1,
+        "several seeds": any(len(given["seeds"]) > 1 for given in parameters),
+        "a grid": any(run["variant"] for run in together),
     }
-    if kept and (why := [reason for reason, holds in reasons.items() if holds]):
+    if kept and any(reasons.values()):
+        why = ", ".join(reason for reason, holds in reasons.items() if holds)
         raise StudyError(
             f"{folder} holds {', '.join(kept)}, which this report lacks and which cannot stand "
-            f"beside it ({', '.join(why)}): run these too, or delete that folder"
+            f"beside it ({why}): run these too, or delete that folder"
         )
     return kept
 
 
-def write_readme(root: Path) -> bool:
-    """Bring README's tables up to date with what is published; whether that changed it.
-
-    Raises:
-        StudyError: README has no place for them.
-    """
-    path = root / "README.md"
-    text = path.read_text("utf-8")
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        raise StudyError(f"README.md lacks the lines {BEGIN} and {END}")
-    written = pattern.sub(lambda _: f"{BEGIN}\n\n{section(root)}\n{END}", text)
-    if written != text:
-        write_text(path, written)
-    return written != text
+def write_results(root: Path) -> bool:
+    """Write docs/results.md; whether that changed it."""
+    path, text = root / RESULTS, results_page(root)
+    if path.exists() and path.read_text("utf-8") == text:
+        return False
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text)
+    return True
 
 
-def section(root: Path) -> str:
-    """README's tables of results, in Markdown, from reports/published/ alone."""
+def results_page(root: Path) -> str:
+    """docs/results.md, in Markdown, from reports/published/ alone."""
     folders = [path.parent for path in sorted((root / "reports/published").glob(f"*/{MANIFEST}"))]
-    parts = [_study(folder) for folder in folders]
+    parts = [HEADING, *(_study_section(folder) for folder in folders)]
     if any(folder.name.startswith("cifar10") for folder in folders):
-        parts.append(_others())
+        parts.append(_literature())
     return "\n".join(parts)
 
 
-def _study(folder: Path) -> str:
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    runs = manifest["architectures"]
-    rows = tidy.read_csv(folder / "metrics.csv")
-    first = next(iter(runs.values()))["parameters"]
-    rows = rows[rows["protocol"] == first["protocols"][0]]
-    data, machine = manifest["data"], manifest["machine"]
-    lines = [
-        f"**{folder.name}** (`{manifest['command']}`): protocol `{first['protocols'][0]}`, "
-        f"{data['queries']:,} queries, {data['gallery']:,} gallery images; "
-        f"{machine['cpu']}, {machine['cores']} cores"
-        + (f", {', '.join(machine['gpus'])}" if machine["gpus"] else "")
-        + f". {provenance.weights_label_of_manifest(runs)}".rstrip(),
-        "",
-        _table(_frame(rows, runs)),
-        "",
-        f"![Results of {folder.name}](reports/published/{folder.name}/results.png)",
-        "",
-    ]
-    return "\n".join(lines)
+def _study_section(folder: Path) -> str:
+    manifest, rows = _read_json(folder / MANIFEST), tidy.read_csv(folder / "metrics.csv")
+    runs, data, machine = manifest["architectures"], manifest["data"], manifest["machine"]
+    protocol = next(iter(runs.values()))["parameters"]["protocols"][0]
+    gpus = "".join(f", {gpu}" for gpu in machine["gpus"])
+    return f"""## {folder.name}
+
+`{manifest["command"]}`: protocol `{protocol}`, {data["queries"]:,} queries, \
+{data["gallery"]:,} gallery images; {machine["cpu"]}, {machine["cores"]} cores{gpus}. \
+{provenance.weights_label_of_manifest(runs)}
+
+{_markdown(_results_table(rows[rows["protocol"] == protocol], runs))}
+
+![Results of {folder.name}](../reports/published/{folder.name}/results.png)
+"""
 
 
-def _frame(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
-    """A row a run, and one more for each of its states that was measured."""
+def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
+    """A row per run, and one for each of its states that was measured."""
     table = []
     for name, run in runs.items():
-        own = rows[rows["architecture"] == name]
+        run_rows = rows[rows["architecture"] == name]
         architecture, _ = grids.parse(name, run["variant"])
         label = f"{architecture}, {run['variant']}" if run["variant"] else name
-        states = [None, *sorted(own["epoch"].dropna().astype(int).unique())]
-        for epoch in states:
-            weights = run["weights"]["source"] if run["weights"] else "–"
-            is_final = epoch is None
-            table.append(
-                {
-                    "architecture": label,
-                    "weights": "random" if weights == "none" else weights,
-                    "epochs": provenance.epochs_of_manifest(run, epoch) if run["weights"] else "–",
-                    **{
-                        measure: _mean(tidy.select(own, epoch=epoch, **wanted))
-                        for measure, wanted in MEASURES.items()
-                    },
-                    "trained in": duration(run["training_seconds"])
-                    if is_final and run["training_seconds"]
-                    else "–",
-                    "images/s": f"{run['speed']['images_per_second']:,.0f}" if is_final else "–",
-                }
-            )
+        weights = run["weights"]["source"] if run["weights"] else "–"
+        for epoch in [None, *sorted(run_rows["epoch"].dropna().astype(int).unique())]:
+            is_trained, is_final = bool(run["weights"]), epoch is None
+            row = {
+                "architecture": label,
+                "weights": "random" if weights == "none" else weights,
+                "epochs": provenance.epochs_of_manifest(run, epoch) if is_trained else "–",
+            }
+            row |= {
+                measure: _mean(tidy.select(run_rows, epoch=epoch, **selection))
+                for measure, selection in MEASURES.items()
+            }
+            seconds, speed = run["training_seconds"], run["speed"]["images_per_second"]
+            row["trained in"] = duration(seconds) if is_final and seconds else "–"
+            row["images/s"] = f"{speed:,.0f}" if is_final else "–"
+            table.append(row)
     return pd.DataFrame(table)
 
 
@@ -213,27 +202,24 @@ def _mean(rows: pd.DataFrame) -> Estimate | str:
     return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f}, {len(values)} seeds)"
 
 
-def _others() -> str:
-    table = pd.DataFrame(
-        OTHERS, columns=["accuracy on CIFAR-10's test images, as published", "value", "source"]
-    )
-    retrieval = "\n".join(
-        f"- `{protocol}`: {said}" for protocol, said in sentences.PUBLISHED_MAP.items()
-    )
+def _literature() -> str:
+    columns = ["accuracy on CIFAR-10's test images, as published", "value", "source"]
+    lines = [f"- `{protocol}`: {text}" for protocol, text in sentences.PUBLISHED_MAP.items()]
     return "\n".join(
         [
-            "Beside these, as published. " + PAPER,
-            "",
-            _table(table),
-            "",
-            "mAP of binary codes on CIFAR-10, as published, each under the protocol named:",
-            "",
-            retrieval,
+            f"## What others published\n\n{PAPER}\n",
+            _markdown(pd.DataFrame(LITERATURE, columns=columns)),
+            "\nmAP of binary codes on CIFAR-10, as published, each under the protocol named:\n",
+            *lines,
             "",
         ]
     )
 
 
-def _table(frame: pd.DataFrame) -> str:
+def _markdown(frame: pd.DataFrame) -> str:
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
