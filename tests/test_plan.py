@@ -12,7 +12,7 @@ from cbir.studies import plan
 from cbir.studies.study import open_study
 
 FROZEN = {"backbone": "mobilenet", "weights": "imagenet", "train": "head", "head_epochs": 1,
-          "epochs": 0, "feature_maps": True, "notebook": "mobilenet", "seeds": [0, 1]}  # fmt: skip
+          "epochs": 0, "feature_maps": True, "seeds": [0, 1]}  # fmt: skip
 
 
 @pytest.fixture

@@ -842,7 +842,7 @@ def test_a_grid_that_is_done_is_not_done_again(runs):
     assert grid.is_untouched
     assert grid.plan.returncode == 0, grid.plan.stderr
     # Of a point, what is not the default; no empty line where that is nothing.
-    assert re.search(rf"\n{POINTS[0]}: notebooks/mobilenet.ipynb\n(  \S.*\n)?  left out\n",
+    assert re.search(rf"\n{POINTS[0]}: notebooks/architecture.ipynb\n(  \S.*\n)?  left out\n",
                      grid.plan.stdout)  # fmt: skip
-    own = f"{POINTS[1]}: notebooks/mobilenet.ipynb\n  pooling=gem\n  up to date"
+    own = f"{POINTS[1]}: notebooks/architecture.ipynb\n  pooling=gem\n  up to date"
     assert own in grid.plan.stdout

@@ -507,7 +507,7 @@ def _find_notebook(named: str | None, is_baseline: bool, path: Path, root: Path)
     """The notebook that the file names, else that of its name, else the generic one."""
     names = [named or (BASELINE if is_baseline else path.stem)]
     if not (named or is_baseline):
-        names += [GENERIC, "mobilenet"]
+        names.append(GENERIC)
     for name in names:
         if (notebook := root / "notebooks" / f"{name}.ipynb").exists():
             return notebook
