@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cbir import StudyError, cache
-from cbir.images import dataset
+from cbir.images import dataset, pictures
 from cbir.images.dataset import Dataset, is_decoded, load_dataset, take_rows
 from cbir.images.pictures import CIFAR10_CLASSES
 from cbir.studies import params
@@ -420,6 +420,21 @@ def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
         assert image.mean(axis=(0, 1)).argmax() == {"red": 0, "blue": 2}[shapes.classes[label]]
 
 
+def test_unreadable_pictures_change_no_choice_of_the_others(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 8, "blue": 8})
+    for name in ("red/2.png", "blue/0.png"):
+        (folder / name).write_bytes(b"broken")
+    broken, fewer = load(), load(training_images=6, test_images=2)
+    # Unreadable files are reported, in order, whether or not they would have been kept.
+    for shapes in (broken, fewer):
+        assert [text.partition(":")[0] for text in shapes.skipped] == ["blue/0.png", "red/2.png"]
+    for name in ("red/2.png", "blue/0.png"):
+        (folder / name).unlink()
+    for one, other in ((broken, load()), (fewer, load(training_images=6, test_images=2))):
+        assert same(one, other)
+
+
 # What stops a study, in one line
 
 
@@ -573,15 +588,14 @@ def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypat
     for path in list((project / "artifacts").rglob("manifest.json")):
         path.unlink()
         path.parent.rename(path.parent.with_name(path.parent.name + "-away"))
-    real = dataset.open_memmap
+    real = pictures.read_squares
 
-    def stopped(path, *arguments):
-        if path.name == "images.npy":
-            raise KeyboardInterrupt
-        return real(path, *arguments)
+    def interrupted(*arguments):
+        yield next(real(*arguments))
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(dataset, "open_memmap", stopped)
+        patched.setattr(pictures, "read_squares", interrupted)
         load(image_size=17)
     assert same(load(image_size=17), clean)
 

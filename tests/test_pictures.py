@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from cbir.images.pictures import LISTED, Unreadable, describe_skipped, read_square
+from cbir.images.pictures import Unreadable, read_square
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -195,14 +195,3 @@ def test_picture_that_would_fill_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(Unreadable, match="exceeds limit of 100 pixels"):
         read_square(io.BytesIO(content("png")), 8)
-
-
-def test_what_was_skipped_is_counted_and_named_the_first_ones_one_by_one():
-    assert describe_skipped([]) == ""
-    assert describe_skipped(["a: cut off"]).splitlines() == [
-        "skipped 1 that could not be read:", "  a: cut off",
-    ]  # fmt: skip
-    many = describe_skipped([f"{number}: cut off" for number in range(1234)]).splitlines()
-    assert many[0] == "skipped 1,234 that could not be read:"
-    assert many[LISTED] == f"  {LISTED - 1}: cut off"
-    assert many[-1] == f"  and {1234 - LISTED:,} more"

@@ -300,10 +300,12 @@ def test_hashing_1k_takes_what_is_just_enough_and_refuses_less():
     view = protocols.view(cifar(600), "hashing_1k")
     assert np.array_equal(view.gallery, np.union1d(view.train, view.validation))
     message = error_of(cifar(599), "hashing_1k")
-    assert message.startswith("protocol hashing_1k needs 600 images a class, and 'class 0' has 599")
+    assert message.startswith(
+        "protocol hashing_1k needs 600 images per class, and 'class 0' has 599"
+    )
 
 
 def test_hashing_1k_is_refused_for_other_images():
     message = error_of(cifar(dataset="digits"), "hashing_1k")
-    assert message.startswith("protocol hashing_1k is that of CIFAR-10")
+    assert message.startswith("protocol hashing_1k is defined for CIFAR-10 only")
     assert "digits" in message

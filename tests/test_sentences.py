@@ -447,3 +447,52 @@ def test_with_one_architecture_or_none_the_answer_says_so():
     assert "nan" not in in_short({"cnn": [0.5]})
     none = in_short({"random": high, "raw_pixels": low}, baselines=2)
     assert none == "No architecture has results, only baselines have."
+
+
+def leaking_pairs(identical: list[int], near: list[int]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "query": identical + near,
+            "kind": ["identical"] * len(identical) + ["near-duplicate"] * len(near),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("identical", "near", "n_queries", "words"),
+    [
+        ([], [], 359, "None of 359 queries is in the gallery, too."),
+        ([], [], 1, "None of 1 query is in the gallery, too."),
+        (
+            [1, 2, 3],
+            [*range(10, 19)],
+            10_000,
+            "12 of 10,000 queries (0.1 %) are in the gallery, too: "
+            "3 with identical pixels, 9 as near-duplicates.",
+        ),
+        (
+            [],
+            [4, 4],
+            100,
+            "1 of 100 queries (1.0 %) is in the gallery, too: 1 as a near-duplicate.",
+        ),
+        (
+            [4],
+            [4, 5],
+            8,
+            "2 of 8 queries (25.0 %) are in the gallery, too: "
+            "1 with identical pixels, 1 as a near-duplicate.",
+        ),
+        (
+            [7],
+            [],
+            10_000,
+            "1 of 10,000 queries (less than 0.1 %) is in the gallery, too: "
+            "1 with identical pixels.",
+        ),
+    ],
+)
+def test_leaks_are_counted_in_words(identical, near, n_queries, words):
+    sentence = sentences.describe_leaks(leaking_pairs(identical, near), n_queries)
+    limit = "Limit: a pixel distance of 0.08 (0: the same, 1.41: unrelated)."
+    assert sentence == f"{words} {limit}"

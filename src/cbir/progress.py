@@ -4,10 +4,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+
+# Unreadable files that are named in a terminal; reports name all.
+LISTED = 20
 
 
 class Ticker:
@@ -53,6 +56,21 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def describe_skipped(files: Sequence[str]) -> str:
+    """Lines that count the files that could not be read and name the first ones.
+
+    Args:
+        files: "name: reason" each; the text is empty if there are none.
+    """
+    if not files:
+        return ""
+    lines = [f"skipped {len(files):,} that could not be read:"]
+    lines += [f"  {file}" for file in files[:LISTED]]
+    if len(files) > LISTED:
+        lines.append(f"  and {len(files) - LISTED:,} more")
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def embed_as_a_study(network, paths: list[Path], folder: Path) -> None:
     none = np.zeros(len(paths), np.int64)
     names = [path.name for path in paths]
     pictures = Pictures(["all"], paths, none, names, len(paths))
-    decode_pictures(pictures, SHAPE["image_size"], folder / "images.npy")
+    decode_pictures(pictures, range(len(paths)), SHAPE["image_size"], folder / "images.npy")
     images = np.load(folder / "images.npy", mmap_mode="r")
     outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
     inference.predict(network.encoder, images, outputs, "embeddings")

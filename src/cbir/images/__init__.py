@@ -1,6 +1,6 @@
-"""Images: where they come from, and which of them serve what.
+"""Images, and what each of them is used for.
 
-`data` reads pictures once into memory-mapped arrays and splits them. `sources` are where pictures
-come from, `splits` sets images apart class by class, `protocols` say which images train, which are
-searched and with which, `leaks` finds those that stand on both sides.
+`pictures` lists and decodes files, and `dataset` splits them into training, validation, gallery
+and query images. `protocols` gives other views of a data set, in which other images are searched.
+`leaks` reports queries that are also in the gallery.
 """

@@ -1,8 +1,7 @@
-"""Images: read once into memory-mapped arrays, split without overlap, fingerprinted.
+"""Data sets: the images of a study, decoded once, and what each of them is used for.
 
-Whatever the source (digits, CIFAR-10, a folder of pictures), what comes out is the same: RGB
-images of one size in one array, training images before test images, that is read from disk only
-where it is used.
+Whatever the source (digits, CIFAR-10, a folder of pictures), a data set is one memory-mapped array
+of RGB images of one size, training images before test images.
 """
 
 import hashlib
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.lib.format import open_memmap
 
 from cbir import StudyError, project_root
 from cbir.cache import cached, digest, find
 from cbir.images.pictures import (
+    Pictures,
     cifar10_pictures,
     decode_pictures,
     digits_pictures,
@@ -25,24 +24,27 @@ from cbir.images.pictures import (
     list_folder,
 )
 
+# Images hashed at a time.
+BLOCK = 1024
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images of a study in one array, and which of them serve what.
+    """All images of a study in one array, and what each of them is used for.
 
     Attributes:
-        parameters: what it was loaded with.
+        parameters: the arguments of `load_dataset`.
         classes: class names; a label is a position in them.
         images: (n, size, size, 3) uint8 RGB, memory-mapped, training images before test images.
         labels: (n,) int64.
-        names: what tells an image from all others, such as its path.
+        names: n unique names, such as paths.
         train, validation, gallery, queries: positions in `images`, each sorted.
         fingerprint: SHA-256 of all images and labels.
-        skipped: files that could not be read, with the reason.
+        skipped: the files that cannot be read, each "name: reason".
         protocol: which images are gallery and which are queries; see `protocols`.
-        draw: number of the draw, where the protocol draws.
+        draw: number of the draw, if the protocol draws.
 
-    A network learns from `train`; choices are made on `validation`; queries serve no choice.
+    A network learns from `train`; choices are made on `validation`, never on queries.
     """
 
     parameters: dict
@@ -61,12 +63,12 @@ class Dataset:
 
     @property
     def split_fingerprint(self) -> str:
-        """Digest of the fingerprint and of which images train and which validate."""
+        """Digest of the fingerprint and of the training and validation positions."""
         return digest([self.fingerprint, self.train.tolist(), self.validation.tolist()])
 
     @property
     def search_fingerprint(self) -> str:
-        """Digest of the fingerprint and of which images are searched, and with which."""
+        """Digest of the fingerprint and of the gallery and query positions."""
         return digest([self.fingerprint, self.gallery.tolist(), self.queries.tolist()])
 
     @property
@@ -81,26 +83,26 @@ class Dataset:
 
     @property
     def exclude(self) -> np.ndarray:
-        """(n_queries,) the gallery position that is the query itself, -1 where there is none."""
-        place = np.searchsorted(self.gallery, self.queries)
-        place = np.minimum(place, len(self.gallery) - 1)
-        return np.where(self.gallery[place] == self.queries, place, -1)
+        """(n_queries,) int64, the gallery position of the query itself, -1 if it is not there."""
+        places = np.searchsorted(self.gallery, self.queries)
+        places = np.minimum(places, len(self.gallery) - 1)
+        return np.where(self.gallery[places] == self.queries, places, -1)
 
     def counts(self) -> pd.DataFrame:
-        """Images by class (rows) and by what they serve (columns)."""
-        parts = {
+        """Number of images by class (rows; the last one is "all") and by use (columns)."""
+        uses = {
             "training": self.train,
             "validation": self.validation,
             "gallery": self.gallery,
             "queries": self.queries,
         }
-        table = {
-            part: np.bincount(self.labels[positions], minlength=len(self.classes))
-            for part, positions in parts.items()
+        columns = {
+            use: np.bincount(self.labels[positions], minlength=len(self.classes))
+            for use, positions in uses.items()
         }
-        frame = pd.DataFrame(table, index=pd.Index(self.classes, name="class"))
-        frame.loc["all"] = frame.sum()
-        return frame
+        table = pd.DataFrame(columns, index=pd.Index(self.classes, name="class"))
+        table.loc["all"] = table.sum()
+        return table
 
 
 def load_dataset(
@@ -114,23 +116,24 @@ def load_dataset(
     test_images: int = 0,
     learn_from: int = 0,
 ) -> Dataset:
-    """A data set, decoded on first use and memory-mapped from then on.
+    """Load a data set; its images are decoded the first time and memory-mapped from then on.
 
     Args:
         dataset: "digits", "cifar10", or a folder laid out `<class>/...` or
             `{train,test}/<class>/...`.
-        image_size: pictures become squares of this many pixels (the centre is kept).
-        test_fraction: share of each class that becomes test images where the data has no test
-            split of its own; at least one image a class.
+        image_size: pixels; images are centre crops, scaled to squares.
+        test_fraction: share of each class that becomes test images if the data has no test split
+            of its own; at least one image per class.
         validation_fraction: share of each class's training images, at least one.
-        split_seed: of every choice of images; the same for every run of a study.
-        training_images, test_images: about how many of each part to keep, in equal shares of all
-            classes; 0 keeps all.
-        learn_from: about how many of the training images to learn from and to validate on, in
-            equal shares of all classes, the fewer among the more; 0 for all. The gallery keeps all.
+        split_seed: seed of every choice of images, the same for all runs of a study.
+        training_images, test_images: about how many images of each part to keep, in equal shares
+            of all classes; 0 keeps all.
+        learn_from: about how many of the training images to train and validate on, in equal shares
+            of all classes; 0 for all. A smaller choice is part of a larger one, and the gallery
+            keeps all training images.
 
     Raises:
-        StudyError: the data cannot be had, or cannot be split so.
+        StudyError: the data cannot be read, or not be split like this.
     """
     parameters = {
         "dataset": dataset,
@@ -155,10 +158,7 @@ def load_dataset(
     split = cached(
         "split",
         make,
-        parameters={
-            "validation_fraction": validation_fraction,
-            "split_seed": split_seed,
-        },
+        parameters={"validation_fraction": validation_fraction, "split_seed": split_seed},
         reads=[content["fingerprint"]],
         package="images",
     )
@@ -182,30 +182,27 @@ def load_dataset(
     return loaded
 
 
-def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rows by position: a view where they follow one another, a copy where they do not."""
-    first, last = positions[0], positions[-1] + 1
-    is_whole = last - first == len(positions) and (np.diff(positions) == 1).all()
-    return array[first:last] if is_whole else array[positions]
-
-
 def is_decoded(**parameters) -> bool:
-    """Whether `load` would find the images decoded; arguments as for `load`."""
+    """Whether `load_dataset` would find the images decoded.
+
+    Args:
+        parameters: those of `load_dataset` without `validation_fraction` and `learn_from`.
+    """
     step = _images_step(**parameters)
     del step["make"]
     return find(**step) is not None
 
 
-def _images_step(
-    *,
-    dataset: str,
-    image_size: int,
-    test_fraction: float,
-    split_seed: int,
-    training_images: int,
-    test_images: int,
-) -> dict:
-    """The step that decodes the images of a data set, as `cached` takes it."""
+def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The rows at some positions: a view if the positions are consecutive, else a copy."""
+    first, last = positions[0], positions[-1] + 1
+    is_range = last - first == len(positions) and (np.diff(positions) == 1).all()
+    return array[first:last] if is_range else array[positions]
+
+
+def _images_step(**parameters) -> dict:
+    """The step that decodes the images of a data set: the arguments of `cached`."""
+    dataset = parameters["dataset"]
     folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
     if dataset == "digits":
         read, state = digits_pictures, "scikit-learn"
@@ -214,55 +211,13 @@ def _images_step(
     else:
         paths = list_folder(folder)
         if dataset == "cifar10" and "test" not in paths:
-            raise StudyError(f"{folder} has no test/: unpack CIFAR-10 there anew, test images too")
-        read, state = (
-            lambda: folder_pictures(folder, paths),
-            folder_state(folder, paths),
-        )
+            raise StudyError(f"{folder} has no test/: unpack CIFAR-10 there again, with test/")
+        read, state = lambda: folder_pictures(folder, paths), folder_state(folder, paths)
 
     def make(into: Path) -> None:
-        pictures = read()
-        images, readable, skipped = decode_pictures(pictures, image_size, into / "all.npy")
-        labels, names = (
-            pictures.labels[readable],
-            [pictures.names[row] for row in readable],
-        )
-        if pictures.is_test is None:
-            parts = stratified_split(labels, test_fraction, split_seed, pictures.classes, "test")
-        else:
-            is_test = pictures.is_test[readable]
-            parts = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-        for part, rows in zip(("train", "test"), parts, strict=True):
-            _check_classes(labels[rows], pictures.classes, part)
-        parts = [
-            stratified_share(rows, limit / len(rows), labels, split_seed)
-            for rows, limit in zip(parts, (training_images, test_images), strict=True)
-        ]
-        order = np.concatenate(parts)
-        fingerprint = hashlib.sha256(json.dumps([pictures.classes, len(parts[0])]).encode())
-        array = open_memmap(
-            into / "images.npy", "w+", images.dtype, (len(order), *images.shape[1:])
-        )
-        for start in range(0, len(order), 1024):
-            array[start : start + 1024] = images[order[start : start + 1024]]
-            fingerprint.update(array[start : start + 1024].tobytes())
-        array.flush()
-        fingerprint.update(labels[order].tobytes())
-        np.save(into / "labels.npy", labels[order])
-        content = {
-            "classes": pictures.classes,
-            "names": [names[row] for row in order],
-            "n_train": len(parts[0]),
-            "skipped": skipped,
-            "fingerprint": fingerprint.hexdigest(),
-        }
-        (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
-        del images, array
-        (into / "all.npy").unlink()
+        settings = {name: value for name, value in parameters.items() if name != "dataset"}
+        _decode(read(), into, **settings)
 
-    parameters = {"dataset": dataset, "image_size": image_size}
-    parameters |= {"test_fraction": test_fraction, "split_seed": split_seed}
-    parameters |= {"training_images": training_images, "test_images": test_images}
     return {
         "step": "images",
         "make": make,
@@ -270,6 +225,58 @@ def _images_step(
         "reads": [state],
         "package": "images",
     }
+
+
+def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> None:
+    """Write images.npy, labels.npy and content.json; `selection` is that of `_select`."""
+    skipped = {}
+    while True:  # Again if files cannot be read: the parts are chosen without them.
+        readable = np.setdiff1d(np.arange(len(pictures.items)), list(skipped))
+        train, test = _select(pictures, readable, **selection)
+        order = np.concatenate([train, test])
+        unreadable = decode_pictures(pictures, order, image_size, into / "images.npy")
+        if unreadable.keys() <= skipped.keys():
+            break
+        skipped |= unreadable
+    images = np.load(into / "images.npy", mmap_mode="r")
+    labels = pictures.labels[order]
+    fingerprint = hashlib.sha256(json.dumps([pictures.classes, len(train)]).encode())
+    for start in range(0, len(images), BLOCK):
+        fingerprint.update(images[start : start + BLOCK].tobytes())
+    fingerprint.update(labels.tobytes())
+    np.save(into / "labels.npy", labels)
+    content = {
+        "classes": pictures.classes,
+        "names": [pictures.names[row] for row in order],
+        "n_train": len(train),
+        "skipped": [f"{pictures.names[row]}: {skipped[row]}" for row in sorted(skipped)],
+        "fingerprint": fingerprint.hexdigest(),
+    }
+    (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _select(
+    pictures: Pictures,
+    readable: np.ndarray,
+    *,
+    test_fraction: float,
+    split_seed: int,
+    training_images: int,
+    test_images: int,
+) -> list[np.ndarray]:
+    """Positions of the training and of the test images among the readable pictures."""
+    labels = pictures.labels[readable]
+    if pictures.is_test is None:
+        parts = stratified_split(labels, test_fraction, split_seed, pictures.classes, "test")
+    else:
+        is_test = pictures.is_test[readable]
+        parts = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    for part, rows in zip(("train", "test"), parts, strict=True):
+        _check_classes(labels[rows], pictures.classes, part)
+    return [
+        readable[stratified_share(rows, limit / len(rows), labels, split_seed)]
+        for rows, limit in zip(parts, (training_images, test_images), strict=True)
+    ]
 
 
 def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:
@@ -283,7 +290,7 @@ def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:
 
 
 def _check_disjoint(dataset: Dataset) -> None:
-    """Queries, training and validation images are different images, by name and by position."""
+    """Check that queries, training and validation images are different images."""
     assert len(set(dataset.names)) == len(dataset.names), "an image is query and gallery"
     assert not np.intersect1d(dataset.train, dataset.validation).size, "train meets validation"
     assert np.isin([*dataset.train, *dataset.validation], dataset.gallery).all()
@@ -292,19 +299,19 @@ def _check_disjoint(dataset: Dataset) -> None:
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, classes: list[str], part: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the images that stay and of those set apart, class by class, both sorted.
+    """Split images class by class; return the positions of both parts, each sorted.
 
     Args:
         labels: (n,) int.
-        fraction: share of each class to set apart, at least one image.
-        seed: decides which.
+        fraction: share of each class in the second part; at least one image stays in either part.
+        seed: seed of the random choice.
         classes, part: names for the error message.
 
     Raises:
         StudyError: a class has fewer than two images.
     """
     random = np.random.default_rng(seed)
-    apart = []
+    second = []
     for label, name in enumerate(classes):
         members = random.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
@@ -312,20 +319,21 @@ def stratified_split(
                 f"class {name!r} has too few images left ({len(members)}) to set some apart for "
                 f"{part}: each class needs at least 3, or 2 beside a test folder of its own"
             )
-        apart.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
-    apart = np.sort(np.concatenate(apart))
-    return np.setdiff1d(np.arange(len(labels)), apart), apart
+        second.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
+    second = np.sort(np.concatenate(second))
+    return np.setdiff1d(np.arange(len(labels)), second), second
 
 
 def stratified_share(rows: np.ndarray, share: float, labels: np.ndarray, seed: int) -> np.ndarray:
-    """A share of some rows, the same of each class and at least one; all of them for 0, or above 1.
+    """Choose the same share of the rows of each class, at least one; sorted.
 
-    Of two shares, the smaller is part of the larger.
+    A smaller share is part of a larger one.
 
     Args:
         rows: positions in `labels`, sorted.
+        share: above 0 and below 1; any other value keeps all rows.
         labels: (n,) int.
-        seed: decides which.
+        seed: seed of the random choice.
     """
     if not 0 < share < 1:
         return rows

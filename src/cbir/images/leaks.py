@@ -1,26 +1,19 @@
-"""Leaks: pictures that stand among the queries and in the gallery too, looked for before training.
+"""Leaks: queries whose picture is in the gallery too, which would make retrieval look too good.
 
-Two pictures leak where their pixels are identical, or where they are near-duplicates: one shot that
-was compressed, brightened, recoloured or cropped anew. Near-duplicates are found by a difference
-hash and confirmed by the distance of their pixels; both thresholds must hold:
+Two images leak if their pixels are identical, or if they are near-duplicates: one picture, saved
+again, brighter, or moved by a pixel or two. A near-duplicate passes both thresholds:
 
-- `HASH_BITS`: the hashes differ in at most 24 of 128 bits (two other pictures': in about 64).
-- `PIXEL_DISTANCE`: the pictures, 32 pixels wide, less the mean of each colour channel, scaled to
-  contrast 1 and moved by up to 2 pixels, differ by at most 0.42 in the root mean square. 0 is one
-  picture in any light, 1.41 two that have nothing in common; 0.42 is a correlation of 0.91.
+- `HASH_BITS`: the difference hashes (is a cell brighter than its neighbour?) differ in at most 24
+  of 128 bits; those of unrelated pictures differ in about 64.
+- `PIXEL_DISTANCE`: the root mean square difference of the pixels is at most 0.08. The images are 32
+  pixels wide, less the mean of each colour channel, scaled to contrast 1, and moved by up to 2
+  pixels. 0 is the same picture in any brightness, 1.41 are two unrelated pictures.
 
-They were set by looking at pairs of CIFAR-10, so that nearly all are one shot. There they find no
-identical pixels, and near-duplicates of 242 of the 10,000 queries (2.4 %); by eye, about 7 of these
-merely look alike. Barz and Denzler ("Do we train on test data?", 2020), who searched by a network's
-features and judged by eye, list 286 (2.9 %), some of them merely alike: what was cropped or
-stretched by more than 2 pixels is missed here. Looser thresholds find ever more ships at sea.
-
-Where other pictures are as near, as with digits, nearness proves little. There the second threshold
-falls to the distance at which one query in a thousand (`CHANCE`) would find another picture by
-chance, foretold from the distances to its 50th and 250th neighbours (10th and 50th in a small
-gallery). It stays above `MIN_PIXEL_DISTANCE`, so that close copies are found even where a query has
-hundreds. CIFAR-10 keeps 0.42; scikit-learn's digits get 0.06, and have no near-duplicates (the
-nearest two differ by 0.09).
+The threshold is the same for all data sets. The two most similar of scikit-learn's digits are at a
+distance of 0.09, so none of the digits is a near-duplicate of another. Photographs differ more,
+and among them a larger threshold would find more copies, such as those with strong compression,
+another tint or another crop: Barz and Denzler ("Do we train on test data?", 2020), who judged pairs
+by eye, list 286 of the 10,000 test images of CIFAR-10.
 """
 
 import hashlib
@@ -34,50 +27,48 @@ from cbir.images.dataset import Dataset, take_rows
 from cbir.progress import progress
 
 HASH_BITS = 24
-PIXEL_DISTANCE = 0.42
-MIN_PIXEL_DISTANCE = 0.05
-CHANCE = 0.001
-SHIFT = 2
-# A picture of almost one colour has nothing to be told by: there only identical pixels count.
-# CIFAR-10 has one in 60,000. In grey levels of 255, root mean square.
+PIXEL_DISTANCE = 0.08
+# Largest shift between two images, in pixels of images that are `WIDTH` wide.
+WIDTH, SHIFT = 32, 2
+# Images of almost one colour leak only if all pixels are identical: they show too little. Root mean
+# square, in grey levels of 255.
 MIN_CONTRAST = 8.0
-# Pictures shrunk to 8x8 and not moved may be this much further apart than the threshold: a sieve
-# before the comparison pixel by pixel. On CIFAR-10 it loses none.
-SIEVE = 2.0
-WIDTH = 32
+# Pairs whose 8x8 sketches differ by more are not compared pixel by pixel. Sketches are not moved,
+# and a shift by a pixel changes them by up to about 0.4.
+SKETCH_DISTANCE = 0.5
+# Queries, or pairs, compared at a time: 64 queries and a gallery of 50,000 take 26 MB per array.
+BLOCK = 64
 KINDS = ("identical", "near-duplicate")
 
 
 def find_leaks(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
-    """Every pair of a query and a gallery image that are the same picture.
+    """Find every pair of a query and a gallery image that show the same picture.
 
     Args:
         queries, gallery: (n, size, size, 3) uint8 RGB of one size; they may be memory-mapped, and
             are read in blocks.
 
     Returns:
-        A row a pair, by query, then distance, then gallery image: `query`, `gallery` (positions,
-        int64), `kind` ("identical" or "near-duplicate"), `hash_distance` (bits that differ of 128,
-        int64), `pixel_distance` (float64, see above). `attrs["pixel_threshold"]` is what the
-        distance was compared with.
+        One row per pair, sorted by query, pixel distance and gallery image: `query`, `gallery`
+        (positions, int64), `kind` (a name in `KINDS`), `hash_distance` (int64, of 128 bits) and
+        `pixel_distance` (float64).
     """
-    asked, kept = _Signatures(queries, "queries"), _Signatures(gallery, "gallery")
-    threshold = _pixel_threshold(asked, kept)
-    pairs = pd.concat([_identical(asked, kept), _near(queries, gallery, asked, kept, threshold)])
-    # Identical pictures are near, too: they are counted once.
-    pairs = pairs.drop_duplicates(["query", "gallery"])
-    pairs = pairs.sort_values(["query", "pixel_distance", "gallery"], ignore_index=True)
-    pairs.attrs["pixel_threshold"] = threshold
-    return pairs
+    query_signatures = _Signatures(queries, "queries")
+    gallery_signatures = _Signatures(gallery, "gallery")
+    identical = _find_identical(query_signatures, gallery_signatures)
+    similar = _find_similar(queries, gallery, query_signatures, gallery_signatures)
+    # Identical images pass the thresholds of near-duplicates, too, and are counted once.
+    pairs = pd.concat([identical, similar]).drop_duplicates(["query", "gallery"])
+    return pairs.sort_values(["query", "pixel_distance", "gallery"], ignore_index=True)
 
 
 def audit(dataset: Dataset) -> pd.DataFrame:
-    """`find` for the queries and the gallery of a data set; looked for once and kept."""
+    """The leaks of a data set, as from `find_leaks`; cached."""
 
     def make(folder: Path) -> None:
         images = dataset.images
         pairs = find_leaks(take_rows(images, dataset.queries), take_rows(images, dataset.gallery))
-        # Where the queries are searched in themselves, each is excluded from its own search.
+        # If the queries are the gallery, no query is compared with itself.
         is_itself = dataset.queries[pairs["query"]] == dataset.gallery[pairs["gallery"]]
         pairs[~is_itself].reset_index(drop=True).to_parquet(folder / "pairs.parquet")
 
@@ -87,44 +78,25 @@ def audit(dataset: Dataset) -> pd.DataFrame:
     return pd.read_parquet(artifact.folder / "pairs.parquet")
 
 
-def describe(pairs: pd.DataFrame, n_queries: int) -> str:
-    """What `find` found, as a sentence; a query with pairs of both kinds counts as identical."""
-    leaking = pairs["query"].nunique()
-    all_queries = f"{n_queries:,} {'query' if n_queries == 1 else 'queries'}"
-    # Where look-alikes abound, only what is nearly the same counts.
-    threshold = pairs.attrs.get("pixel_threshold", PIXEL_DISTANCE)
-    looked = f"Looked for up to a pixel distance of {threshold:.2f} (0: the same, 1.41: unrelated)."
-    if not leaking:
-        return f"None of {all_queries} also stands in the gallery. {looked}"
-    identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
-    near = leaking - identical
-    parts = [f"{identical:,} as identical pixels"] * bool(identical)
-    parts += [f"{near:,} as {'a near-duplicate' if near == 1 else 'near-duplicates'}"] * bool(near)
-    share = 100 * leaking / n_queries
-    percent = f"{share:.1f} %" if share >= 0.05 else "less than 0.1 %"
-    stand = f"{'stands' if leaking == 1 else 'stand'} in the gallery"
-    return f"{leaking:,} of {all_queries} ({percent}) also {stand}: {', '.join(parts)}. {looked}"
-
-
 class _Signatures:
-    """What is kept of each image to find its like, about 0.8 kB.
+    """What is kept of each image to find its copies, about 0.8 kB.
 
     Attributes:
-        digests: n times 16 bytes that only equal pixels share.
-        hashes: (n, 2) uint64, whether brightness rises to the right (64 bits), and downwards (64).
-        sketches: (n, 192) float32, the picture as 8x8 pixels, centred, of length 1.
+        digests: n digests of 16 bytes, equal only if all pixels are equal.
+        hashes: (n, 2) uint64, whether brightness rises to the right (64 bits) and downwards (64).
+        sketches: (n, 192) float32, the image as 8x8 pixels, centred, of length 1.
         has_contrast: (n,) bool.
     """
 
-    def __init__(self, images: np.ndarray, what: str):
+    def __init__(self, images: np.ndarray, name: str):
         self.digests: list[bytes] = []
         self.hashes = np.empty((len(images), 2), np.uint64)
         self.sketches = np.empty((len(images), 192), np.float32)
         self.has_contrast = np.empty(len(images), bool)
-        # As many images as make about 1 MB, so that a block stays small at any size.
+        # About 1 MB of images at a time, whatever their size.
         step = max(1, 2**20 // max(1, images[:1].nbytes))
-        blocks = range(0, len(images), step)
-        for start in progress(blocks, len(blocks), f"looking for leaks: {what}, blocks"):
+        starts = range(0, len(images), step)
+        for start in progress(starts, len(starts), f"looking for leaks: {name}, blocks"):
             block = np.ascontiguousarray(images[start : start + step])
             rows = slice(start, start + len(block))
             self.digests += [hashlib.blake2b(image, digest_size=16).digest() for image in block]
@@ -136,68 +108,53 @@ class _Signatures:
             self.sketches[rows] = sketch / np.maximum(np.linalg.norm(sketch, axis=1), 1e-6)[:, None]
 
 
-def _identical(asked: _Signatures, kept: _Signatures) -> pd.DataFrame:
-    tables = [
-        pd.DataFrame(
-            {"digest": [bytes(each) for each in one.digests], name: range(len(one.hashes))}
-        )
-        for one, name in ((asked, "query"), (kept, "gallery"))
-    ]
-    both = tables[0].merge(tables[1], on="digest")
-    zeros = np.zeros(len(both))
-    return _table(both["query"], both["gallery"], KINDS[0], zeros, zeros)
+def _find_identical(query_signatures: _Signatures, gallery_signatures: _Signatures) -> pd.DataFrame:
+    queries, gallery = (
+        pd.DataFrame({"digest": signatures.digests, name: range(len(signatures.digests))})
+        for name, signatures in (("query", query_signatures), ("gallery", gallery_signatures))
+    )
+    pairs = queries.merge(gallery, on="digest")
+    zeros = np.zeros(len(pairs))
+    return _pairs(pairs["query"], pairs["gallery"], KINDS[0], zeros, zeros)
 
 
-def _pixel_threshold(asked: _Signatures, kept: _Signatures) -> float:
-    """`PIXEL_DISTANCE`, or less where other pictures come that near by chance."""
-    n_gallery = np.count_nonzero(kept.has_contrast)
-    # Not the first neighbours: they may be leaks, of which a query may have dozens.
-    close = min(max(10, n_gallery // 50), 50, n_gallery // 4)
-    far = min(5 * close, n_gallery // 2)
-    sample = asked.sketches[asked.has_contrast]
-    sample = sample[:: max(1, len(sample) // 500)]
-    if not close or not len(sample):
-        return PIXEL_DISTANCE
-    gallery, distances = kept.sketches[kept.has_contrast].T.copy(), []
-    for start in range(0, len(sample), 64):
-        similarity = sample[start : start + 64] @ gallery
-        ordered = np.partition(similarity, [-far, -close], axis=1)
-        distances.append(np.sqrt(np.maximum(2 - 2 * ordered[:, [-close, -far]], 1e-12)))
-    near, further = np.median(np.concatenate(distances), axis=0)
-    # Neighbours within a distance grow with its power d, d being the dimension of the data (Levina
-    # and Bickel 2005, "Maximum likelihood estimation of intrinsic dimension").
-    per_neighbour = np.log(further / near) / np.log(far / close)
-    chance = near * (CHANCE / close) ** per_neighbour
-    return float(np.clip(chance, MIN_PIXEL_DISTANCE, PIXEL_DISTANCE))
-
-
-def _near(queries, gallery, asked, kept, threshold: float) -> pd.DataFrame:
-    """Pairs under both thresholds, identical ones among them."""
-    query_rows, gallery_rows = np.flatnonzero(asked.has_contrast), np.flatnonzero(kept.has_contrast)
-    least_similarity = 1 - (SIEVE * threshold) ** 2 / 2
-    hashes, sketches = kept.hashes[gallery_rows].T.copy(), kept.sketches[gallery_rows].T.copy()
-    found = [_table([], [], KINDS[1], [], [])]
-    # 64 queries against 50,000 gallery images take 26 MB an array.
-    blocks = range(0, len(query_rows), 64)
-    for start in progress(blocks, len(blocks), "looking for leaks: comparing, blocks of 64"):
-        rows = query_rows[start : start + 64]
+def _find_similar(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    query_signatures: _Signatures,
+    gallery_signatures: _Signatures,
+) -> pd.DataFrame:
+    """Pairs that pass the thresholds of near-duplicates, identical ones among them."""
+    query_rows = np.flatnonzero(query_signatures.has_contrast)
+    gallery_rows = np.flatnonzero(gallery_signatures.has_contrast)
+    hashes = gallery_signatures.hashes[gallery_rows].T.copy()
+    sketches = gallery_signatures.sketches[gallery_rows].T.copy()
+    # Of vectors of length 1 the dot product follows from the distance.
+    min_similarity = 1 - SKETCH_DISTANCE**2 / 2
+    pairs = [_pairs([], [], KINDS[1], [], [])]
+    starts = range(0, len(query_rows), BLOCK)
+    for start in progress(starts, len(starts), f"looking for leaks: comparing, blocks of {BLOCK}"):
+        rows = query_rows[start : start + BLOCK]
         bits = sum(
-            np.bitwise_count(asked.hashes[rows, half, None] ^ hashes[half]) for half in (0, 1)
+            np.bitwise_count(query_signatures.hashes[rows, half, None] ^ hashes[half])
+            for half in (0, 1)
         )
-        alike = asked.sketches[rows] @ sketches >= least_similarity
-        left, right = np.nonzero((bits <= HASH_BITS) & alike)
+        is_similar = query_signatures.sketches[rows] @ sketches >= min_similarity
+        left, right = np.nonzero((bits <= HASH_BITS) & is_similar)
         query, image = rows[left], gallery_rows[right]
         distance = np.empty(len(query))
-        for piece in range(0, len(query), 64):
-            part = slice(piece, piece + 64)
+        for first in range(0, len(query), BLOCK):
+            part = slice(first, first + BLOCK)
             distance[part] = _pixel_distance(queries[query[part]], gallery[image[part]])
-        near = distance <= threshold
+        is_near = distance <= PIXEL_DISTANCE
         bits = bits[left, right]
-        found.append(_table(query[near], image[near], KINDS[1], bits[near], distance[near]))
-    return pd.concat(found)
+        pairs.append(
+            _pairs(query[is_near], image[is_near], KINDS[1], bits[is_near], distance[is_near])
+        )
+    return pd.concat(pairs)
 
 
-def _table(query, gallery, kind: str, hash_distance, pixel_distance) -> pd.DataFrame:
+def _pairs(query, gallery, kind: str, hash_distance, pixel_distance) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "query": np.asarray(query, np.int64),
@@ -210,20 +167,20 @@ def _table(query, gallery, kind: str, hash_distance, pixel_distance) -> pd.DataF
 
 
 def _area(size: int, cells: int) -> np.ndarray:
-    """(cells, size) float32: what share of a cell's mean each of `size` pixels in a row has."""
+    """(cells, size) float32: the weight of each of `size` pixels in the mean of each cell."""
     edges, pixels = np.linspace(0, size, cells + 1), np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (np.maximum(overlap, 0) * (cells / size)).astype(np.float32)
 
 
 def _shrink(images: np.ndarray, width: int) -> np.ndarray:
-    """(n, size, size, 3) uint8 as (n, 3, width, width) float32, each pixel the mean of its area."""
+    """(n, size, size, 3) uint8 to (n, 3, width, width) float32, by the mean over each area."""
     area = _area(images.shape[1], width)
     return area @ images.transpose(0, 3, 1, 2).astype(np.float32) @ area.T
 
 
 def _difference_hash(pictures: np.ndarray) -> np.ndarray:
-    """(n, 2) uint64 of (n, 3, WIDTH, WIDTH): which of two neighbouring cells is the brighter."""
+    """(n, 3, WIDTH, WIDTH) to (n, 2) uint64: which of two neighbouring cells is brighter."""
     grey, eight, nine = pictures.mean(1), _area(WIDTH, 8), _area(WIDTH, 9)
     rightwards = np.diff(eight @ grey @ nine.T, axis=2) > 0
     downwards = np.diff(nine @ grey @ eight.T, axis=1) > 0
@@ -232,12 +189,12 @@ def _difference_hash(pictures: np.ndarray) -> np.ndarray:
 
 
 def _centre(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (n, 3, height, width) less the mean of each channel."""
+    """(n, 3, height, width), less the mean of each channel."""
     return pictures - pictures.mean((2, 3), keepdims=True)
 
 
 def _pixel_distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(n,) root mean square difference at contrast 1, the least over all shifts."""
+    """(n,) root mean square difference at contrast 1, the smallest over all shifts."""
     left, right = _shrink(left, WIDTH), _shrink(right, WIDTH)
     inner = WIDTH - 2 * SHIFT
     right = _centre(right[..., SHIFT:-SHIFT, SHIFT:-SHIFT])

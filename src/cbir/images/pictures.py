@@ -1,8 +1,11 @@
-"""One picture, whatever its format, as a square of RGB pixels.
+"""Pictures: where they come from, and how each becomes a square of RGB pixels.
 
-What Pillow can open is told by its content, not by its name. Pictures are turned as their EXIF
-orientation says, what is transparent shows white, animations give their first frame, and more than
-8 bits a channel are scaled down.
+A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, `folder_pictures`)
+and then decoded into one array on disk (`decode_pictures`).
+
+The format of a file is recognised by its content. Decoding applies the EXIF orientation, puts
+transparent pictures on white, takes the first frame of an animation, and scales channels of more
+than 8 bits down to 8.
 """
 
 import os
@@ -21,141 +24,38 @@ from cbir import StudyError
 from cbir.cache import digest, keras_home
 from cbir.progress import progress
 
-# Endings of the formats that Pillow reads; a folder without any of these is not one of pictures.
-# Two it only recognises: for films it has no decoder, for PostScript it calls another program.
-Image.init()
-SUFFIXES = {
-    suffix
-    for suffix, format_ in Image.registered_extensions().items()
-    if format_ in Image.OPEN and format_ not in ("MPEG", "EPS")
-}
-# Files that cannot be read and are named in a terminal; reports name all.
-LISTED = 20
-# How many pictures a thread reads at a time, and how many of these are read ahead.
-CHUNK, AHEAD = 64, 8
-# Bytes. Files this small are read faster by one thread: more of them wait for the interpreter.
-SMALL = 16_000
-
-
-class Unreadable(Exception):
-    """A picture cannot be read; the text is the reason, in one line."""
-
-
-def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
-    """A picture as (size, size, 3) uint8 RGB: scaled bicubically, the middle of its longer side.
-
-    Args:
-        picture: a file, what was read of one, or (h, w) grey or (h, w, 3) RGB uint8 values.
-        size: pixels.
-
-    Raises:
-        Unreadable: it is not a picture, is broken, or is too large for Pillow to trust.
-    """
-    if isinstance(picture, Path) and picture.exists() and not picture.is_file():
-        raise Unreadable("not a file")  # a pipe, say, would never end
-    try:
-        is_array = isinstance(picture, np.ndarray)
-        with Image.fromarray(picture) if is_array else Image.open(picture) as opened:
-            upright = _rgb(_upright(opened))
-            if upright.size != (size, size):
-                upright = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(upright)
-    except UnidentifiedImageError as error:  # whose text names the file, or what stands for one
-        raise Unreadable("not a picture, or of a format that Pillow does not know") from error
-    # What the decoders of broken files raise is not documented; nothing else is called here.
-    except Exception as error:
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def read_squares(
-    pictures: Sequence[Path | np.ndarray], size: int
-) -> Iterator[np.ndarray | Unreadable]:
-    """Every picture as `square` makes it, in their order, or why it cannot be read.
-
-    They are read ahead by threads of their own, a few hundred at most: whoever works on those that
-    came before need not wait, and memory does not grow with their number.
-    """
-
-    def read(chunk: Sequence[Path | np.ndarray]) -> list[np.ndarray | Unreadable]:
-        return [_read_or_reason(picture, size) for picture in chunk]
-
-    begun: deque[Future] = deque()
-    with ThreadPoolExecutor(1 if _are_small(pictures[:CHUNK]) else os.cpu_count()) as threads:
-        for start in range(0, len(pictures), CHUNK):
-            begun.append(threads.submit(read, pictures[start : start + CHUNK]))
-            if len(begun) == AHEAD:
-                yield from begun.popleft().result()
-        while begun:
-            yield from begun.popleft().result()
-
-
-def describe_skipped(files: Sequence[str]) -> str:
-    """Lines for a terminal that count and name what could not be read; empty where all could.
-
-    Args:
-        files: "name: reason" each.
-    """
-    if not files:
-        return ""
-    lines = [f"skipped {len(files):,} that could not be read:"]
-    lines += [f"  {each}" for each in files[:LISTED]]
-    if len(files) > LISTED:
-        lines.append(f"  and {len(files) - LISTED:,} more")
-    return "\n".join(lines)
-
-
-def _read_or_reason(picture: Path | np.ndarray, size: int) -> np.ndarray | Unreadable:
-    try:
-        return read_square(picture, size)
-    except Unreadable as reason:
-        return reason
-
-
-def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
-    sizes = [
-        each.nbytes if isinstance(each, np.ndarray) else each.stat().st_size
-        for each in pictures
-        if isinstance(each, np.ndarray) or each.exists()
-    ]
-    return sum(sizes) <= SMALL * len(sizes)
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    # Pillow copies a picture that needs no turning too.
-    is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(picture) if is_turned else picture
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith(("I", "F")):
-        picture = _eight_bits(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey values of 16 or more bits, which Pillow would clip to 8, which leaves white.
-
-    White is 65535 for integers and 1 for floating-point numbers, or what is brightest beyond it.
-    """
-    values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
-    white = max(1.0 if picture.mode.startswith("F") else 65535.0, values.max())
-    return Image.fromarray((values / white * 255).round().astype(np.uint8))
-
-
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
+# File name endings of the formats that Pillow can decode; a folder without any is not a class.
+# Pillow recognises MPEG but has no decoder, and calls another program for EPS.
+Image.init()
+SUFFIXES = {
+    suffix
+    for suffix, image_format in Image.registered_extensions().items()
+    if image_format in Image.OPEN and image_format not in ("MPEG", "EPS")
+}
+# Pictures that a thread reads at a time, and how many such chunks are read ahead.
+CHUNK, CHUNKS_AHEAD = 64, 8
+# Bytes. Threads that read smaller files mostly wait for Python's global lock: one reads faster.
+SMALL_FILE = 16_000
+
+
+class Unreadable(Exception):
+    """A picture that cannot be read; the text is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Undecoded pictures: paths or arrays, with their labels and, where it is given, their part."""
+    """The pictures of a data set, not yet decoded.
+
+    Attributes:
+        classes: class names; a label is a position in them.
+        items: n paths, or arrays as `read_square` takes them.
+        labels: (n,) int64.
+        names: n unique names, such as paths relative to the folder.
+        is_test: (n,) bool, or None where the data has no test split of its own.
+    """
 
     classes: list[str]
     items: list
@@ -168,23 +68,27 @@ def digits_pictures() -> Pictures:
     """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
+    digits = load_digits()
     return Pictures(
-        classes=[str(name) for name in loaded.target_names],
-        items=list((loaded.images * (255 / 16)).round().astype(np.uint8)),
-        labels=loaded.target.astype(np.int64),
-        names=[f"digit-{row:04d}" for row in range(len(loaded.target))],
+        classes=[str(name) for name in digits.target_names],
+        items=list((digits.images * (255 / 16)).round().astype(np.uint8)),
+        labels=digits.target.astype(np.int64),
+        names=[f"digit-{row:04d}" for row in range(len(digits.target))],
     )
 
 
 def cifar10_pictures() -> Pictures:
-    """CIFAR-10 as Keras downloads it, the archive's SHA-256 checked."""
+    """CIFAR-10 as Keras downloads it, with the archive's SHA-256 checked.
+
+    Raises:
+        StudyError: the download failed.
+    """
     keras_home()
     import keras
 
     try:
         (train, train_labels), (test, test_labels) = keras.datasets.cifar10.load_data()
-    except Exception as error:  # get_file raises a bare Exception where it cannot download
+    except Exception as error:  # Keras raises a bare Exception if a download fails.
         raise StudyError(
             "CIFAR-10 is neither in data/cifar10 nor could it be downloaded "
             f"({' '.join(str(error).split())[:200]}): put its pictures into "
@@ -201,102 +105,13 @@ def cifar10_pictures() -> Pictures:
     )
 
 
-def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """The files of a folder by part ("train", and "test" where there is one) and class.
-
-    A folder that holds no picture, to go by the names of its files, is not a class.
-
-    Raises:
-        StudyError: no such folder, unreadable, empty, one class only, or classes that differ.
-    """
-    layout = f"{folder}/<class>/*.png or {folder}/{{train,test}}/<class>/*.png"
-    try:
-        roots = {"train": folder / "train", "test": folder / "test"}
-        # A folder `train` that holds no folders is a class of that name.
-        if not any(each.is_dir() for each in roots["train"].glob("*")):
-            roots = {"train": folder}
-        found = {
-            part: {
-                each.name: files_below(each)
-                for each in sorted(root.iterdir())
-                if each.is_dir() and not each.name.startswith(".")
-            }
-            for part, root in roots.items()
-            if part == "train" or root.is_dir()
-        }
-    except OSError as error:
-        raise StudyError(
-            f"cannot read the folder {error.filename} ({error.strerror}): "
-            f"lay pictures out as {layout}"
-        ) from None
-    found = {
-        part: {name: paths for name, paths in classes.items() if _any_picture(paths)}
-        for part, classes in found.items()
-    }
-    if not found["train"]:
-        raise StudyError(f"no pictures in folders of {folder}: lay them out as {layout}")
-    if len(found["train"]) < 2:
-        raise StudyError(
-            f"{folder} has one class only ({next(iter(found['train']))}): "
-            f"a study needs at least two, laid out as {layout}"
-        )
-    if strangers := found.get("test", {}).keys() - found["train"].keys():
-        raise StudyError(
-            f"{folder}/test has a class that train lacks: {', '.join(sorted(strangers))}"
-        )
-    return found
-
-
-def files_below(folder: Path) -> list[Path]:
-    """All files of a folder and the folders in it, sorted, but hidden ones.
-
-    What of it is no picture is found out when it is read, and then named.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    return sorted(
-        Path(where, name)
-        for where, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if not name.startswith(".")
-    )
-
-
-def _any_picture(paths: list[Path]) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in paths)
-
-
-def folder_state(folder: Path, paths: dict) -> str:
-    """Digest of the names of a folder's pictures, their sizes and when they last changed."""
-    state = []
-    for part, classes in paths.items():
-        for name, files in classes.items():
-            for path in files:
-                state.append([part, name, path.relative_to(folder).as_posix(), file_state(path)])
-    return digest(state)
-
-
-def file_state(path: Path) -> str:
-    """A file's size and when it last changed; that it is gone, as behind a broken link."""
-    try:
-        about = path.stat()
-    except OSError:
-        return "gone"
-    return f"{about.st_size} {about.st_mtime_ns}"
-
-
-def folder_pictures(folder: Path, paths: dict) -> Pictures:
-    """The pictures of a folder, as `list_folder` found them."""
+def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pictures:
+    """The pictures of a folder; `paths` are from `list_folder`."""
     classes = list(paths["train"])
     rows = [
         (path, classes.index(name), part == "test")
-        for part, by_class in paths.items()
-        for name, files in by_class.items()
+        for part, paths_by_class in paths.items()
+        for name, files in paths_by_class.items()
         for path in files
     ]
     items, labels, is_test = zip(*rows, strict=True)
@@ -309,21 +124,215 @@ def folder_pictures(folder: Path, paths: dict) -> Pictures:
     )
 
 
+def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """The files of a folder by part ("train", and "test" if there is one) and class.
+
+    A folder is a class if it has a file with the ending of a picture format.
+
+    Raises:
+        StudyError: the folder is missing, unreadable or empty, has a single class, or its parts
+            have different classes.
+    """
+    layout = f"{folder}/<class>/*.png or {folder}/{{train,test}}/<class>/*.png"
+    roots = {"train": folder / "train", "test": folder / "test"}
+    try:
+        # A folder `train` without folders in it is a class of that name.
+        if not any(path.is_dir() for path in roots["train"].glob("*")):
+            roots = {"train": folder}
+        paths = {
+            part: {
+                child.name: list_files(child)
+                for child in sorted(root.iterdir())
+                if child.is_dir() and not child.name.startswith(".")
+            }
+            for part, root in roots.items()
+            if part == "train" or root.is_dir()
+        }
+    except OSError as error:
+        raise StudyError(
+            f"cannot read the folder {error.filename} ({error.strerror}): "
+            f"lay pictures out as {layout}"
+        ) from None
+    paths = {
+        part: {name: files for name, files in paths_by_class.items() if _has_picture(files)}
+        for part, paths_by_class in paths.items()
+    }
+    if not paths["train"]:
+        raise StudyError(f"no pictures in folders of {folder}: lay them out as {layout}")
+    if len(paths["train"]) < 2:
+        raise StudyError(
+            f"{folder} has one class only ({next(iter(paths['train']))}): "
+            f"a study needs at least two, laid out as {layout}"
+        )
+    if unknown := paths.get("test", {}).keys() - paths["train"].keys():
+        raise StudyError(
+            f"{folder}/test has a class that train lacks: {', '.join(sorted(unknown))}"
+        )
+    return paths
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, without hidden ones.
+
+    Files of any kind are listed; unreadable files are reported while decoding.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=fail)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def _has_picture(files: list[Path]) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in files)
+
+
+def folder_state(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> str:
+    """Digest of the names, sizes and modification times of a folder's pictures."""
+    state = [
+        [part, name, path.relative_to(folder).as_posix(), file_state(path)]
+        for part, paths_by_class in paths.items()
+        for name, files in paths_by_class.items()
+        for path in files
+    ]
+    return digest(state)
+
+
+def file_state(path: Path) -> str:
+    """The size and modification time of a file; "gone" if there is none, as for a broken link."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "gone"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
 def decode_pictures(
-    pictures: Pictures, size: int, path: Path
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """All pictures as one (n, size, size, 3) uint8 array on disk; what cannot be read is skipped.
+    pictures: Pictures, rows: Sequence[int], size: int, path: Path
+) -> dict[int, Unreadable]:
+    """Decode pictures straight to their places in an array on disk.
+
+    The pictures that are not in `rows` are decoded too, but not kept: whether a picture can be
+    read does not depend on whether it was selected.
+
+    Args:
+        pictures: n of them.
+        rows: positions in `pictures`, in the order of the array.
+        size: pixels.
+        path: the .npy file to write, (len(rows), size, size, 3) uint8 RGB.
 
     Returns:
-        The array, the positions in `pictures` of what it holds, and "name: reason" of the rest.
+        The pictures that cannot be read, by position in `pictures`, rising. Their places in the
+        array are black.
     """
-    array = open_memmap(path, "w+", np.uint8, (len(pictures.items), size, size, 3))
-    readable, skipped = [], []
-    found = read_squares(pictures.items, size)
-    for row, image in enumerate(progress(found, len(pictures.items), "reading images")):
-        if isinstance(image, Unreadable):
-            skipped.append(f"{pictures.names[row]}: {image}")
-        else:
-            array[len(readable)] = image
-            readable.append(row)
-    return array, np.array(readable, int), skipped
+    images = open_memmap(path, "w+", np.uint8, (len(rows), size, size, 3))
+    others = np.setdiff1d(np.arange(len(pictures.items)), rows)
+    order = [*rows, *others]
+    squares = read_squares([pictures.items[row] for row in order], size)
+    unreadable = {}
+    for place, square in enumerate(progress(squares, len(order), "reading images")):
+        if isinstance(square, Unreadable):
+            unreadable[int(order[place])] = square
+        elif place < len(rows):
+            images[place] = square
+    images.flush()
+    return dict(sorted(unreadable.items()))
+
+
+def read_squares(
+    pictures: Sequence[Path | np.ndarray], size: int
+) -> Iterator[np.ndarray | Unreadable]:
+    """Every picture as from `read_square`, in order, or why it cannot be read.
+
+    Threads read a few hundred pictures ahead, so that memory does not grow with their number.
+    """
+
+    def read(chunk: Sequence[Path | np.ndarray]) -> list[np.ndarray | Unreadable]:
+        return [_square_or_reason(picture, size) for picture in chunk]
+
+    pending: deque[Future] = deque()
+    with ThreadPoolExecutor(1 if _are_small(pictures[:CHUNK]) else os.cpu_count()) as threads:
+        for start in range(0, len(pictures), CHUNK):
+            pending.append(threads.submit(read, pictures[start : start + CHUNK]))
+            if len(pending) == CHUNKS_AHEAD:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
+    """The centre crop of a picture, scaled bicubically to (size, size, 3) uint8 RGB.
+
+    Args:
+        picture: a file, a binary stream, or (h, w) grey or (h, w, 3) RGB uint8 values.
+        size: pixels.
+
+    Raises:
+        Unreadable: it is not a picture, is broken, or is larger than Pillow's limit.
+    """
+    if isinstance(picture, Path) and picture.exists() and not picture.is_file():
+        raise Unreadable("not a file")  # Reading a pipe, for example, would never end.
+    try:
+        is_array = isinstance(picture, np.ndarray)
+        with Image.fromarray(picture) if is_array else Image.open(picture) as opened:
+            square = _to_rgb(_upright(opened))
+            if square.size != (size, size):
+                square = ImageOps.fit(square, (size, size), Image.Resampling.BICUBIC)
+            return np.asarray(square)
+    except UnidentifiedImageError as error:  # Its text names the file, or a stream's address.
+        raise Unreadable("not a picture, or of a format that Pillow does not know") from error
+    # What Pillow's decoders raise for broken files is not documented.
+    except Exception as error:
+        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _square_or_reason(picture: Path | np.ndarray, size: int) -> np.ndarray | Unreadable:
+    try:
+        return read_square(picture, size)
+    except Unreadable as reason:
+        return reason
+
+
+def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
+    sizes = [
+        picture.nbytes if isinstance(picture, np.ndarray) else picture.stat().st_size
+        for picture in pictures
+        if isinstance(picture, np.ndarray) or picture.exists()
+    ]
+    return sum(sizes) <= SMALL_FILE * len(sizes)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # exif_transpose copies the picture even if there is nothing to turn.
+    is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(picture) if is_turned else picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith(("I", "F")):
+        picture = _to_eight_bits(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Scale grey values of 16 or more bits to 8; Pillow would clip them.
+
+    White is 65535 for integers and 1 for floating-point numbers, or the brightest value above it.
+    """
+    values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
+    white = max(1.0 if picture.mode.startswith("F") else 65535.0, values.max())
+    return Image.fromarray((values / white * 255).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Protocols: which images train, which are searched, and with which.
+"""Protocols: which images train the network, which are the gallery and which are the queries.
 
 | protocol | trained on | gallery | queries |
 |---|---|---|---|
@@ -6,12 +6,13 @@
 | `held_out_gallery` | training images | test images | test images, each without itself |
 | `unseen_classes` | training images of some classes | training images of all classes | test \
 images of the other classes |
-| `hashing_1k` | 500 images a class | all but the queries | 100 images a class |
+| `hashing_1k` | 500 images per class | all but the queries | 100 images per class |
 
-`closed` is the paper's: the gallery is what the network was trained on. In `held_out_gallery` it
-has seen neither side. `unseen_classes` asks whether an embedding knows more than the classes it was
-taught. `hashing_1k` is that of the deep-hashing literature on CIFAR-10 with a gallery of 59,000:
-training and test images are pooled and drawn from anew.
+`closed` is the paper's protocol: the gallery is what the network was trained on. In
+`held_out_gallery` the network has seen neither gallery nor queries. `unseen_classes` measures
+whether an embedding works for classes that it was not trained on. `hashing_1k` is the protocol of
+the deep-hashing literature on CIFAR-10, with a gallery of 59,000: training and test images are
+pooled, and all parts are drawn from the pool.
 """
 
 from collections.abc import Iterator
@@ -27,16 +28,16 @@ HASHING_QUERIES, HASHING_TRAINING = 100, 500
 
 
 def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) -> Iterator[Dataset]:
-    """The data set as each protocol sees it, one view a draw where the protocol draws.
+    """Yield the data set as each protocol uses it; `unseen_classes` has one view per draw.
 
     Args:
-        dataset: from `data.load`.
+        dataset: from `load_dataset`.
         protocols: names in `PROTOCOLS`.
-        unseen: classes that `unseen_classes` keeps from training.
-        draws: how often it draws them.
+        unseen: number of classes that `unseen_classes` does not train on.
+        draws: number of times that it draws them.
 
     Raises:
-        StudyError: the data cannot serve a protocol.
+        StudyError: the data set does not fit a protocol.
     """
     for protocol in protocols:
         for draw in range(draws) if protocol == "unseen_classes" else [None]:
@@ -44,11 +45,11 @@ def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) ->
 
 
 def view(dataset: Dataset, protocol: str, *, unseen: int = 2, draw: int | None = None) -> Dataset:
-    """The data set as one protocol sees it; arguments and errors as for `views`."""
+    """The data set as one protocol uses it; arguments and errors as for `views`."""
     if protocol == "closed":
         return dataset
     if protocol == "held_out_gallery":
-        _need_two_of_one(dataset, dataset.queries, protocol)
+        _check_relevant(dataset, dataset.queries, protocol)
         return replace(dataset, protocol=protocol, gallery=dataset.queries)
     if protocol == "unseen_classes":
         return _unseen_classes(dataset, unseen, draw or 0)
@@ -58,12 +59,12 @@ def view(dataset: Dataset, protocol: str, *, unseen: int = 2, draw: int | None =
 
 
 def unseen_labels(dataset: Dataset) -> np.ndarray:
-    """Labels of the classes that a view has queries of, but was not trained on."""
+    """(n,) int64, the classes that a view has queries of but does not train on."""
     return np.setdiff1d(dataset.query_labels, dataset.labels[dataset.train])
 
 
 def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
-    """Each class is unseen once before one is for the second time."""
+    """Draw classes round by round: no class is unseen twice before every class was once."""
     n_classes = len(dataset.classes)
     if unseen > n_classes - 2:
         raise StudyError(
@@ -74,28 +75,28 @@ def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
     rounds = range((start + unseen - 1) // n_classes + 1)
     seed = dataset.parameters["split_seed"]
     order = np.concatenate(
-        [np.random.default_rng([seed, each]).permutation(n_classes) for each in rounds]
+        [np.random.default_rng([seed, number]).permutation(n_classes) for number in rounds]
     )
-    # A draw that begins in one round and ends in the next may meet a class twice.
-    apart = list(dict.fromkeys(order[start:].tolist()))[:unseen]
+    # A draw that starts in one round and ends in the next may contain a class twice.
+    unseen_classes = list(dict.fromkeys(order[start:].tolist()))[:unseen]
 
-    def of(positions: np.ndarray, wanted: bool) -> np.ndarray:
-        return positions[np.isin(dataset.labels[positions], apart) == wanted]
+    def select(positions: np.ndarray, *, is_unseen: bool) -> np.ndarray:
+        return positions[np.isin(dataset.labels[positions], unseen_classes) == is_unseen]
 
     return replace(
         dataset,
         protocol="unseen_classes",
         draw=draw,
-        train=of(dataset.train, False),
-        validation=of(dataset.validation, False),
-        queries=of(dataset.queries, True),
+        train=select(dataset.train, is_unseen=False),
+        validation=select(dataset.validation, is_unseen=False),
+        queries=select(dataset.queries, is_unseen=True),
     )
 
 
 def _hashing_1k(dataset: Dataset) -> Dataset:
     if dataset.parameters["dataset"] != "cifar10":
         raise StudyError(
-            "protocol hashing_1k is that of CIFAR-10: leave it out of `protocols` for "
+            "protocol hashing_1k is defined for CIFAR-10 only: leave it out of `protocols` for "
             f"{dataset.parameters['dataset']}"
         )
     seed = dataset.parameters["split_seed"]
@@ -104,14 +105,14 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
         members = np.flatnonzero(dataset.labels == label)
         if len(members) < HASHING_QUERIES + HASHING_TRAINING:
             raise StudyError(
-                f"protocol hashing_1k needs {HASHING_QUERIES + HASHING_TRAINING} images a class, "
+                f"protocol hashing_1k needs {HASHING_QUERIES + HASHING_TRAINING} images per class, "
                 f"and {name!r} has {len(members)}: leave it out of `protocols`"
             )
         drawn = np.random.default_rng([seed, label]).permutation(members)
         queries.append(drawn[:HASHING_QUERIES])
         training.append(drawn[HASHING_QUERIES:][:HASHING_TRAINING])
     queries, training = np.sort(np.concatenate(queries)), np.sort(np.concatenate(training))
-    # Choices are made on a part of the 5,000, not on labels that the protocol does not give.
+    # The protocol gives labels for 5,000 images only, so validation images are some of these.
     train, validation = stratified_split(
         dataset.labels[training],
         dataset.parameters["validation_fraction"],
@@ -129,7 +130,7 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
     )
 
 
-def _need_two_of_one(dataset: Dataset, positions: np.ndarray, protocol: str) -> None:
+def _check_relevant(dataset: Dataset, positions: np.ndarray, protocol: str) -> None:
     counts = np.bincount(dataset.labels[positions], minlength=len(dataset.classes))
     if counts.max() < 2:
         raise StudyError(

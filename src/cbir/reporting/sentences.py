@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from cbir.images import leaks
 from cbir.progress import duration
 from cbir.reporting import estimates, tables, tidy
 from cbir.reporting.estimates import Estimate, PValue
@@ -367,3 +368,29 @@ def percentage(share: float) -> str:
 
 def _join(parts: list[str], word: str) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
+
+
+def describe_leaks(pairs: pd.DataFrame, n_queries: int) -> str:
+    """How many queries are in the gallery too; a query with pairs of both kinds is identical.
+
+    Args:
+        pairs: from `leaks.audit`.
+        n_queries: the number of queries that were looked for.
+    """
+    n_leaking = pairs["query"].nunique()
+    queries = f"{n_queries:,} {'query' if n_queries == 1 else 'queries'}"
+    limit = f"Limit: a pixel distance of {leaks.PIXEL_DISTANCE:g} (0: the same, 1.41: unrelated)."
+    if not n_leaking:
+        return f"None of {queries} is in the gallery, too. {limit}"
+    n_identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
+    n_near = n_leaking - n_identical
+    kinds = []
+    if n_identical:
+        kinds.append(f"{n_identical:,} with identical pixels")
+    if n_near:
+        kinds.append(f"{n_near:,} as {'a near-duplicate' if n_near == 1 else 'near-duplicates'}")
+    percentage = 100 * n_leaking / n_queries
+    share = f"{percentage:.1f} %" if percentage >= 0.05 else "less than 0.1 %"
+    verb = "is" if n_leaking == 1 else "are"
+    count = f"{n_leaking:,} of {queries} ({share}) {verb} in the gallery, too"
+    return f"{count}: {', '.join(kinds)}. {limit}"

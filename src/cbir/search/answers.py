@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cbir import StudyError
-from cbir.images.pictures import Unreadable, files_below, read_square
+from cbir.images.pictures import Unreadable, list_files, read_square
 from cbir.retrieval.feedback import refine
 from cbir.search.engine import Engine, Gallery
 
@@ -202,7 +202,7 @@ def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
         if argument == STDIN:
             yield "standard input", io.BytesIO(sys.stdin.buffer.read())
         elif path.is_dir():
-            if not (files := files_below(path)):
+            if not (files := list_files(path)):
                 raise StudyError(f"no files in {argument}")
             yield from ((str(file), file) for file in files)
         elif path.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cbir import StudyError
 from cbir.cache import write_text
-from cbir.images.pictures import describe_skipped
+from cbir.progress import describe_skipped
 
 # How many of a study's classes are named.
 MOST_CLASSES = 10

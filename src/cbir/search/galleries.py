@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.images.pictures import Unreadable, file_state, files_below, read_square, read_squares
+from cbir.images.pictures import Unreadable, file_state, list_files, read_square, read_squares
 from cbir.progress import Ticker
 from cbir.search.engine import Engine, Gallery, open_engine
 
@@ -155,7 +155,7 @@ def _file_states(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise StudyError(f"no folder {folder}")
     try:
-        paths = files_below(folder)
+        paths = list_files(folder)
     except OSError as error:
         raise StudyError(f"cannot read {error.filename} ({error.strerror})") from None
     return {path.relative_to(folder).as_posix(): file_state(path) for path in paths}

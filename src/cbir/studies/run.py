@@ -7,11 +7,11 @@ from pathlib import Path
 from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.images import leaks, protocols
-from cbir.images.pictures import describe_skipped
 from cbir.networks import weights
-from cbir.progress import duration, own_stderr
+from cbir.progress import describe_skipped, duration, own_stderr
 from cbir.reporting.pages import write_page
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
+from cbir.reporting.sentences import describe_leaks
 from cbir.studies import params
 from cbir.studies.study import Study, git_state, notebook_digest, page_digest, run_key
 
@@ -40,7 +40,7 @@ def bring_up_to_date(study: Study) -> bool:
         asked = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **asked))  # refuses what the data cannot serve
     first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
-    print(leaks.describe(leaks.audit(first), len(first.queries)), flush=True)
+    print(describe_leaks(leaks.audit(first), len(first.queries)), flush=True)
     current, failures, ran = {}, {}, False
     for run in study.runs:
         name = run.architecture
