@@ -322,7 +322,7 @@ def test_a_study_ends_well_and_says_nothing_on_stderr(tiny):
 def test_leaks_are_told_before_anything_is_trained(tiny):
     lines = tiny.done.stdout.splitlines()
     (told,) = [place for place, line in enumerate(lines) if "also stand" in line]
-    assert lines[told].startswith("None of 12 queries also stands in the gallery.")
+    assert lines[told].startswith("None of 12 queries is in the gallery, too.")
     assert told < next(place for place, line in enumerate(lines) if "running" in line)
     assert told < next(place for place, line in enumerate(lines) if line.startswith("epoch"))
 

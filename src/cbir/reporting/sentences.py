@@ -389,8 +389,8 @@ def describe_leaks(pairs: pd.DataFrame, n_queries: int) -> str:
         kinds.append(f"{n_identical:,} with identical pixels")
     if n_near:
         kinds.append(f"{n_near:,} as {'a near-duplicate' if n_near == 1 else 'near-duplicates'}")
-    percentage = 100 * n_leaking / n_queries
-    share = f"{percentage:.1f} %" if percentage >= 0.05 else "less than 0.1 %"
+    leaking_share = n_leaking / n_queries
+    share = percentage(leaking_share) if leaking_share >= 0.0005 else "less than 0.1 %"
     verb = "is" if n_leaking == 1 else "are"
     count = f"{n_leaking:,} of {queries} ({share}) {verb} in the gallery, too"
     return f"{count}: {', '.join(kinds)}. {limit}"

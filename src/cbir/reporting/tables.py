@@ -6,10 +6,12 @@ import pandas as pd
 from cbir.images import protocols
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
-from cbir.reporting.display import SEARCH_COLOURS
 from cbir.reporting.estimates import Estimate, PValue
 from cbir.reporting.runs import Run, networks, shared_dataset
-from cbir.retrieval import ranking, uncertainty
+from cbir.retrieval import uncertainty
+
+# Of the columns of a table.
+SEARCH_ORDER = ("unrestricted", "label_lookup", "predicted_class", "soft", "oracle_class")
 
 # What an architecture costs, and the digits after the decimal point that these numbers support.
 COSTS = {
@@ -273,6 +275,8 @@ def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.Da
 
 def relevant_ranks(run: Run) -> np.ndarray:
     """(n_queries, R) ranks of every query's relevant images in a run's unrestricted search."""
+    from cbir.retrieval import ranking  # imports numba, which few tables need
+
     dataset, embeddings = run.dataset, run.embeddings
     blocks = [
         ranks
@@ -305,7 +309,7 @@ def scores(run: Run) -> pd.DataFrame:
     cells = [tidy.number(rows.loc[[row]]) for row in rows.index]
     rows = rows.assign(depth=depth, cell=cells).set_index(["metric", "depth", "search"])
     wide = rows["cell"].unstack("search", sort=False)
-    order = [name for name in SEARCH_COLOURS if name in wide]
+    order = [name for name in SEARCH_ORDER if name in wide]
     metrics = [name for name in METRICS if name in wide.index]
     return wide.loc[metrics, order].rename_axis(index={"depth": "k"}, columns=None).reset_index()
 
