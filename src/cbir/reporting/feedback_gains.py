@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from cbir.reporting import estimates, tidy
 from cbir.reporting.display import NEUTRAL, look
 from cbir.reporting.runs import Run, run_folder
-from cbir.reporting.sentences import chance
+from cbir.reporting.sentences import p_value
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio, measure_feedback
 
@@ -200,7 +200,7 @@ def _gains(rows: pd.DataFrame) -> str:
         part = (
             f"{after} {measure} is {estimates.from_row(row, WITH)} instead of "
             f"{estimates.from_row(row, WITHOUT)} without feedback: {verdict}, "
-            f"{estimates.from_row(row, DIFFERENCE):+}, {chance(row['p_holm'])}"
+            f"{estimates.from_row(row, DIFFERENCE):+}, {p_value(row['p_holm'])}"
         )
         if row["n_left_out"]:
             part += f" ({row['n_left_out']:,} queries with no relevant image left are left out)"
