@@ -303,7 +303,9 @@ def test_a_run_is_described_by_its_own_numbers():
     ]
     said = sentences.describe_run(result(*frames, epochs=1))
     assert said.startswith("**cnn** predicts the right class for 0.75 [0.50,")
-    assert "of 2 queries" in said
+    assert (
+        "of 2 queries, and for 1.000 [1.000,\u00a01.000] of the images that it learnt from" in said
+    )
     assert "ranks the whole gallery of 5,000 images" in said
     assert "precision of 0.50 [" in said
     assert "(means of 2 seeds)" in said

@@ -189,7 +189,9 @@ def describe_run(run: Run) -> str:
     if not run.is_baseline:
         accuracy = (
             f"**{name}** predicts the right class for {numbers['accuracy']} of "
-            f"{images['queries']:,} queries. "
+            f"{images['queries']:,} queries, and for "
+            f"{estimates.from_row(summary['training_accuracy'])} of the images that it learnt "
+            "from. "
         )
         subject = "It"
     text = (
