@@ -1,6 +1,5 @@
 """Numbers with their intervals: as many digits as the interval supports, and no more."""
 
-import io
 import math
 
 import pandas as pd
@@ -8,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbir.reporting import display, estimates, tidy
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting import estimates, tidy
+from cbir.reporting.estimates import Estimate
 
 
 # Worked out by hand from the rule of the Particle Data Group.
@@ -51,24 +50,3 @@ def test_the_one_number_of_rows_is_an_estimate():
     assert str(tidy.number(row.iloc[:0])) == "–"
     with pytest.raises(AssertionError, match="more than one number"):
         tidy.number(pd.concat([row, row]))
-
-
-def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own():
-    frame = pd.DataFrame(
-        {
-            "run": ["cnn", "baseline"],
-            "mAP": [Estimate(0.912345678, 0.9061, 0.9188), Estimate(math.nan)],
-            "p": [PValue(0.0001), PValue(math.nan)],
-            "epochs": [3, 0],
-        }
-    )
-    table = display.table(frame, "Quality.")
-    assert "0.912 [0.906,\u00a00.919]" in table.to_html()
-    read = pd.read_csv(io.StringIO(table._repr_mimebundle_()["text/csv"]))
-    assert list(read) == ["run", "mAP", "mAP, low", "mAP, high", "p", "epochs"]
-    assert read.loc[0, ["mAP", "mAP, low", "mAP, high"]].tolist() == [0.912345678, 0.9061, 0.9188]
-    assert read.loc[1, ["mAP", "mAP, low", "mAP, high"]].isna().all()
-    assert "&lt; 0.001" in table.to_html()
-    assert read.loc[0, "p"] == 0.0001
-    assert read.loc[[1], "p"].isna().all()
-    assert read["epochs"].tolist() == [3, 0]

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import empty_project, toy_dataset
-from matplotlib.colors import to_hex
 
 from cbir import explain
 from cbir.cache import Artifact
 from cbir.networks.gradients import Maps
-from cbir.reporting import display, explanations, tidy
+from cbir.reporting import display, explanations, image_grids, tidy
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
@@ -65,49 +64,67 @@ def grey_images(dataset):
     return dataset
 
 
-def test_each_map_lies_over_its_own_image_for_each_architecture():
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The rows of pictures and the names of each figure that is drawn."""
+    figures = []
+
+    def record(rows, names):
+        figures.append((rows, names))
+        return image_grids.grid(rows, names)
+
+    monkeypatch.setattr(explanations, "grid", record)
+    return figures
+
+
+def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
     dataset = grey_images(toy_dataset())
     one, other = explanation(0.1, 0.1), explanation(0.1, 0.1, results=np.arange(20))
-    *axes, bar = explanations.pairs(dataset, {"cnn": one, "vgg16": other}, most=3).axes
-    columns = np.array(axes).reshape(7, 3).T
-    for pair, (top, *below) in enumerate(columns):
+    figure = explanations.pairs(dataset, {"cnn": one, "vgg16": other}, most=3)
+    ((rows, names),) = drawn
+    for pair, (top, *below) in enumerate(zip(*rows, strict=True)):
         query = dataset.queries[pair]
-        assert int(top.images[0].get_array()[0, 0, 0]) == query
-        assert top.get_title() == dataset.classes[dataset.labels[query]]
+        asked = image_grids.enlarge(dataset.images[query])
+        assert np.array_equal(top.pixels, asked)
+        assert top.above == dataset.classes[dataset.labels[query]]
         for run, (marked, plain_result, marked_result) in ((one, below[:3]), (other, below[3:])):
             result = dataset.gallery[run.results[pair]]
-            three = (marked, plain_result, marked_result)
-            shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in three]
-            assert shown == [query, result, result]
-            assert len(plain_result.images) == 1
-            for axis, map_ in (
-                (marked, run.maps.query[pair]),
-                (marked_result, run.maps.result[pair]),
+            for picture, image, map_ in (
+                (marked, query, run.maps.query[pair]),
+                (marked_result, result, run.maps.result[pair]),
             ):
-                over = axis.images[1]
-                assert np.array_equal(over.get_array(), map_)
-                assert over.get_extent() == [-0.5, 7.5, 7.5, -0.5]
-                # One scale for all, so that an empty map is dark.
-                assert over.get_clim() == (0, 1)
+                expected = image_grids.overlay(dataset.images[image], map_)
+                assert np.array_equal(picture.pixels, expected)
+            assert np.array_equal(plain_result.pixels, image_grids.enlarge(dataset.images[result]))
             is_hit = dataset.labels[query] == dataset.labels[result]
             sign, colour = ("✓", display.HIT) if is_hit else ("✗", display.MISS)
             returned = dataset.classes[dataset.labels[result]]
-            assert plain_result.get_title() == f"{sign} {run.similarities[pair]:.3f}\n{returned}"
-            assert to_hex(plain_result.title.get_color()).upper() == colour
-    names = [axis.get_ylabel() for axis in columns[0]]
+            assert plain_result.above == f"{sign} {run.similarities[pair]:.3f}\n{returned}"
+            assert plain_result.colour == colour
     assert names[0] == "query"
     assert [name.partition("\n")[0] for name in names[1:]] == ["cnn"] * 3 + ["vgg16"] * 3
-    ends = [each.get_text() for each in bar.get_xticklabels()]
+    ends = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert ends == ["does not raise it", "raises the similarity most"]
 
 
-def test_queries_that_one_architecture_does_not_explain_are_left_out():
+def test_an_empty_map_is_dark_and_a_position_of_1_bright():
+    image = np.full((8, 8, 3), 100, np.uint8)
+    dark = image_grids.overlay(image, np.zeros((4, 4)))
+    assert np.ptp(dark, axis=(0, 1)).max() == 0
+    map_ = np.zeros((4, 4))
+    map_[0, 3] = 1
+    bright = image_grids.overlay(image, map_).sum(axis=2)
+    assert bright[0, -1] == bright.max() > dark[0, 0].sum() == bright[-1, 0]
+
+
+def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
     dataset = grey_images(toy_dataset())
-    found = explanation(0.1, 0.1, n_pairs=2, kind="attention")
+    early = explanation(0.1, 0.1, n_pairs=2, kind="attention")
     later = explanation(0.1, 0.1, n_pairs=2, kind="attention", queries=np.array([1, 2]))
-    *axes, bar = explanations.pairs(dataset, {"cnn": found, "vgg16": later}).axes
-    assert len(axes) == 7
-    assert int(axes[0].images[0].get_array()[0, 0, 0]) == dataset.queries[1]
+    _, bar = explanations.pairs(dataset, {"cnn": early, "vgg16": later}).axes
+    rows, _ = drawn[0]
+    assert [len(row) for row in rows] == [1] * 7
+    assert rows[0][0].pixels[0, 0, 0] == dataset.queries[1]
     assert [each.get_text() for each in bar.get_xticklabels()] == ["weighs nothing", "weighs most"]
 
 

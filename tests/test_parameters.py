@@ -47,23 +47,6 @@ def test_the_commands_check_the_commit_out_and_run_the_study(project):
     assert provenance.commands("tiny") == "```\nmake report STUDY=tiny\n```"
 
 
-def test_without_a_report_there_is_nothing_to_tell(project, monkeypatch):
-    shown = []
-    monkeypatch.setattr(provenance.ipython, "display", shown.append)
+def test_without_a_report_there_is_nothing_to_tell(project):
     assert provenance.commands("tiny") == ""
     assert provenance.parameters_table("tiny").empty
-    provenance.fold(provenance.parameters_table("tiny"), "Parameters")
-    assert shown == []
-
-
-def test_a_table_is_folded_under_its_summary(project, monkeypatch):
-    shown = []
-    monkeypatch.setattr(provenance.ipython, "display", lambda bundle, raw: shown.append(bundle))
-    write_manifest(project)
-    table = provenance.parameters_table("tiny").assign(cnn="<b>")
-    provenance.fold(table, "All & every parameter")
-    (bundle,) = shown
-    assert bundle["text/html"].startswith("<details><summary>All &amp; every parameter</summary>")
-    assert "All &amp; every parameter.</caption>" in bundle["text/html"]
-    assert "&lt;b&gt;" in bundle["text/html"]
-    assert bundle["text/csv"].startswith("parameter,cnn,random\nepochs,<b>,–\n")

@@ -324,8 +324,11 @@ def shown_by(name: str, monkeypatch, **given) -> list[str]:
     """Run a notebook's cells in this process; what it says, its tables and texts of figures."""
     shown = []
 
-    def record(what, metadata=None):
-        shown.append(next(iter(metadata.values()))["alt"] if metadata else what.data)
+    def record(what, metadata=None, raw=False):
+        if raw:
+            shown.append(what["text/html"])
+        else:
+            shown.append(next(iter(metadata.values()))["alt"] if metadata else what.data)
 
     monkeypatch.setattr(display, "display", record)
     names = {}

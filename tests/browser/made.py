@@ -34,14 +34,23 @@ def output_of(shown, metadata: dict | None = None):
 
 def figure_of(figure: plt.Figure, text: str):
     """The output that a notebook stores for a figure that `display.show` displays."""
+    return output_of(*_displayed(display.show, figure, text))
+
+
+def table_of(frame: pd.DataFrame, caption: str, **changes):
+    """The output that a notebook stores for a table that `display.table` displays."""
+    data, metadata = _displayed(display.table, frame, caption, **changes)
+    return v4.new_output("display_data", data, metadata=metadata)
+
+
+def _displayed(function, *arguments, **changes) -> tuple:
+    """What a function of `display` displays, and its metadata."""
     shown = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            display, "display", lambda drawing, metadata: shown.append((drawing, metadata))
-        )
-        display.show(figure, text)
-    ((drawing, metadata),) = shown
-    return output_of(drawing, metadata)
+        record = lambda output, metadata, raw=False: shown.append((output, metadata))  # noqa: E731
+        patch.setattr(display, "display", record)
+        function(*arguments, **changes)
+    return shown[0]
 
 
 def curve() -> plt.Figure:
@@ -71,9 +80,9 @@ def tables() -> list:
     )
     narrow = pd.DataFrame({"seconds": [1234.5, 0.25]}, index=pd.Index(names[:2], name="run"))
     return [
-        display.table(wide, "Quality, with 95 % intervals."),
-        display.table(narrow, "Cost of each architecture.", digits=2),
-        display.table(narrow.T, "Cost of each architecture."),
+        table_of(wide, "Quality, with 95 % intervals."),
+        table_of(narrow, "Cost of each architecture.", digits=2),
+        table_of(narrow.T, "Cost of each architecture."),
     ]
 
 
@@ -112,7 +121,7 @@ def write_grid(folder: Path) -> Path:
                 )
     points = grids.points_table(runs)
     shown = [
-        output_of(display.table(grids.readable(points), "All points of the grid.")),
+        table_of(grids.readable(points), "All points of the grid."),
         figure_of(grids.heat_maps(points), "What each point reaches."),
         figure_of(grids.curves(points), "Along the size."),
     ]
@@ -156,7 +165,7 @@ def write_architecture(folder: Path) -> Path:
         evalue="too small",
         traceback=["\x1b[31mValueError\x1b[39m: " + "too small, " * 30],
     )
-    shown = [output_of(table) for table in tables()]
+    shown = tables()
     figures = [figure_of(curve(), "Accuracy of <cnn> by epoch."), figure_of(noise(), "Noise.")]
     settings = 'seeds = [0]\nbackbone = "cnn"\ndataset = "' + "a/very/long/path/" * 12 + '"'
     cells = [

@@ -1,4 +1,6 @@
-"""Figures: data in, a matplotlib figure out. Hits and misses differ in colour and in sign."""
+"""Charts: a data frame in, a matplotlib figure out; without rows there is no figure."""
+
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,28 +10,36 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from cbir.reporting import examples, tidy
-from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, SEARCH_COLOURS, look
+from cbir.reporting import tidy
+from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, SEARCH_COLOURS, looks
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.image_grids import shorten
-from cbir.reporting.runs import Run
-from cbir.reporting.tables import confusion_counts
 
 # A curve has about so many markers, however many epochs it has.
 MOST_MARKERS = 12
+# With more classes than that, the counts of a confusion matrix are too small to be read.
+MOST_COUNTED = 12
+# Of `against_cost`: a column of its points, and what its axis is called.
+COST_AXES = {
+    "milliseconds": "embedding an image (ms)",
+    "bytes": "index, per image (bytes)",
+}
+# Names beside points keep so far apart, as a share of the axis' height.
+APART = 0.055
 
 
-def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
+def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
     """Accuracy and loss by epoch: solid on training images, dashed on validation images.
 
-    Colour and marker tell the histories apart.
-
     Args:
-        histories: by name, a row per epoch with accuracy, loss, val_accuracy, val_loss.
+        histories: by architecture, one row per epoch: accuracy, loss, val_accuracy, val_loss.
     """
+    if not histories:
+        return None
+    of_name = looks(histories)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for name, history in histories.items():
-        colour, marker = look(name)
+        colour, marker = of_name[name]
         every = -(-len(history) // MOST_MARKERS) or None
         for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
             for column, style, part in (
@@ -41,7 +51,7 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
                     markevery=every, markersize=4, label=f"{name}, {part}",
                 )  # fmt: skip
             axis.set(xlabel="epoch", ylabel=measure)
-    last = max((len(history) for history in histories.values()), default=1)
+    last = max(1, *map(len, histories.values()))
     for axis in axes:
         axis.set_xlim(0.5, last + 0.5)
         axis.set_xticks(np.unique(np.linspace(1, last, min(last, 10)).round().astype(int)))
@@ -57,25 +67,10 @@ def training_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> Figure:
-    """How many queries of each class (rows) were taken for which class (columns)."""
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (labels, predicted), 1)
-    side = min(16, max(4.5, 0.62 * len(classes)))
-    figure, axis = plt.subplots(figsize=(side, side * 0.85))
-    sns.heatmap(
-        counts, annot=len(classes) <= 30, fmt="d", cmap="Blues", cbar=False, linewidths=0.5,
-        xticklabels=classes, yticklabels=classes, annot_kws={"size": 9}, ax=axis,
-    )  # fmt: skip
-    axis.set(xlabel="predicted class", ylabel="true class")
-    axis.tick_params(axis="y", rotation=0)
-    return figure
-
-
 def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
-    """One metric by the query's class, with its interval, a column for each architecture.
+    """A heat map of one metric by class of the query and architecture, with intervals.
 
-    Of very many classes it shows those that score lowest.
+    Of more than `MOST_ROWS` classes it shows those that score lowest.
 
     Args:
         rows: of metrics.csv, of one protocol and of one seed or the average of all.
@@ -101,17 +96,17 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
 
 
 def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
-    """A metric against k with its interval, a line for each architecture.
+    """A metric against k with its interval, one line per architecture.
 
     Args:
         rows: as for `per_class`.
     """
     chosen = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
     figure, axis = plt.subplots(figsize=(7, 3.8))
-    groups = chosen.groupby("architecture", sort=False)
-    for name, own in groups:
-        colour, marker = look(name)
-        line = own.astype({"k": int}).sort_values("k")
+    of_name = looks(chosen["architecture"].unique())
+    for name, of_architecture in chosen.groupby("architecture", sort=False):
+        colour, marker = of_name[name]
+        line = of_architecture.astype({"k": int}).sort_values("k")
         axis.plot(line["k"], line["value"], color=colour, marker=marker, label=name)
         axis.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.15)
     axis.set(xscale="log", xlabel="k (results looked at)", ylabel=f"{metric} at k, {search}")
@@ -123,7 +118,7 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
 
 
 def by_search(rows: pd.DataFrame) -> Figure:
-    """mAP of each way of searching with its interval, a row for each architecture.
+    """mAP of each way of searching with its interval, one row per architecture.
 
     Args:
         rows: as for `per_class`.
@@ -133,17 +128,17 @@ def by_search(rows: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(chosen["architecture"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
     for place, (search, colour) in enumerate(SEARCH_COLOURS.items()):
-        own = chosen[chosen["search"] == search]
-        if own.empty:
+        points = chosen[chosen["search"] == search]
+        if points.empty:
             continue
-        height = [names.index(name) + (place - 2) * 0.15 for name in own["architecture"]]
+        height = [names.index(name) + (place - 2) * 0.15 for name in points["architecture"]]
         # Where all queries score alike, the mean and its interval differ in their last digit.
         around = [
-            (own["value"] - own["ci_low"]).clip(lower=0),
-            (own["ci_high"] - own["value"]).clip(lower=0),
+            (points["value"] - points["ci_low"]).clip(lower=0),
+            (points["ci_high"] - points["value"]).clip(lower=0),
         ]
         axis.errorbar(
-            own["value"], height, xerr=around, fmt="osD^v"[place], color=colour, capsize=3,
+            points["value"], height, xerr=around, fmt="osD^v"[place], color=colour, capsize=3,
             markersize=6, label=search,
         )  # fmt: skip
     axis.set_yticks(range(len(names)), names)
@@ -154,27 +149,19 @@ def by_search(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-# What a point may cost, as a column of `points` and on an axis.
-COST_AXES = {
-    "milliseconds": "embedding an image (ms)",
-    "bytes": "index, per image (bytes)",
-}
-# Labels keep so far apart, as a share of the axis' height.
-APART = 0.055
-
-
 def against_cost(table: pd.DataFrame) -> Figure:
-    """mAP with its interval against each cost: up is more relevant, left is cheaper.
+    """mAP with its interval against each cost: the best are at the top left.
 
     Architectures are filled, baselines hollow; each point has its name beside it.
 
     Args:
-        table: from `points`.
+        table: from `tables.quality_and_cost`.
     """
+    of_name = looks(table.index)
     figure, axes = plt.subplots(1, len(COST_AXES), figsize=(11, 4.4), sharey=True)
     for axis, (cost, label) in zip(axes, COST_AXES.items(), strict=True):
         for name, row in table.iterrows():
-            colour, marker = look(name)
+            colour, marker = of_name[name]
             around = [
                 [max(row["value"] - row["ci_low"], 0)],
                 [max(row["ci_high"] - row["value"], 0)],
@@ -235,36 +222,39 @@ def _ends(group: list[float], apart: float) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def lost_and_won_back(counts: dict[str, dict[str, float]]) -> Figure:
-    """How many queries are predicted wrongly, and how many of these the soft search wins back.
+def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | None:
+    """How many queries are classified wrongly, and how many of these the soft search wins back.
 
     Args:
-        counts: by architecture, from `comparison.lost_and_won_back`.
+        counts: by architecture, from `tables.lost_and_won_back`.
     """
+    if not counts:
+        return None
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(counts) + 1))
-    for height, found in enumerate(counts.values()):
-        parts = found["won back"], found["lost"]
+    for height, of_run in enumerate(counts.values()):
+        parts = of_run["won back"], of_run["lost"]
         for part, start, colour, hatch, name in zip(
             parts, (0, parts[0]), (HIT, MISS), ("", "//"), ("won back", "lost"), strict=True
         ):
             label = name if height == 0 else None
             axis.barh(height, part, left=start, color=colour, hatch=hatch, label=label)
         text = (
-            f" {sum(parts):.3g} of {found['queries']:,}; {100 * found['searched']:.1f} % searched"
+            f" {sum(parts):.3g} of {of_run['queries']:,}; "
+            f"{100 * of_run['searched']:.1f} % of the gallery searched"
         )
         axis.text(sum(parts), height, text, va="center", size=9)
     axis.set_yticks(range(len(counts)), counts)
     axis.set_ylim(len(counts) - 0.5, -0.5)
-    axis.set_xlim(0, 1.6 * max([1, *(f["won back"] + f["lost"] for f in counts.values())]))
+    longest = max(of_run["won back"] + of_run["lost"] for of_run in counts.values())
+    axis.set_xlim(0, 1.8 * max(1, longest))
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="queries whose class is predicted wrongly")
-    if counts:
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
 def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
-    """Who is told apart from whom: a win, a tie or a loss of the row against the column.
+    """Who is significantly better: a win, a tie or a loss of the row against the column.
 
     Args:
         table: from `uncertainty.outcomes`.
@@ -274,9 +264,9 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     values = table.replace(signs).apply(pd.to_numeric, errors="coerce")
     texts = table.fillna("").astype(str)
     for pair in pairs.itertuples():
-        found = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-        texts.loc[pair.ahead, pair.behind] += "\n" + f"{found:+}".replace(" ", "\n")
-        texts.loc[pair.behind, pair.ahead] += "\n" + f"{-found:+}".replace(" ", "\n")
+        gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
+        texts.loc[pair.ahead, pair.behind] += "\n" + f"{gain:+}".replace(" ", "\n")
+        texts.loc[pair.behind, pair.ahead] += "\n" + f"{-gain:+}".replace(" ", "\n")
     side = 1.25 * len(table) + 1.5
     figure, axis = plt.subplots(figsize=(side, 0.65 * side))
     colours = ListedColormap([MISS, "#F2F2F2", HIT])
@@ -291,43 +281,37 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-# With more classes than that, counts are too small to be read.
-MOST_COUNTED = 12
+def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
+    """How many queries of each true class (rows) are classified as which class (columns).
 
-
-def confusion_matrices(results: dict[str, Run]) -> Figure:
-    """Confusion matrices side by side: true class in rows, predicted class in columns.
-
-    Shares of the true class by colour, queries in numbers; of the first seed, under the first
-    protocol. Of many classes those that are confused most often are shown, as the title says; the
-    shares stay those of all queries of the class.
+    Colour shows the share of the true class, numbers count queries. Of more than `MOST_COUNTED`
+    classes those that are confused most often are shown, as the title says; shares remain those of
+    all queries of the class.
 
     Args:
-        results: of networks, at least one.
+        counts: by architecture, from `tables.confusion_counts`.
     """
-    columns = min(2, len(results))
-    rows = -(-len(results) // columns)
+    if not counts:
+        return None
+    columns = min(2, len(counts))
+    rows = -(-len(counts) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(5.4 * columns, 4.9 * rows), squeeze=False, layout="constrained"
     )
-    for axis in axes.flat:
+    for axis in axes.flat[len(counts) :]:
         axis.set_axis_off()
-    for axis, (name, result) in zip(axes.flat, results.items(), strict=False):
-        axis.set_axis_on()
-        counts = confusion_counts(
-            examples.query_scores(result), result.summary["dataset"]["classes"]
-        )
-        shares = counts / np.maximum(counts.sum(axis=1).to_numpy(), 1)[:, None]
-        chosen = most_confused(counts)
-        names = [shorten(each) for each in counts.columns[chosen]]
+    for axis, (name, table) in zip(axes.flat, counts.items(), strict=False):
+        shares = table / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
+        chosen = most_confused(table)
+        classes = [shorten(label) for label in table.columns[chosen]]
         sns.heatmap(
-            shares.iloc[chosen, chosen], annot=counts.iloc[chosen, chosen], fmt="d", cmap="Blues",
-            vmin=0, vmax=1, cbar=False, linewidths=0.5, xticklabels=names, yticklabels=names,
+            shares.iloc[chosen, chosen], annot=table.iloc[chosen, chosen], fmt="d", cmap="Blues",
+            vmin=0, vmax=1, cbar=False, linewidths=0.5, xticklabels=classes, yticklabels=classes,
             annot_kws={"size": 8}, ax=axis, square=True,
         )  # fmt: skip
         title = name
-        if len(chosen) < len(counts):
-            title += f"\nof {len(counts)} classes, the {len(chosen)} confused most often"
+        if len(chosen) < len(table):
+            title += f"\nof {len(table)} classes, the {len(chosen)} confused most often"
         axis.set_title(title, size=11)
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.tick_params(labelsize=9)
@@ -335,14 +319,12 @@ def confusion_matrices(results: dict[str, Run]) -> Figure:
 
 
 def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
-    """Positions of the classes that are most often taken for another, or another for them; sorted.
-
-    Equals by position.
+    """Positions, sorted, of the classes with the most wrong classifications, as either class.
 
     Args:
-        counts: from `confusion`.
-        most: how many.
+        counts: from `tables.confusion_counts`.
+        most: how many; equals by position.
     """
     table = counts.to_numpy()
-    wrongly = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
-    return np.sort(np.argsort(-wrongly, kind="stable")[:most])
+    wrong = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
+    return np.sort(np.argsort(-wrong, kind="stable")[:most])

@@ -1,15 +1,20 @@
-"""How a notebook shows its figures, tables and texts."""
+"""How notebooks show figures, tables and texts. Nothing is shown where there is nothing to show."""
 
+import hashlib
 import io
+from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
+import jinja2
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import SVG, Image, Markdown, display
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from pandas.io.formats.style import Styler
 
 from cbir.reporting import estimates
 from cbir.reporting.estimates import Estimate, PValue
@@ -19,10 +24,14 @@ MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
 HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
-# Beside the colours, so that none need be told by its colour alone.
+# Beside the colours, so that no line is known by its colour alone.
 MARKERS = "osD^vPX"
-# Architectures that `look` has seen, in the order in which they were first drawn.
-_places: dict[str, int] = {}
+# A colour and a marker for each architecture: 42 pairs, no two alike.
+LOOKS = [(PALETTE[place % 6], MARKERS[place % 7]) for place in range(42)]
+# These take the first looks, in this order.
+KNOWN = (
+    "cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong", "random", "raw_pixels", "hand_crafted",
+)  # fmt: skip
 SEARCH_COLOURS = {
     "unrestricted": "#0072B2",
     "label_lookup": "#555555",
@@ -30,11 +39,16 @@ SEARCH_COLOURS = {
     "soft": "#009E73",
     "oracle_class": "#CC79A7",
 }
-sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
-# Those made of pixels are shown at half the size they are drawn in, so that all are sharp.
+# Figures made of pixels are drawn at twice the size they are shown in, so that all are sharp.
 PIXELS_PER_INCH = 84
-# What has more bytes, as PNG or SVG, gives way to a JPEG of half its size.
-LARGE = 200_000
+# With more points, or more pixels in its images, a figure is no SVG.
+MOST_POINTS, MOST_PIXELS = 2_000, 250_000
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
+    autoescape=True, trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+
+sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
 # The same figure is drawn as the same bytes.
@@ -43,97 +57,134 @@ plt.rcParams["svg.hashsalt"] = "cbir"
 plt.ioff()
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure with its text, which is read under it, and where it cannot be seen.
+def show(figure: Figure | None, alt: str) -> None:
+    """Display a figure and close it.
 
-    As SVG, which is sharp at any size; as PNG where that is smaller, as of clouds of points; as
-    JPEG where many photographs would make the PNG large.
+    As SVG, which is sharp at any size; as JPEG with large images, and as PNG with many points,
+    where SVG would take more bytes.
+
+    Args:
+        figure: None displays nothing.
+        alt: the text that stands for the figure where it cannot be seen, and below it on a page.
     """
-    inches = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
-    about = {"alt": alt, "width": round(inches * PIXELS_PER_INCH)}
-    png = _draw(figure, "png")
-    jpeg = _draw(figure, "jpeg", pil_kwargs={"quality": 90}) if len(png) > LARGE else png
-    for picture in figure.findobj(AxesImage):
-        # Small pictures are kept pixel by pixel, not as what enlarging makes of them.
-        if picture.get_interpolation() == plt.rcParams["image.interpolation"]:
-            picture.set_interpolation("none")
-    svg = _draw(figure, "svg", metadata={"Date": None})
-    if len(svg) < min(len(png), max(LARGE, 2 * len(jpeg))):
-        display(SVG(svg), metadata={"image/svg+xml": about})
-    elif 2 * len(jpeg) < len(png):
-        display(Image(jpeg), metadata={"image/jpeg": about})
+    if figure is None:
+        return
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+    box = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
+    images = figure.findobj(AxesImage)
+    n_pixels = sum(image.get_size()[0] * image.get_size()[1] for image in images)
+    n_points = sum(len(points.get_offsets()) for points in figure.findobj(PathCollection))
+    if n_pixels > MOST_PIXELS:
+        kind, shown, settings = "jpeg", Image, {"pil_kwargs": {"quality": 90}}
+    elif n_points > MOST_POINTS:
+        kind, shown, settings = "png", Image, {}
     else:
-        display(Image(png), metadata={"image/png": about})
+        kind, shown, settings = "svg+xml", SVG, {"metadata": {"Date": None}}
+        for image in images:
+            # Small pictures are kept pixel by pixel, not as what enlarging makes of them.
+            if image.get_interpolation() == plt.rcParams["image.interpolation"]:
+                image.set_interpolation("none")
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=kind.partition("+")[0], bbox_inches=box, **settings)
+    about = {"alt": alt, "width": round(box.width * PIXELS_PER_INCH)}
+    display(shown(drawing.getvalue()), metadata={f"image/{kind}": about})
     plt.close(figure)
 
 
-def look(architecture: str) -> tuple[str, str]:
-    """An architecture's colour and marker, the same in all figures of a notebook.
-
-    The first that is drawn takes the first colour.
-    """
-    place = _places.setdefault(architecture, len(_places))
-    return PALETTE[place % (len(PALETTE) - 1)], MARKERS[place % len(MARKERS)]
-
-
-def _draw(figure: Figure, kind: str, **settings) -> bytes:
-    drawing = io.BytesIO()
-    figure.savefig(drawing, format=kind, **settings)
-    return drawing.getvalue()
-
-
-def say(text: str) -> None:
-    """Display a text in Markdown; nothing where it is empty."""
+def say(text: str | None) -> None:
+    """Display a text in Markdown; an empty one or None displays nothing."""
     if text:
         display(Markdown(text))
 
 
-def _is_number(column: pd.Series) -> bool:
-    """Whether a column holds numbers, also as text with their intervals."""
-    if pd.api.types.is_numeric_dtype(column):
-        return True
-    return column.astype(str).str.fullmatch(r"–|(< )?[-+]?[\d.,]+( \[.*\])?").all()
-
-
 def unreadable_files(files: list[str]) -> str:
-    """What to say of files that could not be read; nothing where there are none."""
+    """Which files could not be read; an empty text where there are none."""
     if not files:
         return ""
-    many = "file" if len(files) == 1 else "files"
-    return f"Skipped {len(files)} unreadable {many}:\n" + "\n".join(f"- {each}" for each in files)
+    noun = "file" if len(files) == 1 else "files"
+    return f"Skipped {len(files)} unreadable {noun}:\n" + "\n".join(f"- {name}" for name in files)
 
 
-def table(frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3) -> Styler:
-    """A data frame as a table with a caption; text to the left, numbers to the right.
+def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The colour and the marker of each architecture of a figure, no two alike up to 42.
+
+    The architectures of `KNOWN` always look the same. So do others, by a hash of their name, but
+    where two would look alike: then one of them takes the next look that is free.
+    """
+    architectures = list(architectures)
+    places = {name: KNOWN.index(name) for name in architectures if name in KNOWN}
+    n_free = len(LOOKS) - len(KNOWN)
+    for name in sorted(set(architectures) - set(KNOWN)):
+        start = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+        order = [len(KNOWN) + (start + step) % n_free for step in range(n_free)]
+        free = [place for place in order if place not in places.values()]
+        places[name] = (free or order)[0]
+    return {name: LOOKS[places[name]] for name in architectures}
+
+
+def table(frame: pd.DataFrame | None, caption: str, digits: int | dict[str, int] = 3) -> None:
+    """Display a data frame as an HTML table with a caption, and its numbers in full as CSV.
 
     Args:
+        frame: None or one without rows displays nothing.
+        caption: one sentence.
         digits: after the decimal point, for all rows or by the row's name; an `Estimate` has those
             that its interval supports.
     """
-    named = frame.index.name is not None
-    cells = (frame.reset_index() if named else frame).rename_axis(columns=None)
-    shown = cells.map(lambda cell: str(cell) if isinstance(cell, Estimate | PValue) else cell)
-    as_text = {"thousands": ",", "na_rep": "–", "escape": "html"}
-    styled = Table(shown).set_caption(escape(caption, quote=False)).format(precision=3, **as_text)
-    styled.in_full = estimates.split(cells)
-    styled = styled.format_index(axis=0, escape="html").format_index(axis=1, escape="html")
-    if isinstance(digits, int):
-        styled = styled.format(precision=digits, **as_text)
-    else:
-        for row, places in digits.items():
-            styled = styled.format(precision=places, subset=pd.IndexSlice[row, :], **as_text)
-    texts = [name for name in shown if not _is_number(shown[name])]
-    left = [{"selector": "th, td", "props": "text-align: left"}]
-    styled = styled.set_table_styles(dict.fromkeys(texts, left), axis=0)
-    return styled.hide(axis="index") if isinstance(shown.index, pd.RangeIndex) else styled
+    if frame is not None and not frame.empty:
+        about = {"text/html": {"caption": caption}}
+        display(_mime_bundle(frame, caption, digits), metadata=about, raw=True)
 
 
-class Table(Styler):
-    """A table as it is read, and beside it as CSV: its numbers in full, intervals in columns."""
+def fold(frame: pd.DataFrame | None, summary: str) -> None:
+    """Display a table that opens when its summary is clicked; nothing where it is empty."""
+    if frame is not None and not frame.empty:
+        bundle = _mime_bundle(frame, f"{summary}.")
+        head = f"<details><summary>{escape(summary)}</summary>"
+        bundle["text/html"] = f"{head}{bundle['text/html']}</details>"
+        display(bundle, metadata={"text/html": {"caption": f"{summary}."}}, raw=True)
 
-    in_full: pd.DataFrame
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        has_names = not isinstance(self.data.index, pd.RangeIndex)
-        csv = self.in_full.to_csv(index=has_names, lineterminator="\n").replace("\u00a0", " ")
-        return {"text/csv": csv}
+def _mime_bundle(
+    frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3
+) -> dict[str, str]:
+    """A table as HTML, and as CSV with its numbers in full and its intervals in columns."""
+    # A named index is a column as others are; a range is none.
+    cells = frame.rename_axis(columns=None)
+    cells = cells.reset_index() if frame.index.name is not None else cells
+    has_names = not isinstance(cells.index, pd.RangeIndex)
+    by_name = digits if isinstance(digits, dict) else {}
+    usual = 3 if by_name else digits
+    rows = [
+        [_text(cell, by_name.get(name, usual)) for cell in row]
+        for name, *row in cells.itertuples(name=None)
+    ]
+    html = TEMPLATES.get_template("table.html.j2").render(
+        caption=caption,
+        columns=[str(name) for name in cells.columns],
+        is_number=[all(map(_is_number, column)) for _, column in cells.items()],
+        names=[str(name) for name in cells.index] if has_names else None,
+        rows=rows,
+    )
+    csv = estimates.split(cells).to_csv(index=has_names, lineterminator="\n")
+    return {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
+
+
+def _text(cell, digits: int) -> str:
+    """A cell as a reader sees it, a dash where there is no value."""
+    if isinstance(cell, Estimate | PValue):
+        return str(cell)
+    if pd.api.types.is_scalar(cell) and pd.isna(cell):
+        return "–"
+    if isinstance(cell, float | np.floating):
+        return f"{cell:,.{digits}f}"
+    is_whole = isinstance(cell, int | np.integer) and not isinstance(cell, bool)
+    return f"{cell:,}" if is_whole else str(cell)
+
+
+def _is_number(cell) -> bool:
+    """Whether a cell stands to the right: a number, also as text, or none."""
+    if isinstance(cell, str):
+        return cell == "–" or cell.replace(",", "").replace(".", "").lstrip("+-").isdecimal()
+    return isinstance(cell, Estimate | PValue | int | float | np.number) or pd.isna(cell)

@@ -4,7 +4,7 @@
 `explanations.csv`; all other functions draw, tabulate or describe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from cbir.images.dataset import Dataset
 from cbir.reporting import estimates, tidy
 from cbir.reporting.display import HIT, MISS, NEUTRAL
-from cbir.reporting.image_grids import shorten
+from cbir.reporting.image_grids import HEAT, Picture, enlarge, grid, overlay, shorten
 from cbir.reporting.runs import Run, networks, run_folder
 from cbir.retrieval import uncertainty
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # which needs Keras
     from cbir.explain import Explanation
 
 FILE = "explanations.csv"
-COLOURS = "magma"
 TESTS = {"deletion": "removed", "insertion": "restored"}
 # What a map is compared with: the name of its areas, and of what the map is better by.
 AGAINST = {
@@ -228,66 +227,42 @@ def pairs(
     """
     if not explanations:
         return None
+    shared = set.intersection(*({*each.queries.tolist()} for each in explanations.values()))
     first = next(iter(explanations.values()))
-    of_all = [
-        query
-        for query in first.queries
-        if all(query in explanation.queries for explanation in explanations.values())
-    ][:most]
-    figure, axes = plt.subplots(
-        1 + 3 * len(explanations),
-        len(of_all),
-        figsize=(1.1 * len(of_all) + 0.3, 1.1 + 3.85 * len(explanations)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for query, column in zip(of_all, axes.T, strict=True):
-        position = dataset.queries[query]
-        name = shorten(dataset.classes[dataset.labels[position]])
-        column[0].imshow(dataset.images[position])
-        column[0].set_title(name, size=8, color=NEUTRAL)
-        for place, explanation in enumerate(explanations.values()):
-            _draw_pair(dataset, explanation, query, column[1 + 3 * place : 4 + 3 * place])
-    rows = ["query", *(f"{name}\n{row}" for name in explanations
-                       for row in ("query's map", "result", "result's map"))]  # fmt: skip
-    for axis, row in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(row, size=8)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.grid(visible=False)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=COLOURS), ax=axes, location="bottom", shrink=0.5, ticks=[0, 1]
-    )
-    bar.ax.set_xticklabels(SCALE[first.kind], size=8)
+    queries = [query for query in first.queries.tolist() if query in shared][:most]
+    asked = []
+    for query in queries:
+        image = enlarge(dataset.images[dataset.queries[query]])
+        asked.append(Picture(image, shorten(dataset.classes[dataset.query_labels[query]])))
+    rows, names = [asked], ["query"]
+    for name, explanation in explanations.items():
+        columns = [_pair(dataset, explanation, query) for query in queries]
+        rows += [list(row) for row in zip(*columns, strict=True)]
+        names += [f"{name}\n{row}" for row in ("query's map", "result", "result's map")]
+    figure = grid(rows, names)
+    inch = 1 / figure.get_figheight()
+    bar = figure.add_axes((0.2, -0.3 * inch, 0.6, 0.12 * inch))
+    figure.colorbar(ScalarMappable(cmap=HEAT), bar, orientation="horizontal", ticks=[0, 1])
+    bar.set_xticklabels(SCALE[first.kind], size=8)
     return figure
 
 
-def _draw_pair(
-    dataset: Dataset, explanation: "Explanation", query: int, axes: Sequence[plt.Axes]
-) -> None:
-    """One architecture's map of a query, its result, and that one's map, on three axes."""
-    (pair,) = np.flatnonzero(explanation.queries == query)
-    query_at = dataset.queries[query]
-    result_at = dataset.gallery[explanation.results[pair]]
-    is_hit = dataset.labels[query_at] == dataset.labels[result_at]
-    name = shorten(dataset.classes[dataset.labels[result_at]])
-    axes[1].set_title(
-        f"{'✓' if is_hit else '✗'} {explanation.similarities[pair]:.3f}\n{name}",
-        size=8,
-        color=HIT if is_hit else MISS,
+def _pair(
+    dataset: Dataset, explanation: "Explanation", query: int
+) -> tuple[Picture, Picture, Picture]:
+    """One architecture's map of a query, its nearest result, and that one's map."""
+    pair = explanation.queries.tolist().index(query)
+    image = dataset.images[dataset.queries[query]]
+    position = explanation.results[pair]
+    returned = dataset.gallery_labels[position]
+    result = dataset.images[dataset.gallery[position]]
+    sign, colour = ("✓", HIT) if returned == dataset.query_labels[query] else ("✗", MISS)
+    above = f"{sign} {explanation.similarities[pair]:.3f}\n{shorten(dataset.classes[returned])}"
+    return (
+        Picture(overlay(image, explanation.maps.query[pair])),
+        Picture(enlarge(result), above, colour=colour),
+        Picture(overlay(result, explanation.maps.result[pair])),
     )
-    for axis, position, map_ in (
-        (axes[0], query_at, explanation.maps.query[pair]),
-        (axes[1], result_at, None),
-        (axes[2], result_at, explanation.maps.result[pair]),
-    ):
-        image = dataset.images[position]
-        axis.imshow(image)
-        if map_ is not None:
-            axis.imshow(
-                map_, cmap=COLOURS, vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
-                extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5),
-            )  # fmt: skip
 
 
 def curves(explanations: Mapping[str, "Explanation"]) -> Figure | None:

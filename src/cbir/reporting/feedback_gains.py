@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cbir.reporting import estimates, tidy
-from cbir.reporting.display import NEUTRAL, look
+from cbir.reporting.display import NEUTRAL, looks
 from cbir.reporting.runs import Run, run_folder
 from cbir.reporting.sentences import p_value
 from cbir.retrieval import uncertainty
@@ -132,9 +132,10 @@ def figure(rows: pd.DataFrame) -> Figure | None:
         return None
     drawn, axis = plt.subplots(figsize=(7, 4.2))
     groups = list(rows.groupby("architecture", sort=False))
+    of_name = looks(name for name, _ in groups)
     entries = []
     for place, (name, of_run) in enumerate(groups):
-        colour, marker = look(name)
+        colour, marker = of_name[name]
         # Beside each other, so that no interval hides another.
         shift = 0.06 * (place - (len(groups) - 1) / 2)
         for names, style in ((WITH, "-"), (WITHOUT, "--")):

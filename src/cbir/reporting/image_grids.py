@@ -1,39 +1,117 @@
-"""Figures made of pictures, or of a point a picture: samples, results, hubs, leaks, maps."""
+"""Figures made of pictures: samples, results, hubs, leaks, attention. Each is one image."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from cbir.images.dataset import Dataset
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL
 
 # A thumbnail is as wide as about so many letters.
 MOST_LETTERS = 12
+# Of a picture on paper, in inches: its side, and the heights of a line of text.
+SIDE, LINE = 0.7, 0.135
+# Between pictures, as shares of their side.
+APART = 0.14
+# A heat map is drawn on at least so many pixels a side, whatever the size of its picture.
+MAP_SIDE, OPACITY, HEAT = 96, 0.6, "magma"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a grid.
+
+    Attributes:
+        pixels: (side, side, 3) uint8; all of a grid have the same side.
+        above, below: lines of text.
+        colour: of the texts.
+        is_framed: whether a frame of this colour stands around it.
+    """
+
+    pixels: np.ndarray
+    above: str = ""
+    below: str = ""
+    colour: str = NEUTRAL
+    is_framed: bool = False
+
+
+def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) -> Figure | None:
+    """Pictures in rows, drawn as one image with lines of text between them.
+
+    Args:
+        rows: may differ in length; None leaves a place empty.
+        names: what stands at the left of each row; nothing by default.
+
+    Returns:
+        None where there is no picture. The axis' units are pixels of the pictures.
+    """
+    pictures = [picture for row in rows for picture in row if picture]
+    if not pictures:
+        return None
+    side = len(pictures[0].pixels)
+    inch = side / SIDE
+    # From the top of the figure to that of each row's pictures, and to the end of the row.
+    tops, end = [], 0
+    for row in rows:
+        tops.append(end + round(_lines(row, "above") * LINE * inch))
+        end = tops[-1] + side + round(_lines(row, "below") * LINE * inch + APART * side)
+    width = round((1 + APART) * side)
+    canvas = np.full((end, max(map(len, rows)) * width, 3), 255, np.uint8)
+    figure = plt.figure(figsize=(canvas.shape[1] / inch, canvas.shape[0] / inch))
+    axis = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
+    frames, gap = [], 0.035 * inch
+    for row, name, top in zip_longest(rows, names, tops, fillvalue=""):
+        axis.text(-3 * gap, top + side / 2, name, ha="right", va="center", size=9)
+        for column, picture in enumerate(row):
+            if picture is None:
+                continue
+            left = column * width
+            canvas[top : top + side, left : left + side] = picture.pixels
+            middle = left + side / 2
+            style = {"ha": "center", "color": picture.colour, "linespacing": 1.1}
+            axis.text(middle, top - gap, picture.above, va="bottom", size=8, **style)
+            axis.text(middle, top + side + gap, picture.below, va="top", size=7.5, **style)
+            if picture.is_framed:
+                place = left - 0.5, top - 0.5
+                frames.append(Rectangle(place, side, side, edgecolor=picture.colour))
+    axis.imshow(canvas, aspect="auto")
+    axis.add_collection(
+        PatchCollection(
+            frames,
+            facecolors="none",
+            edgecolors=[frame.get_edgecolor() for frame in frames],
+            linewidths=2.5,
+        )  # fmt: skip
+    )
+    return figure
+
+
+def _lines(row: Sequence[Picture | None], place: str) -> int:
+    """How many lines of text stand above or below the pictures of a row."""
+    texts = [getattr(picture, place) for picture in row if picture]
+    return max((text.count("\n") + bool(text) for text in texts), default=0)
 
 
 def samples(dataset: Dataset, per_class: int = 10) -> Figure:
-    """The first training images of each class, a row a class."""
+    """The first training images of each class, one row per class."""
     classes = dataset.classes[:MOST_ROWS]
-    figure, axes = plt.subplots(
-        len(classes),
-        per_class,
-        figsize=(0.62 * per_class + 1.2, 0.62 * len(classes)),
-        squeeze=False,
-    )
     labels = dataset.labels[dataset.train]
-    for label, row in enumerate(axes):
-        members = dataset.train[np.flatnonzero(labels == label)[:per_class]]
-        for axis in row:
-            axis.set_axis_off()
-        for axis, position in zip(row, members, strict=False):
-            axis.imshow(dataset.images[position])
-        name = shorten(classes[label], 24)
-        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
-    figure.subplots_adjust(wspace=0.06, hspace=0.06)
-    return figure
+    rows = [
+        [
+            Picture(dataset.images[position])
+            for position in dataset.train[np.flatnonzero(labels == label)[:per_class]]
+        ]
+        for label in range(len(classes))
+    ]
+    return grid(rows, [shorten(name, 24) for name in classes])
 
 
 def attention(dataset: Dataset, weights: np.ndarray, queries: np.ndarray) -> Figure:
@@ -43,20 +121,15 @@ def attention(dataset: Dataset, weights: np.ndarray, queries: np.ndarray) -> Fig
         weights: (n, h, w) for each of these queries, from `Network.attention`.
         queries: positions among the queries.
     """
-    figure, axes = plt.subplots(2, len(queries), figsize=(1.1 * len(queries), 2.6), squeeze=False)
-    for above, below, query, map_ in zip(*axes, queries, weights, strict=True):
-        image = dataset.images[dataset.queries[query]]
-        above.imshow(image)
-        below.imshow(image)
-        below.imshow(
-            map_, cmap="magma", alpha=0.6, interpolation="bilinear",
-            extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5),
-        )  # fmt: skip
-        above.set_title(dataset.classes[dataset.query_labels[query]], size=9)
-        for axis in (above, below):
-            axis.set_axis_off()
-    figure.tight_layout()
-    return figure
+    images = dataset.images[dataset.queries[queries]]
+    names = [dataset.classes[label] for label in dataset.query_labels[queries]]
+    low, high = np.min(weights, axis=(1, 2)), np.max(weights, axis=(1, 2))
+    scaled = (weights - low[:, None, None]) / np.maximum(high - low, 1e-12)[:, None, None]
+    above = [
+        Picture(enlarge(image), shorten(name)) for image, name in zip(images, names, strict=True)
+    ]
+    below = [Picture(overlay(image, map_)) for image, map_ in zip(images, scaled, strict=True)]
+    return grid([above, below])
 
 
 def retrieved(
@@ -65,50 +138,46 @@ def retrieved(
     answers: dict[str, tuple[np.ndarray, np.ndarray]],
     k: int = 10,
     notes: Sequence[str | dict[str, str]] = (),
-) -> Figure:
-    """Queries (left) and what was found for them, hits and misses framed and signed.
+) -> Figure | None:
+    """Queries (left) and their results, hits and misses framed and signed.
 
-    Above each result stand its place, its sign and its similarity, below it its class.
+    Place, sign and similarity stand above each result, its class below.
 
     Args:
         queries: positions among the queries.
         answers: by name (of a way of searching, or of an architecture), the rankings and the
             similarities of all queries.
-        notes: what is said of each query at the left of its first row, or, by the names of
+        notes: what stands at the left of the first row of each query, or, by the names of
             `answers`, of each of its rows; nothing by default.
     """
-    notes = list(notes)
-    rows = [(place, query, name) for place, query in enumerate(queries) for name in answers]
-    figure, axes = plt.subplots(
-        len(rows), k + 1, figsize=(0.85 * (k + 1) + 1.6, 1.16 * len(rows)), squeeze=False
-    )
-    for row, (place, query, name) in zip(axes, rows, strict=True):
+    rows, names = [], []
+    for query, note in zip_longest(queries, notes, fillvalue=""):
         label = dataset.query_labels[query]
-        row[0].imshow(dataset.images[dataset.queries[query]])
-        _frame(row[0], NEUTRAL, "query", shorten(dataset.classes[label]))
-        said = [name] if len(answers) > 1 else []
-        if notes and isinstance(notes[place], dict):
-            said.append(notes[place][name])
-        elif notes and name == next(iter(answers)):
-            said.append(notes[place])
-        row[0].text(
-            -0.2, 0.5, "\n".join(said), transform=row[0].transAxes, ha="right", va="center", size=9
-        )
-        rankings, similarities = answers[name]
-        found = rankings[query][:k]
-        for number, (axis, position) in enumerate(zip(row[1:], found, strict=False), start=1):
-            if position < 0:
-                axis.set_axis_off()
-                continue
-            axis.imshow(dataset.images[dataset.gallery[position]])
-            returned = dataset.gallery_labels[position]
-            sign, colour = ("✓", HIT) if returned == label else ("✗", MISS)
-            above = f"{number} {sign} {similarities[query][number - 1]:.3f}"
-            _frame(axis, colour, above, shorten(dataset.classes[returned]))
-        for axis in row[1 + len(found) :]:
-            axis.set_axis_off()
-    figure.subplots_adjust(wspace=0.12, hspace=0.6)
-    return figure
+        image = dataset.images[dataset.queries[query]]
+        asked = Picture(image, "query", shorten(dataset.classes[label]), is_framed=True)
+        for name, (rankings, similarities) in answers.items():
+            results = zip(rankings[query][:k], similarities[query][:k], strict=True)
+            rows.append(
+                [asked]
+                + [
+                    _result(dataset, position, f"{place} {{}} {similarity:.3f}", label)
+                    for place, (position, similarity) in enumerate(results, start=1)
+                ]
+            )
+            is_first = name == next(iter(answers))
+            own_note = note[name] if isinstance(note, dict) else note if is_first else ""
+            names.append("\n".join(filter(None, [name if len(answers) > 1 else "", own_note])))
+    return grid(rows, names)
+
+
+def _result(dataset: Dataset, position: int, above: str, label: int) -> Picture | None:
+    """A gallery image as a result of a query of this class; None where nothing was found."""
+    if position < 0:
+        return None
+    returned = dataset.gallery_labels[position]
+    sign, colour = ("✓", HIT) if returned == label else ("✗", MISS)
+    image, name = dataset.images[dataset.gallery[position]], dataset.classes[returned]
+    return Picture(image, above.format(sign), shorten(name), colour, is_framed=True)
 
 
 def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
@@ -117,76 +186,74 @@ def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
     return np.array([np.flatnonzero(dataset.query_labels == label)[0] for label in classes])
 
 
-def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figure:
-    """Queries (above) and the gallery images that they are found again in (below).
+def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figure | None:
+    """Queries (above) and their copies in the gallery (below), twelve pairs in a row.
 
     Args:
-        pairs: from `leaks.of`.
+        pairs: from `leaks.of`; without any, there is no figure.
         most: pairs shown: the nearest of each of so many queries, evenly spread over all that leak.
     """
     nearest = pairs.drop_duplicates("query")
     spread = np.unique(np.linspace(0, len(nearest) - 1, min(most, len(nearest))).astype(int))
-    shown = nearest.iloc[spread]
-    columns = min(12, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(
-        2 * rows, columns, figsize=(0.9 * columns, 1.9 * rows), squeeze=False
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for number, pair in enumerate(shown.itertuples()):
-        row, column = divmod(number, columns)
-        above, below = axes[2 * row, column], axes[2 * row + 1, column]
-        for axis, position in (
-            (above, dataset.queries[pair.query]),
-            (below, dataset.gallery[pair.gallery]),
-        ):
-            axis.set_axis_on()
-            axis.imshow(dataset.images[position])
-            _frame(axis, NEUTRAL, shorten(dataset.classes[dataset.labels[position]]))
-    figure.subplots_adjust(wspace=0.12, hspace=0.35)
-    return figure
+    shown, rows = nearest.iloc[spread], []
+    for start in range(0, len(shown), 12):
+        part = shown.iloc[start : start + 12]
+        for positions in (dataset.queries[part["query"]], dataset.gallery[part["gallery"]]):
+            names = [dataset.classes[label] for label in dataset.labels[positions]]
+            rows.append(
+                [
+                    Picture(dataset.images[position], shorten(name), is_framed=True)
+                    for position, name in zip(positions, names, strict=True)
+                ]
+            )
+    return grid(rows)
 
 
-def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure:
-    """The gallery images that are returned most often, a row for each architecture.
+def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure | None:
+    """The gallery images that are returned most often, one row per architecture.
 
-    Above each stand its place and how often it is among the first ten, below it its class and the
-    share of these times that it is a miss; the frame is that of a miss where it is one more often
-    than not.
+    Place and how often it is among the first ten results stand above each, its class and the share
+    of these times that it is a miss below; the frame is that of a miss where it mostly is one.
 
     Args:
-        counts: by name, from `cases.hubs`.
+        counts: by architecture, from `examples.hubs`.
         most: how many of each; equals by position.
     """
-    figure, axes = plt.subplots(
-        len(counts), most, figsize=(0.95 * most + 1.6, 1.35 * len(counts)), squeeze=False
-    )
-    for row, (name, found) in zip(axes, counts.items(), strict=True):
-        row[0].text(-0.2, 0.5, name, transform=row[0].transAxes, ha="right", va="center", size=9)
-        top = found[found["returned"] > 0].sort_values("returned", ascending=False, kind="stable")
-        shown = zip(row, top[:most].itertuples(), strict=False)
-        for place, (axis, image) in enumerate(shown, start=1):
-            position = dataset.gallery[image.Index]
-            axis.imshow(dataset.images[position])
-            wrongly = image.wrongly / image.returned
-            below = f"{shorten(dataset.classes[dataset.labels[position]])}\n✗ {100 * wrongly:.0f} %"
-            _frame(axis, MISS if wrongly > 0.5 else HIT, f"{place}: × {image.returned:,}", below)
-        for axis in row[len(top) :]:
-            axis.set_axis_off()
-    figure.subplots_adjust(wspace=0.12, hspace=0.75)
-    return figure
+    rows = []
+    for table in counts.values():
+        top = table[table["returned"] > 0].sort_values("returned", ascending=False, kind="stable")
+        row = []
+        for place, image in enumerate(top[:most].itertuples(), start=1):
+            position, misses = dataset.gallery[image.Index], image.wrongly / image.returned
+            name = shorten(dataset.classes[dataset.labels[position]])
+            row.append(
+                Picture(
+                    dataset.images[position],
+                    f"{place}: × {image.returned:,}",
+                    f"{name}\n✗ {100 * misses:.0f} %",
+                    MISS if misses > 0.5 else HIT,
+                    is_framed=True,
+                )
+            )
+        rows.append(row)
+    return grid(rows, list(counts))
+
+
+def enlarge(image: np.ndarray) -> np.ndarray:
+    """An image, each pixel repeated until a side has `MAP_SIDE` pixels at least."""
+    times = -(-MAP_SIDE // len(image))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
+    """An image, enlarged, under a (h, w) heat map of values from 0 to 1."""
+    image = enlarge(image)
+    cells = Image.fromarray(np.asarray(map_, np.float32))
+    smooth = np.asarray(cells.resize(image.shape[1::-1], Image.Resampling.BILINEAR))
+    colours = 255 * plt.get_cmap(HEAT)(smooth)[..., :3]
+    return (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
 
 
 def shorten(name: str, most: int = MOST_LETTERS) -> str:
     """A name of at most so many letters; what is left out shows as an ellipsis."""
     return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
-
-
-def _frame(axis: plt.Axes, colour: str, above: str, below: str = "") -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(above, size=8, color=colour, pad=3.5)
-    if below:
-        axis.set_xlabel(below, size=7.5, color=colour, labelpad=3)
-    for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=2.5, visible=True)

@@ -16,7 +16,6 @@ from cbir.cache import write_text
 
 TABLES = "tables"  # the folder in a report that holds what its tables show
 FIGURE_TYPES = ("image/svg+xml", "image/png", "image/jpeg")
-CAPTION = re.compile(r"(<caption[^>]*>)(.*?)(?=</caption>)", re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
 # What a search engine or a shared link says of a page; they cut what is longer.
 LONGEST_DESCRIPTION = 200
@@ -41,11 +40,10 @@ def write_page(
         cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
     ]
     outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
-    figures = [each for each in outputs if any(kind in _data(each) for kind in FIGURE_TYPES)]
-    tables = [each for each in outputs if "<table" in _data(each).get("text/html", "")]
-    _name_figures(figures)
-    _name_tables(tables)
-    _write_csv([each for each in tables if "text/csv" in each.data], page)
+    _number_figures([output for output in outputs if _figure_type(output)])
+    tables = [output for output in outputs if "caption" in _metadata(output, "text/html")]
+    _number_tables(tables)
+    _write_csv(tables, page)
     exporter = HTMLExporter(
         template_name="template",
         extra_template_basedirs=[str(Path(__file__).parent)],
@@ -72,21 +70,25 @@ def log_of(notebook: Path) -> str:
     return "".join(lines)
 
 
-def _data(output) -> dict:
-    """What an output holds, by media type; streams and errors hold nothing."""
-    return output.get("data", {})
+def _figure_type(output) -> str | None:
+    """The media type of an output that is a figure; streams and errors hold none."""
+    return next((kind for kind in FIGURE_TYPES if kind in output.get("data", {})), None)
 
 
-def _name_figures(figures: list) -> None:
-    """Number figures, and find for each the text that `plots.show` gave it."""
+def _metadata(output, kind: str) -> dict:
+    """What `display.show` and `display.table` say of an output."""
+    return output.get("metadata", {}).get(kind, {})
+
+
+def _number_figures(figures: list) -> None:
+    """Number figures, and note for the template what each shows."""
     for number, output in enumerate(figures, 1):
-        kind = next(kind for kind in FIGURE_TYPES if kind in output.data)
-        about = output.metadata.get(kind, {})
+        kind = _figure_type(output)
         output.metadata["figure"] = {
             "name": f"Figure {number}",
             "source": f"data:{kind};base64,{_base64(output.data[kind], kind)}",
-            "alt": about.get("alt", ""),
-            "width": about.get("width"),
+            "alt": _metadata(output, kind).get("alt", ""),
+            "width": _metadata(output, kind).get("width"),
         }
 
 
@@ -97,21 +99,14 @@ def _base64(drawing: str, kind: str) -> str:
     return base64.b64encode(drawing.encode()).decode()
 
 
-def _name_tables(tables: list) -> None:
-    """Number tables, and say of every header cell what it stands over or beside."""
+def _number_tables(tables: list) -> None:
+    """Number tables, in their captions too."""
     for number, output in enumerate(tables, 1):
-        html, name = output.data["text/html"], f"Table {number}"
-        caption = CAPTION.search(html)
-        output.metadata["table"] = {
-            "name": name,
-            "caption": unescape(_text(caption[2])) if caption else "",
-        }
-        # pandas leaves the corner empty, and an empty header says nothing.
-        html = re.sub(r"<th [^>]*blank[^>]*>&nbsp;</th>|<th></th>", "<td></td>", html)
-        html = re.sub(r"<th (?=[^>]*col_heading)", '<th scope="col" ', html)
-        html = re.sub(r"<th (?=[^>]*row_heading)", '<th scope="row" ', html)
-        html = CAPTION.sub(rf'\1<span class="number">{name}</span> \2', html, count=1)
-        output.data["text/html"] = html
+        name, caption = f"Table {number}", _metadata(output, "text/html")["caption"]
+        output.metadata["table"] = {"name": name, "caption": caption}
+        output.data["text/html"] = output.data["text/html"].replace(
+            "<caption>", f'<caption><span class="number">{name}</span> ', 1
+        )
 
 
 def _write_csv(tables: list, page: Path) -> None:

@@ -1,17 +1,15 @@
 """Where networks come from: their weights, what of them was trained, on what, in words and rows."""
 
 import json
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from IPython import display as ipython
 
 from cbir import cache, project_root
 from cbir.cache import MANIFEST
 from cbir.networks.weights import STUDY_PREFIX
-from cbir.reporting import display, grids
+from cbir.reporting import grids
 from cbir.reporting.runs import Run, run_folder
 
 if TYPE_CHECKING:  # the comparison reads results without Keras
@@ -295,15 +293,6 @@ def commands(study: str) -> str:
     if git["clean"] is False:
         said += "\n\nThe commit alone does not make it: there were uncommitted changes."
     return said
-
-
-def fold(frame: pd.DataFrame, summary: str) -> None:
-    """Display a table that opens when its summary is clicked; nothing where it is empty."""
-    if frame.empty:
-        return
-    table = display.table(frame, f"{summary}.")
-    html = f"<details><summary>{escape(summary)}</summary>{table.to_html()}</details>"
-    ipython.display(table._repr_mimebundle_() | {"text/html": html}, raw=True)
 
 
 def _manifest(study: str) -> dict:

@@ -314,14 +314,25 @@ def scores(run: Run) -> pd.DataFrame:
     return wide.loc[metrics, order].rename_axis(index={"depth": "k"}, columns=None).reset_index()
 
 
-def confusion_counts(scores: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """How many queries of each class (rows) were taken for which class (columns).
+def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
+    """`confusion_counts` of each network, of its first seed under the first protocol."""
+    counts = {}
+    for name, run in runs.items():
+        if not run.is_baseline:
+            place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
+            scores = tidy.select(run.per_query, **place)
+            classes = run.summary["dataset"]["classes"]
+            counts[name] = confusion_counts(scores["label"], scores["predicted"], classes)
+    return counts
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """How many queries of each true class (rows) are classified as which class (columns).
 
     Args:
-        scores: rows of per_query.parquet, one per query: label and predicted, which is -1 where
-            nothing was predicted.
+        labels, predicted: (n_queries,) int; -1, where nothing is predicted, is not counted.
     """
+    labels, predicted = np.asarray(labels, int), np.asarray(predicted, int)
     counts = np.zeros((len(classes), len(classes)), int)
-    predicted = scores[scores["predicted"] >= 0]
-    np.add.at(counts, (predicted["label"].to_numpy(int), predicted["predicted"].to_numpy(int)), 1)
+    np.add.at(counts, (labels[predicted >= 0], predicted[predicted >= 0]), 1)
     return pd.DataFrame(counts, classes, classes)
