@@ -232,7 +232,8 @@ def test_lost_queries_stand_beside_those_won_back():
 def test_scores_are_a_row_a_metric_and_a_column_a_search():
     both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
     both["precision@5"] = both["precision@10"] = 0.25
-    table = tables.scores(tidy.metrics(both, CLASSES))
+    run = SimpleNamespace(first_rows=lambda: tidy.metrics(both, CLASSES))
+    table = tables.scores(run)
     assert list(table.columns) == ["metric", "k", "unrestricted", "predicted_class"]
     assert list(zip(table["metric"], table["k"], strict=True)) == [
         ("mean_average_precision", "all"), ("precision", "5"), ("precision", "10"),
@@ -384,8 +385,7 @@ def test_heights_are_moved_apart_around_their_mean(heights, expected):
 
 def test_what_a_run_costs_is_told_for_an_image():
     run = result(rows([0.25, 0.75]), index_bytes=5_120_000)
-    found = {"cnn": run}
-    (row,) = tables.quality_and_cost(run.averaged, found).itertuples()
+    (row,) = tables.quality_and_cost({"cnn": run}).itertuples()
     # 1,000 images a second; 5,000 images in the gallery.
     assert (row.value, row.milliseconds, row.bytes, row.is_baseline) == (0.5, 1, 1024, False)
 
