@@ -1,15 +1,21 @@
-"""Content-based image retrieval, compared: the machinery that the notebooks import.
+"""Content-based image retrieval, compared.
 
 The data takes one way, and each package stands at one place on it:
 
     images -> networks -> retrieval -> reporting
 
-`images` reads pictures and says which of them serve what, `networks` builds networks, trains them
-and turns images into embeddings, `retrieval` ranks the gallery for each query and scores the
-rankings, `reporting` makes tables, sentences, figures and pages of the scores. Two packages stand
-over them: `studies` (what is asked for, what it would take, and running the notebooks) and `asking`
-(a finished study as a search engine). `explain` says why two images match; `cache` (what is already
-done) and `progress` (what is seen meanwhile) serve all.
+`images` decodes pictures and splits them, `networks` trains networks and turns images into
+embeddings, `retrieval` ranks the gallery and computes metrics per query, `reporting` turns them
+into tables, figures and pages. `studies` runs whole studies, `search` searches a finished one,
+`explain` shows why two images match; `cache` and `progress` serve all of them.
+
+From images to metrics:
+
+    dataset = load_dataset("digits", image_size=32, test_fraction=0.2, ...)
+    architecture = Architecture(network, training, embedding)
+    embeddings = architecture.embed(dataset, seed=0)
+    evaluation = evaluate(embeddings, "unrestricted", ks=[1, 10])
+    evaluation.per_query["average_precision"].mean()
 """
 
 import logging
@@ -29,7 +35,7 @@ __version__ = "0.1.0"
 
 
 class StudyError(Exception):
-    """What the person who runs a study can mend; its text is one line that says how."""
+    """An error that the user can fix; its text is one line that says how."""
 
 
 def project_root() -> Path:
