@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 from cbir import StudyError, cache
 from cbir.images import dataset, pictures
-from cbir.images.dataset import Dataset, is_decoded, load_dataset, take_rows
+from cbir.images.dataset import Dataset, is_cached, load_dataset, take_rows
 from cbir.images.pictures import CIFAR10_CLASSES
 from cbir.studies import params
 
@@ -531,7 +531,7 @@ def test_images_are_decoded_once(project, monkeypatch):
     assert same(first, second)
 
 
-def test_another_size_or_split_is_decoded_anew(project, monkeypatch):
+def test_another_size_or_split_is_cached_anew(project, monkeypatch):
     calls = count_calls(monkeypatch, dataset, "decode_pictures")
     assert load().images.shape[1] == 16
     assert load(image_size=24).images.shape[1] == 24
@@ -539,7 +539,7 @@ def test_another_size_or_split_is_decoded_anew(project, monkeypatch):
     assert len(calls) == 3
 
 
-def test_changed_picture_is_decoded_anew_and_changes_the_fingerprint(project):
+def test_changed_picture_is_cached_anew_and_changes_the_fingerprint(project):
     before = load()
     name = before.names[0]
     Image.new("RGB", (24, 24), GREEN).save(project / "data" / "shapes" / name)
@@ -551,7 +551,7 @@ def test_changed_picture_is_decoded_anew_and_changes_the_fingerprint(project):
     assert after.search_fingerprint != before.search_fingerprint
 
 
-def test_touched_picture_is_decoded_anew_to_the_same_fingerprint(project, monkeypatch):
+def test_touched_picture_is_cached_anew_to_the_same_fingerprint(project, monkeypatch):
     calls = count_calls(monkeypatch, dataset, "decode_pictures")
     before = load()
     os.utime(project / "data" / "shapes" / before.names[0], (1, 1))
@@ -570,17 +570,17 @@ def test_added_and_removed_pictures_are_noticed(project):
     assert len(load().names) == 47
 
 
-def test_whether_images_are_decoded_is_said_without_decoding_them(project):
-    asked = {key: value for key, value in LOADED_WITH.items() if key != "validation_fraction"}
-    asked |= {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
-    assert not is_decoded(**asked)
+def test_whether_images_are_cached_is_said_without_decoding_them(project):
+    asked = LOADED_WITH | {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
+    assert not is_cached(**asked)
     assert not (project / "artifacts").exists()
     shapes = load()
-    assert is_decoded(**asked)
-    assert not is_decoded(**asked | {"image_size": 17})
-    assert not is_decoded(**asked | {"training_images": 18})
+    assert is_cached(**asked)
+    assert not is_cached(**asked | {"image_size": 17})
+    assert not is_cached(**asked | {"validation_fraction": 0.4})
+    assert not is_cached(**asked | {"training_images": 18})
     os.utime(project / "data" / "shapes" / shapes.names[-1], (1, 1))
-    assert not is_decoded(**asked)
+    assert not is_cached(**asked)
 
 
 def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypatch):

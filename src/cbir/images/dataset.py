@@ -182,15 +182,16 @@ def load_dataset(
     return loaded
 
 
-def is_decoded(**parameters) -> bool:
-    """Whether `load_dataset` would find the images decoded.
-
-    Args:
-        parameters: those of `load_dataset` without `validation_fraction` and `learn_from`.
-    """
+def is_cached(*, validation_fraction: float, **parameters) -> bool:
+    """Whether `load_dataset` would find the images and their split cached, and make nothing."""
     step = _images_step(**parameters)
     del step["make"]
-    return find(**step) is not None
+    if (images := find(**step)) is None:
+        return False
+    content = json.loads((images.folder / "content.json").read_text("utf-8"))
+    split = {"validation_fraction": validation_fraction, "split_seed": parameters["split_seed"]}
+    reads = [content["fingerprint"]]
+    return find("split", parameters=split, reads=reads, package="images") is not None
 
 
 def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -1,238 +1,146 @@
-"""What a report would take: which notebooks would run, what is cached, what must be downloaded."""
-
-import json
+"""The plan of a report: what is up to date, what would run and for how long, what is downloaded."""
 
 from cbir import StudyError, project_root
-from cbir.cache import Artifact, backend, find, finished, is_current, keras_home
-from cbir.images import protocols
-from cbir.images.dataset import is_decoded
+from cbir.cache import backend, is_current, keras_home
+from cbir.images.dataset import is_cached
 from cbir.images.pictures import list_folder
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.progress import duration
 from cbir.reporting.runs import machine
-from cbir.studies import params
+from cbir.studies.params import PARAMETERS, PLACED, POOLINGS_THAT_LEARN, RunConfig
 from cbir.studies.study import Study, run_key
 
-# Starting a notebook, drawing its figures, writing its page.
-NOTEBOOK_SECONDS = 40
-# Embeddings that test the maps of `explain.of` with its usual settings, and those for the maps.
-EXPLAINED = 2_500
+# To start a notebook, draw its figures and write its page.
+NOTEBOOK_SECONDS = 25
+# Embeddings of masked images that test the explanations of a network.
+MASKED_IMAGES = 2_500
+# Training images and all images of data sets that need not be read to be counted.
+SIZES = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
 
 
 def describe(study: Study) -> str:
-    """The plan of a report, as lines of text; nothing is made or downloaded for it."""
+    """The plan as lines of text; nothing is made or downloaded for it."""
+    are_images_cached = is_cached(**study.data)
+    n_train, n_images = _count_images(study.data)
     first = study.runs[0].parameters
-    decoded = _is_decoded(first)
-    # What is not all there would be made by reading it.
-    is_read = decoded and _is_split(first)
-    gpus = machine()["gpus"]
-    images = "decoded before" if decoded else _describe_images(first["dataset"])
-    lines = [
-        f"report    reports/{study.name}/index.html",
-        f"images    {first['dataset']}: {images}",
-        f"backend   {backend()}, GPU: {', '.join(gpus) or 'none found'}",
-    ]
     shared = {
         key: value
         for key, value in first.items()
         if all(run.parameters.get(key) == value for run in study.runs)
     }
-    usual = {key: row.default for key, row in params.PARAMETERS.items()}
-    lines.append(f"shared    {_join(shared, usual)}")
-    lines += ["          the defaults of docs/parameters.md for all else", ""]
-    total, passed = 0.0, set()
+    lines = [
+        f"report    reports/{study.name}/index.html",
+        f"images    {first['dataset']}: {_describe_images(first['dataset'], are_images_cached)}",
+        f"backend   {backend()}, GPU: {', '.join(machine()['gpus']) or 'none found'}",
+        f"shared    {_unlike_defaults(shared)}",
+        "          and the defaults in docs/parameters.md",
+    ]
+    total, frozen = 0.0, set()
     for run in study.runs:
-        given = run.parameters
-        own = {key: value for key, value in given.items() if key not in shared}
-        lines.append(f"{run.architecture}: notebooks/{run.notebook.name}")
-        if described := _join(own, usual) or run.parameters["variant"]:
-            lines.append(f"  {described}")
-        missing = weights.missing(*run.weights)
-        lacking = "" if missing else _lacking(run)
-        if missing:
-            lines.append(f"  will download {missing}")
-        if run.architecture not in study.chosen:
-            lines.append("  left out")
-        elif lacking:
-            lines.append(f"  cannot run: {lacking}")
-        elif (
-            is_read
-            and not missing
-            and is_current(study.folder / run.architecture, run_key(study, run))
-        ):
-            lines.append("  up to date")
-        else:
-            seconds = NOTEBOOK_SECONDS
-            if not run.is_baseline:
-                wanted = _trainings(study, run, is_read)
-                # A training is found by the SHA-256 of its weights, which must be there for that.
-                is_known = is_read and not missing
-                cached = sum(_trained(study, run, *each) for each in wanted) if is_known else 0
-                left = len(wanted) - cached
-                counts = _count_images(study, is_read)
-                seconds += sum(_estimate(given, counts, passed) for _ in range(left))
-                seconds += EXPLAINED / _embedding_rate(given)
-                lines.append(f"  trainings: {cached} cached, {left} to be done")
-            lines.append(f"  will run, about {duration(seconds)}")
+        own = {key: value for key, value in run.parameters.items() if key not in shared}
+        described = _unlike_defaults(own) or run.parameters["variant"]
+        lines += ["", f"{run.architecture}: {run.notebook.relative_to(study.root)}"]
+        lines += [f"  {described}"] if described else []
+        state, will_run = _state(study, run, are_images_cached)
+        if will_run:
+            seconds = _estimate(run, n_train, n_images, frozen)
+            state += f", about {duration(seconds)}"
             total += seconds
-    lines += ["", f"about {duration(total + NOTEBOOK_SECONDS) if total else '0 s'} in all"]
+        lines.append(f"  {state}")
+    n_pages = len(study.pages) if total else 0
+    lines += ["", f"about {duration(total + n_pages * NOTEBOOK_SECONDS)} in all"]
     if total:
-        lines[-1] += ": a rough estimate, from the speed of a machine with two cores and no GPU"
+        lines[-1] += (
+            " on two cores without a GPU, a rough estimate; less where trainings are cached"
+        )
     return "\n".join(lines)
 
 
-def _lacking(run: params.RunConfig) -> str:
-    """Why the weights of a run cannot be had; empty where they can."""
+def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, bool]:
+    """What becomes of a run, and whether it would run."""
+    if run.architecture not in study.chosen:
+        return "left out", False
+    if missing := weights.missing(*run.weights):
+        return f"will download {missing} and run", True
     try:
         weights.find(*run.weights)
     except StudyError as error:
-        return str(error)
-    return ""
+        return f"cannot run: {error}", False
+    # The key holds the fingerprint of the images, which only cached images have.
+    if are_images_cached and is_current(study.folder / run.architecture, run_key(study, run)):
+        return "up to date", False
+    return "will run", True
 
 
-def _join(parameters: dict, usual: dict) -> str:
+def _unlike_defaults(parameters: dict) -> str:
     return ", ".join(
         f"{key}={value}"
         for key, value in parameters.items()
-        if key not in params.PLACED and usual.get(key) != value
+        if key not in PLACED and value != PARAMETERS[key].default
     )
 
 
-def _is_decoded(given: dict) -> bool:
-    return is_decoded(**{key: given[key] for key in params.DATA if key != "validation_fraction"})
-
-
-def _is_split(given: dict) -> bool:
-    """Whether the decoded images are split into training and validation images as asked."""
-    wanted = {key: given[key] for key in params.DATA if key != "validation_fraction"}
-    split = {key: given[key] for key in ("validation_fraction", "split_seed")}
-    package = "images"
-    decoded = [
-        each for each in finished("images", package) if each.manifest["parameters"] == wanted
-    ]
-    content = [json.loads((each.folder / "content.json").read_text("utf-8")) for each in decoded]
-    return all(
-        find("split", parameters=split, reads=[each["fingerprint"]], package=package)
-        for each in content
-    )
-
-
-def _describe_images(dataset: str) -> str:
+def _describe_images(dataset: str, are_cached: bool) -> str:
+    if are_cached:
+        return "cached"
     if dataset == "digits":
         return "part of scikit-learn, no download"
-    folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
+    folder = _folder(dataset)
     if dataset == "cifar10" and not folder.is_dir():
         if any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
-            return "as Keras has downloaded it"
+            return "downloaded by Keras before"
         return "will be downloaded by Keras (about 170 MB)"
-    found = list_folder(folder)
-    count = sum(len(paths) for classes in found.values() for paths in classes.values())
-    return f"{count:,} pictures, {len(found['train'])} classes"
+    pictures = list_folder(folder)
+    count = sum(len(paths) for classes in pictures.values() for paths in classes.values())
+    return f"{count:,} pictures, {len(pictures['train'])} classes"
 
 
-def _count_images(study: Study, is_read: bool) -> tuple[int, int]:
-    """Number of training images and of all images, known or guessed without reading them."""
-    if is_read:
-        dataset = study.dataset
-        return len(dataset.train), len(dataset.labels)
-    given = study.runs[0].parameters
-    name = given["dataset"]
-    known = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
-    if name in known:
-        n_train, n_all = known[name]
-        n_test = min(10_000, given["test_images"] or 10_000) if name == "cifar10" else 360
-        kept = given["training_images"] or n_all
-        return min(n_train, kept), min(n_all, kept + n_test)
-    found = list_folder(project_root() / name)
-    count = sum(len(paths) for classes in found.values() for paths in classes.values())
-    return round(0.7 * count), count
+def _count_images(data: dict) -> tuple[int, int]:
+    """About how many training images and images there are, without reading them."""
+    if data["dataset"] in SIZES:
+        n_train, n_images = SIZES[data["dataset"]]
+    else:
+        pictures = list_folder(_folder(data["dataset"]))
+        n_images = sum(len(paths) for classes in pictures.values() for paths in classes.values())
+        n_train = round(0.7 * n_images)
+    n_train = min(n_train, data["training_images"] or n_train)
+    return n_train, min(n_images, n_train + (data["test_images"] or n_images))
 
 
-def _trainings(study: Study, run: params.RunConfig, is_read: bool) -> list[tuple[int, str]]:
-    """The seed and the split of every training that a run needs; splits are known once read."""
-    given, wanted = run.parameters, []
-    for seed in given["seeds"]:
-        for protocol in given["protocols"]:
-            draws = range(given["draws"]) if protocol == "unseen_classes" else [None]
-            if protocol == "unseen_classes" and seed != given["seeds"][0]:
-                continue
-            for draw in draws:
-                split = f"{protocol} {draw}".replace("held_out_gallery", "closed")
-                if is_read:
-                    images, unseen = study.dataset_of(run), given["unseen"]
-                    view = protocols.view(images, protocol, unseen=unseen, draw=draw)
-                    split = view.split_fingerprint
-                wanted.append((seed, split))
-    return list(dict.fromkeys(wanted))
+def _folder(dataset: str):
+    return project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
 
 
-def _trained(study: Study, run: params.RunConfig, seed: int, split: str) -> bool:
-    """Whether a training would be served from the cache, and that of its head before it."""
-    given, row = run.parameters, BACKBONES[run.parameters["backbone"]]
-    train = given["train"]
-    known = given | {
-        "seed": seed,
-        "training_seed": seed,
-        "n_classes": len(study.dataset.classes),
-        "constructor": [row.constructor, row.arguments, row.preprocess],
-        "first_trained": row.blocks[-int(train.partition(":")[2])] if ":" in train else None,
-        "was_frozen": given["head_epochs"] > 0,
-        "measured_epochs": sorted(given["measured_epochs"]),
-    }
-    del known["feature_maps"]  # which pooling decides too
-    reads = [split, weights.find(*run.weights).sha256]
-    heads = [""]
-    if given["head_epochs"]:
-        own = ("epochs", "batch_size", "learning_rate")
-        of_head = {name: given[f"head_{name}"] for name in own}
-        of_head |= {"train": "head", "first_trained": None}
-        of_head |= {"measured_epochs": [], "augmentation": []}
-        heads = [each.key for each in _finished_trainings(known | of_head, reads)]
-    if train == "head":
-        return bool(heads)
-    # The fourth of what a training reads is the training of its head.
-    return any(each.manifest["reads"][3] in heads for each in _finished_trainings(known, reads))
-
-
-def _finished_trainings(known: dict, reads: list[str]) -> list[Artifact]:
-    """Trainings that the cache would serve, as far as is known without building a network."""
-    return [
-        each
-        for each in finished("training", "networks")
-        if each.manifest["reads"][:2] == reads
-        and all(
-            known.get(key, value) == value for key, value in each.manifest["parameters"].items()
-        )
-    ]
-
-
-def _estimate(given: dict, counts: tuple[int, int], passed: set[tuple]) -> float:
-    """Seconds to train and embed, from the rates, which fall with the number of pixels.
+def _estimate(run: RunConfig, n_train: int, n_images: int, frozen: set[tuple]) -> float:
+    """Seconds that a run takes if nothing of it is cached.
 
     Args:
-        given: the parameters of a run.
-        counts: from `_count_images`.
-        passed: frozen backbones that have seen the images already; the run's own joins them.
+        run: one of the study's.
+        n_train, n_images: as `_count_images` gives them.
+        frozen: frozen backbones whose features a run before has made; the run's own joins them.
     """
-    train, _ = BACKBONES[given["backbone"]].rates
-    pixels = (given["input_size"] / 32) ** 2
-    n_train, n_all = counts
+    if run.is_baseline:
+        return NOTEBOOK_SECONDS
+    given = run.parameters
+    # Rates are measured at 32 pixels and fall with the number of pixels.
+    images_trained, images_embedded = (
+        rate / (given["input_size"] / 32) ** 2 for rate in BACKBONES[given["backbone"]].rates
+    )
     n_train = min(n_train, given["learn_from"] or n_train)
-    one_pass, seconds = n_all / _embedding_rate(given), 0.0
+    splits = {protocol.replace("held_out_gallery", "closed") for protocol in given["protocols"]}
+    n_trainings = len(given["seeds"]) * len(splits - {"unseen_classes"})
+    n_trainings += given["draws"] * ("unseen_classes" in splits)
+    seconds = NOTEBOOK_SECONDS + MASKED_IMAGES / images_embedded
     if given["head_epochs"]:
-        has_maps = given["feature_maps"] or given["pooling"] in params.POOLINGS_THAT_LEARN
-        frozen = given["backbone"], given["weights"], given["input_size"]
-        frozen += ("maps" if has_maps else given["pooling"],)
-        # Random weights are other ones with each seed.
-        is_passed = frozen in passed and given["weights"] != "none"
-        seconds += given["head_epochs"] * n_train / 50_000 + one_pass * (not is_passed)
-        passed.add(frozen)
-    if given["train"] == "head":
-        return seconds
-    return seconds + n_train * given["epochs"] * pixels / train + one_pass
-
-
-def _embedding_rate(given: dict) -> float:
-    """Images a second, of which there are fewer the more pixels each has."""
-    return BACKBONES[given["backbone"]].rates[1] / (given["input_size"] / 32) ** 2
+        has_maps = given["feature_maps"] or given["pooling"] in POOLINGS_THAT_LEARN
+        features = (given["backbone"], given["weights"], given["input_size"])
+        features += ("maps" if has_maps else given["pooling"],)
+        if features not in frozen:
+            seconds += n_images / images_embedded
+        frozen.add(features)
+        seconds += n_trainings * given["head_epochs"] * n_train / 50_000
+    if given["train"] != "head":
+        one_training = given["epochs"] * n_train / images_trained + n_images / images_embedded
+        seconds += n_trainings * one_training
+    return seconds

@@ -1,105 +1,82 @@
-"""The report of a study: notebooks run in sequence with papermill, pages, files, failures."""
+"""Running a study: its notebooks in sequence with papermill, the pages of its report, failures."""
 
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.images import leaks, protocols
 from cbir.networks import weights
 from cbir.progress import describe_skipped, duration, own_stderr
-from cbir.reporting.pages import write_page
+from cbir.reporting.pages import log_of, write_page
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
-from cbir.studies import params
-from cbir.studies.study import Study, git_state, notebook_digest, page_digest, run_key
+from cbir.studies.params import RunConfig
+from cbir.studies.study import (
+    Page,
+    Study,
+    git_state,
+    notebook_digest,
+    page_digest,
+    run_key,
+    run_page,
+)
 
-# Notebooks that read what architectures left, their pages and titles.
-PAGES = {"comparison": "index.html", "grid": "index.html", "metrics": "metrics.html"}
-TITLES = {
-    "comparison": "Image retrieval compared",
-    "grid": "Image retrieval, point by point",
-    "metrics": "What mAP@k means",
-}
 LARGEST_PAGE = 8_000_000  # bytes
 
 
+class Outcome(NamedTuple):
+    """A run's key, why it has no results (empty where it has), and whether it ran just now."""
+
+    key: str
+    reason: str
+    has_run: bool
+
+
 def bring_up_to_date(study: Study) -> bool:
-    """Bring a study's report up to date; whether every chosen architecture has its results."""
+    """Bring a study's report up to date; whether all chosen architectures and pages succeeded.
+
+    index.html is written as soon as all architectures have run. A page that fails after it leaves
+    it as it is.
+    """
     _check_writable(study)
     started = time.perf_counter()
-    dataset = study.dataset
-    print(
-        f"{study.name}: {len(dataset.gallery):,} gallery images, "
-        f"{len(dataset.queries):,} queries, {len(dataset.classes)} classes"
-    )
-    if dataset.skipped:
-        print(describe_skipped(dataset.skipped))
+    _check_images(study)
+    run_keys, failures, has_run = {}, {}, False
     for run in study.runs:
-        asked = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
-        list(protocols.views(dataset, **asked))  # refuses what the data cannot serve
-    first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
-    print(describe_leaks(leaks.audit(first), len(first.queries)), flush=True)
-    current, failures, ran = {}, {}, False
-    for run in study.runs:
-        name = run.architecture
-        key, reason, ran_now = _architecture(study, run)
-        ran = ran or ran_now
-        if not reason:
-            current[name] = key
+        name, outcome = run.architecture, _update_run(study, run)
+        has_run |= outcome.has_run
+        if not outcome.reason:
+            run_keys[name] = outcome.key
         elif name in study.chosen:
-            failures[name] = reason
-            print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
+            failures[name] = outcome.reason
+            print(f"{name}: failed: {outcome.reason}", file=sys.stderr, flush=True)
         else:
             print(f"{name}: left out", flush=True)
-    changed = _compare(study, current, failures)
-    index = (study.folder / "index.html").relative_to(study.root)
-    if ran or changed:
-        print(f"{index} written in {duration(time.perf_counter() - started)}")
-    elif not failures:
+    missing = [
+        f"{run.architecture}: {failures.get(run.architecture, 'not run')}"
+        for run in study.runs
+        if run.architecture not in run_keys
+    ]
+    has_run |= _update_index(study, run_keys, failures, missing)
+    index = (study.folder / study.pages[0].file).relative_to(study.root)
+    if has_run:
+        print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
+    failed = list(failures)
+    for page in study.pages[1:] if run_keys else ():
+        try:
+            has_run |= _update_page(study, page, run_keys, missing)
+        except StudyError as error:
+            failed.append(page.name)
+            print(error, file=sys.stderr, flush=True)
+    if failed:
+        names = ", ".join(failed)
+        print(f"failed: {names}; their pages beside {index} say why, and logs", file=sys.stderr)
+    elif not has_run:
         print(f"nothing to do: {index} is up to date")
-    if failures:
-        print(
-            f"failed: {', '.join(failures)}; the reasons stand in {index}, logs beside it",
-            file=sys.stderr,
-        )
-    return not failures
-
-
-def _architecture(study: Study, run: params.RunConfig) -> tuple[str, str, bool]:
-    """An architecture's key, why it has no results (empty where it has), whether it ran now."""
-    name = run.architecture
-    page = study.folder / f"{name}.html"
-    is_chosen = name in study.chosen
-    if not is_chosen and weights.missing(*run.weights):
-        # Not worth a download: without its weights it cannot have been run.
-        if not page.exists():
-            _write_note(study, name, "not run", page.name)
-        return "", "not run", False
-    try:
-        key = run_key(study, run)
-    except StudyError as error:
-        if is_chosen:
-            (study.folder / name / MANIFEST).unlink(missing_ok=True)
-            _write_note(study, name, str(error), page.name)
-        return "", str(error), False
-    if is_current(study.folder / name, key) and page.exists() and is_whole(study.name, name):
-        print(f"{name}: up to date", flush=True)
-        return key, "", False
-    if not is_chosen:
-        if not page.exists():
-            _write_note(study, name, "not run", page.name)
-        return key, "not run", False
-    try:
-        _run_architecture(study, run, key)
-    except StudyError as error:
-        if (study.folder / f"{name}.ipynb").exists():
-            _write_page(study, study.folder / f"{name}.ipynb", page.name, name)
-        else:
-            _write_note(study, name, str(error), page.name)
-        return key, str(error), True
-    return key, "", True
+    return not failed
 
 
 def _check_writable(study: Study) -> None:
@@ -114,37 +91,150 @@ def _check_writable(study: Study) -> None:
         ) from None
 
 
-def _run_architecture(study: Study, run: params.RunConfig, key: str) -> None:
-    """Run an architecture's notebook and mark its folder with the key.
+def _check_images(study: Study) -> None:
+    """Read the images, say what they are, and refuse protocols that they cannot serve."""
+    dataset = study.dataset
+    print(
+        f"{study.name}: {len(dataset.gallery):,} gallery images, "
+        f"{len(dataset.queries):,} queries, {len(dataset.classes)} classes"
+    )
+    if dataset.skipped:
+        print(describe_skipped(dataset.skipped))
+    for run in study.runs:
+        names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
+        list(protocols.views(dataset, **names))
+    first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
+    print(describe_leaks(leaks.audit(first), len(first.queries)), flush=True)
+
+
+def _update_run(study: Study, run: RunConfig) -> Outcome:
+    """Bring an architecture's run up to date, where it is among the chosen ones."""
+    name, page = run.architecture, run_page(run)
+    is_chosen, has_page = name in study.chosen, (study.folder / page.file).exists()
+    if not is_chosen and weights.missing(*run.weights):
+        # Without its weights it cannot have been run: they are not downloaded for its key alone.
+        if not has_page:
+            _write_note(study, page, "not run")
+        return Outcome("", "not run", False)
+    try:
+        key = run_key(study, run)
+    except StudyError as error:
+        if is_chosen:
+            (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
+            _write_note(study, page, str(error))
+        return Outcome("", str(error), False)
+    if has_page and is_current(study.folder / page.folder, key) and is_whole(study.name, name):
+        print(f"{name}: up to date", flush=True)
+        return Outcome(key, "", False)
+    if not is_chosen:
+        if not has_page:
+            _write_note(study, page, "not run")
+        return Outcome(key, "not run", False)
+    about = {"parameters": run.parameters, "git": git_state(study.root)}
+    try:
+        seconds = _run_notebook(study, page, key, run.notebook_parameters, **about)
+    except StudyError as error:
+        return Outcome(key, str(error), True)
+    print(f"{name}: done in {duration(seconds)}", flush=True)
+    return Outcome(key, "", True)
+
+
+def _update_index(
+    study: Study, run_keys: dict[str, str], failures: dict[str, str], missing: list[str]
+) -> bool:
+    """Write the study's own files and index.html; False where they are up to date."""
+    index = study.pages[0]
+    is_whole_study = all((study.folder / name).exists() for name in STUDY_FILES)
+    if run_keys and is_whole_study and _is_current(study, index, run_keys, missing):
+        return False
+    about = {
+        "study": study.name,
+        "command": study.command_for(run_keys or study.chosen),
+        "cbir": __version__,
+        "git": git_state(study.root),
+        "versions": versions(),
+        "failures": failures,
+    }
+    write_study(study.folder, list(run_keys), about)
+    if run_keys:
+        _update_page(study, index, run_keys, missing)
+    else:
+        for page in study.pages:
+            _write_note(study, page, "; ".join(missing))
+    return True
+
+
+def _update_page(study: Study, page: Page, run_keys: dict[str, str], missing: list[str]) -> bool:
+    """Run the notebook of a page about all runs; False where it is up to date.
 
     Raises:
-        StudyError: the notebook failed, with its reason.
+        StudyError: it failed; its page shows how far it came.
     """
-    name = run.architecture
-    folder = study.folder / name
+    if _is_current(study, page, run_keys, missing):
+        return False
+    parameters, key = _inputs(study, page, run_keys, missing)
+    try:
+        _run_notebook(study, page, key, parameters)
+    except StudyError as error:
+        raise StudyError(f"{page.name}: failed: {error}") from error
+    return True
+
+
+def _is_current(study: Study, page: Page, run_keys: dict[str, str], missing: list[str]) -> bool:
+    _, key = _inputs(study, page, run_keys, missing)
+    return is_current(study.folder / page.folder, key) and (study.folder / page.file).exists()
+
+
+def _inputs(
+    study: Study, page: Page, run_keys: dict[str, str], missing: list[str]
+) -> tuple[dict, str]:
+    """The parameters of a page's notebook, and the key of the page."""
+    if page.name == "metrics":
+        # One ranking is enough to show what definitions do.
+        run_keys = dict([next(iter(run_keys.items()))])
+        parameters = {"study": study.name, "architecture": next(iter(run_keys))}
+    else:
+        names = [run.architecture for run in study.runs]
+        parameters = {"study": study.name, "architectures": names, "missing": missing}
+    reads = [*run_keys.values(), page_digest()]
+    return parameters, make_key(page.name, parameters, reads, notebook_digest(page.notebook))
+
+
+def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
+    """Run a notebook, write its page, and mark its folder as finished; the seconds that it took.
+
+    Args:
+        key: of what the notebook makes.
+        given: the notebook's parameters.
+        about: what else the folder's manifest says.
+
+    Raises:
+        StudyError: the notebook failed; its page shows how far it came.
+    """
+    folder = study.folder / page.folder
     folder.mkdir(exist_ok=True)
-    # Without its mark the folder counts as unfinished, whatever stands in it.
+    # Without its mark the folder counts as unfinished, whatever it holds.
     (folder / MANIFEST).unlink(missing_ok=True)
-    print(f"{name}: running {run.notebook.relative_to(study.root)}", flush=True)
+    print(f"{page.name}: running {page.notebook.relative_to(study.root)}", flush=True)
     started = time.perf_counter()
-    executed = study.folder / f"{name}.ipynb"
+    executed = study.folder / f"{page.name}.ipynb"
     executed.unlink(missing_ok=True)
-    _execute(run.notebook, executed, run.notebook_parameters, study.root)
+    try:
+        _execute(page.notebook, executed, given, study.root)
+    except StudyError as error:
+        if executed.exists():
+            _write_page(study, page)
+        else:
+            _write_note(study, page, str(error))
+        raise
     seconds = time.perf_counter() - started
-    _write_page(study, executed, f"{name}.html", name)
-    write_manifest(
-        folder,
-        step="run",
-        key=key,
-        parameters=run.parameters,
-        seconds=seconds,
-        git=git_state(study.root),
-    )
-    print(f"{name}: done in {duration(seconds)}", flush=True)
+    _write_page(study, page)
+    write_manifest(folder, step=page.name, key=key, seconds=seconds, **about)
+    return seconds
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> None:
-    """Run a notebook with papermill; its lines go to the terminal, all of it to a log beside it.
+    """Run a notebook with papermill; its prints go to the terminal, all output to a log beside it.
 
     Raises:
         StudyError: it failed, with the reason in one line.
@@ -170,91 +260,28 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
         if "Kernel died" in reason:
             reason += " (perhaps for want of memory: lower batch_size or input_size)"
     if executed.exists():
-        from cbir.reporting.pages import log_of
-
         write_text(executed.with_suffix(".log"), log_of(executed))
     if reason:
         raise StudyError(reason)
 
 
-def _write_note(study: Study, name: str, reason: str, page: str) -> None:
-    """A page that has no results to show, but the reason."""
+def _write_note(study: Study, page: Page, reason: str) -> None:
+    """Write a page that has no results to show, but the reason."""
     import nbformat
 
-    notebook = study.folder / f"{name}.ipynb"
-    cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\nNo results: {reason}")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
-    _write_page(study, notebook, page, name)
+    cells = [nbformat.v4.new_markdown_cell(f"# {page.name}\n\nNo results: {reason}")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbformat.write(notebook, study.folder / f"{page.name}.ipynb")
+    _write_page(study, page)
 
 
-def _write_page(study: Study, notebook: Path, page: str, title: str) -> None:
-
-    path = study.folder / page
-    title = f"{title} · {study.name}"
-    write_page(notebook, path, report=study.name, title=title, links=study.links)
+def _write_page(study: Study, page: Page) -> None:
+    path, title = study.folder / page.file, f"{page.title} · {study.name}"
+    executed = study.folder / f"{page.name}.ipynb"
+    write_page(executed, path, report=study.name, title=title, links=study.links)
     if (size := path.stat().st_size) > LARGEST_PAGE:
         print(
             f"warning: {path.relative_to(study.root)} has {size / 1e6:.1f} MB, above "
             f"{LARGEST_PAGE / 1e6:.0f}: browsers and mail may refuse it",
             flush=True,
         )
-
-
-def _compare(study: Study, current: dict[str, str], failures: dict[str, str]) -> bool:
-    """Write the study's own files and pages, where they are not up to date; False where all are."""
-    missing = [
-        f"{run.architecture}: {failures.get(run.architecture, 'not run')}"
-        for run in study.runs
-        if run.architecture not in current
-    ]
-    about = {
-        "study": study.name,
-        "command": study.command_for(current or study.chosen),
-        "cbir": __version__,
-        "git": git_state(study.root),
-        "versions": versions(),
-        "failures": failures,
-    }
-    if not current:
-        write_study(study.folder, [], about)
-        for name in ("comparison", "metrics"):
-            _write_note(study, name, "; ".join(missing), PAGES[name])
-        return True
-    architectures = [run.architecture for run in study.runs]
-    first = next(iter(current))  # one ranking is enough to show what definitions do
-    index = "grid" if any(run.parameters["variant"] for run in study.runs) else "comparison"
-    given = {
-        index: {"study": study.name, "architectures": architectures, "missing": missing},
-        "metrics": {"study": study.name, "architecture": first},
-    }
-    reads = {index: list(current.values()), "metrics": [current[first]]}
-    stale = {}
-    for name, asked in given.items():
-        notebook = notebook_digest(study.root / "notebooks" / f"{name}.ipynb")
-        key = make_key(name, asked, [*reads[name], page_digest()], notebook)
-        if not (is_current(study.folder / name, key) and (study.folder / PAGES[name]).exists()):
-            stale[name] = key
-    lacking = [name for name in STUDY_FILES if not (study.folder / name).exists()]
-    if index in stale or lacking:
-        write_study(study.folder, list(current), about)
-    for name, key in stale.items():
-        _run_page(study, name, given[name], key)
-    return bool(stale or lacking)
-
-
-def _run_page(study: Study, name: str, given: dict, key: str) -> None:
-    """Run a notebook that reads what architectures left."""
-    folder = study.folder / name
-    folder.mkdir(exist_ok=True)
-    # Of the notebooks that write the same page, the last one's mark alone stays.
-    for each in (other for other, page in PAGES.items() if page == PAGES[name]):
-        (study.folder / each / MANIFEST).unlink(missing_ok=True)
-    print(f"{name}: running notebooks/{name}.ipynb", flush=True)
-    started = time.perf_counter()
-    executed = study.folder / f"{name}.ipynb"
-    try:
-        _execute(study.root / "notebooks" / executed.name, executed, given, study.root)
-    except StudyError as error:
-        raise StudyError(f"{name}: failed: {error}") from error
-    _write_page(study, executed, PAGES[name], TITLES[name])
-    write_manifest(folder, step=name, key=key, seconds=time.perf_counter() - started)

@@ -1,14 +1,14 @@
-"""What the command line asked for: a study, its images, its runs and their keys."""
+"""A study as the command line asks for it: its images, its runs, its pages and their keys."""
 
 import functools
 import json
 import subprocess
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cbir import StudyError
-from cbir.cache import digest, make_key, package_digest, source_digest
+from cbir.cache import digest, make_key, package_digest
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
@@ -16,14 +16,56 @@ from cbir.studies import params
 
 
 @dataclass(frozen=True)
+class Page:
+    """A page of a report.
+
+    Attributes:
+        name: of the executed notebook and its log in the report's folder.
+        notebook: the notebook's path in the project.
+        file: the page's name in the report's folder.
+        label: its name in the links between pages.
+        title: of the browser's window.
+    """
+
+    name: str
+    notebook: Path
+    file: str
+    label: str
+    title: str
+
+    @property
+    def folder(self) -> str:
+        """The folder whose manifest says what the page was made from."""
+        return self.file.removesuffix(".html")
+
+
+def run_page(run: params.RunConfig) -> Page:
+    """The page of an architecture's run."""
+    name = run.architecture
+    return Page(name, run.notebook, f"{name}.html", name, name)
+
+
+# The pages about all runs: name, file, label and title.
+COMPARISON = ("comparison", "index.html", "Comparison", "Image retrieval compared")
+GRID = ("grid", "index.html", "Comparison", "Image retrieval, point by point")
+DEEPER = (
+    ("failures", "failures.html", "Failures", "What goes wrong"),
+    ("explanations", "explanations.html", "Explanations", "Why two images match"),
+    ("feedback", "feedback.html", "Feedback", "What relevance feedback brings"),
+    ("metrics", "metrics.html", "Metrics", "What mAP@k means"),
+)
+PAGE_NAMES = {"index", *(name for name, *_ in (COMPARISON, GRID, *DEEPER))}
+
+
+@dataclass(frozen=True)
 class Study:
-    """What the command line asked for, read and checked.
+    """A study, read and checked.
 
     Attributes:
         name: of the folder in reports/; that of a trial ends in "-trial".
         runs: every architecture of the study.
         chosen: the architectures to bring up to date.
-        command: what makes the report of all architectures again.
+        command: the command that makes the report of all architectures.
         root: the project's folder.
     """
 
@@ -32,20 +74,23 @@ class Study:
     chosen: list[str]
     command: str
     root: Path
-    _learnt_from: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
         return self.root / "reports" / self.name
 
+    @property
+    def data(self) -> dict:
+        """The parameters that decide its images."""
+        return {key: self.runs[0].parameters[key] for key in params.DATA}
+
     @functools.cached_property
     def dataset(self) -> Dataset:
         """Its images; read on first use."""
-        shared = self.runs[0].parameters
-        return load_dataset(**{key: shared[key] for key in params.DATA})
+        return load_dataset(**self.data)
 
     def command_for(self, architectures: Collection[str]) -> str:
-        """What makes the results of these architectures again, in whatever steps they were made."""
+        """The command that makes the results of these architectures, whatever made them before."""
         if all(run.architecture in architectures for run in self.runs):
             return self.command
         by_file = {}
@@ -53,24 +98,27 @@ class Study:
             by_file.setdefault(run.file, []).append(run.architecture)
         names = []
         for file, points in by_file.items():
-            made = [each for each in points if each in architectures]
+            made = [point for point in points if point in architectures]
             names += [file] if made == points else made
         return f'{self.command} ARCHITECTURES="{" ".join(names)}"'
 
-    def dataset_of(self, run: params.RunConfig) -> Dataset:
-        """Its images as a run sees them, which may learn from a part of them alone."""
-        given = run.parameters
-        count = given.get("learn_from", 0)
-        if count not in self._learnt_from:
-            shared = {key: given[key] for key in params.DATA}
-            self._learnt_from[count] = load_dataset(**shared, learn_from=count)
-        return self._learnt_from[count]
+    @property
+    def pages(self) -> list[Page]:
+        """The pages about all runs, index.html first; those whose notebooks the project has."""
+        is_grid = any(run.parameters["variant"] for run in self.runs)
+        pages = []
+        for name, file, label, title in (GRID if is_grid else COMPARISON, *DEEPER):
+            notebook = self.root / "notebooks" / f"{name}.ipynb"
+            if notebook.exists():
+                pages.append(Page(name, notebook, file, label, title))
+        return pages
 
     @property
     def links(self) -> list[tuple[str, str]]:
-        """Name and file of each page of the report."""
-        pages = [(run.architecture, f"{run.architecture}.html") for run in self.runs]
-        return [("Comparison", "index.html"), *pages, ("Metrics", "metrics.html")]
+        """Label and file of each page of the report."""
+        index, *deeper = self.pages
+        pages = [index, *map(run_page, self.runs), *deeper]
+        return [(page.label, page.file) for page in pages]
 
 
 def open_study(
@@ -82,34 +130,29 @@ def open_study(
         root: the project's folder.
         study: a folder in params/; empty for digits, or for folder where `dataset` is given.
         architectures: names separated by spaces, of files or of points of a grid; empty for all.
-        dataset: a folder of pictures in the place of the study's own images; empty for those.
+        dataset: a folder of pictures that replaces the study's own; empty for these.
         overrides: "key=value key=value", for a trial.
 
     Raises:
-        StudyError: in one line, what to mend.
+        StudyError: the study, an architecture or a parameter is not known or does not fit.
     """
     study = study or ("folder" if dataset else "digits")
     name = study
     if dataset:
         dataset = str(Path(dataset).expanduser())
         name = Path(dataset).resolve().name or "folder"
-        # A report of one's own pictures never passes for another one.
+        # A report of a folder of pictures must not overwrite that of a study.
         taken = [*params.studies(root), "lab", "published"]
         name += "-folder" if name in taken or name.endswith("-trial") else ""
     name += "-trial" if overrides else ""
     runs = params.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
-    known = list(dict.fromkeys(run.file for run in runs))
-    asked = architectures.split()
-    for each in asked:
-        if each not in known and each not in [run.architecture for run in runs]:
+    for run in runs:
+        if run.architecture in PAGE_NAMES:
             raise StudyError(
-                f"unknown architecture {each!r}: params/{study}/ has {', '.join(known)}"
+                f"params/{study}/{run.file}.yaml: another page of the report is called "
+                f"{run.file}: rename the file"
             )
-    chosen = [
-        run.architecture
-        for run in runs
-        if not asked or run.file in asked or run.architecture in asked
-    ]
+    chosen = _choose(runs, architectures.split(), study)
     _check_overrides(overrides, [run for run in runs if run.architecture in chosen])
     words = ["make report", f"STUDY={study}"]
     for key, text in (("DATA", dataset), ("SET", overrides)):
@@ -117,10 +160,25 @@ def open_study(
     return Study(name, runs, chosen, " ".join(words), root)
 
 
-def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
-    """Raise StudyError where SET changes a parameter by which none of the chosen runs goes.
+def _choose(runs: list[params.RunConfig], names: list[str], study: str) -> list[str]:
+    """The architectures that names of files or of points of a grid stand for; all without names."""
+    files = list(dict.fromkeys(run.file for run in runs))
+    for name in names:
+        if name not in files and name not in [run.architecture for run in runs]:
+            raise StudyError(
+                f"unknown architecture {name!r}: params/{study}/ has {', '.join(files)}"
+            )
+    return [
+        run.architecture
+        for run in runs
+        if not names or run.file in names or run.architecture in names
+    ]
 
-    What is for networks may stand there for baselines alone, as in a study's files.
+
+def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
+    """Raise StudyError where SET changes a parameter that none of the chosen runs uses.
+
+    A trial of baselines alone ignores parameters of networks, as a study's files do.
     """
     if all(run.is_baseline for run in chosen):
         return
@@ -135,26 +193,19 @@ def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
 
 def run_key(study: Study, run: params.RunConfig) -> str:
     """The key of an architecture's run: parameters, backbone, data, weights, notebook and code."""
-    found = weights.find(*run.weights)
-    reads = [study.dataset.split_fingerprint, found.sha256, page_digest()]
-    given = run.parameters | _row(run)
-    return make_key("run", given, reads, notebook_digest(run.notebook))
-
-
-def _row(run: params.RunConfig) -> dict:
-    """What the table of backbones says of a run's own, which no digest of code covers.
-
-    Its rates are estimates for a plan, and where its ImageNet weights come from decides nothing
-    that their SHA-256 does not say.
-    """
-    if run.is_baseline:
-        return {}
-    row = asdict(BACKBONES[run.parameters["backbone"]])
-    return {"row": {key: row[key] for key in row if key not in ("rates", "imagenet")}}
+    initial = weights.find(*run.weights)
+    reads = [study.dataset.split_fingerprint, initial.sha256, page_digest()]
+    parameters = dict(run.parameters)
+    if not run.is_baseline:
+        # No digest of code covers the table of backbones. Its rates only serve to estimate times,
+        # and the origin of ImageNet weights says less than their SHA-256.
+        row = asdict(BACKBONES[parameters["backbone"]])
+        parameters["row"] = {key: row[key] for key in row if key not in ("rates", "imagenet")}
+    return make_key("run", parameters, reads, notebook_digest(run.notebook))
 
 
 def page_digest() -> str:
-    """Digest of what makes pages of notebooks."""
+    """Digest of the code and the templates that turn a notebook into a page."""
     package = Path(__file__).parent.parent / "reporting"
     files = [package / "pages.py", *sorted((package / "template").iterdir())]
     return digest([path.read_text("utf-8") for path in files if path.is_file()])
@@ -163,15 +214,12 @@ def page_digest() -> str:
 def notebook_digest(notebook: Path) -> str:
     """Digest of a notebook's cells and of the code that they can run."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    source = ["".join(cell["source"]) for cell in cells]
-    code = "\n".join(
-        text for cell, text in zip(cells, source, strict=True) if cell["cell_type"] == "code"
-    )
-    return digest([source_digest(code), source, package_digest("reporting")])
+    texts = ["".join(cell["source"]) for cell in cells]
+    return digest([texts, package_digest("reporting")])
 
 
 def git_state(root: Path) -> dict:
-    """The commit the project stands at, and whether its files are as committed."""
+    """The project's commit, and whether its files are as committed."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
