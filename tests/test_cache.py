@@ -275,21 +275,21 @@ def test_interrupted_make_is_given_the_same_folder_and_goes_on(root, error):
     assert make_once(no_make) == artifact
 
 
-def test_half_a_result_is_neither_found_nor_listed(root):
+def test_half_a_result_is_not_found(root):
     seen = []
 
     def look(folder: Path) -> None:
         write(folder, "half")
-        seen.append((found(), cache.finished("step", PACKAGE)))
+        seen.append(found())
         raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError):
         make_once(look)
-    assert seen == [(None, [])]
-    assert (found(), cache.finished("step", PACKAGE)) == (None, [])
+    assert seen == [None]
+    assert found() is None
 
 
-def test_result_interrupted_before_its_last_move_is_neither_found_nor_listed(root, monkeypatch):
+def test_a_result_interrupted_before_its_last_move_is_not_found(root, monkeypatch):
     replace = os.replace
 
     def stopped(source, target):
@@ -300,9 +300,8 @@ def test_result_interrupted_before_its_last_move_is_neither_found_nor_listed(roo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", stopped)
         make_once()
-    assert (found(), cache.finished("step", PACKAGE)) == (None, [])
-    artifact = make_once()
-    assert cache.finished("step", PACKAGE) == [artifact]
+    assert found() is None
+    assert make_once() == found()
 
 
 def test_folder_that_lost_its_manifest_is_made_anew(root):
@@ -320,22 +319,13 @@ def test_find_makes_nothing(root):
     assert found(size=4) is None
 
 
-def test_finished_lists_every_result_of_a_step(root):
-    assert cache.finished("step", PACKAGE) == []
-    made = [make_once(size=size) for size in range(3)]
-    make_once(step="other", size=9)
-    listed = cache.finished("step", PACKAGE)
-    assert {artifact.folder for artifact in listed} == {artifact.folder for artifact in made}
-    assert len(listed) == 3
-
-
 @pytest.mark.parametrize("change", ["package_digest", "versions"])
-def test_finished_leaves_out_what_other_code_or_versions_made(root, monkeypatch, change):
+def test_what_other_code_or_versions_made_is_not_found(root, monkeypatch, change):
     make_once()
-    assert len(cache.finished("step", PACKAGE)) == 1
-    changed = {"package_digest": lambda module: "other", "versions": lambda: {"keras": "0"}}
+    assert found() is not None
+    changed = {"package_digest": lambda package: "other", "versions": lambda: {"keras": "0"}}
     monkeypatch.setattr(cache, change, changed[change])
-    assert cache.finished("step", PACKAGE) == []
+    assert found() is None
 
 
 def test_is_current_asks_for_exactly_this_key(tmp_path):

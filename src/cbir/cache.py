@@ -1,9 +1,8 @@
-"""What is already done is not done again: folders of results, named by what they were made from.
+"""Cached steps: folders of results, each named by a key of everything that decides the result.
 
-A step's key is a hash of everything that decides its result: its parameters, the keys of what it
-reads (data and weights come in as fingerprints), the versions of the packages that compute it and
-the code of the modules it runs. This is the one mechanism by which the project decides that
-something is up to date, for a network's weights as for a whole report.
+A key is a hash of a step's parameters, the keys of what it reads (data and weights have
+fingerprints), the versions of the packages that compute it, and its code. Nothing else decides
+whether something is up to date, from a network's weights to a whole report.
 """
 
 import ast
@@ -26,19 +25,18 @@ from filelock import FileLock
 from cbir import StudyError, project_root
 
 MANIFEST = "manifest.json"
-# The packages whose versions can change a number. The backend's own is added by `versions`.
+# The packages whose versions can change a number; `versions` adds the backend.
 PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "scipy")
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
-# The packages on the way of the data: what computes a result at one of them runs the code of those
-# before it, too.
+# The data passes through these in turn, so what one computes depends on the code of those before.
 WAY = ("images", "networks", "retrieval", "explain", "reporting")
-# A table whose rows are parameters of the steps that use them: a new row changes no key.
+# Its rows are parameters of the steps that use them, so that a new row changes no key.
 TABLE_OF_ROWS = "backbones.py"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished step: its folder, and the manifest that says what it was made from."""
+    """A finished step: its folder, and the manifest that says what made it."""
 
     folder: Path
     manifest: dict
@@ -53,7 +51,7 @@ class Artifact:
 
 
 def backend() -> str:
-    """Name of the Keras backend that this process uses or would use."""
+    """The name of the Keras backend that this process uses or would use."""
     if "keras" in sys.modules:
         return sys.modules["keras"].backend.backend()
     if name := os.environ.get("KERAS_BACKEND"):
@@ -63,7 +61,7 @@ def backend() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute results, the backend's among them."""
+    """Versions of Python and the packages that compute results, and settings of their numerics."""
     named = {"python": "{}.{}.{}".format(*sys.version_info[:3]), "backend": backend()}
     for package in (*PACKAGES, backend()):
         try:
@@ -73,13 +71,12 @@ def versions() -> dict[str, str]:
                 f"{package} is not installed: install it, or choose another backend of Keras "
                 "with KERAS_BACKEND"
             ) from None
-    # How TensorFlow computes, as `cbir/__init__.py` or whoever runs the study has set it.
     named |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
     return named | {name: str(_keras_settings().get(name)) for name in ("floatx", "epsilon")}
 
 
 def digest(content) -> str:
-    """SHA-256, in hexadecimal, of anything JSON can say; dictionaries in any order."""
+    """SHA-256, in hexadecimal, of anything that JSON can hold; the order of keys is ignored."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,28 +87,24 @@ def file_digest(path: Path) -> str:
 
 
 def source_digest(source: str) -> str:
-    """SHA-256 of Python code without its comments, layout and docstrings.
-
-    A better explanation computes nothing anew.
-    """
-    tree = _without_docstrings(ast.parse(source))
+    """SHA-256 of Python code without its comments, layout and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        has_body = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if has_body and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 @functools.cache
 def package_digest(package: str) -> str:
-    """SHA-256 of the code of a package and of all that come before it on the way of the data.
-
-    Args:
-        package: a name in `WAY`.
-    """
+    """SHA-256 of the code of a package in `WAY` and of those before it."""
     root, digests = Path(__file__).parent, {}
     for name in WAY[: WAY.index(package) + 1]:
         module = root / f"{name}.py"
         for path in [module] if module.exists() else sorted((root / name).rglob("*.py")):
             if path.name != TABLE_OF_ROWS:
-                place = path.relative_to(root).as_posix()
-                digests[place] = source_digest(path.read_text("utf-8"))
+                digests[path.relative_to(root).as_posix()] = source_digest(path.read_text("utf-8"))
     return digest(digests)
 
 
@@ -120,9 +113,9 @@ def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> st
 
     Args:
         step: the step's name.
-        parameters: all of its parameters, as JSON can say them.
-        reads: keys or fingerprints of everything it reads.
-        code: digest of the code that it runs, such as `package_digest`.
+        parameters: all of its parameters, as JSON can hold them.
+        reads: keys or fingerprints of everything that it reads.
+        code: digest of the code that it runs, such as `package_digest` gives.
     """
     return digest([step, parameters, list(reads), code, versions()])
 
@@ -135,74 +128,61 @@ def cached(
     reads: Iterable[str] = (),
     package: str,
 ) -> Artifact:
-    """The step's result: from `artifacts/<step>/<key>/` if it stands there, else made now.
+    """The result of a step: read from `artifacts/<step>/<key>/` if it is there, else made now.
 
     Args:
-        step: name of the step, and of its folder in `artifacts/`.
+        step: the step's name, and that of its folder in `artifacts/`.
         make: writes the result into the folder that it is given. After an interruption it is given
             the same folder again, with what it had written, and may go on from there.
         parameters, reads: as for `make_key`.
-        package: a name in `WAY`, the package that makes the result.
+        package: the name in `WAY` of the package that makes the result.
 
     Raises:
-        StudyError: the disk is full or read-only. What was finished before is kept.
+        StudyError: the disk is full or read-only. Finished steps are kept.
     """
     reads = list(reads)
     key = make_key(step, parameters, reads, package_digest(package))
     folder = _folder_of(step, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Two notebooks may start at once: the second waits here and then finds the result.
+        # Where two notebooks start at once, the second waits here and then reads the result.
         with FileLock(folder.with_suffix(".lock")):
-            if (found := read(folder)) is None:
+            if (artifact := read(folder)) is None:
                 partial = folder.with_suffix(".partial")
                 partial.mkdir(exist_ok=True)
-                # What lost its manifest, or got it but not its place, is not finished.
+                # A folder with a manifest that was never moved into place is not finished.
                 (partial / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
                 started = time.perf_counter()
                 make(partial)
                 write_manifest(
                     partial,
-                    peak_memory_bytes=peak_memory(),
                     step=step,
                     key=key,
                     parameters=parameters,
                     reads=reads,
                     seconds=time.perf_counter() - started,
+                    peak_memory_bytes=peak_memory(),
                 )
                 os.replace(partial, folder)
-                found = read(folder)
-        # Windows does not delete a file that another process waits on.
+                artifact = read(folder)
+        # Windows does not delete a file that another process waits for.
         with contextlib.suppress(OSError):
             folder.with_suffix(".lock").unlink()
     except OSError as error:
         raise as_study_error(error, folder) from error
-    return found
+    return artifact
 
 
 def find(
     step: str, *, parameters: dict, reads: Iterable[str] = (), package: str
 ) -> Artifact | None:
-    """The step's result where it is finished, without making it; arguments as for `cached`."""
+    """The result of a step if it is cached, else None; arguments as for `cached`."""
     return read(_folder_of(step, make_key(step, parameters, reads, package_digest(package))))
 
 
-def finished(step: str, package: str) -> list[Artifact]:
-    """All results of a step that today's code and package versions would still serve."""
-    folders = [path.parent for path in _folder_of(step, "").glob(f"*/{MANIFEST}")]
-    found = [read(folder) for folder in folders if folder.suffix != ".partial"]
-    digest_of_code = package_digest(package)
-    return [
-        each
-        for each in found
-        if each.key
-        == make_key(step, each.manifest["parameters"], each.manifest["reads"], digest_of_code)
-    ]
-
-
 def read(folder: Path) -> Artifact | None:
-    """The finished result in a folder, or None where there is none."""
+    """The finished result in a folder, or None."""
     try:
         return Artifact(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
@@ -210,12 +190,13 @@ def read(folder: Path) -> Artifact | None:
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """Whether the folder holds the finished result of exactly this key."""
-    return (found := read(folder)) is not None and found.key == key
+    """Whether a folder holds the finished result with this key."""
+    artifact = read(folder)
+    return artifact is not None and artifact.key == key
 
 
 def write_manifest(folder: Path, **content) -> None:
-    """Mark a folder as finished; `key`, `seconds` and what else the reader should know."""
+    """Mark a folder as finished, with `key`, `seconds` and what else a reader should know."""
     write_text(folder / MANIFEST, json.dumps({**content, "versions": versions()}, indent=1))
 
 
@@ -230,30 +211,22 @@ def _folder_of(step: str, key: str) -> Path:
     return project_root() / "artifacts" / step / key[:20]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    return tree
-
-
 def keras_home() -> Path:
-    """Where Keras keeps what it downloads; made, since Keras looks elsewhere where it is not."""
+    """The folder of Keras' downloads, created if need be: without it, Keras would use another."""
     home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
     home.mkdir(parents=True, exist_ok=True)
     return home
 
 
 def _keras_settings() -> dict:
-    """keras.json of whoever runs the study, over Keras' own defaults."""
+    """The user's keras.json over the defaults of Keras."""
     path = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
     defaults = {"backend": "tensorflow", "floatx": "float32", "epsilon": 1e-07}
     return defaults | (json.loads(path.read_text("utf-8")) if path.exists() else {})
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes; 0 where the system does not tell."""
+    """The most memory that this process has held, in bytes; 0 on Windows."""
     try:
         import resource
     except ImportError:  # Windows
@@ -263,8 +236,8 @@ def peak_memory() -> int:
 
 
 def as_study_error(error: OSError, folder: Path) -> Exception:
-    """One line for what a person can mend; any other error as it is."""
-    # h5py reports a full disk in its text alone.
+    """A StudyError for a full or read-only disk; any other error as it is."""
+    # h5py reports a full disk without a number.
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         return StudyError(
             f"disk full while writing {folder}: free some space and run again; "
