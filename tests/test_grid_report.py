@@ -8,7 +8,7 @@ from invented import result, rows
 from cbir.reporting import grids, tables
 from cbir.reporting.grids import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
 from cbir.retrieval import uncertainty
-from cbir.studies import params
+from cbir.studies import configs
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,8 @@ def closed_figures():
 
 def run(architecture: str, point: dict, scores, *, right=1.0, known=1.0, speed=1000.0) -> dict:
     """A run of a grid, by its name: average precisions, accuracy of queries and of training."""
-    name = params.point_name(architecture, point)
-    variant = params.variant(point)
+    name = configs.point_name(architecture, point)
+    variant = configs.variant(point)
     frame = rows(scores, architecture=name, variant=variant, correct=right)
     return {
         name: result(
@@ -105,7 +105,7 @@ def test_dimensions_are_the_parameters_of_the_grid_in_their_order(runs):
 
 def test_figures_run_along_numbers_and_of_these_along_the_most():
     def axis(**values):
-        points = params.points(values, {})
+        points = configs.points(values, {})
         found = {}
         for point in points:
             found |= run("cnn", point, [0.5])

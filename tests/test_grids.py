@@ -8,7 +8,7 @@ from conftest import CNN, ROOT, STUDY, write_study
 
 from cbir import StudyError
 from cbir.reporting import grids
-from cbir.studies import params
+from cbir.studies import configs, params
 from cbir.studies.study import open_study
 
 BASELINE = {"notebook": "baseline", "baseline": "random"}
@@ -23,14 +23,14 @@ def root(tmp_path):
     return tmp_path
 
 
-def load(root, architectures: dict, grid=None, **asked) -> list[params.RunConfig]:
+def load(root, architectures: dict, grid=None, **asked) -> list[configs.RunConfig]:
     """The runs of a study with these architectures, and this grid for all of them."""
     write_study(root, "tiny", STUDY, architectures)
     if grid is not None:
         path = root / "params" / "tiny" / "study.yaml"
         # Dimensions stand in the order of the file.
         path.write_text(path.read_text() + yaml.safe_dump({"grid": grid}, sort_keys=False))
-    return params.load(root, "tiny", **asked)
+    return configs.load(root, "tiny", **asked)
 
 
 def error_of(root, architectures: dict, grid=None, **asked) -> str:
@@ -41,13 +41,13 @@ def error_of(root, architectures: dict, grid=None, **asked) -> str:
     return str(caught.value)
 
 
-def names_of(runs: list[params.RunConfig]) -> list[str]:
+def names_of(runs: list[configs.RunConfig]) -> list[str]:
     return [run.architecture for run in runs]
 
 
 def test_points_are_all_combinations_the_last_dimension_first_to_change():
     grid = {"input_size": [32, 64, 96], "train": ["head", "all"]}
-    assert params.points(grid, {}) == [
+    assert configs.points(grid, {}) == [
         {"input_size": 32, "train": "head"},
         {"input_size": 32, "train": "all"},
         {"input_size": 64, "train": "head"},
@@ -59,26 +59,26 @@ def test_points_are_all_combinations_the_last_dimension_first_to_change():
 
 def test_what_set_sets_is_no_dimension():
     grid = {"input_size": [32, 64], "train": ["head", "all"]}
-    assert params.points(grid, {"input_size": 48, "epochs": 3}) == [
+    assert configs.points(grid, {"input_size": 48, "epochs": 3}) == [
         {"train": "head"}, {"train": "all"},
     ]  # fmt: skip
-    assert params.points(grid, {"input_size": 48, "train": "all"}) == [{}]
+    assert configs.points(grid, {"input_size": 48, "train": "all"}) == [{}]
 
 
 def test_no_grid_is_one_empty_point():
-    assert params.points({}, {"epochs": 3}) == [{}]
-    assert (params.point_name("cnn", {}), params.variant({})) == ("cnn", "")
+    assert configs.points({}, {"epochs": 3}) == [{}]
+    assert (configs.point_name("cnn", {}), configs.variant({})) == ("cnn", "")
 
 
 def test_a_point_gives_a_run_its_name_and_its_words():
     point = {"input_size": 96, "train": "head"}
-    assert params.point_name("mobilenet", point) == "mobilenet-96-head"
-    assert params.variant(point) == "input_size=96 train=head"
+    assert configs.point_name("mobilenet", point) == "mobilenet-96-head"
+    assert configs.variant(point) == "input_size=96 train=head"
 
 
 @pytest.mark.parametrize("value", ["study:a/b", "data/a b.h5", [1, 2], "last_blocks:3", "../up"])
 def test_a_name_is_one_that_a_folder_can_have(value):
-    assert set(params.point_name("cnn", {"key": value})).isdisjoint("/\\:*?\"<>| [],'")
+    assert set(configs.point_name("cnn", {"key": value})).isdisjoint("/\\:*?\"<>| [],'")
 
 
 POINTS = {
@@ -97,7 +97,7 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_architecture_and_point_are_read_back_from_name_and_words(point):
     for file in ("cnn", "cnn_strong", "mobilenet-96"):
-        architecture, found = grids.parse(params.point_name(file, point), params.variant(point))
+        architecture, found = grids.parse(configs.point_name(file, point), configs.variant(point))
         assert architecture == file
         assert found.keys() == point.keys()
         is_listed = {key: isinstance(value, list) for key, value in point.items()}
@@ -166,7 +166,7 @@ def test_grids_of_other_parameters_are_refused(root, other):
 
 
 def test_frozen_networks_have_a_cell_for_every_input_size_of_the_project():
-    runs = params.load(ROOT, "cifar10-input-size")
+    runs = configs.load(ROOT, "cifar10-input-size")
     frozen = {(run.file, run.parameters["input_size"]) for run in runs
               if run.parameters["train"] == "head"}  # fmt: skip
     files, sizes = ({each[place] for each in frozen} for place in (0, 1))
@@ -175,7 +175,7 @@ def test_frozen_networks_have_a_cell_for_every_input_size_of_the_project():
 
 
 def test_nothing_stops_early_where_overfitting_is_asked_for():
-    runs = params.load(ROOT, "cifar10-training-size")
+    runs = configs.load(ROOT, "cifar10-training-size")
     assert {run.parameters["early_stopping"] for run in runs} == {0}
     from_random = [run for run in runs if run.parameters["weights"] == "none"]
     assert {run.file for run in from_random} >= {"cnn", "cnn_strong", "resnet50", "vgg16"}
@@ -211,7 +211,7 @@ def test_a_grid_without_anything_is_told_the_form(root):
     path = root / "params" / "tiny" / "study.yaml"
     path.write_text(path.read_text() + "grid:\n")
     with pytest.raises(StudyError, match="study.yaml: grid must give each parameter a list"):
-        params.load(root, "tiny")
+        configs.load(root, "tiny")
 
 
 def test_all_images_are_told_by_their_number_in_a_grid(root):
@@ -302,7 +302,7 @@ def test_a_point_that_there_is_not_is_answered_with_the_files(root, asked):
     ],
 )
 def test_the_studies_of_this_project_have_these_points(study, architecture, points):
-    found = [run.architecture for run in params.load(ROOT, study) if run.file == architecture]
+    found = [run.architecture for run in configs.load(ROOT, study) if run.file == architecture]
     assert found == [f"{architecture}-{point}" for point in points.split()]
 
 
@@ -315,5 +315,5 @@ def test_the_studies_of_this_project_have_these_points(study, architecture, poin
     ],
 )
 def test_the_studies_of_this_project_have_so_many_runs(study, count):
-    names = names_of(params.load(ROOT, study))
+    names = names_of(configs.load(ROOT, study))
     assert len(names) == len(set(names)) == count

@@ -11,7 +11,7 @@ from cbir import StudyError
 from cbir.images import protocols
 from cbir.networks import baselines, optimisers, pooling
 from cbir.networks.backbones import BACKBONES
-from cbir.studies import params
+from cbir.studies import configs, params, plan
 
 BASELINE = {"notebook": "baseline", "baseline": "random"}
 NAMES = {
@@ -137,7 +137,7 @@ def load(root, key: str, value: str) -> tuple[str, dict]:
     write_study(root, "tiny", layers["study"], {"cnn": layers["cnn"]})
     path = root / "params" / "tiny" / f"{file}.yaml"
     path.write_text(f"{path.read_text()}{key}: {value}\n")
-    (run,) = params.load(root, "tiny")
+    (run,) = configs.load(root, "tiny")
     return f"params/tiny/{file}.yaml", run.parameters
 
 
@@ -183,7 +183,7 @@ def test_the_names_that_are_listed_are_those_that_the_code_knows(key, names):
 
 
 def test_the_poolings_that_learn_are_those_of_the_code():
-    assert pooling.LEARNT == params.POOLINGS_THAT_LEARN
+    assert pooling.LEARNT == plan.POOLINGS_THAT_LEARN
 
 
 @pytest.mark.parametrize("row", params.PARAMETERS.values(), ids=params.PARAMETERS)

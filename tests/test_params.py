@@ -10,7 +10,7 @@ from conftest import CNN, DEFAULTS, ROOT, STUDY, write_study
 
 from cbir import StudyError
 from cbir.networks import baselines
-from cbir.studies import params
+from cbir.studies import configs, params
 
 FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
 MEASURED = {key: STUDY[key] for key in params.MEASUREMENT}
@@ -28,14 +28,14 @@ def project(tmp_path):
 
 def cnn_of(root, **asked) -> dict:
     """Parameters of the architecture cnn in the study tiny."""
-    runs = params.load(root, "tiny", **asked)
+    runs = configs.load(root, "tiny", **asked)
     return next(run.parameters for run in runs if run.architecture == "cnn")
 
 
 def error_of(root, **asked) -> str:
     """The one line that loading the study tiny ends with."""
     with pytest.raises(StudyError) as caught:
-        params.load(root, "tiny", **asked)
+        configs.load(root, "tiny", **asked)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -58,12 +58,12 @@ def read(path: Path) -> dict:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("study", params.studies(ROOT))
+@pytest.mark.parametrize("study", configs.studies(ROOT))
 def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
     folder = ROOT / "params" / study
     shared = read(folder / "study.yaml")
     study_grid = shared.pop("grid", {})
-    runs = params.load(ROOT, study)
+    runs = configs.load(ROOT, study)
     assert {run.file for run in runs} == {path.stem for path in folder.glob("*.yaml")} - {"study"}
     assert len({run.architecture for run in runs}) == len(runs)
     for run in runs:
@@ -77,8 +77,8 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
         point = {key: run.parameters[key] for key in several[0] if key in known}
         assert any(all(value in each[key] for key, value in point.items()) for each in several)
         expected = {k: v for k, v in (DEFAULTS | shared | own | point).items() if k in known}
-        expected |= {"study": study, "variant": params.variant(point)}
-        assert run.parameters == expected | {"architecture": params.point_name(run.file, point)}
+        expected |= {"study": study, "variant": configs.variant(point)}
+        assert run.parameters == expected | {"architecture": configs.point_name(run.file, point)}
         assert run.is_baseline == (run.file in baselines.BASELINES)
         assert run.parameters.get("baseline", run.file) == run.file
 
@@ -92,13 +92,13 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
     ],
 )
 def test_a_study_without_a_grid_has_a_run_a_file_and_the_baselines_last(study, networks):
-    found = [run.architecture for run in params.load(ROOT, study)]
+    found = [run.architecture for run in configs.load(ROOT, study)]
     assert found == [*networks, "hand_crafted", "random", "raw_pixels"]
 
 
 def test_the_readme_names_every_study():
     readme = (ROOT / "README.md").read_text("utf-8")
-    studies = params.studies(ROOT)
+    studies = configs.studies(ROOT)
     assert len(studies) == 8
     assert [each for each in studies if not re.search(rf"(?<![\w-]){each}(?![\w-])", readme)] == []
 
@@ -106,12 +106,12 @@ def test_the_readme_names_every_study():
 def test_the_makefile_names_no_study_that_there_is_not():
     (line,) = re.findall(r"^#.* STUDY=\w+ .*$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"STUDY=(\w+)", line) + re.findall(r"[(,] *([\w-]+)(?=[,)])", line)
-    assert set(named) <= set(params.studies(ROOT))
+    assert set(named) <= set(configs.studies(ROOT))
 
 
 def test_each_layer_lies_over_the_one_before(project):
     def found(**asked) -> int:
-        run = next(run for run in params.load(project, "tiny", **asked) if run.file == "cnn")
+        run = next(run for run in configs.load(project, "tiny", **asked) if run.file == "cnn")
         return run.parameters["batch_size"]
 
     shared, own = STUDY, {key: value for key, value in CNN.items() if key != "batch_size"}
@@ -131,7 +131,7 @@ def test_each_layer_lies_over_the_one_before(project):
 def test_defaults_reach_every_architecture_and_no_baseline(project):
     least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
     write_study(project, "tiny", STUDY, least | {"chance": BASELINE})
-    *networks, chance = params.load(project, "tiny")
+    *networks, chance = configs.load(project, "tiny")
     assert len(networks) == 3
     for run in networks:
         expected = DEFAULTS | STUDY | least[run.file]
@@ -140,7 +140,7 @@ def test_defaults_reach_every_architecture_and_no_baseline(project):
 
 
 def test_set_reaches_every_architecture(project):
-    runs = params.load(project, "tiny", overrides="epochs=7 ks=[2,3]")
+    runs = configs.load(project, "tiny", overrides="epochs=7 ks=[2,3]")
     assert len(runs) == 3
     for run in runs:
         assert (run.parameters["epochs"], run.parameters["ks"]) == (7, [2, 3])
@@ -160,13 +160,13 @@ def test_study_and_architecture_come_from_where_the_files_stand(project):
 
 def test_runs_stand_in_the_order_of_their_files(project):
     write_study(project, "tiny", STUDY, {"alpha": CNN | {"notebook": "cnn"}})
-    names = [run.architecture for run in params.load(project, "tiny")]
+    names = [run.architecture for run in configs.load(project, "tiny")]
     assert names == ["alpha", "cnn", "resnet50", "vgg16"]
 
 
 def test_baselines_stand_last_in_the_order_of_their_files(project):
     write_study(project, "tiny", STUDY, {"a_random": BASELINE, "pixels": BASELINE})
-    runs = params.load(project, "tiny")
+    runs = configs.load(project, "tiny")
     assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16", "a_random", "pixels"]
     assert [run.is_baseline for run in runs] == [False] * 3 + [True] * 2
     assert runs[-1].weights == ("", "none")
@@ -177,7 +177,7 @@ def test_baselines_stand_last_in_the_order_of_their_files(project):
 def test_an_architecture_may_be_measured_in_its_own_way(project):
     own = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
     write_study(project, "tiny", STUDY, {"cnn": CNN | own})
-    first, second, _ = params.load(project, "tiny")
+    first, second, _ = configs.load(project, "tiny")
     assert first.group("measurement") == MEASURED | own
     assert second.group("measurement") == MEASURED
 
@@ -185,7 +185,7 @@ def test_an_architecture_may_be_measured_in_its_own_way(project):
 def test_what_is_for_all_reaches_only_those_that_know_it(project):
     write_study(project, "tiny", STUDY | {"epochs": 9}, {"chance": BASELINE})
     (project / FILE).write_text(yaml.safe_dump({k: CNN[k] for k in CNN if k != "epochs"}))
-    cnn, *_, chance = params.load(project, "tiny", overrides="batch_size=2 draws=7")
+    cnn, *_, chance = configs.load(project, "tiny", overrides="batch_size=2 draws=7")
     assert (cnn.parameters["epochs"], cnn.parameters["batch_size"]) == (9, 2)
     assert chance.parameters.keys().isdisjoint(CNN)
     assert (cnn.parameters["draws"], chance.parameters["draws"]) == (7, 7)
@@ -198,10 +198,10 @@ def test_what_a_baseline_says_of_itself_must_be_known_to_it(project):
 
 def test_a_study_of_baselines_alone_is_not_asked_for_what_networks_need(project):
     write_study(project, "bounds", STUDY, {"chance": BASELINE})
-    (run,) = params.load(project, "bounds")
+    (run,) = configs.load(project, "bounds")
     assert run.is_baseline
     with pytest.raises(StudyError, match="SET: unknown parameter 'epochs'"):
-        params.load(project, "bounds", overrides="epochs=3")
+        configs.load(project, "bounds", overrides="epochs=3")
 
 
 @pytest.mark.parametrize("value", ["chance", "''", "Random"])
@@ -226,7 +226,7 @@ def test_all_are_compared_under_the_same_first_protocol(project):
     message = error_of(project)
     assert message.startswith("vgg16: protocols: must begin with closed, as those of cnn do")
     write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": ["closed", *others[:1]]}})
-    assert len(params.load(project, "tiny")) == 3
+    assert len(configs.load(project, "tiny")) == 3
 
 
 @pytest.mark.parametrize("key", ["backbone", "dataset", "seeds", "protocols"])
@@ -369,7 +369,7 @@ def test_an_int_is_no_bool(project, value):
 
 def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
     write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "cnn", "embedding_dim": 99}})
-    run = next(run for run in params.load(project, "tiny") if run.architecture == "wide")
+    run = next(run for run in configs.load(project, "tiny") if run.architecture == "wide")
     assert run.notebook == project / "notebooks" / "cnn.ipynb"
     assert "notebook" not in run.parameters
     assert (run.parameters["architecture"], run.parameters["embedding_dim"]) == ("wide", 99)
@@ -379,7 +379,7 @@ def test_an_architecture_without_a_notebook_of_its_own_runs_by_the_generic_one(p
     write_study(project, "tiny", STUDY, {"wide": CNN, "chance": {"baseline": "random"}})
     generic = project / "notebooks" / "architecture.ipynb"
     generic.touch()
-    found = {run.file: run.notebook for run in params.load(project, "tiny")}
+    found = {run.file: run.notebook for run in configs.load(project, "tiny")}
     assert found["wide"] == generic
     assert found["cnn"] == project / "notebooks" / "cnn.ipynb"
     assert found["chance"] == project / "notebooks" / "baseline.ipynb"
@@ -394,7 +394,7 @@ def test_a_notebook_that_there_is_not_is_told_of_the_key_notebook(project):
 
 def test_a_notebook_is_given_its_place_and_groups_of_parameters(project):
     write_study(project, "tiny", STUDY, {"chance": BASELINE})
-    cnn, *_, chance = params.load(project, "tiny")
+    cnn, *_, chance = configs.load(project, "tiny")
     given = cnn.notebook_parameters
     assert {key: given.pop(key) for key in params.PLACED} == {
         "study": "tiny", "architecture": "cnn", "variant": "",
@@ -459,20 +459,20 @@ def test_the_documentation_lists_every_parameter():
 def test_unknown_study_lists_the_known_ones(project):
     write_study(project, "another", STUDY, {"cnn": CNN})
     with pytest.raises(StudyError) as caught:
-        params.load(project, "tyni")
+        configs.load(project, "tyni")
     assert str(caught.value) == "unknown study 'tyni': params/ has another, tiny"
 
 
 def test_folder_without_study_yaml_is_no_study(project):
     (project / "params" / "notes").mkdir()
     (project / "params" / "notes" / "cnn.yaml").write_text("epochs: 3\n")
-    assert params.studies(project) == ["tiny"]
+    assert configs.studies(project) == ["tiny"]
 
 
 def test_study_without_an_architecture_says_what_to_add(project):
     write_study(project, "bare", STUDY, {})
     with pytest.raises(StudyError, match="params/bare/ names no architecture: add a file"):
-        params.load(project, "bare")
+        configs.load(project, "bare")
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "epochs=", "epochs= 3", "epochs=3 batch_size"])
@@ -489,7 +489,7 @@ def test_set_whose_value_is_not_yaml_is_one_line(project, text):
 
 def test_set_reads_values_as_yaml():
     text = "epochs=3 ks=[1,10] dropout=0.5 weights=a=b learning_rate=1e-2 measured_epochs=[]"
-    assert params.parse_overrides(text) == {
+    assert configs.parse_overrides(text) == {
         "epochs": 3,
         "ks": [1, 10],
         "dropout": 0.5,
@@ -497,7 +497,7 @@ def test_set_reads_values_as_yaml():
         "learning_rate": 0.01,
         "measured_epochs": [],
     }
-    assert params.parse_overrides("  ") == {}
+    assert configs.parse_overrides("  ") == {}
 
 
 NOT_YAML = [

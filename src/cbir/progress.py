@@ -1,4 +1,4 @@
-"""What a person sees while it runs: one readable line every few seconds, and no noise."""
+"""Progress output: one line every few seconds, and no noise of libraries."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ LISTED = 20
 
 
 class Ticker:
-    """Shows how far a task is: a bar in a terminal, a line every `every` seconds elsewhere."""
+    """Shows how far a task has come: a bar in a terminal, else a line every `every` seconds."""
 
     def __init__(self, total: int, what: str, every: float = 5.0):
         self.total, self.what, self.every = total, what, every
@@ -25,7 +25,7 @@ class Ticker:
         )
 
     def reached(self, done: int) -> None:
-        """Say that `done` of `total` are done."""
+        """Report that `done` of `total` items are done."""
         if self.bar is not None:
             self.bar.update(done - self.bar.n)
             if done >= self.total:
@@ -42,7 +42,7 @@ class Ticker:
 
 
 def progress(items: Iterable, total: int, what: str) -> Iterator:
-    """Hand on the items, printing a line every few seconds."""
+    """Yield the items, showing progress."""
     ticker = Ticker(total, what)
     for done, item in enumerate(items, start=1):
         yield item
@@ -50,7 +50,7 @@ def progress(items: Iterable, total: int, what: str) -> Iterator:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 05 min."""
+    """Seconds in words: 8 s, 3 min 20 s, 2 h 05 min."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -75,7 +75,10 @@ def describe_skipped(files: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def own_stderr(log: Path) -> Iterator[None]:
-    """Keep the terminal for what Python prints: libraries and child processes go to a log."""
+    """Send what libraries and child processes write to standard error to a log instead.
+
+    What Python itself prints to `sys.stderr` still reaches the terminal.
+    """
     terminal = os.dup(2)
     ours = sys.stderr
     try:

@@ -18,7 +18,7 @@ from cbir.reporting import display, grids
 from cbir.reporting.pages import write_page
 from cbir.search import cli
 from cbir.search.answers import Answer, Picture, Result
-from cbir.studies import params
+from cbir.studies import configs
 
 LINKS = [("Comparison", "index.html"), *((name, f"{name}.html") for name in ("cnn", "cnn_strong"))]
 LINKS += [(name, f"{name}.html") for name in ("resnet50", "vgg16", "mobilenet", "raw_pixels")]
@@ -111,7 +111,7 @@ def write_grid(folder: Path) -> Path:
         for size in (32, 96, 160):
             for train in ("head", "all"):
                 point = {"input_size": size, "train": train}
-                name, variant = params.point_name(architecture, point), params.variant(point)
+                name, variant = configs.point_name(architecture, point), configs.variant(point)
                 scores = np.random.default_rng(size).random(20)
                 frame = rows(list(scores), architecture=name, variant=variant, correct=0.5)
                 runs[name] = result(

@@ -14,7 +14,7 @@ from cbir.reporting.display import PALETTE
 from cbir.reporting.estimates import HIGH, LOW, Estimate
 from cbir.reporting.runs import Run, networks
 from cbir.retrieval import uncertainty
-from cbir.studies.params import point_name, point_text
+from cbir.studies.configs import point_name, point_text
 
 
 def parse(run: str, words: str) -> tuple[str, dict[str, str]]:

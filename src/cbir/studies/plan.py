@@ -8,13 +8,16 @@ from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.progress import duration
 from cbir.reporting.runs import machine
-from cbir.studies.params import PARAMETERS, PLACED, POOLINGS_THAT_LEARN, RunConfig
+from cbir.studies.configs import RunConfig
+from cbir.studies.params import PARAMETERS, PLACED
 from cbir.studies.study import Study, run_key
 
 # To start a notebook, draw its figures and write its page.
 NOTEBOOK_SECONDS = 25
 # Embeddings of masked images that test the explanations of a network.
 MASKED_IMAGES = 2_500
+# The names in `pooling.LEARNT`, whose module imports Keras.
+POOLINGS_THAT_LEARN = ("gem", "attention")
 # Training images and all images of data sets that need not be read to be counted.
 SIZES = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
 

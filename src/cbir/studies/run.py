@@ -13,7 +13,7 @@ from cbir.progress import describe_skipped, duration, own_stderr
 from cbir.reporting.pages import log_of, write_page
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
-from cbir.studies.params import RunConfig
+from cbir.studies.configs import RunConfig
 from cbir.studies.study import (
     Page,
     Study,

@@ -12,7 +12,7 @@ from cbir.cache import digest, make_key, package_digest
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
-from cbir.studies import params
+from cbir.studies import configs, params
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Page:
         return self.file.removesuffix(".html")
 
 
-def run_page(run: params.RunConfig) -> Page:
+def run_page(run: configs.RunConfig) -> Page:
     """The page of an architecture's run."""
     name = run.architecture
     return Page(name, run.notebook, f"{name}.html", name, name)
@@ -70,7 +70,7 @@ class Study:
     """
 
     name: str
-    runs: list[params.RunConfig]
+    runs: list[configs.RunConfig]
     chosen: list[str]
     command: str
     root: Path
@@ -142,10 +142,10 @@ def open_study(
         dataset = str(Path(dataset).expanduser())
         name = Path(dataset).resolve().name or "folder"
         # A report of a folder of pictures must not overwrite that of a study.
-        taken = [*params.studies(root), "lab", "published"]
+        taken = [*configs.studies(root), "lab", "published"]
         name += "-folder" if name in taken or name.endswith("-trial") else ""
     name += "-trial" if overrides else ""
-    runs = params.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
+    runs = configs.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
     for run in runs:
         if run.architecture in PAGE_NAMES:
             raise StudyError(
@@ -160,7 +160,7 @@ def open_study(
     return Study(name, runs, chosen, " ".join(words), root)
 
 
-def _choose(runs: list[params.RunConfig], names: list[str], study: str) -> list[str]:
+def _choose(runs: list[configs.RunConfig], names: list[str], study: str) -> list[str]:
     """The architectures that names of files or of points of a grid stand for; all without names."""
     files = list(dict.fromkeys(run.file for run in runs))
     for name in names:
@@ -175,14 +175,14 @@ def _choose(runs: list[params.RunConfig], names: list[str], study: str) -> list[
     ]
 
 
-def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
+def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
     """Raise StudyError where SET changes a parameter that none of the chosen runs uses.
 
     A trial of baselines alone ignores parameters of networks, as a study's files do.
     """
     if all(run.is_baseline for run in chosen):
         return
-    for key in params.parse_overrides(overrides):
+    for key in configs.parse_overrides(overrides):
         used = [run for run in chosen if key in run.parameters
                 and (run.is_baseline or key not in params.unused(run.parameters))]  # fmt: skip
         if not used:
@@ -191,7 +191,7 @@ def _check_overrides(overrides: str, chosen: list[params.RunConfig]) -> None:
             raise StudyError(f"SET: {key} changes nothing for {names}{hint}")
 
 
-def run_key(study: Study, run: params.RunConfig) -> str:
+def run_key(study: Study, run: configs.RunConfig) -> str:
     """The key of an architecture's run: parameters, backbone, data, weights, notebook and code."""
     initial = weights.find(*run.weights)
     reads = [study.dataset.split_fingerprint, initial.sha256, page_digest()]
