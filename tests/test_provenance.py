@@ -1,6 +1,6 @@
-"""Where networks come from: told of each as its weights and its training were."""
+"""What a report was made from: weights, settings, parameters and commands."""
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,7 +68,7 @@ def runs(*names: str) -> dict:
 
 
 BASELINE = {"random": result(rows([0.5]), baseline=True)}
-NO_IMAGENET = " No ImageNet weights had a part in these figures."
+NO_IMAGENET = " No ImageNet weights were used."
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ NO_IMAGENET = " No ImageNet weights had a part in these figures."
         (["vgg16"], "All networks started from ImageNet weights."),
         (
             ["resnet50"],
-            "All networks started from what the backbone learnt in another study of this project "
+            "All networks started from a backbone trained in another study of this project "
             "(tiny-imagenet-32).",
         ),
         (["mobilenet"], "All networks started from a file of weights."),
         (["cnn", "vgg16"], "Started from ImageNet weights: vgg16; from random weights: cnn."),
         (
             ["cnn", "resnet50"],
-            "Started from what the backbone learnt in another study of this project "
+            "Started from a backbone trained in another study of this project "
             "(tiny-imagenet-32): resnet50; from random weights: cnn.",
         ),
         (
@@ -127,10 +127,10 @@ def test_the_table_says_what_each_network_is_and_was_trained_from():
         "mobile.h5 (0123456789ab…)",
     ]
     assert table["trained"].tolist() == [
-        "all of it",
+        "all layers",
         "the head alone, on a frozen backbone",
         "the head and the last 2 blocks",
-        "all of it",
+        "all layers",
     ]
     assert table["embedding"].tolist() == ["penultimate, 256"] * 3 + ["pooled, 512"]
     assert table["augmentation"].tolist() == ["flip, shift", "none", "flip, shift", "flip, shift"]
@@ -218,13 +218,6 @@ def test_how_embeddings_were_made_is_told(steps):
 def test_epochs_are_told_alike_everywhere(train, head, last, told):
     of_run = run("imagenet", train=train, summary={"epochs": last, "head_epochs": head})
     assert provenance.epochs(of_run) == told
-    # As a summary was before it told of heads: a row an epoch in the history does.
-    older = run("imagenet", train=train, summary={"epochs": last})
-    stages = ["head"] * (head or last * (train == "head")) + ["backbone and head"] * (
-        last * (train != "head")
-    )
-    older = replace(older, history=pd.DataFrame({"stage": stages}))
-    assert provenance.epochs(older) == told
     asked = {"train": train, "head_epochs": 20 if head or train == "head" else 0}
     for known in ({"head_epochs": head}, {"head_epochs": None}, {}):
         assert provenance.epochs_of_manifest({"parameters": asked, "epochs": last} | known) == told
@@ -255,7 +248,7 @@ def manifest(**sources: str) -> dict:
         ({"vgg16": "imagenet", "random": ""}, "All networks started from ImageNet weights."),
         (
             {"vgg16": "study:tiny-imagenet-32", "cnn": "none"},
-            "Started from what the backbone learnt in another study of this project "
+            "Started from a backbone trained in another study of this project "
             "(tiny-imagenet-32): vgg16; from random weights: cnn.",
         ),
         (
@@ -320,17 +313,61 @@ def of_network(weights: Weights, train: str, was_frozen: bool) -> str:
 def test_a_network_of_random_weights_says_so():
     weights = Weights("none", None, "", "scaled")
     assert of_network(weights, "all", False) == (
-        "It starts from random weights. What is trained: all of it."
+        "It starts from random weights. Training changes all layers."
     )
 
 
 @pytest.mark.parametrize("source", [*SOURCES.values()][1:])
 def test_a_network_names_its_weights_and_what_of_it_is_trained(source):
     weights = Weights(source, Path("x.h5"), SHA, "imagenet")
-    start = f"It starts from the weights `{source}` (SHA-256 0123456789ab…). What is trained: "
+    start = f"It starts from the weights `{source}` (SHA-256 0123456789ab…). Training changes "
     assert of_network(weights, "head", True) == (start + "the head alone, on a frozen backbone.")
     assert of_network(weights, "last_blocks:3", True) == (
-        start + "the head and the last 3 blocks. Its head is trained first, and batch "
-        "normalisation stays in inference."
+        start + "the head and the last 3 blocks. The head is trained first, and batch "
+        "normalisation stays in inference mode."
     )
-    assert of_network(weights, "all", False) == start + "all of it."
+    assert of_network(weights, "all", False) == start + "all layers."
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(empty_project(tmp_path))
+    return tmp_path
+
+
+def write_manifest(project, **changes) -> None:
+    run = {"study": "tiny", "architecture": "cnn", "epochs": 3, "seeds": [0, 1]}
+    content = {
+        "command": "make report STUDY=tiny",
+        "git": {"commit": "abc123", "clean": True},
+        "architectures": {
+            "cnn": {"parameters": run | {"feature_maps": False, "augmentation": []}},
+            "random": {"parameters": {"study": "tiny", "architecture": "random", "seeds": [0]}},
+        },
+    }
+    folder = project / "reports" / "tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps(content | changes))
+
+
+def test_parameters_stand_in_rows_and_runs_in_columns(project):
+    write_manifest(project)
+    table = provenance.parameters_table("tiny")
+    assert table["cnn"].to_dict() == {
+        "epochs": "3", "seeds": "[0, 1]", "feature_maps": "false", "augmentation": "[]",
+    }  # fmt: skip
+    assert table["random"].tolist() == ["–", "[0]", "–", "–"]
+
+
+def test_the_commands_check_the_commit_out_and_run_the_study(project):
+    write_manifest(project)
+    assert provenance.commands("tiny") == "```\ngit checkout abc123\nmake report STUDY=tiny\n```"
+    write_manifest(project, git={"commit": "abc123", "clean": False})
+    assert provenance.commands("tiny").endswith("there were uncommitted changes.")
+    write_manifest(project, git={"commit": None, "clean": None})
+    assert provenance.commands("tiny") == "```\nmake report STUDY=tiny\n```"
+
+
+def test_without_a_report_there_is_nothing_to_tell(project):
+    assert provenance.commands("tiny") == ""
+    assert provenance.parameters_table("tiny").empty

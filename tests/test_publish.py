@@ -141,8 +141,7 @@ def test_epochs_of_the_head_alone_are_shown_as_such(given, told, project):
 def test_each_table_is_labelled_with_what_its_networks_started_from(project):
     said = publish.results_page(project).partition("| architecture |")[0]
     assert said.rstrip().endswith(
-        "2 cores. All networks started from random weights. No ImageNet weights had a part in "
-        "these figures."
+        "2 cores. All networks started from random weights. No ImageNet weights were used."
     )
     write_runs(project, cnn=run_of("none", 7, 3700), vgg16=run_of("study:elsewhere", 7, 3700))
     said = publish.results_page(project).partition("| architecture |")[0]

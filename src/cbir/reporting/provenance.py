@@ -1,4 +1,7 @@
-"""Where networks come from: their weights, what of them was trained, on what, in words and rows."""
+"""What a report was made from: weights, settings, parameters, machine, commits, in tables and text.
+
+Two sources tell of it: the runs of a study, and its manifest.json, which is also what is published.
+"""
 
 import json
 from pathlib import Path
@@ -10,50 +13,19 @@ from cbir import cache, project_root
 from cbir.cache import MANIFEST
 from cbir.networks.weights import STUDY_PREFIX
 from cbir.reporting import grids
-from cbir.reporting.runs import Run, run_folder
+from cbir.reporting.runs import Run, networks, run_folder
 
-if TYPE_CHECKING:  # the comparison reads results without Keras
+if TYPE_CHECKING:  # Keras takes seconds to import
     from cbir.networks.models import Network
 
-
-def provenance_table(study: str) -> pd.DataFrame:
-    """What a report was made from, as a table, from its manifest.json; empty without one."""
-    manifest = run_folder(study) / MANIFEST
-    if not manifest.exists():
-        return pd.DataFrame({"value": []})
-    content = json.loads(manifest.read_text("utf-8"))
-    commit, machine = content["git"]["commit"] or "not under git", content["machine"]
-    rows = {
-        "command": content["command"],
-        "commit": commit
-        + (" (with uncommitted changes)" if content["git"]["clean"] is False else ""),
-        "processor": f"{machine['cpu']}, {machine['cores']} cores",
-        "GPU": ", ".join(machine["gpus"]) or "none",
-        "packages": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
-        "data, SHA-256": content["data"]["fingerprint"],
-    }
-    for name, run in content["architectures"].items():
-        if run["weights"]:
-            source, sha256 = run["weights"]["source"], run["weights"]["started from"]
-            rows[f"{name}, started from"] = (
-                "random" if source == "none" else f"{source}, SHA-256 {sha256}"
-            )
-            rows[f"{name}, weights, SHA-256"] = run["weights"]["trained"]
-        rows[f"{name}, seconds"] = ", ".join(
-            f"{step} {seconds:.1f}" for step, seconds in run["seconds"].items()
-        )
-        rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
-    return pd.DataFrame({"value": rows})
-
-
-# Beside the weights' kinds, what is said of a network that started from them.
+# What networks started from, by the kind of their weights.
 STARTED = {
     "imagenet": "from ImageNet weights",
     "file": "from a file of weights",
-    "study": "from what the backbone learnt in another study of this project",
+    "study": "from a backbone trained in another study of this project",
     "none": "from random weights",
 }
-# Parameters that are 0 or false where they are not used, and the columns that tell of them.
+# Settings that few networks use, and their columns. They are 0 or false where they are not used.
 OPTIONAL = {
     "weight_decay": "weight decay",
     "label_smoothing": "label smoothing",
@@ -62,171 +34,231 @@ OPTIONAL = {
     "test_time_flips": "test-time flips",
     "whitening": "whitening (dimensions)",
 }
-UNUSED = "none"
-TRAINED = {"all": "all of it", "head": "the head alone, on a frozen backbone"}
+UNUSED, UNKNOWN = "none", "–"
+# Parameters that the columns of `parameters_table` name already.
+PLACE = ("study", "architecture")
+
+
+def provenance_table(study: str) -> pd.DataFrame:
+    """What a report was made from, from its manifest.json; empty without one."""
+    if not (manifest := _manifest(study)):
+        return pd.DataFrame({"value": []})
+    git, machine = manifest["git"], manifest["machine"]
+    changes = " (with uncommitted changes)" if git["clean"] is False else ""
+    versions = manifest["versions"].items()
+    rows = {
+        "command": manifest["command"],
+        "commit": f"{git['commit'] or 'not under git'}{changes}",
+        "processor": f"{machine['cpu']}, {machine['cores']} cores",
+        "GPU": ", ".join(machine["gpus"]) or "none",
+        "packages": ", ".join(f"{name} {version}" for name, version in versions),
+        "data, SHA-256": manifest["data"]["fingerprint"],
+    }
+    for name, run in manifest["architectures"].items():
+        if weights := run["weights"]:
+            file = f"{weights['source']}, SHA-256 {weights['started from']}"
+            rows[f"{name}, started from"] = "random" if weights["source"] == "none" else file
+            rows[f"{name}, weights, SHA-256"] = weights["trained"]
+        steps = run["seconds"].items()
+        rows[f"{name}, seconds"] = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps)
+        rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
+    return pd.DataFrame({"value": rows})
+
+
+def parameters_table(study: str) -> pd.DataFrame:
+    """The parameters of a study's runs: a row per parameter, a column per run.
+
+    It is empty without a report. A parameter that a run does not have is a dash.
+    """
+    columns = {
+        name: {key: _yaml(value) for key, value in run["parameters"].items() if key not in PLACE}
+        for name, run in _manifest(study).get("architectures", {}).items()
+    }
+    return pd.DataFrame(columns).fillna(UNKNOWN).rename_axis("parameter")
+
+
+def commands(study: str) -> str:
+    """The commands that make a study's report again, as Markdown; empty without a report."""
+    if not (manifest := _manifest(study)):
+        return ""
+    git, lines = manifest["git"], [manifest["command"]]
+    if git["commit"]:
+        lines.insert(0, f"git checkout {git['commit']}")
+    text = "\n".join(["```", *lines, "```"])
+    if git["clean"] is False:
+        text += "\n\nThe commit alone does not suffice: there were uncommitted changes."
+    return text
 
 
 def describe_network(network: "Network") -> str:
-    """A network's weights and what of it is trained, in one or two sentences."""
-    weights, given = network.weights, network.parameters
+    """A network's weights and which layers are trained, in two or three sentences."""
+    weights, parameters = network.weights, network.parameters
+    start = "random weights"
     if weights.path:
-        said = f"It starts from the weights `{weights.source}` (SHA-256 {weights.sha256[:12]}…). "
-    else:
-        said = "It starts from random weights. "
-    said += f"What is trained: {_trained(given['train'])}."
-    if given["was_frozen"] and given["train"] != "head":
-        said += " Its head is trained first, and batch normalisation stays in inference."
-    return said
+        start = f"the weights `{weights.source}` (SHA-256 {weights.sha256[:12]}…)"
+    text = f"It starts from {start}. Training changes {_trained(parameters['train'])}."
+    if parameters["was_frozen"] and parameters["train"] != "head":
+        text += " The head is trained first, and batch normalisation stays in inference mode."
+    return text
 
 
-def networks_table(results: dict[str, Run]) -> pd.DataFrame:
-    """What each architecture is and was trained from; baselines, which were not, are left out.
+def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
+    """What each architecture is and how it was trained; baselines, which were not, are left out.
 
-    What few networks use, such as `OPTIONAL`, has a column only where one of them uses it. Where
-    the head was trained alone first, a cell tells of both: `512 head, 32`.
+    A setting of `OPTIONAL` has a column only where a network uses it. Where the head was trained
+    first, a cell has both values: `512 head, 32`.
     """
-    rows = {}
-    for name, result in results.items():
-        if result.is_baseline:
-            continue
-        given, weights = result.summary["parameters"], result.summary["weights"]
-        last, head = given["training"], _artifact(result, "head")
-        stages = given["train"], head
-        rows[name] = {
-            "backbone": given["backbone"],
-            "weights": _source(weights),
-            "trained": _trained(given["train"]),
-            "input (px)": given["input_size"],
-            "pooling": given["pooling"],
-            "embedding": f"{given['embedding']}, {result.summary['embedding_dim']}",
-            "training images": result.summary["dataset"]["train"],
-            "epochs": epochs(result),
-            "batch": _by_stage("batch_size", last, *stages),
-            "optimizer": f"{last['optimizer']}, {last['schedule']}",
-            "learning rate": _by_stage("learning_rate", last, *stages),
-            "augmentation": ", ".join(last["augmentation"]) or "none",
-            **_optional(given | last | _artifact(result, "embeddings")),
-            "precision": given["precision"].removeprefix("mixed_"),
-        }
-    described = pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
-    unused = [name for name in OPTIONAL.values() if name in described
-              and described[name].isin([UNUSED, "–"]).all()]  # fmt: skip
-    return described.drop(columns=unused)
+    table = pd.DataFrame.from_dict(
+        {name: _settings(run) for name, run in networks(runs).items()}, orient="index"
+    )
+    unused = [
+        column
+        for column in OPTIONAL.values()
+        if column in table and table[column].isin([UNUSED, UNKNOWN]).all()
+    ]
+    return table.drop(columns=unused).rename_axis("architecture")
 
 
-def epochs(result: Run) -> str:
-    """How often a network saw its training images before it was as it is: `20 head + 3`.
+def _settings(run: Run) -> dict:
+    parameters, summary = run.summary["parameters"], run.summary
+    training, head = parameters["training"], _artifact_parameters(run, "head")
+
+    def by_stage(name: str) -> str:
+        value = _number(training.get(name))
+        if parameters["train"] == "head":
+            return f"{value} head"
+        return f"{_number(head.get(name))} head, {value}" if head else value
+
+    optional = parameters | training | _artifact_parameters(run, "embeddings")
+    return {
+        "backbone": parameters["backbone"],
+        "weights": _source(summary["weights"]),
+        "trained": _trained(parameters["train"]),
+        "input (px)": parameters["input_size"],
+        "pooling": parameters["pooling"],
+        "embedding": f"{parameters['embedding']}, {summary['embedding_dim']}",
+        "training images": summary["dataset"]["train"],
+        "epochs": epochs(run),
+        "batch": by_stage("batch_size"),
+        "optimizer": f"{training['optimizer']}, {training['schedule']}",
+        "learning rate": by_stage("learning_rate"),
+        "augmentation": ", ".join(training["augmentation"]) or "none",
+        **{
+            column: UNUSED if optional.get(name) in (0, False) else _number(optional.get(name))
+            for name, column in OPTIONAL.items()
+        },
+        "precision": parameters["precision"].removeprefix("mixed_"),
+    }
+
+
+def shared_settings(table: pd.DataFrame) -> str:
+    """The settings that all networks of `networks_table` share, in a sentence."""
+    shared = table.drop(columns=differing_settings(table).columns)
+    parts = [f"{name} {values.iloc[0]}" for name, values in shared.items()]
+    return f"The same for all: {'; '.join(parts)}." if parts else ""
+
+
+def differing_settings(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `networks_table` in which networks differ; all of them for one network."""
+    return table if len(table) < 2 else table.loc[:, table.nunique() > 1]
+
+
+def epochs(run: Run) -> str:
+    """How many epochs a network was trained for: `20 head + 3`.
 
     With early stopping these are the epochs up to the best one, whose weights are kept.
     """
-    summary, head = result.summary, result.summary.get("head_epochs")
-    train = summary["parameters"]["train"]
-    if head is None:  # an older summary, which leaves it to the history
-        head = int((result.history["stage"] == "head").sum()) if "stage" in result.history else 0
-    return _epochs(train, head, summary["epochs"])
+    summary = run.summary
+    head = summary.get("head_epochs", 0)
+    return _epochs(summary["parameters"]["train"], head, summary["epochs"])
 
 
 def epochs_of_manifest(run: dict, epoch: int | None = None) -> str:
     """The same of an architecture in a study's manifest, or of its state after an epoch."""
-    given, head = run["parameters"], run.get("head_epochs")
-    # Older manifests say how many epochs were asked for alone.
-    head = given["head_epochs"] if head is None else head
-    return _epochs(given["train"], head, epoch or run["epochs"])
+    parameters, head = run["parameters"], run.get("head_epochs")
+    # Published manifests of earlier versions lack the epochs that were kept.
+    head = parameters["head_epochs"] if head is None else head
+    return _epochs(parameters["train"], head, epoch or run["epochs"])
 
 
-def shared_settings(described: pd.DataFrame) -> str:
-    """What is the same for all networks of `table`, in a sentence."""
-    same = [f"{name} {described[name].iloc[0]}" for name in described if _is_same(described[name])]
-    return f"The same for all: {'; '.join(same)}." if same and len(described) > 1 else ""
-
-
-def differing_settings(described: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `table` in which networks differ."""
-    if len(described) < 2:
-        return described
-    return described[[name for name in described if not _is_same(described[name])]]
-
-
-def _is_same(column: pd.Series) -> bool:
-    return column.nunique() == 1
-
-
-def weights_label(results: dict[str, Run]) -> str:
-    """What is said of the results wherever they appear: what they started from."""
-    return _weights_label(
-        {name: each.summary for name, each in results.items() if not each.is_baseline}
+def weights_label(runs: dict[str, Run]) -> str:
+    """What the networks started from, wherever their results are shown."""
+    return weights_label_of_manifest(
+        {name: run.summary for name, run in runs.items() if not run.is_baseline}
     )
 
 
 def weights_label_of_manifest(runs: dict[str, dict]) -> str:
     """The same from the architectures of a study's manifest."""
-    return _weights_label({name: run for name, run in runs.items() if run["weights"]})
-
-
-def _weights_label(networks: dict[str, dict]) -> str:
-    """The label of networks, each with its `weights` and its `variant`."""
-    sources = {name: each["weights"]["source"] for name, each in networks.items()}
+    trained = {name: run for name, run in runs.items() if run["weights"]}
+    sources = {name: run["weights"]["source"] for name, run in trained.items()}
     kinds = {name: _kind(source) for name, source in sources.items()}
-    started = {kind: said for kind, said in STARTED.items() if kind in kinds.values()}
-    if not started:
+    texts = {kind: text for kind, text in STARTED.items() if kind in kinds.values()}
+    if not texts:
         return ""
-    if "study" in started:
-        # By its name: what a study's own networks started from and saw is told in its report.
-        studies = dict.fromkeys(
-            sources[name].removeprefix(STUDY_PREFIX).partition("/")[0]
-            for name, kind in kinds.items()
-            if kind == "study"
-        )
-        started["study"] += f" ({', '.join(studies)})"
-    if len(started) == 1:
-        (said,) = started.values()
-        no_imagenet = " No ImageNet weights had a part in these figures." * ("none" in started)
-        return f"All networks started {said}.{no_imagenet}"
-    files = {name: grids.parse(name, each["variant"])[0] for name, each in networks.items()}
-    parts = [f"{said}: {', '.join(_of_kind(kind, kinds, files))}" for kind, said in started.items()]
+    if "study" in texts:
+        # The report of that study says what its networks started from.
+        studies = [
+            source.removeprefix(STUDY_PREFIX).partition("/")[0]
+            for name, source in sources.items()
+            if kinds[name] == "study"
+        ]
+        texts["study"] += f" ({', '.join(dict.fromkeys(studies))})"
+    if len(texts) == 1:
+        (text,) = texts.values()
+        no_imagenet = " No ImageNet weights were used." if "none" in texts else ""
+        return f"All networks started {text}.{no_imagenet}"
+    architectures = {name: grids.parse(name, run["variant"])[0] for name, run in trained.items()}
+    parts = [f"{text}: {', '.join(_of_kind(kind, kinds, architectures))}"
+             for kind, text in texts.items()]  # fmt: skip
     return f"Started {'; '.join(parts)}."
 
 
-def _kind(source: str) -> str:
-    known = "study" if source.startswith(STUDY_PREFIX) else source
-    return known if known in STARTED else "file"
+def _of_kind(kind: str, kinds: dict[str, str], architectures: dict[str, str]) -> list[str]:
+    """The runs of a kind; a grid is named by its architecture if all of it is of that kind."""
+    mixed = {architectures[name] for name in kinds if kinds[name] != kind}
+    names = [name for name in kinds if kinds[name] == kind]
+    return list(
+        dict.fromkeys(name if architectures[name] in mixed else architectures[name]
+                      for name in names)
+    )  # fmt: skip
 
 
-def _of_kind(kind: str, kinds: dict[str, str], files: dict[str, str]) -> list[str]:
-    """The runs of a kind; those of a grid by their architecture, where all of it is of the kind."""
-    mixed = {files[name] for name in kinds if kinds[name] != kind}
-    own = [name for name in kinds if kinds[name] == kind]
-    return list(dict.fromkeys(name if files[name] in mixed else files[name] for name in own))
-
-
-def pretrained_warning(results: dict[str, Run]) -> str:
-    """A warning where classes called unseen may have been seen in pretraining."""
-    started = [
+def pretrained_warning(runs: dict[str, Run]) -> str:
+    """A warning where classes called unseen may have been seen in pretraining; else empty."""
+    pretrained = [
         name
-        for name, result in results.items()
-        if "unseen_classes" in result.summary["measurement"]["protocols"]
-        and result.summary.get("weights", {}).get("started from", "random") != "random"
+        for name, run in networks(runs).items()
+        if "unseen_classes" in run.summary["measurement"]["protocols"]
+        and run.summary["weights"]["started from"] != "random"
     ]
-    if not started:
+    if not pretrained:
         return ""
     return (
-        f"{', '.join(started)} started from pretrained weights, which may have seen the classes "
+        f"{', '.join(pretrained)} started from pretrained weights, which may have seen the classes "
         "that are called unseen here."
     )
 
 
-def _trained(train: str) -> str:
-    if train in TRAINED:
-        return TRAINED[train]
-    return f"the head and the last {train.removeprefix('last_blocks:')} blocks"
+def _kind(source: str) -> str:
+    kind = "study" if source.startswith(STUDY_PREFIX) else source
+    return kind if kind in STARTED else "file"
 
 
 def _source(weights: dict) -> str:
     if weights["source"] == "none":
         return "random"
     source = weights["source"]
-    named = source if source.startswith(STUDY_PREFIX) else Path(source).name
-    return f"{named} ({weights['started from'][:12]}…)"
+    name = source if source.startswith(STUDY_PREFIX) else Path(source).name
+    return f"{name} ({weights['started from'][:12]}…)"
+
+
+def _trained(train: str) -> str:
+    if train == "all":
+        return "all layers"
+    if train == "head":
+        return "the head alone, on a frozen backbone"
+    return f"the head and the last {train.removeprefix('last_blocks:')} blocks"
 
 
 def _epochs(train: str, head: int, last: int) -> str:
@@ -235,64 +267,18 @@ def _epochs(train: str, head: int, last: int) -> str:
     return f"{head} head + {last}" if head else f"{last}"
 
 
-def _by_stage(name: str, last: dict, train: str, head: dict) -> str:
-    """A setting of the training, and that of its head alone before it."""
-    told = _setting_text(last.get(name))
-    if train == "head":
-        return f"{told} head"
-    return f"{_setting_text(head.get(name))} head, {told}" if head else told
-
-
-def _optional(given: dict) -> dict[str, str]:
-    return {
-        column: UNUSED if given.get(name) in (0, False) else _setting_text(given.get(name))
-        for name, column in OPTIONAL.items()
-    }
-
-
-def _setting_text(value: float | bool | None) -> str:
-    """A setting as it is read; a dash where it is not known any more."""
+def _number(value: float | bool | None) -> str:
+    """A setting as text; a dash where it is unknown."""
     if value is None:
-        return "–"
+        return UNKNOWN
     return "yes" if value is True else f"{value:g}"
 
 
-def _artifact(result: Run, step: str) -> dict:
-    """The parameters of a step of the run; nothing where it had no such step, or that is gone."""
-    place = result.summary.get("artifacts", {}).get(step)
-    found = cache.read(project_root() / place) if place else None
-    return found.manifest["parameters"] if found else {}
-
-
-# They name the run; the table's columns do so already.
-NAMES = ("study", "architecture")
-
-
-def parameters_table(study: str) -> pd.DataFrame:
-    """The parameters of a study's runs, a row a parameter, a column a run; empty without a report.
-
-    A parameter that a run does not have, such as a baseline that of a network, is a dash.
-    """
-    runs = _manifest(study).get("architectures", {})
-    columns = {
-        name: {key: _text(value) for key, value in run["parameters"].items() if key not in NAMES}
-        for name, run in runs.items()
-    }
-    return pd.DataFrame(columns).fillna("–").rename_axis("parameter")
-
-
-def commands(study: str) -> str:
-    """The commands that make a study's report again, as Markdown; nothing without a report."""
-    manifest = _manifest(study)
-    if not manifest:
-        return ""
-    git, lines = manifest["git"], [manifest["command"]]
-    if git["commit"]:
-        lines.insert(0, f"git checkout {git['commit']}")
-    said = "\n".join(["```", *lines, "```"])
-    if git["clean"] is False:
-        said += "\n\nThe commit alone does not make it: there were uncommitted changes."
-    return said
+def _artifact_parameters(run: Run, step: str) -> dict:
+    """The parameters of a step of the run; empty where there was no such step, or it is gone."""
+    place = run.summary.get("artifacts", {}).get(step)
+    artifact = cache.read(project_root() / place) if place else None
+    return artifact.manifest["parameters"] if artifact else {}
 
 
 def _manifest(study: str) -> dict:
@@ -300,8 +286,8 @@ def _manifest(study: str) -> dict:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def _text(value) -> str:
-    """A parameter as YAML would have it, but for quotes."""
+def _yaml(value) -> str:
+    """A parameter as YAML would have it, without quotes."""
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
