@@ -42,7 +42,7 @@ def boxes(root: ElementTree.Element) -> dict[str, str]:
 def test_each_box_says_what_was_run():
     found = boxes(drawn({"cnn": run(), "vgg16": run(embedding_dim=512, index_bytes=6_000_000)}))
     assert found == {
-        "Training images": "45,000 to learn from 5,000 for choices",
+        "Training images": "45,000 for training 5,000 for validation",
         "Backbones": "cnn, vgg16",
         "Heads": "embedding of 256 to 512 numbers, of length 1",
         "Classifier": "2 classes seeds: 1",
@@ -50,7 +50,7 @@ def test_each_box_says_what_was_run():
         "Queries": "9,876 images, protocol closed",
         "The same networks": "embedding and predicted class of each query",
         "Search": "unrestricted",
-        "Measured": "mAP of 9,876 rankings, precision at 1, 1,000",
+        "Metrics": "mAP of 9,876 rankings, precision at 1, 1,000",
     }
 
 

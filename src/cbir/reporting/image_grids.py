@@ -77,7 +77,7 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
             canvas[top : top + side, left : left + side] = picture.pixels
             middle = left + side / 2
             style = {"ha": "center", "color": picture.colour, "linespacing": 1.1}
-            axis.text(middle, top - gap, picture.above, va="bottom", size=8, **style)
+            axis.text(middle, top - 1.5 * gap, picture.above, va="baseline", size=8, **style)
             axis.text(middle, top + side + gap, picture.below, va="top", size=7.5, **style)
             if picture.is_framed:
                 place = left - 0.5, top - 0.5
