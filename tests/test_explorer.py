@@ -90,7 +90,7 @@ def test_architectures_are_shown_side_by_side(explorer):
 
 
 def test_queries_can_be_chosen_by_class_and_by_score(explorer):
-    dataset = explorer.engines[0].dataset
+    dataset = explorer.engines[0].run.dataset
     explorer.queries.value = ONE_CLASS
     explorer.label.value = "square"
     queries = [choice.query for choice in explorer.choices if choice.query is not None]
@@ -186,9 +186,9 @@ def test_another_study_starts_with_its_first_query(finished_study):
         explorer.upload.value = upload((finished_study / QUERY).read_bytes())
         explorer.study.value = "another"
         assert explorer.queries.value == ALL
-        assert explorer.engines[0].study == "another"
-        rankings = read_run("another", explorer.engines[0].architecture).rankings["unrestricted"]
-        assert shown(explorer) == rankings[0].tolist()
+        run = explorer.engines[0].run
+        assert run.study == "another"
+        assert shown(explorer) == run.rankings["unrestricted"][0].tolist()
     finally:
         shutil.rmtree(reports / "another")
 

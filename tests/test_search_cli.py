@@ -48,9 +48,9 @@ def run(capfd, *arguments: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("architecture", ["cnn", "whitened"])
 def test_network_embeds_the_studys_images_as_the_study_did(finished_study, architecture):
     engine = open_engine("tiny", architecture)
-    vectors, probabilities = engine.encode(engine.dataset.images[:20])
-    np.testing.assert_allclose(vectors, engine.embeddings.vectors[:20], atol=1e-4)
-    np.testing.assert_allclose(probabilities, engine.embeddings.probabilities[:20], atol=1e-4)
+    vectors, probabilities = engine.encode(engine.run.dataset.images[:20])
+    np.testing.assert_allclose(vectors, engine.run.embeddings.vectors[:20], atol=1e-4)
+    np.testing.assert_allclose(probabilities, engine.run.embeddings.probabilities[:20], atol=1e-4)
 
 
 def test_default_architecture_has_the_highest_map(finished_study):
@@ -59,13 +59,13 @@ def test_default_architecture_has_the_highest_map(finished_study):
         for name in ("cnn", "whitened")
     }
     means = {name: rows["average_precision"].mean() for name, rows in scores.items()}
-    assert open_engine("tiny").architecture == max(means, key=means.get)
+    assert open_engine("tiny").run.architecture == max(means, key=means.get)
     assert len(set(means.values())) == 2
 
 
 def test_gallery_is_searched_as_the_study_searched_it(engine):
     run = read_run("tiny", "cnn")
-    positions, similarities = engine.gallery.search(engine.embeddings.query, 10)
+    positions, similarities = engine.gallery.search(engine.run.embeddings.query, 10)
     assert (positions == run.rankings["unrestricted"]).all()
     np.testing.assert_allclose(similarities, run.similarities["unrestricted"], atol=1e-6)
 
@@ -73,8 +73,8 @@ def test_gallery_is_searched_as_the_study_searched_it(engine):
 @pytest.mark.parametrize("search", ["predicted_class", "soft"])
 def test_some_classes_are_searched_as_the_study_searched_them(engine, search):
     run = read_run("tiny", "cnn")
-    searchable = engine.searchable(engine.embeddings.query_probabilities, search)
-    positions, _ = engine.gallery.search(engine.embeddings.query, 10, searchable)
+    searchable = engine.searchable(engine.run.embeddings.query_probabilities, search)
+    positions, _ = engine.gallery.search(engine.run.embeddings.query, 10, searchable)
     assert (positions == run.rankings[search]).all()
 
 
@@ -102,11 +102,11 @@ def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finishe
             open_engine("tiny", "cnn").encode(np.zeros((1, 32, 32, 3), np.uint8))
         embeddings = project / read_run("tiny", "cnn").summary["artifacts"]["embeddings"]
         shutil.rmtree(embeddings)
-        with pytest.raises(StudyError, match=again):
-            open_engine("tiny", "cnn")
+        with pytest.raises(StudyError, match=f"embeddings of cnn .* are gone: {again}"):
+            _ = open_engine("tiny", "cnn").gallery
         Image.new("RGB", (24, 24)).save(project / QUERY)
         with pytest.raises(StudyError, match=f"pictures have changed .*{again}"):
-            open_engine("tiny", "cnn")
+            _ = open_engine("tiny", "cnn").gallery
 
 
 # Answers
@@ -132,8 +132,8 @@ def test_search_within_the_predicted_class_returns_no_other(finished_study, capf
 
 def test_feedback_moves_the_query_as_rocchio_defines(engine, monkeypatch):
     monkeypatch.setitem(engine.__dict__, "chosen_weights", Rocchio(1.0, 4.0, 1.0))
-    gallery, labels = engine.gallery, engine.dataset.gallery_labels
-    vector, probabilities = gallery.vectors[0], engine.embeddings.probabilities[0]
+    gallery, labels = engine.gallery, engine.run.dataset.gallery_labels
+    vector, probabilities = gallery.vectors[0], engine.run.embeddings.probabilities[0]
     picture = answers.Picture("none", np.zeros((32, 32, 3), np.uint8), vector, probabilities)
     squares = gallery.vectors[labels == 2][:3]
     plain = answers.search(engine, gallery, picture, 5)
@@ -313,7 +313,7 @@ def test_another_network_embeds_all_pictures_again(engine, folder):
     galleries.index_folder(folder, engine)
     _, changes = galleries.index_folder(folder, open_engine("tiny", "whitened"))
     assert (changes.embedded, changes.kept) == (6, 0)
-    assert galleries.open_gallery("mine")[0].architecture == "whitened"
+    assert galleries.open_gallery("mine")[0].run.architecture == "whitened"
 
 
 def test_broken_link_and_pipe_are_skipped(engine, folder):

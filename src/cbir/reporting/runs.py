@@ -101,6 +101,8 @@ class Run:
         from cbir.networks.embeddings import Embeddings
 
         folder = project_root() / self.summary["artifacts"]["embeddings"]
+        if not folder.is_dir():
+            raise StudyError(f"the embeddings of {self._name()} are gone: {self._again()}")
         return Embeddings.open(folder, self.dataset)
 
     @functools.cached_property
@@ -112,12 +114,18 @@ class Run:
         """
         from cbir.networks import training
 
-        return training.open_network(project_root() / self.summary["artifacts"]["training"])
+        folder = project_root() / self.summary["artifacts"]["training"]
+        if not (folder / training.FINAL).is_file():
+            raise StudyError(f"the weights of {self._name()} are gone: {self._again()}")
+        return training.open_network(folder)
 
     def first_rows(self) -> pd.DataFrame:
         """Rows of metrics.csv of the first seed under the first protocol: what its page shows."""
         is_first = self.metrics["seed"] == self.seed
         return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
+
+    def _name(self) -> str:
+        return f"{self.architecture} in reports/{self.study}"
 
     def _again(self) -> str:
         return f'run `make report STUDY={self.study} ARCHITECTURES="{self.architecture}"` again'
@@ -225,14 +233,7 @@ def read_run(study: str, architecture: str) -> Run:
     Raises:
         StudyError: there is nothing, or its artifacts are gone.
     """
-    folder = run_folder(study, architecture)
-    if not (folder / "summary.json").exists():
-        raise StudyError(f"no results in {folder}: run `make report STUDY={study}` first")
-    summary = _read_json(folder / "summary.json")
-    if "measurement" not in summary:
-        raise StudyError(
-            f"an earlier version wrote {folder}: run `make report STUDY={study}` again"
-        )
+    folder, summary = run_folder(study, architecture), read_summary(study, architecture)
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
     if gone := [path for path in steps.values() if not path.is_dir()]:
         raise StudyError(f"{gone[0]} is gone: delete {folder} and run `make report` again")
@@ -251,6 +252,32 @@ def read_run(study: str, architecture: str) -> Run:
         rankings=arrays("rankings.npy"),
         similarities=arrays("similarities.npy"),
     )
+
+
+def read_summary(study: str, architecture: str) -> dict:
+    """A run's summary.json.
+
+    Raises:
+        StudyError: there is none, or an earlier version wrote it.
+    """
+    folder = run_folder(study, architecture)
+    if not (folder / "summary.json").exists():
+        raise StudyError(f"no results in {folder}: run `make report STUDY={study}` first")
+    summary = _read_json(folder / "summary.json")
+    if "measurement" not in summary:
+        raise StudyError(
+            f"an earlier version wrote {folder}: run `make report STUDY={study}` again"
+        )
+    return summary
+
+
+def trained_runs() -> dict[str, list[str]]:
+    """Names of the architectures that have been trained, by study; baselines are left out."""
+    names = {}
+    for path in sorted(run_folder("").glob("*/*/summary.json")):
+        if "weights" in _read_json(path):
+            names.setdefault(path.parent.parent.name, []).append(path.parent.name)
+    return names
 
 
 def is_whole(study: str, architecture: str) -> bool:

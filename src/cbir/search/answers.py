@@ -120,7 +120,7 @@ def embed_pictures(engine: Engine, images: dict[str, np.ndarray]) -> list[Pictur
 
 def picture_of_query(engine: Engine, query: int) -> Picture:
     """One of the study's own queries, with its stored embedding."""
-    embeddings, dataset = engine.embeddings, engine.dataset
+    embeddings, dataset = engine.run.embeddings, engine.run.dataset
     position = dataset.queries[query]
     return Picture(
         engine.query_names[query],

@@ -105,19 +105,19 @@ def run_search(arguments: argparse.Namespace) -> bool:
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         engine, gallery = _open(arguments)
         answers, skipped = _search(arguments, engine, gallery)
-    has_feedback = bool(arguments.like or arguments.unlike)
+    run, has_feedback = engine.run, bool(arguments.like or arguments.unlike)
     classes = ", ".join(engine.classes[:MOST_CLASSES])
     classes += ", …" if len(engine.classes) > MOST_CLASSES else ""
     heading = (
-        f"Searched {len(gallery.names):,} images of {gallery.name} with {engine.architecture} "
-        f"of the study {engine.study} (classes: {classes})"
+        f"Searched {len(gallery.names):,} images of {gallery.name} with {run.architecture} "
+        f"of the study {run.study} (classes: {classes})"
         + (f", within {arguments.within}" if arguments.within else "")
         + (f", weights: {engine.describe_feedback_weights()}" if has_feedback else "")
     )
     if html:
         write_text(html, html_page(answers, skipped, heading))
     if arguments.json:
-        content = {"study": engine.study, "architecture": engine.architecture}
+        content = {"study": run.study, "architecture": run.architecture}
         content |= {"gallery": gallery.name, "images": len(gallery.names)}
         content |= {"weights": vars(engine.feedback_weights)} if has_feedback else {}
         content |= {"answers": [as_json(answer) for answer in answers], "skipped": skipped}
@@ -142,8 +142,8 @@ def run_index(arguments: argparse.Namespace) -> bool:
     name, changes = galleries.index_folder(arguments.folder, engine, arguments.name)
     total = changes.embedded + changes.kept
     print(
-        f"{name}: {total:,} pictures, embedded by {engine.architecture} of the study "
-        f"{engine.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
+        f"{name}: {total:,} pictures, embedded by {engine.run.architecture} of the study "
+        f"{engine.run.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
         f"{changes.removed:,} removed"
     )
     if changes.skipped:
@@ -162,7 +162,7 @@ def _open(arguments: argparse.Namespace):
         return engine, engine.gallery
     engine, gallery = galleries.open_gallery(arguments.gallery)
     for option in ("study", "architecture"):
-        used = getattr(engine, option)
+        used = getattr(engine.run, option)
         if getattr(arguments, option) not in ("", used):
             raise StudyError(
                 f"the gallery {arguments.gallery!r} was made with the {option} {used}: leave out "

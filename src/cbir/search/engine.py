@@ -1,29 +1,26 @@
-"""A finished study as a search engine: its trained network and the images that it can search.
+"""A finished study as a search engine: its trained network and its gallery.
 
-It is opened from what the report left, as it stands: nothing is trained or embedded anew, and a
-later change of code does not matter.
+An engine uses what the report has left on disk. It trains nothing and embeds no image of the study
+again, and it works after later changes of the code.
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.images import protocols
-from cbir.images.dataset import Dataset, load_dataset
-from cbir.networks import embeddings, training
-from cbir.networks.embeddings import Embeddings, Encode
+from cbir.images.dataset import Dataset
+from cbir.networks.embeddings import Encode, make_encoder
 from cbir.reporting import feedback_gains, tidy
+from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
 from cbir.retrieval import ranking, searches
 from cbir.retrieval.feedback import Rocchio
 
-if TYPE_CHECKING:  # Keras, which takes seconds to import
-    from cbir.networks.models import Network
+# Ways of searching that need not know the class of the query.
+SEARCHES = ("unrestricted", "predicted_class", "soft")
 
 
 @dataclass(frozen=True)
@@ -83,65 +80,41 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Engine:
-    """One architecture of a finished study: its trained network and its embeddings.
+    """One trained architecture of a finished study, which can embed and search further pictures.
 
     Attributes:
-        study, architecture: names of the run's folders in reports/.
-        summary: the run's summary.json.
-        embeddings: of the study's images, with gallery and queries of its first protocol.
+        run: what the study left of the architecture.
     """
 
-    study: str
-    architecture: str
-    summary: dict
-    embeddings: Embeddings
+    run: Run
 
     @property
     def key(self) -> str:
         """Changes whenever the network embeds pictures differently."""
-        return self.embeddings.artifact.key
-
-    @property
-    def dataset(self) -> Dataset:
-        """The study's images, as its first protocol splits them."""
-        return self.embeddings.dataset
+        return self.run.embeddings.artifact.key
 
     @property
     def classes(self) -> list[str]:
         """The classes that the network was trained to predict."""
-        return self.dataset.classes
+        return self.run.dataset.classes
 
     @property
     def image_size(self) -> int:
         """Side of the squares that pictures are scaled to, in pixels."""
-        return self.dataset.parameters["image_size"]
-
-    @functools.cached_property
-    def network(self) -> "Network":
-        """The network with its final weights; built on first use, which takes seconds.
-
-        Raises:
-            StudyError: its weights are gone.
-        """
-        folder = project_root() / self.summary["artifacts"]["training"]
-        if not (folder / training.FINAL).is_file():
-            raise StudyError(
-                f"the weights in {folder} are gone: {_make_again(self.study, self.architecture)}"
-            )
-        return training.open_network(folder)
+        return self.run.dataset.parameters["image_size"]
 
     @functools.cached_property
     def encode(self) -> Encode:
         """(n, size, size, 3) uint8 images -> (n, d) vectors and (n, n_classes) probabilities."""
-        return embeddings.make_encoder(self.network, self.embeddings)
+        return make_encoder(self.run.network, self.run.embeddings)
 
     @functools.cached_property
     def gallery(self) -> Gallery:
         """The study's own gallery."""
-        dataset = self.dataset
+        dataset = self.run.dataset
         return Gallery(
-            self.study,
-            self.embeddings.gallery,
+            self.run.study,
+            self.run.embeddings.gallery,
             dataset.gallery_labels,
             _image_names(dataset, dataset.gallery),
             lambda position: dataset.images[dataset.gallery[position]],
@@ -150,12 +123,12 @@ class Engine:
     @functools.cached_property
     def query_names(self) -> list[str]:
         """Names of the study's queries, in their order."""
-        return _image_names(self.dataset, self.dataset.queries)
+        return _image_names(self.run.dataset, self.run.dataset.queries)
 
     @functools.cached_property
     def chosen_weights(self) -> Rocchio | None:
         """Rocchio weights that the study chose on its validation images; None if it chose none."""
-        return feedback_gains.weights_of(self.study, self.architecture)
+        return feedback_gains.weights_of(self.run.study, self.run.architecture)
 
     @property
     def feedback_weights(self) -> Rocchio:
@@ -178,36 +151,29 @@ class Engine:
         if search == "predicted_class":
             return probabilities.argmax(axis=1)[:, None] == np.arange(len(self.classes))
         if search == "soft":
-            # The stored network is that of the first seed.
-            calibration = next(iter(self.summary["calibrations"].values()))
+            calibration = self.run.summary["calibrations"][str(self.run.seed)]
             return searches.probable(probabilities, calibration["temperature"], calibration["mass"])
         return None
 
 
 def open_engine(study: str = "", architecture: str = "") -> Engine:
-    """Open one architecture of a finished study.
+    """Open one trained architecture of a finished study.
 
     Args:
         study: a folder in reports/; "digits" by default.
         architecture: a folder in there; by default the one with the highest mAP.
 
     Raises:
-        StudyError: there is no such run, it is a baseline, or its pictures or embeddings have
-            changed since the report was made.
+        StudyError: there is no such run, or it is a baseline.
     """
     study = study or "digits"
-    architecture = architecture or best_architecture(study)
-    summary = _summary(study, architecture)
-    again = _make_again(study, architecture)
-    dataset = _dataset(summary, again)
-    folder = project_root() / summary["artifacts"]["embeddings"]
-    if not folder.is_dir():
-        raise StudyError(f"the embeddings of {architecture} in {study} are gone: {again}")
-    return Engine(study, architecture, summary, Embeddings.open(folder, dataset))
-
-
-# Ways of searching that need not know the class of the query.
-SEARCHES = ("unrestricted", "predicted_class", "soft")
+    names = architectures(study)
+    if architecture not in ("", *names):
+        raise StudyError(
+            f"no trained architecture {architecture!r} in reports/{study}: "
+            f"there are {', '.join(names)}"
+        )
+    return Engine(read_run(study, architecture or best_architecture(study)))
 
 
 def studies() -> list[str]:
@@ -216,9 +182,8 @@ def studies() -> list[str]:
     Raises:
         StudyError: there are none.
     """
-    if not (names := _finished_studies()):
-        folder = project_root() / "reports"
-        raise StudyError(f"no finished study in {folder}: run `make report` first")
+    if not (names := list(trained_runs())):
+        raise StudyError(f"no finished study in {run_folder('')}: run `make report` first")
     return names
 
 
@@ -238,58 +203,28 @@ def architectures(study: str) -> list[str]:
     Raises:
         StudyError: there are none.
     """
-    if not (names := _trained(study)):
-        folder = project_root() / "reports" / study
-        others = ", ".join(_finished_studies())
+    runs = trained_runs()
+    if study not in runs:
+        is_known = (project_root() / "params" / study).is_dir()
+        command = f"make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}"
         raise StudyError(
-            f"no trained architecture in {folder}: {_how_to_make(study)}"
-            + (f", or choose a finished study: {others}" if others else "")
+            f"no trained architecture in {run_folder(study)}: run `{command}` first"
+            + (f", or choose a finished study: {', '.join(runs)}" if runs else "")
         )
-    return names
+    return runs[study]
 
 
 def best_architecture(study: str) -> str:
     """The architecture with the highest mAP (unrestricted search, first protocol)."""
     values = {}
     for name in architectures(study):
-        measurement = _summary(study, name)["measurement"]
-        rows = tidy.read_csv(project_root() / "reports" / study / name / "metrics.csv")
-        wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
-        chosen = tidy.select(rows, protocol=measurement["protocols"][0], **wanted)
-        values[name] = chosen["value"].mean()
+        protocol = read_summary(study, name)["measurement"]["protocols"][0]
+        rows = tidy.select(
+            tidy.read_csv(run_folder(study, name) / "metrics.csv"),
+            protocol=protocol, search="unrestricted", metric="mean_average_precision", k=None,
+        )  # fmt: skip
+        values[name] = rows["value"].mean()
     return max(values, key=values.get)
-
-
-def _finished_studies() -> list[str]:
-    folder = project_root() / "reports"
-    names = sorted({path.parent.parent.name for path in folder.glob("*/*/summary.json")})
-    return [name for name in names if _trained(name)]
-
-
-def _trained(study: str) -> list[str]:
-    return [
-        path.parent.name
-        for path in sorted((project_root() / "reports" / study).glob("*/summary.json"))
-        if "weights" in json.loads(path.read_text("utf-8"))
-    ]
-
-
-def _summary(study: str, architecture: str) -> dict:
-    names = architectures(study)
-    if architecture not in names:
-        raise StudyError(
-            f"no trained architecture {architecture!r} in reports/{study}: "
-            f"there are {', '.join(names)}"
-        )
-    path = project_root() / "reports" / study / architecture / "summary.json"
-    return json.loads(path.read_text("utf-8"))
-
-
-def _dataset(summary: dict, again: str) -> Dataset:
-    dataset = load_dataset(**summary["dataset"]["parameters"])
-    if dataset.fingerprint != summary["dataset"]["fingerprint"]:
-        raise StudyError(f"the study's pictures have changed since it was run: {again}")
-    return protocols.view(dataset, summary["measurement"]["protocols"][0])
 
 
 def _image_names(dataset: Dataset, positions: np.ndarray) -> list[str]:
@@ -299,13 +234,3 @@ def _image_names(dataset: Dataset, positions: np.ndarray) -> list[str]:
     names = [dataset.names[position] for position in positions]
     is_folder = (project_root() / folder).is_dir()
     return [f"{folder}/{name}" for name in names] if is_folder else names
-
-
-def _make_again(study: str, architecture: str) -> str:
-    return f'run `make report STUDY={study} ARCHITECTURES="{architecture}"` again'
-
-
-def _how_to_make(study: str) -> str:
-    root = project_root()
-    is_known = (root / "params" / study).is_dir()
-    return f"run `make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}` first"

@@ -17,7 +17,6 @@ from cbir.explain import enlarged
 from cbir.images.pictures import Unreadable, read_square
 from cbir.networks.gradients import attention_maps, similarity_maps
 from cbir.reporting import explanations, tables
-from cbir.reporting.runs import read_run
 from cbir.search import answers
 from cbir.search.answers import Answer, Result, data_url
 from cbir.search.engine import (
@@ -115,7 +114,7 @@ class QueryChoice:
         self.query = query
         self.view.layout.visibility = "hidden" if query is None else "visible"
         if query is not None:
-            dataset = engine.dataset
+            dataset = engine.run.dataset
             label = dataset.classes[dataset.query_labels[query]]
             self.image.value = image_html(dataset.images[dataset.queries[query]], label)
 
@@ -152,7 +151,7 @@ class ResultsPanel:
     def show(self, engine: Engine, answer: Answer, marks: Marks) -> None:
         """Show an answer, in the cells that exist already as far as they go."""
         self.heading.value = (
-            f"<h4>{escape(engine.architecture)}</h4>predicted: {escape(answer.prediction)}"
+            f"<h4>{escape(engine.run.architecture)}</h4>predicted: {escape(answer.prediction)}"
         )
         while len(self.cells) < len(answer.results):
             self.cells.append(ResultCell(self.mark))
@@ -175,7 +174,7 @@ class ResultsPanel:
         for cell, result, (query, overlay) in zip(self.cells, answer.results, images, strict=False):
             cell.image.value = image_html(query, "query") + _result_html(result, overlay)
         if kind == "similarity":
-            rows = explanations.read_all(engine.study, [engine.architecture])
+            rows = explanations.read_all(engine.run.study, [engine.run.architecture])
             self._write_note(explanations.trust(rows))
 
     def _write_note(self, note: str) -> None:
@@ -309,15 +308,14 @@ class Explorer:
 
     def _selected_queries(self) -> np.ndarray:
         """Positions of the queries to choose from, in order."""
-        first = self.engines[0]
-        labels = first.dataset.query_labels
+        run = self.engines[0].run
+        labels = run.dataset.query_labels
         if self.queries.value == ONE_CLASS:
             return np.flatnonzero(labels == self.label.index)
         if self.queries.value == WORST:
-            run = read_run(first.study, first.architecture)
             scores = tables.average_precision(run, "unrestricted", run.protocol)
             worst = scores.sort_values(kind="stable").index
-            return np.searchsorted(first.dataset.queries, worst)
+            return np.searchsorted(run.dataset.queries, worst)
         return np.arange(len(labels))
 
     def _read_upload(self) -> None:
@@ -366,7 +364,7 @@ class Explorer:
             if self.maps.value != NO_MAPS:
                 kind = next(kind for kind, label in MAPS.items() if label == self.maps.value)
                 for panel, (engine, answer) in zip(panels, searches, strict=True):
-                    self.status.value = f"computing {self.maps.value} of {engine.architecture} …"
+                    self.status.value = f"{engine.run.architecture}: computing {self.maps.value} …"
                     panel.show_maps(engine, answer, kind)
             self.status.value = self._describe_marks() if self.marks.positions else ""
         except Exception as error:
@@ -381,9 +379,9 @@ class Explorer:
         if isinstance(self.query, int):
             picture = answers.picture_of_query(engine, self.query)
             # Under some protocols the gallery contains the query itself; -1 where it does not.
-            left_out |= {int(engine.dataset.exclude[self.query])} - {-1}
+            left_out |= {int(engine.run.dataset.exclude[self.query])} - {-1}
         else:
-            self.status.value = f"{engine.architecture} embeds your picture …"
+            self.status.value = f"{engine.run.architecture} embeds your picture …"
             (picture,) = answers.embed_pictures(engine, dict([self.query]))
         return answers.search(
             engine, gallery, picture, self.k.value, search=self.search.value,
@@ -406,7 +404,7 @@ class Explorer:
 
     def _describe_marks(self) -> str:
         weights = "; ".join(
-            f"{engine.architecture}: {engine.describe_feedback_weights()}"
+            f"{engine.run.architecture}: {engine.describe_feedback_weights()}"
             for engine in self.engines
         )
         return escape(f"marked: {self.marks}. Weights: {weights}")
@@ -424,7 +422,7 @@ class Explorer:
             "search": self.search.value, "query": query,
             "positive": [first.gallery.names[position] for position in self.marks.positive],
             "negative": [first.gallery.names[position] for position in self.marks.negative],
-            "weights": {engine.architecture: vars(engine.feedback_weights)
+            "weights": {engine.run.architecture: vars(engine.feedback_weights)
                         for engine in self.engines},
         }  # fmt: skip
         folder = project_root() / MARKS_FOLDER
@@ -437,7 +435,7 @@ class Explorer:
 
 def has_maps(engine: Engine, kind: str) -> bool:
     """Whether a network has heat maps of this kind, a name in `MAPS`."""
-    return kind != "attention" or engine.summary["parameters"]["pooling"] == "attention"
+    return kind != "attention" or engine.run.summary["parameters"]["pooling"] == "attention"
 
 
 def map_overlays(
@@ -460,10 +458,11 @@ def map_overlays(
         return []
     results = np.stack([result.image for result in answer.results])
     queries = np.broadcast_to(answer.picture.image, results.shape)
+    network, whitening = engine.run.network, engine.run.embeddings.whitening
     if kind == "attention":
-        maps = attention_maps(engine.network, queries, results)
+        maps = attention_maps(network, queries, results)
     else:
-        maps = similarity_maps(engine.network, queries, results, engine.embeddings.whitening)
+        maps = similarity_maps(network, queries, results, whitening)
     return [
         (_overlay(query, query_map), _overlay(result, result_map))
         for query, result, query_map, result_map in zip(

@@ -80,8 +80,8 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         )
     source = {
         "folder": str(folder),
-        "study": engine.study,
-        "architecture": engine.architecture,
+        "study": engine.run.study,
+        "architecture": engine.run.architecture,
         "key": engine.key,
     }
     rows = {}
