@@ -144,10 +144,11 @@ def build_network(backbone="cnn", **changes):
 def train_network(network, dataset, *, seed=0, features=None, head=None, **changes):
     """A short training."""
     from cbir.networks import training
+    from cbir.studies import params
 
-    settings = {"epochs": 4, "measured_epochs": [1], "batch_size": 8, "optimizer": "adam"}
-    settings |= {"learning_rate": 0.002, "schedule": "cosine", "weight_decay": 0.0}
-    settings |= {"augmentation": [], "label_smoothing": 0.0, "early_stopping": 0}
+    names = [name for name in params.names_in("training") if not name.startswith("head_")]
+    settings = {name: params.PARAMETERS[name].default for name in names}
+    settings |= {"epochs": 4, "measured_epochs": [1], "batch_size": 8, "learning_rate": 0.002}
     return training.train(
         network, dataset, settings | changes, seed=seed, features=features, head=head
     )

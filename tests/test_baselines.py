@@ -155,10 +155,3 @@ def test_an_unknown_baseline_is_one_line_with_the_known_ones():
     with pytest.raises(StudyError) as error:
         baselines.describe_images("sift", pictures(), seed=0)
     assert str(error.value) == "baseline: no sift: use random, raw_pixels, hand_crafted"
-
-
-def test_each_baseline_is_a_sentence():
-    assert list(baselines.BASELINES) == ["random", "raw_pixels", "hand_crafted"]
-    for sentence in baselines.BASELINES.values():
-        assert sentence[0].isupper()
-        assert sentence.endswith(".")

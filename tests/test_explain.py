@@ -37,7 +37,7 @@ def corner_maps(count: int) -> np.ndarray:
 def curves_of(maps: np.ndarray, encode=by_corner, **given) -> pd.DataFrame:
     """Curves of so many pictures by these maps."""
     results = np.tile(RESULT, (len(maps), 1))
-    return explain.curves(encode, pictures(len(maps)), results, maps, **given)
+    return explain.perturbation_curves(encode, pictures(len(maps)), results, maps, **given)
 
 
 def gains(maps: np.ndarray, **given) -> pd.DataFrame:
@@ -153,7 +153,7 @@ def test_areas_and_gains_by_hand():
 
 
 def test_an_enlarged_map_is_smooth_and_highest_where_it_was():
-    large = explain.enlarged(corner_maps(1)[0], SIDE)
+    large = explain.enlarge(corner_maps(1)[0], SIDE)
     assert large.shape == (SIDE, SIDE)
     assert large.dtype == np.float32
     assert large[0, 0] == large.max() == 1
@@ -161,13 +161,13 @@ def test_an_enlarged_map_is_smooth_and_highest_where_it_was():
     np.testing.assert_allclose(large[0, 7:9].mean(), 0.5, atol=1e-6)
     assert (np.diff(large[0]) <= 0).all()
     assert np.abs(np.diff(large[0])).max() <= 1 / 8 + 1e-6
-    np.testing.assert_allclose(explain.enlarged(np.full((3, 5), 0.25), 7), 0.25)
+    np.testing.assert_allclose(explain.enlarge(np.full((3, 5), 0.25), 7), 0.25)
 
 
 def test_queries_are_taken_from_each_class_in_turn():
     labels = np.array([2, 0, 0, 1, 0, 2])
-    assert explain.in_turn(labels, 10).tolist() == [1, 3, 0, 2, 5, 4]
-    assert explain.in_turn(labels, 2).tolist() == [1, 3]
+    assert explain.alternate_classes(labels, 10).tolist() == [1, 3, 0, 2, 5, 4]
+    assert explain.alternate_classes(labels, 2).tolist() == [1, 3]
 
 
 # --- a network's results, explained
@@ -190,13 +190,13 @@ def explained(trained, images, network=None, rankings=None, finish=None, **given
     found, similarities = ranking.search(embedded.query, embedded.gallery, 2)
     rankings = found if rankings is None else rankings
     given = {"count": 3, "steps": 4, "random_maps": 1} | given
-    return explain.of(network, embedded, rankings, **given), found, similarities
+    return explain.explain_queries(network, embedded, rankings, **given), found, similarities
 
 
 @pytest.mark.parametrize("finish", [{}, {"whitening": 2, "test_time_flips": True}])
 def test_queries_are_explained_with_their_nearest_results_once(trained, images, finish):
     found, rankings, similarities = explained(trained, images, trained[0], finish=finish)
-    assert found.queries.tolist() == explain.in_turn(images.query_labels, 3).tolist()
+    assert found.queries.tolist() == explain.alternate_classes(images.query_labels, 3).tolist()
     assert found.results.tolist() == rankings[found.queries, 0].tolist()
     np.testing.assert_allclose(found.similarities, similarities[found.queries, 0], atol=1e-5)
     assert found.maps.layer == "stage3_conv1"
@@ -234,7 +234,7 @@ def test_what_the_network_has_learnt_to_see_is_marked(trained, images):
 
 def test_queries_that_find_nothing_are_left_out(trained, images):
     rankings = np.zeros((len(images.queries), 2), int)
-    rankings[explain.in_turn(images.query_labels, 3)[1]] = -1
+    rankings[explain.alternate_classes(images.query_labels, 3)[1]] = -1
     found, *_ = explained(trained, images, trained[0], rankings)
     assert len(found.queries) == len(found.maps.query) == 2
     assert found.results.tolist() == [0, 0]

@@ -606,7 +606,7 @@ def test_a_trial_has_a_report_of_its_own(runs):
 def test_a_killed_run_goes_on_after_its_last_epoch(runs):
     interrupted = runs("interrupted")
     assert interrupted.killed.returncode == -signal.SIGKILL
-    resumed = re.search(r"going on after epoch (\d+)", interrupted.stopped.stdout)
+    resumed = re.search(r"resuming after epoch (\d+)", interrupted.stopped.stdout)
     assert resumed
     assert 1 <= int(resumed[1]) < EPOCHS  # a line is printed before the epoch is saved
     assert "epoch 1/" not in interrupted.stopped.stdout
@@ -624,7 +624,7 @@ def test_an_interrupted_study_ends_with_the_bytes_of_an_undisturbed_one(runs, ti
     """Made anew, killed, interrupted and resumed, the CNN is what it was when made at once."""
     interrupted = runs("interrupted")
     assert interrupted.done.returncode == 0, interrupted.done.stderr
-    assert "going on after epoch" in interrupted.done.stdout
+    assert "resuming after epoch" in interrupted.done.stdout
     reports = interrupted.root / "reports" / "tiny"
     assert (reports / "metrics.csv").read_bytes() == (tiny.reports / "metrics.csv").read_bytes()
     histories = [pd.read_csv(folder / "cnn" / "history.csv") for folder in (reports, tiny.reports)]

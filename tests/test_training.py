@@ -125,7 +125,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(done, given, tmp_path, monk
     capsys.readouterr()
     network = build_network()
     resumed = train_network(network, images, **given)
-    assert f"going on after epoch {done}" in capsys.readouterr().out
+    assert f"resuming after epoch {done}" in capsys.readouterr().out
 
     assert are_equal(weights_of(network), weights_of(reference))
     assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
@@ -159,8 +159,8 @@ def test_an_interrupted_training_ends_with_the_best_epoch_before_the_interruptio
     seen = {}
     fit = training._fit_epoch
 
-    def watch(model, batches, validation, epoch, progress, **given):
-        row = fit(model, batches, validation, epoch, progress, **given)
+    def watch(model, batches, validation, epoch, *given, **names):
+        row = fit(model, batches, validation, epoch, *given, **names)
         seen[epoch] = [weight.copy() for weight in model.get_weights()]
         return row | {"val_accuracy": [0.5, 0.9, 0.9, 0.7, 1.0][epoch - 1]}
 
@@ -169,7 +169,7 @@ def test_an_interrupted_training_ends_with_the_best_epoch_before_the_interruptio
     interrupted(monkeypatch, images, 2, **given)
     network = build_network()
     resumed = train_network(network, images, **given)
-    assert "going on after epoch 2" in capsys.readouterr().out
+    assert "resuming after epoch 2" in capsys.readouterr().out
     assert list(seen) == [1, 2, 3, 4]
     assert resumed.history["val_accuracy"].tolist() == [0.5, 0.9, 0.9, 0.7]
     assert resumed.best_epoch == 2
@@ -181,7 +181,7 @@ def invented(monkeypatch):
     """Epochs without work: after each, every weight is its number, and its accuracy is given."""
 
     def of(*accuracies: float):
-        def fit(model, batches, validation, epoch, progress, *, prefix):
+        def fit(model, batches, validation, epoch, *given, **names):
             model.set_weights([np.full_like(each, epoch) for each in model.get_weights()])
             return {"accuracy": 0, "loss": 1, "val_loss": 1, "val_accuracy": accuracies[epoch - 1]}
 

@@ -190,9 +190,11 @@ def heads(backbone: str, count: int) -> float:
 
     given = {key: row.default for key, row in params.PARAMETERS.items()}
     given |= yaml.safe_load((PARAMS / "cifar10" / "mobilenet.yaml").read_text("utf-8"))
-    same = ("optimizer", "schedule", "weight_decay", "label_smoothing", "early_stopping")
-    own = ("epochs", "batch_size", "learning_rate")
-    settings = {name: given[name] for name in same} | {name: given[f"head_{name}"] for name in own}
+    # As `Architecture` trains a head.
+    settings = {name: given[name] for name in params.names_in("training")}
+    head_names = [name for name in settings if name.startswith("head_")]
+    settings |= {name.removeprefix("head_"): settings.pop(name) for name in head_names}
+    settings |= {"measured_epochs": [], "augmentation": []}
     shape = SHAPE | {"train": "head", "dropout": given["dropout"]}
 
     random, places = np.random.default_rng(0), np.arange(FEATURES)
@@ -211,11 +213,8 @@ def heads(backbone: str, count: int) -> float:
             np.save(folder / "features.npy", random.random((FEATURES, width), np.float32))
         features = Artifact(folder, {"key": "random", "seconds": 0})
         return seconds(
-            lambda: training.train(
-                network, dataset, settings | {"measured_epochs": [], "augmentation": []},
-                seed=seed, features=features,
-            )
-        )  # fmt: skip
+            lambda: training.train(network, dataset, settings, seed=seed, features=features)
+        )
 
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         for part in ("params", "notebooks"):  # what makes a folder a project

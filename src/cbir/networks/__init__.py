@@ -1,9 +1,16 @@
 """Networks: from images to embeddings.
 
-`models` builds a network from a row of `backbones` (or one of the project's own `cnns`), its
-`weights`, a way of `pooling` and the `precision` that the machine allows. `training` fits it with
-what `optimisers` say, fed by `batches`, kept by `checkpoints`. `embeddings` turns images into
-`vectors` of unit length, by `inference` from disk to disk; a `recipe` holds all of this as one
-thing. `gradients` say which part of two images makes them alike. `baselines` are embeddings without
-a network.
+- `backbones`: a table with a row for each backbone that a study can name.
+- `cnns`: the project's own networks, beside those of `keras.applications`.
+- `pooling`: feature maps to one vector per image.
+- `models`: builds a network of backbone, pooling, embedding and classifier.
+- `weights`: the weights that a backbone starts from.
+- `optimisers`: optimizers, learning-rate schedules, the loss, augmentation.
+- `precision`: half precision on a GPU.
+- `training`: trains a network, with checkpoints.
+- `inference`: a network's outputs for many images, in batches, from disk to disk.
+- `embeddings`: stored embeddings, whitening, and encoders for further images.
+- `architecture`: builds, trains and embeds as a study describes it.
+- `baselines`: embeddings without a network.
+- `gradients`: maps of the parts of two images that make them similar.
 """

@@ -1,24 +1,24 @@
-"""The backbones that a study can name: one row each. To add an architecture, add a row.
+"""The backbones that a study can name, one row each. To add a backbone, add a row.
 
-A row names what it needs instead of importing it, so that checking parameters loads no Keras.
+A row names functions instead of importing them, so that checking parameters loads no Keras.
 """
 
 from dataclasses import dataclass, field
 
 KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
-# Of a model that takes RGB in [0, 255], whatever its weights, and preprocesses it by itself, as
-# EfficientNet, ConvNeXt and MobileNetV3 do unless they are told otherwise.
+# A model that preprocesses RGB in [0, 255] itself, whatever its weights, such as EfficientNet,
+# ConvNeXt and MobileNetV3 by default.
 INCLUDED = "included"
 
 
 @dataclass(frozen=True)
 class Imagenet:
-    """Where the ImageNet weights of a backbone, without its classifier, come from.
+    """The file of a backbone's ImageNet weights, without its classifier.
 
     Attributes:
-        file: the name under which Keras keeps the file.
-        folder: of the file below `KERAS_APPLICATIONS`.
-        md5: of the file, as Keras gives it; None where it gives none.
+        file: its name, as Keras keeps it.
+        folder: its folder below `KERAS_APPLICATIONS`.
+        md5: as Keras has it; None where Keras has none.
     """
 
     file: str
@@ -32,20 +32,20 @@ class Imagenet:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the study knows of a backbone.
+    """A row of `BACKBONES`.
 
     Attributes:
         constructor: name of a function in `keras.applications` or `cbir.networks.cnns`.
-        blocks: the name of the first layer of each block, from the picture on: what
-            `train: last_blocks:n` counts. Layers that Keras names by a number (`conv2d_2`) are
-            called as in the first network of a process.
-        rates: images a second at 32 pixels (training, embedding), measured with TensorFlow on two
-            cores of an AMD EPYC: what `make plan` estimates from.
-        preprocess: the module of `keras.applications` whose `preprocess_input` does what the
-            ImageNet weights expect of RGB in [0, 255]; None for [-1, 1]; `INCLUDED` for a model
-            that does it by itself.
-        imagenet: where those weights come from; None where there are none.
-        arguments: what else the constructor is given.
+        blocks: the first layer of each block, from the input on; `train: last_blocks:n` counts
+            them. Layers that Keras names by a number (`conv2d_2`) are numbered from 0, as in the
+            first network of a process.
+        rates: images per second at 32 pixels (training, embedding), measured with TensorFlow on
+            two cores of an AMD EPYC; `make plan` estimates times from them.
+        preprocess: the module of `keras.applications` whose `preprocess_input` turns RGB in
+            [0, 255] into what the ImageNet weights expect; None for [-1, 1]; `INCLUDED` for a model
+            that preprocesses itself.
+        imagenet: the file of the ImageNet weights; None where there are none.
+        arguments: further arguments of the constructor.
     """
 
     constructor: str

@@ -1,6 +1,6 @@
-"""Networks of this project's own, from random weights, in the shape of `keras.applications`.
+"""The project's own networks, with the arguments of the functions of `keras.applications`.
 
-Each function takes what those take, and gives a model from images to feature maps.
+Each function returns a model from images to feature maps, with random weights.
 """
 
 import keras
@@ -10,13 +10,13 @@ from keras import layers
 def plain_cnn(
     *, input_shape: tuple, include_top: bool, weights: None, dropout: float
 ) -> keras.Model:
-    """The paper's kind of network: convolution, pooling, fully connected, nothing else.
+    """The paper's kind of network: convolution, pooling and a fully connected head.
 
     Args:
         input_shape: (height, width, 3).
-        include_top: False; the fully connected part is the head's.
+        include_top: False; the fully connected layers belong to the head.
         weights: None.
-        dropout: half of it is applied after each pooling.
+        dropout: of the head; half of it is applied after each pooling.
     """
     inputs = keras.Input(input_shape)
     maps = inputs
@@ -32,15 +32,15 @@ def plain_cnn(
 
 
 def strong_cnn(*, input_shape: tuple, include_top: bool, weights: None) -> keras.Model:
-    """What a plain CNN can be today: narrow at full size, wide where it is small, BatchNorm.
+    """A modern plain CNN with BatchNorm: few filters at full size, many where the maps are small.
 
-    A stem of 32 filters, then three stages (64, 128, 256) of a convolution, a pooling and another
-    convolution: most of the work is done after the pooling. The order of convolution, pooling and
-    BatchNorm is that of Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024).
+    A stem of 32 filters and three stages (64, 128, 256) of convolution, pooling and convolution.
+    The order of convolution, pooling and BatchNorm follows Jordan, "94% on CIFAR-10 in 3.29 seconds
+    on a single GPU" (2024).
     """
 
     def convolution(maps, filters: int, name: str, pool: bool = False):
-        maps = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"{name}")(maps)
+        maps = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=name)(maps)
         if pool:
             maps = layers.MaxPooling2D(name=f"{name}_pool")(maps)
         maps = layers.BatchNormalization(name=f"{name}_bn")(maps)

@@ -1,10 +1,10 @@
-"""What part of two images makes them similar, by the gradient of their similarity.
+"""Maps of the parts of two images that make them similar, by gradients or by attention weights.
 
 A similarity map is Grad-CAM (Selvaraju et al., "Grad-CAM: visual explanations from deep networks
-via gradient-based localization", 2017) towards the similarity of two embeddings, in the place of a
-class (Stylianou, Souvenir, Pless, "Visualizing deep similarity networks", 2019; Zhu, Yang, Chen,
-"Visual explanation for deep metric learning", 2021). Keras has no call of its own for gradients:
-`value_and_gradient` holds one for each backend, and nothing else knows which it is.
+via gradient-based localization", 2017) for the similarity of two embeddings instead of a class
+(Stylianou, Souvenir, Pless, "Visualizing deep similarity networks", 2019; Zhu, Yang, Chen, "Visual
+explanation for deep metric learning", 2021). Keras has no function for gradients;
+`value_and_gradient` calls that of the backend.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from keras import ops
 from cbir import StudyError
 from cbir.networks.models import Network
 
-# A map of fewer positions a side hardly says where.
+# Positions on a side that a map needs to show where.
 LEAST_SIDE = 4
 # Pairs whose gradients are in memory at once.
 PAIRS = 16
@@ -25,11 +25,11 @@ PAIRS = 16
 
 @dataclass(frozen=True)
 class Maps:
-    """What marks a part of each image of some pairs.
+    """Maps of both images of each pair.
 
     Attributes:
-        query, result: (n, h, w) float32 from 0 to 1, which each map reaches where it is highest; a
-            map is all 0 where no position raises the similarity.
+        query, result: (n, h, w) float32 from 0 to 1, the maximum of each map; a map is all 0 where
+            no position raises the similarity.
         layer: the layer that they were made at.
     """
 
@@ -44,39 +44,39 @@ def similarity_maps(
     result_images: np.ndarray,
     whitening: dict[str, np.ndarray] | None = None,
 ) -> Maps:
-    """Which part of each image raises its similarity to the other one of its pair: Grad-CAM.
+    """Grad-CAM maps of how much each part of an image raises its similarity to the other image.
 
     At each position the map is max(0, sum over channels of a_c F_c), where F_c are the feature maps
-    of `deepest_layer` and a_c is the mean over positions of the similarity's derivative by F_c;
-    then it is divided by its maximum.
+    of `deepest_layer` and a_c is the mean over positions of the derivative of the similarity with
+    respect to F_c. It is then divided by its maximum.
 
-    To the derivative the length of an embedding is a constant. Without that it would vanish where
-    two embeddings are alike, and ask what could make the images more similar still; with it, what
-    the positions add sums up to the similarity wherever the rest of the network is linear.
+    The length of an embedding counts as a constant for the derivative, which would otherwise vanish
+    where two embeddings are equal. The contributions of the positions then sum to the similarity
+    wherever the rest of the network is linear.
 
     Args:
-        network: whose embeddings are compared.
+        network: the network whose embeddings are compared.
         query_images, result_images: (n, size, size, 3) in [0, 255], pair by pair.
-        whitening: from `vectors.fit_whitening`, where the embeddings were whitened.
+        whitening: from `embeddings.fit_whitening`, where the embeddings are whitened.
 
     Raises:
         StudyError: as for `deepest_layer`.
     """
     layer = deepest_layer(network.body)
-    look, embed = _parts(network, layer, whitening)
-    found = []
+    to_features, to_vectors = _parts(network, layer, whitening)
+    blocks = []
     for start in range(0, len(query_images), PAIRS):
         rows = slice(start, start + PAIRS)
         pairs = np.concatenate([query_images[rows], result_images[rows]])
-        found.append(np.split(_grad_cam(embed, look(pairs)), 2))
-    query, result = (_scaled(np.concatenate(part)) for part in zip(*found, strict=True))
+        blocks.append(np.split(_grad_cam(to_vectors, to_features(pairs)), 2))
+    query, result = (_scaled(np.concatenate(maps)) for maps in zip(*blocks, strict=True))
     return Maps(query, result, layer)
 
 
 def attention_maps(network: Network, query_images: np.ndarray, result_images: np.ndarray) -> Maps:
-    """What an attention pooling weighs in each image, divided by the largest weight.
+    """Maps of the weights of an attention pooling, divided by the largest weight of each image.
 
-    Unlike a similarity map it is the same whatever an image is compared with.
+    Unlike a similarity map, an attention map does not depend on the other image of the pair.
 
     Args:
         query_images, result_images: (n, size, size, 3) in [0, 255].
@@ -96,21 +96,21 @@ def attention_maps(network: Network, query_images: np.ndarray, result_images: np
 def deepest_layer(body: keras.Model) -> str:
     """The last layer of a body whose feature maps have 4 x 4 positions or more.
 
-    Only layers that all information passes count: of a residual network the end of a block, not
-    what runs beside a shortcut. Padding does not count, since what it adds shows nothing.
+    Only layers that all information passes through count, such as the end of a residual block but
+    not a layer beside its shortcut. Padding does not count.
 
     Raises:
         StudyError: all maps are smaller.
     """
-    operations = body.operations  # none stands before one that it reads
-    made = {id(each.output): place for place, each in enumerate(operations)}
+    operations = body.operations  # in an order in which each follows what it reads
+    made = {id(operation.output): place for place, operation in enumerate(operations)}
     last_read = np.arange(len(operations))
     for place, operation in enumerate(operations[1:], start=1):
         for tensor in keras.tree.flatten(operation.input):
             last_read[made[id(tensor)]] = place
     for place in range(len(operations) - 1, 0, -1):
         layer = operations[place]
-        # What was made earlier and is read later passes by.
+        # An output that was made before this layer and is read after it bypasses the layer.
         if last_read[:place].max() > place or isinstance(layer, keras.layers.ZeroPadding2D):
             continue
         if len(layer.output.shape) == 4 and min(layer.output.shape[1:3]) >= LEAST_SIDE:
@@ -121,21 +121,21 @@ def deepest_layer(body: keras.Model) -> str:
 
 
 def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a function, and the gradient of their sum.
+    """The values of a function, and the gradient of their sum, with any backend of Keras.
 
-    Where each value depends on one row of the tensor alone, each row of the gradient is that of its
-    own value.
+    Where each value depends only on one row of the tensor, each row of the gradient is the gradient
+    of that value.
 
     Args:
-        function: from a tensor of the backend to a tensor of any shape, by Keras' operations and
-            by models called with `training=False`. It reads variables and sets none.
-        tensor: (...) where the gradient is taken.
+        function: takes a tensor and returns one of any shape, by Keras operations and models called
+            with `training=False`. It sets no variables.
+        tensor: (...) the point at which the gradient is taken.
 
     Returns:
-        values: float32, of whatever shape the function gives; gradient: (...) float32.
+        values: float32, of the shape that the function returns; gradient: (...) float32.
 
     Raises:
-        StudyError: the backend has no gradients, as Keras' NumPy and OpenVINO.
+        StudyError: the backend has no gradients, such as NumPy and OpenVINO.
     """
     inputs = ops.convert_to_tensor(tensor, "float32")
     backend = keras.backend.backend()
@@ -158,7 +158,7 @@ def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarr
         import jax
 
         def total(traced):
-            # Whatever a layer would write into a variable while it is traced stays in this scope.
+            # Keeps layers from writing traced values into their variables.
             with keras.StatelessScope():
                 values = function(traced)
             return values.sum(), values
@@ -170,21 +170,21 @@ def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarr
 
 
 def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callable, Callable]:
-    """Images to the maps of a layer of the body, and these maps to embeddings of unit length."""
+    """Two functions: images to the maps of a layer, and these maps to unit-length embeddings."""
     backbone, body = network.backbone, network.body
     before = backbone.operations[backbone.operations.index(body) - 1]
     prepare = keras.Model(backbone.inputs, before.output)
-    maps = next(each.output for each in body.operations if each.name == layer)
+    # An operation such as a sum is no layer, so that `get_layer` would not find it.
+    maps = next(operation.output for operation in body.operations if operation.name == layer)
     below = keras.Model(body.inputs, maps)
     above = None if maps is body.outputs[0] else keras.Model(maps, body.outputs)
 
-    # Called as they are: a deep network takes longer to be traced than to see so few images.
-    def look(images: np.ndarray) -> np.ndarray:
+    # Called directly: tracing a deep network takes longer than running it on so few images.
+    def to_features(images: np.ndarray) -> np.ndarray:
         pixels = ops.convert_to_tensor(images, "float32")
-        found = below(prepare(pixels, training=False), training=False)
-        return ops.convert_to_numpy(ops.cast(found, "float32"))
+        return _array(below(prepare(pixels, training=False), training=False))
 
-    def embed(features):
+    def to_vectors(features):
         if above is not None:
             features = above(features, training=False)
         if not network.has_maps:
@@ -197,22 +197,26 @@ def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callab
         )
         return _normalise(ops.matmul(vectors - mean, axes))
 
-    return look, embed
+    return to_features, to_vectors
 
 
 def _normalise(vectors):
-    """As `vectors.normalise`, in Keras' operations; to a gradient the length is a constant."""
+    """As `embeddings.normalise`, in Keras operations; the length is a constant for gradients."""
     squares = ops.stop_gradient(ops.sum(ops.square(vectors), axis=1, keepdims=True))
     lengths = ops.sqrt(ops.where(squares > 0, squares, 1.0))
     return ops.where(squares > 0, vectors / lengths, vectors.shape[1] ** -0.5)
 
 
-def _grad_cam(embed: Callable, maps: np.ndarray) -> np.ndarray:
+def _grad_cam(to_vectors: Callable, maps: np.ndarray) -> np.ndarray:
     """(2n, h, w, c) maps, queries before results -> (2n, h, w) float32, 0 or more."""
-    vectors = ops.convert_to_numpy(embed(ops.convert_to_tensor(maps)))
-    # Beside each image stands the other of its pair, half of the rows away.
+    vectors = ops.convert_to_numpy(to_vectors(ops.convert_to_tensor(maps)))
+    # The other image of each pair, half of the rows away.
     others = ops.convert_to_tensor(np.roll(vectors, len(maps) // 2, axis=0))
-    _, gradient = value_and_gradient(lambda each: ops.sum(embed(each) * others, axis=1), maps)
+
+    def similarities(features):
+        return ops.sum(to_vectors(features) * others, axis=1)
+
+    _, gradient = value_and_gradient(similarities, maps)
     weights = gradient.mean(axis=(1, 2), keepdims=True)
     return np.maximum((weights * maps).sum(axis=-1), 0)
 

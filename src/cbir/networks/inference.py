@@ -1,4 +1,4 @@
-"""A model's outputs for many images, from disk to disk."""
+"""A network's outputs for many images, in batches, from disk to disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ BATCH_SIZE = 256
 
 
 def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
-    """Write a model's outputs for all inputs, in their order, into arrays on disk.
+    """Write a model's outputs for all inputs, in their order, into `.npy` files.
 
-    A batch at a time from disk to disk: memory does not grow with the number of images.
+    Memory does not grow with the number of images.
 
     Args:
-        model: one or more outputs.
+        model: with one or more outputs.
         inputs: (n, ...) array, memory-mapped or not.
-        outputs: a `.npy` file and its dtype for each of the model's outputs.
-        what: is seen while it works.
+        outputs: a file and its dtype for each of the model's outputs.
+        what: named in the progress output.
 
     Raises:
-        StudyError: memory is too small for one image, or an output too large for its dtype.
+        StudyError: one image does not fit in memory, or a value is too large for its dtype.
     """
     predict_means(model, [inputs], outputs, what)
 
@@ -36,13 +36,13 @@ def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type],
 def predict_means(
     model: "keras.Model", inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
 ) -> None:
-    """The same for several arrays of inputs, whose outputs are averaged row by row."""
+    """As `predict`, for several arrays of inputs whose outputs are averaged row by row."""
     arrays, count = [], len(inputs[0])
     ticker = Ticker(count, what)
     for start in range(0, count, BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        of_each = [predict_batch(model, each[rows]) for each in inputs]
-        parts = [sum(part) / len(inputs) for part in zip(*of_each, strict=True)]
+        batches = [predict_batch(model, array[rows]) for array in inputs]
+        parts = [sum(part) / len(inputs) for part in zip(*batches, strict=True)]
         if not arrays:
             arrays = [
                 open_memmap(path, "w+", dtype, (count, *part.shape[1:]))
@@ -51,7 +51,7 @@ def predict_means(
         for array, part in zip(arrays, parts, strict=True):
             with np.errstate(over="ignore"):
                 array[rows] = part
-            # Only half precision, in which feature maps are kept, is this small.
+            # Feature maps are stored in half precision.
             if array.dtype == np.float16 and not np.isfinite(array[rows]).all():
                 raise StudyError(
                     f"{what}: a value beyond {np.finfo(np.float16).max:,.0f}, which float16 cannot "
@@ -63,10 +63,10 @@ def predict_means(
 
 
 def predict_batch(model: "keras.Model", inputs: np.ndarray) -> list[np.ndarray]:
-    """The outputs of a model for one batch, as arrays; in halves where memory is too small.
+    """The outputs of a model for one batch; a batch that does not fit in memory is halved.
 
     Raises:
-        StudyError: memory is too small for one image.
+        StudyError: one image does not fit in memory.
     """
     try:
         outputs = model.predict_on_batch(np.asarray(inputs, np.float32))
@@ -84,7 +84,7 @@ def predict_batch(model: "keras.Model", inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def mirrored(model: "keras.Model") -> "keras.Model":
-    """A model's outputs for the mirror images of what it is given."""
+    """A model with the outputs for the mirror images of its inputs."""
     import keras
 
     images = keras.Input(model.input_shape[1:])
@@ -92,7 +92,7 @@ def mirrored(model: "keras.Model") -> "keras.Model":
 
 
 def flipped(encoder: "keras.Model") -> "keras.Model":
-    """An encoder whose outputs are the means over an image and its mirror image."""
+    """An encoder whose outputs are means over an image and its mirror image."""
     import keras
 
     images = keras.Input(encoder.input_shape[1:])
@@ -101,8 +101,8 @@ def flipped(encoder: "keras.Model") -> "keras.Model":
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of any of Keras' backends says that memory ran out."""
-    named = type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError")
-    told = str(error).lower()
-    signs = ("resource_exhausted", "out of memory", "can't allocate memory")
-    return named or any(sign in told for sign in signs)
+    """Whether an error of any Keras backend means that memory ran out."""
+    names = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError")
+    phrases = ("resource_exhausted", "out of memory", "can't allocate memory")
+    message = str(error).lower()
+    return type(error).__name__ in names or any(phrase in message for phrase in phrases)

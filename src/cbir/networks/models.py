@@ -1,9 +1,9 @@
-"""Networks: a picture in, class probabilities out, the embedding under the classifier.
+"""Building a network: images in, class probabilities out, the embedding under the classifier.
 
-Every network is the same two parts. Its backbone resizes and preprocesses, so that no caller can
-forget it, and turns a picture into features. Its head turns features into an embedding and the
-embedding into class probabilities; a pooling that learns is the head's, so that it can be trained
-on kept feature maps.
+Every network has two parts. Its backbone resizes and preprocesses images, so that no caller can
+forget it, and turns them into features. Its head turns features into an embedding and class
+probabilities. A pooling that learns belongs to the head, so that it can be trained on stored
+feature maps of a frozen backbone.
 """
 
 import functools
@@ -23,10 +23,12 @@ from cbir.networks.pooling import LEARNT, POOLINGS
 from cbir.networks.precision import FULL, use_precision
 from cbir.networks.weights import Weights, find, load, renumber_layers
 
-# Keras' 0.99 leaves the moving statistics near their start after the few hundred steps of a small
-# study, and validation at chance.
+# With Keras' 0.99 the moving statistics are still near their initial values after the few hundred
+# steps of a small study, and validation accuracy stays at chance.
 BATCH_NORM_MOMENTUM = 0.9
 LAST_BLOCKS = "last_blocks:"
+# A body of so many layers is one row in the table of layers.
+DEEP = 30
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Network:
     """A network and what it was built from.
 
     Attributes:
-        model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities. Its parts are
-            `model.get_layer("backbone")` and `model.get_layer("head")`.
-        parameters: all that decides its shape and its initial weights, but those of the file.
-        weights: that its backbone started from.
+        model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities. Its layers are
+            the backbone and the head.
+        parameters: everything that decides its layers and its random initial weights.
+        weights: the weights that its backbone started from.
     """
 
     model: keras.Model
@@ -61,12 +63,12 @@ class Network:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether none of the backbone is trained, so that an image needs to pass it only once."""
+        """Whether no layer of the backbone is trained, so that its features can be stored."""
         return self.parameters["train"] == "head"
 
     @property
     def has_maps(self) -> bool:
-        """Whether the backbone hands on feature maps, which the head pools."""
+        """Whether the backbone ends in feature maps, which the head pools."""
         return len(self.backbone.output_shape) == 4
 
     @property
@@ -76,35 +78,31 @@ class Network:
 
     @property
     def size(self) -> dict[str, int]:
-        """Number of parameters by part, and of those that are trained."""
-        trained = self.model.trainable_variables
+        """Number of parameters of backbone and head, in total, and of those that are trained."""
         return {
             "backbone": self.backbone.count_params(),
             "head": self.head.count_params(),
             "total": self.model.count_params(),
-            "trained": sum(math.prod(variable.shape) for variable in trained),
+            "trained": _count_trained(self.model),
         }
 
     def layers(self) -> pd.DataFrame:
-        """A row per layer; a body of many layers is one row."""
+        """A row per layer: part, layer, output, parameters, trained; a deep body is one row."""
         rows = []
         for part in (self.backbone, self.head):
-            for layer in part.layers:
-                within = getattr(layer, "layers", [])
-                for each in within if 0 < len(within) < 30 else [layer]:
-                    if isinstance(each, layers.InputLayer):
-                        continue
-                    rows.append(
-                        {
-                            "part": part.name,
-                            "layer": each.name,
-                            "output": " × ".join(str(side) for side in each.output.shape[1:]),
-                            "parameters": each.count_params(),
-                            "trained": sum(
-                                math.prod(variable.shape) for variable in each.trainable_variables
-                            ),
-                        }
-                    )
+            for outer in part.layers:
+                inner = getattr(outer, "layers", [])
+                rows += [
+                    {
+                        "part": part.name,
+                        "layer": layer.name,
+                        "output": " × ".join(str(side) for side in layer.output.shape[1:]),
+                        "parameters": layer.count_params(),
+                        "trained": _count_trained(layer),
+                    }
+                    for layer in (inner if 0 < len(inner) < DEEP else [outer])
+                    if not isinstance(layer, layers.InputLayer)
+                ]
         return pd.DataFrame(rows)
 
     @functools.cached_property
@@ -122,17 +120,17 @@ class Network:
 
     @functools.cached_property
     def attention(self) -> keras.Model:
-        """Images -> (n, h, w) weights of the positions, where the pooling is `attention`."""
+        """Images -> (n, h, w) attention weights; for a network whose pooling is `attention`."""
         pooling = self.head.get_layer("pooling")
         images = keras.Input(self.model.input_shape[1:])
         return keras.Model(images, layers.Lambda(pooling.attention)(self.backbone(images)))
 
 
 def rebuild(parameters: dict, path: Path) -> Network:
-    """Build a trained network from what is stored of it.
+    """Build a trained network from its stored parameters and weights.
 
     Args:
-        parameters: of the network, as `Network.parameters` gives them; further keys do not matter.
+        parameters: as in `Network.parameters`; further keys are ignored.
         path: the file of all its weights.
     """
     names = [name for name in inspect.signature(build).parameters if name in parameters]
@@ -162,65 +160,65 @@ def build(
     seed: int,
     was_frozen: bool = False,
 ) -> Network:
-    """A network, ready to be trained.
+    """Build a network to train.
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: as `weights.find` takes it, or what it returned.
-        train: "all"; "last_blocks:n", the head and the last n of the backbone's blocks; "head".
-        image_size: pixels of the images that come in.
-        input_size: pixels that the backbone sees; the network resizes by itself.
+        weights: as for `weights.find`, or what it returned.
+        train: "all"; "last_blocks:n", the head and the last n blocks of the backbone; "head".
+        image_size: side of the images in pixels.
+        input_size: side in pixels to which the network resizes them for the backbone.
         pooling: a name in `POOLINGS`.
-        feature_maps: whether the backbone hands on its maps even where pooling learns nothing.
-        embedding: "penultimate", a dense layer with ReLU under the classifier; "projection", one
-            without; "pooled", the pooled features themselves.
-        embedding_dim: units of that layer; `pooled` has none.
-        dropout: share of the embedding that is dropped while training.
-        mixed_precision: compute in half precision where the machine has it.
+        feature_maps: whether the head pools even where the pooling learns nothing.
+        embedding: "penultimate", a dense layer with ReLU under the classifier; "projection", a
+            dense layer without ReLU; "pooled", the pooled features themselves.
+        embedding_dim: units of the dense layer; ignored for "pooled".
+        dropout: share of the embedding that is dropped in training.
+        mixed_precision: whether to compute in half precision where the machine supports it.
         n_classes: number of classes.
-        seed: of the initial weights.
-        was_frozen: whether the backbone was frozen before; its BatchNorm then stays as it is.
+        seed: of the random initial weights.
+        was_frozen: whether the backbone was frozen before; its BatchNorm then stays frozen.
 
     Raises:
-        StudyError: no such backbone or block, too few pixels for it, or its weights cannot be had
-            or do not fit.
+        StudyError: the backbone or block is unknown, the images are too small for it, or its
+            weights cannot be found or do not fit.
     """
     if backbone not in BACKBONES:
         raise StudyError(f"unknown backbone {backbone!r}: known are {', '.join(BACKBONES)}")
-    known = BACKBONES[backbone]
+    row = BACKBONES[backbone]
     started_from = find(backbone, weights) if isinstance(weights, str) else weights
     keras.utils.set_random_seed(seed)
     with use_precision(mixed_precision) as policy:
-        body = _body(known, input_size, dropout)
+        body = _body(row, input_size, dropout)
         if started_from.path:
             load(body, started_from, backbone)
-        first_trained = _freeze(body, known, train, was_frozen)
+        first_trained = _freeze(body, row, train, was_frozen)
 
         images = keras.Input((image_size, image_size, 3))
         pixels = images
         if input_size != image_size:
             pixels = layers.Resizing(input_size, input_size, interpolation="bicubic")(images)
-        # Pretrained weights expect what they were trained on; random ones learn best near zero.
-        if started_from.pixels == "imagenet" and known.preprocess not in (None, INCLUDED):
-            pixels = getattr(keras.applications, known.preprocess).preprocess_input(pixels)
-        elif known.preprocess != INCLUDED:
+        # Pretrained weights need the preprocessing that they were trained with.
+        if started_from.pixels == "imagenet" and row.preprocess not in (None, INCLUDED):
+            pixels = getattr(keras.applications, row.preprocess).preprocess_input(pixels)
+        elif row.preprocess != INCLUDED:
             pixels = layers.Rescaling(1 / 127.5, offset=-1)(pixels)
         features = body(pixels)
         pool = POOLINGS[pooling](name="pooling")
-        is_of_head = pooling in LEARNT or feature_maps
-        if not is_of_head:
+        head_pools = pooling in LEARNT or feature_maps
+        if not head_pools:
             features = pool(features)
         encoder = keras.Model(images, features, name="backbone")
 
         vectors = keras.Input(features.shape[1:])
-        pooled = pool(vectors) if is_of_head else vectors
+        pooled = pool(vectors) if head_pools else vectors
         head = keras.Model(
             vectors, _head(pooled, embedding, embedding_dim, dropout, n_classes), name="head"
         )
         model = keras.Model(images, head(encoder(images)), name=backbone)
     parameters = {
         "backbone": backbone,
-        "constructor": [known.constructor, known.arguments, known.preprocess],
+        "constructor": [row.constructor, row.arguments, row.preprocess],
         "pixels": started_from.pixels,
         "train": train,
         "first_trained": first_trained,
@@ -228,7 +226,7 @@ def build(
         "image_size": image_size,
         "input_size": input_size,
         "pooling": pooling,
-        "feature_maps": is_of_head,
+        "feature_maps": head_pools,
         "embedding": embedding,
         "embedding_dim": embedding_dim,
         "dropout": dropout,
@@ -239,22 +237,21 @@ def build(
     return Network(model, parameters, started_from)
 
 
-def _body(known: Backbone, input_size: int, dropout: float) -> keras.Model:
-    """Pixels to feature maps, from random weights."""
-    own = {"dropout": dropout} if known.constructor == "plain_cnn" else {}
-    construct = getattr(cnns, known.constructor, None)
-    construct = construct or getattr(keras.applications, known.constructor)
+def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
+    """Preprocessed pixels -> feature maps, with random weights."""
+    arguments = row.arguments | ({"dropout": dropout} if row.constructor == "plain_cnn" else {})
+    construct = getattr(cnns, row.constructor, None)
+    construct = construct or getattr(keras.applications, row.constructor)
     try:
         body = construct(
             input_shape=(input_size, input_size, 3),
             include_top=False,
             weights=None,
-            **known.arguments,
-            **own,
+            **arguments,
         )
-    except ValueError as error:  # as Xception says it of fewer than 71 pixels
+    except ValueError as error:  # such as Xception's for fewer than 71 pixels
         raise StudyError(
-            f"input_size: {known.constructor} cannot be built for {input_size} pixels: "
+            f"input_size: {row.constructor} cannot be built for {input_size} pixels: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     body.name = "body"
@@ -265,7 +262,7 @@ def _body(known: Backbone, input_size: int, dropout: float) -> keras.Model:
 
 
 def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
-    # In full precision: what follows compares embeddings and probabilities finely.
+    # In full precision, since retrieval compares embeddings that hardly differ.
     if embedding == "pooled":
         vectors = layers.Activation("linear", dtype="float32", name="embedding")(pooled)
     else:
@@ -281,29 +278,33 @@ def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes:
     )
 
 
+def _count_trained(layer: layers.Layer) -> int:
+    return sum(math.prod(variable.shape) for variable in layer.trainable_variables)
+
+
 def _batch_norms(body: keras.Model) -> list[layers.Layer]:
     return [layer for layer in body.layers if isinstance(layer, layers.BatchNormalization)]
 
 
-def _freeze(body: keras.Model, known: Backbone, train: str, was_frozen: bool) -> str | None:
-    """Freeze what is not trained; where the backbone was frozen once, its BatchNorm too.
+def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> str | None:
+    """Freeze the layers that are not trained, and BatchNorm where a head was trained before.
 
-    A frozen BatchNorm keeps its statistics and uses them: with those of a small batch instead, the
-    features that the head has learnt to read would change under it.
+    A frozen BatchNorm uses its moving statistics in training too. With the statistics of small
+    batches instead, the features that the head was trained on would change.
 
     Returns:
-        The name of the first layer that is trained; None for the whole backbone, or none of it.
+        The name of the first layer that is trained; None where all or none are.
     """
     body.trainable = train != "head"
     first = None
     if train.startswith(LAST_BLOCKS):
         count = int(train.removeprefix(LAST_BLOCKS))
-        if count > len(known.blocks):
+        if count > len(row.blocks):
             raise StudyError(
-                f"train: {train}: the backbone has {len(known.blocks)} blocks: "
-                f"{', '.join(known.blocks)}"
+                f"train: {train}: the backbone has {len(row.blocks)} blocks: "
+                f"{', '.join(row.blocks)}"
             )
-        first = known.blocks[-count]
+        first = row.blocks[-count]
         names = [layer.name for layer in body.layers]
         for layer in body.layers[: names.index(first)]:
             layer.trainable = False

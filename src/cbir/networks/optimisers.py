@@ -1,4 +1,4 @@
-"""What drives a training: optimizer, learning rate by step, loss, changes of the images."""
+"""Optimizers, learning-rate schedules, the loss and augmentation."""
 
 import keras
 from keras import layers, ops
@@ -11,7 +11,7 @@ OPTIMIZERS = {
     ),
 }
 SCHEDULES = ("constant", "cosine", "one_cycle")
-# Each draws anew for every image and every epoch; sizes are shares of the image.
+# Each draws again for every image and every epoch; sizes are shares of the image.
 AUGMENTATIONS = {
     "flip": lambda: layers.RandomFlip("horizontal"),
     "shift": lambda: layers.RandomTranslation(
@@ -71,21 +71,19 @@ def loss(settings: dict):
 
 
 def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
-    """The same model behind random changes of its images; for training alone.
-
-    The weights are shared, and the model itself stays without the changes.
+    """A model for training that augments its images; it shares the weights of the model.
 
     Args:
         model: images in [0, 255] -> probabilities.
-        augmentation: keys of `AUGMENTATIONS`, in the order of their work.
+        augmentation: keys of `AUGMENTATIONS`, applied in this order.
     """
     if not augmentation:
         return model
     images = keras.Input(model.input_shape[1:])
-    changed = images
+    augmented_images = images
     for name in augmentation:
-        changed = AUGMENTATIONS[name]()(changed)
-    whole = keras.Model(images, model(changed))
-    # By this Keras decides whether to scale the loss, without which float16 loses small gradients.
-    whole.dtype_policy = model.dtype_policy
-    return whole
+        augmented_images = AUGMENTATIONS[name]()(augmented_images)
+    training_model = keras.Model(images, model(augmented_images))
+    # Keras scales the loss by this policy; without that, float16 loses small gradients.
+    training_model.dtype_policy = model.dtype_policy
+    return training_model

@@ -1,8 +1,9 @@
-"""Feature maps to one vector: the ways of pooling, two of which learn."""
+"""Pooling: feature maps to one vector per image. To add a pooling, add a row to `POOLINGS`."""
 
 import keras
 from keras import layers, ops
 
+# The poolings with weights, which belong to the head.
 LEARNT = ("gem", "attention")
 
 
@@ -10,8 +11,8 @@ LEARNT = ("gem", "attention")
 class GeneralisedMean(layers.Layer):
     """Generalised mean (GeM): (n, h, w, c) maps -> (n, c), mean(x ** p) ** (1 / p).
 
-    The power is learnt, one for all channels: 1 is the mean, and the larger it is, the nearer the
-    maximum. Values below 1e-6 count as 1e-6.
+    One power is learnt for all channels: 1 gives the mean, and larger powers approach the maximum.
+    Values below 1e-6 count as 1e-6.
     Source: Radenović, Tolias, Chum, "Fine-tuning CNN image retrieval with no human annotation".
     """
 
@@ -21,10 +22,10 @@ class GeneralisedMean(layers.Layer):
         )
 
     def call(self, maps):
-        # A power far from the mean's overflows float16, and below 1 the mean would lose its sense.
+        # Large powers overflow float16, and powers below 1 would weaken the strongest features.
         maps = ops.maximum(ops.cast(maps, "float32"), 1e-6)
         power = ops.maximum(ops.cast(self.power, "float32"), 1.0)
-        # Divided by the largest value first, so that no power overflows.
+        # Dividing by the largest value first prevents overflow.
         largest = ops.max(maps, axis=(1, 2), keepdims=True)
         means = ops.mean(ops.power(maps / largest, power), axis=(1, 2))
         pooled = ops.squeeze(largest, (1, 2)) * ops.power(means, 1 / power)
@@ -36,11 +37,10 @@ class GeneralisedMean(layers.Layer):
 
 @keras.saving.register_keras_serializable("cbir")
 class AttentionPooling(layers.Layer):
-    """A learnt weight for each position: (n, h, w, c) maps -> (n, c), their weighted mean.
+    """Weighted mean over positions: (n, h, w, c) maps -> (n, c).
 
-    A position's weight is the softmax, over all positions, of a linear function of its channels.
-    That function starts at zero, where the weighted mean is the plain one. `attention` gives the
-    weights, which can be drawn over the image.
+    The weights are the softmax, over all positions, of a learnt linear function of the channels,
+    which is zero at first, so that the pooling begins as the plain mean.
     """
 
     def build(self, shape):

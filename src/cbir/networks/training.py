@@ -1,4 +1,4 @@
-"""What a training is fed, and what is seen of it meanwhile."""
+"""Training a network, with checkpoints: an interrupted training resumes with the same numbers."""
 
 import functools
 import json
@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -15,27 +14,88 @@ import pandas as pd
 
 from cbir import StudyError
 from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
+from cbir.images.dataset import Dataset
 from cbir.networks import optimisers
+from cbir.networks.embeddings import FEATURES
 from cbir.networks.inference import is_out_of_memory
 from cbir.networks.models import Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
 from cbir.progress import Ticker, duration
 
-if TYPE_CHECKING:
-    from cbir.images.dataset import Dataset
+# Files in the folder of a training.
+FINAL, FINGERPRINT, HISTORY = "final.weights.h5", "weights.sha256", "history.json"
+# Files that are deleted at its end: the state after the last epoch, and the weights of the best.
+CHECKPOINT, BEST = "state.npz", "best.weights.h5"
+# A step on features takes a few milliseconds, so that the time between two steps counts. Only
+# TensorFlow is asked to take several steps at once: PyTorch cannot.
+STEPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        artifact: the stored weights and what they were made from.
+        history: a row per epoch: accuracy, loss, val_accuracy, val_loss, seconds.
+        best_epoch: the epoch of the final weights.
+        features: of the frozen backbone, which the head was trained on; None for images.
+        head: the earlier training of the head alone; None where there was none.
+    """
+
+    artifact: Artifact
+    history: pd.DataFrame
+    best_epoch: int
+    features: Artifact | None
+    head: "Training | None"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file of the final weights."""
+        return (self.artifact.folder / FINGERPRINT).read_text("utf-8")
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, including the features of a frozen backbone and the head's training."""
+        # The artifact of a resumed training knows only the seconds of its last part.
+        features = self.features.seconds if self.features else 0
+        head = self.head.seconds if self.head else 0
+        return float(self.history["seconds"].sum()) + features + head
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """The artifacts by step: features and head, where there are any, and training."""
+        artifacts = self.head.artifacts if self.head else {}
+        if artifacts:
+            artifacts["head"] = artifacts.pop("training")
+        if self.features:
+            artifacts["features"] = self.features
+        return artifacts | {"training": self.artifact}
+
+    @property
+    def stages(self) -> pd.DataFrame:
+        """The history after that of the head, with a column for what each epoch trained."""
+        stage = "head" if self.features else "backbone and head"
+        stages = [self.head.stages] if self.head else []
+        rows = pd.concat([*stages, self.history.assign(stage=stage)], ignore_index=True)
+        return rows.set_index(pd.RangeIndex(1, len(rows) + 1, name="epoch"))
+
+    def weights_path(self, epoch: int | None = None) -> Path:
+        """The file of the weights after a measured epoch; by default of the final weights."""
+        return self.artifact.folder / (_weights_name(epoch) if epoch else FINAL)
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of (inputs, labels), read from a memory-mapped array as they are asked for.
+    """Batches of (inputs, labels), read from a memory-mapped array when they are needed.
 
     Args:
         inputs: (n, ...) images or features.
         labels: (n,) int.
-        positions: which rows, in this order.
+        positions: the rows to take, in this order.
         batch_size: rows in a batch; the last one may be smaller.
-        workers: threads that read ahead. With two or more Keras reads ahead by itself and switches
-            tf.data's autotuning off, whose thread otherwise holds up the end of each epoch (by up
-            to its length). Where an epoch takes less than a second, this costs more than it brings.
+        workers: threads that read ahead. With two or more Keras switches tf.data's autotuning off,
+            whose thread otherwise delays the end of each epoch (by up to its length). Where an
+            epoch takes less than a second, this costs more than it saves.
     """
 
     def __init__(self, inputs, labels, positions, batch_size, workers=2):
@@ -52,7 +112,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class EpochProgress(keras.callbacks.Callback):
-    """A line every half minute while an epoch is under way."""
+    """A line of output every half minute during an epoch."""
 
     def __init__(self, batches: int, what: str):
         super().__init__()
@@ -62,118 +122,9 @@ class EpochProgress(keras.callbacks.Callback):
         self.ticker.reached(batch + 1)
 
 
-CHECKPOINT, HISTORY = "state.npz", "history.json"
-
-
-def _random_states(model: keras.Model) -> Iterator[keras.Variable]:
-    """The states that dropout and augmentation draw from."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _random_states(layer)
-        for name in ("seed_generator", "generator"):
-            if isinstance(found := getattr(layer, name, None), keras.random.SeedGenerator):
-                yield found.state
-
-
-def seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
-    """Random layers draw from a state that runs on; set, it is the same after a resumption."""
-    for place, state in enumerate(_random_states(model)):
-        drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(2)
-        state.assign(drawn.astype(state.dtype))
-
-
-def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> None:
-    """The state after an epoch, in one file, so that its parts can never disagree."""
-    arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
-    variables = model.optimizer.variables
-    arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
-    temporary = folder / f"temporary-{CHECKPOINT}"
-    np.savez(temporary, history=json.dumps(history), **arrays)
-    temporary.replace(folder / CHECKPOINT)
-    write_text(folder / HISTORY, json.dumps(history))
-
-
-def resume_from_checkpoint(folder: Path, model: keras.Model) -> list[dict]:
-    """Put the model where an interrupted run left it; the history up to there."""
-    if not (folder / CHECKPOINT).exists():
-        return []
-    with np.load(folder / CHECKPOINT) as state:
-        model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
-        model.optimizer.build(model.trainable_variables)
-        for i, variable in enumerate(model.optimizer.variables):
-            variable.assign(state[f"optimizer_{i}"])
-        history = json.loads(str(state["history"]))
-    print(f"going on after epoch {len(history)}", flush=True)
-    return history
-
-
-FINGERPRINT = "weights.sha256"
-FINAL = "final.weights.h5"
-# The best state so far of what is trained, where early stopping may come back to it.
-BEST = "best.weights.h5"
-# On kept features a step takes a few milliseconds, of which what lies between two steps is a good
-# part. Only TensorFlow is asked to take several at once: PyTorch cannot.
-STEPS_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Training:
-    """A finished training.
-
-    Attributes:
-        artifact: where its weights stand, and what they were made from.
-        history: a row per epoch: accuracy, loss, val_accuracy, val_loss, seconds.
-        best_epoch: after which epoch the network was in its final state.
-        features: of the frozen backbone, that it was trained on; None for images.
-        head: the training of the head alone that came before; None where there was none.
-    """
-
-    artifact: Artifact
-    history: pd.DataFrame
-    best_epoch: int
-    features: Artifact | None
-    head: "Training | None"
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the file of the final weights."""
-        return (self.artifact.folder / FINGERPRINT).read_text("utf-8")
-
-    @property
-    def seconds(self) -> float:
-        """Of all epochs, those of the head alone and a frozen backbone's features included."""
-        before = self.head.seconds if self.head else 0
-        features = self.features.seconds if self.features else 0
-        # Of a training that was resumed, the artifact knows the last part alone.
-        return float(self.history["seconds"].sum()) + features + before
-
-    @property
-    def artifacts(self) -> dict[str, Artifact]:
-        """What it consists of: features and head where there are any, and the training itself."""
-        before = self.head.artifacts if self.head else {}
-        if before:
-            before["head"] = before.pop("training")
-        own = {"features": self.features} if self.features else {}
-        return before | own | {"training": self.artifact}
-
-    @property
-    def stages(self) -> pd.DataFrame:
-        """The history with that of the head before it, and what was trained in each epoch."""
-        own = "head" if self.features else "backbone and head"
-        stages = [self.history.assign(stage=own)]
-        if self.head:
-            stages.insert(0, self.head.stages)
-        rows = pd.concat(stages, ignore_index=True)
-        return rows.set_index(pd.RangeIndex(1, len(rows) + 1, name="epoch"))
-
-    def weights_path(self, epoch: int | None = None) -> Path:
-        """The weights after an epoch that was to be measured, or the final ones."""
-        return self.artifact.folder / (_weights_name(epoch) if epoch else FINAL)
-
-
 def train(
     network: Network,
-    dataset: "Dataset",
+    dataset: Dataset,
     settings: dict,
     *,
     seed: int,
@@ -204,47 +155,43 @@ def train(
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
-    augmentation = settings["augmentation"]
     if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
         raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
-    if augmentation and features:
+    if settings["augmentation"] and features:
         raise StudyError(
             "augmentation: a frozen backbone sees each image once, so no image can change from "
             "epoch to epoch: set augmentation: [] or train: all"
         )
-    inputs, model = dataset.images, network.model
+    inputs, model, prefix = dataset.images, network.model, ""
     if features:
-        inputs = np.load(features.folder / "features.npy", mmap_mode="r")
-        model = network.head
+        inputs = np.load(features.folder / FEATURES, mmap_mode="r")
+        model, prefix = network.head, "head_"
 
     def make(folder: Path) -> None:
         if head:
             network.model.load_weights(head.weights_path())
         steps = math.ceil(len(dataset.train) / batch_size)
-        trained = optimisers.augmented(model, augmentation)
+        trained = optimisers.augmented(model, settings["augmentation"])
         trained.compile(
             optimisers.optimizer(settings, steps),
             loss=optimisers.loss(settings),
             metrics=["accuracy"],
             steps_per_execution=STEPS_AT_ONCE if features and backend() == "tensorflow" else 1,
         )
-        is_quick = features and inputs.ndim == 2  # not so where feature maps are kept
-        read = functools.partial(
-            Batches, inputs, dataset.labels, batch_size=batch_size, workers=1 if is_quick else 2
+        # An epoch on pooled features takes less than a second.
+        workers = 1 if features and inputs.ndim == 2 else 2
+        batches = functools.partial(
+            Batches, inputs, dataset.labels, batch_size=batch_size, workers=workers
         )
-        validation = read(positions=dataset.validation)
-        history = resume_from_checkpoint(folder, trained)
+        validation = batches(positions=dataset.validation)
+        history = _resume(folder, trained)
         while len(history) < epochs and not _is_over(history, early_stopping):
             epoch, started = len(history) + 1, time.perf_counter()
             order = np.random.default_rng([seed, epoch]).permutation(dataset.train)
-            seed_random_layers(trained, seed, epoch)
+            _seed_random_layers(trained, seed, epoch)
+            ticker = EpochProgress(steps, f"epoch {epoch}/{epochs}, batches")
             row = _fit_epoch(
-                trained,
-                read(positions=order),
-                validation,
-                epoch,
-                EpochProgress(steps, f"epoch {epoch}/{epochs}, batches"),
-                prefix="head_" if features else "",
+                trained, batches(positions=order), validation, epoch, ticker, prefix=prefix
             )
             history.append(row | {"seconds": time.perf_counter() - started})
             if epoch in measured_epochs:
@@ -252,7 +199,7 @@ def train(
             if early_stopping and _best(history, early_stopping) == epoch:
                 model.save_weights(folder / BEST)
             save_checkpoint(folder, trained, history)
-            _say(history, epochs)
+            _print_epoch(history, epochs)
         if early_stopping:
             model.load_weights(folder / BEST)
         network.model.save_weights(folder / FINAL)
@@ -285,7 +232,10 @@ def train(
 
 
 def open_network(folder: Path) -> Network:
-    """The trained network that a training left in the folder of its artifact.
+    """Rebuild a trained network from what its training stored.
+
+    Args:
+        folder: of the training's artifact.
 
     Raises:
         StudyError: its weights are gone.
@@ -297,15 +247,15 @@ def open_network(folder: Path) -> Network:
 
 
 def _fit_epoch(
-    model, batches, validation, epoch: int, progress, *, prefix: str
+    model: keras.Model, batches: Batches, validation: Batches, epoch: int, ticker, *, prefix: str
 ) -> dict[str, float]:
-    """One pass over the batches: a row of the history.
+    """Train for one epoch; a row of the history without its seconds.
 
     Args:
-        prefix: of the keys that an error names: "head_" where the head alone is trained.
+        prefix: of the parameters that an error names.
 
     Raises:
-        StudyError: the loss is not a number, or memory is too small for a batch.
+        StudyError: the loss is not a finite number, or a batch does not fit in memory.
     """
     try:
         logs = model.fit(
@@ -315,7 +265,7 @@ def _fit_epoch(
             epochs=epoch,
             shuffle=False,
             verbose=0,
-            callbacks=[progress],
+            callbacks=[ticker],
         ).history
     except Exception as error:
         if is_out_of_memory(error):
@@ -330,6 +280,48 @@ def _fit_epoch(
     return row
 
 
+def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> None:
+    """Save the state after an epoch in one file, so that its parts can never disagree."""
+    arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
+    variables = model.optimizer.variables
+    arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
+    temporary = folder / f"temporary-{CHECKPOINT}"
+    np.savez(temporary, history=json.dumps(history), **arrays)
+    temporary.replace(folder / CHECKPOINT)
+    write_text(folder / HISTORY, json.dumps(history))
+
+
+def _resume(folder: Path, model: keras.Model) -> list[dict]:
+    """Load the checkpoint of an interrupted training; its history, empty where there is none."""
+    if not (folder / CHECKPOINT).exists():
+        return []
+    with np.load(folder / CHECKPOINT) as state:
+        model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
+        model.optimizer.build(model.trainable_variables)
+        for i, variable in enumerate(model.optimizer.variables):
+            variable.assign(state[f"optimizer_{i}"])
+        history = json.loads(str(state["history"]))
+    print(f"resuming after epoch {len(history)}", flush=True)
+    return history
+
+
+def _seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
+    """Seed dropout and augmentation anew for each epoch, so that a resumed training draws alike."""
+    for place, state in enumerate(_random_states(model)):
+        drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(2)
+        state.assign(drawn.astype(state.dtype))
+
+
+def _random_states(model: keras.Model) -> Iterator[keras.Variable]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _random_states(layer)
+        for name in ("seed_generator", "generator"):
+            generator = getattr(layer, name, None)
+            if isinstance(generator, keras.random.SeedGenerator):
+                yield generator.state
+
+
 def _best(history: list[dict], early_stopping: int) -> int:
     """The epoch of the final weights: the last, or with early stopping the first of the best."""
     if not early_stopping:
@@ -339,15 +331,15 @@ def _best(history: list[dict], early_stopping: int) -> int:
 
 
 def _is_over(history: list[dict], early_stopping: int) -> bool:
-    since = len(history) - _best(history, early_stopping) if history else 0
-    return bool(early_stopping) and since >= early_stopping
+    epochs_since = len(history) - _best(history, early_stopping) if history else 0
+    return bool(early_stopping) and epochs_since >= early_stopping
 
 
 def _weights_name(epoch: int) -> str:
     return f"epoch-{epoch:03d}.weights.h5"
 
 
-def _say(history: list[dict], epochs: int) -> None:
+def _print_epoch(history: list[dict], epochs: int) -> None:
     row = history[-1]
     left = duration(row["seconds"] * (epochs - len(history)))
     print(

@@ -52,11 +52,13 @@ def explain_run(run: Run, kind: str = "similarity") -> "Explanation":
         kind: of map, "similarity", or "attention" where the network's pooling is attention.
 
     Raises:
-        StudyError: as for `explain.of`, or the network or its embeddings are gone.
+        StudyError: as for `explain.explain_queries`, or the network or its embeddings are gone.
     """
     from cbir import explain
 
-    return explain.of(run.network, run.embeddings, run.rankings["unrestricted"], kind=kind)
+    return explain.explain_queries(
+        run.network, run.embeddings, run.rankings["unrestricted"], kind=kind
+    )
 
 
 def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, "Explanation"]:

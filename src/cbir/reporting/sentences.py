@@ -29,6 +29,12 @@ PROTOCOL_TEXTS = {
     "per class, all other images as gallery, and 500 images per class for training, of which some "
     "are kept for validation.",
 }
+# What the vector of a baseline is, for readers of a report.
+BASELINE_TEXTS = {
+    "random": "A random vector for each image, whatever it shows.",
+    "raw_pixels": "The pixel values themselves, minus their mean in the image.",
+    "hand_crafted": "A colour histogram and histograms of oriented gradients (HOG), half each.",
+}
 # mAP over the whole ranking of binary codes, as their own tables give it. Each figure is shown only
 # beside the protocol that it was measured under.
 PUBLISHED_MAP = {
