@@ -130,12 +130,12 @@ def test_the_unrestricted_search_ranks_by_cosine(protocol):
     similarity = similarities_by_hand(embedded.query, embedded.gallery)
     rows = np.flatnonzero(dataset.exclude >= 0)
     similarity[rows, dataset.exclude[rows]] = -np.inf
-    expected = np.argsort(-similarity, axis=1)[:, : evaluation.SHOWN]
+    expected = np.argsort(-similarity, axis=1)[:, : evaluation.N_RESULTS]
     assert found.rankings.tolist() == expected.tolist()
     np.testing.assert_allclose(
         found.similarities, np.take_along_axis(similarity, expected, axis=1), atol=1e-6
     )
-    assert found.answers == {"unrestricted": (found.rankings, found.similarities)}
+    assert found.results == {"unrestricted": (found.rankings, found.similarities)}
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
@@ -148,7 +148,7 @@ def test_rankings_of_the_label_lookup_are_places_in_the_real_gallery(protocol):
     unit = normalise(embedded.query_probabilities)
     assert found.similarities[:, 0] == pytest.approx(unit.max(axis=1))
     for row in found.rankings:
-        assert len(set(row)) == evaluation.SHOWN
+        assert len(set(row)) == evaluation.N_RESULTS
     # Within a class by chance, not as the gallery stands.
     rises = (np.diff(found.rankings, axis=1) > 0).mean()
     assert 0.2 < rises < 0.8
@@ -191,7 +191,7 @@ def test_a_query_is_never_its_own_result(search, held_out):
 def test_a_class_with_fewer_images_than_shown_leaves_places_empty():
     dataset = toy_dataset(3, 4, 3)
     found = evaluation.evaluate(toy_embeddings(dataset), "predicted_class", [1])
-    assert found.rankings.shape == (9, evaluation.SHOWN)
+    assert found.rankings.shape == (9, evaluation.N_RESULTS)
     assert (found.rankings[:, :4] >= 0).all()
     assert (found.rankings[:, 4:] == -1).all()
     assert np.isnan(found.similarities[:, 4:]).all()
@@ -236,7 +236,7 @@ def test_how_much_of_the_gallery_is_searched(embedded):
     assert (searched["label_lookup"] == 1).all()
     assert searched["oracle_class"] == pytest.approx(sizes[uneven.dataset.query_labels] / 56)
     assert searched["predicted_class"] == pytest.approx(sizes[uneven.query_predictions] / 56)
-    soft = searches.question(uneven, "soft").restrict_to
+    soft = searches.search_input(uneven, "soft").restrict_to
     assert searched["soft"] == pytest.approx((soft * sizes).sum(axis=1) / 56)
 
 
@@ -271,7 +271,7 @@ def test_each_search_and_view_is_evaluated_once(embedded, held_out, monkeypatch)
     def refuse(*_, **__):
         raise AssertionError("ranked again")
 
-    monkeypatch.setattr(ranking, "search", refuse)
+    monkeypatch.setattr(ranking, "relevant_ranks", refuse)
     for each in (embedded, held_out):
         again = evaluation.evaluate(each, "soft", [4, 1])
         known = first[each.dataset.protocol, "soft"]
@@ -375,7 +375,7 @@ def test_measured_states_hold_the_embeddings_and_their_scores():
     )
     assert len(states) == 4
     for state in states:
-        assert [each.search for each in state.evaluations] == searches.of(state.embeddings)
+        assert [each.search for each in state.evaluations] == searches.available(state.embeddings)
         for each in state.evaluations:
             queries = state.embeddings.dataset.queries
             assert each.per_query["query"].tolist() == queries.tolist()

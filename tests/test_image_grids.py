@@ -205,7 +205,7 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
     scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
     pairs = uncertainty.compare(pd.DataFrame(scores))
     pairs["is_significant"] = pairs["behind"] == "cnn"
-    figure = charts.pair_matrix(uncertainty.outcomes(pairs, list(scores)), pairs)
+    figure = charts.pair_matrix(uncertainty.pair_outcomes(pairs, list(scores)), pairs)
     # By row and column; the diagonal stays empty.
     texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
     assert [" ".join(text[:2]) for text in texts] == [

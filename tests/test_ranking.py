@@ -1,7 +1,5 @@
 """Rankings against a brute-force reference, in the presence of ties and of identical rows."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,13 +23,11 @@ def random_unit(count: int, dimensions: int, seed: int) -> np.ndarray:
 
 
 def all_ranks(query, *arguments, **limits) -> np.ndarray:
-    """The ranks of all blocks, which must follow each other from the first query to the last."""
-    rows, ranks = zip(*ranking.relevant_ranks(query, *arguments, **limits), strict=True)
-    assert rows[0].start == 0
-    assert rows[-1].stop == len(query)
-    assert all(one.stop == other.start for one, other in itertools.pairwise(rows))
-    assert [len(block) for block in ranks] == [each.stop - each.start for each in rows]
-    return np.concatenate(ranks)
+    """The ranks of all blocks, which are of one length but for the last one."""
+    blocks = [ranks for ranks, *_ in ranking.relevant_ranks(query, *arguments, **limits)]
+    assert [len(ranks) for ranks in blocks[:-1]] == [len(blocks[0])] * (len(blocks) - 1)
+    assert sum(map(len, blocks)) == len(query)
+    return np.concatenate(blocks)
 
 
 def reachable(gallery_labels, row: int, restrict_to=None, exclude=None) -> list[int]:
@@ -435,11 +431,11 @@ def test_blocks_of_a_large_gallery_are_smaller(monkeypatch):
     labels = np.arange(50) % 3, np.arange(90) % 3
     expected = all_ranks(query, labels[0], gallery, labels[1])
     assert np.isfinite(expected).all()
-    monkeypatch.setattr(ranking, "MOST_SIMILARITIES", 7 * 90)
+    monkeypatch.setattr(ranking, "MAX_SIMILARITIES", 7 * 90)
     blocks = list(ranking.relevant_ranks(query, labels[0], gallery, labels[1]))
-    assert [len(ranks) for _, ranks in blocks] == [7] * 7 + [1]
-    assert np.array_equal(np.concatenate([ranks for _, ranks in blocks]), expected)
-    monkeypatch.setattr(ranking, "MOST_SIMILARITIES", 1)
+    assert [len(ranks) for ranks, *_ in blocks] == [7] * 7 + [1]
+    assert np.array_equal(np.concatenate([ranks for ranks, *_ in blocks]), expected)
+    monkeypatch.setattr(ranking, "MAX_SIMILARITIES", 1)
     assert np.array_equal(all_ranks(query, labels[0], gallery, labels[1]), expected)
 
 
@@ -461,10 +457,12 @@ def test_relevant_ranks_are_computed_block_by_block():
     query, gallery = Watched(random_unit(MANY, 8, 0)), random_unit(20, 8, 1)
     blocks = ranking.relevant_ranks(query, np.zeros(MANY, int), gallery, np.zeros(20, int))
     assert query.read == 0
+    start = 0
     for end in (ranking.BLOCK, 2 * ranking.BLOCK, MANY):
-        rows, ranks = next(blocks)
-        assert rows.stop == query.read == end
-        assert ranks.shape == (rows.stop - rows.start, 20)
+        ranks, *_ = next(blocks)
+        assert query.read == end
+        assert ranks.shape == (end - start, 20)
+        start = end
     with pytest.raises(StopIteration):
         next(blocks)
 
@@ -478,6 +476,26 @@ def test_matrix_products_elsewhere_keep_their_threads():
         random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
     ):
         assert threads() == before
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+def test_results_and_ranks_of_one_similarity_matrix_are_those_of_a_search(restricted):
+    random = np.random.default_rng(3)
+    query, gallery = random_unit(60, 8, 0), random_unit(40, 8, 1)
+    gallery[7] = gallery[3]
+    labels = random.integers(0, 4, 60), random.integers(0, 4, 40)
+    limits = {"exclude": random.integers(-1, 40, 60)}
+    if restricted:
+        limits["restrict_to"] = random.random((60, 4)) < 0.5
+    ((ranks, *results),) = ranking.relevant_ranks(
+        query, labels[0], gallery, labels[1], k=9, **limits
+    )
+    searched = ranking.search(query, gallery, 9, gallery_labels=labels[1], **limits)
+    for one, other in zip(results, searched, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.array_equal(
+        ranks, all_ranks(query, labels[0], gallery, labels[1], **limits), equal_nan=True
+    )
 
 
 def test_first_of_equals_names_the_first_of_each_group():

@@ -170,15 +170,15 @@ def test_a_softmax_that_has_run_out_of_digits_can_be_calibrated():
     assert np.isfinite(calibrated(certain, temperature)).all()
 
 
-# of
+# available
 
 
 def test_a_classifier_that_knows_the_classes_is_searched_with_in_every_way():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
-    assert searches.of(embedded) == list(SEARCHES)
+    assert searches.available(embedded) == list(SEARCHES)
     held_out = replace(embedded, dataset=protocols.view(dataset, "held_out_gallery"))
-    assert searches.of(held_out) == list(SEARCHES)
+    assert searches.available(held_out) == list(SEARCHES)
     assert SEARCHES[0] == "unrestricted"
 
 
@@ -186,60 +186,60 @@ def test_without_a_classifier_for_the_queries_the_search_is_unrestricted():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
     unseen = protocols.view(dataset, "unseen_classes", unseen=1, draw=0)
-    assert searches.of(replace(embedded, dataset=unseen)) == ["unrestricted"]
-    assert searches.of(replace(embedded, probabilities=None)) == ["unrestricted"]
+    assert searches.available(replace(embedded, dataset=unseen)) == ["unrestricted"]
+    assert searches.available(replace(embedded, probabilities=None)) == ["unrestricted"]
 
 
-# question
+# search_input
 
 
 def test_an_unrestricted_search_ranks_the_gallery_as_it_is():
     embedded = toy_embeddings(toy_dataset())
-    asked = searches.question(embedded, "unrestricted")
-    assert np.array_equal(asked.query, embedded.query)
-    assert np.array_equal(asked.gallery, embedded.gallery)
-    assert asked.order.tolist() == list(range(len(embedded.gallery)))
-    assert asked.restrict_to is None
+    inputs = searches.search_input(embedded, "unrestricted")
+    assert np.array_equal(inputs.query, embedded.query)
+    assert np.array_equal(inputs.gallery, embedded.gallery)
+    assert inputs.order.tolist() == list(range(len(embedded.gallery)))
+    assert inputs.restrict_to is None
 
 
-def test_a_baseline_can_be_asked_unrestrictedly():
+def test_a_baseline_can_be_searched_unrestrictedly():
     embedded = replace(toy_embeddings(toy_dataset()), probabilities=None)
-    assert searches.question(embedded, "unrestricted").restrict_to is None
+    assert searches.search_input(embedded, "unrestricted").restrict_to is None
 
 
 @pytest.mark.parametrize("search", ["predicted_class", "oracle_class"])
 def test_a_search_of_one_class_is_restricted_to_it(search):
     embedded = toy_embeddings(toy_dataset())
-    asked = searches.question(embedded, search)
+    inputs = searches.search_input(embedded, search)
     known = {
         "predicted_class": embedded.query_probabilities.argmax(axis=1),
         "oracle_class": embedded.dataset.query_labels,
     }
-    assert (asked.restrict_to.sum(axis=1) == 1).all()
-    assert asked.restrict_to.argmax(axis=1).tolist() == known[search].tolist()
-    assert np.array_equal(asked.query, embedded.query)
-    assert asked.order.tolist() == list(range(len(embedded.gallery)))
+    assert (inputs.restrict_to.sum(axis=1) == 1).all()
+    assert inputs.restrict_to.argmax(axis=1).tolist() == known[search].tolist()
+    assert np.array_equal(inputs.query, embedded.query)
+    assert inputs.order.tolist() == list(range(len(embedded.gallery)))
 
 
 def test_a_soft_search_takes_the_classes_that_calibration_finds_probable():
     embedded = toy_embeddings(toy_dataset())
     known = searches.calibrate(embedded)
-    asked = searches.question(embedded, "soft")
+    inputs = searches.search_input(embedded, "soft")
     expected = probable(embedded.query_probabilities, known.temperature, known.mass)
-    assert np.array_equal(asked.restrict_to, expected)
+    assert np.array_equal(inputs.restrict_to, expected)
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
 def test_label_lookup_takes_classes_in_order_of_their_probability(protocol):
     dataset = protocols.view(toy_dataset(5, 9, 6), protocol)
     embedded = toy_embeddings(dataset)
-    asked = searches.question(embedded, "label_lookup")
-    labels = dataset.gallery_labels[asked.order]
-    assert sorted(asked.order) == list(range(len(labels)))
-    assert (asked.gallery.argmax(axis=1) == labels).all()
-    exclude = np.where(dataset.exclude < 0, -1, np.argsort(asked.order)[dataset.exclude])
+    inputs = searches.search_input(embedded, "label_lookup")
+    labels = dataset.gallery_labels[inputs.order]
+    assert sorted(inputs.order) == list(range(len(labels)))
+    assert (inputs.gallery.argmax(axis=1) == labels).all()
+    exclude = np.where(dataset.exclude < 0, -1, np.argsort(inputs.order)[dataset.exclude])
     found = metrics.evaluate_retrieval(
-        asked.query, dataset.query_labels, asked.gallery, labels, ks=(1, 4), exclude=exclude
+        inputs.query, dataset.query_labels, inputs.gallery, labels, ks=(1, 4), exclude=exclude
     )
     # All images of a class stand together, behind those of all classes that are more probable.
     probabilities = embedded.query_probabilities
@@ -266,7 +266,7 @@ def test_label_lookup_uses_no_embedding():
     embedded = toy_embeddings(dataset)
     other = toy_embeddings(dataset, probabilities=embedded.probabilities, seed=1)
     assert not np.array_equal(other.query, embedded.query)
-    first, second = (searches.question(each, "label_lookup") for each in (embedded, other))
+    first, second = (searches.search_input(each, "label_lookup") for each in (embedded, other))
     assert np.array_equal(first.query, second.query)
     assert np.array_equal(first.gallery, second.gallery)
     assert np.array_equal(first.order, second.order)
@@ -274,7 +274,7 @@ def test_label_lookup_uses_no_embedding():
 
 def test_label_lookup_knows_no_order_within_a_class():
     embedded = toy_embeddings(toy_dataset(3, 40, 2))
-    order = searches.question(embedded, "label_lookup").order
+    order = searches.search_input(embedded, "label_lookup").order
     for label in range(3):
         places = order[embedded.dataset.gallery_labels[order] == label]
         assert 0.3 < (np.diff(places) > 0).mean() < 0.7

@@ -97,7 +97,7 @@ def test_a_baseline_is_said_to_be_where_the_test_sees_it(scores):
     names = ["cnn", "vgg", "raw_pixels", "random"]
     found = runs(dict(zip(names, scores, strict=True)), baselines=2)
     pairs = tables.pairs(found)
-    outcomes = uncertainty.outcomes(pairs, names)
+    outcomes = uncertainty.pair_outcomes(pairs, names)
     text = sentences.verdict(pairs, found)
     for baseline in ("raw_pixels", "random"):
         (line,) = re.findall(rf"^- The baseline {baseline}: (.+)\.$", text, re.MULTILINE)

@@ -364,13 +364,13 @@ def test_architectures_of_the_same_name_are_refused():
 
 
 def test_outcomes(pairs):
-    table = uncertainty.outcomes(pairs, ["a", "b", "c"])
+    table = uncertainty.pair_outcomes(pairs, ["a", "b", "c"])
     assert table.loc["c"].tolist() == ["win", "win", ""]
     assert table["c"].tolist() == ["loss", "loss", ""]
     assert (table.loc["a", "b"], table.loc["b", "a"], table.loc["a", "a"]) == ("tie", "tie", "")
 
 
 def test_outcomes_of_some_architectures_and_of_one_without_results(pairs):
-    table = uncertainty.outcomes(pairs, ["c", "x", "a"])
+    table = uncertainty.pair_outcomes(pairs, ["c", "x", "a"])
     assert table.index.tolist() == table.columns.tolist() == ["c", "x", "a"]
     assert table.to_numpy().tolist() == [["", "", "win"], ["", "", ""], ["loss", "", ""]]

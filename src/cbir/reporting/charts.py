@@ -257,7 +257,7 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """Who is significantly better: a win, a tie or a loss of the row against the column.
 
     Args:
-        table: from `uncertainty.outcomes`.
+        table: from `uncertainty.pair_outcomes`.
         pairs: from `uncertainty.compare`.
     """
     signs = {"win": 1, "tie": 0, "loss": -1}

@@ -280,7 +280,7 @@ def relevant_ranks(run: Run) -> np.ndarray:
     dataset, embeddings = run.dataset, run.embeddings
     blocks = [
         ranks
-        for _, ranks in ranking.relevant_ranks(
+        for ranks, *_ in ranking.relevant_ranks(
             embeddings.query,
             dataset.query_labels,
             embeddings.gallery,

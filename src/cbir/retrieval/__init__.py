@@ -1,7 +1,7 @@
-"""Retrieval: from embeddings to rankings, from rankings to a row of metrics per query.
+"""Retrieval: from embeddings to rankings, and from rankings to metrics per query.
 
-`searches` are the ways of searching, `ranking` ranks the gallery for each query, `metrics` scores
-the rankings, `evaluation` does all of it for every seed and protocol. `feedback` moves a query by
-marks on its results, `simulation` measures what that brings. `uncertainty` has intervals and tests,
-`definitions` what mAP@k means elsewhere.
+`evaluation` measures every seed and protocol in every way of searching (`searches`), with `ranking`
+and `metrics`. `uncertainty` computes confidence intervals and tests, and `map_definitions` compares
+the definitions of mAP@k. `feedback` moves a query by positive and negative examples and measures
+what that brings.
 """

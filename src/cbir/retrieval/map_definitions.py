@@ -1,8 +1,8 @@
-"""What mAP@k means elsewhere: one ranking scored by every definition in use.
+"""The definitions of mAP@k in use: one ranking, scored by each of them.
 
-All of them take the precision at the ranks of relevant images, i / rank of the i-th. They differ in
-how deep they look and in what they divide by. Who uses which was read in the source of the versions
-named here.
+All definitions sum up the precision at the ranks of relevant images, i / rank of the i-th. They
+differ in how many results they consider and in what they divide by. The users of each definition
+were determined from the source code of the versions named here.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ import pandas as pd
 
 from cbir.retrieval import metrics, uncertainty
 
-# Queries scored at a time, so that memory stays small where thousands of images are relevant.
+# Queries scored at a time, which limits the memory if thousands of images are relevant.
 BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Definition:
-    """One meaning of mean average precision.
+    """One definition of mean average precision.
 
     Attributes:
-        name: what it is called here.
+        name: its name in this project.
         formula: in words and symbols; P(i) is the precision at rank i.
         divides_by: what the sum of precisions is divided by.
         used_by: libraries and papers, with versions.
@@ -37,16 +37,16 @@ class Definition:
     score: Callable[[np.ndarray, int], np.ndarray]
 
 
-def table(ranks: np.ndarray, k: int) -> pd.DataFrame:
-    """The same rankings by every definition.
+def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
+    """Score the same rankings by every definition.
 
     Args:
         ranks: (n_queries, R) float, as `metrics` takes them.
         k: at least 1.
 
     Returns:
-        A row per definition: definition, formula, divided by, used by, mAP, the mean over queries
-        that have a relevant image (NaN where none has), and its 95 % interval over them (from, to).
+        One row per definition: definition, formula, divided by, used by, mAP (the mean over the
+        queries with a relevant image, NaN if there are none), from and to (its 95 % interval).
 
     Raises:
         ValueError: k is below 1.
@@ -58,42 +58,44 @@ def table(ranks: np.ndarray, k: int) -> pd.DataFrame:
         batches = range(0, len(ranks), BATCH)
         scores = [definition.score(ranks[start : start + BATCH], k) for start in batches]
         scores = pd.DataFrame({"mAP": np.concatenate([[], *scores])})
-        found = uncertainty.intervals(scores).loc["mAP"]
+        interval = uncertainty.intervals(scores).loc["mAP"]
         rows.append(
             {
                 "definition": definition.name,
                 "formula": definition.formula,
                 "divided by": definition.divides_by,
                 "used by": definition.used_by,
-                "mAP": found["value"],
-                "from": found["ci_low"],
-                "to": found["ci_high"],
+                "mAP": interval["value"],
+                "from": interval["ci_low"],
+                "to": interval["ci_high"],
             }
         )
     return pd.DataFrame(rows)
 
 
-def worked(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
-    """A single ranking, short enough to check by hand, by every definition.
+def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
+    """Score a single ranking, short enough to check by hand, by every definition.
 
     Example: hits True, False, True of 4 relevant images, k = 3: the precisions 1/1 and 2/3 add up
     to 1.667, which is 0.417 divided by R = 4, 0.556 by min(R, k) = 3 and 0.833 by the 2 hits found.
 
     Args:
-        hits: whether each result is relevant, in order; nothing is returned after them.
+        hits: whether each result is relevant, in order; no other images are returned.
         n_relevant: R, at least the number of hits.
+        k: at least 1.
 
     Returns:
-        As `table`, without intervals: one ranking says nothing of others.
+        As from `compare_definitions`, without intervals: there is only one query.
 
     Raises:
         ValueError: there are more hits than relevant images, or k is below 1.
     """
-    found = [rank for rank, hit in enumerate(hits, start=1) if hit]
-    if len(found) > n_relevant:
-        raise ValueError(f"{len(found)} hits, but {n_relevant} relevant images")
-    missed = [np.inf] * (n_relevant - len(found))
-    return table(np.array([found + missed], np.float32), k).drop(columns=["from", "to"])
+    ranks = [rank for rank, hit in enumerate(hits, start=1) if hit]
+    if len(ranks) > n_relevant:
+        raise ValueError(f"{len(ranks)} hits, but {n_relevant} relevant images")
+    missed = [np.inf] * (n_relevant - len(ranks))
+    scores = compare_definitions(np.array([ranks + missed], np.float32), k)
+    return scores.drop(columns=["from", "to"])
 
 
 def _by_relevant(ranks: np.ndarray, k: int) -> np.ndarray:
@@ -113,7 +115,7 @@ def _whole(ranks: np.ndarray, _: int) -> np.ndarray:
 
 
 def _trapezoid(ranks: np.ndarray, _: int) -> np.ndarray:
-    """Each hit adds the mean of the precision just before it (1 before rank 1) and at it."""
+    """Each hit adds the mean of the precisions just before it (1 before rank 1) and at it."""
     earlier = np.arange(ranks.shape[1])
     rank = np.where(np.isnan(ranks), np.inf, ranks).astype(np.float64)
     before = np.where(rank == 1, 1, earlier / np.maximum(rank - 1, 1))
@@ -123,7 +125,7 @@ def _trapezoid(ranks: np.ndarray, _: int) -> np.ndarray:
 
 
 def _precisions(ranks: np.ndarray, k: int) -> np.ndarray:
-    """The sum of the precisions at ranks up to k; NaN for a query without relevant images."""
+    """Sum of the precisions at ranks up to k; NaN for a query without relevant images."""
     return metrics.average_precision(ranks, k) * np.minimum(metrics.n_relevant(ranks), k)
 
 

@@ -1,11 +1,11 @@
-"""Retrieval metrics, each from where the relevant images of a query stand in its ranking.
+"""Retrieval metrics, computed from the ranks of each query's relevant images.
 
-`evaluate_retrieval` goes from embeddings to a table. The functions below it take `ranks`,
-(n_queries, R) as `retrieval.relevant_ranks` gives them: rising from 1 on, infinite for a relevant
-image that the search may not return (it counts as missed), NaN in places left over. They return
-(n_queries,) float64, NaN for a query without relevant images.
+`evaluate_retrieval` leads from embeddings to a table. The functions below it take `ranks`, (n, R)
+as from `ranking.relevant_ranks`: rising from 1 on, infinite for a relevant image that the search
+may not return (it counts as missed), NaN in the remaining places. They return (n,) float64, NaN for
+a query without relevant images.
 
-Worked example, used below: four relevant images at ranks 1, 3, 6 and 10, `[[1, 3, 6, 10]]`.
+Their examples use four relevant images at ranks 1, 3, 6 and 10: `[[1, 3, 6, 10]]`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ import pandas as pd
 
 from cbir.retrieval import ranking
 
-# Rows whose lengths are measured at a time, in float64: 8 MB at 512 dimensions.
+# Rows scaled to unit length at a time, in float64: 8 MB at 512 dimensions.
 ROWS = 2048
 
 
@@ -30,60 +30,88 @@ def evaluate_retrieval(
     restrict_to: np.ndarray | None = None,
     exclude: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """All metrics of every query's full ranking by cosine similarity.
+    """Compute all metrics of every query's full ranking by cosine similarity.
 
     Args:
         query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) float16, float32 or
-            float64 of any length but zero. Ranked as float32 of unit length: gallery rows that are
-            equal then are exact ties and stand in gallery order; similarities closer than 1e-6 may
-            stand either way, but always the same way.
+            float64, of any length but zero. They are scaled to unit length in float32. Gallery rows
+            that are equal then are exact ties and keep their order in the gallery; the order of
+            similarities closer than 1e-6 is arbitrary, but always the same.
         query_labels, gallery_labels: (n_queries,) and (n_gallery,) int class ids from 0 on; an
             image is relevant to a query of its own class.
-        ks: depths at which to measure, from 1 on; beyond the gallery too.
+        ks: depths at which to measure, from 1 on; they may exceed the size of the gallery.
         restrict_to: the classes that a query's search may return: one, (n_queries,) int ids, or
             several, (n_queries, n_classes) bool; all by default. Relevant images of other classes
-            count as missed: R is that of the whole gallery.
-        exclude: (n_queries,) int, the gallery position that is the query itself, -1 where there
-            is none; it is not ranked and not relevant.
+            count as missed.
+        exclude: (n_queries,) int, the gallery position of the query itself, -1 if it is not in the
+            gallery; it is neither ranked nor relevant.
 
     Returns:
-        `per_query` of all queries: a row per query in the order given.
+        One row per query, in their order, with the columns of `per_query`.
 
     Raises:
         ValueError: empty inputs, shapes or types that do not fit, NaN, infinite or zero vectors,
-            ids out of range; it names the argument and the first row at fault.
+            ids out of range; the message names the argument and the first row at fault.
 
     Example: query [1, 0] of class 0 finds [2, 0], [1, 1] and [0, 3] of classes 0, 1 and 0 in this
     order: ranks 1 and 3, average precision (1/1 + 2/3) / 2 = 0.833.
     """
+    scores, _, _ = search_and_evaluate(
+        query_embeddings, query_labels, gallery_embeddings, gallery_labels,
+        k=0, ks=ks, restrict_to=restrict_to, exclude=exclude,
+    )  # fmt: skip
+    return scores
+
+
+def search_and_evaluate(
+    query_embeddings: np.ndarray,
+    query_labels: np.ndarray,
+    gallery_embeddings: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    k: int,
+    ks: Iterable[int],
+    restrict_to: np.ndarray | None = None,
+    exclude: np.ndarray | None = None,
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """`evaluate_retrieval`, and the k nearest images of each query from the same similarities.
+
+    Returns:
+        The table of metrics; rankings, (n_queries, k) int32, and similarities, (n_queries, k)
+        float32, as from `ranking.search`.
+    """
     if not isinstance(ks, Iterable):
         raise ValueError(f"ks must be several depths, such as (1, 10), not {ks!r}")
-    ks = [_depth(k) for k in dict.fromkeys(ks)]
+    ks = [_check_depth(k) for k in dict.fromkeys(ks)]
     query = _unit("query_embeddings", query_embeddings)
     gallery = _unit("gallery_embeddings", gallery_embeddings)
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"query_embeddings: {query.shape[1]} dimensions, gallery_embeddings {gallery.shape[1]}"
         )
-    query_labels = _ids("query_labels", query_labels, len(query))
-    gallery_labels = _ids("gallery_labels", gallery_labels, len(gallery))
+    query_labels = _check_ids("query_labels", query_labels, len(query))
+    gallery_labels = _check_ids("gallery_labels", gallery_labels, len(gallery))
     if restrict_to is not None:
-        restrict_to = _classes(restrict_to, len(query), gallery_labels)
+        restrict_to = _check_classes(restrict_to, len(query), gallery_labels)
     if exclude is not None:
-        exclude = _ids("exclude", exclude, len(query), least=-1, beyond=len(gallery))
+        exclude = _check_ids("exclude", exclude, len(query), least=-1, beyond=len(gallery))
     blocks = ranking.relevant_ranks(
-        query, query_labels, gallery, gallery_labels, restrict_to=restrict_to, exclude=exclude
+        query, query_labels, gallery, gallery_labels, restrict_to=restrict_to, exclude=exclude, k=k
     )
-    return pd.concat([per_query(ranks, ks) for _, ranks in _ahead(blocks)], ignore_index=True)
+    scores, rankings, similarities = zip(
+        *((per_query(ranks, ks), *nearest) for ranks, *nearest in _ahead(blocks)), strict=True
+    )
+    scores = pd.concat(scores, ignore_index=True)
+    return scores, np.concatenate(rankings), np.concatenate(similarities)
 
 
 def per_query(ranks: np.ndarray, ks: Iterable[int]) -> pd.DataFrame:
-    """All metrics, a row per query in the order given.
+    """Compute all metrics.
 
     Returns:
-        Columns n_relevant, average_precision, r_precision, average_precision_at_r,
-        reciprocal_rank, and for each k precision@k, recall@k, hit_rate@k, average_precision@k,
-        ndcg@k.
+        One row per query, in their order: n_relevant, average_precision, r_precision,
+        average_precision_at_r, reciprocal_rank, and for each k precision@k, recall@k, hit_rate@k,
+        average_precision@k, ndcg@k.
     """
     columns = {
         "n_relevant": n_relevant(ranks),
@@ -109,7 +137,7 @@ def n_relevant(ranks: np.ndarray) -> np.ndarray:
 def precision_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
     """Share of the first k results that are relevant: |{rank <= k}| / k. Example, k = 3: 2/3.
 
-    Divides by k also where the search returns fewer. Source: Manning, Raghavan, Schütze,
+    Divides by k even if the search returns fewer images. Source: Manning, Raghavan, Schütze,
     Introduction to Information Retrieval (2008), 8.4.
     """
     return np.where(_any_relevant(ranks), _hits(ranks, k) / k, np.nan)
@@ -125,7 +153,7 @@ def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def hit_rate_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
-    """1 where any of the first k results is relevant, else 0. Example, k = 3: 1.
+    """1 if any of the first k results is relevant, else 0. Example, k = 3: 1.
 
     Source: Jégou, Douze, Schmid, Product quantization for nearest neighbor search (2011), there
     "recall@R" for one relevant image.
@@ -136,9 +164,9 @@ def hit_rate_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
 def average_precision(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
     """Mean of the precision at each relevant image: sum(i / rank_i) / R, i counting from 1.
 
-    With k only ranks up to k enter, and the sum is divided by min(R, k), so that a perfect top k
-    scores 1 (the literature also divides by R, or by the hits found). A relevant image that is
-    never returned adds 0. Example: (1/1 + 2/3 + 3/6 + 4/10) / 4 = 0.642; k = 3:
+    With k, only ranks up to k count, and the sum is divided by min(R, k), so that a perfect top k
+    scores 1 (`map_definitions` has other divisors). A relevant image that is never returned adds
+    0. Example: (1/1 + 2/3 + 3/6 + 4/10) / 4 = 0.642; k = 3:
     (1/1 + 2/3) / 3 = 0.556. Source: Manning et al. (2008), 8.4.
     """
     ranks = ranks[:, :k]
@@ -148,7 +176,7 @@ def average_precision(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
 def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
     """Average precision over the first R results: sum(P(i) rel(i), i <= R) / R.
 
-    P(i) is the precision at i and rel(i) 1 where result i is relevant, else 0. Example: hits at
+    P(i) is the precision at i, and rel(i) is 1 if result i is relevant, else 0. Example: hits at
     1 and 3 of the first 4 results, (1/1 + 2/3) / 4 = 0.417. Source: Musgrave, Belongie, Lim,
     A Metric Learning Reality Check (2020), 3.1, there "MAP@R".
     """
@@ -157,15 +185,15 @@ def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
 
 
 def ndcg_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Discounted gain of the hits among the first k results, as a share of the ideal ranking's.
+    """Normalised discounted cumulative gain of the first k results, with a gain of 1 per hit.
 
-    sum(1 / log2(rank + 1), rank <= k) / sum(1 / log2(i + 1), i <= min(R, k)): a hit gains 1.
+    sum(1 / log2(rank + 1), rank <= k) / sum(1 / log2(i + 1), i <= min(R, k)).
     Example, k = 3: (1/1 + 1/2) / (1/1 + 1/1.585 + 1/2) = 0.704. Source: Järvelin, Kekäläinen,
     Cumulated gain-based evaluation of IR techniques (2002); Manning et al. (2008), 8.4.
     """
     ranks = ranks[:, :k]
     places = np.arange(1, ranks.shape[1] + 1)
-    gains = 1 / np.log2(_found(ranks, k).astype(np.float64) + 1)
+    gains = 1 / np.log2(_up_to(ranks, k).astype(np.float64) + 1)
     ideal = np.append(0, np.cumsum(1 / np.log2(places + 1)))
     return _divide(gains.sum(axis=1), ideal[n_relevant(ranks)])
 
@@ -180,7 +208,7 @@ def r_precision(ranks: np.ndarray) -> np.ndarray:
 
 
 def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
-    """1 / rank of the first relevant image, 0 where none is returned. Example: 1.
+    """1 / rank of the first relevant image, 0 if none is returned. Example: 1.
 
     Source: Voorhees, The TREC-8 Question Answering Track Report (1999).
     """
@@ -190,19 +218,19 @@ def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
 
 
 def _hits(ranks: np.ndarray, k: int) -> np.ndarray:
-    """How many of the first k results are relevant; the i-th relevant image has rank i or more."""
+    """Number of hits among the first k results; the i-th relevant image has rank i or more."""
     return np.count_nonzero(ranks[:, :k] <= k, axis=1)
 
 
-def _found(ranks: np.ndarray, depth: float | np.ndarray) -> np.ndarray:
-    """The ranks up to `depth`; infinite all others, and those of places left over."""
+def _up_to(ranks: np.ndarray, depth: float | np.ndarray) -> np.ndarray:
+    """The ranks up to `depth`; all others, and NaN, become infinite."""
     return np.where(ranks <= depth, ranks, np.inf)
 
 
 def _precisions(ranks: np.ndarray, depth: float | np.ndarray) -> np.ndarray:
-    """Sum of the precision at each relevant image up to rank `depth`; what is missed adds 0."""
+    """Sum of the precisions at the relevant images up to rank `depth`; a missed image adds 0."""
     places = np.arange(1, ranks.shape[1] + 1, dtype=np.float64)
-    return (places / _found(ranks, depth)).sum(axis=1)
+    return (places / _up_to(ranks, depth)).sum(axis=1)
 
 
 def _any_relevant(ranks: np.ndarray) -> np.ndarray:
@@ -210,22 +238,22 @@ def _any_relevant(ranks: np.ndarray) -> np.ndarray:
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where a query has no relevant images and the denominator is 0."""
-    some = denominator > 0
-    return np.where(some, numerator / np.where(some, denominator, 1), np.nan)
+    """The quotient; NaN for a query without relevant images, whose denominator is 0."""
+    is_positive = denominator > 0
+    return np.where(is_positive, numerator / np.where(is_positive, denominator, 1), np.nan)
 
 
 def _ahead(blocks: Iterator) -> Iterator:
-    """The same blocks; the next one is made while the last one is used."""
+    """Yield the same blocks; each is computed while the one before it is used."""
     with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, blocks, None)
-        while (block := following.result()) is not None:
-            following = thread.submit(next, blocks, None)
+        pending = thread.submit(next, blocks, None)
+        while (block := pending.result()) is not None:
+            pending = thread.submit(next, blocks, None)
             yield block
 
 
 def _unit(name: str, embeddings: np.ndarray) -> np.ndarray:
-    """The rows as float32 of unit length, each by itself: equal rows stay equal."""
+    """The rows as float32 of unit length; equal rows stay equal."""
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or not embeddings.size or embeddings.dtype.kind not in "fiu":
         raise ValueError(
@@ -241,12 +269,14 @@ def _unit(name: str, embeddings: np.ndarray) -> np.ndarray:
             row = bad.argmax()
             what = "zero" if largest[row] == 0 else "NaN or infinite"
             raise ValueError(f"{name}: row {start + row} is {what}")
-        rows /= largest  # So that no square is too large or too small for float64.
+        rows /= largest  # No square is then too large or too small for float64.
         unit[start : start + ROWS] = rows / np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
     return unit
 
 
-def _ids(name: str, values: np.ndarray, n: int, least: int = 0, beyond: int = 2**63) -> np.ndarray:
+def _check_ids(
+    name: str, values: np.ndarray, n: int, least: int = 0, beyond: int = 2**63
+) -> np.ndarray:
     """(n,) int64, each at least `least` and below `beyond`."""
     values = np.asarray(values)
     if values.shape != (n,) or values.dtype.kind not in "iu":
@@ -259,11 +289,11 @@ def _ids(name: str, values: np.ndarray, n: int, least: int = 0, beyond: int = 2*
     return values.astype(np.int64)
 
 
-def _classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.ndarray:
-    """(n,) class ids, or (n, n_classes) bool that has a column for each class of the gallery."""
+def _check_classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.ndarray:
+    """(n,) class ids, or (n, n_classes) bool with a column for each class of the gallery."""
     restrict_to = np.asarray(restrict_to)
     if restrict_to.ndim == 1:
-        return _ids("restrict_to", restrict_to, n)
+        return _check_ids("restrict_to", restrict_to, n)
     if restrict_to.ndim != 2 or len(restrict_to) != n or restrict_to.dtype != bool:
         raise ValueError(
             f"restrict_to: expected ({n},) of int or ({n}, n_classes) of bool, "
@@ -279,7 +309,7 @@ def _classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.
     return restrict_to
 
 
-def _depth(k: int) -> int:
+def _check_depth(k: int) -> int:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise ValueError(f"ks: expected whole numbers from 1 on, got {k!r}")
     return int(k)

@@ -1,9 +1,8 @@
-"""Rankings: where the images of the gallery stand for each query, by cosine similarity.
+"""Rankings of the gallery for each query, by cosine similarity.
 
-Rows of embeddings are of unit length, so that a matrix product is the cosine similarity. Queries
-are taken block by block: the full rankings of a study never stand in memory at once. All cores
-work on one block, so that memory does not grow with their number. What they multiply does not
-depend on their number either, and the same question is answered alike, bit for bit.
+Rows of embeddings have unit length, so that a matrix product gives the cosine similarities. Queries
+are taken in blocks, so that the full rankings of a study are never in memory at once. All cores
+work on the same block: memory does not grow with their number, and results do not depend on it.
 """
 
 import hashlib
@@ -17,16 +16,17 @@ from threadpoolctl import ThreadpoolController
 
 from cbir.progress import progress
 
-# Queries a block; fewer where the gallery is so large that their similarities pass 64 MB.
+# Queries per block; fewer if the gallery is so large that their similarities would exceed 64 MB.
 BLOCK = 256
-MOST_SIMILARITIES = 2**24
-# Images of the gallery that a core multiplies a block with at a time.
+MAX_SIMILARITIES = 2**24
+# Gallery images that a core multiplies a block with at a time.
 PIECE = 4096
-# The library that NumPy multiplies with: its threads wait busily for more, on cores that rank.
+# The library that NumPy multiplies with. Its idle threads would keep the cores busy.
 BLAS = ThreadpoolController().select(user_api="blas")
-# What float32 keeps in its bits: the sign; that it is 2 or more, or NaN; how large it is if not.
+# The bits of a float32: its sign; set if it is 2 or more, or NaN; its size if not.
 SIGN, TOO_LARGE, SIZE = np.uint32(2**31), np.uint32(2**30), np.uint32(2**30 - 1)
-# Of the radix sort: the values of a digit, and the key of what is not searched, not relevant then.
+# Of the radix sort: the values of a digit, and the key of an image that is not searched (its last
+# bit says that it is not relevant).
 DIGIT, LAST = 2**11, np.uint32(2**32 - 2)
 
 
@@ -40,24 +40,25 @@ def search(
     exclude: np.ndarray | None = None,
     first: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest gallery images of each query.
+    """Find the k nearest gallery images of each query.
 
     Args:
         query, gallery: (n_queries, d) and (n_gallery, d) float32, rows of unit length.
-        k: how many; all of the gallery where it has fewer.
-        gallery_labels: (n_gallery,) int; only a restricted search needs them.
+        k: number of results; at most the size of the gallery are returned.
+        gallery_labels: (n_gallery,) int; only needed with `restrict_to`.
         restrict_to: the classes that a query's search may return: one, (n_queries,) int ids, or
             several, (n_queries, n_classes) bool; all by default.
-        exclude: (n_queries,) int, the gallery position that is the query itself, which is not
-            returned; -1 where there is none.
-        first: `first_of_equals` of the gallery, where it is searched many times.
+        exclude: (n_queries,) int, the gallery position of the query itself, which is not returned;
+            -1 if it is not in the gallery.
+        first: `first_of_equals(gallery)`, to save time if a gallery is searched many times.
 
     Returns:
-        Rankings, (n_queries, k) int32 gallery positions, nearest first, equals in gallery order,
-        -1 where the search may return no more; and their similarities, float32, NaN there.
+        Rankings, (n_queries, k) int32 gallery positions, nearest first, ties in gallery order; and
+        their similarities, float32. If the search may return fewer than k images, the remaining
+        places are -1 and NaN.
 
     Raises:
-        ValueError: lengths or positions do not fit; a restricted search lacks `gallery_labels`.
+        ValueError: lengths or positions do not fit, or `gallery_labels` are missing.
     """
     if gallery_labels is None:
         if restrict_to is not None:
@@ -66,25 +67,15 @@ def search(
     _, codes, exclude, searchable = _limits(query, gallery, gallery_labels, restrict_to, exclude)
     first = first_of_equals(gallery) if first is None else first
     k = min(k, len(gallery))
-    rankings = np.full((len(query), k), -1, np.int32)
-    similarities = np.full((len(query), k), np.nan, np.float32)
 
-    def nearest(rows: slice, similarity: np.ndarray) -> None:
+    def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if restrict_to is not None:
             similarity[~searchable(rows)[:, codes]] = -np.inf
-        for row, (values, itself) in enumerate(zip(similarity, exclude[rows], strict=True)):
-            values[itself : itself + 1] = -np.inf  # -1: nothing, as -1:0 is empty.
-            reachable = values[values > -np.inf]  # alike ones by the thousand slow the partition
-            place = max(0, len(reachable) - k)
-            least = np.partition(reachable, place)[place] if len(reachable) else np.inf
-            candidates = np.flatnonzero(values >= least)
-            best = candidates[np.argsort(-values[candidates], kind="stable")][:k]
-            rankings[rows][row, : len(best)] = best
-            similarities[rows][row, : len(best)] = values[best]
+        return _nearest(similarity, exclude[rows], k)
 
-    for _ in _each_block(query, gallery, first, nearest):
-        pass
-    return rankings, similarities
+    empty = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
+    rankings, similarities = zip(empty, *_blocks(query, gallery, first, rank), strict=True)
+    return np.concatenate(rankings), np.concatenate(similarities)
 
 
 def relevant_ranks(
@@ -95,20 +86,24 @@ def relevant_ranks(
     *,
     restrict_to: np.ndarray | None = None,
     exclude: np.ndarray | None = None,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Where each query's relevant images stand in its full ranking, block by block.
+    k: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The ranks of each query's relevant images in its full ranking, and its k nearest images.
 
     Args:
-        query, gallery, restrict_to, exclude: as for `search`; what is excluded is neither ranked
+        query, gallery, restrict_to, exclude: as for `search`; an excluded image is neither ranked
             nor relevant.
         query_labels, gallery_labels: (n_queries,) and (n_gallery,) int; an image is relevant to a
             query of its own class.
+        k: number of results, from 0 on.
 
     Yields:
-        A block's rows, in the order of the queries, and its (b, R) float32 ranks from 1 on,
-        rising; R is the largest number of relevant images that any query has, so that all blocks
-        are of one width. Infinite for a relevant image that the search may not return, NaN in the
-        places that a query with fewer relevant images leaves over. Exact up to 2**24 images.
+        For each block of queries, in their order:
+        - (b, R) float32 ranks from 1 on, rising, exact up to 2**24 images. R is the largest number
+          of relevant images of any query, so that all blocks have the same width. Infinite for a
+          relevant image that the search may not return; NaN in the remaining places of a query with
+          fewer relevant images.
+        - Rankings and similarities, as from `search`, of the same similarity matrix.
 
     Raises:
         ValueError: lengths or positions do not fit; while it runs, rows are not of unit length.
@@ -119,51 +114,70 @@ def relevant_ranks(
     classes, codes, exclude, searchable = _limits(
         query, gallery, gallery_labels, restrict_to, exclude
     )
-    _fits("query_labels", query_labels, query)
-    known = np.isin(query_labels, classes)
-    wanted = np.where(known, np.searchsorted(classes, query_labels), -1).astype(np.int32)
-    # At -1, of no class and of nothing excluded, stands what is appended.
+    _check_length("query_labels", query_labels, query)
+    is_known = np.isin(query_labels, classes)
+    wanted = np.where(is_known, np.searchsorted(classes, query_labels), -1).astype(np.int32)
+    # The appended values are at -1: the class of a query without one, and no excluded image.
     n_relevant = np.append(np.bincount(codes), 0)[wanted]
     n_relevant -= np.append(codes, -2)[exclude] == wanted
     places = np.arange(n_relevant.max(initial=0))
-    first = first_of_equals(gallery)
+    k = min(k, len(gallery))
 
-    def stand(rows: slice, similarity: np.ndarray) -> np.ndarray:
-        missed = places < n_relevant[rows, None]
-        ranks = np.where(missed, np.float32(np.inf), np.float32(np.nan))
-        bits = similarity.view(np.uint32)
-        if not _rank(bits, codes, searchable(rows), wanted[rows], exclude[rows], ranks):
+    def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, ...]:
+        is_relevant = places < n_relevant[rows, None]
+        ranks = np.where(is_relevant, np.float32(np.inf), np.float32(np.nan))
+        bits, may_return = similarity.view(np.uint32), searchable(rows)
+        if not _write_ranks(bits, codes, may_return, wanted[rows], exclude[rows], ranks):
             raise ValueError("query, gallery: rows are not of unit length")
-        return ranks
+        if k and restrict_to is not None:
+            similarity[~may_return[:, codes]] = -np.inf
+        return ranks, *_nearest(similarity, exclude[rows], k)
 
-    blocks = _each_block(query, gallery, first, stand)
-    return ((rows, np.concatenate(ranks)) for rows, ranks in blocks)
+    return _blocks(query, gallery, first_of_equals(gallery), rank)
 
 
 def first_of_equals(gallery: np.ndarray) -> np.ndarray:
-    """(n_gallery,) int32, for each row the position of the first one that is equal in float32."""
-    seen: dict[bytes, int] = {}
+    """(n_gallery,) int32, the position of the first row that equals each row in float32."""
+    positions: dict[bytes, int] = {}
     first = np.empty(len(gallery), np.int32)
-    for place, row in enumerate(np.asarray(gallery, np.float32)):
-        # -0.0 equals 0.0 in other bits; adding 0 makes them the same.
+    for position, row in enumerate(np.asarray(gallery, np.float32)):
+        # -0.0 and 0.0 are equal but have different bits; adding 0 gives them the same.
         digest = hashlib.blake2b((row + 0).tobytes(), digest_size=16).digest()
-        first[place] = seen.setdefault(digest, place)
+        first[position] = positions.setdefault(digest, position)
     return first
 
 
+def _nearest(similarity: np.ndarray, exclude: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rankings and similarities as from `search`; overwrites those of excluded images."""
+    rankings = np.full((len(similarity), k), -1, np.int32)
+    similarities = np.full((len(similarity), k), np.nan, np.float32)
+    for row in range(len(similarity) if k else 0):
+        values, excluded = similarity[row], exclude[row]
+        values[excluded : excluded + 1] = -np.inf  # -1 excludes nothing: -1:0 is empty.
+        # Thousands of equal values would slow the partition down.
+        reachable = values[values > -np.inf]
+        place = max(0, len(reachable) - k)
+        least = np.partition(reachable, place)[place] if len(reachable) else np.inf
+        candidates = np.flatnonzero(values >= least)
+        best = candidates[np.argsort(-values[candidates], kind="stable")][:k]
+        rankings[row, : len(best)] = best
+        similarities[row, : len(best)] = values[best]
+    return rankings, similarities
+
+
 @njit(nogil=True)
-def _rank(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
+def _write_ranks(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
     """Write the ranks of each row's relevant images; False where a similarity is 2 or more.
 
-    A radix sort: it takes the same time however the similarities lie, and leaves equals in the
-    order of the gallery. A cosine leaves one of its 32 bits free, which carries whether the image
-    is relevant, so that nothing else need be moved.
+    A radix sort takes the same time for any similarities and leaves ties in gallery order. A cosine
+    needs only 31 of the 32 bits of a float32; the last bit of a key says whether the image is
+    relevant, so that only keys are moved.
 
     Args:
         bits: (b, n_gallery) uint32, the bits of the float32 similarities.
-        codes: (n_gallery,) int32, the class.
+        codes: (n_gallery,) int32, the class of each image.
         searchable: (b, n_classes) bool.
-        wanted, exclude: (b,) int32, class that is relevant and position to leave out, or -1.
+        wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
         ranks: (b, R) float32, written from the left.
     """
     n = len(codes)
@@ -171,11 +185,11 @@ def _rank(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
     starts = np.empty((3, DIGIT), np.int32)
     for row in range(len(bits)):
         starts[:] = 0
-        seen = np.uint32(0)
+        all_bits = np.uint32(0)
         for place in range(n):
             value = bits[row, place]
-            seen |= value
-            # The greater the similarity, the smaller the key; 0.0 and -0.0 have the same.
+            all_bits |= value
+            # A greater similarity has a smaller key; 0.0 and -0.0 have the same key.
             size = value & SIZE
             key = SIZE + size if value & SIGN else SIZE - size
             key = np.uint32(key << 1 | (codes[place] == wanted[row]))
@@ -185,7 +199,7 @@ def _rank(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
             starts[0, (key >> 1) % DIGIT] += 1
             starts[1, (key >> 12) % DIGIT] += 1
             starts[2, key >> 23] += 1
-        if seen & TOO_LARGE:
+        if all_bits & TOO_LARGE:
             return False
         for digit in range(3):
             start = starts[digit]
@@ -200,11 +214,11 @@ def _rank(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
                 moved[start[value]] = key
                 start[value] += 1
             keys, moved = moved, keys
-        found = 0
+        n_relevant = 0
         for place in range(n):  # Without a branch, which would often be mispredicted.
-            moved[found] = place + 1
-            found += keys[place] & 1
-        for place in range(found):
+            moved[n_relevant] = place + 1
+            n_relevant += keys[place] & 1
+        for place in range(n_relevant):
             ranks[row, place] = moved[place]
     return True
 
@@ -216,19 +230,19 @@ def _limits(
     restrict_to: np.ndarray | None,
     exclude: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Callable[[slice], np.ndarray]]:
-    """What each query's search may return.
+    """What the search of each query may return.
 
     Returns:
-        The gallery's classes, rising; (n_gallery,) int32, which of them each image is of;
-        (n_queries,) int32, the position that is excluded or -1; and, for a slice of the queries,
-        a (b, number of the gallery's classes) bool.
+        The classes of the gallery, rising; (n_gallery,) int32, the position in them of each image's
+        class; (n_queries,) int32, the excluded position or -1; and a function from a slice of the
+        queries to (b, number of the gallery's classes) bool.
     """
-    _fits("gallery_labels", gallery_labels, gallery)
+    _check_length("gallery_labels", gallery_labels, gallery)
     restriction = None if restrict_to is None else np.asarray(restrict_to)
     if restriction is not None:
-        _fits("restrict_to", restriction, query)
+        _check_length("restrict_to", restriction, query)
     exclude = np.full(len(query), -1) if exclude is None else np.asarray(exclude)
-    _fits("exclude", exclude, query)
+    _check_length("exclude", exclude, query)
     if ((exclude < -1) | (exclude >= len(gallery))).any():
         raise ValueError(f"exclude: positions from -1 to {len(gallery) - 1}")
     classes, codes = np.unique(gallery_labels, return_inverse=True)
@@ -243,29 +257,30 @@ def _limits(
     return classes, codes.astype(np.int32), exclude.astype(np.int32), searchable
 
 
-def _fits(name: str, array: np.ndarray, rows: np.ndarray) -> None:
+def _check_length(name: str, array: np.ndarray, rows: np.ndarray) -> None:
     if len(array) != len(rows):
-        raise ValueError(f"{name}: {len(array)} of them for {len(rows)} rows")
+        raise ValueError(f"{name}: {len(array)} values for {len(rows)} rows")
 
 
-def _each_block(
+def _blocks(
     query: np.ndarray,
     gallery: np.ndarray,
     first: np.ndarray,
-    rank: Callable[[slice, np.ndarray], object],
-) -> Iterator[tuple[slice, list]]:
-    """Each block's rows, and what `rank` makes of shares of them and their similarities.
+    rank: Callable[[slice, np.ndarray], tuple[np.ndarray, ...]],
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the arrays that `rank` returns for each block of queries.
 
-    The (rows, n_gallery) float32 similarities are lent to `rank`; the next block overwrites them.
+    `rank` is called with a share of a block's rows at a time and their (b, n_gallery) float32
+    similarities, which the next block overwrites.
     """
     gallery = np.asarray(gallery, np.float32)
-    size = min(BLOCK, max(1, MOST_SIMILARITIES // len(gallery)))
+    size = min(BLOCK, max(1, MAX_SIMILARITIES // len(gallery)))
     similarity = np.empty((min(size, len(query)), len(gallery)), np.float32)
     repeated = np.flatnonzero(first != np.arange(len(gallery)))
 
-    def settle(rows: slice, part: np.ndarray) -> object:
-        # A blocked product gives equal rows different last bits. They are exact ties: the
-        # similarity of the first one counts for all of them.
+    def rank_share(rows: slice, part: np.ndarray) -> tuple[np.ndarray, ...]:
+        # A blocked product may give equal rows different last bits. They are exact ties: all get
+        # the similarity of the first one.
         part[:, repeated] = part[:, first[repeated]]
         return rank(rows, part)
 
@@ -276,18 +291,19 @@ def _each_block(
             rows = slice(start, min(start + size, len(query)))
             block = similarity[: rows.stop - start]
             _multiply(threads, np.asarray(query[rows], np.float32), gallery, block)
-            # Some more shares than cores, as one core may be slower than another.
+            # More shares than cores, since one core may be slower than another.
             share = -(-len(block) // (4 * cores))
             cuts = range(start, rows.stop, share)
             shares = [slice(cut, min(cut + share, rows.stop)) for cut in cuts]
             parts = [block[cut - start : cut - start + share] for cut in cuts]
-            yield rows, list(threads.map(settle, shares, parts))
+            results = threads.map(rank_share, shares, parts)
+            yield tuple(map(np.concatenate, zip(*results, strict=True)))
 
 
 def _multiply(
     threads: ThreadPoolExecutor, block: np.ndarray, gallery: np.ndarray, out: np.ndarray
 ) -> None:
-    """The similarities of a block of queries and the gallery, into `out`."""
+    """Write the similarities of a block of queries and the gallery into `out`."""
 
     def multiply(place: int) -> None:
         piece = slice(place, place + PIECE)

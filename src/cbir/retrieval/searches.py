@@ -1,16 +1,17 @@
-"""Ways of searching: what a query is compared with, and which classes of the gallery it may find.
+"""Ways of searching: which images of the gallery are ranked for a query, and by what.
 
-| search | what is ranked | by |
+| search | which images are ranked | by what |
 |---|---|---|
 | `unrestricted` | the whole gallery | similarity of embeddings |
-| `predicted_class` | the class that the classifier predicts: the paper's way | similarity |
-| `soft` | the most probable classes, as many as reach a probability of `mass` | similarity |
-| `label_lookup` | the whole gallery, no embedding used | the query's predicted probability of \
+| `predicted_class` | the class that the classifier predicts, as in the paper | similarity |
+| `soft` | the most probable classes, up to a total probability of `mass` | similarity |
+| `label_lookup` | the whole gallery, without embeddings | the query's predicted probability of \
 each image's label, in random order within a class |
-| `oracle_class` | the query's true class, which no system knows | similarity |
+| `oracle_class` | the query's true class, which a real system does not know | similarity |
 
-`label_lookup` is what the classifier alone can do: what `unrestricted` reaches beyond it, the
-embedding knows (Sablayrolles et al., "How should we evaluate supervised hashing?", 2017).
+`label_lookup` is what the classifier can do alone. Where `unrestricted` is better, the embedding
+holds more than the predicted class probabilities (Sablayrolles et al., "How should we evaluate
+supervised hashing?", 2017).
 """
 
 import json
@@ -24,19 +25,19 @@ from cbir.networks.embeddings import Embeddings
 from cbir.retrieval import metrics
 
 SEARCHES = ("unrestricted", "predicted_class", "soft", "label_lookup", "oracle_class")
-# Masses to choose from; the least searches hardly more than the predicted class, 1 everything.
+# Masses to choose from: the smallest searches little more than the predicted class, 1 all classes.
 MASSES = (0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 LOOKUP_SEED = 0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `soft` needs to know, from validation images alone.
+    """The parameters of the soft search, chosen on validation images.
 
     Attributes:
-        temperature: logits are divided by it, so that probabilities mean what they say.
+        temperature: logits are divided by it, so that probabilities match frequencies.
         mass: the probability that the searched classes must reach together.
-        scores: mean average precision on the validation images for each mass tried.
+        scores: mean average precision on the validation images for each of `MASSES`.
     """
 
     temperature: float
@@ -45,13 +46,13 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is ranked for a way of searching, as `metrics.evaluate_retrieval` takes it.
+class SearchInput:
+    """The arrays that a way of searching ranks, as `metrics.evaluate_retrieval` takes them.
 
     Attributes:
         query, gallery: (n_queries, d) and (n_gallery, d).
         order: (n_gallery,) the gallery position of each row of `gallery`.
-        restrict_to: (n_queries, n_classes) bool, or None where all classes are searched.
+        restrict_to: (n_queries, n_classes) bool, or None if all classes are searched.
     """
 
     query: np.ndarray
@@ -60,40 +61,43 @@ class Question:
     restrict_to: np.ndarray | None = None
 
 
-def of(embeddings: Embeddings) -> list[str]:
-    """The ways that embeddings can be searched in, `unrestricted` first.
+def available(embeddings: Embeddings) -> list[str]:
+    """The ways of searching that embeddings allow, `unrestricted` first.
 
-    Without a classifier, or with one that was not taught the queries' classes, it is the only one.
+    It is the only one without a classifier that was trained on the classes of the queries.
     """
-    is_taught = embeddings.dataset.protocol != "unseen_classes"
-    return list(SEARCHES if embeddings.probabilities is not None and is_taught else SEARCHES[:1])
+    is_trained_on = embeddings.dataset.protocol != "unseen_classes"
+    if embeddings.probabilities is None or not is_trained_on:
+        return ["unrestricted"]
+    return list(SEARCHES)
 
 
-def question(embeddings: Embeddings, search: str) -> Question:
-    """What is ranked for a way of searching (a name in `SEARCHES`)."""
+def search_input(embeddings: Embeddings, search: str) -> SearchInput:
+    """The arrays that a way of searching (a name in `SEARCHES`) ranks."""
     classes = np.arange(len(embeddings.dataset.classes))
     order = np.arange(len(embeddings.gallery))
     if search == "label_lookup":
-        # Equal rows stand in gallery order, so the gallery is shuffled.
+        # Ties keep the order of the gallery, so the gallery is shuffled.
         order = np.random.default_rng(LOOKUP_SEED).permutation(order)
         one_hot = np.eye(len(classes), dtype=np.float32)[embeddings.dataset.gallery_labels[order]]
-        return Question(embeddings.query_probabilities, one_hot, order)
+        return SearchInput(embeddings.query_probabilities, one_hot, order)
     restrict_to = None
     if search == "predicted_class":
         restrict_to = embeddings.query_predictions[:, None] == classes
     elif search == "oracle_class":
         restrict_to = embeddings.dataset.query_labels[:, None] == classes
     elif search == "soft":
-        known = calibrate(embeddings)
-        restrict_to = probable(embeddings.query_probabilities, known.temperature, known.mass)
-    return Question(embeddings.query, embeddings.gallery, order, restrict_to)
+        chosen = calibrate(embeddings)
+        restrict_to = probable(embeddings.query_probabilities, chosen.temperature, chosen.mass)
+    return SearchInput(embeddings.query, embeddings.gallery, order, restrict_to)
 
 
 def calibrate(embeddings: Embeddings) -> Calibration:
-    """Temperature and mass, chosen on the validation images; the training images are the gallery.
+    """Choose temperature and mass on the validation images; the gallery are the training images.
 
-    The temperature makes the cross-entropy least (Guo et al., "On calibration of modern neural
-    networks", 2017); the mass gives the best mean average precision, the smallest of equals.
+    The temperature minimises the cross-entropy (Guo et al., "On calibration of modern neural
+    networks", 2017). The mass maximises the mean average precision; of equals, the smallest is
+    chosen. Cached.
     """
     dataset = embeddings.dataset
 
@@ -127,10 +131,10 @@ def calibrate(embeddings: Embeddings) -> Calibration:
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature between 1/20 and 20 that makes the cross-entropy of the labels least.
+    """The temperature between 1/20 and 20 that minimises the cross-entropy of the labels.
 
-    1 where every label is the most probable one: no temperature is low enough then, and nothing
-    says how sure the classifier may be.
+    1 if every label is the most probable class: the cross-entropy then has no minimum, since it
+    falls with the temperature.
 
     Args:
         probabilities: (n, n_classes) of a softmax.
@@ -152,24 +156,24 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """(n, n_classes) float64 probabilities, as if the logits had been divided by temperature."""
-    # A softmax that has run out of digits says 0; its logit is at most this.
+    # A softmax may underflow to 0; 1e-45 is the smallest positive float32.
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-45)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 def probable(probabilities: np.ndarray, temperature: float, mass: float) -> np.ndarray:
-    """(n, n_classes) bool: the fewest classes whose calibrated probabilities reach the mass.
+    """(n, n_classes) bool: the smallest set of classes whose calibrated probabilities reach `mass`.
 
-    The most probable class is always among them; a mass of 1 takes all.
+    The most probable class is always in it; a mass of 1 takes all classes.
     """
     if mass >= 1:
         return np.ones(probabilities.shape, bool)
     softened = calibrated(probabilities, temperature)
     order = np.argsort(-softened, axis=1, kind="stable")
     falling = np.take_along_axis(softened, order, axis=1)
-    # A class is needed where those before it do not reach the mass.
-    needed = np.cumsum(falling, axis=1) - falling < mass
-    chosen = np.zeros(probabilities.shape, bool)
-    np.put_along_axis(chosen, order, needed, axis=1)
-    return chosen
+    # A class is needed if the more probable ones do not reach the mass.
+    is_needed = np.cumsum(falling, axis=1) - falling < mass
+    is_chosen = np.zeros(probabilities.shape, bool)
+    np.put_along_axis(is_chosen, order, is_needed, axis=1)
+    return is_chosen

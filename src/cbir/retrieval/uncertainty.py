@@ -1,8 +1,8 @@
-"""How sure a number is: intervals over queries, and paired tests between architectures.
+"""Confidence intervals of means over queries, and paired tests between architectures.
 
-The queries stand for all that could be asked: both say how a mean would vary with other queries of
-the same kind, nothing of other seeds or other training. All columns are done at once: a matrix of
-resampling counts, or of signs, times the matrix of per-query values.
+Both treat the queries as a sample: they tell how a mean would vary with other queries of the same
+kind, but not with other seeds or other training. All columns are computed at once, as the product
+of a matrix of resampling counts, or of signs, and the matrix of values per query.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 ALPHA = 0.05
-# Up to so many differences every choice of signs is tried: 2 ** 13 = 8,192.
+# Up to this number of differences, the test tries all choices of signs: 2 ** 13 = 8,192.
 EXACT_UP_TO = 13
-# Counts or signs in one batch: 16 MB in float64.
+# Counts or signs per batch: 16 MB in float64.
 BATCH = 2_000_000
 
 
@@ -22,17 +22,16 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap interval of each column's mean over queries.
 
-    Queries are drawn with replacement, the same ones for all columns; the mean of a resample is
-    that of the values present in it. Source: Efron and Tibshirani, An Introduction to the
+    Queries are drawn with replacement, the same ones for all columns; NaN is left out of the mean
+    of a resample. Source: Efron and Tibshirani, An Introduction to the
     Bootstrap (1993), chapter 13.
 
     Args:
-        values: (n_queries, m), finite, or NaN where a query has no value.
+        values: (n_queries, m), finite, or NaN if a query has no value.
         level: share of the resampled means inside the interval, between 0 and 1.
 
     Returns:
-        low, high: (m,) float64 each; NaN where a column has fewer than two values, since one query
-        says nothing about others.
+        low, high: (m,) float64 each; NaN for a column with fewer than two values.
 
     Raises:
         ValueError: `values` is not a matrix, or holds an infinite value.
@@ -50,13 +49,11 @@ def bootstrap(
 def intervals(
     values: pd.DataFrame, *, resamples: int = 2000, level: float = 1 - ALPHA, seed: int = 0
 ) -> pd.DataFrame:
-    """Each column's mean over queries with its interval, as `bootstrap` takes and gives them.
-
-    For intervals by class of query call it with the rows of one class at a time.
+    """Each column's mean over queries with its interval; arguments as for `bootstrap`.
 
     Returns:
-        A row per column of `values`, in that order: value, ci_low, ci_high (float64; value is NaN
-        where no query has one), n_queries (int64, those with a value).
+        One row per column of `values`, in their order: value, ci_low, ci_high (float64; value is
+        NaN if no query has one), n_queries (int64, those with a value).
     """
     low, high = bootstrap(values.to_numpy(float), resamples=resamples, level=level, seed=seed)
     columns = {"value": values.mean(), "ci_low": low, "ci_high": high, "n_queries": values.count()}
@@ -68,9 +65,9 @@ def permutation_test(
 ) -> float:
     """p-value of the two-sided paired permutation test that the mean difference is 0.
 
-    If two architectures were alike, each query's difference could as well have had the other sign.
-    p is the share of sign choices with a mean at least as far from 0 as the one seen: of all
-    choices up to 13 differences, beyond that (1 + count) / (1 + permutations) of random ones.
+    If two architectures were equal, each query's difference could as well have the other sign. p is
+    the share of sign choices whose mean is at least as far from 0 as the observed one: among all
+    choices for up to 13 differences, else (1 + count) / (1 + permutations) of random choices.
     Sources: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005); Smucker, Allan,
     Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation
     (2007); the added 1: Phipson and Smyth, Permutation P-values Should Never Be Zero (2010).
@@ -79,7 +76,7 @@ def permutation_test(
         differences: (n_queries,), finite; NaN is left out.
 
     Returns:
-        Above 0, at most 1; 1 where all differences are 0; NaN where there are none.
+        Above 0, at most 1; 1 if all differences are 0; NaN if there are none.
 
     Raises:
         ValueError: `differences` is not one-dimensional, or holds an infinite value.
@@ -92,14 +89,14 @@ def permutation_test(
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values adjusted for being several: those below alpha hold jointly at alpha.
+    """Holm's correction of p-values for multiple tests, which controls the family-wise error rate.
 
-    The smallest of n is multiplied by n, the next by n - 1, and so on; none falls below a smaller
-    one before it, none exceeds 1. Example: 0.01, 0.04, 0.03 become 0.03, 0.06, 0.06. Source: Holm,
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none falls below the one
+    before it, and none exceeds 1. Example: 0.01, 0.04, 0.03 become 0.03, 0.06, 0.06. Source: Holm,
     A Simple Sequentially Rejective Multiple Test Procedure (1979).
 
     Args:
-        p_values: (n,), from 0 to 1; a NaN stays one and is not counted.
+        p_values: (n,), from 0 to 1; NaN stays NaN and is not counted.
 
     Returns:
         (n,) float64, in the order given.
@@ -113,9 +110,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """Tests, a row each with its p, with p_holm (`holm` over these rows) and is_significant.
+    """The same tests with p_holm (`holm` over all rows) and is_significant (p_holm < 0.05).
 
-    What is told apart has p_holm < 0.05. Columns of these names are replaced.
+    Args:
+        tests: one row per test, with column p; existing columns of these names are replaced.
     """
     p_holm = holm(tests["p"].to_numpy(float))
     return tests.assign(p_holm=p_holm, is_significant=p_holm < ALPHA)
@@ -124,18 +122,18 @@ def corrected(tests: pd.DataFrame) -> pd.DataFrame:
 def compare(
     values: pd.DataFrame, *, resamples: int = 2000, permutations: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
-    """Every pair of architectures on the same queries: difference, interval, test, effect size.
+    """Compare every pair of architectures on the same queries.
 
     Args:
-        values: (n_queries, n_architectures), a score per query, one column an architecture, seeds
-            averaged already. A pair is compared on the queries that both have a value for.
+        values: (n_queries, n_architectures), one score per query, averaged over seeds. A pair is
+            compared on the queries for which both have a value.
 
     Returns:
-        A row per pair, the architectures with the highest means first: ahead, behind (names of
+        One row per pair, the architectures with the highest means first: ahead, behind (names of
         columns), difference (mean of ahead - behind, >= 0), ci_low, ci_high (its 95 % bootstrap
         interval, of this pair alone), p (`permutation_test`), p_holm (`holm` over these rows),
-        effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 where all are 0,
-        NaN where they are equal otherwise), n_queries, is_significant (p_holm < 0.05). Source of
+        effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 if all are 0, NaN
+        if they are equal otherwise), n_queries, is_significant (p_holm < 0.05). Source of
         d_z: Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative Science (2013).
 
     Raises:
@@ -148,34 +146,34 @@ def compare(
     order = np.argsort(-pd.DataFrame(scores).mean().to_numpy(), kind="stable")
     one, other = order[np.array(np.triu_indices(len(order), 1))]
     differences = pd.DataFrame(scores[:, one] - scores[:, other])
-    # Where some queries have no value, the architecture with the higher mean can be behind.
-    turned = (differences.mean() < 0).to_numpy()
-    differences *= np.where(turned, -1, 1)
+    # If some queries have no value, the architecture with the higher mean can be behind.
+    is_turned = (differences.mean() < 0).to_numpy()
+    differences *= np.where(is_turned, -1, 1)
     mean, spread = differences.mean(), differences.std()
 
     table = intervals(differences, resamples=resamples, seed=seed)
     table = table.rename(columns={"value": "difference"})
-    table.insert(0, "ahead", names[np.where(turned, other, one)])
-    table.insert(1, "behind", names[np.where(turned, one, other)])
+    table.insert(0, "ahead", names[np.where(is_turned, other, one)])
+    table.insert(1, "behind", names[np.where(is_turned, one, other)])
     p_values = _permutation_tests(differences.to_numpy(), permutations, seed)
     table.insert(5, "p", p_values)
     table.insert(6, "p_holm", p_values)
-    # Equal differences have no spread but for rounding.
+    # The spread of equal differences is 0, except for rounding.
     effect = (mean / spread).where(spread > 1e-12 * mean, mean.where(mean == 0))
     table.insert(7, "effect_size", effect)
     return corrected(table)
 
 
-def outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataFrame:
-    """Who wins against whom, by the test after Holm's correction.
+def pair_outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataFrame:
+    """Wins, ties and losses of every architecture against every other one.
 
     Args:
-        pairs: from `compare`; pairs with an architecture not asked for are left out.
+        pairs: from `compare`; pairs with an architecture not in `architectures` are left out.
 
     Returns:
-        Rows and columns as in `architectures`: "win" where the row's architecture is ahead of the
-        column's and told apart from it, "loss" the other way round, "tie" where the test does not
-        tell them apart (which does not say that they are equal), "" where there is no pair.
+        Rows and columns as in `architectures`: "win" if the row's architecture is significantly
+        ahead of the column's, "loss" if it is significantly behind, "tie" if they are not
+        significantly different (which does not mean that they are equal), "" if there is no pair.
     """
     table = pd.DataFrame("", index=architectures, columns=architectures)
     for pair in pairs.itertuples():
@@ -193,7 +191,7 @@ def _matrix(values: np.ndarray | pd.DataFrame) -> np.ndarray:
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, m) means; NaN where a resample caught none of a column's values."""
+    """(resamples, m) means; NaN if a resample has none of a column's values."""
     n, generator = len(values), np.random.default_rng(seed)
     both = np.hstack([np.nan_to_num(values), ~np.isnan(values)])
     sums = np.empty((resamples, both.shape[1]))
@@ -207,11 +205,11 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
 
 
 def _permutation_tests(differences: np.ndarray, permutations: int, seed: int) -> np.ndarray:
-    """(m,) p-values of the columns of (n, m) differences; a NaN, like a 0, moves no sum."""
+    """(m,) p-values of the columns of (n, m) differences; NaN counts as 0, which moves no sum."""
     n, generator = len(differences), np.random.default_rng(seed)
     filled = np.nan_to_num(_matrix(differences))
     total = filled.sum(axis=0)
-    # Equal sums taken in another order differ in their last digits, and must count as equal.
+    # Equal sums may differ in their last digits if added in another order.
     least = np.abs(total) - 1e-12 * np.abs(filled).sum(axis=0)
     exact = n <= EXACT_UP_TO
     count = 0
@@ -221,7 +219,7 @@ def _permutation_tests(differences: np.ndarray, permutations: int, seed: int) ->
         else:
             noise = generator.integers(256, size=(rows.stop - rows.start, n // 8 + 1), dtype="u1")
             kept = np.unpackbits(noise, axis=1, count=n)
-        # What is kept less what is flipped, which together are the total.
+        # kept - flipped = 2 kept - total
         sums = 2 * (kept.astype(float) @ filled) - total
         count += (np.abs(sums) >= least).sum(axis=0)
     p_values = count / 2**n if exact else (1 + count) / (1 + permutations)
@@ -229,6 +227,6 @@ def _permutation_tests(differences: np.ndarray, permutations: int, seed: int) ->
 
 
 def _batches(total: int, n: int) -> Iterator[slice]:
-    """The rows 0 to total - 1 of n numbers each, a batch at a time."""
+    """Slices of the rows 0 to total - 1, of n numbers each, one per batch."""
     size = max(1, BATCH // max(n, 1))
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
