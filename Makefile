@@ -15,7 +15,7 @@ endif
 BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
 CBIR := $(BIN)/python -m cbir
-ASKED = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
+ARGUMENTS = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
 .PHONY: help report plan lab test test-browser lint bench publish results docs lock clean distclean
@@ -31,10 +31,10 @@ help:  ## this list
 #     SET="epochs=3"                  parameters of a trial, into reports/<study>-trial/
 
 report: $(STAMP)  ## run the study and write reports/<study>/index.html
-	@$(CBIR) report $(ASKED)
+	@$(CBIR) report $(ARGUMENTS)
 
 plan: $(STAMP)  ## say what `make report` would do, without doing it
-	@$(CBIR) plan $(ASKED)
+	@$(CBIR) plan $(ARGUMENTS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -1,4 +1,4 @@
-"""What is done is done once, named by what it was made from, and whole or not at all."""
+"""Cached steps: made once, named by all that decides the result, and never half finished."""
 
 import errno
 import functools
@@ -29,7 +29,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def code(tmp_path, monkeypatch) -> Path:
-    """A small package in the place of the real one, with a module at each place of the way."""
+    """A small package in place of the real one, with a module in each package of `WAY`."""
     folder = tmp_path / "package"
     for name in ("images", "networks", "retrieval", "reporting", "search"):
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a person can get wrong: one line says how to mend it, and nothing that stood is lost."""
+"""User errors: one line says what to change, and earlier results stay as they were."""
 
 import os
 from pathlib import Path
@@ -42,9 +42,9 @@ def refused(monkeypatch, capfd):
 
     def check(root: Path, *arguments: str, run=within, **environment: str) -> str:
         before = {path: path.read_bytes() for path in root.glob("reports/tiny/*") if path.is_file()}
-        status, said, error = run(root, *arguments, **environment)
+        status, output, error = run(root, *arguments, **environment)
         assert status == 1
-        assert "Traceback" not in said + error
+        assert "Traceback" not in output + error
         lines = error.splitlines()
         assert len(lines) == 1, error
         assert lines[0].startswith("error: ")
@@ -104,8 +104,8 @@ def test_a_parameter_that_does_not_fit_is_named(given, expected, place, refused)
 def test_a_trial_of_a_parameter_that_decides_nothing_is_refused(
     given, architectures, expected, place, refused
 ):
-    asked = ("--study", "tiny", "--architectures", architectures, "--set", given)
-    assert refused(place, "report", *asked).endswith(expected)
+    arguments = ("--study", "tiny", "--architectures", architectures, "--set", given)
+    assert refused(place, "report", *arguments).endswith(expected)
 
 
 def test_a_trial_may_change_some_architectures_alone(place, monkeypatch):
@@ -128,13 +128,13 @@ def test_a_point_that_a_grid_does_not_have_is_answered_with_the_architectures(pl
     assert line == "error: unknown architecture 'cnn-64': params/sizes/ has cnn"
 
 
-def test_a_grid_that_is_none_is_told_the_form(place, refused):
+def test_a_grid_that_is_no_grid_is_answered_with_the_form(place, refused):
     write_study(place, "sizes", STUDY | {"grid": {"input_size": 32}}, {})
     line = refused(place, "report", "--study", "sizes")
     assert "params/sizes/study.yaml: grid must give each parameter a list of values" in line
 
 
-def test_weights_of_a_study_that_was_not_run_are_told_by_a_plan(place, monkeypatch, capfd):
+def test_weights_of_a_study_that_was_not_run_are_named_by_a_plan(place, monkeypatch, capfd):
     given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
     transfer = {"notebook": "cnn", "weights": "study:elsewhere", "head_epochs": 1}
     write_study(place, "transfer", STUDY, {"alone": given | {"notebook": "cnn"},
@@ -143,9 +143,9 @@ def test_weights_of_a_study_that_was_not_run_are_told_by_a_plan(place, monkeypat
     monkeypatch.setenv("KERAS_HOME", str(place / "keras"))
     before = {*place.glob("artifacts/*/*"), *place.glob("reports/*")}
     assert main(["plan", "--study", "transfer"]) == 0
-    said, error = capfd.readouterr()
+    output, error = capfd.readouterr()
     assert error == ""
-    first, second = said.split("\nalone: ")[1].split("\ntransfer: ")
+    first, second = output.split("\nalone: ")[1].split("\ntransfer: ")
     assert "will run, about" in first
     assert "cannot run: weights: study:elsewhere: " in second
     assert "run `make report STUDY=elsewhere` first" in second

@@ -23,20 +23,20 @@ def root(tmp_path):
     return tmp_path
 
 
-def load(root, architectures: dict, grid=None, **asked) -> list[configs.RunConfig]:
+def load(root, architectures: dict, grid=None, **arguments) -> list[configs.RunConfig]:
     """The runs of a study with these architectures, and this grid for all of them."""
     write_study(root, "tiny", STUDY, architectures)
     if grid is not None:
         path = root / "params" / "tiny" / "study.yaml"
         # Dimensions stand in the order of the file.
         path.write_text(path.read_text() + yaml.safe_dump({"grid": grid}, sort_keys=False))
-    return configs.load(root, "tiny", **asked)
+    return configs.load(root, "tiny", **arguments)
 
 
-def error_of(root, architectures: dict, grid=None, **asked) -> str:
+def error_of(root, architectures: dict, grid=None, **arguments) -> str:
     """The one line that loading such a study ends with."""
     with pytest.raises(StudyError) as caught:
-        load(root, architectures, grid, **asked)
+        load(root, architectures, grid, **arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -174,7 +174,7 @@ def test_frozen_networks_have_a_cell_for_every_input_size_of_the_project():
     assert len(frozen) == len(files) * len(sizes)
 
 
-def test_nothing_stops_early_where_overfitting_is_asked_for():
+def test_nothing_stops_early_where_overfitting_is_studied():
     runs = configs.load(ROOT, "cifar10-training-size")
     assert {run.parameters["early_stopping"] for run in runs} == {0}
     from_random = [run for run in runs if run.parameters["weights"] == "none"]
@@ -192,21 +192,21 @@ def test_a_baseline_is_not_touched_by_a_grid_that_it_does_not_know(root):
 @pytest.mark.parametrize("key", [*params.DATA, *params.MEASUREMENT])
 def test_what_all_of_a_study_share_is_no_dimension(root, key):
     grid = {"input_size": [32], key: [STUDY[key]]}
-    said = f"grid: {key} must be the same for all of a study"
-    assert error_of(root, {"cnn": CNN}, grid) == f"params/tiny/study.yaml: {said}"
-    assert error_of(root, {"cnn": CNN | {"grid": grid}}) == f"params/tiny/cnn.yaml: {said}"
+    rule = f"grid: {key} must be the same for all of a study"
+    assert error_of(root, {"cnn": CNN}, grid) == f"params/tiny/study.yaml: {rule}"
+    assert error_of(root, {"cnn": CNN | {"grid": grid}}) == f"params/tiny/cnn.yaml: {rule}"
 
 
 @pytest.mark.parametrize(
     "grid", [3, "input_size", [32, 64], {"input_size": 32}, {"input_size": []}, {"train": "all"}]
 )
-def test_a_grid_without_lists_is_told_the_form(root, grid):
-    said = "grid must give each parameter a list of values, as in `grid: {input_size: [32, 64]}`"
-    assert error_of(root, {"cnn": CNN}, grid) == f"params/tiny/study.yaml: {said}"
-    assert error_of(root, {"cnn": CNN | {"grid": grid}}) == f"params/tiny/cnn.yaml: {said}"
+def test_a_grid_without_lists_is_answered_with_the_form(root, grid):
+    rule = "grid must give each parameter a list of values, as in `grid: {input_size: [32, 64]}`"
+    assert error_of(root, {"cnn": CNN}, grid) == f"params/tiny/study.yaml: {rule}"
+    assert error_of(root, {"cnn": CNN | {"grid": grid}}) == f"params/tiny/cnn.yaml: {rule}"
 
 
-def test_a_grid_without_anything_is_told_the_form(root):
+def test_a_grid_without_anything_is_answered_with_the_form(root):
     write_study(root, "tiny", STUDY, {"cnn": CNN})
     path = root / "params" / "tiny" / "study.yaml"
     path.write_text(path.read_text() + "grid:\n")
@@ -214,7 +214,7 @@ def test_a_grid_without_anything_is_told_the_form(root):
         configs.load(root, "tiny")
 
 
-def test_all_images_are_told_by_their_number_in_a_grid(root):
+def test_all_images_are_named_by_their_number_in_a_grid(root):
     assert error_of(root, {"cnn": {}}, {"learn_from": [500, 0]}) == (
         "params/tiny/study.yaml: grid: learn_from: give the number of images in the place of 0 "
         "(all of them), which would be sorted as the fewest"
@@ -235,7 +235,7 @@ def test_where_a_run_stands_is_no_dimension(root, key):
     assert f"unknown parameter {key!r}" in error_of(root, {"cnn": CNN}, {key: ["one", "other"]})
 
 
-def test_a_value_that_does_not_fit_is_told_as_that_of_a_grid(root):
+def test_a_value_that_does_not_fit_names_the_grid(root):
     message = error_of(root, {"cnn": CNN}, {"input_size": [32, 16]})
     assert message == "params/tiny/cnn.yaml, grid: input_size must be 32 or more (pixels), not 16"
     message = error_of(root, {"cnn": CNN}, {"input_size": [32, "large"]})
@@ -253,7 +253,7 @@ def test_two_runs_of_one_name_are_refused(root, values):
 
 
 @pytest.mark.parametrize(
-    ("asked", "chosen", "command"),
+    ("names", "chosen", "command"),
     [
         ("", ["cnn-32", "cnn-64", "vgg16-32", "vgg16-64"], ""),
         ("cnn vgg16", ["cnn-32", "cnn-64", "vgg16-32", "vgg16-64"], ""),
@@ -262,9 +262,9 @@ def test_two_runs_of_one_name_are_refused(root, values):
         ("vgg16-32 cnn", ["cnn-32", "cnn-64", "vgg16-32"], ' ARCHITECTURES="cnn vgg16-32"'),
     ],
 )
-def test_files_and_single_points_can_be_asked_for(root, asked, chosen, command):
+def test_files_and_single_points_can_be_chosen(root, names, chosen, command):
     load(root, {"cnn": CNN, "vgg16": CNN | {"backbone": "vgg16"}}, SIZES)
-    study = open_study(root, "tiny", architectures=asked)
+    study = open_study(root, "tiny", architectures=names)
     assert study.chosen == chosen
     assert study.command_for(chosen) == f"make report STUDY=tiny{command}"
     assert len(study.runs) == 4
@@ -275,12 +275,12 @@ def test_files_and_single_points_can_be_asked_for(root, asked, chosen, command):
     assert study.pages[0].name == "grid"
 
 
-@pytest.mark.parametrize("asked", ["cnn-65", "cnn-", "cnn vgg"])
-def test_a_point_that_there_is_not_is_answered_with_the_files(root, asked):
+@pytest.mark.parametrize("names", ["cnn-65", "cnn-", "cnn vgg"])
+def test_a_point_that_there_is_not_is_answered_with_the_files(root, names):
     load(root, {"cnn": CNN, "vgg16": CNN | {"backbone": "vgg16"}}, SIZES)
     with pytest.raises(StudyError) as caught:
-        open_study(root, "tiny", architectures=asked)
-    assert str(caught.value).startswith(f"unknown architecture {asked.split()[-1]!r}: ")
+        open_study(root, "tiny", architectures=names)
+    assert str(caught.value).startswith(f"unknown architecture {names.split()[-1]!r}: ")
     assert str(caught.value).endswith("params/tiny/ has cnn, vgg16")
 
 

@@ -1,412 +1,295 @@
-"""What a study's files may say, and the one line that says what is wrong with them."""
+"""The list of parameters: bounds, defaults, contradictions, groups, documentation."""
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
 from conftest import CNN, DEFAULTS, ROOT, STUDY, write_study
 
 from cbir import StudyError
-from cbir.networks import baselines
-from cbir.studies import configs, params
+from cbir.images import protocols
+from cbir.networks import baselines, optimisers, pooling
+from cbir.networks.backbones import BACKBONES
+from cbir.studies import configs, params, plan
 
-FILE, SHARED = "params/tiny/cnn.yaml", "params/tiny/study.yaml"
-MEASURED = {key: STUDY[key] for key in params.MEASUREMENT}
 BASELINE = {"notebook": "baseline", "baseline": "random"}
-
-
-@pytest.fixture
-def project(tmp_path):
-    """The real notebooks and the study `tiny`, without pictures."""
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    others = {name: CNN | {"backbone": name} for name in ("resnet50", "vgg16")}
-    write_study(tmp_path, "tiny", STUDY, {"cnn": CNN} | others)
-    return tmp_path
-
-
-def cnn_of(root, **asked) -> dict:
-    """Parameters of the architecture cnn in the study tiny."""
-    runs = configs.load(root, "tiny", **asked)
-    return next(run.parameters for run in runs if run.architecture == "cnn")
-
-
-def error_of(root, **asked) -> str:
-    """The one line that loading the study tiny ends with."""
-    with pytest.raises(StudyError) as caught:
-        configs.load(root, "tiny", **asked)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def write_line(root, line: str, drop: str = "") -> None:
-    """Put a line of YAML, as somebody would type it, into cnn.yaml, in the place of `drop`."""
-    kept = {key: value for key, value in CNN.items() if key != drop}
-    (root / FILE).write_text(yaml.safe_dump(kept) + line + "\n")
-
-
-def write_value(root, key: str, value: str) -> str:
-    """Set a parameter, as somebody would type it, in the file that it stands in; that file."""
-    file, content = (SHARED, STUDY) if key in STUDY else (FILE, CNN)
-    kept = {name: each for name, each in content.items() if name != key}
-    (root / file).write_text(yaml.safe_dump(kept) + f"{key}: {value}\n")
-    return file
-
-
-def read(path: Path) -> dict:
-    return yaml.safe_load(path.read_text("utf-8"))
-
-
-@pytest.mark.parametrize("study", configs.studies(ROOT))
-def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
-    folder = ROOT / "params" / study
-    shared = read(folder / "study.yaml")
-    study_grid = shared.pop("grid", {})
-    runs = configs.load(ROOT, study)
-    assert {run.file for run in runs} == {path.stem for path in folder.glob("*.yaml")} - {"study"}
-    assert len({run.architecture for run in runs}) == len(runs)
-    for run in runs:
-        own = read(folder / f"{run.file}.yaml")
-        own.pop("notebook", None)
-        grid = own.pop("grid", study_grid)
-        several = grid if isinstance(grid, list) else [grid]
-        known = set(params.OF_BASELINES if "baseline" in own else params.OF_NETWORKS)
-        assert own.keys() <= known
-        assert not shared.keys() & own.keys() - set(params.MEASUREMENT)
-        point = {key: run.parameters[key] for key in several[0] if key in known}
-        assert any(all(value in each[key] for key, value in point.items()) for each in several)
-        expected = {k: v for k, v in (DEFAULTS | shared | own | point).items() if k in known}
-        expected |= {"study": study, "variant": configs.variant(point)}
-        assert run.parameters == expected | {"architecture": configs.point_name(run.file, point)}
-        assert run.is_baseline == (run.file in baselines.BASELINES)
-        assert run.parameters.get("baseline", run.file) == run.file
-
-
-@pytest.mark.parametrize(
-    ("study", "networks"),
-    [
-        ("digits", ["cnn", "resnet50", "vgg16"]),
-        ("folder", ["cnn", "mobilenet", "resnet50", "vgg16"]),
-        ("cifar10", ["cnn", "cnn_strong", "mobilenet", "mobilenet_96", "resnet50", "vgg16"]),
+NAMES = {
+    "backbone": tuple(BACKBONES),
+    "baseline": tuple(baselines.BASELINES),
+    "protocols": protocols.PROTOCOLS,
+    "pooling": tuple(pooling.POOLINGS),
+    "embedding": ("penultimate", "projection", "pooled"),
+    "optimizer": tuple(optimisers.OPTIMIZERS),
+    "schedule": optimisers.SCHEDULES,
+    "augmentation": tuple(optimisers.AUGMENTATIONS),
+}
+# As somebody would type them in YAML: the least and the most that fits, or every name.
+ALLOWED = {
+    "backbone": [*BACKBONES],
+    "baseline": [*NAMES["baseline"]],
+    "image_size": ["8", "224"],
+    "training_images": ["0", "1", "5000"],
+    "test_images": ["0", "1", "5000"],
+    "test_fraction": ["0.001", "0.999"],
+    "validation_fraction": ["0.001", "0.999"],
+    "split_seed": ["0", "7"],
+    "seeds": ["[0]", "[2, 0, 1]"],
+    "protocols": [
+        "[closed]",
+        "[held_out_gallery, unseen_classes]",
+        "[closed, held_out_gallery, unseen_classes, hashing_1k]",
+        "[hashing_1k]",
     ],
-)
-def test_a_study_without_a_grid_has_a_run_a_file_and_the_baselines_last(study, networks):
-    found = [run.architecture for run in configs.load(ROOT, study)]
-    assert found == [*networks, "hand_crafted", "random", "raw_pixels"]
-
-
-def test_the_readme_names_every_study():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    studies = configs.studies(ROOT)
-    assert len(studies) == 8
-    assert [each for each in studies if not re.search(rf"(?<![\w-]){each}(?![\w-])", readme)] == []
-
-
-def test_the_makefile_names_no_study_that_there_is_not():
-    (line,) = re.findall(r"^#.* STUDY=\w+ .*$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"STUDY=(\w+)", line) + re.findall(r"[(,] *([\w-]+)(?=[,)])", line)
-    assert set(named) <= set(configs.studies(ROOT))
-
-
-def test_each_layer_lies_over_the_one_before(project):
-    def found(**asked) -> int:
-        run = next(run for run in configs.load(project, "tiny", **asked) if run.file == "cnn")
-        return run.parameters["batch_size"]
-
-    shared, own = STUDY, {key: value for key, value in CNN.items() if key != "batch_size"}
-    write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == DEFAULTS["batch_size"] == 64
-    shared = shared | {"batch_size": 2}
-    write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == 2
-    own = own | {"batch_size": 3}
-    write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == 3
-    write_study(project, "tiny", shared | {"grid": {"batch_size": [4]}}, {"cnn": own})
-    assert found() == 4
-    assert found(overrides="batch_size=5") == 5
-
-
-def test_defaults_reach_every_architecture_and_no_baseline(project):
-    least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
-    write_study(project, "tiny", STUDY, least | {"chance": BASELINE})
-    *networks, chance = configs.load(project, "tiny")
-    assert len(networks) == 3
-    for run in networks:
-        expected = DEFAULTS | STUDY | least[run.file]
-        assert {key: run.parameters[key] for key in expected} == expected
-    assert chance.parameters.keys() == {*STUDY, *params.PLACED, "baseline"}
-
-
-def test_set_reaches_every_architecture(project):
-    runs = configs.load(project, "tiny", overrides="epochs=7 ks=[2,3]")
-    assert len(runs) == 3
-    for run in runs:
-        assert (run.parameters["epochs"], run.parameters["ks"]) == (7, [2, 3])
-
-
-def test_dataset_asked_for_takes_the_place_of_the_study_s(project):
-    assert cnn_of(project)["dataset"] == "data/shapes"
-    assert cnn_of(project, dataset="elsewhere")["dataset"] == "elsewhere"
-    assert cnn_of(project, dataset="1e5")["dataset"] == "1e5"
-
-
-def test_study_and_architecture_come_from_where_the_files_stand(project):
-    found = cnn_of(project)
-    assert (found["study"], found["architecture"]) == ("tiny", "cnn")
-    assert cnn_of(project, report="tiny-trial")["study"] == "tiny-trial"
-
-
-def test_runs_stand_in_the_order_of_their_files(project):
-    write_study(project, "tiny", STUDY, {"alpha": CNN | {"notebook": "cnn"}})
-    names = [run.architecture for run in configs.load(project, "tiny")]
-    assert names == ["alpha", "cnn", "resnet50", "vgg16"]
-
-
-def test_baselines_stand_last_in_the_order_of_their_files(project):
-    write_study(project, "tiny", STUDY, {"a_random": BASELINE, "pixels": BASELINE})
-    runs = configs.load(project, "tiny")
-    assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16", "a_random", "pixels"]
-    assert [run.is_baseline for run in runs] == [False] * 3 + [True] * 2
-    assert runs[-1].weights == ("", "none")
-    assert runs[0].weights == ("cnn", "none")
-    assert all(run.group("measurement") == MEASURED for run in runs)
-
-
-def test_an_architecture_may_be_measured_in_its_own_way(project):
-    own = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
-    write_study(project, "tiny", STUDY, {"cnn": CNN | own})
-    first, second, _ = configs.load(project, "tiny")
-    assert first.group("measurement") == MEASURED | own
-    assert second.group("measurement") == MEASURED
-
-
-def test_what_is_for_all_reaches_only_those_that_know_it(project):
-    write_study(project, "tiny", STUDY | {"epochs": 9}, {"chance": BASELINE})
-    (project / FILE).write_text(yaml.safe_dump({k: CNN[k] for k in CNN if k != "epochs"}))
-    cnn, *_, chance = configs.load(project, "tiny", overrides="batch_size=2 draws=7")
-    assert (cnn.parameters["epochs"], cnn.parameters["batch_size"]) == (9, 2)
-    assert chance.parameters.keys().isdisjoint(CNN)
-    assert (cnn.parameters["draws"], chance.parameters["draws"]) == (7, 7)
-
-
-def test_what_a_baseline_says_of_itself_must_be_known_to_it(project):
-    write_study(project, "tiny", STUDY, {"chance": BASELINE | {"epochs": 3}})
-    assert error_of(project).startswith("params/tiny/chance.yaml: unknown parameter 'epochs'")
-
-
-def test_a_study_of_baselines_alone_is_not_asked_for_what_networks_need(project):
-    write_study(project, "bounds", STUDY, {"chance": BASELINE})
-    (run,) = configs.load(project, "bounds")
-    assert run.is_baseline
-    with pytest.raises(StudyError, match="SET: unknown parameter 'epochs'"):
-        configs.load(project, "bounds", overrides="epochs=3")
-
-
-@pytest.mark.parametrize("value", ["chance", "''", "Random"])
-def test_an_unknown_baseline_is_answered_with_those_that_are_known(project, value):
-    write_study(project, "tiny", STUDY, {"chance": BASELINE | {"baseline": value}})
-    message = error_of(project)
-    assert message.startswith("params/tiny/chance.yaml: baseline must be one of random, raw_pixels")
-
-
-def test_hashing_1k_is_refused_for_other_images_than_cifar10(project):
-    asked = "protocols=[closed,hashing_1k]"
-    message = error_of(project, overrides=asked)
-    assert message.startswith("cnn: protocols: hashing_1k is that of cifar10")
-    assert message.endswith("leave it out for data/shapes")
-    found = cnn_of(project, overrides=asked, dataset="cifar10")
-    assert found["protocols"] == ["closed", "hashing_1k"]
-
-
-def test_all_are_compared_under_the_same_first_protocol(project):
-    others = ["held_out_gallery", "closed"]
-    write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": others}})
-    message = error_of(project)
-    assert message.startswith("vgg16: protocols: must begin with closed, as those of cnn do")
-    write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": ["closed", *others[:1]]}})
-    assert len(configs.load(project, "tiny")) == 3
-
-
-@pytest.mark.parametrize("key", ["backbone", "dataset", "seeds", "protocols"])
-def test_missing_parameter_is_named_with_both_files(project, key):
-    shared = {name: value for name, value in STUDY.items() if name != key}
-    own = {name: value for name, value in CNN.items() if name != key}
-    write_study(project, "tiny", shared, {"cnn": own})
-    message = error_of(project)
-    assert FILE in message
-    assert SHARED in message
-    assert f"missing parameter {key}:" in message
-
-
-def test_all_missing_parameters_are_named_at_once(project):
-    write_study(project, "tiny", {"dataset": "digits"}, {"cnn": {"epochs": 1}})
-    missing = {"backbone", "seeds", "protocols"}
-    named = error_of(project).partition("missing parameter ")[2].partition(":")[0]
-    assert set(named.split(", ")) == missing
-
-
-@pytest.mark.parametrize("key", sorted((STUDY | CNN).keys() - {"ks"}))
-def test_misspelt_parameter_is_answered_with_the_nearest_one_and_the_file(project, key):
-    misspelt = key[:2] + key[3:]
-    write_line(project, f"{misspelt}: 1")
-    message = error_of(project)
-    assert message.startswith(f"{FILE}: unknown parameter {misspelt!r}")
-    assert message.endswith(f"did you mean {key!r}?")
-
-
-def test_misspelt_parameter_of_the_whole_study_names_that_file(project):
-    write_study(project, "tiny", STUDY | {"spilt_seed": 1}, {})
-    message = error_of(project)
-    assert message == f"{SHARED}: unknown parameter 'spilt_seed', did you mean 'split_seed'?"
-
-
-def test_misspelt_parameter_in_set_names_set(project):
-    message = error_of(project, overrides="epoch=3")
-    assert message == "SET: unknown parameter 'epoch', did you mean 'epochs'?"
-
-
-def test_parameter_like_no_other_is_answered_with_all_that_are_known(project):
-    write_line(project, "zzzz: 1")
-    known = error_of(project).partition("known are ")[2].split(", ")
-    assert sorted(known) == sorted(STUDY | CNN)
-
-
-@pytest.mark.parametrize("key", params.PLACED)
-def test_study_and_architecture_cannot_be_set(project, key):
-    assert f"unknown parameter {key!r}" in error_of(project, overrides=f"{key}=other")
-
-
-@pytest.mark.parametrize("key", [*params.DATA, "unseen"])
-def test_what_decides_the_images_cannot_differ_between_architectures(project, key):
-    (project / FILE).write_text(yaml.safe_dump(CNN | {key: STUDY[key]}))
-    assert error_of(project).startswith(f"{FILE}: {key} belongs into study.yaml")
-
-
-@pytest.mark.parametrize("key", ["1", "1.5", "true", "null"])
-def test_key_that_is_not_text_is_an_unknown_parameter(project, key):
-    write_line(project, f"{key}: 3")
-    assert error_of(project).startswith(f"{FILE}: unknown parameter")
-
-
-ILL_TYPED = [
-    ("epochs", "'3'", "int"),
-    ("epochs", "2.5", "int"),
-    ("epochs", "1e1", "int"),
-    ("epochs", "true", "int"),
-    ("epochs", "", "int"),
-    ("epochs", "[3]", "int"),
-    ("seeds", "0", "list[int]"),
-    ("seeds", "[false]", "list[int]"),
-    ("protocols", "closed", "list[str]"),
-    ("protocols", "[closed, 1]", "list[str]"),
-    ("unseen", "[2]", "int"),
-    ("draws", "2.5", "int"),
-    ("ks", "5", "list[int]"),
-    ("ks", "[1, 2.5]", "list[int]"),
-    ("ks", "[true]", "list[int]"),
-    ("ks", "[[1]]", "list[int]"),
-    ("measured_epochs", "{1: 2}", "list[int]"),
-    ("dropout", "half", "float"),
-    ("dropout", "true", "float"),
-    ("learning_rate", "[0.1]", "float"),
-    ("weights", "3", "str"),
-    ("backbone", "null", "str"),
-    ("train", "true", "str"),
-    ("dataset", "[a]", "str"),
-]
-
-
-@pytest.mark.parametrize(("key", "value", "kind"), ILL_TYPED)
-def test_value_of_another_type_is_refused_with_key_file_and_type(project, key, value, kind):
-    file = write_value(project, key, value)
-    assert error_of(project).startswith(f"{file}: {key} must be {kind}, not ")
-
-
-def test_set_is_checked_as_files_are(project):
-    message = error_of(project, overrides="batch_size=0")
-    assert message.startswith("SET: batch_size must be greater than 0")
-    assert error_of(project, overrides="epochs=many").startswith("SET: epochs must be int")
-
-
-def test_what_contradicts_itself_is_told_with_the_files_that_may_be_wrong(project):
-    message = error_of(project, overrides="head_epochs=2")
-    assert message.startswith(f"{FILE} or SET: head_epochs: must be 0 where weights is none")
-    write_line(project, "early_stopping: 2", drop="early_stopping")
-    assert error_of(project).startswith(f"{FILE}: measured_epochs: must be [] with early_stopping")
-
-
-def test_a_trial_of_fewer_epochs_measures_what_it_has(project):
-    write_study(project, "tiny", STUDY, {"cnn": CNN | {"epochs": 9, "measured_epochs": [2, 5]}})
-    assert cnn_of(project, overrides="epochs=4")["measured_epochs"] == [2]
-    assert cnn_of(project, overrides="epochs=5")["measured_epochs"] == [2, 5]
-    message = error_of(project, overrides="epochs=4 measured_epochs=[5]")
-    assert "measured_epochs: [5] lies beyond epochs: 4" in message
-
-
-@pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001"])
-def test_a_number_with_an_exponent_is_a_float(project, written):
-    write_line(project, f"learning_rate: {written}", drop="learning_rate")
-    assert cnn_of(project)["learning_rate"] == 0.001
-    assert cnn_of(project, overrides=f"learning_rate={written}")["learning_rate"] == 0.001
-
-
-def test_a_whole_number_is_a_float_where_one_is_expected(project):
-    found = cnn_of(project, overrides="dropout=0 learning_rate=1")
-    assert type(found["dropout"]) is type(found["learning_rate"]) is float
-
-
-def test_a_text_with_an_e_in_it_stays_a_text(project):
-    assert cnn_of(project, overrides="dataset=data/e5 weights=none")["dataset"] == "data/e5"
-
-
-@pytest.mark.parametrize("value", ["1", "'true'", "[true]"])
-def test_an_int_is_no_bool(project, value):
-    write_line(project, f"test_time_flips: {value}", drop="test_time_flips")
-    assert error_of(project).startswith(f"{FILE}: test_time_flips must be bool, not ")
-
-
-def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
-    write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "cnn", "embedding_dim": 99}})
-    run = next(run for run in configs.load(project, "tiny") if run.architecture == "wide")
-    assert run.notebook == project / "notebooks" / "cnn.ipynb"
-    assert "notebook" not in run.parameters
-    assert (run.parameters["architecture"], run.parameters["embedding_dim"]) == ("wide", 99)
-
-
-def test_an_architecture_without_a_notebook_of_its_own_runs_by_the_generic_one(project):
-    write_study(project, "tiny", STUDY, {"wide": CNN, "chance": {"baseline": "random"}})
-    generic = project / "notebooks" / "architecture.ipynb"
-    generic.touch()
-    found = {run.file: run.notebook for run in configs.load(project, "tiny")}
-    assert found["wide"] == generic
-    assert found["cnn"] == project / "notebooks" / "cnn.ipynb"
-    assert found["chance"] == project / "notebooks" / "baseline.ipynb"
-
-
-def test_a_notebook_that_there_is_not_is_told_of_the_key_notebook(project):
-    write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "broad"}})
-    message = error_of(project)
-    assert message.startswith("params/tiny/wide.yaml: no notebook broad.ipynb")
-    assert "`notebook`" in message
-
-
-def test_a_notebook_is_given_its_place_and_groups_of_parameters(project):
-    write_study(project, "tiny", STUDY, {"chance": BASELINE})
-    cnn, *_, chance = configs.load(project, "tiny")
-    given = cnn.notebook_parameters
-    assert {key: given.pop(key) for key in params.PLACED} == {
-        "study": "tiny", "architecture": "cnn", "variant": "",
-    }  # fmt: skip
-    assert list(given) == ["data", "network", "training", "embedding", "measurement"]
-    assert given["measurement"] == MEASURED
-    flat = {key: value for group in given.values() for key, value in group.items()}
-    assert flat == {key: cnn.parameters[key] for key in params.OF_NETWORKS}
-    assert vars(params.complete(**given)) == given
-    given = chance.notebook_parameters
-    assert given.keys() == {*params.PLACED, "baseline", "data", "measurement"}
-    assert given["baseline"] == "random"
+    "unseen": ["1", "9"],
+    "draws": ["1", "9"],
+    "ks": ["[1]", "[10, 1, 1000]"],
+    "weights": ["none", "imagenet", "study:digits", "study:digits/cnn", "data/a.weights.h5"],
+    "train": ["all", "head", "last_blocks:1", "last_blocks:3"],
+    "input_size": ["32", "224"],
+    "pooling": [*NAMES["pooling"]],
+    "embedding": [*NAMES["embedding"]],
+    "embedding_dim": ["1", "2048"],
+    "dropout": ["0", "0.0", "0.999"],
+    "whitening": ["0", "1", "16"],
+    "learn_from": ["0", "1", "50000"],
+    "head_epochs": ["1", "20"],
+    "head_batch_size": ["1", "512"],
+    "head_learning_rate": ["1e-9", "1", "10.0"],
+    "epochs": ["1", "47"],
+    "measured_epochs": ["[]", "[1]", "[3, 1]"],
+    "batch_size": ["1", "512"],
+    "optimizer": [*NAMES["optimizer"]],
+    "learning_rate": ["1e-9", "1", "10.0"],
+    "schedule": [*NAMES["schedule"]],
+    "weight_decay": ["0", "5.0e-4", "0.999"],
+    "augmentation": ["[]", *(f"[{name}]" for name in NAMES["augmentation"]), "[shift, flip]"],
+    "label_smoothing": ["0", "0.1", "0.999"],
+    "early_stopping": ["0", "1", "9"],
+}
+REFUSED = {
+    "backbone": ["alexnet", "CNN", "''"],
+    "baseline": ["chance", "Random", "''"],
+    "image_size": ["7", "0", "-32"],
+    "training_images": ["-1"],
+    "test_images": ["-1"],
+    "test_fraction": ["0", "1", "-0.1", "1.5", ".nan"],
+    "validation_fraction": ["0", "1", "-0.1", ".nan"],
+    "split_seed": ["-1"],
+    "seeds": ["[]", "[-1]", "[0, 1, 0]"],
+    "protocols": ["[]", "[open]", "[closed, closed]", "[unseen_classes, closed]"],
+    "unseen": ["0", "-1"],
+    "draws": ["0", "-1"],
+    "ks": ["[]", "[0]", "[-5]", "[1, 5, 1]"],
+    "weights": ["''", "'study:'"],
+    "train": ["some", "''", "last_blocks", "'last_blocks:'", "last_blocks:0", "last_blocks:-1",
+              "last_blocks:1.5", "last_blocks:two", "heads"],
+    "input_size": ["31", "0", "-64"],
+    "pooling": ["mean", "''", "GeM"],
+    "embedding": ["last", "''"],
+    "embedding_dim": ["0", "-1"],
+    "dropout": ["1", "-0.1", ".nan"],
+    "whitening": ["-1"],
+    "learn_from": ["-1"],
+    "head_epochs": ["-1"],
+    "head_batch_size": ["0", "-1"],
+    "head_learning_rate": ["0", "-1e-3", ".nan", ".inf"],
+    "epochs": ["-1"],
+    "measured_epochs": ["[0]", "[-1]", "[2, 2]"],
+    "batch_size": ["0", "-1"],
+    "optimizer": ["rmsprop", "''", "Adam"],
+    "learning_rate": ["0", "-1e-3", ".nan", ".inf"],
+    "schedule": ["linear", "''"],
+    "weight_decay": ["1", "-0.1", ".nan"],
+    "augmentation": ["[mirror]", "[flip, flip]", "['']"],
+    "label_smoothing": ["1", "-0.1", ".nan"],
+    "early_stopping": ["-1"],
+}  # fmt: skip
+# What else a value needs, so that nothing contradicts it.
+# A backbone from a file, its head trained first.
+TAKEN = {"weights": "backbone.h5", "head_epochs": 1}
+HEAD = {"train": "head", "head_epochs": 2, "epochs": 0, "measured_epochs": []}
+NEEDS = {
+    ("train", "head"): HEAD,
+    **{("train", value): TAKEN for value in ALLOWED["train"][2:]},
+    **{("weights", value): {"head_epochs": 1} for value in ALLOWED["weights"][2:]},
+    ("weights", "imagenet"): {"backbone": "vgg16", "head_epochs": 1},
+    **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
+    **{("early_stopping", value): {"measured_epochs": []} for value in ("1", "9")},
+    **{("protocols", ALLOWED["protocols"][place]): {"dataset": "cifar10"} for place in (2, 3)},
+}
+
+
+def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(key, value) for key, values in table.items() for value in values]
+
+
+def load(root, key: str, value: str) -> tuple[str, dict]:
+    """The file that a parameter was typed into, and the parameters of its run."""
+    own = BASELINE if key == "baseline" else CNN
+    needs = NEEDS.get((key, value), {})
+    layers = {
+        "study": {name: needs.get(name, each) for name, each in STUDY.items()},
+        "cnn": {name: needs.get(name, each) for name, each in own.items()},
+    }
+    file = "study" if key in STUDY else "cnn"
+    layers[file].pop(key, None)
+    write_study(root, "tiny", layers["study"], {"cnn": layers["cnn"]})
+    path = root / "params" / "tiny" / f"{file}.yaml"
+    path.write_text(f"{path.read_text()}{key}: {value}\n")
+    (run,) = configs.load(root, "tiny")
+    return f"params/tiny/{file}.yaml", run.parameters
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A project without pictures, whose study `tiny` is written anew by `load`."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    return folder
+
+
+def test_every_bounded_parameter_is_tried():
+    bounded = {key for key, row in params.PARAMETERS.items() if row.bound}
+    assert ALLOWED.keys() == REFUSED.keys() == bounded
+    kinds = {key: row.type for key, row in params.PARAMETERS.items() if key not in bounded}
+    assert {kinds[key] for key in kinds.keys() - {"dataset"}} == {"bool"}
+
+
+@pytest.mark.parametrize(("key", "value"), pairs(ALLOWED))
+def test_what_a_parameter_may_be_is_taken(root, key, value):
+    _, found = load(root, key, value)
+    # YAML 1.1 takes 1e-9 for a text.
+    expected = 1e-9 if value == "1e-9" else yaml.safe_load(value)
+    assert found[key] == expected
+
+
+@pytest.mark.parametrize(("key", "value"), pairs(REFUSED))
+def test_what_a_parameter_may_not_be_is_refused_with_its_file_and_its_name(root, key, value):
+    file = "study" if key in STUDY else "cnn"
+    with pytest.raises(StudyError) as caught:
+        load(root, key, value)
+    message = str(caught.value)
+    assert message.startswith(f"params/tiny/{file}.yaml: {key} must ")
+    assert ", not " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("key", "names"), NAMES.items())
+def test_the_names_that_are_listed_are_those_that_the_code_knows(key, names):
+    listed = params.PARAMETERS[key].bound.rule
+    assert f" {', '.join(names)}" in listed
+    assert not re.search(rf", {names[-1]}, (?!each)", listed)
+
+
+def test_the_poolings_that_learn_are_those_of_the_code():
+    assert pooling.LEARNT == plan.POOLINGS_THAT_LEARN
+
+
+@pytest.mark.parametrize("row", params.PARAMETERS.values(), ids=params.PARAMETERS)
+def test_a_default_is_within_the_bounds(row):
+    assert row.group in params.GROUPS
+    assert row.default is None or row.error(row.default) == ""
+
+
+# A plain CNN from random weights, of which all is trained: three epochs, the first measured.
+CONFLICTS = {
+    "a head that is not trained": (
+        HEAD | {"head_epochs": 0},
+        {"head_epochs": 1},
+        "head_epochs: must be greater than 0 where train is head",
+    ),
+    "a network that is not trained": (
+        {"epochs": 0, "measured_epochs": []},
+        {"epochs": 1},
+        "epochs: must be greater than 0 where train is all",
+    ),
+    "blocks that are not trained": (
+        TAKEN | {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
+        {"epochs": 1},
+        "epochs: must be greater than 0 where train is last_blocks:2",
+    ),
+    "a head before a backbone of random weights": (
+        {"head_epochs": 1},
+        {"weights": "backbone.h5"},
+        "head_epochs: must be 0 where weights is none",
+    ),
+    "a head before blocks of random weights": (
+        {"head_epochs": 1, "train": "last_blocks:1"},
+        {"head_epochs": 0, "train": "all"},
+        "head_epochs: must be 0 where weights is none",
+    ),
+    "a learnt backbone trained under a head of random weights": (
+        {"weights": "backbone.h5"},
+        {"head_epochs": 1},
+        "head_epochs: must be greater than 0 where weights is backbone.h5 and train is all: "
+        "gradients that pass through a head of random weights",
+    ),
+    "learnt blocks trained under a head of random weights": (
+        {"backbone": "vgg16", "weights": "imagenet", "train": "last_blocks:1"},
+        {"train": "head", "epochs": 0, "measured_epochs": [], "head_epochs": 2},
+        "head_epochs: must be greater than 0 where weights is imagenet and train is last_blocks:1",
+    ),
+    "more blocks than there are": (
+        TAKEN | {"train": "last_blocks:4"},
+        {"train": "last_blocks:3"},
+        "train: last_blocks:4: cnn has 3 blocks",
+    ),
+    "more blocks than another backbone has": (
+        TAKEN | {"train": "last_blocks:6", "backbone": "vgg16"},
+        {"train": "last_blocks:5"},
+        "train: last_blocks:6: vgg16 has 5 blocks",
+    ),
+    "blocks of random weights that are trained alone": (
+        {"train": "last_blocks:1"},
+        TAKEN,
+        "train: last_blocks:1: must be all where weights is none: the other blocks would keep "
+        "random weights",
+    ),
+    "changed images for a frozen backbone": (
+        HEAD | {"augmentation": ["flip"]},
+        {"augmentation": []},
+        "augmentation: a frozen backbone sees each image once",
+    ),
+    "a measured epoch that does not come": (
+        {"measured_epochs": [1, 4]},
+        {"epochs": 4},
+        "measured_epochs: [4] lies beyond epochs: 3",
+    ),
+    "a measured epoch that may not come": (
+        {"early_stopping": 1},
+        {"measured_epochs": []},
+        "measured_epochs: must be [] with early_stopping",
+    ),
+    "a measured epoch of a frozen backbone, which has none": (
+        HEAD | {"epochs": 3, "measured_epochs": [1]},
+        {"measured_epochs": []},
+        "measured_epochs: ",
+    ),
+    "more dimensions than an embedding has": (
+        {"whitening": 17},
+        {"whitening": 16},
+        "whitening: 17 dimensions of an embedding of 16",
+    ),
+    "more dimensions than a layer has that pooled features are not": (
+        {"whitening": 17},
+        {"embedding": "pooled"},
+        "whitening: 17 dimensions of an embedding of 16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("broken", "mended", "message"), CONFLICTS.values(), ids=CONFLICTS)
+def test_what_contradicts_something_else_is_refused_until_it_is_mended(broken, mended, message):
+    assert params.conflict(CNN) == ""
+    found = params.conflict(CNN | broken)
+    assert found.startswith(message)
+    assert "\n" not in found
+    assert params.conflict(CNN | broken | mended) == ""
+
+
+def test_epochs_are_ignored_where_the_backbone_is_frozen():
+    assert params.conflict(CNN | HEAD) == params.conflict(CNN | HEAD | {"epochs": 5}) == ""
 
 
 def test_groups_are_completed_with_defaults():
@@ -454,75 +337,3 @@ def test_the_documentation_lists_every_parameter():
     assert (ROOT / "docs" / "parameters.md").read_text("utf-8") == params.document(), (
         "docs/parameters.md is out of date: run `make docs`"
     )
-
-
-def test_unknown_study_lists_the_known_ones(project):
-    write_study(project, "another", STUDY, {"cnn": CNN})
-    with pytest.raises(StudyError) as caught:
-        configs.load(project, "tyni")
-    assert str(caught.value) == "unknown study 'tyni': params/ has another, tiny"
-
-
-def test_folder_without_study_yaml_is_no_study(project):
-    (project / "params" / "notes").mkdir()
-    (project / "params" / "notes" / "cnn.yaml").write_text("epochs: 3\n")
-    assert configs.studies(project) == ["tiny"]
-
-
-def test_study_without_an_architecture_says_what_to_add(project):
-    write_study(project, "bare", STUDY, {})
-    with pytest.raises(StudyError, match="params/bare/ names no architecture: add a file"):
-        configs.load(project, "bare")
-
-
-@pytest.mark.parametrize("text", ["epochs", "=3", "epochs=", "epochs= 3", "epochs=3 batch_size"])
-def test_set_that_is_not_key_value_shows_the_piece_and_an_example(project, text):
-    message = error_of(project, overrides=text)
-    assert message.startswith("SET: ")
-    assert 'SET="epochs=3 ks=[1,10]"' in message
-
-
-@pytest.mark.parametrize("text", ["ks=[1, 10]", "ks=[1,10", "dataset=@here", "weights='none"])
-def test_set_whose_value_is_not_yaml_is_one_line(project, text):
-    assert error_of(project, overrides=text).startswith("SET: ")
-
-
-def test_set_reads_values_as_yaml():
-    text = "epochs=3 ks=[1,10] dropout=0.5 weights=a=b learning_rate=1e-2 measured_epochs=[]"
-    assert configs.parse_overrides(text) == {
-        "epochs": 3,
-        "ks": [1, 10],
-        "dropout": 0.5,
-        "weights": "a=b",
-        "learning_rate": 0.01,
-        "measured_epochs": [],
-    }
-    assert configs.parse_overrides("  ") == {}
-
-
-NOT_YAML = [
-    b"epochs: [1",
-    b"epochs: 3: 4",
-    b"a: 'b",
-    b"epochs:\t- 3\n\t- 4",
-    b"\xff\xfe\x00",
-    b"a\x00",
-]
-
-
-@pytest.mark.parametrize("content", NOT_YAML)
-@pytest.mark.parametrize("file", [FILE, SHARED])
-def test_file_that_is_not_yaml_is_named_in_one_line(project, file, content):
-    (project / file).write_bytes(content)
-    assert error_of(project).startswith(f"{file}: not YAML: ")
-
-
-@pytest.mark.parametrize("content", ["- epochs\n- 3\n", "epochs 3\n", "3\n"])
-def test_file_without_keys_is_told_the_form(project, content):
-    (project / FILE).write_text(content)
-    assert error_of(project) == f"{FILE}: must hold lines of the form `key: value`"
-
-
-def test_empty_file_sets_nothing(project):
-    (project / FILE).write_text("# nothing yet\n")
-    assert "missing parameter" in error_of(project)

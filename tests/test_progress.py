@@ -31,16 +31,16 @@ def test_elsewhere_there_are_lines_that_say_what_is_left(monkeypatch, capsys):
     ticker = progress.Ticker(4000, "embeddings")
     for done in (500, 1000, 4000):
         ticker.reached(done)
-    # After 6 seconds, a quarter done; before and soon after it nothing is said.
+    # After 6 seconds, a quarter done; before and soon after it nothing is printed.
     assert capsys.readouterr().out == "embeddings: 1,000 of 4,000, 18 s left\n"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
 )
-def test_seconds_are_said_as_a_person_does(seconds, said):
-    assert progress.duration(seconds) == said
+def test_durations_are_written_in_words(seconds, text):
+    assert progress.duration(seconds) == text
 
 
 def test_unreadable_files_are_counted_and_the_first_ones_are_named():

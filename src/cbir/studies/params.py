@@ -24,7 +24,7 @@ GROUPS = {
     "training": "How the network is trained: the head alone first, where `head_epochs` is not 0.",
     "embedding": "How embeddings are made from the trained network.",
     "measurement": "What is measured.",
-    "baseline": "What stands in the place of a network.",
+    "baseline": "What takes the place of a network.",
 }
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -200,7 +200,7 @@ PARAMETERS = {
                     f"must name some of {', '.join(PROTOCOLS)}, each once, unseen_classes not "
                     "first")),
     "unseen": Parameter("measurement", "int",
-        "Classes that the protocol `unseen_classes` keeps from training.", 2, _POSITIVE),
+        "Classes that the protocol `unseen_classes` leaves out of training.", 2, _POSITIVE),
     "draws": Parameter("measurement", "int",
         "How often that protocol draws these classes; each draw is a training.", 3, _POSITIVE),
     "ks": Parameter("measurement", "list[int]",
@@ -406,7 +406,7 @@ def document() -> str:
     ]
     for group, text in GROUPS.items():
         lines += ["", f"## {group.capitalize()}", "", text, ""]
-        lines += ["| parameter | type | default | bounds | |", "|---|---|---|---|---|"]
+        lines += ["| parameter | type | default | bounds | meaning |", "|---|---|---|---|---|"]
         for name in names_in(group):
             row = PARAMETERS[name]
             default = yaml.safe_dump([row.default], default_flow_style=True).strip()[1:-1]
