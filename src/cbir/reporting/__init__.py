@@ -1,11 +1,10 @@
-"""Reporting: from metrics to tables, sentences, figures and pages.
+"""Reporting: from the files of runs to tables, sentences, figures and pages.
 
-`results` writes and reads the files of a run, in the rows of `tidy`; `estimates` are numbers with
-their intervals. `comparison` makes tables of several runs, `answer` and `claims` sentences;
-`origins` says what networks came from, `parameters` with what. Figures are `plots` of metrics,
-`cost_plots`, `outcomes` of queries and pairs, `pictures` of images, `maps` of embeddings, and a
-`diagram` of the system; `cases` chooses which queries are worth looking at, `story` what answers
-the paper's figures. `explained` shows why images match, `refined` what marking results brings.
-`grids` are runs over combinations of parameters, shown by `grid_report` and `grid_plots`. `pages`
-turns notebooks into HTML, `published` keeps what the project itself publishes.
+Files: `runs` writes and reads what a run leaves, in the rows of `tidy`. Numbers: `estimates` are
+values with their intervals, `tables` sets runs side by side, `examples` chooses queries worth
+looking at, `provenance` says what a report was made from. Texts: `sentences`. Figures: `charts` of
+numbers, `image_grids` of images, `projections` of embeddings, a `diagram` of the system;
+`explanations` shows why images match, `feedback_gains` what relevance feedback brings. `grids`
+compares the points of a grid of parameters. `display` shows tables and figures in notebooks,
+`pages` turns notebooks into HTML, `publish` keeps the results that the project itself publishes.
 """

@@ -1,27 +1,28 @@
-"""Numbers as a reader sees them: with as many digits as their 95 % interval supports; p-values."""
+"""Numbers as a reader sees them: as many digits as their 95 % interval supports; p-values."""
 
 import math
 from dataclasses import dataclass
 
 import pandas as pd
 
-# What the ends of an interval are called where each has a column of its own.
+# Suffixes of the columns that hold the ends of an interval.
 LOW, HIGH = ", low", ", high"
-# Of a number that has no interval, or one without width but for rounding.
+# Digits of a number without an interval, and the width below which an interval is rounding.
 DECIMALS, WIDTH = 3, 1e-9
-# No reader follows more.
+# More digits help no reader.
 MOST_DECIMALS = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number as `value [low, high]`; without an interval alone, and a dash where there is none.
+    """A number with its 95 % interval, which prints as `value [low, high]`.
 
-    The format "+" puts a sign before each number, a mark for what is a difference.
+    Without an interval it prints as the value alone, without a value as a dash. The format "+" puts
+    a sign before each number, as for differences.
 
     Attributes:
         value: NaN where there is no number.
-        low, high: the ends of its interval; NaN where it has none, as of a single query.
+        low, high: the ends of the interval; NaN where there is none, as for a single query.
     """
 
     value: float
@@ -38,7 +39,7 @@ class Estimate:
         if math.isnan(self.value):
             return "–"
         style = f"{sign}.{decimals((self.high - self.low) / 2)}f"
-        value, low, high = (format(each, style) for each in (self.value, self.low, self.high))
+        value, low, high = (format(number, style) for number in (self.value, self.low, self.high))
         # No line break within the interval.
         return value if math.isnan(self.low) else f"{value} [{low},\u00a0{high}]"
 
@@ -56,11 +57,11 @@ class PValue:
 
 
 def decimals(half: float) -> int:
-    """Digits after the point, by half of an interval's width.
+    """Digits after the decimal point, from half of an interval's width.
 
-    As the Particle Data Group rounds (Review of Particle Physics, introduction, 5.3): of its three
-    first digits, 100 to 354 keep two, 355 to 949 one, and 950 to 999 become 1000 and keep two. At
-    most `MOST_DECIMALS`.
+    This is the rounding of the Particle Data Group (Review of Particle Physics, introduction, 5.3):
+    if the three first digits are 100 to 354, two are kept; if 355 to 949, one; 950 to 999 become
+    1000 and keep two. At most `MOST_DECIMALS`.
     """
     if not WIDTH < half < math.inf:
         return DECIMALS
@@ -72,12 +73,12 @@ def decimals(half: float) -> int:
 def from_row(
     row: pd.Series, names: tuple[str, str, str] = ("value", "ci_low", "ci_high")
 ) -> Estimate:
-    """The estimate that a row holds, in the columns of its value and of its interval's ends."""
+    """The estimate in a row, from the columns of its value and of its interval's ends."""
     return Estimate(*(float(row[name]) for name in names))
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of numbers alone: an estimate in three columns, its name as it is, `LOW`, `HIGH`."""
+    """A table of plain numbers: an estimate takes three columns, the last two with `LOW`, `HIGH`."""
     columns = {}
     frame = frame.map(lambda cell: cell.value if isinstance(cell, PValue) else cell)
     for name, column in frame.items():
