@@ -394,7 +394,7 @@ def test_the_grid_is_drawn_of_whatever_has_results(chosen, grid, monkeypatch):
 def test_every_definition_is_shown_of_one_run(found, monkeypatch):
     shown = shown_by("metrics", monkeypatch, study="tiny", architecture="vgg16")
     assert any("run is **vgg16**" in each for each in shown)
-    tables = [each for each in shown if each.startswith("<style")]
+    tables = [each for each in shown if each.lstrip().startswith("<table")]
     assert len(tables) == 3
     own = mean_ap(found["vgg16"], protocol="closed")
     assert f">{own:.3f}<" in tables[1]

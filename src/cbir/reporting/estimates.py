@@ -78,7 +78,7 @@ def from_row(
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of plain numbers: an estimate takes three columns, the last two with `LOW`, `HIGH`."""
+    """A table of plain numbers: an estimate takes three columns (`LOW` and `HIGH` are suffixes)."""
     columns = {}
     frame = frame.map(lambda cell: cell.value if isinstance(cell, PValue) else cell)
     for name, column in frame.items():
