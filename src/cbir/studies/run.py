@@ -73,7 +73,7 @@ def bring_up_to_date(study: Study) -> bool:
             print(error, file=sys.stderr, flush=True)
     if failed:
         names = ", ".join(failed)
-        print(f"failed: {names}; their pages beside {index} say why, and logs", file=sys.stderr)
+        print(f"failed: {names}; their pages and logs beside {index} say why", file=sys.stderr)
     elif not has_run:
         print(f"nothing to do: {index} is up to date")
     return not failed
