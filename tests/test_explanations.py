@@ -237,11 +237,11 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
     )
     text = explanations.compare(rows)
     assert text.splitlines()[:4] == [
-        "- Deletion, maps against random maps: **better** for good, other; **worse** for bad.",
-        "- Deletion, maps against maps of other pairs: **better** for good; **worse** for bad; "
+        "- Deletion, compared with random maps: **better** for good, other; **worse** for bad.",
+        "- Deletion, compared with maps of other pairs: **better** for good; **worse** for bad; "
         "**not significantly different** for other.",
-        "- Insertion, maps against random maps: **better** for good, bad; **worse** for other.",
-        "- Insertion, maps against maps of other pairs: **better** for good; **worse** for bad; "
+        "- Insertion, compared with random maps: **better** for good, bad; **worse** for other.",
+        "- Insertion, compared with maps of other pairs: **better** for good; **worse** for bad; "
         "**not significantly different** for other.",
     ]
     assert "20 to 30 queries of each architecture" in text

@@ -154,7 +154,7 @@ def compare(rows: pd.DataFrame) -> str:
     for (test, against), group in groups:
         names = group.groupby("verdict")["architecture"].agg(", ".join)
         parts = [f"**{verdict}** for {names[verdict]}" for verdict in VERDICTS if verdict in names]
-        lines.append(f"- {test.capitalize()}, maps against {against}: {'; '.join(parts)}.")
+        lines.append(f"- {test.capitalize()}, compared with {against}: {'; '.join(parts)}.")
     counts = sorted({rows["n_pairs"].min(), rows["n_pairs"].max()})
     lines.append(
         "\nDeletion removes first what a map marks: the faster the similarity falls, the better "

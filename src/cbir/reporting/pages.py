@@ -17,7 +17,7 @@ from cbir.cache import write_text
 TABLES = "tables"  # the folder in a report that holds what its tables show
 FIGURE_TYPES = ("image/svg+xml", "image/png", "image/jpeg")
 HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
-# What a search engine or a shared link says of a page; they cut what is longer.
+# Search engines and shared links cut longer descriptions.
 LONGEST_DESCRIPTION = 200
 LONGEST_NAME = 60
 
@@ -35,7 +35,7 @@ def write_page(
         links: (name, file name) of all pages of the report, this one among them.
     """
     content = nbformat.read(notebook, as_version=4)
-    # Words to whoever works in the notebook mean nothing on the page.
+    # Some cells speak to those who edit the notebook.
     content.cells = [
         cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
     ]
@@ -59,7 +59,7 @@ def write_page(
 
 
 def log_of(notebook: Path) -> str:
-    """What an executed notebook printed, the traceback of its failure included."""
+    """All that an executed notebook printed, with the traceback of its failure."""
     lines = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", ()):
@@ -93,7 +93,7 @@ def _number_figures(figures: list) -> None:
 
 
 def _base64(drawing: str, kind: str) -> str:
-    """A figure as a page holds it; notebooks keep SVG as text, and all else in Base64."""
+    """A figure in Base64, in which notebooks keep all figures but SVG."""
     if kind != "image/svg+xml":
         return "".join(drawing.split())
     return base64.b64encode(drawing.encode()).decode()
@@ -110,10 +110,10 @@ def _number_tables(tables: list) -> None:
 
 
 def _write_csv(tables: list, page: Path) -> None:
-    """Write the CSV that each table came from, and remove those of tables that are no more.
+    """Write the CSV file of each table, and remove those of the page's earlier tables.
 
-    They are named `<page>-<words of the caption>.csv`, the words joined by underscores: so the last
-    hyphen ends the page's name, and no page takes another's files for its own.
+    They are named `<page>-<words of the caption>.csv`, the words joined by underscores: the last
+    hyphen ends the page's name, so that no page removes another's files.
     """
     folder = page.parent / TABLES
     names = set()
@@ -134,18 +134,13 @@ def _write_csv(tables: list, page: Path) -> None:
 
 
 def _contents(prose: list[str]) -> list[tuple[str, str]]:
-    """Anchor and HTML of every second heading; nothing where there is only one to go to."""
-    found = [heading for html in prose for heading in HEADING.findall(html)]
-    return found if len(found) > 1 else []
+    """Anchor and HTML of each heading of the second level; none where there is only one."""
+    headings = [heading for html in prose for heading in HEADING.findall(html)]
+    return headings if len(headings) > 1 else []
 
 
 def _description(prose: list[str]) -> str:
-    """The first words of a page in plain text, for whoever shows a link to it."""
+    """The first words of a page, without tags, for search engines and shared links."""
     paragraph = re.search(r"<p>(.*?)</p>", "".join(prose), re.DOTALL)
-    words = " ".join(unescape(_text(paragraph[1])).split()) if paragraph else ""
-    return shorten(words, LONGEST_DESCRIPTION, placeholder=" …")
-
-
-def _text(html: str) -> str:
-    """HTML without its tags."""
-    return re.sub(r"<[^>]+>", "", html)
+    words = unescape(re.sub(r"<[^>]+>", "", paragraph[1])) if paragraph else ""
+    return shorten(" ".join(words.split()), LONGEST_DESCRIPTION, placeholder=" …")
