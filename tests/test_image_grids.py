@@ -225,7 +225,7 @@ def test_lost_queries_stand_beside_those_won_back():
     bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
     assert bars == [(0, 3), (3, 7.5), (0, 3), (3, 0)]
     assert [each.get_text() for each in axis.get_yticklabels()] == ["cnn", "vgg"]
-    assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % of the gallery searched"
+    assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % searched"
     assert axis.get_legend_handles_labels()[1] == ["won back", "lost"]
 
 

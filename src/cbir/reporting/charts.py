@@ -225,6 +225,8 @@ def _ends(group: list[float], apart: float) -> tuple[float, float]:
 def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | None:
     """How many queries are classified wrongly, and how many of these the soft search wins back.
 
+    Beside each bar stands the share of the gallery that the soft search searches.
+
     Args:
         counts: by architecture, from `tables.lost_and_won_back`.
     """
@@ -239,14 +241,13 @@ def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | Non
             label = name if height == 0 else None
             axis.barh(height, part, left=start, color=colour, hatch=hatch, label=label)
         text = (
-            f" {sum(parts):.3g} of {of_run['queries']:,}; "
-            f"{100 * of_run['searched']:.1f} % of the gallery searched"
+            f" {sum(parts):.3g} of {of_run['queries']:,}; {100 * of_run['searched']:.1f} % searched"
         )
         axis.text(sum(parts), height, text, va="center", size=9)
     axis.set_yticks(range(len(counts)), counts)
     axis.set_ylim(len(counts) - 0.5, -0.5)
     longest = max(of_run["won back"] + of_run["lost"] for of_run in counts.values())
-    axis.set_xlim(0, 1.8 * max(1, longest))
+    axis.set_xlim(0, 1.6 * max(1, longest))
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="queries whose class is predicted wrongly")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
