@@ -14,13 +14,15 @@ from cbir.reporting.display import PALETTE
 from cbir.reporting.estimates import HIGH, LOW, Estimate
 from cbir.reporting.runs import Run, networks
 from cbir.retrieval import uncertainty
-from cbir.studies.configs import point_name, point_text
 
 
-def parse(run: str, words: str) -> tuple[str, dict[str, str]]:
-    """The architecture's file and the point of a run, from its name and its variant."""
-    point = dict(each.partition("=")[::2] for each in words.split())
-    return run.removesuffix(point_name("", point)), point
+def parse(run: str, variant: str) -> tuple[str, dict[str, str]]:
+    """The architecture and the point of a run, from its name and its variant.
+
+    Example: `cnn-64-head`, `input_size=64 train=head`: the name has a word per parameter.
+    """
+    point = dict(word.partition("=")[::2] for word in variant.split() if "=" in word)
+    return run.rsplit("-", len(point))[0], point
 
 
 ARCHITECTURE = "architecture"
@@ -47,7 +49,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
         architecture, point = parsed[name]
         scores = tables.first_protocol_rows({name: run})
         row = {ARCHITECTURE: architecture}
-        row |= {key: _read(point.get(key) or _constant(run, key)) for key in parameters}
+        row |= {key: _number(point.get(key) or _constant(run, key)) for key in parameters}
         for measure in (ACCURACY, MAP):
             (estimate,) = tidy.select(scores, **tables.QUALITY[measure]).to_dict("records")
             row |= _columns(measure, estimate)
@@ -249,10 +251,11 @@ def _constant(run: Run, key: str) -> str:
     parameters = run.summary.get("parameters", {})
     # In the training of a head alone, the same names are parameters of the head.
     training = parameters.get("training", {}) if parameters.get("train") != "head" else {}
-    return point_text((training | parameters).get(key, "–"))
+    value = (training | parameters).get(key, "–")
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _read(text: str) -> int | float | str:
+def _number(text: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(text)
