@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from cbir.images import protocols
 from cbir.networks.embeddings import normalise
 from cbir.retrieval import feedback, metrics, ranking
-from cbir.retrieval.feedback import Rocchio, refine, refine_each
+from cbir.retrieval.feedback import Rocchio, refine, refine_queries
 
 EVEN = Rocchio(1, 1, 1)
 NOBODY = np.empty((0, 2), np.float32)
@@ -127,7 +127,7 @@ def test_where_all_cancels_out_the_query_is_left():
 
 @settings(max_examples=100, deadline=None)
 @given(query=unit(1), marked=unit(5), n_positive=st.integers(0, 5))
-def test_what_is_refined_is_of_unit_length_and_nearer_to_what_is_meant(query, marked, n_positive):
+def test_what_is_refined_is_of_unit_length_and_nearer_to_the_positive_examples(query, marked, n_positive):
     weights = Rocchio(1, 0.5, 0.25)
     positive, negative = marked[:n_positive], marked[n_positive:]
     found = refine(query[0], positive, negative, weights)
@@ -145,7 +145,7 @@ def test_many_queries_are_refined_as_each_alone():
     query, marked = normalise(random.normal(size=(4, 5))), random.normal(size=(4, 6, 5))
     marked = normalise(marked.reshape(-1, 5)).reshape(4, 6, 5)
     kinds = np.array([[1, 1, 0, 2, 2, 2], [0] * 6, [1] * 6, [2, 0, 0, 0, 0, 0]])
-    found = refine_each(query, marked, kinds == 1, kinds == 2, Rocchio(1, 0.5, 0.3))
+    found = refine_queries(query, marked, kinds == 1, kinds == 2, Rocchio(1, 0.5, 0.3))
     for row in range(4):
         alone = refine(
             query[row], marked[row][kinds[row] == 1], marked[row][kinds[row] == 2],
@@ -267,13 +267,13 @@ def test_queries_are_drawn_from_all_classes_by_the_seed():
     embeddings = toy_embeddings(dataset)
     draws = []
     for seed in (0, 0, 1):
-        found = feedback.simulate_feedback(embeddings, EVEN, rounds=0, most_queries=15, seed=seed)
+        found = feedback.simulate_feedback(embeddings, EVEN, rounds=0, max_queries=15, seed=seed)
         assert found["label"].value_counts().to_dict() == dict.fromkeys(range(5), 3)
         assert (dataset.labels[found["query"]] == found["label"]).all()
         assert found["query"].isin(dataset.queries).all()
         draws.append(found["query"].to_list())
     assert draws[0] == draws[1] != draws[2]
-    everyone = feedback.simulate_feedback(embeddings, EVEN, rounds=0, most_queries=0)
+    everyone = feedback.simulate_feedback(embeddings, EVEN, rounds=0, max_queries=0)
     assert everyone["query"].to_list() == dataset.queries.tolist()
 
 
@@ -289,21 +289,21 @@ def test_nonsense_is_refused(dataset):
 
 def test_weights_are_chosen_on_validation_images_alone(dataset):
     vectors = classes_with_ties(dataset)
-    tried = feedback.try_weights(toy_embeddings(dataset, vectors))
+    tried = feedback.score_weights(toy_embeddings(dataset, vectors))
     others = vectors.copy()
     others[dataset.queries] = np.random.default_rng(1).normal(size=(len(dataset.queries), 6))
-    pd.testing.assert_frame_equal(feedback.try_weights(toy_embeddings(dataset, others)), tried)
+    pd.testing.assert_frame_equal(feedback.score_weights(toy_embeddings(dataset, others)), tried)
     # A change of what they are chosen on is seen: the scores are of something.
     others = vectors.copy()
     others[dataset.validation] = others[dataset.validation][::-1]
-    changed = feedback.try_weights(toy_embeddings(dataset, others))
+    changed = feedback.score_weights(toy_embeddings(dataset, others))
     assert not changed.equals(tried)
 
 
 def test_the_scores_of_weights_are_those_of_one_round(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
     as_asked = replace(dataset, gallery=dataset.train, queries=dataset.validation)
-    tried = feedback.try_weights(embeddings)
+    tried = feedback.score_weights(embeddings)
     assert len(tried) == len(feedback.POSITIVE) * len(feedback.NEGATIVE)
     for row in tried.iloc[[0, 7, -1]].itertuples():
         weights = Rocchio(positive=row.positive, negative=row.negative)
@@ -324,7 +324,7 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
 def test_the_best_weights_are_chosen_the_smaller_of_equals(monkeypatch, scores, expected):
     tried = {"positive": [0.5, 0.5, 2.0, 2.0], "negative": [0.1, 1.0, 0.1, 1.0]}
     frame = pd.DataFrame(tried | {"mean_average_precision": scores}).iloc[::-1]
-    monkeypatch.setattr(feedback, "try_weights", lambda embeddings: frame)
+    monkeypatch.setattr(feedback, "score_weights", lambda embeddings: frame)
     assert feedback.choose_weights(None) == Rocchio(1, *expected)
 
 
@@ -332,7 +332,7 @@ def test_a_training_set_that_is_all_marked_leaves_the_smallest_weights():
     dataset = toy_dataset(n_classes=2, n_train=4, n_test=3)
     assert len(dataset.train) <= feedback.MARKED
     embeddings = toy_embeddings(dataset)
-    assert feedback.try_weights(embeddings)["mean_average_precision"].isna().all()
+    assert feedback.score_weights(embeddings)["mean_average_precision"].isna().all()
     smallest = min(feedback.POSITIVE), min(feedback.NEGATIVE)
     assert feedback.choose_weights(embeddings) == Rocchio(1, *smallest)
 
