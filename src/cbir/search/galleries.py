@@ -70,9 +70,9 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         )
     name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
     home = _gallery_folder(name)
-    whole = home / GALLERY_FILE
+    gallery_file = home / GALLERY_FILE
     files = _file_states(folder)
-    source, previous = _read(whole)
+    source, previous = _read(gallery_file)
     if source and source["folder"] != str(folder):
         raise StudyError(
             f"the gallery {name!r} holds {source['folder']}: "
@@ -85,7 +85,7 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         "key": engine.key,
     }
     rows = {}
-    for path in [whole, *_batches(home)]:
+    for path in [gallery_file, *_batches(home)]:
         other, stored = _read(path)
         if other and (other["folder"], other["key"]) == (source["folder"], source["key"]):
             rows |= stored
@@ -99,9 +99,9 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         rows |= batch
     changes.embedded = len(rows) - changes.kept
     if rows:
-        _write(whole, source, dict(sorted(rows.items())))
+        _write(gallery_file, source, dict(sorted(rows.items())))
     else:
-        whole.unlink(missing_ok=True)
+        gallery_file.unlink(missing_ok=True)
     for path in _batches(home):
         path.unlink()
     if not rows:
