@@ -15,12 +15,14 @@ endif
 BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
 CBIR := $(BIN)/python -m cbir
+# A file's tests share what they make, so they stay on one worker; the longest files come first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ARGUMENTS = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-browser lint bench publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-browser lint bench publish results docs lock clean distclean
 
-help:  ## this list
+help:  ## list what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@awk -F '## ' '/^#   /{sub(/^#   /, "    "); print}' $(MAKEFILE_LIST)
 
@@ -39,8 +41,11 @@ plan: $(STAMP)  ## say what `make report` would do, without doing it
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser"
+test: $(STAMP)  ## run the quick tests
+	@$(PYTEST) -m "not browser and not slow"
+
+test-slow: $(STAMP)  ## run whole studies of networks and further architectures through their tests
+	@$(PYTEST) -m "slow and not browser"
 
 test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium, as all readers see them
 	@$(BIN)/python -m pytest tests/browser

@@ -44,6 +44,16 @@ CNN = {key: value for key, value in DEFAULTS.items() if key not in STUDY} | {
 FROZEN = {"pooling": "avg", "train": "head", "head_epochs": 2, "head_batch_size": 8}
 FROZEN |= {"epochs": 0, "measured_epochs": []}
 
+# They take the longest, so they start first: no worker is left alone with one of them at the end.
+LONGEST = ["test_study_networks.py", "test_study_changes.py", "test_study.py", "test_weights.py",
+           "test_models.py", "test_embeddings.py"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Put the files that take longest first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 def write_pictures(folder: Path, classes=("circle", "cross", "square"), count=16, size=24) -> None:
     """Pictures of noise in which each class brightens another part, so that it can be learnt."""

@@ -1,0 +1,350 @@
+"""A whole study of networks through the real command, then the same study killed and resumed.
+
+The pictures are so small that each network trains in seconds; the tests read what one run left.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CNN, FROZEN, STUDY, cbir
+from studies import (
+    BASELINE,
+    BASELINES,
+    PROTOCOLS,
+    QUERIES,
+    check_pages,
+    make_study,
+    report,
+    shorten_notebooks,
+)
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = ["cnn", "resnet50"]
+RUNS = ["cnn", BASELINE, "resnet50"]
+EPOCHS = 9
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> SimpleNamespace:
+    """The CNN under all protocols with two seeds, a baseline, and a frozen ResNet-50."""
+    more = {"protocols": PROTOCOLS, "draws": 1}
+    architectures = {
+        "cnn": CNN | more | {"epochs": EPOCHS, "seeds": [0, 1]},
+        BASELINE: BASELINES | more,
+        "resnet50": CNN | FROZEN | {"backbone": "resnet50"},
+    }
+    root = make_study(tmp_path_factory.mktemp("study"), architectures)
+    plan = cbir(root, "plan", "--study", "tiny")
+    return SimpleNamespace(plan=plan, **vars(report(root)))
+
+
+@pytest.fixture(scope="module")
+def table(study):
+    return pd.read_csv(study.reports / "metrics.csv")
+
+
+@pytest.fixture(scope="module")
+def manifest(study):
+    return json.loads((study.reports / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def queries(study):
+    return pd.read_parquet(study.reports / QUERIES)
+
+
+def test_a_plan_says_which_networks_would_run(study):
+    assert study.plan.returncode == 0, study.plan.stderr
+    for name in NETWORKS:
+        assert f"{name}: notebooks/{name}.ipynb" in study.plan.stdout
+    assert study.plan.stdout.count("will run, about") == len(RUNS)
+    assert "embedding_dim=16" in study.plan.stdout
+    assert "download" not in study.plan.stdout
+
+
+def test_a_study_ends_well_and_says_nothing_on_stderr(study):
+    assert study.done.returncode == 0, study.done.stderr
+    assert study.done.stderr == ""
+    assert "WARNING" not in study.done.stdout
+    for name in RUNS:
+        assert f"{name}: done in" in study.done.stdout
+
+
+def test_leaks_are_told_before_anything_is_trained(study):
+    lines = study.done.stdout.splitlines()
+    (told,) = [place for place, line in enumerate(lines) if "in the gallery, too" in line]
+    assert told < next(place for place, line in enumerate(lines) if line.startswith("epoch"))
+
+
+def test_pages_show_figures_with_texts_and_fetch_nothing(study):
+    check_pages(
+        study.reports,
+        RUNS,
+        figures=dict.fromkeys([*NETWORKS, "index", "failures", "explanations"], 2),
+    )
+
+
+def test_the_table_has_every_run_and_the_measured_state(table):
+    assert sorted(set(table["architecture"])) == sorted(RUNS)
+    assert set(table.loc[table["architecture"] == "cnn", "epoch"].dropna()) == {1}
+    assert table.loc[table["architecture"] != "cnn", "epoch"].isna().all()
+    assert set(table["class"].dropna()) == {"circle", "cross", "square"}
+    assert set(table["k"].dropna()) == set(STUDY["ks"])
+    assert table["value"].between(0, 1).all()
+    assert (table["ci_low"] <= table["value"]).all()
+    assert (table["value"] <= table["ci_high"]).all()
+
+
+def test_each_run_was_measured_under_what_it_was_asked_for(table):
+    places = table[["architecture", "seed", "protocol", "draw"]].drop_duplicates()
+    measured = {name: set() for name in RUNS}
+    for name, *place in places.astype(object).where(places.notna(), None).to_numpy():
+        measured[name].add(tuple(place))
+    once = {(0, "closed", None), (0, "held_out_gallery", None)}
+    draws = {(0, "unseen_classes", 0)}
+    again = {(1, "closed", None), (1, "held_out_gallery", None)}
+    assert measured["cnn"] == once | draws | again
+    assert measured[BASELINE] == once | draws
+    assert measured["resnet50"] == {(0, "closed", None)}
+
+
+def test_a_classifier_is_searched_with_in_all_ways_and_a_baseline_in_one(table):
+    def searches(chosen: pd.Series) -> set[str]:
+        return set(table.loc[chosen, "search"].dropna())
+
+    is_taught = table["protocol"] != "unseen_classes"
+    is_baseline = table["architecture"] == BASELINE
+    assert searches(is_taught & ~is_baseline) == {
+        "unrestricted", "predicted_class", "soft", "label_lookup", "oracle_class"
+    }  # fmt: skip
+    assert searches(~is_taught) == searches(is_baseline) == {"unrestricted"}
+    assert (table["metric"] == "accuracy").groupby(table["architecture"]).any().to_dict() == {
+        "cnn": True, "resnet50": True, BASELINE: False
+    }  # fmt: skip
+
+
+def value(table: pd.DataFrame, **wanted) -> float:
+    """The one value over all queries; what is not asked for does not apply."""
+    wanted = {"seed": 0, "protocol": "closed"} | wanted
+    chosen = table[table["class"].isna()]
+    for column in ("seed", "draw", "epoch", "protocol", "search", "k"):
+        is_it = chosen[column].isna() if column not in wanted else chosen[column] == wanted[column]
+        chosen = chosen[is_it]
+    chosen = chosen[chosen["metric"] == wanted["metric"]]
+    return chosen.loc[chosen["architecture"] == wanted["architecture"], "value"].item()
+
+
+def mean_average_precision(arrays: dict, search: str, labels, gallery, queries) -> float:
+    """From the embeddings alone, a query at a time."""
+    predicted = arrays["probabilities"].argmax(axis=1) if "probabilities" in arrays else None
+    vectors, precisions = arrays["vectors"], []
+    for query in queries:
+        kept = gallery[gallery != query]
+        order = kept[np.argsort(-(vectors[kept] @ vectors[query]), kind="stable")]
+        if search == "predicted_class":
+            order = order[labels[order] == predicted[query]]
+        hits = labels[order] == labels[query]
+        at_hits = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]
+        precisions.append(at_hits.sum() / (labels[kept] == labels[query]).sum())
+    return float(np.mean(precisions))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_accuracy_and_map_are_those_recomputed_from_the_embeddings(
+    name, study, table, queries, manifest
+):
+    folder = study.root / manifest["architectures"][name]["artifacts"]["embeddings"]
+    arrays = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    (path,) = (study.root / "artifacts" / "images").glob("*/labels.npy")
+    labels = np.load(path)
+    asked = queries.loc[queries["protocol"] == "closed", "query"].unique()
+    assert len(asked) == 12
+    gallery = np.setdiff1d(np.arange(len(labels)), asked)
+    ways = [("unrestricted", "closed", gallery)]
+    if name in ("cnn", BASELINE):
+        ways.append(("unrestricted", "held_out_gallery", asked))
+    if name != BASELINE:
+        ways.append(("predicted_class", "closed", gallery))
+        right = (arrays["probabilities"][asked].argmax(axis=1) == labels[asked]).mean()
+        assert value(table, architecture=name, metric="accuracy") == pytest.approx(right, rel=1e-5)
+    for search, protocol, searched in ways:
+        wanted = {"metric": "mean_average_precision", "search": search, "protocol": protocol}
+        expected = mean_average_precision(arrays, search, labels, searched, asked)
+        # Ties of unequal last bits may swap.
+        assert value(table, architecture=name, **wanted) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_the_predicted_class_the_scores_are_the_accuracy(name, table):
+    states = table[(table["architecture"] == name) & (table["metric"] == "accuracy")]
+    states = states[states["class"].isna()]
+    assert len(states) == (6 if name == "cnn" else 1)
+    for state in states.itertuples():
+        place = {"architecture": name, "seed": state.seed, "protocol": state.protocol}
+        if not np.isnan(state.epoch):
+            place["epoch"] = state.epoch
+        for metric, more in (
+            ("mean_average_precision", {}), ("precision", {"k": 1}), ("ndcg", {"k": 1}),
+        ):  # fmt: skip
+            given = place | more | {"metric": metric}
+            assert value(table, search="predicted_class", **given) == state.value
+            assert value(table, search="oracle_class", **given) == 1
+
+
+def test_what_is_relevant_is_what_the_protocol_says(queries):
+    relevant = queries.groupby("protocol")["n_relevant"].unique().map(list)
+    # 12 of each class in the gallery; of 4 queries a class, those that are not the query itself.
+    assert relevant.to_dict() == {"closed": [12], "held_out_gallery": [3], "unseen_classes": [12]}
+    unseen = queries[queries["protocol"] == "unseen_classes"]
+    per_draw = unseen.groupby(["architecture", "draw"])["label"].agg(["nunique", "count"])
+    assert (per_draw == [1, 4]).all(axis=None)
+
+
+def test_the_table_of_queries_agrees_with_the_table_of_metrics(queries, table):
+    place = ["architecture", "seed", "draw", "epoch", "protocol", "search"]
+    assert not queries.duplicated([*place, "query"]).any()
+    means = queries.groupby(place, dropna=False).mean(numeric_only=True).reset_index()
+    whole = table[table["class"].isna()]
+    for metric, k, column in (
+        ("mean_average_precision", None, "average_precision"), ("recall", 5, "recall@5"),
+        ("gallery_searched", None, "searched"),
+    ):  # fmt: skip
+        rows = whole[whole["metric"] == metric]
+        rows = rows[rows["k"].isna() if k is None else rows["k"] == k]
+        both = rows.merge(means.astype(dict.fromkeys(("seed", "draw", "epoch"), "float")), on=place)
+        assert len(rows) == len(both) == len(means)
+        assert both["value"].to_numpy() == pytest.approx(both[column].to_numpy(), rel=1e-5)
+    counts = whole.groupby("protocol")["n_queries"].unique().map(list).to_dict()
+    assert counts == {"closed": [12], "held_out_gallery": [12], "unseen_classes": [4]}
+
+
+def test_the_manifest_says_what_the_networks_were_made_from(manifest, study):
+    assert {"python", "backend", "keras", "numpy", "tensorflow"} <= set(manifest["versions"])
+    for name in NETWORKS:
+        run = manifest["architectures"][name]
+        assert run["parameters"]["backbone"] == name
+        assert run["parameters"]["dataset"] == "data/shapes"
+        assert re.fullmatch("[0-9a-f]{64}", run["weights"]["trained"])
+        assert run["weights"]["started from"] == "random"
+        steps = {"training", "embeddings", "unrestricted", "predicted_class", "notebook"}
+        assert steps <= set(run["seconds"])
+        assert all(seconds > 0 for seconds in run["seconds"].values())
+        assert run["peak_memory_bytes"] > 50e6
+        assert all((study.root / path).is_dir() for path in run["artifacts"].values())
+
+
+def children(process: int) -> list[int]:
+    """Every process below a process: a notebook's kernel has a session of its own."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    below, waiting = [], [process]
+    while waiting:
+        waiting = [pid for pid, parent in parents.items() if parent in waiting]
+        below += waiting
+    return below
+
+
+def stop_at(root: Path, beginning: str, how: signal.Signals) -> SimpleNamespace:
+    """Start the command and stop it when it prints a line that begins so."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cbir", "report", "--study", "tiny"],
+        cwd=root,
+        env={**os.environ, "KERAS_HOME": str(root / "keras")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A job in the background ignores SIGINT, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith(beginning):
+            break
+    below = children(process.pid)
+    os.killpg(process.pid, how)
+    if how == signal.SIGKILL:  # as a loss of power: nothing of it goes on
+        for pid in below:
+            os.kill(pid, how)
+    rest, errors = process.communicate(timeout=60)
+    end = time.monotonic() + 15
+    while (left := [pid for pid in below if Path(f"/proc/{pid}").exists()]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.2)
+    return SimpleNamespace(
+        returncode=process.returncode, stdout=printed + rest, stderr=errors, left=left
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted(study, tmp_path_factory) -> SimpleNamespace:
+    """The CNN of a copy of the study anew, from nothing: killed, interrupted, then left alone."""
+    root = tmp_path_factory.mktemp("interrupted") / "project"
+    shutil.copytree(study.root, root)
+    shorten_notebooks(root, but=("baseline", "resnet50"))
+    reports = root / "reports" / "tiny"
+    summary = json.loads((reports / "cnn" / "summary.json").read_text())
+    for artifact in summary["artifacts"].values():
+        shutil.rmtree(root / artifact)
+    shutil.rmtree(root / "artifacts" / "images")
+    for path in reports.glob("cnn*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return SimpleNamespace(
+        killed=stop_at(root, "epoch 2/", signal.SIGKILL),
+        stopped=stop_at(root, "epoch 4/", signal.SIGINT),
+        **vars(report(root)),
+    )
+
+
+def test_a_killed_run_goes_on_after_its_last_epoch(interrupted):
+    assert interrupted.killed.returncode == -signal.SIGKILL
+    resumed = re.search(r"resuming after epoch (\d+)", interrupted.stopped.stdout)
+    assert resumed
+    assert 1 <= int(resumed[1]) < EPOCHS  # a line is printed before the epoch is saved
+    assert "epoch 1/" not in interrupted.stopped.stdout
+
+
+def test_an_interruption_is_one_line_and_leaves_nothing_running(interrupted):
+    stopped = interrupted.stopped
+    assert stopped.stderr == "interrupted: run the same command again to go on from here\n"
+    assert stopped.returncode == 130
+    assert stopped.left == []
+    assert "resnet50" not in stopped.stdout
+
+
+def test_an_interrupted_study_ends_with_the_bytes_of_an_undisturbed_one(
+    interrupted, study, manifest
+):
+    """Made anew, killed, interrupted and resumed, the CNN is what it was when made at once."""
+    assert interrupted.done.returncode == 0, interrupted.done.stderr
+    assert "resuming after epoch" in interrupted.done.stdout
+    both = (interrupted.reports, study.reports)
+    tables = [(folder / "metrics.csv").read_bytes() for folder in both]
+    assert tables[0] == tables[1]
+    histories = [pd.read_csv(folder / "cnn" / "history.csv") for folder in both]
+    assert histories[0].drop(columns="seconds").equals(histories[1].drop(columns="seconds"))
+    repeated = json.loads((interrupted.reports / "manifest.json").read_text())
+    assert repeated["data"]["fingerprint"] == manifest["data"]["fingerprint"]
+    assert (
+        repeated["architectures"]["cnn"]["weights"] == manifest["architectures"]["cnn"]["weights"]
+    )
