@@ -33,7 +33,9 @@ def runs(scores: dict[str, list], baselines: int = 0) -> dict:
 
 def told(sentences: str) -> list[tuple[str, str]]:
     """Pairs of the names of whom the verdict calls ahead, and of whom it is ahead of."""
-    return re.findall(r"\*\*(\w+)\*\* is significantly ahead of (\w+) in mAP: by", sentences)
+    return re.findall(
+        r"\*\*(\w+)\*\* is significantly ahead of (\w+) in mAP: difference", sentences
+    )
 
 
 def undecided(sentences: str) -> set[frozenset]:
@@ -132,7 +134,7 @@ def test_the_verdict_names_who_is_ahead_and_by_how_much():
     pair |= {"ci_high": 0.15, "p_holm": 0.0123, "n_queries": 1060, "is_significant": True}
     found = runs({"cnn": [0.5], "vgg16": [0.6]})
     text = sentences.verdict(pd.DataFrame([pair]), found)
-    numbers = "by 0.123 [0.100,\u00a00.150], p = 0.012, 1,060 queries"
+    numbers = "difference 0.123 [0.100,\u00a00.150], p = 0.012, 1,060 queries"
     assert f"**vgg16** is significantly ahead of cnn in mAP: {numbers}" in text
 
 
@@ -267,8 +269,12 @@ def test_unseen_classes_are_told_over_all_draws_against_each_baseline():
     assert "] on classes that it was not trained on (" in said
     low, high = (np.mean(each) for each in apart(0.5, 0.7))
     assert f"({low:.3f} to {high:.3f} by draw;" in said
-    assert re.search(r"ahead of random \(by 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001\)", said)
-    assert re.search(r"behind pixels \(by 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001\)", said)
+    assert re.search(
+        r"ahead of random \(difference 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001\)", said
+    )
+    assert re.search(
+        r"behind pixels \(difference 0\.\d+ \[0\.\d+,\u00a00\.\d+\], p < 0\.001\)", said
+    )
 
 
 @few
@@ -302,10 +308,8 @@ def test_a_run_is_described_by_its_own_numbers():
         for seed, correct in ((0, 0.0), (1, 1.0))
     ]
     said = sentences.describe_run(result(*frames, epochs=1))
-    assert said.startswith("**cnn** predicts the right class for 0.75 [0.50,")
-    assert (
-        "of 2 queries, and for 1.000 [1.000,\u00a01.000] of the images that it learnt from" in said
-    )
+    assert said.startswith("**cnn** classifies 2 queries with an accuracy of 0.75 [0.50,")
+    assert "and its training images with one of 1.000 [1.000,\u00a01.000]. It ranks" in said
     assert "ranks the whole gallery of 5,000 images" in said
     assert "precision of 0.50 [" in said
     assert "(means of 2 seeds)" in said
@@ -317,7 +321,7 @@ def test_a_run_is_described_by_its_own_numbers():
 def test_a_baseline_is_described_without_what_it_has_not():
     said = sentences.describe_run(result(rows([0.25, 0.75], architecture="random"), baseline=True))
     assert "mean average precision of 0.50 [" in said
-    for word in ("predicts", "Training", "seeds", "–", "nan"):
+    for word in ("classifies", "Training", "seeds", "–", "nan"):
         assert word not in said
 
 
@@ -401,7 +405,7 @@ def test_the_answer_claims_a_difference_only_where_the_test_finds_one(scores):
         (other,) = {pair.ahead, pair.behind} - {first}
         assert (other in different) == pair.is_significant
         assert (other in tied) != pair.is_significant
-        numbers = f"(by {Estimate(pair.difference, pair.ci_low, pair.ci_high)}, "
+        numbers = f"(difference {Estimate(pair.difference, pair.ci_low, pair.ci_high)}, "
         if not pair.is_significant:
             assert f"{other} {numbers}{sentences.p_value(pair.p_holm)})" in tied
     assert ("Among the statistically tied leaders" in text) == bool(tied)
@@ -413,21 +417,20 @@ def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
     text = in_short({"cnn": low, "vgg": high, "raw_pixels": baseline}, baselines=1)
     difference = np.mean(high) - np.mean(low)
     assert text.startswith(f"**vgg** has the highest mAP, {np.mean(high):.3f} [")
-    assert f" It is significantly ahead of cnn (by {difference:.3f} [" in text
+    assert f" It is significantly ahead of cnn (difference {difference:.3f} [" in text
     lead = np.mean(high) - np.mean(baseline)
-    assert f"highest mAP, raw_pixels, is significantly behind vgg (by {lead:.2f}" in text
+    assert f"highest mAP, raw_pixels, is significantly behind vgg (difference {lead:.2f}" in text
     # 1,000 images a second, 3 MB for 5,000 of them.
-    cost = "takes 1 ms to embed an image and 600 bytes to store its embedding"
-    assert f" vgg {cost}; cnn {cost}." in text
+    assert "takes 1 ms and 600 bytes with vgg, 1 ms and 600 bytes with cnn." in text
     assert text.count(". ") == 3  # four sentences
 
 
 def test_a_baseline_that_is_ahead_is_said_to_be():
     low, high = apart(0.2, 0.8)
     text = in_short({"cnn": low, "raw_pixels": high}, baselines=1)
-    assert re.search(r"raw_pixels, is significantly ahead of cnn \(by 0\.\d+ \[", text)
+    assert re.search(r"raw_pixels, is significantly ahead of cnn \(difference 0\.\d+ \[", text)
     tied = in_short({"cnn": low, "raw_pixels": low[::-1]}, baselines=1)
-    assert "raw_pixels, is not significantly different from cnn (by 0.000" in tied
+    assert "raw_pixels, is not significantly different from cnn (difference 0.000" in tied
 
 
 def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
@@ -437,7 +440,7 @@ def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
     text = sentences.in_short(tables.quality_and_cost(found), tables.pairs(found))
     assert "It is not significantly different from" in text
     assert "Among the statistically tied leaders, cnn is the fastest. " in text
-    assert "20 ms to embed an image" in text
+    assert "20 ms and 600 bytes with vgg" in text
 
 
 def test_with_one_architecture_or_none_the_answer_says_so():
@@ -445,7 +448,7 @@ def test_with_one_architecture_or_none_the_answer_says_so():
     alone = in_short({"cnn": high, "random": low}, baselines=1)
     assert ". No other architecture has results." in alone
     assert "The baseline with the highest mAP, random, is" in alone
-    assert "cnn takes 1 ms" in alone
+    assert "takes 1 ms and 600 bytes with cnn." in alone
     assert "nan" not in in_short({"cnn": [0.5]})
     none = in_short({"random": high, "raw_pixels": low}, baselines=2)
     assert none == "No architecture has results, only baselines have."

@@ -106,11 +106,10 @@ def _costs(trained: pd.DataFrame, tied: list[str]) -> Iterator[str]:
         yield f"Among the statistically tied leaders, {fastest} is the fastest."
         others = [fastest] if fastest != first else tied
     costs = [
-        f"{name} takes {row['milliseconds']:.3g} ms to embed an image and {row['bytes']:,.0f} "
-        "bytes to store its embedding"
+        f"{row['milliseconds']:.3g} ms and {row['bytes']:,.0f} bytes with {name}"
         for name, row in trained.loc[[first, *others[:1]]].iterrows()
     ]
-    yield f"{'; '.join(costs)}."
+    yield f"Embedding and storing an image takes {', '.join(costs)}."
 
 
 def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
@@ -136,7 +135,9 @@ def _verdict_on_pair(pair) -> str:
     numbers = f"{_difference(pair)}, {pair.n_queries:,} queries"
     if pair.is_significant:
         return f"- **{pair.ahead}** is significantly ahead of {pair.behind} in mAP: {numbers}."
-    return f"- {pair.ahead} and {pair.behind} are **not significantly different**: {numbers}."
+    return (
+        f"- {pair.ahead} and {pair.behind} are **not significantly different** in mAP: {numbers}."
+    )
 
 
 def _verdict_on_baseline(name: str, pairs: pd.DataFrame, baselines: list[str]) -> str:
@@ -194,10 +195,9 @@ def describe_run(run: Run) -> str:
     subject, accuracy = f"**{name}**", ""
     if not run.is_baseline:
         accuracy = (
-            f"**{name}** predicts the right class for {numbers['accuracy']} of "
-            f"{images['queries']:,} queries, and for "
-            f"{estimates.from_row(summary['training_accuracy'])} of the images that it learnt "
-            "from. "
+            f"**{name}** classifies {images['queries']:,} queries with an accuracy of "
+            f"{numbers['accuracy']}, and its training images with one of "
+            f"{estimates.from_row(summary['training_accuracy'])}. "
         )
         subject = "It"
     text = (
@@ -360,7 +360,8 @@ def _relation(name: str, other: str, pair) -> str:
 
 def _difference(pair) -> str:
     """By how much the mAP of a pair differs, with the interval and the p-value."""
-    return f"by {Estimate(pair.difference, pair.ci_low, pair.ci_high)}, {p_value(pair.p_holm)}"
+    difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
+    return f"difference {difference}, {p_value(pair.p_holm)}"
 
 
 def p_value(p: float) -> str:
