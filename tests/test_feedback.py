@@ -127,7 +127,9 @@ def test_where_all_cancels_out_the_query_is_left():
 
 @settings(max_examples=100, deadline=None)
 @given(query=unit(1), marked=unit(5), n_positive=st.integers(0, 5))
-def test_what_is_refined_is_of_unit_length_and_nearer_to_the_positive_examples(query, marked, n_positive):
+def test_what_is_refined_is_of_unit_length_and_nearer_to_the_positive_examples(
+    query, marked, n_positive
+):
     weights = Rocchio(1, 0.5, 0.25)
     positive, negative = marked[:n_positive], marked[n_positive:]
     found = refine(query[0], positive, negative, weights)

@@ -38,7 +38,7 @@ def around(mean: float, n_queries: int = 12) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def results():
+def runs():
     """Two architectures, two sizes, frozen or not: training helps vgg alone, size helps both."""
     found = {}
     means = {"vgg": (0.3, 0.5, 0.7, 0.9), "cnn": (0.2, 0.2, 0.4, 0.4)}
@@ -55,8 +55,8 @@ def results():
 
 
 @pytest.fixture(scope="module")
-def runs(results):
-    return grids.points_table(results)
+def points(runs):
+    return grids.points_table(runs)
 
 
 def learning(*counts: int) -> dict:
@@ -72,9 +72,9 @@ def learning(*counts: int) -> dict:
 # Tables
 
 
-def test_a_row_says_where_a_run_stands_and_what_it_reached(results, runs):
-    assert list(runs.index) == list(results)
-    row = runs.loc["vgg-64-head"]
+def test_a_row_says_where_a_run_stands_and_what_it_reached(runs, points):
+    assert list(points.index) == list(runs)
+    row = points.loc["vgg-64-head"]
     assert (row["architecture"], row["input_size"], row["train"]) == ("vgg", 64, "head")
     assert row[ACCURACY] == pytest.approx(0.7)
     assert row[MAP] == pytest.approx(0.7)
@@ -97,10 +97,10 @@ def test_seeds_are_averaged_in_a_row():
     assert row[ACCURACY] == pytest.approx(0.75)
 
 
-def test_dimensions_are_the_parameters_of_the_grid_in_their_order(runs):
-    assert grids.dimensions(runs) == ["input_size", "train"]
-    assert grids.is_number(runs, "input_size")
-    assert not grids.is_number(runs, "train")
+def test_dimensions_are_the_parameters_of_the_grid_in_their_order(points):
+    assert grids.dimensions(points) == ["input_size", "train"]
+    assert grids.is_number(points, "input_size")
+    assert not grids.is_number(points, "train")
 
 
 def test_figures_run_along_numbers_and_of_these_along_the_most():
@@ -117,8 +117,8 @@ def test_figures_run_along_numbers_and_of_these_along_the_most():
     assert axis(pooling=["avg"]) == "pooling"
 
 
-def test_a_series_differs_along_the_axis_alone(runs):
-    groups = grids.series(runs)
+def test_a_series_differs_along_the_axis_alone(points):
+    groups = grids.series(points)
     assert {name: group.index.tolist() for name, group in groups.items()} == {
         "vgg, train head": ["vgg-32-head", "vgg-64-head"],
         "vgg, train all": ["vgg-32-all", "vgg-64-all"],
@@ -128,8 +128,8 @@ def test_a_series_differs_along_the_axis_alone(runs):
     assert list(grids.series(grids.points_table(learning(10, 20)))) == ["cnn"]
 
 
-def test_a_reader_sees_numbers_with_their_intervals(runs):
-    shown = grids.readable(runs)
+def test_a_reader_sees_numbers_with_their_intervals(points):
+    shown = grids.readable(points)
     assert shown.index.tolist() == ["vgg"] * 4 + ["cnn"] * 4
     columns = ["input_size", "train", ACCURACY, TRAINING, MAP, SPEED, SECONDS, INDEX]
     assert list(shown.columns) == columns
@@ -142,8 +142,8 @@ def test_a_reader_sees_numbers_with_their_intervals(runs):
 # Which differences are significant
 
 
-def test_pairs_differ_in_one_parameter_alone(results, runs):
-    found = grids.pairs(results, runs)
+def test_pairs_differ_in_one_parameter_alone(runs, points):
+    found = grids.pairs(runs, points)
     both = {frozenset(pair) for pair in zip(found["ahead"], found["behind"], strict=True)}
     expected = {
         frozenset((f"{name}-{one}", f"{name}-{other}"))
@@ -157,12 +157,12 @@ def test_pairs_differ_in_one_parameter_alone(results, runs):
     assert len(found) == 8
 
 
-def test_pairs_are_corrected_for_those_of_the_table_alone(results, runs):
-    found = grids.pairs(results, runs)
+def test_pairs_are_corrected_for_those_of_the_table_alone(runs, points):
+    found = grids.pairs(runs, points)
     assert found["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(found["p"].to_numpy()))
     assert (found["is_significant"] == (found["p_holm"] < 0.05)).all()
-    # All 28 pairs of runs would have been corrected for more.
-    every = tables.pairs(results).set_index(["ahead", "behind"])["p_holm"]
+    # All 28 pairs of points would have been corrected for more.
+    every = tables.pairs(runs).set_index(["ahead", "behind"])["p_holm"]
     own = found.set_index(["ahead", "behind"])["p_holm"]
     assert (own <= every[own.index]).all()
     assert (own < every[own.index]).any()
@@ -187,8 +187,8 @@ def test_a_grid_of_which_one_run_has_results_has_no_pairs():
 # Sentences
 
 
-def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs):
-    said = grids.best_points(runs, grids.pairs(results, runs)).split("\n\n")
+def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points):
+    said = grids.best_points(points, grids.pairs(runs, points)).split("\n\n")
     assert len(said) == 2
     assert said[0] == (
         "**vgg**: the highest mAP is 0.9000 [0.8995,\u00a00.9005], with input_size 64, train all "
@@ -197,8 +197,8 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(results, runs
     )
 
 
-def test_what_is_not_significantly_different_from_the_best_is_named(results, runs):
-    said = grids.best_points(runs, grids.pairs(results, runs)).split("\n\n")
+def test_what_is_not_significantly_different_from_the_best_is_named(runs, points):
+    said = grids.best_points(points, grids.pairs(runs, points)).split("\n\n")
     assert "Not significantly" not in said[0]
     assert said[1].startswith("**cnn**: the highest mAP is 0.40")
     assert "with input_size 64, train all (" in said[1]
@@ -210,8 +210,8 @@ def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
     found = {}
     for pooling in order:
         found |= run("cnn", {"pooling": pooling}, around(0.5))
-    runs = grids.points_table(found)
-    said = grids.best_points(runs, grids.pairs(found, runs))
+    points = grids.points_table(found)
+    said = grids.best_points(points, grids.pairs(found, points))
     assert f"with pooling {order[0]} (" in said
     assert f"Not significantly different from it: pooling {order[1]}." in said
 
@@ -219,8 +219,8 @@ def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
 def test_a_point_that_is_both_best_and_fastest_is_told_once():
     found = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
     found |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
-    runs = grids.points_table(found)
-    said = grids.best_points(runs, grids.pairs(found, runs))
+    points = grids.points_table(found)
+    said = grids.best_points(points, grids.pairs(found, points))
     assert said.endswith("with dropout 0.1 (accuracy 1.000 [1.000,\u00a01.000], 900 images/s).")
 
 
@@ -228,8 +228,8 @@ def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
     found = run("cnn", {"input_size": 32, "train": "head"}, [0.1, 0.9, 0.5])
     found |= run("cnn", {"input_size": 64, "train": "all"}, [0.2, 0.9, 0.5])
     found |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0])
-    runs = grids.points_table(found)
-    said = grids.best_points(runs, grids.pairs(found, runs))
+    points = grids.points_table(found)
+    said = grids.best_points(points, grids.pairs(found, points))
     assert "with input_size 64, train all (" in said
     assert (
         "Not tested against it, since more than one parameter differs, though the intervals "
@@ -245,20 +245,20 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     scores = rows(around(0.7), architecture="vgg", correct=1.0)
     fixed = result(scores, parameters=given)
     fixed.summary["dataset"] |= {"train": 40, "validation": 10}
-    runs = grids.points_table(found | {"vgg": fixed})
-    assert runs.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
-    assert list(grids.series(runs)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
+    points = grids.points_table(found | {"vgg": fixed})
+    assert points.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
+    assert list(grids.series(points)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
     # Its own images, where others vary how many they learn from.
-    runs = grids.points_table(learning(10, 20) | {"vgg": fixed})
-    assert runs.loc["vgg", "learn_from"] == 50
+    points = grids.points_table(learning(10, 20) | {"vgg": fixed})
+    assert points.loc["vgg", "learn_from"] == 50
     # Of a head's training, whose epochs are not those of the backbone, nothing is known.
     frozen = result(scores, parameters=given | {"train": "head"})
     found = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
-    runs = grids.points_table(found | {"vgg": frozen})
-    assert runs["dropout"].tolist() == [0.1, 0.2, "–"]
+    points = grids.points_table(found | {"vgg": frozen})
+    assert points["dropout"].tolist() == [0.1, 0.2, "–"]
     # Mixed with numbers, a dash is a column of its own, and there is no order to run along.
-    assert not grids.is_number(runs, "dropout")
-    axis = grids.heat_maps(runs).axes[0]
+    assert not grids.is_number(points, "dropout")
+    axis = grids.heat_maps(points).axes[0]
     assert [each.get_text() for each in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
 
 
@@ -268,7 +268,7 @@ def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict
 
 
 def told_of(found: dict, **differing: list) -> str:
-    """What is said of overfitting where the runs differ, besides the backbone, in these alone."""
+    """What is said of overfitting where the points differ, besides the backbone, in these alone."""
     backbones = [name.partition("-")[0] for name in found]
     described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(found))
     return grids.overfitting(grids.points_table(found), described)
@@ -279,9 +279,9 @@ def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
     frame = rows([0.5, 0.5], architecture="cnn-500", variant="learn_from=500", correct=[1.0, 0.0])
     accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
     found = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
-    runs = grids.points_table(found)
-    assert runs.loc["cnn-500", [ACCURACY + LOW, ACCURACY + HIGH]].tolist() == [0.0, 1.0]
-    row = grids.gaps(runs).loc["cnn-500"]
+    points = grids.points_table(found)
+    assert points.loc["cnn-500", [ACCURACY + LOW, ACCURACY + HIGH]].tolist() == [0.0, 1.0]
+    row = grids.gaps(points).loc["cnn-500"]
     assert row["value"] == pytest.approx(0.9 - 0.5)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.8 - 1.0, 0.95 - 0.0))
 
@@ -353,28 +353,28 @@ def test_gaps_are_told_for_each_point_of_what_else_differs():
     )
 
 
-def test_of_other_grids_nothing_is_said_of_overfitting(runs):
-    assert grids.overfitting(runs, pd.DataFrame()) == ""
+def test_of_other_grids_nothing_is_said_of_overfitting(points):
+    assert grids.overfitting(points, pd.DataFrame()) == ""
 
 
 # Figures
 
 
-def test_heat_maps_have_a_row_a_series_and_a_column_a_value(runs):
-    figure = grids.heat_maps(runs)
+def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
+    figure = grids.heat_maps(points)
     assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, SPEED]
     assert {axis.get_xlabel() for axis in figure.axes} == {"input_size"}
     first = figure.axes[0]
     assert [each.get_text() for each in first.get_xticklabels()] == ["32", "64"]
-    assert [each.get_text() for each in first.get_yticklabels()] == list(grids.series(runs))
+    assert [each.get_text() for each in first.get_yticklabels()] == list(grids.series(points))
     texts = [[each.get_text() for each in axis.texts] for axis in figure.axes]
     values = ["0.300", "0.700", "0.500", "0.900", "0.200", "0.400", "0.200", "0.400"]
     assert texts == [values, values, ["1,000", "250"] * 4]
 
 
 def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
-    def columns(results):
-        axis = grids.heat_maps(grids.points_table(results)).axes[0]
+    def columns(runs):
+        axis = grids.heat_maps(grids.points_table(runs)).axes[0]
         return [each.get_text() for each in axis.get_xticklabels()]
 
     named = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
@@ -382,16 +382,16 @@ def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
     assert columns(learning(50, 10, 20)) == ["10", "20", "50"]
 
 
-def test_a_point_without_results_stays_empty(runs):
-    figure = grids.heat_maps(runs.drop(index="vgg-32-head"))
+def test_a_point_without_results_stays_empty(points):
+    figure = grids.heat_maps(points.drop(index="vgg-32-head"))
     texts = [each.get_text() for each in figure.axes[0].texts]
     assert len(texts) == 7
     assert "0.300" not in texts
 
 
 def test_curves_run_along_the_axis_with_training_images_dashed():
-    runs = grids.points_table(learning(500, 50000, 1000))
-    figure = grids.curves(runs)
+    points = grids.points_table(learning(500, 50000, 1000))
+    figure = grids.curves(points)
     left, right = figure.axes
     assert (left.get_ylabel(), right.get_ylabel()) == (ACCURACY, MAP)
     for axis in (left, right):
@@ -422,13 +422,13 @@ def test_curves_have_a_place_for_zero(values, scale):
     assert steps[0] == pytest.approx(steps[1], rel=0.01)
 
 
-def test_curves_bear_their_intervals(runs):
-    figure = grids.curves(runs)
+def test_curves_bear_their_intervals(points):
+    figure = grids.curves(points)
     left, right = figure.axes
     assert (len(left.lines), len(right.lines)) == (8, 4)
     assert len({line.get_color() for line in right.lines}) == 4
     band = right.collections[0].get_paths()[0].vertices
-    own = runs.loc[["vgg-32-head", "vgg-64-head"]]
+    own = points.loc[["vgg-32-head", "vgg-64-head"]]
     for size, low, high in zip((32, 64), own[MAP + LOW], own[MAP + HIGH], strict=True):
         at = band[band[:, 0] == size, 1]
         assert (at.min(), at.max()) == pytest.approx((low, high))

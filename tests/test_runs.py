@@ -66,30 +66,30 @@ def leave(folder, *, baseline=False):
 
 def test_a_run_is_read_as_it_was_left(reports):
     leave(reports / "cnn")
-    found = read_run("tiny", "cnn")
-    pd.testing.assert_frame_equal(found.per_query, scores())
-    assert found.history["loss"].to_dict() == {1: 0.5, 2: 0.25}
-    assert found.rankings["unrestricted"].tolist() == [[1, 0], [0, -1]]
-    assert found.similarities["unrestricted"][0].tolist() == [0.5, 0.25]
-    assert found.protocol == "closed"
-    assert not found.is_baseline
+    run = read_run("tiny", "cnn")
+    pd.testing.assert_frame_equal(run.per_query, scores())
+    assert run.history["loss"].to_dict() == {1: 0.5, 2: 0.25}
+    assert run.rankings["unrestricted"].tolist() == [[1, 0], [0, -1]]
+    assert run.similarities["unrestricted"][0].tolist() == [0.5, 0.25]
+    assert run.protocol == "closed"
+    assert not run.is_baseline
 
 
 def test_a_run_without_a_training_is_a_baseline(reports):
     leave(reports / "random", baseline=True)
     # As a network of the same name may have left one.
     (reports / "random" / "history.csv").write_text("epoch,loss\n1,0.5\n")
-    found = read_run("tiny", "random")
-    assert found.is_baseline
-    assert found.history is None
+    run = read_run("tiny", "random")
+    assert run.is_baseline
+    assert run.history is None
 
 
 def test_a_page_shows_the_first_seed_and_the_comparison_the_average(reports):
     leave(reports / "cnn")
-    found = read_run("tiny", "cnn")
+    run = read_run("tiny", "cnn")
     wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
-    assert tidy.select(found.first_rows(), **wanted)["value"].item() == 0.5
-    averaged = tidy.select(found.averaged, **wanted)
+    assert tidy.select(run.first_rows(), **wanted)["value"].item() == 0.5
+    averaged = tidy.select(run.averaged, **wanted)
     assert averaged["value"].item() == pytest.approx((0.3 + 0.4 + 0.8) / 3)
     assert averaged["n_queries"].item() == 3
 
@@ -166,24 +166,24 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
     folder = root / "reports" / "tiny" / "random"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    found = invented.save_baseline("random", seeds=[4, 2], protocols=["held_out_gallery", "closed"])
+    run = invented.save_baseline("random", seeds=[4, 2], protocols=["held_out_gallery", "closed"])
     # The notebook was run by hand: the mark of a finished report does not hold any more.
     assert not (folder / "manifest.json").exists()
-    summary = found.summary
+    summary = run.summary
     assert summary["searches"] == ["unrestricted"]
     assert summary["measurement"]["seeds"] == [4, 2]
-    assert found.protocol == "held_out_gallery"
+    assert run.protocol == "held_out_gallery"
     # The gallery is that of the first protocol: the test images.
     assert summary["dataset"]["gallery"] == summary["dataset"]["queries"] == 12
     assert (summary["embedding_dim"], summary["index_bytes"]) == (128, 12 * 128 * 4)
     assert not {"weights", "size", "epochs", "calibrations"} & summary.keys()
     assert not {"training_accuracy", "training_seconds"} & summary.keys()
     assert summary["variant"] == ""
-    assert found.per_query["variant"].isna().all()
-    assert set(found.first_rows()["seed"]) == {4}
-    assert set(found.first_rows()["protocol"]) == {"held_out_gallery"}
-    assert found.rankings["unrestricted"].shape == (12, 10)
-    places = found.per_query.groupby(["seed", "protocol"]).size()
+    assert run.per_query["variant"].isna().all()
+    assert set(run.first_rows()["seed"]) == {4}
+    assert set(run.first_rows()["protocol"]) == {"held_out_gallery"}
+    assert run.rankings["unrestricted"].shape == (12, 10)
+    places = run.per_query.groupby(["seed", "protocol"]).size()
     assert places.to_dict() == {
         (seed, protocol): 12 for seed in (2, 4) for protocol in ("closed", "held_out_gallery")
     }
@@ -253,10 +253,12 @@ def test_steps_before_the_training_are_told_too(network):
     features, head, last = (Artifact(Path(name), {}) for name in ("a", "b", "c"))
     of_head = Training(head, None, 1, features, None)
     whole = Training(last, None, 1, None, of_head)
-    found = whole.artifacts
-    assert list(found.items()) == [("features", features), ("head", head), ("training", last)]
-    found = of_head.artifacts
-    assert list(found.items()) == [("features", features), ("training", head)]
+    assert list(whole.artifacts.items()) == [
+        ("features", features),
+        ("head", head),
+        ("training", last),
+    ]
+    assert list(of_head.artifacts.items()) == [("features", features), ("training", head)]
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ N_QUERIES = 9
 few = settings(max_examples=20, deadline=None)
 
 
-def runs(scores: dict[str, list], baselines: int = 0) -> dict:
+def make_runs(scores: dict[str, list], baselines: int = 0) -> dict:
     """Runs by name, the last ones baselines."""
     names = list(scores)
-    found = {}
+    runs = {}
     for place, name in enumerate(names):
         is_baseline = place >= len(names) - baselines
-        found[name] = result(rows(scores[name], architecture=name), baseline=is_baseline)
-    return found
+        runs[name] = result(rows(scores[name], architecture=name), baseline=is_baseline)
+    return runs
 
 
 def told(sentences: str) -> list[tuple[str, str]]:
@@ -39,8 +39,8 @@ def told(sentences: str) -> list[tuple[str, str]]:
 
 
 def undecided(sentences: str) -> set[frozenset]:
-    found = re.findall(r"- (\w+) and (\w+) are \*\*not significantly different\*\*", sentences)
-    return {frozenset(pair) for pair in found}
+    pairs = re.findall(r"- (\w+) and (\w+) are \*\*not significantly different\*\*", sentences)
+    return {frozenset(pair) for pair in pairs}
 
 
 def apart(*shifts: float) -> list[list[float]]:
@@ -64,9 +64,9 @@ shifts = st.lists(st.sampled_from([0.0, 0.03, 0.5]), min_size=3, max_size=3)
 @example([[0.5] * N_QUERIES] * 3)
 @given(st.one_of(three, shifts.map(lambda each: apart(*each))))
 def test_the_verdict_says_ahead_only_where_the_test_finds_a_difference(scores):
-    found = runs(dict(zip(["cnn", "resnet", "vgg"], scores, strict=True)))
-    pairs = tables.pairs(found)
-    text = sentences.verdict(pairs, found)
+    runs = make_runs(dict(zip(["cnn", "resnet", "vgg"], scores, strict=True)))
+    pairs = tables.pairs(runs)
+    text = sentences.verdict(pairs, runs)
     expected = pairs[pairs["is_significant"]]
     assert told(text) == list(zip(expected["ahead"], expected["behind"], strict=True))
     assert text.count(" is significantly ahead of ") == len(expected)
@@ -81,8 +81,8 @@ def test_the_verdict_says_ahead_only_where_the_test_finds_a_difference(scores):
 
 def test_a_winner_and_a_tie_are_told_as_such():
     (low,) = apart(0.2)
-    found = runs({"cnn": low, "resnet": low[::-1], "vgg": [0.9] * N_QUERIES})
-    text = sentences.verdict(tables.pairs(found), found)
+    runs = make_runs({"cnn": low, "resnet": low[::-1], "vgg": [0.9] * N_QUERIES})
+    text = sentences.verdict(tables.pairs(runs), runs)
     assert sorted(told(text)) == [("vgg", "cnn"), ("vgg", "resnet")]
     assert undecided(text) == {frozenset(("cnn", "resnet"))}
 
@@ -97,10 +97,10 @@ def test_a_winner_and_a_tie_are_told_as_such():
 )
 def test_a_baseline_is_said_to_be_where_the_test_sees_it(scores):
     names = ["cnn", "vgg", "raw_pixels", "random"]
-    found = runs(dict(zip(names, scores, strict=True)), baselines=2)
-    pairs = tables.pairs(found)
+    runs = make_runs(dict(zip(names, scores, strict=True)), baselines=2)
+    pairs = tables.pairs(runs)
     outcomes = uncertainty.pair_outcomes(pairs, names)
-    text = sentences.verdict(pairs, found)
+    text = sentences.verdict(pairs, runs)
     for baseline in ("raw_pixels", "random"):
         (line,) = re.findall(rf"^- The baseline {baseline}: (.+)\.$", text, re.MULTILINE)
         parts = dict(part.split(": ") for part in line.split("; "))
@@ -116,15 +116,15 @@ def test_a_baseline_is_said_to_be_where_the_test_sees_it(scores):
 
 
 def test_one_architecture_alone_is_compared_with_nothing_but_baselines():
-    found = runs({"cnn": apart(1)[0], "random": apart(0)[0]}, baselines=1)
-    text = sentences.verdict(tables.pairs(found), found)
+    runs = make_runs({"cnn": apart(1)[0], "random": apart(0)[0]}, baselines=1)
+    text = sentences.verdict(tables.pairs(runs), runs)
     assert text.startswith("Only one architecture has results")
     assert "- The baseline random: significantly ahead of it: cnn." in text
 
 
 def test_baselines_alone_are_not_called_an_architecture():
-    found = runs({"raw_pixels": apart(1)[0], "random": apart(0)[0]}, baselines=2)
-    text = sentences.verdict(tables.pairs(found), found)
+    runs = make_runs({"raw_pixels": apart(1)[0], "random": apart(0)[0]}, baselines=2)
+    text = sentences.verdict(tables.pairs(runs), runs)
     assert text.startswith("No architecture has results")
     assert "The baseline" not in text
 
@@ -132,15 +132,15 @@ def test_baselines_alone_are_not_called_an_architecture():
 def test_the_verdict_names_who_is_ahead_and_by_how_much():
     pair = {"ahead": "vgg16", "behind": "cnn", "difference": 0.1234, "ci_low": 0.1}
     pair |= {"ci_high": 0.15, "p_holm": 0.0123, "n_queries": 1060, "is_significant": True}
-    found = runs({"cnn": [0.5], "vgg16": [0.6]})
-    text = sentences.verdict(pd.DataFrame([pair]), found)
+    runs = make_runs({"cnn": [0.5], "vgg16": [0.6]})
+    text = sentences.verdict(pd.DataFrame([pair]), runs)
     numbers = "difference 0.123 [0.100,\u00a00.150], p = 0.012, 1,060 queries"
     assert f"**vgg16** is significantly ahead of cnn in mAP: {numbers}" in text
 
 
 def test_the_verdict_says_what_it_does_not_cover():
-    found = runs({"cnn": [0.5, 0.1], "vgg16": [0.6, 0.2]})
-    text = sentences.verdict(tables.pairs(found), found)
+    runs = make_runs({"cnn": [0.5, 0.1], "vgg16": [0.6, 0.2]})
+    text = sentences.verdict(tables.pairs(runs), runs)
     assert "not that of the seed" in text
     assert "Holm" in text
 
@@ -165,15 +165,15 @@ GAINS = [
 @given(st.lists(st.tuples(values, values, values, values), min_size=1, max_size=2))
 def test_an_embedding_is_ahead_of_the_label_only_where_the_test_says_so(scores):
     scores = [dict(zip(WAYS, each, strict=True)) for each in scores]
-    found = {f"run{place}": all_of_one([], **each) for place, each in enumerate(scores)}
-    lines = sentences.retrieval_or_classification(found).splitlines()
+    runs = {f"run{place}": all_of_one([], **each) for place, each in enumerate(scores)}
+    lines = sentences.retrieval_or_classification(runs).splitlines()
     pairs = [uncertainty.compare(pd.DataFrame({one: each[one], other: each[other]}))
              for each in scores for one, other in (WAYS[:2], WAYS[2:])]  # fmt: skip
     compared = pd.concat(pairs, ignore_index=True)
     # All tests that stand in one list are corrected together.
     told_apart = uncertainty.holm(compared["p"].to_numpy()) < 0.05
     said = [part for line in lines for part in line.split(" Searching only the predicted class ")]
-    assert [line.partition(":")[0] for line in lines] == [f"- **{name}**" for name in found]
+    assert [line.partition(":")[0] for line in lines] == [f"- **{name}**" for name in runs]
     for text, pair, is_told, words in zip(
         said, compared.itertuples(), told_apart, GAINS * len(scores), strict=True
     ):
@@ -247,22 +247,22 @@ def test_published_figures_are_those_of_whole_rankings_with_their_gallery():
 
 def unseen(**scores: list[list[float]]) -> dict:
     """Runs by name with the scores of each draw; those named random or pixels are baselines."""
-    found = {}
+    runs = {}
     for name, draws in scores.items():
         frames = [rows(draws[0], architecture=name)]
         for draw, each in enumerate(draws):
             place = {"protocol": "unseen_classes", "draw": draw}
             queries = range(draw * N_QUERIES, (draw + 1) * N_QUERIES)
             frames.append(rows(each, architecture=name, queries=queries, **place))
-        found[name] = result(*frames, baseline=name in ("random", "pixels"))
-    return found
+        runs[name] = result(*frames, baseline=name in ("random", "pixels"))
+    return runs
 
 
 def test_unseen_classes_are_told_over_all_draws_against_each_baseline():
-    found = unseen(
+    runs = unseen(
         cnn=apart(0.5, 0.7), random=apart(0.1, 0.1), pixels=[[0.99] * N_QUERIES] * 2
     )  # fmt: skip
-    said = sentences.unseen(found)
+    said = sentences.unseen(runs)
     mean = np.mean(apart(0.5, 0.7))
     assert said.count("\n") == 0
     assert said.startswith(f"- **cnn** reaches an mAP of {mean:.2f} [")
@@ -326,11 +326,11 @@ def test_a_baseline_is_described_without_what_it_has_not():
 
 
 def test_every_run_is_described_in_a_paragraph():
-    found = {
+    runs = {
         name: result(rows([0.25, 0.75], architecture=name, correct=1.0))
         for name in ("cnn", "vgg16")
     }
-    said = sentences.describe_runs(found)
+    said = sentences.describe_runs(runs)
     assert [part[:8] for part in said.split("\n\n")] == ["**cnn** ", "**vgg16*"]
 
 
@@ -380,8 +380,8 @@ def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
 
 
 def in_short(scores: dict[str, list], baselines: int = 0) -> str:
-    found = runs(scores, baselines)
-    return sentences.in_short(tables.quality_and_cost(found), tables.pairs(found))
+    runs = make_runs(scores, baselines)
+    return sentences.in_short(tables.quality_and_cost(runs), tables.pairs(runs))
 
 
 @few
@@ -396,7 +396,7 @@ def test_the_answer_claims_a_difference_only_where_the_test_finds_one(scores):
     (first,) = re.findall(r"^\*\*(\w+)\*\* has the highest mAP", text)
     means = {name: np.mean(values) for name, values in scores.items()}
     assert means[first] == pytest.approx(max(means.values()))
-    pairs = tables.pairs(runs(scores))
+    pairs = tables.pairs(make_runs(scores))
     with_first = pairs[(pairs["ahead"] == first) | (pairs["behind"] == first)]
     parts = text.split(". ")
     tied = "".join(part for part in parts if part.startswith("It is not significantly"))
@@ -435,9 +435,9 @@ def test_a_baseline_that_is_ahead_is_said_to_be():
 
 def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
     noise = apart(0.5)[0]
-    found = runs({"cnn": noise, "vgg": noise[::-1]})
-    found["vgg"].summary["speed"] = {"images_per_second": 50.0, "query_milliseconds": 1.0}
-    text = sentences.in_short(tables.quality_and_cost(found), tables.pairs(found))
+    runs = make_runs({"cnn": noise, "vgg": noise[::-1]})
+    runs["vgg"].summary["speed"] = {"images_per_second": 50.0, "query_milliseconds": 1.0}
+    text = sentences.in_short(tables.quality_and_cost(runs), tables.pairs(runs))
     assert "It is not significantly different from" in text
     assert "Among the statistically tied leaders, cnn is the fastest. " in text
     assert "20 ms and 600 bytes with vgg" in text

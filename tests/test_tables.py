@@ -33,7 +33,7 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(project):
+def runs(project):
     """Three runs on the small pictures: one of two seeds and three protocols, and a baseline."""
     return {
         "cnn": invented.save_network("cnn", 2.0, seeds=[3, 1], protocols=PROTOCOLS),
@@ -43,7 +43,7 @@ def found(project):
 
 
 @pytest.fixture(scope="module")
-def dataset(found):
+def dataset(runs):
     return load_shapes()
 
 
@@ -104,16 +104,16 @@ def test_queries_without_a_score_leave_the_comparison():
     assert (pair.n_queries, pair.difference) == (2, pytest.approx(0.7))
 
 
-def test_every_pair_is_compared_once(found):
-    pairs = tables.pairs(found)
+def test_every_pair_is_compared_once(runs):
+    pairs = tables.pairs(runs)
     both = {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)}
     assert len(both) == len(pairs) == 3
     assert (pairs["n_queries"] == 12).all()
-    assert tables.pairs({"cnn": found["cnn"]}).empty
+    assert tables.pairs({"cnn": runs["cnn"]}).empty
 
 
-def test_the_table_of_pairs_says_what_the_test_says(found):
-    pairs = tables.pairs(found)
+def test_the_table_of_pairs_says_what_the_test_says(runs):
+    pairs = tables.pairs(runs)
     table = tables.pairs_table(pairs)
     assert (table["significant"] == pairs["is_significant"].map({True: "yes", False: "no"})).all()
     assert set(table["significant"]) == {"yes", "no"}
@@ -141,17 +141,17 @@ def test_seeds_spread_apart_from_the_interval_over_queries():
     assert table.loc["vgg16", "half of the interval over queries"] == pytest.approx(0.1)
 
 
-def test_each_architecture_has_its_own_number_of_seeds(found):
-    table = tables.seeds(found).set_index("architecture")
+def test_each_architecture_has_its_own_number_of_seeds(runs):
+    table = tables.seeds(runs).set_index("architecture")
     assert table["seeds"].to_dict() == {"cnn": 2, "vgg16": 1, "raw_pixels": 1}
-    own = [mean_ap(found["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
+    own = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
     assert table.loc["cnn", "mean"] == pytest.approx(np.mean(own))
     assert (table.loc["cnn", "lowest"], table.loc["cnn", "highest"]) == (min(own), max(own))
     assert own[0] != own[1]
 
 
-def test_each_cell_of_the_quality_has_its_interval(found):
-    table = tables.quality(found, ["cnn", "vgg16", "resnet50", "raw_pixels"])
+def test_each_cell_of_the_quality_has_its_interval(runs):
+    table = tables.quality(runs, ["cnn", "vgg16", "resnet50", "raw_pixels"])
     assert list(table.index) == list(tables.QUALITY)
     assert (table["resnet50"].map(str) == "–").all()
     for name in ("cnn", "vgg16"):
@@ -159,19 +159,19 @@ def test_each_cell_of_the_quality_has_its_interval(found):
     measured = table["raw_pixels"][table["raw_pixels"].map(str) != "–"]
     assert list(measured.index) == ["mAP, unrestricted", "P@10, unrestricted"]
     assert all(re.fullmatch(CELL, str(cell)) for cell in measured)
-    own = [mean_ap(found["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
+    own = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
     assert first(table.loc["mAP, unrestricted", "cnn"]) == pytest.approx(np.mean(own), rel=1e-5)
     assert table.loc["accuracy", "cnn"] == table.loc["mAP, predicted class", "cnn"]
 
 
-def test_the_first_protocol_is_that_of_the_runs(found):
-    rows = tables.first_protocol_rows(found)
+def test_the_first_protocol_is_that_of_the_runs(runs):
+    rows = tables.first_protocol_rows(runs)
     assert set(rows["protocol"]) == {"closed"}
-    assert set(tables.average_rows(found)["protocol"]) == {*PROTOCOLS}
+    assert set(tables.average_rows(runs)["protocol"]) == {*PROTOCOLS}
 
 
-def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, dataset):
-    table = tables.by_protocol(found)
+def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(runs, dataset):
+    table = tables.by_protocol(runs)
     assert list(table.columns) == ["cnn", "vgg16", "raw_pixels"]
     labels = list(table.index)
     assert labels[:2] == ["closed", "held_out_gallery"]
@@ -179,7 +179,7 @@ def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(found, d
     for draw, name in enumerate(apart):
         view = protocols.view(dataset, "unseen_classes", unseen=1, draw=draw)
         assert {dataset.classes[label] for label in view.query_labels} == {name}
-        own = mean_ap(found["cnn"], protocol="unseen_classes", draw=draw)
+        own = mean_ap(runs["cnn"], protocol="unseen_classes", draw=draw)
         assert first(table.loc[f"unseen_classes: {name}", "cnn"]) == pytest.approx(own, rel=1e-5)
     assert len(set(apart)) == 2
     # Not measured is not the same as no good.
@@ -213,13 +213,13 @@ def test_lost_queries_are_those_whose_class_no_search_reaches():
     }
 
 
-def test_a_protocol_that_nobody_measured_has_no_row(found):
-    only = {"vgg16": found["vgg16"]}
+def test_a_protocol_that_nobody_measured_has_no_row(runs):
+    only = {"vgg16": runs["vgg16"]}
     assert list(tables.by_protocol(only).index) == ["closed"]
 
 
-def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(found):
-    table = tables.states(found)
+def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(runs):
+    table = tables.states(runs)
     assert list(zip(table["architecture"], table["epochs"], strict=True)) == [
         ("cnn", 1), ("cnn", 3), ("vgg16", 3),
     ]  # fmt: skip
@@ -227,8 +227,8 @@ def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(found):
     assert all(re.fullmatch(CELL, str(cell)) for cell in table["accuracy"])
 
 
-def test_costs_of_a_baseline_are_those_it_has(found):
-    table = tables.costs(found)
+def test_costs_of_a_baseline_are_those_it_has(runs):
+    table = tables.costs(runs)
     assert list(table.index) == list(tables.COSTS)
     assert table["vgg16"].notna().all()
     missing = table["raw_pixels"].isna()
@@ -242,10 +242,10 @@ def leaking(*queries: int) -> pd.DataFrame:
     return pd.DataFrame({"query": queries, "gallery": range(len(queries)), "kind": "identical"})
 
 
-def test_leaking_queries_are_left_out_wherever_they_stand(found, dataset):
+def test_leaking_queries_are_left_out_wherever_they_stand(runs, dataset):
     # Twice the query at place 1, and the last one.
-    table = tables.with_and_without_leaks(found, leaking(1, 1, 11))
-    for name, run in found.items():
+    table = tables.with_and_without_leaks(runs, leaking(1, 1, 11))
+    for name, run in runs.items():
         scores = tables.average_precision(run, "unrestricted", "closed")
         kept = scores[[dataset.queries[place] for place in range(12) if place not in (1, 11)]]
         assert table.loc[name, "queries without leaks"] == 10
@@ -255,20 +255,20 @@ def test_leaking_queries_are_left_out_wherever_they_stand(found, dataset):
         assert re.fullmatch(CELL, str(table.loc[name, "mAP, without leaks"]))
 
 
-def test_without_leaks_both_numbers_are_the_same(found, dataset):
-    table = tables.with_and_without_leaks(found, leaks.audit(dataset))
+def test_without_leaks_both_numbers_are_the_same(runs, dataset):
+    table = tables.with_and_without_leaks(runs, leaks.audit(dataset))
     assert (table["mAP, all queries"] == table["mAP, without leaks"]).all()
     assert (table["queries without leaks"] == 12).all()
 
 
-def test_where_every_query_leaks_nothing_is_left_to_measure(found):
-    table = tables.with_and_without_leaks(found, leaking(*range(12)))
+def test_where_every_query_leaks_nothing_is_left_to_measure(runs):
+    table = tables.with_and_without_leaks(runs, leaking(*range(12)))
     assert (table["mAP, without leaks"].map(str) == "–").all()
     assert (table["queries without leaks"] == 0).all()
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
-def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, project, found):
+def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, project, runs):
     run = invented.save_network(f"of {protocol}", 2.5, epochs=(), protocols=[protocol])
     images = run.dataset
     assert images.protocol == protocol
@@ -278,18 +278,18 @@ def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, proje
     assert scores.std() > 0.01
 
 
-def test_in_the_predicted_class_the_mean_average_precision_is_the_accuracy(found):
+def test_in_the_predicted_class_the_mean_average_precision_is_the_accuracy(runs):
     for name in ("cnn", "vgg16"):
-        for seed in found[name].summary["measurement"]["seeds"]:
-            own = tidy.select(found[name].per_query, seed=seed, protocol="closed")
+        for seed in runs[name].summary["measurement"]["seeds"]:
+            own = tidy.select(runs[name].per_query, seed=seed, protocol="closed")
             in_class = own[own["search"] == "predicted_class"]
             assert in_class["average_precision"].tolist() == in_class["correct"].tolist()
             assert 0 < in_class["correct"].mean() < 1
             assert (own[own["search"] == "oracle_class"]["average_precision"] == 1).all()
 
 
-def test_unseen_classes_are_measured_for_one_seed_and_without_a_classifier(found):
-    own = found["cnn"].per_query
+def test_unseen_classes_are_measured_for_one_seed_and_without_a_classifier(runs):
+    own = runs["cnn"].per_query
     unseen = own[own["protocol"] == "unseen_classes"]
     assert set(unseen["seed"]) == {3}
     assert set(unseen["draw"]) == {0, 1}
@@ -298,25 +298,25 @@ def test_unseen_classes_are_measured_for_one_seed_and_without_a_classifier(found
     assert set(own[own["epoch"].notna()]["protocol"]) == {"closed"}
 
 
-def test_curves_are_those_of_what_was_trained(found):
-    assert list(tables.histories(found)) == ["cnn", "vgg16"]
+def test_curves_are_those_of_what_was_trained(runs):
+    assert list(tables.histories(runs)) == ["cnn", "vgg16"]
 
 
-def test_the_provenance_names_weights_only_of_what_has_some(found, project):
+def test_the_provenance_names_weights_only_of_what_has_some(runs, project):
     folder = project / "reports" / "tiny"
     assert provenance.provenance_table("elsewhere").empty
-    for name in found:
+    for name in runs:
         manifest = {"parameters": {}, "seconds": 3.0}
         (folder / name / "manifest.json").write_text(json.dumps(manifest))
     about = {"command": "make report", "git": {"commit": "abc", "clean": False}}
-    write_study(folder, list(found), about | {"versions": {"keras": "3"}})
+    write_study(folder, list(runs), about | {"versions": {"keras": "3"}})
     table = provenance.provenance_table("tiny")["value"]
     assert table["commit"] == "abc (with uncommitted changes)"
     assert table["cnn, weights, SHA-256"] == "f" * 64
     assert "raw_pixels, weights, SHA-256" not in table
     assert "notebook 3.0" in table["raw_pixels, seconds"]
     about["git"] = {"commit": None, "clean": None}
-    write_study(folder, list(found), about | {"versions": {}})
+    write_study(folder, list(runs), about | {"versions": {}})
     assert provenance.provenance_table("tiny")["value"]["commit"] == "not under git"
 
 
@@ -351,7 +351,7 @@ def shown_by(name: str, monkeypatch, **given) -> list[str]:
     [["cnn", "vgg16", "raw_pixels"], ["vgg16"], ["vgg16", "raw_pixels"], ["raw_pixels"]],
     ids=" ".join,
 )
-def test_the_comparison_is_drawn_of_whatever_has_results(chosen, found, monkeypatch):
+def test_the_comparison_is_drawn_of_whatever_has_results(chosen, runs, monkeypatch):
     missing = [f"{name}: not run" for name in ("cnn", "vgg16", "raw_pixels") if name not in chosen]
     given = {"architectures": ["cnn", "vgg16", "raw_pixels"], "missing": missing}
     shown = shown_by("comparison", monkeypatch, study="tiny", **given)
@@ -391,10 +391,10 @@ def test_the_grid_is_drawn_of_whatever_has_results(chosen, grid, monkeypatch):
     assert "Heat maps" in whole
 
 
-def test_every_definition_is_shown_of_one_run(found, monkeypatch):
+def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
     shown = shown_by("metrics", monkeypatch, study="tiny", architecture="vgg16")
     assert any("run is **vgg16**" in each for each in shown)
     tables = [each for each in shown if each.lstrip().startswith("<table")]
     assert len(tables) == 3
-    own = mean_ap(found["vgg16"], protocol="closed")
+    own = mean_ap(runs["vgg16"], protocol="closed")
     assert f">{own:.3f}<" in tables[1]
