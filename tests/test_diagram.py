@@ -12,12 +12,12 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def run(baseline=False, **changes):
-    found = result(rows([0.5, 0.6]), baseline=baseline, **changes)
-    found.summary["dataset"] |= {
+    made = result(rows([0.5, 0.6]), baseline=baseline, **changes)
+    made.summary["dataset"] |= {
         "train": 45_000, "validation": 5_000, "gallery": 50_000, "queries": 9_876,
     }  # fmt: skip
-    found.summary["measurement"] = MEASUREMENT | {"ks": [1, 1000]}
-    return found
+    made.summary["measurement"] = MEASUREMENT | {"ks": [1, 1000]}
+    return made
 
 
 def drawn(results: dict) -> ElementTree.Element:
@@ -26,22 +26,22 @@ def drawn(results: dict) -> ElementTree.Element:
 
 def boxes(root: ElementTree.Element) -> dict[str, str]:
     """What stands in each box, by its first line."""
-    found = {}
+    texts = {}
     for rect in root.iter(f"{SVG}rect"):
-        left, top, width, height = (float(rect.get(each)) for each in ("x", "y", "width", "height"))
+        left, top, width, height = (float(rect.get(name)) for name in ("x", "y", "width", "height"))
         inside = [
             text.text
             for text in root.iter(f"{SVG}text")
             if left <= float(text.get("x")) <= left + width
             and top <= float(text.get("y")) <= top + height
         ]
-        found[inside[0]] = " ".join(inside[1:])
-    return found
+        texts[inside[0]] = " ".join(inside[1:])
+    return texts
 
 
 def test_each_box_says_what_was_run():
-    found = boxes(drawn({"cnn": run(), "vgg16": run(embedding_dim=512, index_bytes=6_000_000)}))
-    assert found == {
+    texts = boxes(drawn({"cnn": run(), "vgg16": run(embedding_dim=512, index_bytes=6_000_000)}))
+    assert texts == {
         "Training images": "45,000 for training 5,000 for validation",
         "Backbones": "cnn, vgg16",
         "Heads": "embedding of 256 to 512 numbers, of length 1",
@@ -55,10 +55,10 @@ def test_each_box_says_what_was_run():
 
 
 def test_of_one_architecture_it_speaks_in_the_singular():
-    found = boxes(drawn({"cnn": run(), "random": run(baseline=True)}))
-    assert found["Backbone"] == "cnn"
-    assert {"Head", "The same network"} < found.keys()
-    assert found["Gallery index"].startswith("50,000 × 256 numbers")
+    texts = boxes(drawn({"cnn": run(), "random": run(baseline=True)}))
+    assert texts["Backbone"] == "cnn"
+    assert {"Head", "The same network"} < texts.keys()
+    assert texts["Gallery index"].startswith("50,000 × 256 numbers")
 
 
 def test_without_a_network_there_is_nothing_to_draw(monkeypatch):
@@ -101,7 +101,7 @@ def test_two_diagrams_on_a_page_have_marks_of_their_own():
 
 def test_its_colours_are_those_of_the_page():
     colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", diagram.system({"cnn": run()}))
-    assert {each.partition(",")[0] for each in colours} == {"none", "var(--ink", "var(--soft"}
+    assert {colour.partition(",")[0] for colour in colours} == {"none", "var(--ink", "var(--soft"}
 
 
 def test_it_is_shown_in_a_box_that_scrolls_with_its_caption_escaped(monkeypatch):
@@ -109,7 +109,7 @@ def test_it_is_shown_in_a_box_that_scrolls_with_its_caption_escaped(monkeypatch)
     monkeypatch.setattr(diagram, "display", shown.append)
     svg = diagram.system({"cnn": run()})
     diagram.show_svg(svg, "Training & retrieval.")
-    (html,) = (each.data for each in shown)
+    (html,) = (output.data for output in shown)
     assert html.startswith('<figure class="diagram"')
     assert svg in html
     assert "<figcaption>Training &amp; retrieval.</figcaption>" in html

@@ -54,15 +54,15 @@ def curve() -> plt.Figure:
 
 
 def test_figures_of_lines_are_drawn_as_svg_the_same_each_time(shown):
-    display.show(curve(), "A line.")
-    display.show(curve(), "A line.")
+    for figure in (curve(), curve()):
+        display.show(figure, "A line.")
+        assert not plt.fignum_exists(figure.number)
     (kind, drawing, about), other = shown
     assert kind == "image/svg+xml"
     assert about["alt"] == "A line."
     assert 250 < about["width"] < 400
     assert "<path" in drawing
     assert (kind, drawing, about) == other
-    assert not plt.get_fignums()
 
 
 def test_small_pictures_are_kept_as_they_are_and_large_ones_as_shown(shown):
@@ -162,3 +162,15 @@ def test_a_table_is_folded_under_its_summary(shown):
     assert metadata == {"text/html": {"caption": "All & every parameter."}}
     assert "&lt;b&gt;" in html
     assert bundle["text/csv"] == "parameter,cnn\nepochs,<b>\n"
+
+
+def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other():
+    names = [f"architecture {number}" for number in range(len(display.LOOKS))]
+    names = [*display.KNOWN, *names][: len(display.LOOKS)]
+    all_looks = display.looks(names)
+    assert len(set(display.LOOKS)) == len(set(all_looks.values())) == len(names)
+    assert display.looks(reversed(names)) == all_looks
+    assert all_looks["cnn"] == display.looks(["mine", "cnn"])["cnn"] == display.LOOKS[0]
+    assert display.looks(["mine"])["mine"] == display.looks(["mine", "cnn", "other"])["mine"]
+    # More than there are looks still have one each.
+    assert len(display.looks(map(str, range(60)))) == 60

@@ -125,19 +125,22 @@ def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
     rows, _ = drawn[0]
     assert [len(row) for row in rows] == [1] * 7
     assert rows[0][0].pixels[0, 0, 0] == dataset.queries[1]
-    assert [each.get_text() for each in bar.get_xticklabels()] == ["weighs nothing", "weighs most"]
+    assert [label.get_text() for label in bar.get_xticklabels()] == [
+        "weighs nothing",
+        "weighs most",
+    ]
 
 
 def test_curves_are_the_means_over_the_pairs_beside_those_of_random_maps():
     runs = {"cnn": explanation(0.1, 0.05), "vgg16": explanation(0.2, 0.0)}
     axes = np.array(explanations.curves(runs).axes).reshape(2, 2)
-    for row, (run, found) in zip(axes, runs.items(), strict=True):
-        assert row[0].get_ylabel().startswith(run)
+    for row, (architecture, run) in zip(axes, runs.items(), strict=True):
+        assert row[0].get_ylabel().startswith(architecture)
         for axis, test in zip(row, ("deletion", "insertion"), strict=True):
             for line, name in zip(axis.lines, (test, f"{test}_other", f"{test}_random"),
                                   strict=True):  # fmt: skip
                 assert line.get_xdata().tolist() == SHARES
-                means = found.curves.groupby("share")[name].mean()
+                means = run.curves.groupby("share")[name].mean()
                 np.testing.assert_allclose(line.get_ydata(), means)
     assert [axis.get_title() for axis in axes[0]] == ["deletion", "insertion"]
     assert [line.get_linestyle() for line in axes[0, 0].lines] == ["-", ":", "--"]

@@ -88,8 +88,11 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
     rows = feedback_gains.summarise("tiny", {"cnn": frame})
     assert rows["round"].to_list() == [0, 1, 2]
     for row in rows.itertuples():
-        own = frame[frame["round"] == row.round]
-        differences = (own["average_precision"] - own["average_precision_without"]).to_numpy()
+        of_round = frame[frame["round"] == row.round]
+        with_feedback, without = (
+            of_round[name].to_numpy() for name in ("average_precision", "average_precision_without")
+        )
+        differences = with_feedback - without
         low, high = uncertainty.bootstrap(differences[:, None])
         assert (row.difference_low, row.difference_high) == pytest.approx((low[0], high[0]))
         assert row.ci_low < row.value < row.ci_high
@@ -129,7 +132,7 @@ def test_where_nobody_has_measured_there_is_nothing_to_say(project):
     assert feedback_gains.table(rows).empty
     assert feedback_gains.figure(rows) is None
     assert feedback_gains.weights_of("tiny", "cnn") is None
-    # A round that nobody asked for is none to speak of.
+    # Without a round of feedback there is nothing to describe.
     assert feedback_gains.describe(saved(cnn=measured())) == ""
 
 
@@ -208,9 +211,9 @@ def test_the_figure_draws_both_lines_of_each_architecture(project):
     for line, (name, column) in zip(
         drawn, [(n, c) for n in ("cnn", "vgg16") for c in ("value", "without")], strict=True
     ):
-        own = rows[rows["architecture"] == name]
-        np.testing.assert_allclose(line.get_ydata(orig=False), own[column])
-        np.testing.assert_allclose(line.get_xdata(orig=False), own["round"], atol=0.1)
+        of_run = rows[rows["architecture"] == name]
+        np.testing.assert_allclose(line.get_ydata(orig=False), of_run[column])
+        np.testing.assert_allclose(line.get_xdata(orig=False), of_run["round"], atol=0.1)
     assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
     assert texts == ["cnn", "vgg16", "with feedback", "without, same images"]

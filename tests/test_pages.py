@@ -54,7 +54,7 @@ def notebook(tmp_path_factory):
         metadata={"text/html": {"caption": "Scores"}},
         execution_count=2,
     )
-    said = v4.new_output("display_data", {"text/markdown": "**b** is ahead of a"})
+    text = v4.new_output("display_data", {"text/markdown": "**b** is ahead of a"})
     printed = v4.new_output("stream", name="stdout", text="epoch 1/2: loss 0.5\n")
     warned = v4.new_output("stream", name="stderr", text="a warning of some library\n")
     failed = v4.new_output(
@@ -69,7 +69,7 @@ def notebook(tmp_path_factory):
         v4.new_markdown_cell("## What it *learnt*"),
         v4.new_code_cell("secret_name = 1", outputs=[printed, warned, shown]),
         v4.new_markdown_cell("## Summary\n\n### In short"),
-        v4.new_code_cell("another_secret", outputs=[table, said]),
+        v4.new_code_cell("another_secret", outputs=[table, text]),
         v4.new_code_cell("raise ValueError", outputs=[failed]),
     ]
     path = tmp_path_factory.mktemp("pages") / "cnn.ipynb"
@@ -161,13 +161,13 @@ def test_a_figure_stands_over_its_number_and_its_text(html, tags):
     assert image["width"] == "640"
     assert figure.text.split() == ["Figure", "1", *image["alt"].split()]
     # Else a screen reader would read the same words twice.
-    assert [each.get("aria-hidden") for each in figure.of("span")] == [None, "true"]
+    assert [span.get("aria-hidden") for span in figure.of("span")] == [None, "true"]
 
 
 def test_wide_tables_and_figures_can_be_scrolled_by_keyboard(tags):
-    boxes = [each for each in tags.of("div") if each.get("class") == "scroll"]
-    assert [each["aria-label"] for each in boxes] == ["Figure 1", "Table 1: Scores"]
-    assert all((each["tabindex"], each["role"]) == ("0", "region") for each in boxes)
+    boxes = [box for box in tags.of("div") if box.get("class") == "scroll"]
+    assert [box["aria-label"] for box in boxes] == ["Figure 1", "Table 1: Scores"]
+    assert all((box["tabindex"], box["role"]) == ("0", "region") for box in boxes)
 
 
 def test_contents_list_the_sections_and_lead_to_them(html, tags):
@@ -186,8 +186,8 @@ def test_a_page_of_one_section_has_no_contents(tmp_path):
 
 def test_a_page_says_what_it_is_about(tmp_path):
     cells = [v4.new_markdown_cell(f'# cnn\n\nA *plain* one & "small".\n\n{"More. " * 90}')]
-    found = [meta for meta in Tags(page_of(cells, tmp_path)).of("meta") if "name" in meta]
-    assert {"name": "description", "content": 'A plain one & "small".'} in found
+    described = [meta for meta in Tags(page_of(cells, tmp_path)).of("meta") if "name" in meta]
+    assert {"name": "description", "content": 'A plain one & "small".'} in described
 
 
 def page_of(cells: list, folder) -> str:
@@ -236,7 +236,7 @@ def test_a_csv_has_the_cells_of_the_table_and_its_numbers_in_full(tmp_path):
 def test_every_header_of_a_table_says_what_it_heads(tmp_path):
     frame = pd.DataFrame({"cnn": [0.5], "vgg16": [0.25]}, index=["accuracy"])
     tags = Tags(page_of([cell_of(table_of(frame, "Quality."))], tmp_path))
-    assert [each["scope"] for each in tags.of("th")] == ["col", "col", "row"]
+    assert [header["scope"] for header in tags.of("th")] == ["col", "col", "row"]
     assert "Table 1 Quality." in tags.text
 
 

@@ -1,6 +1,9 @@
-"""Maps place like by like, say what they keep, and are drawn once."""
+"""Projections keep like near like, say what they keep, and are computed once."""
+
+from types import SimpleNamespace
 
 import invented
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import make_project
@@ -35,8 +38,8 @@ def test_pca_keeps_the_directions_of_most_variance():
     points, share = projections.project(plane @ turned[:2])
     assert share == pytest.approx(1)
     # In a plane all distances are kept.
-    wanted, found = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (plane, points))
-    assert found == pytest.approx(wanted, abs=1e-4)
+    wanted, distances = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (plane, points))
+    assert distances == pytest.approx(wanted, abs=1e-4)
     assert projections.project(random.normal(size=(400, 10)))[1] < 0.35
 
 
@@ -129,3 +132,71 @@ def test_all_runs_have_a_map_by_a_method_with_enough_queries(saved):
     # A dozen queries are too few for t-SNE.
     assert projections.project_all({"cnn": saved}, "tsne") == {}
     assert projections.figure(saved.dataset, {}, {}) is None
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def dataset():
+    """Three queries, of three classes."""
+    return SimpleNamespace(classes=["circle", "cross", "square"], query_labels=np.arange(3))
+
+
+def map_of(labels, method="pca", **changes) -> projections.Projection:
+    """A map whose points lie where their labels are."""
+    shown = np.arange(len(labels))
+    points = np.stack([labels, shown], axis=1).astype(np.float32)
+    given = {"queries": shown, "points": points, "kept": 0.5, "variance": 0.25} | changes
+    return projections.Projection(method, **given)
+
+
+def points_of(axis) -> list[list]:
+    return [np.asarray(points.get_offsets()).tolist() for points in axis.collections]
+
+
+def test_a_map_has_a_colour_and_a_marker_a_class_and_rings_the_wrong(dataset):
+    labels = dataset.query_labels = np.array([2, 0, 1, 1])
+    predicted = {"cnn": np.array([2, 1, 1, 0]), "random": np.full(4, -1)}
+    drawn = {"cnn": map_of(labels), "random": map_of(labels, "tsne", variance=None)}
+    figure = projections.figure(dataset, drawn, predicted)
+    one, other = figure.axes
+    # Others (none), the three classes, then the rings.
+    assert points_of(one) == [[], [[0, 1]], [[1, 2], [1, 3]], [[2, 0]], [[0, 1], [1, 3]]]
+    assert points_of(other)[-1] == []
+    assert (one.get_title(), one.get_xlabel()) == (
+        "cnn, PCA", "25 % of the variance, trustworthiness 0.50",
+    )  # fmt: skip
+    assert (other.get_title(), other.get_xlabel()) == ("random, t-SNE", "trustworthiness 0.50")
+    handles = figure.legends[0].legend_handles
+    assert [entry.get_label() for entry in handles] == [*dataset.classes, "classified wrongly"]
+    looks = {(entry.get_color(), entry.get_marker()) for entry in handles[:3]}
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 3
+
+
+def test_a_map_shows_a_part_of_the_queries_with_their_own_classes(dataset):
+    dataset.query_labels = np.array([0, 1, 2, 0, 1, 2])
+    part = map_of(np.array([1, 2]), queries=np.array([1, 5]))
+    (axis,) = projections.figure(dataset, {"PCA": part}, np.array([0, 0, 0, 0, 0, 2])).axes
+    assert points_of(axis) == [[], [], [[1, 0]], [[2, 1]], [[1, 0]]]
+    assert axis.get_title() == "PCA"
+
+
+def test_of_many_classes_the_most_confused_are_coloured(dataset):
+    dataset.classes = [f"class {label}" for label in range(14)]
+    labels = dataset.query_labels = np.tile(np.arange(14), 3)
+    wrong = np.isin(labels, [3, 13])
+    figure = projections.figure(dataset, {"cnn": map_of(labels)}, np.where(wrong, 0, labels))
+    named = [entry.get_label() for entry in figure.legends[0].legend_handles]
+    assert named[-2:] == ["other classes", "classified wrongly"]
+    assert len(named) == len(projections.CLASS_COLOURS) + 2
+    assert {"class 3", "class 13"} < {*named}
+    others = figure.axes[0].collections[0]
+    assert len(others.get_offsets()) == 4 * 3
+
+
+def test_ten_classes_differ_in_colour_and_in_marker():
+    assert len({*projections.CLASS_COLOURS}) == len({*projections.CLASS_MARKERS}) == 10

@@ -229,14 +229,14 @@ def pairs(
     """
     if not explanations:
         return None
-    shared = set.intersection(*({*each.queries.tolist()} for each in explanations.values()))
+    shared = set.intersection(*(set(run.queries.tolist()) for run in explanations.values()))
     first = next(iter(explanations.values()))
     queries = [query for query in first.queries.tolist() if query in shared][:most]
-    asked = []
+    above = []
     for query in queries:
         image = enlarge(dataset.images[dataset.queries[query]])
-        asked.append(Picture(image, shorten(dataset.classes[dataset.query_labels[query]])))
-    rows, names = [asked], ["query"]
+        above.append(Picture(image, shorten(dataset.classes[dataset.query_labels[query]])))
+    rows, names = [above], ["query"]
     for name, explanation in explanations.items():
         columns = [_pair(dataset, explanation, query) for query in queries]
         rows += [list(row) for row in zip(*columns, strict=True)]

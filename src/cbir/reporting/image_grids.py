@@ -154,11 +154,11 @@ def retrieved(
     for query, note in zip_longest(queries, notes, fillvalue=""):
         label = dataset.query_labels[query]
         image = dataset.images[dataset.queries[query]]
-        asked = Picture(image, "query", shorten(dataset.classes[label]), is_framed=True)
+        first = Picture(image, "query", shorten(dataset.classes[label]), is_framed=True)
         for name, (rankings, similarities) in answers.items():
             results = zip(rankings[query][:k], similarities[query][:k], strict=True)
             rows.append(
-                [asked]
+                [first]
                 + [
                     _result(dataset, position, f"{place} {{}} {similarity:.3f}", label)
                     for place, (position, similarity) in enumerate(results, start=1)
@@ -190,7 +190,7 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
     """Queries (above) and their copies in the gallery (below), twelve pairs in a row.
 
     Args:
-        pairs: from `leaks.of`; without any, there is no figure.
+        pairs: from `leaks.audit`; without any, there is no figure.
         most: pairs shown: the nearest of each of so many queries, evenly spread over all that leak.
     """
     nearest = pairs.drop_duplicates("query")

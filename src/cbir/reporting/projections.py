@@ -255,6 +255,6 @@ def _quality(projection: Projection) -> str:
 def _most_confused(labels: np.ndarray, wrong: dict[str, np.ndarray], n_classes: int) -> list[int]:
     """The classes that have colours, sorted."""
     counts = np.bincount(labels, minlength=n_classes)
-    n_wrong = sum(np.bincount(labels[each], minlength=n_classes) for each in wrong.values())
+    n_wrong = sum(np.bincount(labels[is_wrong], minlength=n_classes) for is_wrong in wrong.values())
     order = np.lexsort((-counts, -n_wrong))
     return sorted(order[: len(CLASS_COLOURS)].tolist())

@@ -1,0 +1,262 @@
+"""Charts show the numbers that they are given, with intervals, names and signs."""
+
+import itertools
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from invented import result, rows
+
+from cbir.reporting import charts, display, tables, tidy
+from cbir.reporting.runs import networks, other_networks, plain_cnns
+from cbir.retrieval import uncertainty
+
+CLASSES = ["circle", "cross", "square"]
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def test_confusions_are_counted_by_true_and_predicted_class():
+    counts = tables.confusion_counts([0, 0, 1, 2, 2], [0, 2, 1, 2, -1], CLASSES)
+    assert counts.to_numpy().tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    assert counts.loc["circle", "square"] == 1
+
+
+def test_each_network_has_its_confusion_matrix():
+    runs = {
+        name: result(rows([0.5] * 3, labels=[0, 0, 1], predicted=predicted))
+        for name, predicted in (("cnn", [0, 1, 1]), ("vgg", [0, 0, 1]), ("res", [1, 1, 0]))
+    }
+    runs["pixels"] = result(rows([0.5] * 3), baseline=True)
+    figure = charts.confusion_matrices(tables.confusions(runs))
+    drawn = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in drawn] == ["cnn", "vgg", "res"]
+    texts = [[text.get_text() for text in axis.texts] for axis in drawn]
+    assert texts == [["1", "1", "0", "1"], ["2", "0", "0", "1"], ["0", "2", "1", "0"]]
+    assert (drawn[0].get_xlabel(), drawn[0].get_ylabel()) == ("predicted class", "true class")
+
+
+def names_at(axis) -> tuple[list[str], list[str]]:
+    """The classes at the side and at the foot of a matrix."""
+    labels = axis.get_yticklabels(), axis.get_xticklabels()
+    return tuple([text.get_text() for text in side] for side in labels)
+
+
+def run_of(n_classes: int, confused: list[tuple[int, int]]) -> dict:
+    """A run of ten queries a class; of these pairs, one of the first is taken for the second."""
+    labels = np.repeat(np.arange(n_classes), 10)
+    predicted = labels.copy()
+    for label, taken_for in confused:
+        predicted[np.flatnonzero((labels == label) & (predicted == label))[0]] = taken_for
+    run = result(rows([0.5] * len(labels), labels=labels, predicted=predicted))
+    run.summary["dataset"]["classes"] = [f"class {label}" for label in range(n_classes)]
+    return {"cnn": run}
+
+
+def test_of_many_classes_those_confused_most_are_shown_with_names_and_numbers():
+    # Class 3 has part in one confusion, classes 7 and 10 in none, all others in two or more.
+    circle = [label for label in range(15) if label not in (3, 7, 10)]
+    pairs = [*zip(circle, [*circle[1:], 0], strict=True), (9, 3)]
+    (axis,) = charts.confusion_matrices(tables.confusions(run_of(15, pairs))).axes
+    names = [f"class {label}" for label in circle]
+    assert names_at(axis) == (names, names)
+    assert axis.get_title() == "cnn\nof 15 classes, the 12 confused most often"
+    texts = np.reshape([text.get_text() for text in axis.texts], (12, 12))
+    at = circle.index(9)
+    assert (texts[at, at], texts[at, at + 1]) == ("8", "1")
+    # One of its queries was taken for a class that is not shown, and yet counts.
+    shares = axis.collections[0].get_array().reshape(12, 12)
+    assert shares[at, at] == pytest.approx(0.8)
+
+
+def test_twelve_classes_are_all_shown():
+    (axis,) = charts.confusion_matrices(tables.confusions(run_of(12, [(3, 4)]))).axes
+    names = [f"class {label}" for label in range(12)]
+    assert names_at(axis) == (names, names)
+    assert axis.get_title() == "cnn"
+
+
+def test_a_class_is_confused_with_what_it_is_taken_for_and_what_is_taken_for_it():
+    labels, predicted = [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 2, 2, 1, 1, 1, 2]
+    counts = tables.confusion_counts(np.array(labels), np.array(predicted), CLASSES)
+    # Class 2 has part in three confusions, class 0 in two, class 1 in one.
+    assert charts.most_confused(counts, 1).tolist() == [2]
+    assert charts.most_confused(counts, 2).tolist() == [0, 2]
+    assert charts.most_confused(counts).tolist() == [0, 1, 2]
+
+
+def test_networks_are_sorted_by_their_backbone():
+    runs = {
+        name: result(rows([0.5]), parameters={"backbone": backbone})
+        for name, backbone in (("mine", "cnn"), ("strong", "cnn_strong"), ("vgg16", "vgg16"))
+    }
+    runs["random"] = result(rows([0.5]), baseline=True)
+    assert list(plain_cnns(runs)) == ["mine"]
+    assert list(other_networks(runs)) == ["strong", "vgg16"]
+    assert list(networks(runs)) == ["mine", "strong", "vgg16"]
+
+
+def table_of(**scores) -> pd.DataFrame:
+    """Rows of metrics.csv from average precisions by architecture."""
+    frames = [
+        tidy.metrics(rows(each, architecture=name, labels=[0, 0, 1, 1]), CLASSES)
+        for name, each in scores.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_heat_map_says_each_class_with_its_interval():
+    table = table_of(cnn=[0.2, 0.4, 0.9, 0.9], vgg=[0.1, 0.1, 0.5, 0.7])
+    figure = charts.per_class(table, "mean_average_precision", "unrestricted")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == [
+        "0.30\n[0.20,\u00a00.40]", "0.100\n[0.100,\u00a00.100]",
+        "0.900\n[0.900,\u00a00.900]", "0.60\n[0.50,\u00a00.70]",
+    ]  # fmt: skip
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == CLASSES[:2]
+
+
+def test_the_heat_map_says_no_interval_of_a_single_query():
+    table = tidy.metrics(rows([0.5, 0.25], labels=[0, 1]), CLASSES)
+    figure = charts.per_class(table, "mean_average_precision", "unrestricted")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.500", "0.250"]
+
+
+def test_of_very_many_classes_the_hardest_are_shown():
+    names = [f"class {label:02d}" for label in range(50)]
+    scores = np.random.default_rng(0).permutation(50) / 50
+    frame = rows(np.repeat(scores, 2), labels=np.repeat(np.arange(50), 2))
+    figure = charts.per_class(tidy.metrics(frame, names), "mean_average_precision", "unrestricted")
+    shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert shown == {names[label] for label in np.argsort(scores)[: display.MOST_ROWS]}
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0, 0.11779448621553884, 0.017543859649122806])
+@pytest.mark.parametrize("n_queries", [1, 2, 3, 97])
+def test_queries_that_all_score_alike_can_be_drawn(score, n_queries):
+    table = tidy.metrics(rows([score] * n_queries), CLASSES)
+    (axis,) = charts.by_search(table).axes
+    assert axis.get_legend_handles_labels()[1] == ["unrestricted"]
+
+
+def test_the_matrix_says_who_is_ahead_and_by_how_much():
+    scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
+    pairs = uncertainty.compare(pd.DataFrame(scores))
+    pairs["is_significant"] = pairs["behind"] == "cnn"
+    figure = charts.pair_matrix(uncertainty.pair_outcomes(pairs, list(scores)), pairs)
+    # By row and column; the diagonal stays empty.
+    texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
+    assert [" ".join(text[:2]) for text in texts] == [
+        "loss -0.350", "loss -0.050", "win +0.350", "tie +0.30", "win +0.050", "tie -0.30",
+    ]  # fmt: skip
+    # Seen from the other side, an interval is turned round.
+    there, back = (
+        np.array(texts[place][2].strip("[]").split(",\u00a0"), float) for place in (0, 2)
+    )
+    assert there.tolist() == (-back[::-1]).tolist()
+    assert there[0] < -0.35 < there[1] < 0
+
+
+def test_lost_queries_stand_beside_those_won_back():
+    counts = {"right": 90, "won back": 3, "lost": 7.5, "queries": 100, "searched": 0.125}
+    (axis,) = charts.lost_and_won_back({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
+    bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
+    assert bars == [(0, 3), (3, 7.5), (0, 3), (3, 0)]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["cnn", "vgg"]
+    assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % searched"
+    assert axis.get_legend_handles_labels()[1] == ["won back", "lost"]
+
+
+def test_scores_are_a_row_a_metric_and_a_column_a_search():
+    both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
+    both["precision@5"] = both["precision@10"] = 0.25
+    run = SimpleNamespace(first_rows=lambda: tidy.metrics(both, CLASSES))
+    table = tables.scores(run)
+    assert list(table.columns) == ["metric", "k", "unrestricted", "predicted_class"]
+    assert list(zip(table["metric"], table["k"], strict=True)) == [
+        ("mean_average_precision", "all"), ("precision", "5"), ("precision", "10"),
+        ("gallery_searched", "all"),
+    ]  # fmt: skip
+    assert str(table["unrestricted"].iloc[0]) == "0.30 [0.20,\u00a00.40]"
+    assert str(table["predicted_class"].iloc[3]) == "0.500 [0.500,\u00a00.500]"
+
+
+def costs_of(**values) -> pd.DataFrame:
+    """mAP, milliseconds and bytes by name; the last one is a baseline."""
+    table = pd.DataFrame(values, index=["value", "milliseconds", "bytes"]).T
+    table = table.assign(ci_low=table["value"] - 0.01, ci_high=table["value"] + 0.01)
+    return table.assign(is_baseline=[False] * (len(table) - 1) + [True])
+
+
+def test_each_point_stands_at_its_cost_with_its_name():
+    table = costs_of(cnn=[0.5, 2, 1024], vgg=[0.51, 40, 2048], random=[0.1, 0.001, 512])
+    figure = charts.against_cost(table)
+    for axis, cost in zip(figure.axes, ("milliseconds", "bytes"), strict=True):
+        marks = [bar.lines[0] for bar in axis.containers]
+        assert [mark.get_xdata()[0] for mark in marks] == table[cost].tolist()
+        assert [mark.get_ydata()[0] for mark in marks] == table["value"].tolist()
+        assert [mark.get_markerfacecolor() == "none" for mark in marks] == [False, False, True]
+        assert len({mark.get_marker() for mark in marks}) == 3
+        assert {text.get_text(): text.xy[0] for text in axis.texts} == table[cost].to_dict()
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert axis.get_xscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.5, 0.52, 0.54], [0.42, 0.52, 0.62]),
+        ([0.3, 0.35, 0.38], [0.243333, 0.343333, 0.443333]),
+    ],
+)
+def test_heights_are_moved_apart_around_their_mean(heights, expected):
+    spread = charts.spread_out(pd.Series(heights), 0.1)
+    assert spread.sort_index().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_run_costs_is_told_for_an_image():
+    run = result(rows([0.25, 0.75]), index_bytes=5_120_000)
+    (row,) = tables.quality_and_cost({"cnn": run}).itertuples()
+    # 1,000 images a second; 5,000 images in the gallery.
+    assert (row.value, row.milliseconds, row.bytes, row.is_baseline) == (0.5, 1, 1024, False)
+
+
+def history_of(epochs: int) -> pd.DataFrame:
+    columns = ["accuracy", "loss", "val_accuracy", "val_loss"]
+    return pd.DataFrame(0.5, index=range(1, epochs + 1), columns=columns)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 12, 13, 200])
+def test_curves_differ_by_marker_and_parts_by_their_line(epochs):
+    names = ["cnn", "resnet50", "vgg16"]
+    figure = charts.training_curves({name: history_of(epochs) for name in names})
+    for axis in figure.axes:
+        lines = {tuple(line.get_label().split(", ")): line for line in axis.lines}
+        assert list(lines) == [
+            (name, part) for name in names for part in ("training", "validation")
+        ]
+        for name in names:
+            looks = {
+                (lines[name, part].get_color(), lines[name, part].get_marker())
+                for part in ("training", "validation")
+            }
+            assert looks == {display.looks(names)[name]}
+            assert lines[name, "training"].get_linestyle() == "-"
+            assert lines[name, "validation"].get_linestyle() == "--"
+            shown = range(epochs)[:: lines[name, "training"].get_markevery()]
+            assert min(epochs, 6) <= len(shown) <= charts.MOST_MARKERS
+
+
+def test_a_run_without_epochs_has_no_curve_and_breaks_none():
+    figure = charts.training_curves({"cnn": history_of(0), "vgg16": history_of(2)})
+    figure.canvas.draw()
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0, 0, 2, 2]
