@@ -10,7 +10,6 @@ from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest,
 from cbir.images import leaks, protocols
 from cbir.networks import weights
 from cbir.progress import describe_skipped, duration, own_stderr
-from cbir.reporting.pages import log_of, write_page
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies.configs import RunConfig
@@ -239,9 +238,11 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
     Raises:
         StudyError: it failed, with the reason in one line.
     """
-    # These take seconds to import, which a wrong call need not wait for.
+    # These take seconds to import, here and below: a study that is up to date needs none of them.
     import papermill
     from papermill.exceptions import PapermillExecutionError
+
+    from cbir.reporting.pages import log_of
 
     reason = ""
     try:
@@ -276,6 +277,8 @@ def _write_note(study: Study, page: Page, reason: str) -> None:
 
 
 def _write_page(study: Study, page: Page) -> None:
+    from cbir.reporting.pages import write_page
+
     path, title = study.folder / page.file, f"{page.title} · {study.name}"
     executed = study.folder / f"{page.name}.ipynb"
     write_page(executed, path, report=study.name, title=title, links=study.links)
