@@ -1,13 +1,17 @@
-"""The notebooks as they are committed: no outputs, no functions, commented parameters that fit."""
+"""Notebooks: no outputs, no functions, commented parameters; pages run on whatever has results."""
 
 import ast
 import inspect
+import re
 import tokenize
 
+import invented
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_project
 
+from cbir.reporting import display, tables
 from cbir.studies import params
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -59,3 +63,111 @@ def test_a_notebook_runs_with_the_parameters_that_it_has(name):
     if "data" in values:
         known = inspect.signature(params.complete).parameters
         params.complete(**{group: values[group] for group in known if group in values})
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = make_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def runs(project):
+    """Three runs on the small pictures: one of two seeds and three protocols, and a baseline."""
+    protocols = ["closed", "held_out_gallery", "unseen_classes"]
+    return {
+        "cnn": invented.save_network("cnn", 2.0, seeds=[3, 1], protocols=protocols),
+        "vgg16": invented.save_network("vgg16", 3.0, epochs=()),
+        "raw_pixels": invented.save_baseline("raw_pixels", protocols=protocols),
+    }
+
+
+def outputs_of(name: str, monkeypatch, **parameters) -> str:
+    """Run a notebook's cells in this process; its texts, its tables, its figures' captions."""
+    outputs = []
+
+    def record(shown, metadata=None, raw=False):
+        if raw:
+            outputs.append(shown["text/html"])
+        else:
+            outputs.append(next(iter(metadata.values()))["alt"] if metadata else shown.data)
+
+    monkeypatch.setattr(display, "display", record)
+    names = {}
+    for cell in code_cells(name):
+        exec(compile(cell.source, name, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", ()):
+            names |= parameters
+    plt.close("all")
+    return "\n".join(outputs)
+
+
+def chosen_of(names: list[str], chosen: list[str]) -> dict:
+    """The parameters of a page where only some runs have results."""
+    missing = [f"{name}: not run" for name in names if name not in chosen]
+    return {"study": "tiny", "architectures": names, "missing": missing}
+
+
+def mean_ap(run) -> float:
+    return tables.quality_and_cost({run.architecture: run})["value"].item()
+
+
+CHOICES = pytest.mark.parametrize(
+    "chosen", [["cnn", "vgg16", "raw_pixels"], ["vgg16"], ["raw_pixels"]], ids=" ".join
+)
+
+
+@CHOICES
+def test_the_comparison_shows_whatever_has_results(chosen, runs, monkeypatch):
+    shown = outputs_of("comparison", monkeypatch, **chosen_of(list(runs), chosen))
+    for name in runs:
+        assert (f"**{name}** has no results: not run" in shown) == (name not in chosen)
+    assert "nan" not in re.findall(r"\w+", shown)
+    pairs = re.findall(
+        r"(\w+)\** is significantly ahead of (\w+) in|(\w+) and (\w+) are \*\*not", shown
+    )
+    assert [{*pair} - {""} for pair in pairs] == [{"cnn", "vgg16"}] * (len(chosen) == 3)
+    assert ("Only one architecture has results" in shown) == (chosen == ["vgg16"])
+    assert ("was not trained on" in shown) == ("cnn" in chosen)
+
+
+@CHOICES
+def test_the_page_of_failures_shows_the_best_run(chosen, runs, monkeypatch):
+    shown = outputs_of("failures", monkeypatch, **chosen_of(list(runs), chosen))
+    best = max(chosen, key=lambda name: mean_ap(runs[name]))
+    assert f"Best, median and worst queries of {best}" in shown
+    assert "by chance" in shown
+    assert ("disagree most" in shown) == (len(chosen) == 3)
+
+
+def test_the_page_of_feedback_shows_every_run(runs, monkeypatch):
+    shown = outputs_of("feedback", monkeypatch, **chosen_of(list(runs), list(runs)))
+    assert all(f"- **{name}**: " in shown for name in runs)
+    assert "mAP by round of feedback" in shown
+
+
+@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
+def test_the_grid_shows_whatever_has_results(chosen, project, monkeypatch):
+    grid = {
+        f"cnn-{size}": invented.save_network(
+            f"cnn-{size}", blur, epochs=(), variant=f"input_size={size}"
+        )
+        for size, blur in ((32, 3.0), (64, 2.0))
+    }
+    shown = outputs_of("grid", monkeypatch, **chosen_of(list(grid), chosen))
+    best = mean_ap(grid["cnn-64"])
+    assert best > mean_ap(grid["cnn-32"])
+    assert f"**cnn**: the highest mAP is {best:.2f} [" in shown
+    assert "with input_size 64 (" in shown
+    assert ("cnn-32** has no results: not run" in shown) == (len(chosen) == 1)
+    assert "All networks started from random weights." in shown
+    assert "Heat maps" in shown
+
+
+def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
+    shown = outputs_of("metrics", monkeypatch, study="tiny", architecture="vgg16")
+    assert "The run is **vgg16**" in shown
+    assert shown.count("<caption") == 3
+    assert f">{mean_ap(runs['vgg16']):.3f}<" in shown

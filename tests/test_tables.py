@@ -1,20 +1,17 @@
-"""Architectures side by side: what each cell of the tables is a number of; the pages made of it."""
+"""Architectures side by side: what each cell of the tables is a number of."""
 
-import ast
 import json
 import re
 
 import invented
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, load_shapes, make_project
+from conftest import load_shapes, make_project
 from invented import result, rows
 
 from cbir.images import leaks, protocols
-from cbir.reporting import display, provenance, tables, tidy
+from cbir.reporting import provenance, tables, tidy
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.runs import write_study
 from cbir.retrieval import metrics, uncertainty
@@ -318,83 +315,3 @@ def test_the_provenance_names_weights_only_of_what_has_some(runs, project):
     about["git"] = {"commit": None, "clean": None}
     write_study(folder, list(runs), about | {"versions": {}})
     assert provenance.provenance_table("tiny")["value"]["commit"] == "not under git"
-
-
-def shown_by(name: str, monkeypatch, **given) -> list[str]:
-    """Run a notebook's cells in this process; what it says, its tables and texts of figures."""
-    shown = []
-
-    def record(what, metadata=None, raw=False):
-        if raw:
-            shown.append(what["text/html"])
-        else:
-            shown.append(next(iter(metadata.values()))["alt"] if metadata else what.data)
-
-    monkeypatch.setattr(display, "display", record)
-    names = {}
-    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type != "code":
-            continue
-        tree = ast.parse(cell.source)
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, name, "exec"), names)
-        if last and (value := eval(compile(ast.Expression(last.value), name, "eval"), names)):
-            shown.append(value.to_html())
-        if "parameters" in cell.metadata.get("tags", ()):
-            names |= given
-    plt.close("all")
-    return shown
-
-
-@pytest.mark.parametrize(
-    "chosen",
-    [["cnn", "vgg16", "raw_pixels"], ["vgg16"], ["vgg16", "raw_pixels"], ["raw_pixels"]],
-    ids=" ".join,
-)
-def test_the_comparison_is_drawn_of_whatever_has_results(chosen, runs, monkeypatch):
-    missing = [f"{name}: not run" for name in ("cnn", "vgg16", "raw_pixels") if name not in chosen]
-    given = {"architectures": ["cnn", "vgg16", "raw_pixels"], "missing": missing}
-    shown = shown_by("comparison", monkeypatch, study="tiny", **given)
-    whole = "\n".join(shown)
-    assert all(f"**{each.partition(':')[0]}** has no results: not run" in whole for each in missing)
-    assert "nan" not in re.findall(r"\w+", re.sub(r"<style.*?</style>", "", whole, flags=re.DOTALL))
-    both = re.findall(
-        r"(\w+)\** is significantly ahead of (\w+) in|(\w+) and (\w+) are \*\*not", whole
-    )
-    assert [{*pair} - {""} for pair in both] == [{"cnn", "vgg16"}] * (len(chosen) == 3)
-    assert ("Only one architecture has results" in whole) == ("vgg16" in chosen and not both)
-    assert ("was not trained on" in whole) == ("cnn" in chosen)
-
-
-@pytest.fixture(scope="module")
-def grid(project):
-    """One architecture at two points of a grid."""
-    return {
-        f"cnn-{size}": invented.save_network(
-            f"cnn-{size}", blur, epochs=(), variant=f"input_size={size}"
-        )
-        for size, blur in ((32, 3.0), (64, 2.0))
-    }
-
-
-@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
-def test_the_grid_is_drawn_of_whatever_has_results(chosen, grid, monkeypatch):
-    missing = [f"{name}: not run" for name in grid if name not in chosen]
-    given = {"architectures": list(grid), "missing": missing}
-    whole = "\n".join(shown_by("grid", monkeypatch, study="tiny", **given))
-    best = mean_ap(grid["cnn-64"], protocol="closed")
-    assert best > mean_ap(grid["cnn-32"], protocol="closed")
-    assert f"**cnn**: the highest mAP is {best:.2f} [" in whole
-    assert "with input_size 64 (" in whole
-    assert ("cnn-32** has no results: not run" in whole) == (len(chosen) == 1)
-    assert "All networks started from random weights." in whole
-    assert "Heat maps" in whole
-
-
-def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
-    shown = shown_by("metrics", monkeypatch, study="tiny", architecture="vgg16")
-    assert any("run is **vgg16**" in each for each in shown)
-    tables = [each for each in shown if each.lstrip().startswith("<table")]
-    assert len(tables) == 3
-    own = mean_ap(runs["vgg16"], protocol="closed")
-    assert f">{own:.3f}<" in tables[1]

@@ -298,9 +298,14 @@ def heat_maps(points: pd.DataFrame) -> Figure:
     return figure
 
 
-def curves(points: pd.DataFrame) -> Figure:
-    """Accuracy (dashed on training images) and mAP along an axis of numbers, with intervals."""
+def curves(points: pd.DataFrame) -> Figure | None:
+    """Accuracy (dashed on training images) and mAP along an axis of numbers, with intervals.
+
+    Where no parameter of the grid is a number, there is no figure.
+    """
     dimension = axis_of(points)
+    if not is_number(points, dimension):
+        return None
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     looks = zip(itertools.cycle(PALETTE), itertools.cycle("os^Dv*P"), strict=False)
     for (name, unordered), (colour, marker) in zip(series(points).items(), looks, strict=False):
