@@ -1,4 +1,4 @@
-"""An architecture as a study asks for it: the head first, then the backbone with it."""
+"""An architecture as a study describes it: first the head is trained, then the whole network."""
 
 from dataclasses import replace
 
@@ -50,8 +50,8 @@ def images(shared_project):
 
 
 @pytest.fixture
-def noted(monkeypatch):
-    """A recipe without its work: what it builds, trains and embeds with."""
+def calls(monkeypatch):
+    """Replaces building, training and embedding; lists of the arguments of each."""
     built, trained, embedded = [], [], []
 
     def build(*, backbone, train, image_size, n_classes, seed, was_frozen):
@@ -75,15 +75,15 @@ def noted(monkeypatch):
     return built, trained, embedded
 
 
-def of(train: str, **changes) -> architecture.Architecture:
+def architecture_of(train: str, **changes) -> architecture.Architecture:
     return architecture.Architecture(
         {"backbone": "cnn", "train": train}, TRAINING | changes, EMBEDDING
     )
 
 
-def test_a_recipe_trains_once_for_all_that_is_measured_of_a_seed_and_a_split(images, noted):
-    _, trained, embedded = noted
-    embed = of("all", head_epochs=0).embed
+def test_an_architecture_trains_once_for_all_that_is_measured_of_a_seed_and_a_split(images, calls):
+    _, trained, embedded = calls
+    embed = architecture_of("all", head_epochs=0).embed
     held_out = protocols.view(images, "held_out_gallery")
     embed(images, 4)
     embed(images, 4, epoch=2)
@@ -109,18 +109,18 @@ def test_a_recipe_trains_once_for_all_that_is_measured_of_a_seed_and_a_split(ima
     assert all(given == EMBEDDING for *_, given in embedded)
 
 
-def test_without_epochs_of_the_head_all_is_trained_at_once(images, noted):
-    built, trained, _ = noted
-    of("all", head_epochs=0).train(images, 4)
+def test_without_epochs_of_the_head_all_is_trained_at_once(images, calls):
+    built, trained, _ = calls
+    architecture_of("all", head_epochs=0).train(images, 4)
     assert built == [("all", 4, False)]
     ((*_, given),) = trained
     own = {name: value for name, value in TRAINING.items() if not name.startswith("head_")}
     assert given == own | {"seed": 4, "head": None}
 
 
-def test_the_head_is_trained_first_with_settings_of_its_own(images, noted):
-    built, trained, _ = noted
-    _, done = of("last_blocks:2").train(images, 4)
+def test_the_head_is_trained_first_with_settings_of_its_own(images, calls):
+    built, trained, _ = calls
+    _, done = architecture_of("last_blocks:2").train(images, 4)
     assert built == [("head", 4, True), ("last_blocks:2", 4, True)]
     (*_, first), (*_, last) = trained
     own = {"epochs": 2, "batch_size": 16, "learning_rate": 0.03}
@@ -135,9 +135,9 @@ def test_the_head_is_trained_first_with_settings_of_its_own(images, noted):
     assert done == "training 2"
 
 
-def test_of_a_frozen_backbone_the_head_is_all_that_is_trained(images, noted):
-    built, trained, _ = noted
-    _, done = of("head", epochs=0).train(images, 4)
+def test_of_a_frozen_backbone_the_head_is_all_that_is_trained(images, calls):
+    built, trained, _ = calls
+    _, done = architecture_of("head", epochs=0).train(images, 4)
     assert built == [("head", 4, True)]
     assert len(trained) == 1
     assert done == "training 1"
@@ -226,7 +226,7 @@ def test_batch_norm_keeps_its_statistics_through_both_stages(both):
         assert (np.asarray(layer.moving_variance) == 1).all()
 
 
-def test_stages_are_told_epoch_by_epoch(both):
+def test_stages_have_a_row_per_epoch(both):
     _, done, _ = both
     table = done.stages
     assert table.index.tolist() == [1, 2, 3]

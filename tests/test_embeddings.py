@@ -85,6 +85,20 @@ def test_protocols_that_train_alike_share_embeddings(embedded, trained, images):
     assert held_out.dataset.protocol == "held_out_gallery"
 
 
+def test_stored_embeddings_are_opened_from_their_folder(embedded, trained, images, tmp_path):
+    whitened = embeddings.embed(*trained, images, whitening=3)
+    baseline = embeddings.embed_baseline("random", images, 0)
+    for stored in (embedded, whitened, baseline):
+        opened = embeddings.Embeddings.open(stored.artifact.folder, images)
+        assert opened.artifact == stored.artifact
+        assert np.array_equal(opened.vectors, stored.vectors)
+    assert embedded.whitening is None
+    assert whitened.whitening["axes"].shape == (16, 3)
+    assert baseline.probabilities is None
+    with pytest.raises(StudyError, match="no embeddings in .*: run the study again"):
+        embeddings.Embeddings.open(tmp_path, images)
+
+
 def test_the_table_of_what_is_stored_counts_images_and_bytes(embedded, images):
     table = embedded.sizes()
     assert table["images"].tolist() == [len(images.gallery), len(images.queries)]
@@ -299,8 +313,7 @@ def test_whitened_training_images_vary_alike_in_every_dimension(embedded, traine
     assert found.vectors.shape == (len(images.images), 4)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
     assert np.array_equal(found.probabilities, embedded.probabilities)
-    with np.load(found.artifact.folder / "whitening.npz") as fitted:
-        whitened = (embedded.vectors - fitted["mean"]) @ fitted["axes"]
+    whitened = (embedded.vectors - found.whitening["mean"]) @ found.whitening["axes"]
     of_training = whitened[images.train]
     np.testing.assert_allclose(of_training.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(np.cov(of_training.T), np.eye(4), atol=1e-3)
@@ -328,11 +341,11 @@ def test_other_training_images_whiten_otherwise(trained, images):
 def test_more_dimensions_than_there_are_are_refused_in_one_line(shape, most):
     vectors = np.random.default_rng(0).normal(size=shape)
     assert fit_whitening(vectors, most)["axes"].shape == (shape[1], most)
-    said = (
+    message = (
         f"^whitening: 4 dimensions of {shape[1]}-dimensional embeddings of {shape[0]} training "
         f"images: at most {most}$"
     )
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(StudyError, match=message):
         fit_whitening(vectors, 4)
 
 

@@ -57,7 +57,7 @@ def test_a_map_of_all_but_what_matters_is_worse_than_chance():
     assert (gains(1 - corner_maps(12))["ci_high"] < -0.05).all()
 
 
-def test_maps_of_chance_are_not_told_apart_from_chance():
+def test_random_maps_do_not_differ_significantly_from_random_maps():
     maps = np.random.default_rng(0).random((60, 4, 4)).astype(np.float32)
     found = gains(maps)
     assert (found["value"].abs() < 0.05).all()
@@ -121,7 +121,7 @@ def test_each_step_takes_away_or_puts_back_its_share_of_the_pixels_the_marked_on
     assert not put_back[:6, :6].any()
 
 
-def test_the_seed_alone_decides_the_maps_of_chance():
+def test_the_seed_alone_decides_the_random_maps():
     first, again, other = (curves_of(corner_maps(4), seed=seed) for seed in (0, 0, 1))
     assert first.equals(again)
     assert first[["deletion", "insertion"]].iloc[1].equals(other[["deletion", "insertion"]].iloc[1])
@@ -185,7 +185,7 @@ def trained(images):
 
 
 def explained(trained, images, network=None, rankings=None, finish=None, **given):
-    """Explanations of three queries; of a network that is only asked where nothing is kept."""
+    """Explanations of three queries; the network is only used where nothing is cached."""
     embedded = embeddings.embed(*trained, images, **(finish or {}))
     found, similarities = ranking.search(embedded.query, embedded.gallery, 2)
     rankings = found if rankings is None else rankings

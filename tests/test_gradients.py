@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_numerical_differences(backend, capsys):
         pytest.skip(f"{backend} is not installed")
     if keras.backend.backend() == backend:
         exec(AGAINST_DIFFERENCES, {})
-        told = capsys.readouterr().out
+        output = capsys.readouterr().out
     else:
         done = subprocess.run(
             [sys.executable, "-c", AGAINST_DIFFERENCES],
@@ -110,8 +110,8 @@ def test_the_gradient_is_that_of_numerical_differences(backend, capsys):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        told = done.stdout
-    name, *numbers = told.split()
+        output = done.stdout
+    name, *numbers = output.split()
     assert name == backend
     of_values, largest, of_gradient = map(float, numbers)
     assert of_values < 1e-6

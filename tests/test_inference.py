@@ -28,16 +28,16 @@ def images():
 
 
 class Watched:
-    """An array that notes which rows are asked for, and cannot be had as a whole."""
+    """An array that records the rows that are read, and refuses to be read as a whole."""
 
     def __init__(self, rows):
-        self.rows, self.asked = rows, []
+        self.rows, self.reads = rows, []
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, rows):
-        self.asked.append((rows.start, min(rows.stop, len(self.rows))))
+        self.reads.append((rows.start, min(rows.stop, len(self.rows))))
         return self.rows[rows]
 
     def __array__(self, *_, **__):
@@ -52,7 +52,7 @@ def test_outputs_are_those_of_the_model_and_no_more_than_a_batch_is_read(
     paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
     outputs = dict(zip(paths, (np.float16, np.float32), strict=True))
     inference.predict(encoder, inputs, outputs, "images")
-    assert inputs.asked == [(0, 8), (8, 16), (16, 20)]
+    assert inputs.reads == [(0, 8), (8, 16), (16, 20)]
     vectors, probabilities = (np.load(path) for path in paths)
     assert (vectors.dtype, probabilities.dtype) == (np.float16, np.float32)
     expected = encoder.predict(images.astype(np.float32), verbose=0)
@@ -142,7 +142,7 @@ EXHAUSTED = [
 
 
 @pytest.mark.parametrize("error", EXHAUSTED)
-def test_too_little_memory_is_told_in_one_line(error, images, tmp_path):
+def test_too_little_memory_is_reported_in_one_line(error, images, tmp_path):
     def fail(_):
         raise error
 

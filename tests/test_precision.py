@@ -50,7 +50,7 @@ def test_half_precision_is_used_where_the_gpu_is_made_for_it(gpus, count, capabi
 
 
 @pytest.mark.parametrize(("capability", "policy"), [(8.0, "mixed_bfloat16"), (0, "float32")])
-def test_a_backend_that_lists_no_devices_is_asked_by_the_driver(monkeypatch, capability, policy):
+def test_a_backend_that_lists_no_devices_is_known_by_the_driver(monkeypatch, capability, policy):
     def list_devices(kind=None):
         raise AttributeError("no distribution_lib")
 
@@ -84,13 +84,13 @@ def test_the_policy_is_put_back_after_an_error(gpus):
 
 
 @pytest.mark.parametrize(
-    ("told", "capability"),
+    ("output", "capability"),
     [("9.0\n", 9.0), ("8.6\n7.5\n", 7.5), ("", 0), ("no devices were found", 0)],
 )
-def test_the_weakest_gpu_counts_and_none_where_the_driver_does_not_tell(
-    monkeypatch, told, capability
+def test_the_weakest_gpu_counts_and_none_where_the_driver_reports_none(
+    monkeypatch, output, capability
 ):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=output))
     assert _compute_capability() == capability
 
 
@@ -131,7 +131,7 @@ def test_xla_compiles_on_a_gpu_where_neither_a_layer_nor_determinism_excludes_it
     assert model.jit_compile == compiles
 
 
-def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_asked_for(monkeypatch):
+def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_requested(monkeypatch):
     from tensorflow.python.framework import config
 
     monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: True)

@@ -247,7 +247,7 @@ def stages(images):
     "error", [ResourceExhaustedError("a\nb"), RuntimeError("RESOURCE_EXHAUSTED: a\nb")]
 )
 @pytest.mark.usefixtures("elsewhere")
-def test_too_little_memory_for_a_batch_is_told_in_one_line_that_names_the_key(
+def test_too_little_memory_for_a_batch_is_reported_in_one_line_that_names_the_key(
     error, images, stages, monkeypatch
 ):
     def fit(*_, **__):
@@ -278,7 +278,7 @@ def test_any_other_error_of_an_epoch_stays_what_it_is(images, elsewhere, monkeyp
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 @pytest.mark.usefixtures("elsewhere")
-def test_a_training_that_diverges_is_told_in_one_line_that_names_the_key(
+def test_a_training_that_diverges_is_reported_in_one_line_that_names_the_key(
     loss, images, stages, monkeypatch
 ):
     history = {"accuracy": [0.1], "loss": [loss], "val_accuracy": [0.1], "val_loss": [1.0]}
@@ -433,7 +433,7 @@ def test_weight_decay_leaves_a_head_with_smaller_weights(of_head, maps, images):
 @pytest.mark.usefixtures("elsewhere")
 def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images):
     network = build_network("cnn_strong", train="last_blocks:1", dropout=0.0)
-    # The paths of two networks' weights may be told apart by a number.
+    # The paths of two networks' weights may differ by a number.
     before = {weight.path: np.array(weight) for weight in network.model.weights}
     history = train_network(network, images, epochs=2).history
     assert np.isfinite(history["loss"]).all()
@@ -517,6 +517,15 @@ def test_the_backbone_is_kept_for_other_studies_to_start_from(undisturbed):
     other = build_network(weights=str(path), seed=5)
     assert are_equal(other.body.get_weights(), network.body.get_weights())
     assert not are_equal(other.head.get_weights(), network.head.get_weights())
+
+
+def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
+    network, trained = undisturbed
+    rebuilt = training.open_network(trained.artifact.folder)
+    assert rebuilt.parameters == network.parameters
+    assert are_equal(weights_of(rebuilt), weights_of(network))
+    with pytest.raises(StudyError, match="no trained network in .*: run the study again"):
+        training.open_network(tmp_path)
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "vgg16"])

@@ -469,10 +469,10 @@ def test_real_weights_give_the_features_that_keras_itself_gets_from_them():
 
 @pytest.mark.parametrize("backbone", OF_IMAGENET)
 def test_the_table_of_imagenet_files_is_that_of_keras(backbone, monkeypatch):
-    asked = []
+    requests = []
 
     def get_file(name, address, file_hash=None, **_):
-        asked.append((name, address, file_hash))
+        requests.append((name, address, file_hash))
         raise InterruptedError
 
     monkeypatch.setattr(file_utils, "get_file", get_file)
@@ -482,7 +482,7 @@ def test_the_table_of_imagenet_files_is_that_of_keras(backbone, monkeypatch):
         construct(
             input_shape=(224, 224, 3), include_top=False, weights="imagenet", **known.arguments
         )
-    assert asked == [(known.imagenet.file, known.imagenet.address, known.imagenet.md5)]
+    assert requests == [(known.imagenet.file, known.imagenet.address, known.imagenet.md5)]
 
 
 def test_mobilenet_is_the_narrow_one_for_which_keras_gives_no_md5():
@@ -511,14 +511,14 @@ def test_unreachable_imagenet_weights_say_which_file_to_put_where(backbone, plac
 
 
 class Server:
-    """Files of a folder over HTTP on this machine, and which were asked for."""
+    """Files of a folder over HTTP on this machine, and the paths that were requested."""
 
     def __init__(self, folder):
-        asked = self.asked = []
+        requests = self.requests = []
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, *_):
-                asked.append(self.path)
+                requests.append(self.path)
 
         handler = functools.partial(Handler, directory=folder)
         self.folder = folder
@@ -550,7 +550,7 @@ def test_imagenet_weights_are_downloaded_once_into_the_folder_of_keras(saved, se
     network = build_network("mobilenet", weights="imagenet", train="head")
     found = weights.find("mobilenet", "imagenet")
     assert found.path == place / "keras" / "models" / MOBILENET_FILE
-    assert served.asked == [f"/mobilenet/{MOBILENET_FILE}"]
+    assert served.requests == [f"/mobilenet/{MOBILENET_FILE}"]
     assert list(found.path.parent.iterdir()) == [found.path]
     assert same_weights(network.body, saved[False])
     assert network.weights == found
@@ -646,7 +646,7 @@ def test_a_study_without_the_backbone_is_refused(base, source, what):
     )
 
 
-def test_two_architectures_with_the_backbone_are_asked_apart(base, place):
+def test_two_architectures_with_the_backbone_need_a_name(base, place):
     register(place, "base", "wider", "cnn", training="artifacts/wider")
     assert refused("cnn", "study:base") == (
         "weights: study:base: plain, wider all have the backbone cnn: say which, as in "
