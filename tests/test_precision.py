@@ -175,7 +175,7 @@ def test_attention_in_half_precision_sums_to_one(monkeypatch):
 @pytest.mark.parametrize("policy", HALF)
 def test_a_network_learns_in_half_precision(monkeypatch, policy):
     monkeypatch.setattr(precision, "best", lambda: policy)
-    network = build_network("cnn_strong", mixed_precision=True, pooling="gem", dropout=0.0)
+    network = build_network("cnn", mixed_precision=True, pooling="gem", dropout=0.0)
     images = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
     network.model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     losses = [network.model.train_on_batch(images, np.arange(6) % 3) for _ in range(6)]

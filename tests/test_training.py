@@ -528,7 +528,7 @@ def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
         training.open_network(tmp_path)
 
 
-@pytest.mark.parametrize("backbone", ["cnn", "vgg16"])
+@pytest.mark.parametrize("backbone", ["cnn", "cnn_strong"])
 def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, images):
     network = build_network(backbone, train="head")
     start = [weight.copy() for weight in network.backbone.get_weights()]

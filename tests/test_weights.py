@@ -297,19 +297,19 @@ def test_a_file_of_a_training_is_fed_the_pixels_that_its_manifest_says(place, ma
 
 
 def test_a_backbone_that_this_project_trained_is_fed_as_it_was_trained(place, monkeypatch):
-    row = replace(BACKBONES["cnn_strong"], preprocess="vgg16")
-    monkeypatch.setitem(BACKBONES, "cnn_strong", row)
+    row = replace(BACKBONES["cnn"], preprocess="vgg16")
+    monkeypatch.setitem(BACKBONES, "cnn", row)
     write_pictures(place / "data" / "shapes")
     images = load_shapes()
-    first = build_network("cnn_strong")
+    first = build_network("cnn")
     path = train_network(first, images, epochs=1).artifact.folder / weights.BACKBONE_FILE
     few = np.asarray(images.images[:4])
     expected = first.backbone(few, training=False)
-    again = build_network("cnn_strong", weights=str(path), seed=1)
+    again = build_network("cnn", weights=str(path), seed=1)
     np.testing.assert_allclose(again.backbone(few, training=False), expected, atol=1e-4)
     # A copy without its manifest is taken for ImageNet's.
     copy = shutil.copy(path, place / "copy.weights.h5")
-    other = build_network("cnn_strong", weights=str(copy))
+    other = build_network("cnn", weights=str(copy))
     assert not np.allclose(other.backbone(few, training=False), expected, atol=0.1)
 
 
