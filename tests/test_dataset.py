@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cbir import StudyError, cache
+from cbir import StudyError
 from cbir.images import dataset, pictures
 from cbir.images.dataset import Dataset, is_cached, load_dataset, take_rows
 from cbir.images.pictures import CIFAR10_CLASSES
@@ -71,8 +71,8 @@ def same(one: Dataset, other: Dataset) -> bool:
     """Whether two data sets have the same images, labels, names and split."""
     arrays = ("images", "labels", "train", "validation", "gallery", "queries")
     values = ("classes", "names", "fingerprint", "split_fingerprint", "search_fingerprint")
-    return all(np.array_equal(getattr(one, each), getattr(other, each)) for each in arrays) and all(
-        getattr(one, each) == getattr(other, each) for each in values
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays) and all(
+        getattr(one, name) == getattr(other, name) for name in values
     )
 
 
@@ -96,7 +96,7 @@ def count_calls(monkeypatch, module, name: str) -> list:
 # Digits
 
 
-def test_digits_have_ten_classes_in_rgb_of_the_size_asked_for(root):
+def test_digits_have_ten_classes_in_rgb_of_the_requested_size(root):
     digits = load("digits")
     assert digits.classes == [str(digit) for digit in range(10)]
     assert digits.images.shape == (1797, 16, 16, 3)
@@ -141,7 +141,7 @@ def test_counts_say_what_each_class_serves_for(root):
     original = np.bincount(load_digits().target)
     assert (counts["gallery"] + counts["queries"])[:-1].tolist() == original.tolist()
     # A quarter of each class, to the nearest picture.
-    assert counts["queries"][:-1].tolist() == [round(0.25 * int(each)) for each in original]
+    assert counts["queries"][:-1].tolist() == [round(0.25 * int(count)) for count in original]
 
 
 # Folders
@@ -209,7 +209,7 @@ def test_folder_outside_the_project_is_read(root, tmp_path_factory):
 
 def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
     def refuse():
-        raise AssertionError("Keras was asked")
+        raise AssertionError("Keras was called")
 
     monkeypatch.setattr(dataset, "cifar10_pictures", refuse)
     folder = root / "data" / "cifar10"
@@ -222,7 +222,7 @@ def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
     assert cifar.classes == names
     assert np.bincount(cifar.gallery_labels).tolist() == [3] * 8 + [4] * 2
     assert np.bincount(cifar.query_labels).tolist() == [1] * 8 + [2] * 2
-    # Pictures of the size asked for are taken pixel by pixel.
+    # Pictures of the requested size are taken pixel by pixel.
     with Image.open(folder / cifar.names[cifar.queries[5]]) as picture:
         assert (cifar.images[cifar.queries[5]] == np.asarray(picture)).all()
 
@@ -311,7 +311,7 @@ def test_images_that_are_kept_are_among_those_of_before_and_another_data_set(
     assert set(names_of(fewer, part)) < set(names_of(more, part)) < set(names_of(everything, part))
     assert names_of(fewer, other) == names_of(everything, other)
     for value in ("fingerprint", "split_fingerprint", "search_fingerprint"):
-        assert len({getattr(each, value) for each in (everything, more, fewer)}) == 3
+        assert len({getattr(shapes, value) for shapes in (everything, more, fewer)}) == 3
     # What stays has its own picture and label.
     for place, name in enumerate(fewer.names):
         before = everything.names.index(name)
@@ -346,18 +346,18 @@ def test_fewer_images_are_learnt_from_class_by_class(project, learn_from, counts
 
 def test_what_is_learnt_from_is_nested_and_leaves_gallery_and_queries_alone(project):
     sizes = [1, 9, 18, 27, 0]
-    found = [load(learn_from=size) for size in sizes]
-    for fewer, more in itertools.pairwise(found):
+    loaded = [load(learn_from=size) for size in sizes]
+    for fewer, more in itertools.pairwise(loaded):
         assert set(fewer.train) < set(more.train)
         assert set(fewer.validation) <= set(more.validation)
-    assert len(found[0].validation) < len(found[-1].validation)
-    for each in found:
-        assert each.images.shape == found[-1].images.shape
-        assert names_of(each, "gallery") == names_of(found[-1], "gallery")
-        assert names_of(each, "queries") == names_of(found[-1], "queries")
-        assert each.fingerprint == found[-1].fingerprint
-        assert each.search_fingerprint == found[-1].search_fingerprint
-    assert len({each.split_fingerprint for each in found}) == len(sizes)
+    assert len(loaded[0].validation) < len(loaded[-1].validation)
+    for shapes in loaded:
+        assert shapes.images.shape == loaded[-1].images.shape
+        assert names_of(shapes, "gallery") == names_of(loaded[-1], "gallery")
+        assert names_of(shapes, "queries") == names_of(loaded[-1], "queries")
+        assert shapes.fingerprint == loaded[-1].fingerprint
+        assert shapes.search_fingerprint == loaded[-1].search_fingerprint
+    assert len({shapes.split_fingerprint for shapes in loaded}) == len(sizes)
 
 
 def test_learning_from_fewer_images_decodes_nothing_anew(project, monkeypatch):
@@ -371,7 +371,7 @@ def test_learning_from_fewer_images_decodes_nothing_anew(project, monkeypatch):
     assert len(calls) == 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(positions=st.lists(st.integers(0, 9), min_size=1))
 def test_rows_taken_by_position_are_those_rows(positions):
     array = np.arange(20).reshape(10, 2)
@@ -571,16 +571,16 @@ def test_added_and_removed_pictures_are_noticed(project):
 
 
 def test_whether_images_are_cached_is_said_without_decoding_them(project):
-    asked = LOADED_WITH | {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
-    assert not is_cached(**asked)
+    parameters = LOADED_WITH | {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
+    assert not is_cached(**parameters)
     assert not (project / "artifacts").exists()
     shapes = load()
-    assert is_cached(**asked)
-    assert not is_cached(**asked | {"image_size": 17})
-    assert not is_cached(**asked | {"validation_fraction": 0.4})
-    assert not is_cached(**asked | {"training_images": 18})
+    assert is_cached(**parameters)
+    assert not is_cached(**parameters | {"image_size": 17})
+    assert not is_cached(**parameters | {"validation_fraction": 0.4})
+    assert not is_cached(**parameters | {"training_images": 18})
     os.utime(project / "data" / "shapes" / shapes.names[-1], (1, 1))
-    assert not is_cached(**asked)
+    assert not is_cached(**parameters)
 
 
 def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypatch):
@@ -627,10 +627,10 @@ def redirect(monkeypatch, root: Path, origin: str, file_hash: str) -> None:
     real = cifar10.get_file
     (root / "keras").mkdir(exist_ok=True)
 
-    def get_file(**asked):
-        assert asked["file_hash"]
+    def get_file(**arguments):
+        assert arguments["file_hash"]
         there = {"origin": origin, "file_hash": file_hash, "cache_dir": str(root / "keras")}
-        return real(**asked | there)
+        return real(**arguments | there)
 
     monkeypatch.setattr(cifar10, "get_file", get_file)
 
@@ -718,4 +718,4 @@ def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     for start in green:
         assert not first.images[start + 1 : start + 10_000].any()
         assert first.labels[start + 1 : start + 10].tolist() == list(range(1, 10))
-    assert cache.finished("images", "images")
+    assert [*(root / "artifacts" / "images").glob("*/manifest.json")]

@@ -68,7 +68,7 @@ def test_scores_within_the_predicted_class_are_the_accuracy_whatever_the_embeddi
     most = int(sizes.min()) - (protocol == "held_out_gallery")
     assert most >= 2
     ks = [1, 2, most]
-    found = evaluation.evaluate(embedded, "predicted_class", ks).per_query
+    evaluated = evaluation.evaluate(embedded, "predicted_class", ks).per_query
     is_right = embedded.query_probabilities.argmax(axis=1) == dataset.query_labels
     accuracy = is_right.mean()
     assert 0 < accuracy < 1
@@ -77,17 +77,17 @@ def test_scores_within_the_predicted_class_are_the_accuracy_whatever_the_embeddi
         f"{name}@{k}" for name in ("precision", "ndcg", "average_precision", "hit_rate") for k in ks
     ]
     for name in exact:
-        assert found[name].to_numpy() == pytest.approx(is_right.astype(float), abs=1e-12), name
-        assert found[name].mean() == pytest.approx(accuracy, abs=1e-12), name
-    assert found["correct"].tolist() == is_right.tolist()
+        assert evaluated[name].to_numpy() == pytest.approx(is_right.astype(float), abs=1e-12), name
+        assert evaluated[name].mean() == pytest.approx(accuracy, abs=1e-12), name
+    assert evaluated["correct"].tolist() == is_right.tolist()
 
 
 def test_beyond_the_size_of_the_class_precision_falls_below_the_accuracy(embedded):
-    found = evaluation.evaluate(embedded, "predicted_class", [14, 28]).per_query
-    accuracy = found["correct"].mean()
-    assert found["precision@14"].mean() == pytest.approx(accuracy)
-    assert found["precision@28"].mean() == pytest.approx(accuracy / 2)
-    assert found["ndcg@28"].mean() == pytest.approx(accuracy)
+    evaluated = evaluation.evaluate(embedded, "predicted_class", [14, 28]).per_query
+    accuracy = evaluated["correct"].mean()
+    assert evaluated["precision@14"].mean() == pytest.approx(accuracy)
+    assert evaluated["precision@28"].mean() == pytest.approx(accuracy / 2)
+    assert evaluated["ndcg@28"].mean() == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
@@ -95,17 +95,19 @@ def test_scores_within_the_true_class_are_one_whatever_the_embedding(protocol):
     dataset = protocols.view(toy_dataset(), protocol)
     for seed in range(3):
         embedded = toy_embeddings(dataset, seed=seed)
-        found = evaluation.evaluate(embedded, "oracle_class", [1, 11]).per_query
+        evaluated = evaluation.evaluate(embedded, "oracle_class", [1, 11]).per_query
         for name in ("average_precision", "r_precision", "precision@11", "ndcg@11", "hit_rate@1"):
-            assert found[name].to_numpy() == pytest.approx(1, abs=1e-12), name
+            assert evaluated[name].to_numpy() == pytest.approx(1, abs=1e-12), name
 
 
 def test_the_unrestricted_search_depends_on_the_embedding_alone(embedded):
     dataset = embedded.dataset
     other_classifier = toy_embeddings(dataset, embedded.vectors, seed=5).probabilities
     scores = [
-        evaluation.evaluate(each, "unrestricted", [1, 4]).per_query["average_precision"].tolist()
-        for each in (
+        evaluation.evaluate(embeddings, "unrestricted", [1, 4])
+        .per_query["average_precision"]
+        .tolist()
+        for embeddings in (
             embedded,
             replace(
                 embedded,
@@ -126,46 +128,46 @@ def test_the_unrestricted_search_depends_on_the_embedding_alone(embedded):
 def test_the_unrestricted_search_ranks_by_cosine(protocol):
     dataset = protocols.view(toy_dataset(), protocol, unseen=2, draw=1)
     embedded = toy_embeddings(dataset)
-    found = evaluation.evaluate(embedded, "unrestricted", [1])
+    evaluated = evaluation.evaluate(embedded, "unrestricted", [1])
     similarity = similarities_by_hand(embedded.query, embedded.gallery)
     rows = np.flatnonzero(dataset.exclude >= 0)
     similarity[rows, dataset.exclude[rows]] = -np.inf
     expected = np.argsort(-similarity, axis=1)[:, : evaluation.N_RESULTS]
-    assert found.rankings.tolist() == expected.tolist()
+    assert evaluated.rankings.tolist() == expected.tolist()
     np.testing.assert_allclose(
-        found.similarities, np.take_along_axis(similarity, expected, axis=1), atol=1e-6
+        evaluated.similarities, np.take_along_axis(similarity, expected, axis=1), atol=1e-6
     )
-    assert found.results == {"unrestricted": (found.rankings, found.similarities)}
+    assert evaluated.results == {"unrestricted": (evaluated.rankings, evaluated.similarities)}
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
 def test_rankings_of_the_label_lookup_are_places_in_the_real_gallery(protocol):
     dataset = protocols.view(toy_dataset(), protocol)
     embedded = toy_embeddings(dataset)
-    found = evaluation.evaluate(embedded, "label_lookup", [1, 4])
+    evaluated = evaluation.evaluate(embedded, "label_lookup", [1, 4])
     first = embedded.query_probabilities.argmax(axis=1)
-    assert (dataset.gallery_labels[found.rankings] == first[:, None]).all()
+    assert (dataset.gallery_labels[evaluated.rankings] == first[:, None]).all()
     unit = normalise(embedded.query_probabilities)
-    assert found.similarities[:, 0] == pytest.approx(unit.max(axis=1))
-    for row in found.rankings:
+    assert evaluated.similarities[:, 0] == pytest.approx(unit.max(axis=1))
+    for row in evaluated.rankings:
         assert len(set(row)) == evaluation.N_RESULTS
     # Within a class by chance, not as the gallery stands.
-    rises = (np.diff(found.rankings, axis=1) > 0).mean()
+    rises = (np.diff(evaluated.rankings, axis=1) > 0).mean()
     assert 0.2 < rises < 0.8
     is_right = (first == dataset.query_labels).astype(float)
-    assert found.per_query["precision@4"].tolist() == is_right.tolist()
+    assert evaluated.per_query["precision@4"].tolist() == is_right.tolist()
 
 
 def test_what_is_scored_is_what_is_ranked(embedded, held_out):
-    for each in (embedded, held_out):
-        dataset = each.dataset
+    for embeddings in (embedded, held_out):
+        dataset = embeddings.dataset
         for search in searches.SEARCHES:
-            found = evaluation.evaluate(each, search, [1, 4])
-            hits = dataset.gallery_labels[found.rankings] == dataset.query_labels[:, None]
-            hits &= found.rankings >= 0
+            evaluated = evaluation.evaluate(embeddings, search, [1, 4])
+            hits = dataset.gallery_labels[evaluated.rankings] == dataset.query_labels[:, None]
+            hits &= evaluated.rankings >= 0
             for k in (1, 4, 10):
                 by_hand = hits[:, :k].mean(axis=1)
-                assert found.per_query[f"precision@{k}"].to_numpy() == pytest.approx(by_hand), (
+                assert evaluated.per_query[f"precision@{k}"].to_numpy() == pytest.approx(by_hand), (
                     search, k,
                 )  # fmt: skip
 
@@ -178,31 +180,31 @@ def test_a_query_is_never_its_own_result(search, held_out):
     by_class = dataset.queries[np.argsort(dataset.query_labels, kind="stable")]
     vectors[by_class[1::2]] = vectors[by_class[::2]]
     twins = toy_embeddings(dataset, vectors, held_out.probabilities)
-    found = evaluation.evaluate(twins, search, [1])
-    assert not (dataset.gallery[found.rankings] == dataset.queries[:, None]).any()
-    assert (found.per_query["n_relevant"] == 11).all()
+    evaluated = evaluation.evaluate(twins, search, [1])
+    assert not (dataset.gallery[evaluated.rankings] == dataset.queries[:, None]).any()
+    assert (evaluated.per_query["n_relevant"] == 11).all()
     if search in ("unrestricted", "oracle_class"):
         twin = dict(zip(by_class[::2], by_class[1::2], strict=True))
-        twin |= {other: each for each, other in twin.items()}
-        nearest = dataset.gallery[found.rankings[:, 0]]
-        assert nearest.tolist() == [twin[each] for each in dataset.queries]
+        twin |= {other: one for one, other in twin.items()}
+        nearest = dataset.gallery[evaluated.rankings[:, 0]]
+        assert nearest.tolist() == [twin[query] for query in dataset.queries]
 
 
 def test_a_class_with_fewer_images_than_shown_leaves_places_empty():
     dataset = toy_dataset(3, 4, 3)
-    found = evaluation.evaluate(toy_embeddings(dataset), "predicted_class", [1])
-    assert found.rankings.shape == (9, evaluation.N_RESULTS)
-    assert (found.rankings[:, :4] >= 0).all()
-    assert (found.rankings[:, 4:] == -1).all()
-    assert np.isnan(found.similarities[:, 4:]).all()
+    evaluated = evaluation.evaluate(toy_embeddings(dataset), "predicted_class", [1])
+    assert evaluated.rankings.shape == (9, evaluation.N_RESULTS)
+    assert (evaluated.rankings[:, :4] >= 0).all()
+    assert (evaluated.rankings[:, 4:] == -1).all()
+    assert np.isnan(evaluated.similarities[:, 4:]).all()
 
 
 def test_a_gallery_smaller_than_what_is_shown_is_ranked_whole():
     dataset = protocols.view(toy_dataset(3, 4, 2), "held_out_gallery")
-    found = evaluation.evaluate(toy_embeddings(dataset), "label_lookup", [1])
-    assert found.rankings.shape == (6, 6)
-    assert (found.rankings[:, 5] == -1).all()
-    for itself, row in enumerate(found.rankings[:, :5]):
+    evaluated = evaluation.evaluate(toy_embeddings(dataset), "label_lookup", [1])
+    assert evaluated.rankings.shape == (6, 6)
+    assert (evaluated.rankings[:, 5] == -1).all()
+    for itself, row in enumerate(evaluated.rankings[:, :5]):
         assert sorted(row) == [place for place in range(6) if place != itself]
 
 
@@ -210,17 +212,17 @@ def test_a_gallery_smaller_than_what_is_shown_is_ranked_whole():
 
 
 def test_a_row_says_which_query_it_is_and_what_the_classifier_said(embedded, held_out):
-    for each in (embedded, held_out):
-        dataset = each.dataset
+    for embeddings in (embedded, held_out):
+        dataset = embeddings.dataset
         for search in searches.SEARCHES:
-            found = evaluation.evaluate(each, search, [4]).per_query
-            assert found["query"].tolist() == dataset.queries.tolist()
-            assert found["label"].tolist() == dataset.query_labels.tolist()
-            assert found["predicted"].tolist() == each.query_predictions.tolist()
-            is_right = found["predicted"] == found["label"]
-            assert found["correct"].tolist() == is_right.astype(float).tolist()
-            assert list(found)[:5] == ["query", "label", "predicted", "correct", "searched"]
-            assert list(found)[5:] == list(metrics.per_query(np.ones((1, 1)), [4, 10]))
+            evaluated = evaluation.evaluate(embeddings, search, [4]).per_query
+            assert evaluated["query"].tolist() == dataset.queries.tolist()
+            assert evaluated["label"].tolist() == dataset.query_labels.tolist()
+            assert evaluated["predicted"].tolist() == embeddings.query_predictions.tolist()
+            is_right = evaluated["predicted"] == evaluated["label"]
+            assert evaluated["correct"].tolist() == is_right.astype(float).tolist()
+            assert list(evaluated)[:5] == ["query", "label", "predicted", "correct", "searched"]
+            assert list(evaluated)[5:] == list(metrics.per_query(np.ones((1, 1)), [4, 10]))
 
 
 def test_how_much_of_the_gallery_is_searched(embedded):
@@ -244,17 +246,20 @@ def test_a_baseline_has_no_prediction(embedded):
     baseline = replace(
         embedded, probabilities=None, artifact=Artifact(Path(), {"key": "a baseline"})
     )
-    found = evaluation.evaluate(baseline, "unrestricted", [1]).per_query
-    assert (found["predicted"] == -1).all()
-    assert found["correct"].isna().all()
+    evaluated = evaluation.evaluate(baseline, "unrestricted", [1]).per_query
+    assert (evaluated["predicted"] == -1).all()
+    assert evaluated["correct"].isna().all()
     scored = evaluation.evaluate(embedded, "unrestricted", [1]).per_query
-    assert found["average_precision"].equals(scored["average_precision"])
+    assert evaluated["average_precision"].equals(scored["average_precision"])
 
 
 def test_the_first_ten_are_measured_whatever_is_asked_for(embedded):
-    found = evaluation.evaluate(embedded, "unrestricted", [2])
-    assert {"precision@2", "precision@10"} <= set(found.per_query)
-    assert found.artifact.key == evaluation.evaluate(embedded, "unrestricted", [10, 2]).artifact.key
+    evaluated = evaluation.evaluate(embedded, "unrestricted", [2])
+    assert {"precision@2", "precision@10"} <= set(evaluated.per_query)
+    assert (
+        evaluated.artifact.key
+        == evaluation.evaluate(embedded, "unrestricted", [10, 2]).artifact.key
+    )
 
 
 # Kept
@@ -262,19 +267,21 @@ def test_the_first_ten_are_measured_whatever_is_asked_for(embedded):
 
 def test_each_search_and_view_is_evaluated_once(embedded, held_out, monkeypatch):
     first = {
-        (each.dataset.protocol, search): evaluation.evaluate(each, search, [1, 4])
-        for each in (embedded, held_out)
+        (embeddings.dataset.protocol, search): evaluation.evaluate(embeddings, search, [1, 4])
+        for embeddings in (embedded, held_out)
         for search in searches.SEARCHES
     }
-    assert len({each.artifact.folder for each in first.values()}) == 2 * len(searches.SEARCHES)
+    assert len({evaluated.artifact.folder for evaluated in first.values()}) == 2 * len(
+        searches.SEARCHES
+    )
 
     def refuse(*_, **__):
         raise AssertionError("ranked again")
 
     monkeypatch.setattr(ranking, "relevant_ranks", refuse)
-    for each in (embedded, held_out):
-        again = evaluation.evaluate(each, "soft", [4, 1])
-        known = first[each.dataset.protocol, "soft"]
+    for embeddings in (embedded, held_out):
+        again = evaluation.evaluate(embeddings, "soft", [4, 1])
+        known = first[embeddings.dataset.protocol, "soft"]
         assert again.per_query.equals(known.per_query)
         assert np.array_equal(again.rankings, known.rankings)
     with pytest.raises(AssertionError, match="ranked again"):
@@ -357,10 +364,10 @@ def test_each_state_is_searched_in_every_way_that_it_can_be(noted):
 def test_hashing_1k_is_measured_at_the_depth_of_its_literature_too():
     dataset = replace(toy_dataset(), protocol="hashing_1k")
     depths = [
-        {int(name.partition("@")[2]) for name in found.per_query if "@" in name}
-        for found in (
-            evaluation.evaluate(toy_embeddings(each), "unrestricted", [1, 4])
-            for each in (toy_dataset(), dataset)
+        {int(name.partition("@")[2]) for name in evaluated.per_query if "@" in name}
+        for evaluated in (
+            evaluation.evaluate(toy_embeddings(view), "unrestricted", [1, 4])
+            for view in (toy_dataset(), dataset)
         )
     ]
     assert depths == [{1, 4, 10}, {1, 4, 10, 1000}]
@@ -375,10 +382,12 @@ def test_measured_states_hold_the_embeddings_and_their_scores():
     )
     assert len(states) == 4
     for state in states:
-        assert [each.search for each in state.evaluations] == searches.available(state.embeddings)
-        for each in state.evaluations:
+        assert [evaluated.search for evaluated in state.evaluations] == searches.available(
+            state.embeddings
+        )
+        for evaluated in state.evaluations:
             queries = state.embeddings.dataset.queries
-            assert each.per_query["query"].tolist() == queries.tolist()
+            assert evaluated.per_query["query"].tolist() == queries.tolist()
 
 
 # Classification and speed
@@ -400,15 +409,15 @@ def test_classification_counts_what_is_right_by_class(embedded):
 
 
 def test_speed_is_that_of_single_queries_and_measured_once(embedded):
-    asked = []
+    batch_sizes = []
 
     def encode(images):
-        asked.append(len(images))
+        batch_sizes.append(len(images))
         return np.ones((len(images), 6)), None
 
     speed = evaluation.measure_speed(embedded, encode)
-    assert asked == [104, 104] + [1] * 30
+    assert batch_sizes == [104, 104] + [1] * 30
     assert speed.images_per_second > 0
     assert speed.query_milliseconds > 0
     assert evaluation.measure_speed(embedded, encode) == speed
-    assert len(asked) == 32
+    assert len(batch_sizes) == 32

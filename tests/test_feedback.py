@@ -58,15 +58,17 @@ def slowly(embeddings, weights, rounds, marked) -> pd.DataFrame:
         marks, query = [], original
         for number in range(rounds + 1):
             hidden = {itself, *marks}
-            rest = [each for each in range(len(gallery)) if each not in hidden]
+            rest = [position for position in range(len(gallery)) if position not in hidden]
             refined, unrefined = (sorted_by(gallery, by, rest) for by in (query, original))
-            scores = [precision_by_hand(labels[each] == label) for each in (refined, unrefined)]
-            n_relevant = sum(labels[each] == label for each in rest)
-            n_positive = sum(labels[each] == label for each in marks)
+            scores = [
+                precision_by_hand(labels[positions] == label) for positions in (refined, unrefined)
+            ]
+            n_relevant = sum(labels[position] == label for position in rest)
+            n_positive = sum(labels[position] == label for position in marks)
             rows.append((place, label, number, *scores, n_relevant, len(marks), n_positive))
             marks += refined[:marked]
-            positive = [each for each in marks if labels[each] == label]
-            negative = [each for each in marks if labels[each] != label]
+            positive = [position for position in marks if labels[position] == label]
+            negative = [position for position in marks if labels[position] != label]
             query = weights.query * original
             query = query + (weights.positive * gallery[positive].mean(axis=0) if positive else 0)
             query = query - (weights.negative * gallery[negative].mean(axis=0) if negative else 0)
@@ -80,11 +82,11 @@ def sorted_by(gallery, query, places) -> list[int]:
 
 
 def precision_by_hand(is_relevant) -> float:
-    found, precisions = 0, []
+    n_hits, precisions = 0, []
     for rank, hit in enumerate(is_relevant, start=1):
         if hit:
-            found += 1
-            precisions.append(found / rank)
+            n_hits += 1
+            precisions.append(n_hits / rank)
     return np.mean(precisions) if precisions else np.nan
 
 
@@ -94,18 +96,18 @@ def precision_by_hand(is_relevant) -> float:
 def test_refining_by_hand():
     positive, negative = np.array([[0.0, 1.0]]), np.array([[0.6, 0.8]])
     query = np.array([1.0, 0.0])
-    found = refine(query, positive, NOBODY, EVEN)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.array([1, 1]) / np.sqrt(2), rtol=1e-6)
+    refined = refine(query, positive, NOBODY, EVEN)
+    assert refined.dtype == np.float32
+    np.testing.assert_allclose(refined, np.array([1, 1]) / np.sqrt(2), rtol=1e-6)
     # [1, 0] + [0, 1] - [0.6, 0.8] = [0.4, 0.2]
-    found = refine(query, positive, negative, EVEN)
-    np.testing.assert_allclose(found, np.array([0.4, 0.2]) / np.sqrt(0.2), rtol=1e-6)
+    refined = refine(query, positive, negative, EVEN)
+    np.testing.assert_allclose(refined, np.array([0.4, 0.2]) / np.sqrt(0.2), rtol=1e-6)
     # Two images count by their mean: [1, 0] + 2 ([0, 1] + [0.6, 0.8]) / 2 = [1.6, 1.8].
-    found = refine(query, np.vstack([positive, negative]), NOBODY, Rocchio(1, 2, 5))
-    np.testing.assert_allclose(found, np.array([1.6, 1.8]) / np.sqrt(5.8), rtol=1e-6)
+    refined = refine(query, np.vstack([positive, negative]), NOBODY, Rocchio(1, 2, 5))
+    np.testing.assert_allclose(refined, np.array([1.6, 1.8]) / np.sqrt(5.8), rtol=1e-6)
     # 2 [1, 0] - 0.5 [0.6, 0.8] = [1.7, -0.4]
-    found = refine(query, NOBODY, negative, Rocchio(2, 7, 0.5))
-    np.testing.assert_allclose(found, np.array([1.7, -0.4]) / np.sqrt(3.05), rtol=1e-6)
+    refined = refine(query, NOBODY, negative, Rocchio(2, 7, 0.5))
+    np.testing.assert_allclose(refined, np.array([1.7, -0.4]) / np.sqrt(3.05), rtol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -125,21 +127,21 @@ def test_where_all_cancels_out_the_query_is_left():
     assert (refine(query, query[None], -query[None], Rocchio(0, 0, 0)) == query).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(query=unit(1), marked=unit(5), n_positive=st.integers(0, 5))
 def test_what_is_refined_is_of_unit_length_and_nearer_to_the_positive_examples(
     query, marked, n_positive
 ):
     weights = Rocchio(1, 0.5, 0.25)
     positive, negative = marked[:n_positive], marked[n_positive:]
-    found = refine(query[0], positive, negative, weights)
-    assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+    refined = refine(query[0], positive, negative, weights)
+    assert np.linalg.norm(refined) == pytest.approx(1, abs=1e-5)
     pull = 0.5 * positive.mean(axis=0) if n_positive else 0
     pull = pull - (0.25 * negative.mean(axis=0) if n_positive < 5 else 0)
     # What is added to a vector, the sum lies nearer to than the vector did.
     length = np.linalg.norm(pull)
     if length > 1e-3:
-        assert found @ pull / length >= query[0] @ pull / length - 1e-5
+        assert refined @ pull / length >= query[0] @ pull / length - 1e-5
 
 
 def test_many_queries_are_refined_as_each_alone():
@@ -147,14 +149,14 @@ def test_many_queries_are_refined_as_each_alone():
     query, marked = normalise(random.normal(size=(4, 5))), random.normal(size=(4, 6, 5))
     marked = normalise(marked.reshape(-1, 5)).reshape(4, 6, 5)
     kinds = np.array([[1, 1, 0, 2, 2, 2], [0] * 6, [1] * 6, [2, 0, 0, 0, 0, 0]])
-    found = refine_queries(query, marked, kinds == 1, kinds == 2, Rocchio(1, 0.5, 0.3))
+    refined = refine_queries(query, marked, kinds == 1, kinds == 2, Rocchio(1, 0.5, 0.3))
     for row in range(4):
         alone = refine(
             query[row], marked[row][kinds[row] == 1], marked[row][kinds[row] == 2],
             Rocchio(1, 0.5, 0.3),
         )  # fmt: skip
-        np.testing.assert_allclose(found[row], alone, rtol=1e-6)
-    assert (found[1] == query[1]).all()
+        np.testing.assert_allclose(refined[row], alone, rtol=1e-6)
+    assert (refined[1] == query[1]).all()
 
 
 def test_wrong_shapes_and_weights_are_told():
@@ -183,12 +185,12 @@ def test_the_simulated_user_is_the_slow_one(dataset, protocol, marked):
     view = protocols.view(dataset, protocol)
     embeddings = toy_embeddings(view, classes_with_ties(dataset))
     weights = Rocchio(1, 0.5, 0.5)
-    found = feedback.simulate_feedback(embeddings, weights, marked=marked)
+    table = feedback.simulate_feedback(embeddings, weights, marked=marked)
     expected = slowly(embeddings, weights, 3, marked)
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
     assert (view.exclude >= 0).all() == (protocol == "held_out_gallery")
-    # Marking has moved something, and images that are equal were there to be told apart.
-    assert (found[MEASURED[0]] != found[MEASURED[1]])[found["round"] > 0].any()
+    # Marking has moved something, and images that are equal were among them.
+    assert (table[MEASURED[0]] != table[MEASURED[1]])[table["round"] > 0].any()
     assert (ranking.first_of_equals(embeddings.gallery) != np.arange(len(embeddings.gallery))).any()
 
 
@@ -205,33 +207,33 @@ def test_blocks_make_no_difference(dataset, monkeypatch):
 def test_what_is_marked_is_never_scored(dataset):
     # What a query has marked as positive is missing among what is relevant to it.
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
-    found = feedback.simulate_feedback(embeddings, EVEN, rounds=5, marked=7)
-    in_gallery = np.bincount(dataset.gallery_labels)[found["label"]]
-    assert (found["n_relevant"] == in_gallery - found["n_positive"]).all()
-    assert (found["n_marked"] == 7 * found["round"]).all()
-    assert found.groupby("query")["n_positive"].is_monotonic_increasing.all()
+    table = feedback.simulate_feedback(embeddings, EVEN, rounds=5, marked=7)
+    in_gallery = np.bincount(dataset.gallery_labels)[table["label"]]
+    assert (table["n_relevant"] == in_gallery - table["n_positive"]).all()
+    assert (table["n_marked"] == 7 * table["round"]).all()
+    assert table.groupby("query")["n_positive"].is_monotonic_increasing.all()
 
 
 def test_a_gallery_is_marked_to_its_end(dataset):
     embeddings = toy_embeddings(dataset)
     n_gallery = len(dataset.gallery)
-    found = feedback.simulate_feedback(embeddings, EVEN, rounds=2, marked=n_gallery - 3)
-    assert found.groupby("round")["n_marked"].unique().map(list).to_list() == [
+    table = feedback.simulate_feedback(embeddings, EVEN, rounds=2, marked=n_gallery - 3)
+    assert table.groupby("round")["n_marked"].unique().map(list).to_list() == [
         [0], [n_gallery - 3], [n_gallery],
     ]  # fmt: skip
-    last = found[found["round"] == 2]
+    last = table[table["round"] == 2]
     assert last[MEASURED].isna().all(axis=None)
     assert (last["n_relevant"] == 0).all()
     # With three images left, a query whose class is among them has a score, no other has.
-    middle = found[found["round"] == 1]
+    middle = table[table["round"] == 1]
     assert (middle[MEASURED].notna().all(axis=1) == (middle["n_relevant"] > 0)).all()
     assert middle["n_relevant"].between(0, 3).all()
 
 
 def test_weights_of_nothing_bring_nothing(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
-    found = feedback.simulate_feedback(embeddings, Rocchio(1, 0, 0))
-    assert (found[MEASURED[0]] == found[MEASURED[1]]).all()
+    table = feedback.simulate_feedback(embeddings, Rocchio(1, 0, 0))
+    assert (table[MEASURED[0]] == table[MEASURED[1]]).all()
     # Round 0 is the search as it is measured elsewhere, whatever the weights.
     first = feedback.simulate_feedback(embeddings, EVEN, rounds=0)
     whole = metrics.evaluate_retrieval(
@@ -243,13 +245,13 @@ def test_weights_of_nothing_bring_nothing(dataset):
 
 def test_a_perfect_embedding_stays_perfect(dataset):
     embeddings = toy_embeddings(dataset, np.eye(4)[dataset.labels])
-    found = feedback.measure_feedback(embeddings)
-    scored = found[found["n_relevant"] > 0]
+    table = feedback.measure_feedback(embeddings)
+    scored = table[table["n_relevant"] > 0]
     assert (scored[MEASURED] == 1).all(axis=None)
     assert set(scored["round"]) == {0, 1}  # Of fourteen relevant images, ten a round are marked.
     # All weights do equally well.
-    assert set(found["weight_positive"]) == {min(feedback.POSITIVE)}
-    assert set(found["weight_negative"]) == {min(feedback.NEGATIVE)}
+    assert set(table["weight_positive"]) == {min(feedback.POSITIVE)}
+    assert set(table["weight_negative"]) == {min(feedback.NEGATIVE)}
 
 
 def test_marks_help_where_a_class_has_a_direction_and_not_where_there_is_none():
@@ -257,9 +259,9 @@ def test_marks_help_where_a_class_has_a_direction_and_not_where_there_is_none():
     gains = {}
     for name, spread in (("blurred", 0.6), ("chance", 1e9)):
         embeddings = toy_embeddings(dataset, classes_with_ties(dataset, spread))
-        found = feedback.measure_feedback(embeddings)
-        found = found[found["round"] == 3]
-        gains[name] = (found[MEASURED[0]] - found[MEASURED[1]]).mean()
+        table = feedback.measure_feedback(embeddings)
+        table = table[table["round"] == 3]
+        gains[name] = (table[MEASURED[0]] - table[MEASURED[1]]).mean()
     assert gains["blurred"] > 0.1
     assert abs(gains["chance"]) < 0.03
 
@@ -269,11 +271,11 @@ def test_queries_are_drawn_from_all_classes_by_the_seed():
     embeddings = toy_embeddings(dataset)
     draws = []
     for seed in (0, 0, 1):
-        found = feedback.simulate_feedback(embeddings, EVEN, rounds=0, max_queries=15, seed=seed)
-        assert found["label"].value_counts().to_dict() == dict.fromkeys(range(5), 3)
-        assert (dataset.labels[found["query"]] == found["label"]).all()
-        assert found["query"].isin(dataset.queries).all()
-        draws.append(found["query"].to_list())
+        table = feedback.simulate_feedback(embeddings, EVEN, rounds=0, max_queries=15, seed=seed)
+        assert table["label"].value_counts().to_dict() == dict.fromkeys(range(5), 3)
+        assert (dataset.labels[table["query"]] == table["label"]).all()
+        assert table["query"].isin(dataset.queries).all()
+        draws.append(table["query"].to_list())
     assert draws[0] == draws[1] != draws[2]
     everyone = feedback.simulate_feedback(embeddings, EVEN, rounds=0, max_queries=0)
     assert everyone["query"].to_list() == dataset.queries.tolist()
@@ -291,23 +293,23 @@ def test_nonsense_is_refused(dataset):
 
 def test_weights_are_chosen_on_validation_images_alone(dataset):
     vectors = classes_with_ties(dataset)
-    tried = feedback.score_weights(toy_embeddings(dataset, vectors))
+    scores = feedback.score_weights(toy_embeddings(dataset, vectors))
     others = vectors.copy()
     others[dataset.queries] = np.random.default_rng(1).normal(size=(len(dataset.queries), 6))
-    pd.testing.assert_frame_equal(feedback.score_weights(toy_embeddings(dataset, others)), tried)
+    pd.testing.assert_frame_equal(feedback.score_weights(toy_embeddings(dataset, others)), scores)
     # A change of what they are chosen on is seen: the scores are of something.
     others = vectors.copy()
     others[dataset.validation] = others[dataset.validation][::-1]
     changed = feedback.score_weights(toy_embeddings(dataset, others))
-    assert not changed.equals(tried)
+    assert not changed.equals(scores)
 
 
 def test_the_scores_of_weights_are_those_of_one_round(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
     as_asked = replace(dataset, gallery=dataset.train, queries=dataset.validation)
-    tried = feedback.score_weights(embeddings)
-    assert len(tried) == len(feedback.POSITIVE) * len(feedback.NEGATIVE)
-    for row in tried.iloc[[0, 7, -1]].itertuples():
+    scores = feedback.score_weights(embeddings)
+    assert len(scores) == len(feedback.POSITIVE) * len(feedback.NEGATIVE)
+    for row in scores.iloc[[0, 7, -1]].itertuples():
         weights = Rocchio(positive=row.positive, negative=row.negative)
         slow = slowly(replace(embeddings, dataset=as_asked), weights, 1, feedback.MARKED)
         mean = slow.loc[slow["round"] == 1, "average_precision"].mean()
@@ -324,8 +326,8 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
     ],
 )
 def test_the_best_weights_are_chosen_the_smaller_of_equals(monkeypatch, scores, expected):
-    tried = {"positive": [0.5, 0.5, 2.0, 2.0], "negative": [0.1, 1.0, 0.1, 1.0]}
-    frame = pd.DataFrame(tried | {"mean_average_precision": scores}).iloc[::-1]
+    pairs = {"positive": [0.5, 0.5, 2.0, 2.0], "negative": [0.1, 1.0, 0.1, 1.0]}
+    frame = pd.DataFrame(pairs | {"mean_average_precision": scores}).iloc[::-1]
     monkeypatch.setattr(feedback, "score_weights", lambda embeddings: frame)
     assert feedback.choose_weights(None) == Rocchio(1, *expected)
 
@@ -361,5 +363,5 @@ def test_what_is_measured_once_is_kept(dataset, monkeypatch):
 
 def test_a_baseline_without_a_classifier_is_measured_too(dataset):
     embeddings = replace(toy_embeddings(dataset, seed=3), probabilities=None)
-    found = feedback.measure_feedback(embeddings)
-    assert found["round"].value_counts().to_dict() == dict.fromkeys(range(4), len(dataset.queries))
+    table = feedback.measure_feedback(embeddings)
+    assert table["round"].value_counts().to_dict() == dict.fromkeys(range(4), len(dataset.queries))

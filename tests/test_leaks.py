@@ -114,8 +114,8 @@ def test_positions_hold_in_every_block():
     places = [(0, 799), (63, 0), (64, 340), (65, 341), (340, 63), (341, 682), (699, 683)]
     for query, image in places:
         queries[query] = brightened(gallery[image])
-    found = leaks.find_leaks(queries, gallery)
-    assert list(zip(found["query"], found["gallery"], strict=True)) == places
+    pairs = leaks.find_leaks(queries, gallery)
+    assert list(zip(pairs["query"], pairs["gallery"], strict=True)) == places
 
 
 def test_dozens_of_copies_of_every_query_are_found():
@@ -134,9 +134,9 @@ def test_memory_mapped_images_give_the_same(tmp_path):
     for name, images in (("gallery", gallery), ("queries", queries)):
         np.save(tmp_path / f"{name}.npy", images)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("queries", "gallery")]
-    found = leaks.find_leaks(*mapped)
-    assert len(found) == 1
-    pd.testing.assert_frame_equal(found, leaks.find_leaks(queries, gallery))
+    pairs = leaks.find_leaks(*mapped)
+    assert len(pairs) == 1
+    pd.testing.assert_frame_equal(pairs, leaks.find_leaks(queries, gallery))
 
 
 @pytest.mark.parametrize("count", [0, 5])

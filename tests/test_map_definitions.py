@@ -90,14 +90,18 @@ def test_worked_example_refuses_more_hits_than_relevant_images():
         map_definitions.worked_example([True, True], n_relevant=1, k=2)
 
 
-@pytest.mark.parametrize("definition", map_definitions.DEFINITIONS, ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.name
+)
 def test_no_hit_is_zero_and_no_relevant_image_nan(definition):
     scores = definition.score(np.array([[INF, INF], [NAN, NAN], [1, 2]], np.float32), 2)
     assert scores.dtype == np.float64
     np.testing.assert_array_equal(scores, [0, NAN, 1])
 
 
-@pytest.mark.parametrize("definition", map_definitions.DEFINITIONS, ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.name
+)
 @pytest.mark.parametrize("k", [1, 2, 3, 9])
 def test_perfect_ranking_is_one_but_where_k_images_are_divided_by_more(definition, k):
     expected = min(k, 3) / 3 if definition is RELEVANT else 1
@@ -125,11 +129,14 @@ def test_table_without_queries_is_nan_and_k_below_one_refused():
 rankings = st.lists(st.booleans(), min_size=1, max_size=15)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(hits=rankings.filter(any), missed=st.integers(0, 3), k=st.integers(1, 18))
 def test_definitions_stand_in_a_fixed_order(hits, missed, k):
     ranks = ranks_of([hits], missed)
-    score = {each: each.score(ranks, k).round(12)[0] for each in map_definitions.DEFINITIONS}
+    score = {
+        definition: definition.score(ranks, k).round(12)[0]
+        for definition in map_definitions.DEFINITIONS
+    }
     assert 0 <= score[RELEVANT] <= score[SMALLER] <= score[FOUND] <= 1
     assert score[RELEVANT] <= score[WHOLE]
     assert score[AT_R] <= score[WHOLE]
@@ -145,7 +152,7 @@ def falling(n: int) -> np.ndarray:
     return np.linspace(1, 0.01, n)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(hits=rankings.filter(any), missed=st.integers(0, 3), k=st.integers(1, 18))
 def test_all_definitions_equal_what_scikit_learn_says_of_the_first_results(hits, missed, k):
     ranks, relevant = ranks_of([hits], missed), sum(hits) + missed
@@ -161,7 +168,7 @@ def test_all_definitions_equal_what_scikit_learn_says_of_the_first_results(hits,
     assert WHOLE.score(ranks, k) == pytest.approx([precisions(len(hits)) / relevant])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(hits=rankings.filter(any), missed=st.integers(0, 3))
 def test_trapezoids_are_the_area_under_the_curve_of_precision_over_recall(hits, missed):
     found = np.cumsum(hits)

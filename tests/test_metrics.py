@@ -42,9 +42,9 @@ def ranks(*rows) -> np.ndarray:
     return filled
 
 
-def ranks_of(found: list[bool], n_unreachable: int = 0) -> list[float]:
+def ranks_of(hits: list[bool], n_unreachable: int = 0) -> list[float]:
     """Ranks of the relevant images in a ranking given as hits and misses."""
-    return [place for place, hit in enumerate(found, start=1) if hit] + [INF] * n_unreachable
+    return [place for place, hit in enumerate(hits, start=1) if hit] + [INF] * n_unreachable
 
 
 @pytest.mark.parametrize("metric", WHOLE)
@@ -119,8 +119,8 @@ def test_average_precision_at_r_of_the_worked_example():
 
 def test_average_precision_at_r_takes_each_query_at_its_own_number_of_relevant_images():
     # R = 1, rank 2 > 1: 0. R = 3, ranks 2 and 3: (1/2 + 2/3) / 3. R = 3, one of them reachable.
-    found = metrics.average_precision_at_r(ranks([2], [2, 3, 9], [1, INF, INF]))
-    assert found == pytest.approx([0, (1 / 2 + 2 / 3) / 3, 1 / 3])
+    scores = metrics.average_precision_at_r(ranks([2], [2, 3, 9], [1, INF, INF]))
+    assert scores == pytest.approx([0, (1 / 2 + 2 / 3) / 3, 1 / 3])
 
 
 def test_ndcg_of_the_worked_example():
@@ -155,16 +155,16 @@ def test_reciprocal_rank_is_of_the_first_relevant_image():
 
 
 def test_unreachable_relevant_image_counts_as_missed():
-    found = ranks([1, 2, INF, INF])
+    found_ranks = ranks([1, 2, INF, INF])
     # Two of four relevant images stand at ranks 1 and 2; the others are never returned.
-    assert metrics.precision_at_k(found, 4) == pytest.approx([2 / 4])
-    assert metrics.recall_at_k(found, 1000) == pytest.approx([2 / 4])
+    assert metrics.precision_at_k(found_ranks, 4) == pytest.approx([2 / 4])
+    assert metrics.recall_at_k(found_ranks, 1000) == pytest.approx([2 / 4])
     # (1/1 + 2/2 + 0 + 0) / 4
-    assert metrics.average_precision(found) == pytest.approx([2 / 4])
+    assert metrics.average_precision(found_ranks) == pytest.approx([2 / 4])
     # (1/1 + 2/2) / min(4, 2), and (1/1 + 2/2) / min(4, 3)
-    assert metrics.average_precision(found, 2) == pytest.approx([1])
-    assert metrics.average_precision(found, 3) == pytest.approx([2 / 3])
-    assert metrics.r_precision(found) == pytest.approx([2 / 4])
+    assert metrics.average_precision(found_ranks, 2) == pytest.approx([1])
+    assert metrics.average_precision(found_ranks, 3) == pytest.approx([2 / 3])
+    assert metrics.r_precision(found_ranks) == pytest.approx([2 / 4])
 
 
 def test_query_without_relevant_images_is_nan_beside_one_that_has_some():
@@ -214,11 +214,13 @@ def test_scores_are_float64_and_silent_about_nan():
 
 def test_ranks_of_a_large_gallery_are_not_rounded():
     # 3 / 16,000,001 in float32 would be off from the eighth digit on.
-    found = ranks([1, 2, 16_000_001])
-    assert metrics.average_precision(found)[0] == pytest.approx((2 + 3 / 16_000_001) / 3, rel=1e-14)
+    found_ranks = ranks([1, 2, 16_000_001])
+    assert metrics.average_precision(found_ranks)[0] == pytest.approx(
+        (2 + 3 / 16_000_001) / 3, rel=1e-14
+    )
 
 
-def reference(found: list[bool], n_relevant: int, k: int) -> dict[str, float]:
+def reference(hits: list[bool], n_relevant: int, k: int) -> dict[str, float]:
     """Each metric, slowly, from hits and misses; the rest of n_relevant is never returned."""
     names = ["average_precision", "r_precision", "average_precision_at_r", "reciprocal_rank"]
     at_k = ("precision", "recall", "hit_rate", "average_precision", "ndcg")
@@ -227,24 +229,24 @@ def reference(found: list[bool], n_relevant: int, k: int) -> dict[str, float]:
         return dict.fromkeys(names, NAN)
 
     def precision(depth: int) -> float:
-        return sum(found[:depth]) / depth
+        return sum(hits[:depth]) / depth
 
     def precisions(depth: int) -> float:
-        return sum(precision(place + 1) for place, hit in enumerate(found[:depth]) if hit)
+        return sum(precision(place + 1) for place, hit in enumerate(hits[:depth]) if hit)
 
     def gain(hits: list[bool]) -> float:
         return sum(1 / math.log2(place + 1) for place, hit in enumerate(hits, start=1) if hit)
 
     values = [
-        precisions(len(found)) / n_relevant,
+        precisions(len(hits)) / n_relevant,
         precision(n_relevant),
         precisions(n_relevant) / n_relevant,
-        1 / (found.index(True) + 1) if any(found) else 0,
+        1 / (hits.index(True) + 1) if any(hits) else 0,
         precision(k),
-        sum(found[:k]) / n_relevant,
-        float(any(found[:k])),
+        sum(hits[:k]) / n_relevant,
+        float(any(hits[:k])),
         precisions(k) / min(n_relevant, k),
-        gain(found[:k]) / gain([True] * min(n_relevant, k)),
+        gain(hits[:k]) / gain([True] * min(n_relevant, k)),
     ]
     return dict(zip(names, values, strict=True))
 
@@ -254,32 +256,32 @@ rankings = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(queries=rankings, k=st.integers(1, 15))
 def test_all_metrics_equal_the_slow_reference(queries, k):
     table = metrics.per_query(ranks(*(ranks_of(*query) for query in queries)), [k])
-    for row, (found, n_unreachable) in enumerate(queries):
-        n_relevant = sum(found) + n_unreachable
+    for row, (hits, n_unreachable) in enumerate(queries):
+        n_relevant = sum(hits) + n_unreachable
         assert table.loc[row, "n_relevant"] == n_relevant
-        expected = reference(found, n_relevant, k)
+        expected = reference(hits, n_relevant, k)
         assert table.loc[row, list(expected)].tolist() == pytest.approx(
             list(expected.values()), nan_ok=True
         )
 
 
-@settings(max_examples=100, deadline=None)
-@given(found=st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
-def test_average_precision_equals_that_of_scikit_learn_without_ties(found):
-    falling = -np.arange(len(found))
-    expected = average_precision_score(found, falling)
-    assert metrics.average_precision(ranks(ranks_of(found))) == pytest.approx([expected])
+@settings(max_examples=50, deadline=None)
+@given(hits=st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
+def test_average_precision_equals_that_of_scikit_learn_without_ties(hits):
+    falling = -np.arange(len(hits))
+    expected = average_precision_score(hits, falling)
+    assert metrics.average_precision(ranks(ranks_of(hits))) == pytest.approx([expected])
 
 
-@settings(max_examples=100, deadline=None)
-@given(found=st.lists(st.booleans(), min_size=2, max_size=40).filter(any), k=st.integers(1, 50))
-def test_ndcg_equals_that_of_scikit_learn_without_ties(found, k):
-    expected = ndcg_score([found], [-np.arange(len(found))], k=k)
-    assert metrics.ndcg_at_k(ranks(ranks_of(found)), k) == pytest.approx([expected])
+@settings(max_examples=50, deadline=None)
+@given(hits=st.lists(st.booleans(), min_size=2, max_size=40).filter(any), k=st.integers(1, 50))
+def test_ndcg_equals_that_of_scikit_learn_without_ties(hits, k):
+    expected = ndcg_score([hits], [-np.arange(len(hits))], k=k)
+    assert metrics.ndcg_at_k(ranks(ranks_of(hits)), k) == pytest.approx([expected])
 
 
 # Of evaluate_retrieval, slowly and obviously, from embeddings on.
@@ -314,8 +316,8 @@ def slow_evaluation(query, labels, gallery, gallery_labels, *, k, restrict_to=No
                 )
             ]
         others.sort(key=lambda at: (-round(similarity[at], 9), at))
-        found = [bool(gallery_labels[at] == labels[row]) for at in others]
-        rows.append({"n_relevant": n_relevant} | reference(found, int(n_relevant), k))
+        hits = [bool(gallery_labels[at] == labels[row]) for at in others]
+        rows.append({"n_relevant": n_relevant} | reference(hits, int(n_relevant), k))
     return pd.DataFrame(rows)
 
 
@@ -382,7 +384,7 @@ def test_evaluation_of_many_blocks_keeps_the_order_of_queries():
     query, labels, gallery, gallery_labels = question(2 * ranking.BLOCK + 1)
     table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
     assert table.index.tolist() == list(range(len(query)))
-    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (query, gallery)]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (query, gallery)]
     similarity = unit[0] @ unit[1].T
     expected = [
         average_precision_score(gallery_labels == label, row)
@@ -465,10 +467,10 @@ def test_excluded_image_does_not_count_where_the_search_is_restricted_either():
     query = np.array([[1.0, 0]])
     gallery, gallery_labels = np.array([[1.0, 0], [1, 1], [1, 2]]), [0, 0, 1]
     arguments = query, [0], gallery, gallery_labels
-    found = metrics.evaluate_retrieval(*arguments, restrict_to=[0], exclude=[0])
+    scores = metrics.evaluate_retrieval(*arguments, restrict_to=[0], exclude=[0])
     missed = metrics.evaluate_retrieval(*arguments, restrict_to=[1], exclude=[0])
-    assert found["n_relevant"].tolist() == missed["n_relevant"].tolist() == [1]
-    assert found["average_precision"].tolist() == [1]
+    assert scores["n_relevant"].tolist() == missed["n_relevant"].tolist() == [1]
+    assert scores["average_precision"].tolist() == [1]
     assert missed["average_precision"].tolist() == [0]
 
 
@@ -480,9 +482,9 @@ def test_evaluation_is_the_same_each_time_bit_for_bit():
 
 def test_inputs_are_left_as_they_are():
     arguments = question()
-    copies = [each.copy() for each in arguments]
-    for each in arguments:
-        each.flags.writeable = False
+    copies = [array.copy() for array in arguments]
+    for array in arguments:
+        array.flags.writeable = False
     metrics.evaluate_retrieval(*arguments, restrict_to=arguments[1], exclude=arguments[1])
     assert all(map(np.array_equal, arguments, copies))
 

@@ -40,8 +40,8 @@ def test_jpeg_is_turned_upright_as_its_exif_says(tmp_path, orientation, turned):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright if turned is None else upright.transpose(turned)
-    found = read(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
-    assert np.abs(found - np.asarray(upright).astype(int)).mean() < 6
+    square = read(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
+    assert np.abs(square - np.asarray(upright).astype(int)).mean() < 6
 
 
 MODES = {
@@ -56,9 +56,9 @@ MODES = {
 
 @pytest.mark.parametrize(("picture", "colour"), MODES.values(), ids=MODES)
 def test_png_of_every_mode_becomes_rgb(tmp_path, picture, colour):
-    found = read(tmp_path, picture())
-    assert found.shape == (16, 16, 3)
-    assert (found == colour).all()
+    square = read(tmp_path, picture())
+    assert square.shape == (16, 16, 3)
+    assert (square == colour).all()
 
 
 def transparent_palette() -> Image.Image:
@@ -81,26 +81,26 @@ def test_what_is_transparent_shows_white(tmp_path, picture):
 
 
 def test_what_is_half_transparent_shows_half(tmp_path):
-    found = read(tmp_path, Image.new("RGBA", (20, 20), (0, 0, 0, 128)))
-    assert np.abs(found - 127).max() <= 1
+    square = read(tmp_path, Image.new("RGBA", (20, 20), (0, 0, 0, 128)))
+    assert np.abs(square - 127).max() <= 1
 
 
 def test_greyscale_of_sixteen_bits_keeps_its_levels(tmp_path):
     levels = np.linspace(0, 65535, 16, dtype=np.uint16)
-    found = read(tmp_path, Image.fromarray(np.tile(levels, (16, 1))))
-    assert np.abs(found[0, :, 0] - levels // 257).max() <= 1
+    square = read(tmp_path, Image.fromarray(np.tile(levels, (16, 1))))
+    assert np.abs(square[0, :, 0] - levels // 257).max() <= 1
 
 
 def test_tiff_of_floating_point_numbers_keeps_its_levels(tmp_path):
     levels = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (16, 1))
-    found = read(tmp_path, Image.fromarray(levels), "picture.tif")
-    assert np.abs(found[0, :, 0] - levels[0] * 255).max() <= 1
+    square = read(tmp_path, Image.fromarray(levels), "picture.tif")
+    assert np.abs(square[0, :, 0] - levels[0] * 255).max() <= 1
 
 
 def test_tiff_of_large_integers_is_scaled_to_its_brightest(tmp_path):
     levels = np.tile(np.linspace(0, 1_000_000, 16).astype(np.int32), (16, 1))
-    found = read(tmp_path, Image.fromarray(levels), "picture.tif")
-    assert np.abs(found[0, :, 0] - np.linspace(0, 255, 16)).max() <= 1
+    square = read(tmp_path, Image.fromarray(levels), "picture.tif")
+    assert np.abs(square[0, :, 0] - np.linspace(0, 255, 16)).max() <= 1
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
@@ -126,8 +126,8 @@ def test_formats_that_lose_nothing_are_read_as_they_were_written(tmp_path, suffi
 def test_formats_that_lose_a_little_are_read(tmp_path, suffix):
     if suffix == "avif" and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
-    found = read(tmp_path, Image.new("RGB", (20, 20), GREEN), f"picture.{suffix}", quality=95)
-    assert np.abs(found - GREEN).max() < 12
+    square = read(tmp_path, Image.new("RGB", (20, 20), GREEN), f"picture.{suffix}", quality=95)
+    assert np.abs(square - GREEN).max() < 12
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])

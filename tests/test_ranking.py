@@ -104,7 +104,7 @@ def problems(draw):
     return query, gallery, labels, gallery_labels, limits
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problem=problems(), k=st.integers(1, 15))
 def test_search_equals_brute_force(problem, k):
     query, gallery, _, gallery_labels, limits = problem
@@ -120,7 +120,7 @@ def test_search_equals_brute_force(problem, k):
         assert np.array_equal(similarities[row], expected, equal_nan=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problem=problems())
 def test_relevant_ranks_equal_brute_force(problem):
     query, gallery, labels, gallery_labels, limits = problem
@@ -189,12 +189,12 @@ def test_search_of_unit_vectors_with_duplicates_equals_brute_force(seed, copies,
 
 def test_queries_of_every_block_get_their_own_answer():
     gallery = random_unit(50, 16, 0)
-    asked = np.random.default_rng(1).integers(0, 50, MANY)
-    rankings, similarities = ranking.search(gallery[asked], gallery, 3)
-    assert rankings[:, 0].tolist() == asked.tolist()
+    rows = np.random.default_rng(1).integers(0, 50, MANY)
+    rankings, similarities = ranking.search(gallery[rows], gallery, 3)
+    assert rankings[:, 0].tolist() == rows.tolist()
     assert similarities[:, 0] == pytest.approx(np.ones(MANY), abs=1e-5)
     labels = np.arange(50)
-    ranks = all_ranks(gallery[asked], labels[asked], gallery, labels)
+    ranks = all_ranks(gallery[rows], labels[rows], gallery, labels)
     assert ranks.tolist() == [[1]] * MANY
 
 
@@ -212,26 +212,26 @@ def with_copies() -> tuple[list[np.ndarray], np.ndarray, list[int]]:
 
 
 def test_identical_gallery_rows_stand_in_gallery_order():
-    asked, gallery, copies = with_copies()
-    for query in asked:
+    queries, gallery, copies = with_copies()
+    for query in queries:
         rankings, similarities = ranking.search(query, gallery, len(copies))
         assert (rankings == copies).all()
         assert (similarities == similarities[:, :1]).all()
 
 
 def test_identical_gallery_rows_have_ranks_in_gallery_order():
-    asked, gallery, copies = with_copies()
+    queries, gallery, copies = with_copies()
     labels = np.zeros(len(gallery), int)
     labels[copies[::2]], labels[copies[1::2]] = 1, 2
-    for query in asked[1:]:
+    for query in queries[1:]:
         odd, even = (all_ranks(query, np.array([label]), gallery, labels) for label in (1, 2))
         assert odd.tolist() == [[1, 3, 5, 7]]
         assert even.tolist() == [[2, 4, 6, 8]]
 
 
 def test_copies_cut_off_at_k_are_the_last_ones():
-    asked, gallery, copies = with_copies()
-    for query in asked:
+    queries, gallery, copies = with_copies()
+    for query in queries:
         rankings, _ = ranking.search(query, gallery, 3)
         assert (rankings == copies[:3]).all()
 
@@ -469,7 +469,9 @@ def test_relevant_ranks_are_computed_block_by_block():
 
 def test_matrix_products_elsewhere_keep_their_threads():
     def threads() -> list[int]:
-        return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+        return [
+            library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
+        ]
 
     before = threads()
     for _ in ranking.relevant_ranks(
@@ -509,7 +511,7 @@ def test_rows_that_float32_cannot_tell_apart_are_equals():
     assert ranking.first_of_equals(gallery).tolist() == [0, 0, 2]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows=arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 2)), elements=values))
 def test_first_of_equals_equals_brute_force(rows):
     expected = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in rows]

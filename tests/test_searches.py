@@ -45,7 +45,7 @@ masses = st.floats(0.01, 0.9999)
 # probable
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes, temperature=temperatures, mass=masses)
 def test_probable_classes_are_the_fewest_that_reach_the_mass(probabilities, temperature, mass):
     chosen = probable(probabilities, temperature, mass)
@@ -63,7 +63,7 @@ def test_probable_classes_are_the_fewest_that_reach_the_mass(probabilities, temp
         assert count == 1 or falling[: count - 1].sum() < mass + 1e-9
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes, temperature=temperatures, mass=masses)
 def test_the_predicted_class_is_always_searched(probabilities, temperature, mass):
     chosen = probable(probabilities, temperature, mass)
@@ -76,7 +76,7 @@ def test_a_mass_of_one_searches_all(probabilities, temperature):
     assert probable(probabilities, temperature, 1.0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes, temperature=temperatures, both=st.tuples(masses, masses))
 def test_a_greater_mass_searches_what_a_smaller_one_does_and_more(probabilities, temperature, both):
     small, large = (probable(probabilities, temperature, mass) for mass in sorted(both))
@@ -101,7 +101,7 @@ def test_probable_by_hand():
 # calibrated
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes)
 def test_a_temperature_of_one_changes_nothing(probabilities):
     same = calibrated(probabilities, 1)
@@ -109,14 +109,14 @@ def test_a_temperature_of_one_changes_nothing(probabilities):
     np.testing.assert_allclose(same, probabilities, atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes, both=st.tuples(temperatures, temperatures))
 def test_a_higher_temperature_is_flatter_and_keeps_the_order(probabilities, both):
     cold, hot = (calibrated(probabilities, temperature) for temperature in sorted(both))
-    for each in (cold, hot):
-        np.testing.assert_allclose(each.sum(axis=1), 1)
+    for softened in (cold, hot):
+        np.testing.assert_allclose(softened.sum(axis=1), 1)
         order = np.argsort(probabilities, axis=1, kind="stable")
-        assert (np.diff(np.take_along_axis(each, order, axis=1), axis=1) >= -1e-12).all()
+        assert (np.diff(np.take_along_axis(softened, order, axis=1), axis=1) >= -1e-12).all()
     assert (hot.max(axis=1) <= cold.max(axis=1) + 1e-12).all()
     assert (hot.min(axis=1) >= cold.min(axis=1) - 1e-12).all()
 
@@ -266,7 +266,9 @@ def test_label_lookup_uses_no_embedding():
     embedded = toy_embeddings(dataset)
     other = toy_embeddings(dataset, probabilities=embedded.probabilities, seed=1)
     assert not np.array_equal(other.query, embedded.query)
-    first, second = (searches.search_input(each, "label_lookup") for each in (embedded, other))
+    first, second = (
+        searches.search_input(embeddings, "label_lookup") for embeddings in (embedded, other)
+    )
     assert np.array_equal(first.query, second.query)
     assert np.array_equal(first.gallery, second.gallery)
     assert np.array_equal(first.order, second.order)

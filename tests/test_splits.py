@@ -13,7 +13,7 @@ labellings = st.lists(st.integers(2, 30), min_size=2, max_size=6).flatmap(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     labels=labellings,
     fraction=st.floats(0.01, 0.99),
@@ -48,7 +48,7 @@ def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
         stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"], "validation")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     labels=labellings,
     shares=st.tuples(st.floats(0.001, 0.999), st.floats(0.001, 0.999)).map(sorted),

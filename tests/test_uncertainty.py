@@ -283,12 +283,12 @@ def test_compare_has_a_row_per_pair(pairs):
 
 
 def test_compare_tells_apart_what_differs_and_nothing_else(pairs):
-    told = {pair.ahead + pair.behind for pair in pairs.itertuples() if pair.is_significant}
-    assert told == {"ca", "cb"}
+    significant = {pair.ahead + pair.behind for pair in pairs.itertuples() if pair.is_significant}
+    assert significant == {"ca", "cb"}
 
 
 def test_compare_is_paired(pairs, scores):
-    # The queries differ far more than the architectures: unpaired, nothing would be told apart.
+    # The queries differ far more than the architectures: unpaired, nothing would be significant.
     assert scipy.stats.ttest_ind(scores["c"], scores["b"]).pvalue > 0.05
     row = pairs[(pairs["ahead"] == "c") & (pairs["behind"] == "b")].iloc[0]
     differences = (scores["c"] - scores["b"]).to_numpy()

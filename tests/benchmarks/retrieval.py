@@ -269,20 +269,22 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=500, help="queries for the slow methods")
     parser.add_argument("--peak", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.peak:
-        print_peak(asked.peak, asked.inputs, asked.sample)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print_peak(arguments.peak, arguments.inputs, arguments.sample)
         return
     print(machine())
     print(versions())
-    data = make_data(asked.queries, asked.gallery, asked.dimensions)
-    print(f"{asked.queries:,} queries, {asked.gallery:,} images, {asked.dimensions} dimensions")
-    print(f"the same answers from {min(asked.sample, asked.queries)} queries:")
-    assert_agreement(data.first(asked.sample))
+    data = make_data(arguments.queries, arguments.gallery, arguments.dimensions)
+    sizes = f"{len(data.query):,} queries, {len(data.gallery):,} images"
+    print(f"{sizes}, {arguments.dimensions} dimensions")
+    n_checked = min(arguments.sample, arguments.queries)
+    print(f"the same metrics from all methods, of {n_checked} queries:")
+    assert_agreement(data.first(arguments.sample))
     print("timing, every method in turn:")
-    seconds = time_all(data, asked.sample, asked.repeat)
-    table = tabulate(seconds, all_peaks(data, asked.sample), data, asked.sample)
-    print(f"\nseconds for all queries, medians of {asked.repeat} repetitions:\n")
+    seconds = time_all(data, arguments.sample, arguments.repeat)
+    table = tabulate(seconds, all_peaks(data, arguments.sample), data, arguments.sample)
+    print(f"\nseconds for all queries, medians of {arguments.repeat} repetitions:\n")
     print(table.to_string(), "\n\ngoals:")
     print_goals(table)
 
