@@ -21,7 +21,7 @@ def bring(project, monkeypatch):
     """
     executed, had_index = [], {}
 
-    def execute(notebook, target, parameters, root):
+    def execute(study, page, target, parameters):
         executed.append(target.stem)
         had_index[target.stem] = (target.parent / "index.html").exists()
         cells = [nbformat.v4.new_markdown_cell(f"# {target.stem}")]

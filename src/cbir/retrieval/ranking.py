@@ -165,7 +165,7 @@ def _nearest(similarity: np.ndarray, exclude: np.ndarray, k: int) -> tuple[np.nd
     return rankings, similarities
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def _write_ranks(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
     """Write the ranks of each row's relevant images; False where a similarity is 2 or more.
 

@@ -9,9 +9,10 @@ from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
 from cbir.images import leaks, protocols
 from cbir.networks import weights
-from cbir.progress import describe_skipped, duration, own_stderr
+from cbir.progress import describe_skipped, duration
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
+from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
 from cbir.studies.study import (
     Page,
@@ -41,6 +42,13 @@ def bring_up_to_date(study: Study) -> bool:
     it as it is.
     """
     _check_writable(study)
+    try:
+        return _run_all(study)
+    finally:
+        kernels.stop_waiting()
+
+
+def _run_all(study: Study) -> bool:
     started = time.perf_counter()
     _check_images(study)
     run_keys, failures, has_run = {}, {}, False
@@ -219,7 +227,7 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
     executed = study.folder / f"{page.name}.ipynb"
     executed.unlink(missing_ok=True)
     try:
-        _execute(page.notebook, executed, given, study.root)
+        _execute(study, page, executed, given)
     except StudyError as error:
         if executed.exists():
             _write_page(study, page)
@@ -232,7 +240,7 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
     return seconds
 
 
-def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> None:
+def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None:
     """Run a notebook with papermill; its prints go to the terminal, all output to a log beside it.
 
     Raises:
@@ -245,12 +253,14 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
     from cbir.reporting.pages import log_of
 
     reason = ""
+    kernel = kernels.take(*_kernel_of(study, page))
     try:
-        with own_stderr(executed.with_suffix(".stderr.log")):
-            papermill.execute_notebook(
-                str(notebook), str(executed), parameters=parameters, kernel_name="python3",
-                cwd=str(root), stdout_file=sys.stdout, progress_bar=sys.stderr.isatty(),
-            )  # fmt: skip
+        if following := _following(study, page):
+            kernels.start_ahead(*_kernel_of(study, following))
+        papermill.execute_notebook(
+            str(page.notebook), str(executed), parameters=parameters, kernel_name="python3",
+            km=kernel.manager, stdout_file=sys.stdout, progress_bar=sys.stderr.isatty(),
+        )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
@@ -260,10 +270,27 @@ def _execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> No
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         if "Kernel died" in reason:
             reason += " (perhaps for want of memory: lower batch_size or input_size)"
+    finally:
+        kernel.stop()
     if executed.exists():
         write_text(executed.with_suffix(".log"), log_of(executed))
     if reason:
         raise StudyError(reason)
+
+
+def _kernel_of(study: Study, page: Page) -> tuple[Path, Path, Path]:
+    """A page's notebook, the log of its kernel, and where the kernel works."""
+    return page.notebook, study.folder / f"{page.name}.stderr.log", study.root
+
+
+def _following(study: Study, page: Page) -> Page | None:
+    """The page whose notebook runs next: an unfinished run's, or one about all runs."""
+    runs = [run_page(run) for run in study.runs if run.architecture in study.chosen]
+    pages = [*runs, *study.pages]
+    for later in pages[pages.index(page) + 1 :]:
+        if later not in runs or not (study.folder / later.folder / MANIFEST).exists():
+            return later
+    return None
 
 
 def _write_note(study: Study, page: Page, reason: str) -> None:

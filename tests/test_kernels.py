@@ -1,0 +1,46 @@
+"""Kernels that start ahead: the one that is wanted is there, and no other is left."""
+
+import nbformat
+import papermill
+import pytest
+
+from cbir.studies import kernels
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    """Two notebooks with imports, the second of which fails to import."""
+    paths = []
+    for module in ("json", "no_such_module"):
+        cells = [nbformat.v4.new_code_cell(f"import {module}"),
+                 nbformat.v4.new_code_cell('print("json" in globals(), __name__)')]  # fmt: skip
+        paths.append(tmp_path / f"{module}.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), paths[-1])
+    yield paths
+    kernels.stop_waiting()
+
+
+def test_a_waiting_kernel_has_run_the_imports_and_runs_the_notebook(notebooks, tmp_path):
+    place = (notebooks[0], tmp_path / "kernel.log", tmp_path)
+    kernels.start_ahead(*place)
+    (waiting,) = kernels._waiting
+    kernel = kernels.take(*place)
+    assert kernel is waiting
+    executed = papermill.execute_notebook(
+        place[0], None, kernel_name="python3", km=kernel.manager, progress_bar=False
+    )
+    assert [cell.execution_count for cell in executed.cells] == [1, 2]
+    assert executed.cells[1].outputs[0].text == "True __main__\n"
+    kernel.stop()
+    assert not kernel.manager.has_kernel
+
+
+def test_a_kernel_that_waits_for_another_notebook_ends(notebooks, tmp_path):
+    log = tmp_path / "kernel.log"
+    kernels.start_ahead(notebooks[1], log, tmp_path)
+    (waiting,) = kernels._waiting
+    kernel = kernels.take(notebooks[0], log, tmp_path)
+    assert kernel.place[0] == notebooks[0]
+    assert not waiting.manager.has_kernel
+    assert kernels._waiting == []
+    kernel.stop()
