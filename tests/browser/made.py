@@ -22,6 +22,7 @@ from cbir.studies import configs
 
 LINKS = [("Comparison", "index.html"), *((name, f"{name}.html") for name in ("cnn", "cnn_strong"))]
 LINKS += [(name, f"{name}.html") for name in ("resnet50", "vgg16", "mobilenet", "raw_pixels")]
+LINKS += [(name, f"{name.lower()}.html") for name in ("Failures", "Explanations", "Feedback")]
 LINKS += [("Metrics", "metrics.html")]
 PROSE = "Each architecture was trained to tell the classes of this study apart. " * 6
 
