@@ -6,6 +6,7 @@ from skimage.feature import hog
 
 from cbir import StudyError
 from cbir.networks import baselines
+from cbir.reporting import sentences
 
 
 def pictures(count=6, size=32, seed=0) -> np.ndarray:
@@ -155,3 +156,7 @@ def test_an_unknown_baseline_is_one_line_with_the_known_ones():
     with pytest.raises(StudyError) as error:
         baselines.describe_images("sift", pictures(), seed=0)
     assert str(error.value) == "baseline: no sift: use random, raw_pixels, hand_crafted"
+
+
+def test_a_report_describes_each_baseline():
+    assert list(sentences.BASELINE_TEXTS) == list(baselines.BASELINES)
