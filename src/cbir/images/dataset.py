@@ -318,7 +318,7 @@ def stratified_split(
         if len(members) < 2:
             raise StudyError(
                 f"class {name!r} has too few images left ({len(members)}) to set some apart for "
-                f"{part}: each class needs at least 3, or 2 beside a test folder of its own"
+                f"{part}: each class needs at least 3, or 2 if there is a test folder"
             )
         second.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
     second = np.sort(np.concatenate(second))
