@@ -271,3 +271,13 @@ def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "LARGEST_PAGE", 1000)
     run._write_note(study, page, "why")
     assert "warning: vgg16.html has 0.0 MB, above 0" in capsys.readouterr().out
+
+
+def test_code_is_hidden_but_for_the_parameters_of_a_run(tmp_path):
+    injected = {"tags": ["injected-parameters"]}
+    of_a_run = v4.new_code_cell('data = {"dataset": "digits"}', metadata=injected)
+    of_all_runs = v4.new_code_cell('study = "digits"\nmissing = []', metadata=injected)
+    html = page_of([of_a_run, of_all_runs, v4.new_code_cell("hidden = 1")], tmp_path)
+    assert "data = {" in html
+    assert "missing" not in html
+    assert "hidden" not in html.partition("<main")[2]

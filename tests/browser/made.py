@@ -168,7 +168,9 @@ def write_architecture(folder: Path) -> Path:
     )
     shown = tables()
     figures = [figure_of(curve(), "Accuracy of <cnn> by epoch."), figure_of(noise(), "Noise.")]
-    settings = 'seeds = [0]\nbackbone = "cnn"\ndataset = "' + "a/very/long/path/" * 12 + '"'
+    settings = (
+        'data = {"dataset": "' + "a/very/long/path/" * 12 + '"}\nnetwork = {"backbone": "cnn"}'
+    )
     cells = [
         v4.new_markdown_cell(f"# A plain CNN\n\n{PROSE}\n\nSee [the metrics](metrics.csv)."),
         v4.new_markdown_cell(f"## Parameters\n\n{PROSE}"),

@@ -157,10 +157,7 @@ def compare(rows: pd.DataFrame) -> str:
         lines.append(f"- {test.capitalize()}, compared with {against}: {'; '.join(parts)}.")
     counts = sorted({rows["n_pairs"].min(), rows["n_pairs"].max()})
     lines.append(
-        "\nDeletion removes first what a map marks: the faster the similarity falls, the better "
-        "the map. Insertion restores it first: the faster the similarity rises, the better. A map "
-        "that is better than random maps but not than the map of another pair shows where images "
-        "have something to see, not what these two share. The tests used "
+        "\nThe tests used "
         f"{' to '.join(f'{count:,}' for count in counts)} queries of each architecture and their "
         "nearest results; as each architecture has its own results, areas cannot be compared "
         "between architectures. Intervals are 95 % bootstrap intervals over the pairs; p is of a "
