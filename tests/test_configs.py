@@ -171,15 +171,15 @@ def test_baselines_stand_last_in_the_order_of_their_files(project):
     assert [run.is_baseline for run in runs] == [False] * 3 + [True] * 2
     assert runs[-1].weights == ("", "none")
     assert runs[0].weights == ("cnn", "none")
-    assert all(run.group("measurement") == MEASURED for run in runs)
+    assert all(run.notebook_parameters["measurement"] == MEASURED for run in runs)
 
 
 def test_an_architecture_may_be_measured_in_its_own_way(project):
     own = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
     write_study(project, "tiny", STUDY, {"cnn": CNN | own})
     first, second, _ = configs.load(project, "tiny")
-    assert first.group("measurement") == MEASURED | own
-    assert second.group("measurement") == MEASURED
+    assert first.notebook_parameters["measurement"] == MEASURED | own
+    assert second.notebook_parameters["measurement"] == MEASURED
 
 
 def test_what_is_for_all_reaches_only_those_that_know_it(project):

@@ -47,7 +47,7 @@ def names_of(runs: list[configs.RunConfig]) -> list[str]:
 
 def test_points_are_all_combinations_the_last_dimension_first_to_change():
     grid = {"input_size": [32, 64, 96], "train": ["head", "all"]}
-    assert configs.points(grid, {}) == [
+    assert configs.points([grid]) == [
         {"input_size": 32, "train": "head"},
         {"input_size": 32, "train": "all"},
         {"input_size": 64, "train": "head"},
@@ -59,14 +59,14 @@ def test_points_are_all_combinations_the_last_dimension_first_to_change():
 
 def test_what_set_sets_is_no_dimension():
     grid = {"input_size": [32, 64], "train": ["head", "all"]}
-    assert configs.points(grid, {"input_size": 48, "epochs": 3}) == [
+    assert configs.points([grid], {"input_size": 48, "epochs": 3}) == [
         {"train": "head"}, {"train": "all"},
     ]  # fmt: skip
-    assert configs.points(grid, {"input_size": 48, "train": "all"}) == [{}]
+    assert configs.points([grid], {"input_size": 48, "train": "all"}) == [{}]
 
 
 def test_no_grid_is_one_empty_point():
-    assert configs.points({}, {"epochs": 3}) == [{}]
+    assert configs.points([{}], {"epochs": 3}) == [{}]
     assert (configs.point_name("cnn", {}), configs.variant({})) == ("cnn", "")
 
 

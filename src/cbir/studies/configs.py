@@ -6,6 +6,7 @@ a grid what one run differs in from the next, and SET overrides everything.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from cbir.studies.params import (
     OF_BASELINES,
     OF_NETWORKS,
     PLACED,
-    Layer,
     conflict,
     merge,
     names_in,
@@ -29,6 +29,15 @@ from cbir.studies.params import (
 SHARED = "study.yaml"
 # The notebook of an architecture that has none of its own, and of all baselines.
 GENERIC, BASELINE = "architecture", "baseline"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, where YAML 1.1 reads a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -58,32 +67,17 @@ class RunConfig:
         """Backbone and weights, as `weights.find` takes them."""
         return self.parameters.get("backbone", ""), self.parameters.get("weights", "none")
 
-    def group(self, name: str) -> dict:
-        """The parameters of a group of `GROUPS`."""
-        return {key: self.parameters[key] for key in names_in(name) if key in self.parameters}
-
     @property
     def notebook_parameters(self) -> dict:
         """What the notebook is given: its place, and its parameters by group."""
         given = {key: self.parameters[key] for key in PLACED}
+        for group in GROUPS:
+            names = [name for name in names_in(group) if name in self.parameters]
+            if names:
+                given[group] = {name: self.parameters[name] for name in names}
         if self.is_baseline:
             given["baseline"] = self.parameters["baseline"]
-        groups = {name: self.group(name) for name in GROUPS if name != "baseline"}
-        return given | {name: values for name, values in groups.items() if values}
-
-
-@dataclass(frozen=True)
-class RunFile:
-    """An architecture's file: its parameters, its grids (None: the study's) and its notebook."""
-
-    layer: Layer
-    grids: list[dict[str, list]] | None
-    notebook: Path
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters that it can have."""
-        return OF_BASELINES if "baseline" in self.layer.values else OF_NETWORKS
+        return given
 
 
 def studies(root: Path) -> list[str]:
@@ -119,37 +113,36 @@ def load(
     folder = root / "params" / study
     if study not in studies(root):
         raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
-    shared = Layer(_name(folder / SHARED, root), _read_yaml(folder / SHARED, root))
-    study_grids = _read_grids(shared.values.pop("grid", {}), shared.source)
-    data = {} if dataset is None else {"dataset": dataset}
-    changes = Layer("DATA or SET" if dataset else "SET", data | parse_overrides(overrides))
+    shared_source, shared = _read_yaml(folder / SHARED, root)
+    shared_grids = _check_grids(shared.pop("grid", {}), shared_source)
+    changes = ({"dataset": dataset} if dataset else {}) | parse_overrides(overrides)
     paths = sorted(path for path in folder.glob("*.yaml") if path.name != SHARED)
     if not paths:
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
-    files = {path.stem: _read_run(path, root) for path in paths}
-    in_study = {name for file in files.values() for name in file.names}
+    files = {path.stem: _read_yaml(path, root) for path in paths}
+    known = {
+        name: OF_BASELINES if "baseline" in own else OF_NETWORKS for name, (_, own) in files.items()
+    }
     runs = []
-    for name, file in files.items():
+    for name, (source, own) in files.items():
         # What only other runs of the study know is not for this one: a baseline has no epochs.
-        elsewhere = in_study - set(file.names)
-        run_grids = file.grids
-        if run_grids is None:
-            run_grids = [_without(elsewhere, grid) for grid in study_grids]
-        for point in _points(run_grids, changes.values):
-            parameters = _resolve(
-                file.names,
-                shared=Layer(shared.source, _without(elsewhere, shared.values)),
-                own=file.layer,
-                point=Layer(f"{file.layer.source}, grid", point),
-                changes=Layer(changes.source, _without(elsewhere, changes.values)),
-            )
+        elsewhere = set().union(*known.values()) - set(known[name])
+        notebook = _find_notebook(name, source, own, root)
+        grids = _check_grids(own.pop("grid"), source) if "grid" in own else shared_grids
+        for point in points(grids, elsewhere | changes.keys()):
+            layers = {
+                shared_source: _without(elsewhere, shared),
+                source: own,
+                f"{source}, grid": point,
+                "DATA or SET" if dataset else "SET": _without(elsewhere, changes),
+            }
             architecture = point_name(name, point)
-            placed = {"study": report or study, "architecture": architecture}
-            placed["variant"] = variant(point)
-            runs.append(RunConfig(architecture, name, file.notebook, placed | parameters))
-    names = [run.architecture for run in runs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise StudyError(f"params/{study}/: grid: two of its points are called {twice[0]}")
+            parameters = {"study": report or study, "architecture": architecture}
+            parameters |= {"variant": variant(point)} | _resolve(layers, known[name], changes)
+            runs.append(RunConfig(architecture, name, notebook, parameters))
+    (architecture, count), *_ = Counter(run.architecture for run in runs).most_common()
+    if count > 1:
+        raise StudyError(f"params/{study}/: grid: two of its points are called {architecture}")
     for run in runs:
         _check_together(run, runs[0])
     return sorted(runs, key=lambda run: run.is_baseline)
@@ -159,56 +152,33 @@ def _without(names: Collection[str], values: dict) -> dict:
     return {key: value for key, value in values.items() if key not in names}
 
 
-def _read_run(path: Path, root: Path) -> RunFile:
-    """Read an architecture's file and find its notebook."""
-    source, own = _name(path, root), _read_yaml(path, root)
-    if shared := [key for key in (*DATA, "unseen") if key in own]:
-        raise StudyError(
-            f"{source}: {shared[0]} belongs into {SHARED}: all architectures of a study see the "
-            "same images"
-        )
-    notebook = _find_notebook(own.pop("notebook", None), "baseline" in own, path, root)
-    own_grids = _read_grids(own.pop("grid"), source) if "grid" in own else None
-    return RunFile(Layer(source, own), own_grids, notebook)
+def _find_notebook(name: str, source: str, own: dict, root: Path) -> Path:
+    """The notebook that an architecture's file names, else that of its name, else the generic one.
 
-
-def _find_notebook(named: str | None, is_baseline: bool, path: Path, root: Path) -> Path:
-    """The notebook that the file names, else that of its name, else the generic one."""
-    names = [named or (BASELINE if is_baseline else path.stem)]
-    if not (named or is_baseline):
-        names.append(GENERIC)
-    for name in names:
-        if (notebook := root / "notebooks" / f"{name}.ipynb").exists():
+    Takes the key `notebook` out of the file's parameters.
+    """
+    named = own.pop("notebook", BASELINE if "baseline" in own else None)
+    names = [named] if named else [name, GENERIC]
+    for stem in names:
+        if (notebook := root / "notebooks" / f"{stem}.ipynb").exists():
             return notebook
     raise StudyError(
-        f"{_name(path, root)}: no notebook {names[0]}.ipynb in notebooks/: name the one that runs "
-        "this architecture with the key `notebook`"
+        f"{source}: no notebook {names[0]}.ipynb in notebooks/: name the one that runs this "
+        "architecture with the key `notebook`"
     )
 
 
-def _resolve(
-    names: Collection[str], *, shared: Layer, own: Layer, point: Layer, changes: Layer
-) -> dict:
-    """All parameters of a run, each layer overriding the ones before it.
-
-    Args:
-        names: the parameters that the run knows.
-        shared: of the whole study.
-        own: of the architecture's file.
-        point: of the grid.
-        changes: of the command line.
-    """
-    parameters = merge([shared, own, point, changes], names)
-    if missing := [name for name in names if name not in parameters]:
-        files = f"{shared.source} or {own.source}"
-        raise StudyError(f"{files}: missing parameter {', '.join(missing)}: add it to one of them")
+def _resolve(layers: dict[str, dict], names: Collection[str], changes: dict) -> dict:
+    """All parameters of a run, from layers as `merge` takes them."""
+    layers = {source: layer for source, layer in layers.items() if layer}
+    parameters = merge(layers, names)
     # A trial of fewer epochs measures those that it has.
-    if "epochs" in changes.values and "measured_epochs" not in changes.values:
-        measured = parameters.get("measured_epochs", [])
-        kept = [epoch for epoch in measured if epoch <= parameters["epochs"]]
-        parameters["measured_epochs"] = kept
-    if "backbone" in parameters and (broken := conflict(parameters)):
-        sources = [layer.source for layer in (own, point, changes) if layer.values]
+    if "epochs" in changes and "measured_epochs" not in changes and "epochs" in parameters:
+        measured = parameters["measured_epochs"]
+        parameters["measured_epochs"] = [e for e in measured if e <= parameters["epochs"]]
+    if broken := conflict(parameters):
+        of_networks = set(OF_NETWORKS) - set(OF_BASELINES)
+        sources = [source for source, layer in layers.items() if layer.keys() & of_networks]
         raise StudyError(f"{' or '.join(sources)}: {broken}")
     return parameters
 
@@ -236,60 +206,54 @@ def _check_together(run: RunConfig, first: RunConfig) -> None:
 # Grids: one architecture of a study, run once for every combination of some parameters' values.
 
 
-def _read_grids(content, source: str) -> list[dict[str, list]]:
-    """The key `grid` of a file: one grid, or a list of several over the same parameters."""
-    several = content if isinstance(content, list) and content else [content]
-    grids = [read_grid(grid, source) for grid in several]
+def _check_grids(content, source: str) -> list[dict[str, list]]:
+    """The key `grid` of a file: one grid, or a list of several over the same parameters.
+
+    Raises:
+        StudyError: no lists of values, or a parameter that all runs of a study share.
+    """
+    grids = content if isinstance(content, list) and content else [content]
+    for grid in grids:
+        if not isinstance(grid, dict) or not all(
+            isinstance(values, list) and values for values in grid.values()
+        ):
+            raise StudyError(
+                f"{source}: grid must give each parameter a list of values, as in "
+                "`grid: {input_size: [32, 64]}`"
+            )
+        for key, values in grid.items():
+            if any(values.count(value) > 1 for value in values):
+                raise StudyError(f"{source}: grid: {key} must name each value once, not {values}")
+            if key in (*DATA, *MEASUREMENT):
+                raise StudyError(f"{source}: grid: {key} must be the same for all of a study")
+        if 0 in grid.get("learn_from", []):
+            raise StudyError(
+                f"{source}: grid: learn_from: give the number of images in the place of 0 (all of "
+                "them), which would be sorted as the fewest"
+            )
     if any(list(grid) != list(grids[0]) for grid in grids):
         raise StudyError(f"{source}: grid: all of the list must name the same parameters, in order")
     return grids
 
 
-def read_grid(content, source: str) -> dict[str, list]:
-    """A grid of a file: the values that each of its parameters is to take.
+def points(grids: list[dict[str, list]], fixed: Collection[str] = ()) -> list[dict]:
+    """Every combination of each grid's values, once.
 
     Args:
-        content: as the file has it.
-        source: the file's name, for the error.
-
-    Raises:
-        StudyError: no lists of values, or a parameter that all runs of a study share.
-    """
-    fits = isinstance(content, dict) and all(
-        isinstance(values, list) and values for values in content.values()
-    )
-    if not fits:
-        raise StudyError(
-            f"{source}: grid must give each parameter a list of values, as in "
-            "`grid: {input_size: [32, 64]}`"
-        )
-    for key, values in content.items():
-        if any(values.count(value) > 1 for value in values):
-            raise StudyError(f"{source}: grid: {key} must name each value once, not {values}")
-    if 0 in content.get("learn_from", []):
-        raise StudyError(
-            f"{source}: grid: learn_from: give the number of images in the place of 0 (all of "
-            "them), which would be sorted as the fewest"
-        )
-    if shared := [key for key in content if key in (*DATA, *MEASUREMENT)]:
-        raise StudyError(f"{source}: grid: {shared[0]} must be the same for all of a study")
-    return content
-
-
-def _points(grids: list[dict[str, list]], changes: Collection[str]) -> list[dict]:
-    """The points of all grids; SET may make one of two of them, which then counts once."""
-    found = [point for grid in grids for point in points(grid, changes)]
-    return [point for place, point in enumerate(found) if point not in found[:place]]
-
-
-def points(grid: dict[str, list], changes: Collection[str]) -> list[dict]:
-    """Every combination of a grid's values; a parameter that SET sets is no dimension of it.
+        grids: the values that each parameter takes.
+        fixed: parameters that are no dimension, such as those that SET sets.
 
     Returns:
         One empty point where there is no grid.
     """
-    free = {key: values for key, values in grid.items() if key not in changes}
-    return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+    combinations = []
+    for grid in grids:
+        free = _without(fixed, grid)
+        for values in itertools.product(*free.values()):
+            point = dict(zip(free, values, strict=True))
+            if point not in combinations:
+                combinations.append(point)
+    return combinations
 
 
 def point_name(architecture: str, point: dict) -> str:
@@ -322,7 +286,7 @@ def parse_overrides(text: str) -> dict:
         if not (key and equals and value):
             raise StudyError(f'SET: {piece!r} is not key=value, as in SET="epochs=3 ks=[1,10]"')
         try:
-            changes[key] = _number(yaml.safe_load(value))
+            changes[key] = yaml.load(value, _Loader)
         except yaml.YAMLError:
             raise StudyError(
                 f"SET: {piece!r} is not key=value in YAML; a value has no spaces, as in ks=[1,10]"
@@ -330,29 +294,20 @@ def parse_overrides(text: str) -> dict:
     return changes
 
 
-def _read_yaml(path: Path, root: Path) -> dict:
+def _read_yaml(path: Path, root: Path) -> tuple[str, dict]:
+    """What error messages call a file, and its content."""
+    source = path.relative_to(root).as_posix()
     try:
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
+        content = yaml.load(path.read_text("utf-8"), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{_name(path, root)}: not YAML: {' '.join(str(error).split())}") from None
+        raise StudyError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise StudyError(f"{_name(path, root)}: must hold lines of the form `key: value`")
-    return {key: _number(value) for key, value in content.items()}
-
-
-def _number(value):
-    """A value of YAML; YAML 1.1 reads 1e-3, which is meant as a number, as a string."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            pass
-    return value
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+        raise StudyError(f"{source}: must hold lines of the form `key: value`")
+    if path.name != SHARED:
+        for key in (*DATA, "unseen"):
+            if key in content:
+                raise StudyError(
+                    f"{source}: {key} belongs into {SHARED}: all architectures of a study see the "
+                    "same images"
+                )
+    return source, content

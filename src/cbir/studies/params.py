@@ -6,8 +6,8 @@ defaults, error messages and `docs/parameters.md` come from it.
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,7 +26,6 @@ GROUPS = {
     "measurement": "What is measured.",
     "baseline": "What takes the place of a network.",
 }
-TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 class Bound(NamedTuple):
@@ -227,36 +226,31 @@ OF_BASELINES = (*DATA, *MEASUREMENT, "baseline")
 OF_NETWORKS = names_in("data", "network", "training", "embedding", "measurement")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Parameters set in one place; `source` is what error messages call it."""
+def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
+    """Defaults and layers, each overriding the ones before it, checked.
 
-    source: str
-    values: dict
+    Args:
+        layers: parameters by name, by what error messages call the place that sets them.
+        names: the parameters to return, in this order.
 
-
-def merge(layers: list[Layer], names: Collection[str]) -> dict:
-    """Defaults and layers, each overriding the ones before it, in the order of `names`."""
-    values = {}
-    for layer in layers:
-        check(layer, names)
-        values |= layer.values
-    stacked = {}
-    for name in names:
-        row = PARAMETERS[name]
-        if name in values or row.default is not None:
-            value = values.get(name, row.default)
-            stacked[name] = float(value) if row.type == "float" else value
-    return stacked
-
-
-def check(layer: Layer, names: Collection[str]) -> None:
-    """Raise StudyError for the first parameter of a layer that is unknown or will not do."""
-    for key, value in layer.values.items():
-        if key not in names:
-            raise StudyError(f"{layer.source}: unknown parameter {key!r}{_nearest(key, names)}")
-        if error := PARAMETERS[key].error(value):
-            raise StudyError(f"{layer.source}: {key} {error}")
+    Raises:
+        StudyError: a parameter is unknown, missing, ill-typed or out of bounds.
+    """
+    rows = {name: PARAMETERS[name] for name in names}
+    values = {name: row.default for name, row in rows.items() if row.default is not None}
+    for source, layer in layers.items():
+        for key, value in layer.items():
+            if key not in rows:
+                raise StudyError(f"{source}: unknown parameter {key!r}{_nearest(key, names)}")
+            if error := rows[key].error(value):
+                raise StudyError(f"{source}: {key} {error}")
+        values |= layer
+    if missing := ", ".join(name for name in names if name not in values):
+        raise StudyError(f"{' or '.join(layers)}: missing parameter {missing}: add it")
+    return {
+        name: float(values[name]) if row.type == "float" else values[name]
+        for name, row in rows.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -273,105 +267,90 @@ class Settings:
 def complete(
     *,
     data: dict,
-    measurement: dict,
     network: dict | None = None,
     training: dict | None = None,
     embedding: dict | None = None,
+    measurement: dict,
     baseline: str | None = None,
 ) -> Settings:
     """Check the groups of parameters of a notebook and fill in defaults.
 
     Args:
-        data, measurement, network, training, embedding: parameters by name, as in `PARAMETERS`.
+        data, network, training, embedding, measurement: parameters by name, as in `PARAMETERS`.
         baseline: what stands in the place of a network.
 
     Raises:
         StudyError: a parameter is unknown, missing, ill-typed or out of bounds, or contradicts
             another.
     """
-    groups = {"data": data, "measurement": measurement}
-    if baseline is None:
-        groups |= {"network": network, "training": training, "embedding": embedding}
-    else:
-        check(Layer("this notebook", {"baseline": baseline}), ["baseline"])
-    complete_groups = {field.name: {} for field in fields(Settings)}
-    for group, values in groups.items():
-        layer, names = Layer(group, values or {}), names_in(group)
-        for key in layer.values:
-            if key in PARAMETERS and key not in names:
+    groups = {"data": data, "network": network, "training": training, "embedding": embedding}
+    groups |= {"measurement": measurement}
+    if baseline is not None:
+        merge({"this notebook": {"baseline": baseline}}, ["baseline"])
+    completed = {}
+    for group, given in groups.items():
+        for key in given or ():
+            if key in PARAMETERS and PARAMETERS[key].group != group:
                 raise StudyError(f"{group}: {key} belongs to {PARAMETERS[key].group}")
-        complete_groups[group] = merge([layer], names)
-        if missing := [name for name in names if name not in complete_groups[group]]:
-            raise StudyError(f"{group}: missing parameter {', '.join(missing)}")
-    flat = {key: value for values in complete_groups.values() for key, value in values.items()}
-    if "backbone" in flat and (broken := conflict(flat)):
+        names = names_in(group) if baseline is None or group in ("data", "measurement") else ()
+        completed[group] = merge({group: given or {}}, names)
+    settings = Settings(**completed)
+    if broken := conflict(settings.network | settings.training | settings.embedding):
         raise StudyError(broken)
-    return Settings(**complete_groups)
+    return settings
 
 
 def conflict(given: Mapping) -> str:
-    """The first contradiction between parameters of a network; empty where there is none."""
-    return next(_conflicts(given), "")
-
-
-def _conflicts(given: Mapping) -> Iterator[str]:
+    """The first contradiction between parameters; empty where there is none, as for a baseline."""
+    if "backbone" not in given:
+        return ""
     train, weights, backbone = given["train"], given["weights"], given["backbone"]
     n_blocks, n_trained = len(BACKBONES[backbone].blocks), int(train.partition(":")[2] or 0)
-    if weights == "imagenet" and not BACKBONES[backbone].imagenet:
-        yield f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path"
-    yield from _conflicts_of_epochs(given)
-    if n_trained > n_blocks:
-        yield f"train: {train}: {backbone} has {n_blocks} blocks"
-    if n_trained and weights == "none":
-        yield (
-            f"train: {train}: must be all where weights is none: the other blocks would keep "
-            "random weights"
-        )
-    if train == "head" and given["augmentation"]:
-        yield (
-            "augmentation: a frozen backbone sees each image once, so no image can change from "
-            "epoch to epoch: set augmentation: [] or train: all"
-        )
-    if given["embedding"] != "pooled" and given["whitening"] > given["embedding_dim"]:
-        yield (
-            f"whitening: {given['whitening']} dimensions of an embedding of "
-            f"{given['embedding_dim']}"
-        )
-
-
-def _conflicts_of_epochs(given: Mapping) -> Iterator[str]:
-    train, weights, measured = given["train"], given["weights"], given["measured_epochs"]
-    if train == "head":
-        if measured:
-            yield "measured_epochs: must be [] where train is head: they are those of the backbone"
-        if not given["head_epochs"]:
-            yield "head_epochs: must be greater than 0 where train is head"
-    elif not given["epochs"]:
-        yield f"epochs: must be greater than 0 where train is {train}"
-    elif weights == "none" and given["head_epochs"]:
-        yield (
-            "head_epochs: must be 0 where weights is none: a head trained on random features is of "
-            "no use to a backbone that is then trained"
-        )
-    elif weights != "none" and not given["head_epochs"]:
-        yield (
-            f"head_epochs: must be greater than 0 where weights is {weights} and train is {train}: "
-            "gradients that pass through a head of random weights would spoil the backbone"
-        )
-    if beyond := [epoch for epoch in measured if epoch > given["epochs"]]:
-        yield f"measured_epochs: {beyond[:1]} lies beyond epochs: {given['epochs']}"
-    if measured and given["early_stopping"]:
-        yield (
-            "measured_epochs: must be [] with early_stopping, which decides how many epochs there "
-            "are"
-        )
+    epochs, head_epochs, measured = (
+        given[name] for name in ("epochs", "head_epochs", "measured_epochs")
+    )
+    is_frozen, is_random, trained_head = train == "head", weights == "none", head_epochs > 0
+    beyond = [epoch for epoch in measured if epoch > epochs][:1]
+    # fmt: off
+    rules = [
+        (weights == "imagenet" and not BACKBONES[backbone].imagenet,
+         f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path"),
+        (is_frozen and measured,
+         "measured_epochs: must be [] where train is head: they are those of the backbone"),
+        (is_frozen and not trained_head,
+         "head_epochs: must be greater than 0 where train is head"),
+        (not is_frozen and not epochs,
+         f"epochs: must be greater than 0 where train is {train}"),
+        (not is_frozen and is_random and trained_head,
+         "head_epochs: must be 0 where weights is none: a head trained on random features is of "
+         "no use to a backbone that is then trained"),
+        (not is_frozen and not is_random and not trained_head,
+         f"head_epochs: must be greater than 0 where weights is {weights} and train is {train}: "
+         "gradients that pass through a head of random weights would spoil the backbone"),
+        (beyond,
+         f"measured_epochs: {beyond} lies beyond epochs: {epochs}"),
+        (measured and given["early_stopping"],
+         "measured_epochs: must be [] with early_stopping, which decides how many epochs there "
+         "are"),
+        (n_trained > n_blocks,
+         f"train: {train}: {backbone} has {n_blocks} blocks"),
+        (n_trained and is_random,
+         f"train: {train}: must be all where weights is none: the other blocks would keep random "
+         "weights"),
+        (is_frozen and given["augmentation"],
+         "augmentation: a frozen backbone sees each image once, so no image can change from epoch "
+         "to epoch: set augmentation: [] or train: all"),
+        (given["embedding"] != "pooled" and given["whitening"] > given["embedding_dim"],
+         f"whitening: {given['whitening']} dimensions of an embedding of "
+         f"{given['embedding_dim']}"),
+    ]
+    # fmt: on
+    return next((message for is_broken, message in rules if is_broken), "")
 
 
 def unused(given: Mapping) -> set[str]:
     """The parameters of a network that others make meaningless."""
-    names = set()
-    if given["train"] == "head":
-        names |= set(NOT_OF_HEAD)
+    names = set(NOT_OF_HEAD) if given["train"] == "head" else set()
     if not given["head_epochs"]:
         names |= {"head_batch_size", "head_learning_rate"}
     if given["embedding"] == "pooled":
@@ -379,14 +358,11 @@ def unused(given: Mapping) -> set[str]:
     return names
 
 
-def _is_of(value, annotation: str) -> bool:
+def _is_of(value, kind: str) -> bool:
     """Whether a value is of a type; an int passes for a float, a bool for nothing else."""
-    if annotation.startswith("list["):
-        element = annotation.removeprefix("list[").removesuffix("]")
-        return isinstance(value, list) and all(_is_of(item, element) for item in value)
-    if annotation == "float" and type(value) is int:
-        return True
-    return type(value) is TYPES[annotation]
+    if kind.startswith("list["):
+        return isinstance(value, list) and all(_is_of(item, kind[5:-1]) for item in value)
+    return type(value).__name__ == kind or (kind == "float" and type(value) is int)
 
 
 def _nearest(key, names: Collection[str]) -> str:
