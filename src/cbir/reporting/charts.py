@@ -56,7 +56,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
         axis.set_xlim(0.5, last + 0.5)
         axis.set_xticks(np.unique(np.linspace(1, last, min(last, 10)).round().astype(int)))
     axes[0].set_ylim(top=1.02)
-    axes[1].set_ylim(bottom=0)
+    axes[1].set_ylim(0, 1.05 * axes[1].dataLim.y1)
     axes[1].set_ylabel("loss (cross-entropy)")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
