@@ -7,7 +7,7 @@ import yaml
 from conftest import CNN, ROOT, STUDY, write_study
 
 from cbir import StudyError
-from cbir.reporting import grids
+from cbir.reporting.runs import parse_point
 from cbir.studies import configs, params
 from cbir.studies.study import open_study
 
@@ -97,7 +97,7 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_architecture_and_point_are_read_back_from_name_and_words(point):
     for file in ("cnn", "cnn_strong", "mobilenet-96"):
-        architecture, found = grids.parse(configs.point_name(file, point), configs.variant(point))
+        architecture, found = parse_point(configs.point_name(file, point), configs.variant(point))
         assert architecture == file
         assert found.keys() == point.keys()
         is_listed = {key: isinstance(value, list) for key, value in point.items()}

@@ -107,7 +107,10 @@ def test_baselines_alone_started_from_nothing():
 
 def test_each_study_that_was_learnt_in_is_named_once():
     found = {"a": run("study:tiny"), "b": run("study:other/vgg16"), "c": run("study:tiny/vgg16")}
-    assert "(tiny, other)." in provenance.weights_label(found)
+    assert provenance.weights_label(found) == (
+        "Started from a backbone trained in another study of this project (other): b; from a "
+        "backbone trained in another study of this project (tiny): a, c."
+    )
 
 
 def test_the_table_says_what_each_network_is_and_was_trained_from():
@@ -215,19 +218,16 @@ def test_how_embeddings_were_made_is_told(steps):
         ("head", 0, 20, "20 head"),
     ],
 )
-def test_epochs_are_told_alike_everywhere(train, head, last, told):
-    of_run = run("imagenet", train=train, summary={"epochs": last, "head_epochs": head})
-    assert provenance.epochs(of_run) == told
-    asked = {"train": train, "head_epochs": 20 if head or train == "head" else 0}
-    for known in ({"head_epochs": head}, {"head_epochs": None}, {}):
-        assert provenance.epochs_of_manifest({"parameters": asked, "epochs": last} | known) == told
+def test_epochs_of_the_head_stand_before_those_of_the_backbone(train, head, last, told):
+    summary = {"parameters": {"train": train}, "epochs": last, "head_epochs": head}
+    assert provenance.epochs(summary) == told
 
 
-def test_a_manifest_tells_of_the_head_as_it_was_kept_not_as_it_was_asked_for():
+def test_epochs_are_those_that_were_kept_or_those_up_to_a_state():
     # With early stopping the best of the twenty epochs was the seventh.
-    given = {"parameters": {"train": "all", "head_epochs": 20}, "epochs": 3, "head_epochs": 7}
-    assert provenance.epochs_of_manifest(given) == "7 head + 3"
-    assert provenance.epochs_of_manifest(given, epoch=2) == "7 head + 2"
+    entry = {"parameters": {"train": "all", "head_epochs": 20}, "epochs": 3, "head_epochs": 7}
+    assert provenance.epochs(entry) == "7 head + 3"
+    assert provenance.epochs(entry, epoch=2) == "7 head + 2"
 
 
 def manifest(**sources: str) -> dict:
@@ -263,7 +263,7 @@ def manifest(**sources: str) -> dict:
     ],
 )
 def test_a_manifest_is_labelled_as_results_are(sources, said):
-    assert provenance.weights_label_of_manifest(manifest(**sources)) == said
+    assert provenance.weights_label(manifest(**sources)) == said
 
 
 def test_weights_of_a_studys_architecture_keep_the_name_of_the_study():

@@ -185,6 +185,13 @@ def test_the_paper_and_others_stand_beside_cifar10_alone(project):
     assert "`hashing_1k`" in text
 
 
+def test_notes_stand_below_the_table_of_their_study(project):
+    folder = project / "reports" / "published" / "small"
+    (folder / "notes.md").write_text("`cnn` ran *beside* other work.\n")
+    text = publish.results_page(project)
+    assert "|\n\n`cnn` ran *beside* other work.\n\n![Results of small]" in text
+
+
 def test_the_page_is_written_where_it_changed(project):
     assert publish.write_results(project)
     text = (project / "docs" / "results.md").read_text("utf-8")

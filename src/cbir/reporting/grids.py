@@ -12,18 +12,8 @@ from matplotlib.ticker import ScalarFormatter
 from cbir.reporting import estimates, provenance, tables, tidy
 from cbir.reporting.display import PALETTE
 from cbir.reporting.estimates import HIGH, LOW, Estimate
-from cbir.reporting.runs import Run, networks
+from cbir.reporting.runs import Run, networks, parse_point
 from cbir.retrieval import uncertainty
-
-
-def parse(run: str, variant: str) -> tuple[str, dict[str, str]]:
-    """The architecture and the point of a run, from its name and its variant.
-
-    Example: `cnn-64-head`, `input_size=64 train=head`: the name has a word per parameter.
-    """
-    point = dict(word.partition("=")[::2] for word in variant.split() if "=" in word)
-    return run.rsplit("-", len(point))[0], point
-
 
 ARCHITECTURE = "architecture"
 ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
@@ -42,7 +32,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
     name with `LOW`, and with `HIGH`. The parameters of the grid stand after the architecture.
     """
     runs, rows = networks(runs), {}
-    parsed = {name: parse(name, run.summary["variant"]) for name, run in runs.items()}
+    parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
     # An architecture may have a grid of its own, and not vary what others do.
     parameters = dict.fromkeys(key for _, point in parsed.values() for key in point)
     for name, run in runs.items():

@@ -1,30 +1,22 @@
 """What a report was made from: weights, settings, parameters, machine, commits, in tables and text.
 
-Two sources tell of it: the runs of a study, and its manifest.json, which is also what is published.
+It is told by the runs of a study, and by its manifest.json, which is also what is published.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from cbir import cache, project_root
-from cbir.cache import MANIFEST
 from cbir.networks.weights import STUDY_PREFIX
-from cbir.reporting import grids
-from cbir.reporting.runs import Run, networks, run_folder
+from cbir.reporting.runs import Run, networks, parse_point, read_manifest, run_folder
 
 if TYPE_CHECKING:  # Keras takes seconds to import
     from cbir.networks.models import Network
 
-# What networks started from, by the kind of their weights.
-STARTED = {
-    "imagenet": "from ImageNet weights",
-    "file": "from a file of weights",
-    "study": "from a backbone trained in another study of this project",
-    "none": "from random weights",
-}
 # Settings that few networks use, and their columns. They are 0 or false where they are not used.
 OPTIONAL = {
     "weight_decay": "weight decay",
@@ -35,13 +27,11 @@ OPTIONAL = {
     "whitening": "whitening (dimensions)",
 }
 UNUSED, UNKNOWN = "none", "–"
-# Parameters that the columns of `parameters_table` name already.
-PLACE = ("study", "architecture")
 
 
 def provenance_table(study: str) -> pd.DataFrame:
     """What a report was made from, from its manifest.json; empty without one."""
-    if not (manifest := _manifest(study)):
+    if not (manifest := read_manifest(run_folder(study))):
         return pd.DataFrame({"value": []})
     git, machine = manifest["git"], manifest["machine"]
     changes = " (with uncommitted changes)" if git["clean"] is False else ""
@@ -66,25 +56,24 @@ def provenance_table(study: str) -> pd.DataFrame:
 
 
 def parameters_table(study: str) -> pd.DataFrame:
-    """The parameters of a study's runs: a row per parameter, a column per run.
+    """The parameters of a study's runs as YAML has them: a row per parameter, a column per run.
 
     It is empty without a report. A parameter that a run does not have is a dash.
     """
-    columns = {
-        name: {key: _yaml(value) for key, value in run["parameters"].items() if key not in PLACE}
-        for name, run in _manifest(study).get("architectures", {}).items()
-    }
-    return pd.DataFrame(columns).fillna(UNKNOWN).rename_axis("parameter")
+    runs = read_manifest(run_folder(study)).get("architectures", {})
+    table = pd.DataFrame({name: run["parameters"] for name, run in runs.items()}, dtype=object)
+    table = table.drop(index=["study", "architecture"], errors="ignore")
+    as_yaml = table.map(lambda value: json.dumps(value, ensure_ascii=False).replace('"', ""))
+    return as_yaml.where(table.notna(), UNKNOWN).rename_axis("parameter")
 
 
 def commands(study: str) -> str:
     """The commands that make a study's report again, as Markdown; empty without a report."""
-    if not (manifest := _manifest(study)):
+    if not (manifest := read_manifest(run_folder(study))):
         return ""
-    git, lines = manifest["git"], [manifest["command"]]
-    if git["commit"]:
-        lines.insert(0, f"git checkout {git['commit']}")
-    text = "\n".join(["```", *lines, "```"])
+    git = manifest["git"]
+    checkout = f"git checkout {git['commit']}\n" if git["commit"] else ""
+    text = f"```\n{checkout}{manifest['command']}\n```"
     if git["clean"] is False:
         text += "\n\nThe commit alone does not suffice: there were uncommitted changes."
     return text
@@ -96,7 +85,7 @@ def describe_network(network: "Network") -> str:
     start = "random weights"
     if weights.path:
         start = f"the weights `{weights.source}` (SHA-256 {weights.sha256[:12]}…)"
-    text = f"It starts from {start}. Training changes {_trained(parameters['train'])}."
+    text = f"It starts from {start}. Training changes {_trained_layers(parameters['train'])}."
     if parameters["was_frozen"] and parameters["train"] != "head":
         text += " The head is trained first, and batch normalisation stays in inference mode."
     return text
@@ -108,20 +97,17 @@ def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
     A setting of `OPTIONAL` has a column only where a network uses it. Where the head was trained
     first, a cell has both values: `512 head, 32`.
     """
-    table = pd.DataFrame.from_dict(
-        {name: _settings(run) for name, run in networks(runs).items()}, orient="index"
-    )
-    unused = [
-        column
-        for column in OPTIONAL.values()
-        if column in table and table[column].isin([UNUSED, UNKNOWN]).all()
-    ]
-    return table.drop(columns=unused).rename_axis("architecture")
+    settings = {name: _settings(run) for name, run in networks(runs).items()}
+    table = pd.DataFrame.from_dict(settings, orient="index").rename_axis("architecture")
+    is_empty = table.isin([UNUSED, UNKNOWN]).all()
+    return table.drop(columns=[name for name in OPTIONAL.values() if is_empty.get(name)])
 
 
 def _settings(run: Run) -> dict:
-    parameters, summary = run.summary["parameters"], run.summary
+    summary, parameters = run.summary, run.summary["parameters"]
     training, head = parameters["training"], _artifact_parameters(run, "head")
+    weights, source = summary["weights"], summary["weights"]["source"]
+    file = source if source.startswith(STUDY_PREFIX) else Path(source).name
 
     def by_stage(name: str) -> str:
         value = _number(training.get(name))
@@ -132,21 +118,18 @@ def _settings(run: Run) -> dict:
     optional = parameters | training | _artifact_parameters(run, "embeddings")
     return {
         "backbone": parameters["backbone"],
-        "weights": _source(summary["weights"]),
-        "trained": _trained(parameters["train"]),
+        "weights": "random" if source == "none" else f"{file} ({weights['started from'][:12]}…)",
+        "trained": _trained_layers(parameters["train"]),
         "input (px)": parameters["input_size"],
         "pooling": parameters["pooling"],
         "embedding": f"{parameters['embedding']}, {summary['embedding_dim']}",
         "training images": summary["dataset"]["train"],
-        "epochs": epochs(run),
+        "epochs": epochs(summary),
         "batch": by_stage("batch_size"),
         "optimizer": f"{training['optimizer']}, {training['schedule']}",
         "learning rate": by_stage("learning_rate"),
         "augmentation": ", ".join(training["augmentation"]) or "none",
-        **{
-            column: UNUSED if optional.get(name) in (0, False) else _number(optional.get(name))
-            for name, column in OPTIONAL.items()
-        },
+        **{column: _number(optional.get(name)) for name, column in OPTIONAL.items()},
         "precision": parameters["precision"].removeprefix("mixed_"),
     }
 
@@ -163,65 +146,46 @@ def differing_settings(table: pd.DataFrame) -> pd.DataFrame:
     return table if len(table) < 2 else table.loc[:, table.nunique() > 1]
 
 
-def epochs(run: Run) -> str:
+def epochs(summary: dict, epoch: int | None = None) -> str:
     """How many epochs a network was trained for: `20 head + 3`.
 
     With early stopping these are the epochs up to the best one, whose weights are kept.
+
+    Args:
+        summary: of a run, or its entry in a study's manifest.
+        epoch: of an earlier state of the network.
     """
-    summary = run.summary
-    head = summary.get("head_epochs", 0)
-    return _epochs(summary["parameters"]["train"], head, summary["epochs"])
+    last, head = epoch or summary["epochs"], summary.get("head_epochs")
+    if summary["parameters"]["train"] == "head":
+        return f"{last} head"
+    return f"{head} head + {last}" if head else f"{last}"
 
 
-def epochs_of_manifest(run: dict, epoch: int | None = None) -> str:
-    """The same of an architecture in a study's manifest, or of its state after an epoch."""
-    parameters, head = run["parameters"], run.get("head_epochs")
-    # Published manifests of earlier versions lack the epochs that were kept.
-    head = parameters["head_epochs"] if head is None else head
-    return _epochs(parameters["train"], head, epoch or run["epochs"])
+def weights_label(runs: Mapping[str, Run | dict]) -> str:
+    """What the networks started from, wherever their results are shown.
 
+    A grid is named by its architecture if all of it started from the same.
 
-def weights_label(runs: dict[str, Run]) -> str:
-    """What the networks started from, wherever their results are shown."""
-    return weights_label_of_manifest(
-        {name: run.summary for name, run in runs.items() if not run.is_baseline}
+    Args:
+        runs: of a study, or their entries in its manifest.
+    """
+    summaries = {name: run.summary if isinstance(run, Run) else run for name, run in runs.items()}
+    table = pd.DataFrame(
+        [
+            (name, parse_point(name, summary["variant"])[0], _start(summary["weights"]["source"]))
+            for name, summary in summaries.items()
+            if summary.get("weights")
+        ],
+        columns=["name", "architecture", "start"],
     )
-
-
-def weights_label_of_manifest(runs: dict[str, dict]) -> str:
-    """The same from the architectures of a study's manifest."""
-    trained = {name: run for name, run in runs.items() if run["weights"]}
-    sources = {name: run["weights"]["source"] for name, run in trained.items()}
-    kinds = {name: _kind(source) for name, source in sources.items()}
-    texts = {kind: text for kind, text in STARTED.items() if kind in kinds.values()}
-    if not texts:
-        return ""
-    if "study" in texts:
-        # The report of that study says what its networks started from.
-        studies = [
-            source.removeprefix(STUDY_PREFIX).partition("/")[0]
-            for name, source in sources.items()
-            if kinds[name] == "study"
-        ]
-        texts["study"] += f" ({', '.join(dict.fromkeys(studies))})"
-    if len(texts) == 1:
-        (text,) = texts.values()
-        no_imagenet = " No ImageNet weights were used." if "none" in texts else ""
-        return f"All networks started {text}.{no_imagenet}"
-    architectures = {name: grids.parse(name, run["variant"])[0] for name, run in trained.items()}
-    parts = [f"{text}: {', '.join(_of_kind(kind, kinds, architectures))}"
-             for kind, text in texts.items()]  # fmt: skip
+    starts = table["start"].unique()
+    if len(starts) < 2:
+        no_imagenet = " No ImageNet weights were used." if "from random weights" in starts else ""
+        return f"All networks started {starts[0]}.{no_imagenet}" if len(starts) else ""
+    is_mixed = table.groupby("architecture")["start"].transform("nunique") > 1
+    labels = table["name"].where(is_mixed, table["architecture"]).groupby(table["start"])
+    parts = [f"{start}: {', '.join(names.unique())}" for start, names in labels]
     return f"Started {'; '.join(parts)}."
-
-
-def _of_kind(kind: str, kinds: dict[str, str], architectures: dict[str, str]) -> list[str]:
-    """The runs of a kind; a grid is named by its architecture if all of it is of that kind."""
-    mixed = {architectures[name] for name in kinds if kinds[name] != kind}
-    names = [name for name in kinds if kinds[name] == kind]
-    return list(
-        dict.fromkeys(name if architectures[name] in mixed else architectures[name]
-                      for name in names)
-    )  # fmt: skip
 
 
 def pretrained_warning(runs: dict[str, Run]) -> str:
@@ -240,20 +204,16 @@ def pretrained_warning(runs: dict[str, Run]) -> str:
     )
 
 
-def _kind(source: str) -> str:
-    kind = "study" if source.startswith(STUDY_PREFIX) else source
-    return kind if kind in STARTED else "file"
+def _start(source: str) -> str:
+    """What a network started from, by the source of its weights."""
+    if source.startswith(STUDY_PREFIX):
+        study = source.removeprefix(STUDY_PREFIX).partition("/")[0]
+        return f"from a backbone trained in another study of this project ({study})"
+    texts = {"none": "from random weights", "imagenet": "from ImageNet weights"}
+    return texts.get(source, "from a file of weights")
 
 
-def _source(weights: dict) -> str:
-    if weights["source"] == "none":
-        return "random"
-    source = weights["source"]
-    name = source if source.startswith(STUDY_PREFIX) else Path(source).name
-    return f"{name} ({weights['started from'][:12]}…)"
-
-
-def _trained(train: str) -> str:
+def _trained_layers(train: str) -> str:
     if train == "all":
         return "all layers"
     if train == "head":
@@ -261,33 +221,15 @@ def _trained(train: str) -> str:
     return f"the head and the last {train.removeprefix('last_blocks:')} blocks"
 
 
-def _epochs(train: str, head: int, last: int) -> str:
-    if train == "head":
-        return f"{last} head"
-    return f"{head} head + {last}" if head else f"{last}"
-
-
 def _number(value: float | bool | None) -> str:
     """A setting as text; a dash where it is unknown."""
     if value is None:
         return UNKNOWN
-    return "yes" if value is True else f"{value:g}"
+    return UNUSED if not value else "yes" if value is True else f"{value:g}"
 
 
 def _artifact_parameters(run: Run, step: str) -> dict:
     """The parameters of a step of the run; empty where there was no such step, or it is gone."""
-    place = run.summary.get("artifacts", {}).get(step)
-    artifact = cache.read(project_root() / place) if place else None
+    folder = run.summary.get("artifacts", {}).get(step)
+    artifact = cache.read(project_root() / folder) if folder else None
     return artifact.manifest["parameters"] if artifact else {}
-
-
-def _manifest(study: str) -> dict:
-    path = run_folder(study) / MANIFEST
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def _yaml(value) -> str:
-    """A parameter as YAML would have it, without quotes."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(str, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)

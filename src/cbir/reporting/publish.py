@@ -1,9 +1,9 @@
 """Results that the project publishes: copied from a report, and shown in docs/results.md.
 
-`reports/published/<study>/` holds a study's manifest.json, its figure, and the rows of its
-metrics.csv over all queries. docs/results.md is written from these files alone, with figures from
-the literature beside them. A study may be published in parts, since some of its runs take hours:
-the manifest names each run's commit.
+`reports/published/<study>/` holds a study's manifest.json, its figure, the rows of its metrics.csv
+over all queries, and notes.md, if someone wrote one. docs/results.md is written from these files
+alone. A study may be published in parts, since some of its runs take hours: the manifest names each
+run's commit.
 """
 
 import json
@@ -15,28 +15,12 @@ from cbir import StudyError
 from cbir.cache import MANIFEST, write_text
 from cbir.progress import duration
 from cbir.reporting import charts, grids, provenance, sentences, tables, tidy
+from cbir.reporting.display import TEMPLATES
 from cbir.reporting.estimates import Estimate
-from cbir.reporting.runs import read_run
+from cbir.reporting.runs import parse_point, read_manifest, read_run
 
 RESULTS = "docs/results.md"
-HEADING = (
-    "# Results\n\n`make results` writes this page from `reports/published/`. In brackets stand "
-    "95 % intervals over the queries.\n"
-)
-PAPER = (
-    "Babariya et al. print accuracies alone and do not say on which images: their CNN reaches "
-    "0.7616 after 29 epochs and 0.7861 after 47."
-)
-# Accuracies on CIFAR-10's test images, as published: (model, value, source).
-LITERATURE = [
-    ("VGG16, ImageNet, frozen, 32 px", "0.61 to 0.65", "several authors; their protocols differ"),
-    ("VGG16, ImageNet, frozen, 224 px", "0.84", "several authors; their protocols differ"),
-    ("ResNet-50, ImageNet, linear probe, 224 px", "0.936", "BYOL, table 3 (Grill et al., 2020)"),
-    ("ResNet-50, ImageNet, fine-tuned, 224 px", "0.975", "the same"),
-    ("ResNet-50, random weights, 224 px", "0.959", "the same"),
-    ("plain CNN, 25 and 50 epochs", "0.75, 0.79", "Keras' former example cifar10_cnn.py"),
-    ("plain CNN, today's training", "0.94", "airbench (Jordan, 2024)"),
-]
+# The columns of a study's table, and which rows of metrics.csv they show.
 MEASURES = {
     "accuracy": tables.QUALITY["accuracy"],
     "mAP": tables.QUALITY["mAP, unrestricted"],
@@ -67,9 +51,8 @@ def publish_study(root: Path, study: str) -> Path:
         names = sorted(architectures, key=lambda name: (not architectures[name]["weights"], name))
         manifest["architectures"] = {name: architectures[name] for name in names}
         manifest["command"] = f'make report STUDY={study} ARCHITECTURES="{" ".join(names)}"'
-        rows = pd.concat([rows, published])
-        protocol = next(iter(runs.values())).protocol
-        figure_rows = pd.concat([figure_rows, published[published["protocol"] == protocol]])
+        rows, figure_rows = pd.concat([rows, published]), pd.concat([figure_rows, published])
+        figure_rows = figure_rows[figure_rows["protocol"] == figure_rows["protocol"].iloc[0]]
         figure_rows = figure_rows.sort_values("architecture", key=lambda row: row.map(names.index))
     folder.mkdir(parents=True, exist_ok=True)
     tidy.write_csv(tidy.sort(rows[rows["class"].isna()]), folder / "metrics.csv")
@@ -84,17 +67,14 @@ def publish_study(root: Path, study: str) -> Path:
 
 def _finished_manifest(source: Path) -> dict:
     """The manifest of a report that may be published."""
-    study = source.name
+    study, manifest = source.name, read_manifest(source)
     if study.endswith("-trial"):
         raise StudyError(
             f"{study} is a trial, whose parameters stand in no file: put them into params/ and "
             "publish that study"
         )
-    if not (source / MANIFEST).exists():
+    if not manifest.get("architectures"):
         raise StudyError(f"no results in {source}: run `make report STUDY={study}` first")
-    manifest = _read_json(source / MANIFEST)
-    if not manifest["architectures"]:
-        raise StudyError(f"{source} holds no results to publish")
     if failures := manifest["failures"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise StudyError(
@@ -110,24 +90,25 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     Raises:
         StudyError: they cannot stand in one table with those of the report.
     """
-    if not (folder / MANIFEST).exists():
+    published, runs = read_manifest(folder), manifest["architectures"]
+    kept = {name: published["architectures"][name]
+            for name in published.get("architectures", {}) if name not in runs}  # fmt: skip
+    if not kept:
         return {}
-    published, runs = _read_json(folder / MANIFEST), manifest["architectures"]
-    kept = {name: run for name, run in published["architectures"].items() if name not in runs}
     together = [*kept.values(), *runs.values()]
     parameters = [run["parameters"] for run in together]
-    reasons = {
-        f"other {key}": published[key] != manifest[key] for key in ("data", "machine", "versions")
-    } | {
-        "other protocols": len({tuple(given["protocols"]) for given in parameters}) > 1,
-        "several seeds": any(len(given["seeds"]) > 1 for given in parameters),
-        "a grid": any(run["variant"] for run in together),
-    }
-    if kept and any(reasons.values()):
-        why = ", ".join(reason for reason, holds in reasons.items() if holds)
+    shared = ("data", "machine", "versions")
+    reasons = [f"other {key}" for key in shared if published[key] != manifest[key]]
+    if any(given["protocols"] != parameters[0]["protocols"] for given in parameters):
+        reasons.append("other protocols")
+    if any(len(given["seeds"]) > 1 for given in parameters):
+        reasons.append("several seeds")
+    if any(run["variant"] for run in together):
+        reasons.append("a grid")
+    if reasons:
         raise StudyError(
             f"{folder} holds {', '.join(kept)}, which this report lacks and which cannot stand "
-            f"beside it ({why}): run these too, or delete that folder"
+            f"beside it ({', '.join(reasons)}): run these too, or delete that folder"
         )
     return kept
 
@@ -145,27 +126,30 @@ def write_results(root: Path) -> bool:
 def results_page(root: Path) -> str:
     """docs/results.md, in Markdown, from reports/published/ alone."""
     folders = [path.parent for path in sorted((root / "reports/published").glob(f"*/{MANIFEST}"))]
-    parts = [HEADING, *(_study_section(folder) for folder in folders)]
-    if any(folder.name.startswith("cifar10") for folder in folders):
-        parts.append(_literature())
-    return "\n".join(parts)
+    is_cifar10 = any(folder.name.startswith("cifar10") for folder in folders)
+    text = TEMPLATES.get_template("results.md.j2").render(
+        studies=[_section(folder) for folder in folders],
+        published_map=sentences.PUBLISHED_MAP if is_cifar10 else {},
+    )
+    return text.rstrip() + "\n"
 
 
-def _study_section(folder: Path) -> str:
-    manifest, rows = _read_json(folder / MANIFEST), tidy.read_csv(folder / "metrics.csv")
+def _section(folder: Path) -> dict[str, str]:
+    """What the page shows of a study."""
+    manifest, rows = read_manifest(folder), tidy.read_csv(folder / "metrics.csv")
     runs, data, machine = manifest["architectures"], manifest["data"], manifest["machine"]
-    protocol = next(iter(runs.values()))["parameters"]["protocols"][0]
-    gpus = "".join(f", {gpu}" for gpu in machine["gpus"])
-    return f"""## {folder.name}
-
-`{manifest["command"]}`: protocol `{protocol}`, {data["queries"]:,} queries, \
-{data["gallery"]:,} gallery images; {machine["cpu"]}, {machine["cores"]} cores{gpus}. \
-{provenance.weights_label_of_manifest(runs)}
-
-{_markdown(_results_table(rows[rows["protocol"] == protocol], runs))}
-
-![Results of {folder.name}](../reports/published/{folder.name}/results.png)
-"""
+    protocol, notes = next(iter(runs.values()))["parameters"]["protocols"][0], folder / "notes.md"
+    processors = [machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]]
+    return {
+        "name": folder.name,
+        "command": manifest["command"],
+        "protocol": protocol,
+        "counts": f"{data['queries']:,} queries, {data['gallery']:,} gallery images",
+        "machine": ", ".join(processors),
+        "weights": provenance.weights_label(runs),
+        "table": _markdown(_results_table(rows[rows["protocol"] == protocol], runs)),
+        "notes": notes.read_text("utf-8").strip() if notes.exists() else "",
+    }
 
 
 def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
@@ -173,24 +157,24 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
     table = []
     for name, run in runs.items():
         run_rows = rows[rows["architecture"] == name]
-        architecture, _ = grids.parse(name, run["variant"])
-        label = f"{architecture}, {run['variant']}" if run["variant"] else name
+        architecture, _ = parse_point(name, run["variant"])
         weights = run["weights"]["source"] if run["weights"] else "–"
+        seconds, speed = run["training_seconds"], run["speed"]["images_per_second"]
         for epoch in [None, *sorted(run_rows["epoch"].dropna().astype(int).unique())]:
-            is_trained, is_final = bool(run["weights"]), epoch is None
-            row = {
-                "architecture": label,
-                "weights": "random" if weights == "none" else weights,
-                "epochs": provenance.epochs_of_manifest(run, epoch) if is_trained else "–",
-            }
-            row |= {
+            states = {
                 measure: _mean(tidy.select(run_rows, epoch=epoch, **selection))
                 for measure, selection in MEASURES.items()
             }
-            seconds, speed = run["training_seconds"], run["speed"]["images_per_second"]
-            row["trained in"] = duration(seconds) if is_final and seconds else "–"
-            row["images/s"] = f"{speed:,.0f}" if is_final else "–"
-            table.append(row)
+            table.append(
+                {
+                    "architecture": ", ".join(filter(None, [architecture, run["variant"]])),
+                    "weights": "random" if weights == "none" else weights,
+                    "epochs": provenance.epochs(run, epoch) if run["weights"] else "–",
+                    **states,
+                    "trained in": duration(seconds) if seconds and epoch is None else "–",
+                    "images/s": f"{speed:,.0f}" if epoch is None else "–",
+                }
+            )
     return pd.DataFrame(table)
 
 
@@ -202,24 +186,6 @@ def _mean(rows: pd.DataFrame) -> Estimate | str:
     return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f}, {len(values)} seeds)"
 
 
-def _literature() -> str:
-    columns = ["accuracy on CIFAR-10's test images, as published", "value", "source"]
-    lines = [f"- `{protocol}`: {text}" for protocol, text in sentences.PUBLISHED_MAP.items()]
-    return "\n".join(
-        [
-            f"## What others published\n\n{PAPER}\n",
-            _markdown(pd.DataFrame(LITERATURE, columns=columns)),
-            "\nmAP of binary codes on CIFAR-10, as published, each under the protocol named:\n",
-            *lines,
-            "",
-        ]
-    )
-
-
 def _markdown(frame: pd.DataFrame) -> str:
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))

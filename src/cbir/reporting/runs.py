@@ -315,7 +315,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
         summary = _read_json(folder / name / "summary.json")
-        run_manifest = _read_json(folder / name / MANIFEST)
+        run_manifest = read_manifest(folder / name)
         manifest["data"], manifest["machine"] = summary["dataset"], summary["machine"]
         manifest["architectures"][name] = {
             "parameters": run_manifest["parameters"],
@@ -324,6 +324,21 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
             "git": run_manifest.get("git"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest.json of a study, a run or a published study; empty where there is none."""
+    path = folder / MANIFEST
+    return _read_json(path) if path.exists() else {}
+
+
+def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
+    """The architecture and the point of a grid's run, from its name and its variant.
+
+    Example: `cnn-64-head`, `input_size=64 train=head`: the name has a word per parameter.
+    """
+    point = dict(word.partition("=")[::2] for word in variant.split() if "=" in word)
+    return run.rsplit("-", len(point))[0], point
 
 
 def _read_json(path: Path) -> dict:
