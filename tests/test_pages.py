@@ -265,7 +265,7 @@ def test_files_of_tables_that_are_no_more_go_and_those_of_other_pages_stay(tmp_p
 
 def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):
     study = SimpleNamespace(folder=tmp_path, root=tmp_path, name="tiny", links=LINKS)
-    page = Page("vgg16", tmp_path / "vgg16.ipynb", "vgg16.html", "vgg16", "vgg16")
+    page = Page("vgg16", tmp_path / "vgg16.ipynb")
     run._write_note(study, page, "why")
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(run, "LARGEST_PAGE", 1000)

@@ -1,6 +1,7 @@
 """The command line: `cbir` or `python -m cbir`; the Makefile calls it."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -12,13 +13,12 @@ from cbir.cache import as_study_error
 from cbir.progress import own_stderr
 from cbir.search import cli
 
-# The commands that need no more than a line here; `search` and `index` are in cbir.search.cli.
-COMMANDS = {
-    "report": "bring a study's report up to date",
-    "plan": "say what report would do, without doing it",
-    "publish": "copy a study's results into reports/published/",
-    "results": "write docs/results.md from reports/published/",
-    "docs": "write docs/parameters.md from the list of parameters",
+# What `report` and `plan` take.
+OPTIONS = {
+    "--study": ("NAME", "a folder in params/ (default: digits)"),
+    "--architectures": ("NAMES", "names separated by spaces (default: all of the study)"),
+    "--data": ("FOLDER", "your own pictures, <class>/... or {train,test}/<class>/..."),
+    "--set": ("KEY=VALUE", "parameters that override the study's, in a trial with its own report"),
 }
 
 
@@ -40,30 +40,18 @@ def _parser() -> argparse.ArgumentParser:
         "is 0 for success, 1 for a failure, 2 for a wrong call, 130 for an interruption.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    parsers = {
-        name: commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        for name, text in COMMANDS.items()
-    }
-    for command in (parsers["report"], parsers["plan"]):
-        command.add_argument(
-            "--study", default="", metavar="NAME", help="a folder in params/ (default: digits)"
+    for run in (report, plan, publish, results, docs):
+        text = run.__doc__
+        command = commands.add_parser(
+            run.__name__, description=text, help=f"{text[0].lower()}{text[1:].rstrip('.')}"
         )
-        command.add_argument(
-            "--architectures", default="", metavar="NAMES",
-            help="names separated by spaces (default: all architectures of the study)",
-        )  # fmt: skip
-        command.add_argument(
-            "--data", default="", metavar="FOLDER",
-            help="a folder of your own pictures, <class>/... or {train,test}/<class>/...",
-        )  # fmt: skip
-        command.add_argument(
-            "--set", default="", metavar="KEY=VALUE",
-            help="parameters that override the study's, separated by spaces; the trial gets a "
-            "report of its own",
-        )  # fmt: skip
-    parsers["publish"].add_argument(
-        "--study", required=True, metavar="NAME", help="a folder in reports/"
-    )
+        command.set_defaults(run=run)
+        for option, (metavar, meaning) in OPTIONS.items() if run in (report, plan) else ():
+            command.add_argument(option, default="", metavar=metavar, help=meaning)
+        if run is publish:
+            command.add_argument(
+                "--study", required=True, metavar="NAME", help="a folder in reports/"
+            )
     cli.add_commands(commands)
     return parser
 
@@ -71,73 +59,85 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     """Run the command and report its errors in one line each; the exit status."""
     try:
-        return 0 if _dispatch(arguments) else 1
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 0 if arguments.run(arguments) else 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from here", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, OSError):
             error = as_study_error(error, Path(error.filename or "the project's folder"))
-        kind = "" if isinstance(error, StudyError) else f"{type(error).__name__}: "
-        print(f"error: {kind}{' '.join(str(error).split())[:300]}{_log()}", file=sys.stderr)
+        message = str(error)
+        if not isinstance(error, StudyError):
+            message = f"{type(error).__name__}: {' '.join(message.split())[:300]}{_log()}"
+        print(f"error: {message}", file=sys.stderr)
         return 1
 
 
-def _dispatch(arguments: argparse.Namespace) -> bool:
-    """Run the command; whether all of it succeeded."""
-    # Modules are imported late, so that a wrong call is answered at once.
-    root = project_root()
-    if arguments.command in ("search", "index"):
-        return arguments.run(arguments)
-    if arguments.command == "publish":
-        from cbir.reporting import publish
+# The commands. They import late, so that a wrong call is answered at once.
 
-        folder = publish.publish_study(root, arguments.study)
-        print(f"{folder.relative_to(root)} written; now `make results`")
-    elif arguments.command == "results":
-        from cbir.reporting import publish
 
-        is_new = publish.write_results(root)
-        print(
-            "docs/results.md written" if is_new else "nothing to do: docs/results.md is up to date"
-        )
-    elif arguments.command == "docs":
-        from cbir.studies import params
+def report(arguments: argparse.Namespace) -> bool:
+    """Bring a study's report up to date."""
+    study = _open_study(arguments)
+    # What runs notebooks takes seconds to import: an error in the study need not wait for it.
+    from cbir.studies import run
 
-        path = root / "docs" / "parameters.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(params.document(), "utf-8")
-        print(f"{path.relative_to(root)} written")
-    else:
-        from cbir.studies.study import open_study
+    return run.bring_up_to_date(study)
 
-        study = open_study(
-            root, arguments.study, arguments.architectures, arguments.data, arguments.set
-        )
-        # What runs notebooks takes seconds to import: an error need not wait for it.
-        if arguments.command == "report":
-            from cbir.studies import run
 
-            return run.bring_up_to_date(study)
-        from cbir.studies import plan
+def plan(arguments: argparse.Namespace) -> bool:
+    """Say what report would do, without doing it."""
+    study = _open_study(arguments)
+    from cbir.studies import plan
 
-        print(plan.describe(study))
+    print(plan.describe(study))
     return True
+
+
+def publish(arguments: argparse.Namespace) -> bool:
+    """Copy a study's results into reports/published/."""
+    from cbir.reporting.publish import publish_study
+
+    folder = publish_study(project_root(), arguments.study)
+    print(f"{folder.relative_to(project_root())} written; now `make results`")
+    return True
+
+
+def results(arguments: argparse.Namespace) -> bool:
+    """Write docs/results.md from reports/published/."""
+    from cbir.reporting.publish import write_results
+
+    is_new = write_results(project_root())
+    print("docs/results.md written" if is_new else "nothing to do: docs/results.md is up to date")
+    return True
+
+
+def docs(arguments: argparse.Namespace) -> bool:
+    """Write docs/parameters.md from the list of parameters."""
+    from cbir.studies import params
+
+    (project_root() / "docs" / "parameters.md").write_text(params.document(), "utf-8")
+    print("docs/parameters.md written")
+    return True
+
+
+def _open_study(arguments: argparse.Namespace):
+    from cbir.studies.study import open_study
+
+    return open_study(
+        project_root(), arguments.study, arguments.architectures, arguments.data, arguments.set
+    )
 
 
 def _log() -> str:
     """Write the current traceback to a file; words that name the file."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="cbir-", suffix=".log", delete=False, encoding="utf-8"
-        ) as log:
-            log.write(traceback.format_exc())
-    except OSError:
-        return ""
-    return f" (traceback: {log.name})"
+    with (
+        contextlib.suppress(OSError),
+        tempfile.NamedTemporaryFile("w", prefix="cbir-", suffix=".log", delete=False) as log,
+    ):
+        traceback.print_exc(file=log)
+        return f" (traceback: {log.name})"
+    return ""
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ whether something is up to date, from a network's weights to a whole report.
 """
 
 import ast
-import contextlib
 import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
+import resource
 import shutil
 import sys
 import time
@@ -54,9 +54,7 @@ def backend() -> str:
     """The name of the Keras backend that this process uses or would use."""
     if "keras" in sys.modules:
         return sys.modules["keras"].backend.backend()
-    if name := os.environ.get("KERAS_BACKEND"):
-        return name
-    return _keras_settings()["backend"]
+    return os.environ.get("KERAS_BACKEND") or _keras_settings()["backend"]
 
 
 @functools.cache
@@ -140,8 +138,8 @@ def cached(
     Raises:
         StudyError: the disk is full or read-only. Finished steps are kept.
     """
-    reads = list(reads)
-    key = make_key(step, parameters, reads, package_digest(package))
+    made_from = {"step": step, "parameters": parameters, "reads": list(reads)}
+    key = make_key(**made_from, code=package_digest(package))
     folder = _folder_of(step, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,20 +153,12 @@ def cached(
                 shutil.rmtree(folder, ignore_errors=True)
                 started = time.perf_counter()
                 make(partial)
-                write_manifest(
-                    partial,
-                    step=step,
-                    key=key,
-                    parameters=parameters,
-                    reads=reads,
-                    seconds=time.perf_counter() - started,
-                    peak_memory_bytes=peak_memory(),
-                )
+                cost = {"seconds": time.perf_counter() - started}
+                cost |= {"peak_memory_bytes": peak_memory()}
+                write_manifest(partial, key=key, **made_from, **cost)
                 os.replace(partial, folder)
                 artifact = read(folder)
-        # Windows does not delete a file that another process waits for.
-        with contextlib.suppress(OSError):
-            folder.with_suffix(".lock").unlink()
+        folder.with_suffix(".lock").unlink(missing_ok=True)
     except OSError as error:
         raise as_study_error(error, folder) from error
     return artifact
@@ -226,11 +216,7 @@ def _keras_settings() -> dict:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes; 0 on Windows."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
+    """The most memory that this process has held, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -18,41 +18,38 @@ NOTEBOOK_SECONDS = 25
 MASKED_IMAGES = 2_500
 # The names in `pooling.LEARNT`, whose module imports Keras.
 POOLINGS_THAT_LEARN = ("gem", "attention")
-# Training images and all images of data sets that need not be read to be counted.
-SIZES = {"digits": (1_294, 1_797), "cifar10": (45_000, 60_000)}
 
 
 def describe(study: Study) -> str:
     """The plan as lines of text; nothing is made or downloaded for it."""
+    images, n_train, n_images = _describe_images(study.data)
     are_images_cached = is_cached(**study.data)
-    n_train, n_images = _count_images(study.data)
     first = study.runs[0].parameters
-    shared = {
-        key: value
-        for key, value in first.items()
-        if all(run.parameters.get(key) == value for run in study.runs)
-    }
+    shared = [
+        key for key in first if all(run.parameters.get(key) == first[key] for run in study.runs)
+    ]
     lines = [
         f"report    reports/{study.name}/index.html",
-        f"images    {first['dataset']}: {_describe_images(first['dataset'], are_images_cached)}",
+        f"images    {first['dataset']}: {'cached' if are_images_cached else images}",
         f"backend   {backend()}, GPU: {', '.join(machine()['gpus']) or 'none found'}",
-        f"shared    {_unlike_defaults(shared)}",
+        f"shared    {_unlike_defaults({key: first[key] for key in shared})}",
         "          and the defaults in docs/parameters.md",
     ]
     total, frozen = 0.0, set()
     for run in study.runs:
-        own = {key: value for key, value in run.parameters.items() if key not in shared}
-        described = _unlike_defaults(own) or run.parameters["variant"]
         lines += ["", f"{run.architecture}: {run.notebook.relative_to(study.root)}"]
-        lines += [f"  {described}"] if described else []
+        own = {key: value for key, value in run.parameters.items() if key not in shared}
+        if description := _unlike_defaults(own) or run.parameters["variant"]:
+            lines.append(f"  {description}")
         state, will_run = _state(study, run, are_images_cached)
         if will_run:
             seconds = _estimate(run, n_train, n_images, frozen)
             state += f", about {duration(seconds)}"
             total += seconds
         lines.append(f"  {state}")
-    n_pages = len(study.pages) if total else 0
-    lines += ["", f"about {duration(total + n_pages * NOTEBOOK_SECONDS)} in all"]
+    if total:
+        total += len(study.pages) * NOTEBOOK_SECONDS
+    lines += ["", f"about {duration(total)} in all"]
     if total:
         lines[-1] += (
             " on two cores without a GPU, a rough estimate; less where trainings are cached"
@@ -84,35 +81,27 @@ def _unlike_defaults(parameters: dict) -> str:
     )
 
 
-def _describe_images(dataset: str, are_cached: bool) -> str:
-    if are_cached:
-        return "cached"
-    if dataset == "digits":
-        return "part of scikit-learn, no download"
-    folder = _folder(dataset)
-    if dataset == "cifar10" and not folder.is_dir():
-        if any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive")):
-            return "downloaded by Keras before"
-        return "will be downloaded by Keras (about 170 MB)"
-    pictures = list_folder(folder)
-    count = sum(len(paths) for classes in pictures.values() for paths in classes.values())
-    return f"{count:,} pictures, {len(pictures['train'])} classes"
+def _describe_images(data: dict) -> tuple[str, int, int]:
+    """The images without reading them: in words, about how many train, and about how many in all.
 
-
-def _count_images(data: dict) -> tuple[int, int]:
-    """About how many training images and images there are, without reading them."""
-    if data["dataset"] in SIZES:
-        n_train, n_images = SIZES[data["dataset"]]
+    They are counted in their folder, where they stand in one.
+    """
+    name = data["dataset"]
+    folder = project_root() / ("data/cifar10" if name == "cifar10" else name)
+    if name == "digits":
+        description, n_train, n_images = "part of scikit-learn, no download", 1_294, 1_797
+    elif name == "cifar10" and not folder.is_dir():
+        is_downloaded = any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive"))
+        description = "will be downloaded by Keras (about 170 MB)"
+        description = "downloaded by Keras before" if is_downloaded else description
+        n_train, n_images = 45_000, 60_000
     else:
-        pictures = list_folder(_folder(data["dataset"]))
+        pictures = list_folder(folder)
         n_images = sum(len(paths) for classes in pictures.values() for paths in classes.values())
+        description = f"{n_images:,} pictures, {len(pictures['train'])} classes"
         n_train = round(0.7 * n_images)
     n_train = min(n_train, data["training_images"] or n_train)
-    return n_train, min(n_images, n_train + (data["test_images"] or n_images))
-
-
-def _folder(dataset: str):
-    return project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
+    return description, n_train, min(n_images, n_train + (data["test_images"] or n_images))
 
 
 def _estimate(run: RunConfig, n_train: int, n_images: int, frozen: set[tuple]) -> float:
@@ -120,7 +109,7 @@ def _estimate(run: RunConfig, n_train: int, n_images: int, frozen: set[tuple]) -
 
     Args:
         run: one of the study's.
-        n_train, n_images: as `_count_images` gives them.
+        n_train, n_images: as `_describe_images` gives them.
         frozen: frozen backbones whose features a run before has made; the run's own joins them.
     """
     if run.is_baseline:

@@ -3,7 +3,6 @@
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
@@ -27,14 +26,6 @@ from cbir.studies.study import (
 LARGEST_PAGE = 8_000_000  # bytes
 
 
-class Outcome(NamedTuple):
-    """A run's key, why it has no results (empty where it has), and whether it ran just now."""
-
-    key: str
-    reason: str
-    has_run: bool
-
-
 def bring_up_to_date(study: Study) -> bool:
     """Bring a study's report up to date; whether all chosen architectures and pages succeeded.
 
@@ -51,27 +42,24 @@ def bring_up_to_date(study: Study) -> bool:
 def _run_all(study: Study) -> bool:
     started = time.perf_counter()
     _check_images(study)
-    run_keys, failures, has_run = {}, {}, False
+    run_keys, reasons, has_run = {}, {}, False
     for run in study.runs:
-        name, outcome = run.architecture, _update_run(study, run)
-        has_run |= outcome.has_run
-        if not outcome.reason:
-            run_keys[name] = outcome.key
-        elif name in study.chosen:
-            failures[name] = outcome.reason
-            print(f"{name}: failed: {outcome.reason}", file=sys.stderr, flush=True)
-        else:
-            print(f"{name}: left out", flush=True)
-    missing = [
-        f"{run.architecture}: {failures.get(run.architecture, 'not run')}"
-        for run in study.runs
-        if run.architecture not in run_keys
-    ]
-    has_run |= _update_index(study, run_keys, failures, missing)
+        name = run.architecture
+        try:
+            run_keys[name], is_new = _update_run(study, run)
+            has_run |= is_new
+        except StudyError as error:
+            reasons[name] = str(error)
+            if name in study.chosen:
+                print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
+            else:
+                print(f"{name}: left out", flush=True)
+    failed = [name for name in reasons if name in study.chosen]
+    missing = [f"{name}: {reason}" for name, reason in reasons.items()]
+    has_run |= _update_index(study, run_keys, {name: reasons[name] for name in failed}, missing)
     index = (study.folder / study.pages[0].file).relative_to(study.root)
     if has_run:
         print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
-    failed = list(failures)
     for page in study.pages[1:] if run_keys else ():
         try:
             has_run |= _update_page(study, page, run_keys, missing)
@@ -114,36 +102,33 @@ def _check_images(study: Study) -> None:
     print(describe_leaks(leaks.audit(first), len(first.queries)), flush=True)
 
 
-def _update_run(study: Study, run: RunConfig) -> Outcome:
-    """Bring an architecture's run up to date, where it is among the chosen ones."""
+def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
+    """Bring an architecture's run up to date: its key, and whether it ran just now.
+
+    Raises:
+        StudyError: it has no results: it failed, or is not among the chosen ones.
+    """
     name, page = run.architecture, run_page(run)
-    is_chosen, has_page = name in study.chosen, (study.folder / page.file).exists()
-    if not is_chosen and weights.missing(*run.weights):
-        # Without its weights it cannot have been run: they are not downloaded for its key alone.
-        if not has_page:
-            _write_note(study, page, "not run")
-        return Outcome("", "not run", False)
+    is_chosen = name in study.chosen
     try:
+        # Without its weights it cannot have been run: they are not downloaded for its key alone.
+        if not is_chosen and weights.missing(*run.weights):
+            raise StudyError("not run")
         key = run_key(study, run)
+        if _is_current(study, page, key) and is_whole(study.name, name):
+            print(f"{name}: up to date", flush=True)
+            return key, False
+        if not is_chosen:
+            raise StudyError("not run")
     except StudyError as error:
-        if is_chosen:
+        if is_chosen or not (study.folder / page.file).exists():
             (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
             _write_note(study, page, str(error))
-        return Outcome("", str(error), False)
-    if has_page and is_current(study.folder / page.folder, key) and is_whole(study.name, name):
-        print(f"{name}: up to date", flush=True)
-        return Outcome(key, "", False)
-    if not is_chosen:
-        if not has_page:
-            _write_note(study, page, "not run")
-        return Outcome(key, "not run", False)
+        raise
     about = {"parameters": run.parameters, "git": git_state(study.root)}
-    try:
-        seconds = _run_notebook(study, page, key, run.notebook_parameters, **about)
-    except StudyError as error:
-        return Outcome(key, str(error), True)
+    seconds = _run_notebook(study, page, key, run.notebook_parameters, **about)
     print(f"{name}: done in {duration(seconds)}", flush=True)
-    return Outcome(key, "", True)
+    return key, True
 
 
 def _update_index(
@@ -152,7 +137,8 @@ def _update_index(
     """Write the study's own files and index.html; False where they are up to date."""
     index = study.pages[0]
     is_whole_study = all((study.folder / name).exists() for name in STUDY_FILES)
-    if run_keys and is_whole_study and _is_current(study, index, run_keys, missing):
+    key, _ = _inputs(study, index, run_keys, missing)
+    if run_keys and is_whole_study and _is_current(study, index, key):
         return False
     about = {
         "study": study.name,
@@ -177,9 +163,9 @@ def _update_page(study: Study, page: Page, run_keys: dict[str, str], missing: li
     Raises:
         StudyError: it failed; its page shows how far it came.
     """
-    if _is_current(study, page, run_keys, missing):
+    key, parameters = _inputs(study, page, run_keys, missing)
+    if _is_current(study, page, key):
         return False
-    parameters, key = _inputs(study, page, run_keys, missing)
     try:
         _run_notebook(study, page, key, parameters)
     except StudyError as error:
@@ -187,15 +173,14 @@ def _update_page(study: Study, page: Page, run_keys: dict[str, str], missing: li
     return True
 
 
-def _is_current(study: Study, page: Page, run_keys: dict[str, str], missing: list[str]) -> bool:
-    _, key = _inputs(study, page, run_keys, missing)
+def _is_current(study: Study, page: Page, key: str) -> bool:
     return is_current(study.folder / page.folder, key) and (study.folder / page.file).exists()
 
 
 def _inputs(
     study: Study, page: Page, run_keys: dict[str, str], missing: list[str]
-) -> tuple[dict, str]:
-    """The parameters of a page's notebook, and the key of the page."""
+) -> tuple[str, dict]:
+    """The key of a page, and the parameters of its notebook."""
     if page.name == "metrics":
         # One ranking is enough to show what definitions do.
         run_keys = dict([next(iter(run_keys.items()))])
@@ -204,7 +189,7 @@ def _inputs(
         names = [run.architecture for run in study.runs]
         parameters = {"study": study.name, "architectures": names, "missing": missing}
     reads = [*run_keys.values(), page_digest()]
-    return parameters, make_key(page.name, parameters, reads, notebook_digest(page.notebook))
+    return make_key(page.name, parameters, reads, notebook_digest(page.notebook)), parameters
 
 
 def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
@@ -264,8 +249,8 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
-        kind = "" if error.ename == "StudyError" else f"{error.ename}: "
-        reason = kind + " ".join(str(error.evalue).split())[:600]
+        reason = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
+        reason = reason.removeprefix("StudyError: ")
     except Exception as error:  # a kernel that dies is reported in many ways
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         if "Kernel died" in reason:
@@ -286,11 +271,13 @@ def _kernel_of(study: Study, page: Page) -> tuple[Path, Path, Path]:
 def _following(study: Study, page: Page) -> Page | None:
     """The page whose notebook runs next: an unfinished run's, or one about all runs."""
     runs = [run_page(run) for run in study.runs if run.architecture in study.chosen]
-    pages = [*runs, *study.pages]
-    for later in pages[pages.index(page) + 1 :]:
-        if later not in runs or not (study.folder / later.folder / MANIFEST).exists():
-            return later
-    return None
+    unfinished = [
+        other
+        for other in runs
+        if other == page or not (study.folder / other.folder / MANIFEST).exists()
+    ]
+    pages = [*unfinished, *study.pages, None]
+    return pages[pages.index(page) + 1]
 
 
 def _write_note(study: Study, page: Page, reason: str) -> None:

@@ -1,6 +1,7 @@
 """A study as the command line asks for it: its images, its runs, its pages and their keys."""
 
 import functools
+import itertools
 import json
 import subprocess
 from collections.abc import Collection
@@ -14,6 +15,15 @@ from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import configs, params
 
+# The notebooks of index.html, and the pages about all runs that follow it, with their titles.
+INDEX = {"comparison": "Image retrieval compared", "grid": "Image retrieval, point by point"}
+DEEPER = {
+    "failures": "What goes wrong",
+    "explanations": "Why two images match",
+    "feedback": "What relevance feedback brings",
+    "metrics": "What mAP@k means",
+}
+
 
 @dataclass(frozen=True)
 class Page:
@@ -22,39 +32,30 @@ class Page:
     Attributes:
         name: of the executed notebook and its log in the report's folder.
         notebook: the notebook's path in the project.
-        file: the page's name in the report's folder.
-        label: its name in the links between pages.
-        title: of the browser's window.
     """
 
     name: str
     notebook: Path
-    file: str
-    label: str
-    title: str
 
     @property
     def folder(self) -> str:
         """The folder whose manifest says what the page was made from."""
-        return self.file.removesuffix(".html")
+        return "index" if self.name in INDEX else self.name
+
+    @property
+    def file(self) -> str:
+        """The page's name in the report's folder."""
+        return f"{self.folder}.html"
+
+    @property
+    def title(self) -> str:
+        """The title of the browser's window."""
+        return (INDEX | DEEPER).get(self.name, self.name)
 
 
 def run_page(run: configs.RunConfig) -> Page:
     """The page of an architecture's run."""
-    name = run.architecture
-    return Page(name, run.notebook, f"{name}.html", name, name)
-
-
-# The pages about all runs: name, file, label and title.
-COMPARISON = ("comparison", "index.html", "Comparison", "Image retrieval compared")
-GRID = ("grid", "index.html", "Comparison", "Image retrieval, point by point")
-DEEPER = (
-    ("failures", "failures.html", "Failures", "What goes wrong"),
-    ("explanations", "explanations.html", "Explanations", "Why two images match"),
-    ("feedback", "feedback.html", "Feedback", "What relevance feedback brings"),
-    ("metrics", "metrics.html", "Metrics", "What mAP@k means"),
-)
-PAGE_NAMES = {"index", *(name for name, *_ in (COMPARISON, GRID, *DEEPER))}
+    return Page(run.architecture, run.notebook)
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,9 @@ class Study:
         """The command that makes the results of these architectures, whatever made them before."""
         if all(run.architecture in architectures for run in self.runs):
             return self.command
-        by_file = {}
-        for run in self.runs:
-            by_file.setdefault(run.file, []).append(run.architecture)
         names = []
-        for file, points in by_file.items():
+        for file, runs in itertools.groupby(self.runs, key=lambda run: run.file):
+            points = [run.architecture for run in runs]
             made = [point for point in points if point in architectures]
             names += [file] if made == points else made
         return f'{self.command} ARCHITECTURES="{" ".join(names)}"'
@@ -106,19 +105,17 @@ class Study:
     def pages(self) -> list[Page]:
         """The pages about all runs, index.html first; those whose notebooks the project has."""
         is_grid = any(run.parameters["variant"] for run in self.runs)
-        pages = []
-        for name, file, label, title in (GRID if is_grid else COMPARISON, *DEEPER):
-            notebook = self.root / "notebooks" / f"{name}.ipynb"
-            if notebook.exists():
-                pages.append(Page(name, notebook, file, label, title))
-        return pages
+        names = ["grid" if is_grid else "comparison", *DEEPER]
+        pages = [Page(name, self.root / "notebooks" / f"{name}.ipynb") for name in names]
+        return [page for page in pages if page.notebook.exists()]
 
     @property
     def links(self) -> list[tuple[str, str]]:
         """Label and file of each page of the report."""
         index, *deeper = self.pages
-        pages = [index, *map(run_page, self.runs), *deeper]
-        return [(page.label, page.file) for page in pages]
+        links = [("Comparison", index.file)]
+        links += [(run.architecture, run_page(run).file) for run in self.runs]
+        return links + [(page.name.capitalize(), page.file) for page in deeper]
 
 
 def open_study(
@@ -147,24 +144,24 @@ def open_study(
     name += "-trial" if overrides else ""
     runs = configs.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
     for run in runs:
-        if run.architecture in PAGE_NAMES:
+        if run.architecture in ("index", *INDEX, *DEEPER):
             raise StudyError(
                 f"params/{study}/{run.file}.yaml: another page of the report is called "
                 f"{run.file}: rename the file"
             )
     chosen = _choose(runs, architectures.split(), study)
     _check_overrides(overrides, [run for run in runs if run.architecture in chosen])
-    words = ["make report", f"STUDY={study}"]
-    for key, text in (("DATA", dataset), ("SET", overrides)):
-        words += [f'{key}="{text}"'] if text else []
-    return Study(name, runs, chosen, " ".join(words), root)
+    command = f"make report STUDY={study}"
+    command += f' DATA="{dataset}"' if dataset else ""
+    command += f' SET="{overrides}"' if overrides else ""
+    return Study(name, runs, chosen, command, root)
 
 
 def _choose(runs: list[configs.RunConfig], names: list[str], study: str) -> list[str]:
     """The architectures that names of files or of points of a grid stand for; all without names."""
-    files = list(dict.fromkeys(run.file for run in runs))
+    files = dict.fromkeys(run.file for run in runs)
     for name in names:
-        if name not in files and name not in [run.architecture for run in runs]:
+        if not any(name in (run.file, run.architecture) for run in runs):
             raise StudyError(
                 f"unknown architecture {name!r}: params/{study}/ has {', '.join(files)}"
             )
@@ -220,12 +217,9 @@ def notebook_digest(notebook: Path) -> str:
 
 def git_state(root: Path) -> dict:
     """The project's commit, and whether its files are as committed."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    git = functools.partial(subprocess.check_output, cwd=root, text=True, stderr=subprocess.DEVNULL)
     try:
-        return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
+        commit = git(["git", "rev-parse", "HEAD"]).strip()
+        return {"commit": commit, "clean": not git(["git", "status", "--porcelain"])}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "clean": None}
