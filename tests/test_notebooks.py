@@ -115,7 +115,13 @@ def mean_ap(run) -> float:
 
 
 CHOICES = pytest.mark.parametrize(
-    "chosen", [["cnn", "vgg16", "raw_pixels"], ["vgg16"], ["raw_pixels"]], ids=" ".join
+    "chosen",
+    [
+        ["cnn", "vgg16", "raw_pixels"],
+        pytest.param(["vgg16"], marks=pytest.mark.slow),
+        ["raw_pixels"],
+    ],
+    ids=" ".join,
 )
 
 
