@@ -88,8 +88,8 @@ def test_a_row_says_where_a_run_stands_and_what_it_reached(runs, points):
 
 def test_seeds_are_averaged_in_a_row():
     both = result(
-        rows([0.2, 0.4], seed=0, correct=[1.0, 0.0], variant="dropout=0.1"),
-        rows([0.6, 0.8], seed=1, correct=[1.0, 1.0], variant="dropout=0.1"),
+        rows([0.2, 0.4], architecture="cnn-0.1", seed=0, correct=[1.0, 0.0]),
+        rows([0.6, 0.8], architecture="cnn-0.1", seed=1, correct=[1.0, 1.0]),
         variant="dropout=0.1",
     )
     row = grids.points_table({"cnn-0.1": both}).loc["cnn-0.1"]
@@ -105,7 +105,7 @@ def test_dimensions_are_the_parameters_of_the_grid_in_their_order(points):
 
 def test_figures_run_along_numbers_and_of_these_along_the_most():
     def axis(**values):
-        points = configs.points(values, {})
+        points = configs.points([values])
         found = {}
         for point in points:
             found |= run("cnn", point, [0.5])
@@ -118,14 +118,15 @@ def test_figures_run_along_numbers_and_of_these_along_the_most():
 
 
 def test_a_series_differs_along_the_axis_alone(points):
-    groups = grids.series(points)
-    assert {name: group.index.tolist() for name, group in groups.items()} == {
+    names = grids.series(points, "input_size")
+    groups = {name: group.index.tolist() for name, group in names.groupby(names, sort=False)}
+    assert groups == {
         "vgg, train head": ["vgg-32-head", "vgg-64-head"],
         "vgg, train all": ["vgg-32-all", "vgg-64-all"],
         "cnn, train head": ["cnn-32-head", "cnn-64-head"],
         "cnn, train all": ["cnn-32-all", "cnn-64-all"],
     }
-    assert list(grids.series(grids.points_table(learning(10, 20)))) == ["cnn"]
+    assert set(grids.series(grids.points_table(learning(10, 20)), "learn_from")) == {"cnn"}
 
 
 def test_a_reader_sees_numbers_with_their_intervals(points):
@@ -247,7 +248,8 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     fixed.summary["dataset"] |= {"train": 40, "validation": 10}
     points = grids.points_table(found | {"vgg": fixed})
     assert points.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
-    assert list(grids.series(points)) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
+    names = grids.series(points, "input_size")
+    assert list(names.unique()) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
     # Its own images, where others vary how many they learn from.
     points = grids.points_table(learning(10, 20) | {"vgg": fixed})
     assert points.loc["vgg", "learn_from"] == 50
@@ -366,7 +368,8 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
     assert {axis.get_xlabel() for axis in figure.axes} == {"input_size"}
     first = figure.axes[0]
     assert [each.get_text() for each in first.get_xticklabels()] == ["32", "64"]
-    assert [each.get_text() for each in first.get_yticklabels()] == list(grids.series(points))
+    names = grids.series(points, "input_size").unique()
+    assert [each.get_text() for each in first.get_yticklabels()] == list(names)
     texts = [[each.get_text() for each in axis.texts] for axis in figure.axes]
     values = ["0.300", "0.700", "0.500", "0.900", "0.200", "0.400", "0.200", "0.400"]
     assert texts == [values, values, ["1,000", "250"] * 4]

@@ -9,8 +9,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from cbir.reporting import estimates, provenance, tables, tidy
-from cbir.reporting.display import PALETTE
+from cbir.reporting import estimates, provenance, tables
+from cbir.reporting.display import LOOKS
 from cbir.reporting.estimates import HIGH, LOW, Estimate
 from cbir.reporting.runs import Run, networks, parse_point
 from cbir.retrieval import uncertainty
@@ -21,8 +21,6 @@ SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
 LEARN_FROM = "learn_from"
 # The paper says of its depth that it "can cause overfitting on smaller datasets".
 DEEP = "vgg16"
-MEASURED = [ACCURACY, TRAINING, MAP]
-GRID_COSTS = [SPEED, SECONDS, INDEX]
 
 
 def points_table(runs: dict[str, Run]) -> pd.DataFrame:
@@ -35,18 +33,17 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
     parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
     # An architecture may have a grid of its own, and not vary what others do.
     parameters = dict.fromkeys(key for _, point in parsed.values() for key in point)
+    quality, costs = tables.quality(runs, list(runs)), tables.costs(runs)
     for name, run in runs.items():
         architecture, point = parsed[name]
-        scores = tables.first_protocol_rows({name: run})
-        row = {ARCHITECTURE: architecture}
-        row |= {key: _number(point.get(key) or _constant(run, key)) for key in parameters}
-        for measure in (ACCURACY, MAP):
-            (estimate,) = tidy.select(scores, **tables.QUALITY[measure]).to_dict("records")
-            row |= _columns(measure, estimate)
-        row |= _columns(TRAINING, run.summary["training_accuracy"])
-        costs = tables.costs({name: run})[name]
-        rows[name] = row | {cost: costs[cost] for cost in GRID_COSTS}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        rows[name] = {
+            ARCHITECTURE: architecture,
+            **{key: _number(point.get(key) or _constant(run, key)) for key in parameters},
+            **quality.loc[[ACCURACY, MAP], name],
+            TRAINING: estimates.from_row(run.summary["training_accuracy"]),
+            **costs.loc[[SPEED, SECONDS, INDEX], name],
+        }
+    return estimates.split(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def dimensions(points: pd.DataFrame) -> list[str]:
@@ -66,23 +63,19 @@ def is_number(points: pd.DataFrame, dimension: str) -> bool:
     return pd.api.types.is_numeric_dtype(points[dimension])
 
 
-def series(points: pd.DataFrame, axis: str = "") -> dict[str, pd.DataFrame]:
-    """The points that differ along one axis alone (by default `axis_of`), by what they share."""
-    axis = axis or axis_of(points)
+def series(points: pd.DataFrame, axis: str) -> pd.Series:
+    """What the points that differ along one axis alone share, by run: `cnn, train all`."""
     others = [name for name in dimensions(points) if name != axis]
-    groups = {}
-    for (architecture, *values), group in points.groupby([ARCHITECTURE, *others], sort=False):
-        settings = [f"{key} {value}" for key, value in zip(others, values, strict=True)]
-        groups[", ".join([architecture, *settings])] = group
-    return groups
+    rows = {run: [row[ARCHITECTURE], *_describe(row, others)] for run, row in points.iterrows()}
+    return pd.Series({run: ", ".join(texts) for run, texts in rows.items()})
 
 
 def readable(points: pd.DataFrame) -> pd.DataFrame:
     """The table of points as a reader sees it, with an estimate in one cell."""
     shown = points[[ARCHITECTURE, *dimensions(points)]].copy()
-    for measure in MEASURED:
+    for measure in (ACCURACY, TRAINING, MAP):
         shown[measure] = [_estimate(row, measure) for _, row in points.iterrows()]
-    for cost in GRID_COSTS:
+    for cost in (SPEED, SECONDS, INDEX):
         shown[cost] = points[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
     return shown.set_index(ARCHITECTURE)
 
@@ -92,12 +85,12 @@ def pairs(runs: dict[str, Run], points: pd.DataFrame) -> pd.DataFrame:
 
     Columns as in `uncertainty.compare`; Holm's correction is for these pairs.
     """
-    every_pair = tables.pairs({name: runs[name] for name in points.index})
-    is_fair = [
-        _differ_in_one(points.loc[pair.ahead], points.loc[pair.behind], dimensions(points))
-        for pair in every_pair.itertuples()
-    ]
-    return uncertainty.corrected(every_pair.loc[is_fair].reset_index(drop=True))
+    compared = tables.pairs({name: runs[name] for name in points.index})
+    places = points[[ARCHITECTURE, *dimensions(points)]]
+    ahead, behind = (places.loc[compared[side]].to_numpy() for side in ("ahead", "behind"))
+    is_other = ahead != behind
+    is_fair = ~is_other[:, 0] & (is_other.sum(axis=1) == 1)
+    return uncertainty.corrected(compared[is_fair].reset_index(drop=True))
 
 
 def best_points(points: pd.DataFrame, compared: pd.DataFrame) -> str:
@@ -107,35 +100,35 @@ def best_points(points: pd.DataFrame, compared: pd.DataFrame) -> str:
         points: from `points_table`.
         compared: from `pairs`.
     """
-    paragraphs = []
-    for architecture, group in points.groupby(ARCHITECTURE, sort=False):
-        best = group[MAP].idxmax()
-        row, fastest = group.loc[best], group.loc[group[SPEED].idxmax()]
-        sentences = [
-            f"**{architecture}**: the highest mAP is {_estimate(row, MAP)}, with "
-            f"{_describe(row, points)} (accuracy {_estimate(row, ACCURACY)}, {row[SPEED]:,.0f} "
-            "images/s)."
-        ]
-        ties = compared[~compared["is_significant"]]
-        rivals = [
-            *ties.loc[ties["ahead"] == best, "behind"], *ties.loc[ties["behind"] == best, "ahead"],
-        ]  # fmt: skip
-        if rivals:
-            names = "; ".join(_describe(group.loc[rival], points) for rival in rivals)
-            sentences.append(f"Not significantly different from it: {names}.")
-        if untested := _untested(group, best, dimensions(points)):
-            names = "; ".join(_describe(group.loc[rival], points) for rival in untested)
-            sentences.append(
-                "Not tested against it, since more than one parameter differs, though the "
-                f"intervals overlap: {names}."
-            )
-        if fastest.name != best:
-            sentences.append(
-                f"The fastest is {_describe(fastest, points)}, {fastest[SPEED] / row[SPEED]:.1f} "
-                f"times as fast, with an mAP of {_estimate(fastest, MAP)}."
-            )
-        paragraphs.append(" ".join(sentences))
-    return "\n\n".join(paragraphs)
+    groups = points.groupby(ARCHITECTURE, sort=False)
+    return "\n\n".join(_best_point(name, group, compared) for name, group in groups)
+
+
+def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame) -> str:
+    names = dimensions(points)
+    texts = {run: ", ".join(_describe(row, names)) for run, row in points.iterrows()}
+    best, fastest = points.loc[points[MAP].idxmax()], points.loc[points[SPEED].idxmax()]
+    text = (
+        f"**{architecture}**: the highest mAP is {_estimate(best, MAP)}, with {texts[best.name]} "
+        f"(accuracy {_estimate(best, ACCURACY)}, {best[SPEED]:,.0f} images/s)."
+    )
+    ties = compared.loc[~compared["is_significant"], ["ahead", "behind"]]
+    ties = ties[(ties == best.name).any(axis=1)].to_numpy().ravel()
+    if rivals := [texts[run] for run in ties if run != best.name]:
+        text += f" Not significantly different from it: {'; '.join(rivals)}."
+    is_untested = points[names].ne(best[names]).sum(axis=1) > 1
+    is_near = points[MAP + HIGH] >= best[MAP + LOW]
+    if untested := [texts[run] for run in points.index[is_untested & is_near]]:
+        text += (
+            " Not tested against it, since more than one parameter differs, though the intervals "
+            f"overlap: {'; '.join(untested)}."
+        )
+    if fastest.name != best.name:
+        text += (
+            f" The fastest is {texts[fastest.name]}, {fastest[SPEED] / best[SPEED]:.1f} times as "
+            f"fast, with an mAP of {_estimate(fastest, MAP)}."
+        )
+    return text
 
 
 def gaps(points: pd.DataFrame) -> pd.DataFrame:
@@ -146,16 +139,19 @@ def gaps(points: pd.DataFrame) -> pd.DataFrame:
     their difference: where two such intervals are disjoint, the gaps differ.
 
     Returns:
-        A row per run: series (its architecture, and its point except for `learn_from`),
-        learn_from, value, ci_low, ci_high.
+        A row per run, by `learn_from`: series (its architecture, and its point except for
+        `learn_from`), learn_from, value, ci_low, ci_high.
     """
-    parts = [group.assign(series=name) for name, group in series(points, LEARN_FROM).items()]
-    rows = pd.concat(parts).sort_values(LEARN_FROM, kind="stable")
-    return rows[["series", LEARN_FROM]].assign(
-        value=rows[TRAINING] - rows[ACCURACY],
-        ci_low=rows[TRAINING + LOW] - rows[ACCURACY + HIGH],
-        ci_high=rows[TRAINING + HIGH] - rows[ACCURACY + LOW],
+    table = pd.DataFrame(
+        {
+            "series": series(points, LEARN_FROM),
+            LEARN_FROM: points[LEARN_FROM],
+            "value": points[TRAINING] - points[ACCURACY],
+            "ci_low": points[TRAINING + LOW] - points[ACCURACY + HIGH],
+            "ci_high": points[TRAINING + HIGH] - points[ACCURACY + LOW],
+        }
     )
+    return table.sort_values(LEARN_FROM, kind="stable")
 
 
 def overfitting(points: pd.DataFrame, settings: pd.DataFrame) -> str:
@@ -173,64 +169,37 @@ def overfitting(points: pd.DataFrame, settings: pd.DataFrame) -> str:
         "of images for training and validation. The interval in brackets is a wide one, from the "
         "ends of the intervals of the two accuracies:\n"
     ]
-    for name in series(points, LEARN_FROM):
-        rows = table[table["series"] == name]
+    for name, rows in table.groupby("series", sort=False):
         values = [
-            f"{tidy.number(rows.loc[[run]])} with {rows.loc[run, LEARN_FROM]:,}"
-            for run in rows.index
+            f"{estimates.from_row(row)} with {row[LEARN_FROM]:,}" for _, row in rows.iterrows()
         ]
         lines.append(f"- **{name}**: {', '.join(values)}")
     smallest = table[table[LEARN_FROM] == table[LEARN_FROM].min()]
-    settings = settings.loc[smallest.index].set_axis(smallest["series"])
-    smallest = smallest.set_index("series")
-    lines += [
-        f"\n{_against_others(name, smallest, settings)}"
-        for name in smallest.index
-        if name.startswith(DEEP)
-    ]
-    return "\n".join(lines).rstrip()
+    is_deep = smallest["series"].str.startswith(DEEP)
+    if not is_deep.all():
+        for run in smallest.index[is_deep]:
+            lines.append("\n" + _against_others(smallest.loc[run], smallest[~is_deep], settings))
+    return "\n".join(lines)
 
 
-def _against_others(name: str, smallest: pd.DataFrame, settings: pd.DataFrame) -> str:
+def _against_others(gap: pd.Series, others: pd.DataFrame, settings: pd.DataFrame) -> str:
     """How a deep network's gap compares with others, and in what else these networks differ."""
-    row = smallest.loc[name]
-    others = smallest[~smallest.index.str.startswith(DEEP)]
-    below, above = others["ci_high"] < row["ci_low"], others["ci_low"] > row["ci_high"]
+    is_below, is_above = others["ci_high"] < gap["ci_low"], others["ci_low"] > gap["ci_high"]
     groups = {
-        "larger than that of": others.index[below],
-        "smaller than that of": others.index[above],
-        "not clearly different from that of": others.index[~(below | above)],
+        "larger than that of": others["series"][is_below],
+        "smaller than that of": others["series"][is_above],
+        "not clearly different from that of": others["series"][~(is_below | is_above)],
     }
     parts = [f"{how} {', '.join(names)}" for how, names in groups.items() if len(names)]
-    if not parts:
-        return ""
-    text = f"With {row[LEARN_FROM]:,.0f} images, the gap of {name} is {'; '.join(parts)}."
-    compared = provenance.differing_settings(settings.loc[[name, *others.index]])
+    text = f"With {gap[LEARN_FROM]:,} images, the gap of {gap['series']} is {'; '.join(parts)}."
+    compared = provenance.differing_settings(settings.loc[[gap.name, *others.index]])
     if differing := ", ".join(column for column in compared if column != "backbone"):
         text += f" The networks differ in more than depth, which may explain the gap: {differing}."
     return text
 
 
-def _untested(group: pd.DataFrame, best: str, dimensions: list[str]) -> list[str]:
-    """Runs of an architecture that `pairs` leaves out, and that may be as good as the best."""
-    top = group.loc[best]
-    return [
-        name
-        for name, row in group.iterrows()
-        if name != best
-        and row[MAP + HIGH] >= top[MAP + LOW]
-        and not _differ_in_one(row, top, dimensions)
-    ]
-
-
 def _estimate(row: pd.Series, measure: str) -> Estimate:
     return estimates.from_row(row, (measure, measure + LOW, measure + HIGH))
-
-
-def _columns(name: str, estimate: dict) -> dict:
-    return {
-        name: estimate["value"], name + LOW: estimate["ci_low"], name + HIGH: estimate["ci_high"],
-    }  # fmt: skip
 
 
 def _constant(run: Run, key: str) -> str:
@@ -254,30 +223,23 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _differ_in_one(one: pd.Series, other: pd.Series, dimensions: list[str]) -> bool:
-    is_same = one[ARCHITECTURE] == other[ARCHITECTURE]
-    return is_same and sum(one[name] != other[name] for name in dimensions) == 1
-
-
-def _describe(row: pd.Series, points: pd.DataFrame) -> str:
-    return ", ".join(f"{name} {row[name]}" for name in dimensions(points))
+def _describe(point: pd.Series, names: list[str]) -> list[str]:
+    return [f"{name} {point[name]}" for name in names]
 
 
 def heat_maps(points: pd.DataFrame) -> Figure:
     """Accuracy, mAP and images per second: a column for each value of the axis."""
-    dimension, groups = axis_of(points), series(points)
+    dimension = axis_of(points)
+    names, columns = series(points, dimension), points[dimension].unique()
+    if is_number(points, dimension):
+        columns = sorted(columns)
     figure, axes = plt.subplots(
-        1, 3, figsize=(13, 1.4 + 0.55 * len(groups)), sharey=True, layout="constrained"
+        1, 3, figsize=(13, 1.4 + 0.55 * names.nunique()), sharey=True, layout="constrained"
     )
-    for axis, measure, style in zip(
-        axes, (ACCURACY, MAP, SPEED), (".3f", ".3f", ",.0f"), strict=True
-    ):
-        values = pd.DataFrame(
-            {name: group.set_index(dimension)[measure] for name, group in groups.items()},
-            index=pd.unique(points[dimension]),
-        ).T
-        if is_number(points, dimension):
-            values = values.sort_index(axis="columns")
+    formats = {ACCURACY: ".3f", MAP: ".3f", SPEED: ",.0f"}
+    for axis, (measure, style) in zip(axes, formats.items(), strict=True):
+        values = points[measure].groupby([names, points[dimension]], sort=False).first().unstack()
+        values = values.loc[names.unique(), columns]
         # Speeds differ by factors.
         colours = np.log(values) if measure == SPEED else values
         sns.heatmap(
@@ -297,19 +259,18 @@ def curves(points: pd.DataFrame) -> Figure | None:
     if not is_number(points, dimension):
         return None
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    looks = zip(itertools.cycle(PALETTE), itertools.cycle("os^Dv*P"), strict=False)
-    for (name, unordered), (colour, marker) in zip(series(points).items(), looks, strict=False):
-        group = unordered.sort_values(dimension)
-        for axis, measure, style, label in (
+    points = points.sort_values(dimension, kind="stable")
+    groups = points.groupby(series(points, dimension), sort=False)
+    for (name, group), (colour, marker) in zip(groups, itertools.cycle(LOOKS), strict=False):
+        lines = (
             (axes[0], ACCURACY, "-", name),
             (axes[1], MAP, "-", None),
             (axes[0], TRAINING, "--", f"{name}, training images"),
-        ):
-            x = group[dimension]
+        )
+        for axis, measure, style, label in lines:
+            x, low, high = group[dimension], group[measure + LOW], group[measure + HIGH]
             axis.plot(x, group[measure], style, color=colour, marker=marker, label=label)
-            axis.fill_between(
-                x, group[measure + LOW], group[measure + HIGH], color=colour, alpha=0.15
-            )
+            axis.fill_between(x, low, high, color=colour, alpha=0.15)
     # Sizes and counts are multiples of each other; a logarithmic axis has no place for 0.
     scale = "log" if points[dimension].min() > 0 else "linear"
     for axis, measure in zip(axes, (ACCURACY, MAP), strict=True):
