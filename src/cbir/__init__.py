@@ -9,13 +9,17 @@ embeddings, `retrieval` ranks the gallery and computes metrics per query, `repor
 into tables, figures and pages. `studies` runs whole studies, `search` searches a finished one,
 `explain` shows why two images match; `cache` and `progress` serve all of them.
 
-From images to metrics:
+From images to metrics, with every parameter that is not given at its default:
 
-    dataset = load_dataset("digits", image_size=32, test_fraction=0.2, ...)
-    architecture = Architecture(network, training, embedding)
+    settings = params.complete(
+        data={"dataset": "digits"}, measurement={"seeds": [0], "protocols": ["closed"]},
+        network={"backbone": "cnn", "pooling": "flatten"}, training={"epochs": 5, "batch_size": 32},
+    )
+    dataset = load_dataset(**settings.data)
+    architecture = Architecture(settings.network, settings.training, settings.embedding)
     embeddings = architecture.embed(dataset, seed=0)
     evaluation = evaluate(embeddings, "unrestricted", ks=[1, 10])
-    evaluation.per_query["average_precision"].mean()
+    print(evaluation.per_query["average_precision"].mean())
 """
 
 import logging

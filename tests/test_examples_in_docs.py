@@ -1,0 +1,36 @@
+"""The examples that a newcomer copies: they run as they are printed."""
+
+import re
+import textwrap
+
+import pytest
+from conftest import ROOT
+
+import cbir
+
+
+def test_the_metrics_example_of_the_readme_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    exec(example, {})
+    assert "average_precision" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_example_of_the_package_leads_from_images_to_metrics(project, capsys):
+    from cbir.images.dataset import load_dataset
+    from cbir.networks.architecture import Architecture
+    from cbir.retrieval.evaluation import evaluate
+    from cbir.studies import params
+
+    example = textwrap.dedent(cbir.__doc__.split("at its default:\n")[1])
+    exec(
+        example.replace('"epochs": 5', '"epochs": 1'),
+        {
+            "params": params,
+            "load_dataset": load_dataset,
+            "Architecture": Architecture,
+            "evaluate": evaluate,
+        },
+    )
+    mean_average_precision = float(capsys.readouterr().out.splitlines()[-1])
+    assert 0.3 < mean_average_precision <= 1  # 0.1 by chance
