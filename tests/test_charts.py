@@ -167,7 +167,7 @@ def test_lost_queries_stand_beside_those_won_back():
     counts = {"right": 90, "won back": 3, "lost": 7.5, "queries": 100, "searched": 0.125}
     (axis,) = charts.lost_and_won_back({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
     bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
-    assert bars == [(0, 3), (3, 7.5), (0, 3), (3, 0)]
+    assert bars == [(0, 3), (0, 3), (3, 7.5), (3, 0)]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["cnn", "vgg"]
     assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % searched"
     assert axis.get_legend_handles_labels()[1] == ["won back", "lost"]

@@ -12,7 +12,7 @@ from conftest import empty_project, toy_dataset
 from cbir import explain
 from cbir.cache import Artifact
 from cbir.networks.gradients import Maps
-from cbir.reporting import display, explanations, image_grids, tidy
+from cbir.reporting import display, effects, explanations, image_grids
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
@@ -71,9 +71,10 @@ def drawn(monkeypatch) -> list:
 
     def record(rows, names):
         figures.append((rows, names))
-        return image_grids.grid(rows, names)
+        return draw(rows, names)
 
-    monkeypatch.setattr(explanations, "grid", record)
+    draw = image_grids.grid
+    monkeypatch.setattr(image_grids, "grid", record)
     return figures
 
 
@@ -84,9 +85,8 @@ def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
     ((rows, names),) = drawn
     for pair, (top, *below) in enumerate(zip(*rows, strict=True)):
         query = dataset.queries[pair]
-        asked = image_grids.enlarge(dataset.images[query])
-        assert np.array_equal(top.pixels, asked)
-        assert top.above == dataset.classes[dataset.labels[query]]
+        assert np.array_equal(top.pixels, dataset.images[query])
+        assert top.below == dataset.classes[dataset.labels[query]]
         for run, (marked, plain_result, marked_result) in ((one, below[:3]), (other, below[3:])):
             result = dataset.gallery[run.results[pair]]
             for picture, image, map_ in (
@@ -95,13 +95,12 @@ def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
             ):
                 expected = image_grids.overlay(dataset.images[image], map_)
                 assert np.array_equal(picture.pixels, expected)
-            assert np.array_equal(plain_result.pixels, image_grids.enlarge(dataset.images[result]))
+            assert np.array_equal(plain_result.pixels, dataset.images[result])
             is_hit = dataset.labels[query] == dataset.labels[result]
             sign, colour = ("✓", display.HIT) if is_hit else ("✗", display.MISS)
-            returned = dataset.classes[dataset.labels[result]]
-            assert plain_result.above == f"{sign} {run.similarities[pair]:.3f}\n{returned}"
+            assert plain_result.above == f"1 {sign} {run.similarities[pair]:.3f}"
+            assert plain_result.below == dataset.classes[dataset.labels[result]]
             assert plain_result.colour == colour
-    assert names[0] == "query"
     assert [name.partition("\n")[0] for name in names[1:]] == ["cnn"] * 3 + ["vgg16"] * 3
     ends = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert ends == ["does not raise it", "raises the similarity most"]
@@ -163,16 +162,14 @@ def project(tmp_path, monkeypatch):
 
 def saved(**runs) -> pd.DataFrame:
     """The explanations of a study's runs, written and read again."""
-    rows = explanations.summarise("tiny", runs)
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
-    tidy.write_csv(rows, run_folder("tiny") / explanations.FILE)
-    return explanations.read_all("tiny", list(runs))
+    effects.save(explanations.summarise("tiny", runs), "tiny", explanations.FILE)
+    return effects.read("tiny", explanations.FILE, list(runs))
 
 
 def test_rows_have_areas_gains_and_their_tests():
     found = explanation(0.1, 0.0, over_other=0.05)
-    rows = explanations.summarise("tiny", {"cnn": found})
-    assert rows.columns.tolist() == explanations.COLUMNS
+    rows = pd.DataFrame(explanations.summarise("tiny", {"cnn": found}))
     assert rows["test"].tolist() == ["deletion", "deletion", "insertion", "insertion"]
     assert rows["against"].tolist() == ["random maps", "maps of other pairs"] * 2
     assert rows["area_against"].tolist() == pytest.approx([0.5, 0.45, 0.5, 0.45])
@@ -183,7 +180,7 @@ def test_rows_have_areas_gains_and_their_tests():
     assert rows["p"].iloc[1] == uncertainty.permutation_test(gains)
     low, high = uncertainty.bootstrap(gains[:, None])
     assert rows.loc[1, ["gain_low", "gain_high"]].tolist() == pytest.approx([low[0], high[0]])
-    assert (rows["n_pairs"] == 20).all()
+    assert (rows["n_queries"] == 20).all()
 
 
 def test_the_table_shows_intervals_and_corrected_p_values(project):
@@ -202,30 +199,30 @@ def test_the_table_shows_intervals_and_corrected_p_values(project):
 
 def test_explain_runs_writes_one_file_for_all_networks_of_a_study(project, monkeypatch):
     made = {"cnn": explanation(0.1, 0.004), "vgg16": explanation(0.0, 0.0)}
-    monkeypatch.setattr(explanations, "explain_run", lambda run, kind: made[run.name])
+    monkeypatch.setattr(explanations, "explain_all", lambda runs: made)
     run_folder("tiny").mkdir(parents=True)
-    runs = {name: SimpleNamespace(name=name, is_baseline=False) for name in made}
-    runs["pixels"] = SimpleNamespace(is_baseline=True)
-    both = explanations.explain_runs("tiny", runs)
+    both = explanations.explain_runs("tiny", {})
     assert (run_folder("tiny") / explanations.FILE).is_file()
-    expected = explanations.summarise("tiny", made)
-    pd.testing.assert_frame_equal(
-        both[explanations.COLUMNS], expected, check_dtype=False, rtol=1e-5
-    )
+    read = effects.read("tiny", explanations.FILE, list(made))
+    pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
     np.testing.assert_allclose(both["p_holm"], uncertainty.holm(both["p"].to_numpy()))
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
     # Four rows that are read alone are corrected by less than eight.
-    alone = explanations.read_all("tiny", ["cnn", "old"])
+    alone = effects.read("tiny", explanations.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     assert alone["p_holm"].iloc[0] < both["p_holm"].iloc[0]
 
 
 def test_attention_maps_are_made_where_the_pooling_is_attention(monkeypatch):
-    monkeypatch.setattr(explanations, "explain_run", lambda run, kind: kind)
+    monkeypatch.setattr(explain, "explain_queries", lambda *_, kind: kind)
     runs = {
         name: SimpleNamespace(
-            is_baseline=pooling is None, summary={"parameters": {"pooling": pooling}}
-        )
+            is_baseline=pooling is None,
+            summary={"parameters": {"pooling": pooling}},
+            network=None,
+            embeddings=None,
+            rankings={"unrestricted": None},
+        )  # fmt: skip
         for name, pooling in (("cnn", "avg"), ("attentive", "attention"), ("pixels", None))
     }
     assert explanations.explain_all(runs, "attention") == {"attentive": "attention"}
@@ -252,8 +249,9 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
 
 
 def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
-    rows = explanations.read_all("tiny", ["cnn", "vgg16"])
+    rows = effects.read("tiny", explanations.FILE, ["cnn", "vgg16"])
     assert rows.empty
+    assert explanations.trust("tiny", "cnn").endswith("was not measured.")
     assert explanations.compare(rows) == ""
     assert explanations.table(rows).empty
 
@@ -269,7 +267,8 @@ def test_a_single_pair_has_no_interval(project):
     [(0.1, "better than"), (-0.1, "worse than"), (0, "not significantly different from")],
 )
 def test_one_sentence_says_how_far_maps_can_be_trusted(project, gain, verdict):
-    text = explanations.trust(saved(cnn=explanation(gain, gain, gain)))
+    saved(cnn=explanation(gain, gain, gain))
+    text = explanations.trust("tiny", "cnn")
     assert text == (
         f"Tested on 20 pairs, such maps are {verdict} random maps by deletion and insertion; "
         f"{verdict} maps of other pairs by deletion and insertion."
@@ -280,9 +279,7 @@ def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
     # The last result's map begins with 0 but is not empty.
     runs = {"cnn": explanation(0.1, 0.1), "vgg16": explanation(0.1, 0.1, empty=3)}
     assert explanations.describe(runs).splitlines() == [
-        "- **cnn**: maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries and their "
-        "nearest results.",
-        "- **vgg16**: maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries and "
-        "their nearest results. 3 of the 40 maps are empty, since no position raises the "
-        "similarity.",
+        f"- **{name}**: 40 maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries "
+        f"and their nearest results; {n_empty} of them are empty."
+        for name, n_empty in (("cnn", 0), ("vgg16", 3))
     ]

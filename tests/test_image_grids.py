@@ -96,17 +96,6 @@ def test_samples_are_training_images_by_class(dataset, drawn):
     assert figure.names == CLASSES
 
 
-def test_each_query_stands_above_what_is_weighed_in_it(dataset, drawn):
-    maps = np.stack([[[0, 0], [0, 1]], [[0.5, 0], [0, 0]]])
-    figure = image_grids.attention(dataset, maps, np.array([2, 0]))
-    assert [position(picture) for picture in figure.rows[0]] == [11, 9]
-    assert column(figure, "above") == ["square", "circle"]
-    # The position of most weight is the brightest, and the picture shines through the rest.
-    for picture, brightest in zip(figure.rows[1], ((-1, -1), (0, 0)), strict=True):
-        bright = picture.pixels.sum(axis=2)
-        assert bright[brightest] == bright.max() > bright.min() > 0
-
-
 @pytest.mark.parametrize("most", [1, 2, 3, 24])
 def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most, dataset, drawn):
     pairs = pd.DataFrame({"query": [0, 0, 1, 2, 2, 2], "gallery": [4, 5, 6, 7, 8, 0]})

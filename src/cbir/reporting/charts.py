@@ -1,6 +1,6 @@
 """Charts: a data frame in, a matplotlib figure out; without rows there is no figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,7 +8,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
+from scipy.optimize import isotonic_regression
 
 from cbir.reporting import tidy
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, SEARCH_COLOURS, looks
@@ -24,6 +26,10 @@ COST_AXES = {
     "milliseconds": "embedding an image (ms)",
     "bytes": "index, per image (bytes)",
 }
+# The columns of a mean and of the ends of its interval.
+INTERVAL = ["value", "ci_low", "ci_high"]
+# A legend to the right of its figure.
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
 # Names beside points keep so far apart, as a share of the axis' height.
 APART = 0.055
 
@@ -36,34 +42,23 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
     """
     if not histories:
         return None
-    of_name = looks(histories)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    for name, history in histories.items():
-        colour, marker = of_name[name]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, (colour, marker) in looks(histories).items():
+        history = histories[name]
         every = -(-len(history) // MOST_MARKERS) or None
-        for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
-            for column, style, part in (
-                (measure, "-", "training"),
-                (f"val_{measure}", "--", "validation"),
-            ):
+        for prefix, style, part in (("", "-", "training"), ("val_", "--", "validation")):
+            for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
                 axis.plot(
-                    history.index, history[column], style, color=colour, marker=marker,
+                    history[prefix + measure], style, color=colour, marker=marker,
                     markevery=every, markersize=4, label=f"{name}, {part}",
                 )  # fmt: skip
-            axis.set(xlabel="epoch", ylabel=measure)
-    last = max(1, *map(len, histories.values()))
-    for axis in axes:
-        axis.set_xlim(0.5, last + 0.5)
-        axis.set_xticks(np.unique(np.linspace(1, last, min(last, 10)).round().astype(int)))
+    for axis, label in zip(axes, ("accuracy", "loss (cross-entropy)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylim(top=1.02)
     axes[1].set_ylim(0, 1.05 * axes[1].dataLim.y1)
-    axes[1].set_ylabel("loss (cross-entropy)")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False,
-        ncols=min(3, len(histories) * 2),
-    )  # fmt: skip
-    figure.tight_layout()
+    entries = axes[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", frameon=False, ncols=3)
     return figure
 
 
@@ -75,16 +70,14 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     Args:
         rows: of metrics.csv, of one protocol and of one seed or the average of all.
     """
-    chosen = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
-    chosen = chosen[(chosen["metric"] == metric) & (chosen["search"] == search)]
-    chosen = chosen.astype({"class": str})
-    cells = [str(tidy.number(chosen.loc[[row]])).replace(" ", "\n") for row in chosen.index]
-    place = {"index": "class", "columns": "architecture"}
-    values = chosen.pivot(**place, values="value")
-    texts = chosen.assign(cell=cells).pivot(**place, values="cell")
+    is_chosen = (rows["metric"] == metric) & (rows["search"] == search) & rows["k"].isna()
+    chosen = rows[is_chosen & rows["class"].notna() & rows["epoch"].isna()]
+    cells = chosen.assign(cell=[tidy.number(chosen.loc[[row]]) for row in chosen.index])
+    cells = cells.pivot(index="class", columns="architecture", values="cell")
+    values = cells.map(lambda cell: cell.value)
     if len(values) > MOST_ROWS:
         values = values.loc[values.mean(axis=1).nsmallest(MOST_ROWS).index]
-    texts = texts.loc[values.index]
+    texts = cells.loc[values.index].map(lambda cell: str(cell).replace(" ", "\n"))
     figure, axis = plt.subplots(figsize=(1.5 * len(values.columns) + 2.4, 0.52 * len(values) + 1))
     sns.heatmap(
         values, annot=texts, fmt="", cmap="Blues", linewidths=0.5, ax=axis, vmax=1,
@@ -102,19 +95,29 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
         rows: as for `per_class`.
     """
     chosen = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
+    chosen = chosen.astype({"k": int}).set_index("k").sort_index()
     figure, axis = plt.subplots(figsize=(7, 3.8))
-    of_name = looks(chosen["architecture"].unique())
-    for name, of_architecture in chosen.groupby("architecture", sort=False):
-        colour, marker = of_name[name]
-        line = of_architecture.astype({"k": int}).sort_values("k")
-        axis.plot(line["k"], line["value"], color=colour, marker=marker, label=name)
-        axis.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.15)
+    for name, (colour, marker) in looks(chosen["architecture"].unique()).items():
+        means = chosen[chosen["architecture"] == name]
+        draw_mean(axis, means, color=colour, marker=marker, label=name)
+    ks = chosen.index.unique()
     axis.set(xscale="log", xlabel="k (results looked at)", ylabel=f"{metric} at k, {search}")
-    ks = sorted(chosen["k"].astype(int).unique())
     axis.set_xticks(ks, ks)
     axis.minorticks_off()
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axis.legend(**BESIDE)
     return figure
+
+
+def draw_mean(axis: plt.Axes, means: pd.DataFrame, **look) -> None:
+    """Draw a line of means within the band of their intervals.
+
+    Args:
+        means: value, ci_low, ci_high by the position on the horizontal axis.
+        look: of the line, as for `Axes.plot`; `color` is that of the band too.
+    """
+    axis.plot(means.index, means["value"], **look)
+    low, high = means["ci_low"], means["ci_high"]
+    axis.fill_between(means.index, low, high, color=look["color"], alpha=0.15)
 
 
 def by_search(rows: pd.DataFrame) -> Figure:
@@ -124,29 +127,38 @@ def by_search(rows: pd.DataFrame) -> Figure:
         rows: as for `per_class`.
     """
     chosen = tidy.select(rows, metric="mean_average_precision", k=None)
-    chosen = chosen[chosen["search"].isin(SEARCH_COLOURS)]
     names = list(dict.fromkeys(chosen["architecture"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
     for place, (search, colour) in enumerate(SEARCH_COLOURS.items()):
         points = chosen[chosen["search"] == search]
-        if points.empty:
-            continue
-        height = [names.index(name) + (place - 2) * 0.15 for name in points["architecture"]]
-        # Where all queries score alike, the mean and its interval differ in their last digit.
-        around = [
-            (points["value"] - points["ci_low"]).clip(lower=0),
-            (points["ci_high"] - points["value"]).clip(lower=0),
-        ]
-        axis.errorbar(
-            points["value"], height, xerr=around, fmt="osD^v"[place], color=colour, capsize=3,
-            markersize=6, label=search,
-        )  # fmt: skip
+        if len(points):
+            height = [names.index(name) + (place - 2) * 0.15 for name in points["architecture"]]
+            axis.errorbar(
+                points["value"], height, xerr=interval_lengths(points[INTERVAL]), color=colour,
+                fmt="osD^v"[place], capsize=3, markersize=6, label=search,
+            )  # fmt: skip
+    axis.set(xlabel="mean average precision, with its 95 % interval")
+    _name_rows(axis, names)
+    return figure
+
+
+def interval_lengths(means: pd.DataFrame) -> np.ndarray:
+    """(2, n) how far the ends of intervals lie from their means, as `Axes.errorbar` takes them.
+
+    Args:
+        means: three columns, of the means and of the low and the high ends.
+    """
+    value, low, high = means.to_numpy(float).T
+    # Where all queries score alike, the mean and its interval differ in their last digit.
+    return np.maximum([value - low, high - value], 0)
+
+
+def _name_rows(axis: plt.Axes, names: Sequence[str]) -> None:
+    """Rows of these names from the top down, and the legend beside them."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
-    axis.set(xlabel="mean average precision, with its 95 % interval")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    axis.legend(**BESIDE)
 
 
 def against_cost(table: pd.DataFrame) -> Figure:
@@ -157,28 +169,23 @@ def against_cost(table: pd.DataFrame) -> Figure:
     Args:
         table: from `tables.quality_and_cost`.
     """
-    of_name = looks(table.index)
+    by_name = looks(table.index)
     figure, axes = plt.subplots(1, len(COST_AXES), figsize=(11, 4.4), sharey=True)
+    highest = table[["value", "ci_high"]].max(axis=None)
+    axes[0].set(ylim=(0, 1.13 * highest), ylabel="mAP, unrestricted search")
     for axis, (cost, label) in zip(axes, COST_AXES.items(), strict=True):
-        for name, row in table.iterrows():
-            colour, marker = of_name[name]
-            around = [
-                [max(row["value"] - row["ci_low"], 0)],
-                [max(row["ci_high"] - row["value"], 0)],
-            ]
+        for name, is_baseline in table["is_baseline"].items():
+            (colour, marker), point = by_name[name], table.loc[[name]]
             axis.errorbar(
-                row[cost], row["value"], yerr=around, fmt=marker, capsize=3, markersize=8,
-                color=NEUTRAL if row["is_baseline"] else colour,
-                markerfacecolor="none" if row["is_baseline"] else colour,
+                point[cost], point["value"], interval_lengths(point[INTERVAL]), fmt=marker,
+                color=NEUTRAL if is_baseline else colour, capsize=3, markersize=8,
+                markerfacecolor="none" if is_baseline else colour,
             )  # fmt: skip
         axis.set(xscale="log", xlabel=label)
         axis.xaxis.set_major_formatter("{x:,g}")
         # Names stand to the right of their points.
         low, high = table[cost].min(), table[cost].max()
         axis.set_xlim(low / (high / low) ** 0.06 / 1.15, high * (high / low) ** 0.25 * 1.9)
-    axes[0].set_ylim(0, 1.08 * axes[0].get_ylim()[1])
-    axes[0].set_ylabel("mAP, unrestricted search")
-    for axis, cost in zip(axes, COST_AXES, strict=True):
         _label_points(axis, table[cost], table["value"])
     figure.tight_layout()
     return figure
@@ -186,10 +193,10 @@ def against_cost(table: pd.DataFrame) -> Figure:
 
 def _label_points(axis: plt.Axes, across: pd.Series, up: pd.Series) -> None:
     """Names to the right of their points, moved apart where they would overlap."""
-    low, high = axis.get_ylim()
+    span = np.ptp(axis.get_ylim())
     beside = offset_copy(axis.transData, axis.figure, x=11, units="points")
-    for name, height in spread_out(up, APART * (high - low)).items():
-        is_moved = abs(height - up[name]) > APART / 4 * (high - low)
+    for name, height in spread_out(up, APART * span).items():
+        is_moved = abs(height - up[name]) > APART / 4 * span
         line = {"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.6} if is_moved else None
         axis.annotate(
             name, (across[name], up[name]), (across[name], height), textcoords=beside, size=9,
@@ -200,26 +207,11 @@ def _label_points(axis: plt.Axes, across: pd.Series, up: pd.Series) -> None:
 def spread_out(heights: pd.Series, apart: float) -> pd.Series:
     """Heights moved as little as keeps each `apart` from the next; their order stays.
 
-    Those that are too near form a group around their mean; groups that then touch become one.
+    "Little" is the sum of squared moves, which isotonic regression minimises.
     """
     ordered = heights.sort_values(kind="stable")
-    groups: list[list[float]] = []
-    for value in ordered:
-        group = [value]
-        while groups and _ends(groups[-1], apart)[1] + apart > _ends(group, apart)[0]:
-            group = groups.pop() + group
-        groups.append(group)
-    placed = [
-        _ends(group, apart)[0] + place * apart for group in groups for place in range(len(group))
-    ]
-    return pd.Series(placed, ordered.index)
-
-
-def _ends(group: list[float], apart: float) -> tuple[float, float]:
-    """Where a group's lowest and highest come to stand."""
-    half = apart * (len(group) - 1) / 2
-    middle = sum(group) / len(group)
-    return middle - half, middle + half
+    steps = apart * np.arange(len(ordered))
+    return pd.Series(isotonic_regression(ordered - steps).x + steps, ordered.index)
 
 
 def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | None:
@@ -233,24 +225,18 @@ def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | Non
     if not counts:
         return None
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(counts) + 1))
-    for height, of_run in enumerate(counts.values()):
-        parts = of_run["won back"], of_run["lost"]
-        for part, start, colour, hatch, name in zip(
-            parts, (0, parts[0]), (HIT, MISS), ("", "//"), ("won back", "lost"), strict=True
-        ):
-            label = name if height == 0 else None
-            axis.barh(height, part, left=start, color=colour, hatch=hatch, label=label)
+    table = pd.DataFrame(counts).T
+    won, wrong = table["won back"], table["won back"] + table["lost"]
+    axis.barh(range(len(table)), won, color=HIT, label="won back")
+    axis.barh(range(len(table)), table["lost"], left=won, color=MISS, hatch="//", label="lost")
+    for height, (name, row) in enumerate(table.iterrows()):
         text = (
-            f" {sum(parts):.3g} of {of_run['queries']:,}; {100 * of_run['searched']:.1f} % searched"
+            f" {wrong[name]:.3g} of {row['queries']:,.0f}; {100 * row['searched']:.1f} % searched"
         )
-        axis.text(sum(parts), height, text, va="center", size=9)
-    axis.set_yticks(range(len(counts)), counts)
-    axis.set_ylim(len(counts) - 0.5, -0.5)
-    longest = max(of_run["won back"] + of_run["lost"] for of_run in counts.values())
-    axis.set_xlim(0, 1.6 * max(1, longest))
-    axis.grid(visible=False, axis="y")
+        axis.text(wrong[name], height, text, va="center", size=9)
+    axis.set_xlim(0, 1.6 * max(1, wrong.max()))
     axis.set(xlabel="queries whose class is predicted wrongly")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    _name_rows(axis, table.index)
     return figure
 
 
@@ -261,9 +247,8 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
         table: from `uncertainty.pair_outcomes`.
         pairs: from `uncertainty.compare`.
     """
-    signs = {"win": 1, "tie": 0, "loss": -1}
-    values = table.replace(signs).apply(pd.to_numeric, errors="coerce")
-    texts = table.fillna("").astype(str)
+    values = table.map({"win": 1, "tie": 0, "loss": -1}.get).astype(float)
+    texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
         texts.loc[pair.ahead, pair.behind] += "\n" + f"{gain:+}".replace(" ", "\n")
@@ -294,14 +279,8 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
     """
     if not counts:
         return None
-    columns = min(2, len(counts))
-    rows = -(-len(counts) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(5.4 * columns, 4.9 * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(counts) :]:
-        axis.set_axis_off()
-    for axis, (name, table) in zip(axes.flat, counts.items(), strict=False):
+    figure, axes = panels(len(counts), 2, (5.4, 4.9))
+    for axis, (name, table) in zip(axes, counts.items(), strict=True):
         shares = table / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
         chosen = most_confused(table)
         classes = [shorten(label) for label in table.columns[chosen]]
@@ -317,6 +296,22 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.tick_params(labelsize=9)
     return figure
+
+
+def panels(n: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of n panels, and their axes.
+
+    Args:
+        columns: panels in a row, at most.
+        size: width and height of a panel in inches.
+    """
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    figsize = size[0] * columns, size[1] * rows
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+    for axis in axes.flat[n:]:
+        axis.set_axis_off()
+    return figure, axes.flat[:n]
 
 
 def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:

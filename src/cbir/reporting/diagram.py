@@ -2,12 +2,13 @@
 
 import hashlib
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 
 from IPython.display import HTML, display
 
 from cbir.reporting.display import TEMPLATES
+from cbir.reporting.estimates import span
 from cbir.reporting.runs import Run, networks
 
 # In units of the drawing, which is scaled to the page.
@@ -35,9 +36,9 @@ def system(runs: Mapping[str, Run]) -> str:
     summaries = [run.summary for run in runs.values()]
     images, measurement = summaries[0]["dataset"], summaries[0]["measurement"]
     names, plural = ", ".join(runs), "s" if len(runs) > 1 else ""
-    sizes = _range(summary["embedding_dim"] for summary in summaries)
-    megabytes = _range((summary["index_bytes"] / 1e6 for summary in summaries), digits=1)
-    n_seeds = _range(len(summary["measurement"]["seeds"]) for summary in summaries)
+    sizes = span(summary["embedding_dim"] for summary in summaries)
+    megabytes = span((summary["index_bytes"] / 1e6 for summary in summaries), digits=1)
+    n_seeds = span(len(summary["measurement"]["seeds"]) for summary in summaries)
     searches = ", ".join(dict.fromkeys(name for each in summaries for name in each["searches"]))
     ks = ", ".join(f"{k:,}" for k in measurement["ks"])
     n_classes, n_queries = len(images["classes"]), f"{images['queries']:,}"
@@ -109,9 +110,3 @@ def _row(boxes: dict[str, list[str]], first_column: int = 0) -> dict:
     ]
     n_lines = 1 + max(map(len, wrapped.values()))
     return {"boxes": placed, "height": 2 * PADDING + LINE * n_lines - 4}
-
-
-def _range(values: Iterable[float], digits: int = 0) -> str:
-    """One number where all are equal, else the lowest and the highest."""
-    values = sorted(values)
-    return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (values[0], values[-1])))

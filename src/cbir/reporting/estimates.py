@@ -1,6 +1,7 @@
 """Numbers as a reader sees them: as many digits as their 95 % interval supports; p-values."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -75,6 +76,12 @@ def from_row(
 ) -> Estimate:
     """The estimate in a row, from the columns of its value and of its interval's ends."""
     return Estimate(*(float(row[name]) for name in names))
+
+
+def span(values: Iterable[float], digits: int = 0) -> str:
+    """One number where all are equal, else the lowest and the highest."""
+    values = sorted(values)
+    return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (values[0], values[-1])))
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """Why queries match their results: heat maps over both images, and tests of whether they are right.
 
-`explain_runs` explains the networks of a study and writes how their maps did in the tests into
-`explanations.csv`; all other functions draw, tabulate or describe.
+`explain_runs` writes how the maps of a study's networks did in the tests into `explanations.csv`;
+all other functions draw, tabulate or describe.
 """
 
+import functools
+import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,15 +14,14 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from cbir import explain
+from cbir.explain import Explanation
 from cbir.images.dataset import Dataset
-from cbir.reporting import estimates, tidy
+from cbir.reporting import charts, effects, image_grids
 from cbir.reporting.display import HIT, MISS, NEUTRAL
-from cbir.reporting.image_grids import HEAT, Picture, enlarge, grid, overlay, shorten
-from cbir.reporting.runs import Run, networks, run_folder
+from cbir.reporting.estimates import span
+from cbir.reporting.runs import Run, networks
 from cbir.retrieval import uncertainty
-
-if TYPE_CHECKING:  # which needs Keras
-    from cbir.explain import Explanation
 
 FILE = "explanations.csv"
 TESTS = {"deletion": "removed", "insertion": "restored"}
@@ -30,41 +30,34 @@ AGAINST = {
     "random maps": ("random", "gain"),
     "maps of other pairs": ("other", "gain_over_other"),
 }
+VERDICTS = ("better", "worse", "not significantly different")
 # What the ends of the colour scale mean, by kind of map.
 SCALE = {
     "similarity": ("does not raise it", "raises the similarity most"),
     "attention": ("weighs nothing", "weighs most"),
 }
-# A mean over pairs and its interval: under the map's curve, under the other's, and between them.
-AREA = ["area", "area_low", "area_high"]
-AREA_AGAINST = ["area_against", "area_against_low", "area_against_high"]
-GAIN = ["gain", "gain_low", "gain_high"]
-COLUMNS = [
-    "study", "architecture", "test", "against", *AREA, *AREA_AGAINST, *GAIN, "p", "n_pairs",
-]  # fmt: skip
+# The suffixes of `explain.CURVES`, and how these curves are drawn.
+CURVE_LOOKS = {
+    "": {"linestyle": "-", "color": HIT, "label": "the pair's own map"},
+    "_other": {"linestyle": ":", "color": MISS, "label": "maps of other pairs"},
+    "_random": {"linestyle": "--", "color": NEUTRAL, "label": "random maps"},
+}
 
 
-def explain_run(run: Run, kind: str = "similarity") -> "Explanation":
-    """Explain a network's unrestricted search; cached.
+def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, Explanation]:
+    """Explain the unrestricted search of all networks that have this kind of map; cached.
 
     Args:
-        run: of a network; its first seed under its first protocol is explained.
+        runs: their first seed under their first protocol is explained; baselines have no network.
         kind: of map, "similarity", or "attention" where the network's pooling is attention.
 
     Raises:
-        StudyError: as for `explain.explain_queries`, or the network or its embeddings are gone.
+        StudyError: as for `explain.explain_queries`, or a network or its embeddings are gone.
     """
-    from cbir import explain
-
-    return explain.explain_queries(
-        run.network, run.embeddings, run.rankings["unrestricted"], kind=kind
-    )
-
-
-def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, "Explanation"]:
-    """Explain all networks that have this kind of map, by name; baselines have none."""
     return {
-        name: explain_run(run, kind)
+        name: explain.explain_queries(
+            run.network, run.embeddings, run.rankings["unrestricted"], kind=kind
+        )
         for name, run in networks(runs).items()
         if kind != "attention" or run.summary["parameters"]["pooling"] == "attention"
     }
@@ -74,151 +67,95 @@ def explain_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Explain the networks of a study, and write reports/<study>/explanations.csv.
 
     Returns:
-        The rows as `read_all` returns them.
+        The rows of `summarise`, with the columns of `uncertainty.corrected`.
     """
-    tidy.write_csv(summarise(study, explain_all(runs)), run_folder(study) / FILE)
-    return read_all(study, list(runs))
+    return effects.save(summarise(study, explain_all(runs)), study, FILE)
 
 
-def read_all(study: str, architectures: list[str]) -> pd.DataFrame:
-    """The rows of explanations.csv that belong to these architectures.
-
-    Returns:
-        `COLUMNS`, with p_holm (`uncertainty.holm` over all these rows) and is_significant
-        (p_holm < 0.05). No rows where nothing has been explained.
-    """
-    path = run_folder(study) / FILE
-    rows = tidy.read_csv(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
-    chosen = rows[rows["architecture"].isin(architectures)]
-    return uncertainty.corrected(chosen.reset_index(drop=True))
-
-
-def summarise(study: str, explanations: Mapping[str, "Explanation"]) -> pd.DataFrame:
+def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]:
     """Each test of each architecture's maps, against random maps and against other pairs' maps.
 
-    Args:
-        explanations: by architecture.
-
     Returns:
-        One row per architecture, test and what it is against, in the order of `COLUMNS`: test
-        (deletion, insertion), against, area and area_against (means under the curves), gain (by
-        how much the map is better), each with its 95 % bootstrap interval over the pairs; p (of
-        `uncertainty.permutation_test`, not corrected), n_pairs.
+        One row per architecture, test (deletion, insertion) and what it is against: area and
+        area_against (means under the curves) and gain (by how much the map is better), as in
+        `effects.mean_row`.
     """
     rows = []
     for architecture, explanation in explanations.items():
-        areas = explanation.faithfulness
-        means = uncertainty.intervals(areas)[["value", "ci_low", "ci_high"]]
-        for test in TESTS:
-            for against, (other, gain) in AGAINST.items():
-                numbers = [
-                    *means.loc[test], *means.loc[f"{test}_{other}"], *means.loc[f"{test}_{gain}"],
-                    uncertainty.permutation_test(areas[f"{test}_{gain}"]), len(areas),
-                ]  # fmt: skip
-                rows.append([study, architecture, test, against, *numbers])
-    return pd.DataFrame(rows, columns=COLUMNS)
+        for test, (against, (other, gain)) in itertools.product(TESTS, AGAINST.items()):
+            areas = explanation.faithfulness[[test, f"{test}_{other}", f"{test}_{gain}"]]
+            areas = areas.set_axis(["area", "area_against", "gain"], axis="columns")
+            row = {"study": study, "architecture": architecture, "test": test, "against": against}
+            rows.append(row | effects.mean_row(areas, "gain"))
+    return rows
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The tests as a reader sees them.
-
-    Args:
-        rows: from `read_all` or `explain_runs`.
-    """
-    cells = [
-        {
-            "architecture": row["architecture"],
-            "test": row["test"],
-            "against": row["against"],
-            "area": estimates.from_row(row, AREA),
-            "area against": estimates.from_row(row, AREA_AGAINST),
-            "gain": estimates.from_row(row, GAIN),
-            "p, Holm": estimates.PValue(row["p_holm"]),
-            "pairs": row["n_pairs"],
-        }
-        for _, row in rows.iterrows()
-    ]
-    return pd.DataFrame(cells)
+    """The tests, from `explain_runs`, as a reader sees them."""
+    headings = {name: name for name in ("architecture", "test", "against", "area")}
+    headings |= {"area_against": "area against", "gain": "gain"}
+    return effects.table(rows, headings | {"p_holm": "p, Holm", "n_queries": "pairs"})
 
 
 def compare(rows: pd.DataFrame) -> str:
     """Whose maps are better than random maps and than other pairs' maps, in words.
 
     Args:
-        rows: as for `table`; without any, the text is empty.
+        rows: from `explain_runs`; without any, the text is empty.
     """
     if rows.empty:
         return ""
     lines = []
-    groups = rows.assign(verdict=_verdicts(rows)).groupby(["test", "against"], sort=False)
-    for (test, against), group in groups:
-        names = group.groupby("verdict")["architecture"].agg(", ".join)
-        parts = [f"**{verdict}** for {names[verdict]}" for verdict in VERDICTS if verdict in names]
+    for (test, against), group in _with_verdicts(rows).groupby(["test", "against"], sort=False):
+        names = group.groupby("verdict", observed=True)["architecture"].agg(", ".join)
+        parts = [f"**{verdict}** for {joined}" for verdict, joined in names.items()]
         lines.append(f"- {test.capitalize()}, compared with {against}: {'; '.join(parts)}.")
-    counts = sorted({rows["n_pairs"].min(), rows["n_pairs"].max()})
     lines.append(
-        "\nThe tests used "
-        f"{' to '.join(f'{count:,}' for count in counts)} queries of each architecture and their "
-        "nearest results; as each architecture has its own results, areas cannot be compared "
-        "between architectures. Intervals are 95 % bootstrap intervals over the pairs; p is of a "
-        f"permutation test on the pairs, Holm-corrected over all {len(rows)} rows of the table."
+        f"\nThe tests used {span(rows['n_queries'])} queries of each architecture and their "
+        f"nearest results; p is Holm-corrected over all {len(rows)} rows of the table."
     )
     return "\n".join(lines)
 
 
-VERDICTS = ("better", "worse", "not significantly different")
-
-
-def _verdicts(rows: pd.DataFrame) -> np.ndarray:
-    """(n,) one of `VERDICTS` for each row."""
-    better, worse, neither = VERDICTS
-    return np.where(rows["is_significant"], np.where(rows["gain"] > 0, better, worse), neither)
-
-
-def trust(rows: pd.DataFrame) -> str:
-    """How one architecture's similarity maps did in the tests, in one sentence.
-
-    Args:
-        rows: from `read_all`, of one architecture.
-    """
+def trust(study: str, architecture: str) -> str:
+    """How one architecture's similarity maps did in the tests, in one sentence."""
+    rows = effects.read(study, FILE, [architecture])
     if rows.empty:
         return "How far these maps can be trusted was not measured."
     parts = []
-    for against, group in rows.assign(verdict=_verdicts(rows)).groupby("against", sort=False):
-        for verdict in VERDICTS:
-            tests = group.loc[group["verdict"] == verdict, "test"]
-            word = "from" if verdict == VERDICTS[-1] else "than"
-            if len(tests):
-                parts.append(f"{verdict} {word} {against} by {' and '.join(tests)}")
-    return f"Tested on {rows['n_pairs'].max()} pairs, such maps are {'; '.join(parts)}."
+    for (against, verdict), group in _with_verdicts(rows).groupby(
+        ["against", "verdict"], sort=False, observed=True
+    ):
+        word = "from" if verdict == VERDICTS[-1] else "than"
+        parts.append(f"{verdict} {word} {against} by {' and '.join(group['test'])}")
+    return f"Tested on {span(rows['n_queries'])} pairs, such maps are {'; '.join(parts)}."
 
 
-def describe(explanations: Mapping[str, "Explanation"]) -> str:
+def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a verdict each: one of `VERDICTS`, in their order."""
+    better, worse, neither = VERDICTS
+    verdicts = np.where(rows["is_significant"], np.where(rows["gain"] > 0, better, worse), neither)
+    return rows.assign(verdict=pd.Categorical(verdicts, VERDICTS))
+
+
+def describe(explanations: Mapping[str, Explanation]) -> str:
     """Which maps these are, and how many of them are empty: one line per architecture."""
     lines = []
     for name, explanation in explanations.items():
-        maps = explanation.maps
-        _, height, width = maps.query.shape
-        text = (
-            f"- **{name}**: maps of {height} × {width} positions, of the layer `{maps.layer}`, for "
-            f"{len(explanation.queries):,} queries and their nearest results."
+        maps = np.concatenate([explanation.maps.query, explanation.maps.result])
+        n_empty = (~maps.any(axis=(1, 2))).sum()
+        lines.append(
+            f"- **{name}**: {len(maps):,} maps of {maps.shape[1]} × {maps.shape[2]} positions, of "
+            f"the layer `{explanation.maps.layer}`, for {len(explanation.queries):,} queries and "
+            f"their nearest results; {n_empty:,} of them are empty."
         )
-        is_empty = ~np.concatenate([maps.query, maps.result]).any(axis=(1, 2))
-        if is_empty.any():
-            text += (
-                f" {is_empty.sum():,} of the {len(is_empty):,} maps are empty, since no position "
-                "raises the similarity."
-            )
-        lines.append(text)
     return "\n".join(lines)
 
 
 def pairs(
-    dataset: Dataset, explanations: Mapping[str, "Explanation"], most: int = 6
+    dataset: Dataset, explanations: Mapping[str, Explanation], most: int = 6
 ) -> Figure | None:
     """Queries in columns; below each, for each architecture, its map, the result and that one's.
-
-    The class stands above the query; sign, similarity and class stand above each result.
 
     Args:
         explanations: by architecture, all of one kind; without any, there is no figure.
@@ -226,45 +163,39 @@ def pairs(
     """
     if not explanations:
         return None
-    shared = set.intersection(*(set(run.queries.tolist()) for run in explanations.values()))
-    first = next(iter(explanations.values()))
-    queries = [query for query in first.queries.tolist() if query in shared][:most]
-    above = []
-    for query in queries:
-        image = enlarge(dataset.images[dataset.queries[query]])
-        above.append(Picture(image, shorten(dataset.classes[dataset.query_labels[query]])))
-    rows, names = [above], ["query"]
+    first, *others = explanations.values()
+    shared = functools.reduce(np.intersect1d, [other.queries for other in others], first.queries)
+    queries = first.queries[np.isin(first.queries, shared)][:most]
+    rows = [[image_grids.query_picture(dataset, query) for query in queries]]
+    names = [""]
     for name, explanation in explanations.items():
-        columns = [_pair(dataset, explanation, query) for query in queries]
-        rows += [list(row) for row in zip(*columns, strict=True)]
+        places = [explanation.queries.tolist().index(query) for query in queries]
+        rows += zip(*(_pictures(dataset, explanation, place) for place in places), strict=True)
         names += [f"{name}\n{row}" for row in ("query's map", "result", "result's map")]
-    figure = grid(rows, names)
+    figure = image_grids.grid(rows, names)
     inch = 1 / figure.get_figheight()
     bar = figure.add_axes((0.2, -0.3 * inch, 0.6, 0.12 * inch))
-    figure.colorbar(ScalarMappable(cmap=HEAT), bar, orientation="horizontal", ticks=[0, 1])
+    heat = ScalarMappable(cmap=image_grids.HEAT)
+    figure.colorbar(heat, bar, orientation="horizontal", ticks=[0, 1])
     bar.set_xticklabels(SCALE[first.kind], size=8)
     return figure
 
 
-def _pair(
-    dataset: Dataset, explanation: "Explanation", query: int
-) -> tuple[Picture, Picture, Picture]:
-    """One architecture's map of a query, its nearest result, and that one's map."""
-    pair = explanation.queries.tolist().index(query)
-    image = dataset.images[dataset.queries[query]]
-    position = explanation.results[pair]
-    returned = dataset.gallery_labels[position]
-    result = dataset.images[dataset.gallery[position]]
-    sign, colour = ("✓", HIT) if returned == dataset.query_labels[query] else ("✗", MISS)
-    above = f"{sign} {explanation.similarities[pair]:.3f}\n{shorten(dataset.classes[returned])}"
-    return (
-        Picture(overlay(image, explanation.maps.query[pair])),
-        Picture(enlarge(result), above, colour=colour),
-        Picture(overlay(result, explanation.maps.result[pair])),
+def _pictures(dataset: Dataset, explanation: Explanation, place: int) -> list[image_grids.Picture]:
+    """A query's map, its nearest result, and that one's map."""
+    query, result = explanation.queries[place], explanation.results[place]
+    query_map, result_map = (
+        image_grids.Picture(image_grids.overlay(dataset.images[position], cells[place]))
+        for position, cells in (
+            (dataset.queries[query], explanation.maps.query),
+            (dataset.gallery[result], explanation.maps.result),
+        )
     )
+    similarity = explanation.similarities[place]
+    return [query_map, image_grids.result_picture(dataset, query, result, similarity), result_map]
 
 
-def curves(explanations: Mapping[str, "Explanation"]) -> Figure | None:
+def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
     """Mean similarity as pixels are removed (left) or restored (right), one row per architecture.
 
     The order of the pixels is that of the maps (solid), of other pairs' maps (dotted), or of
@@ -275,34 +206,20 @@ def curves(explanations: Mapping[str, "Explanation"]) -> Figure | None:
     """
     if not explanations:
         return None
+    n = len(explanations)
     figure, axes = plt.subplots(
-        len(explanations),
-        2,
-        figsize=(9, 0.9 + 2.5 * len(explanations)),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
+        n, 2, figsize=(9, 0.9 + 2.5 * n), sharex=True, sharey="row", squeeze=False
     )
     for row, (name, explanation) in zip(axes, explanations.items(), strict=True):
-        for axis, test in zip(row, TESTS, strict=True):
-            _draw_curves(axis, explanation, test)
-        row[0].set_ylabel(f"{name}\nsimilarity to the result")
-    for above, below, (test, happens) in zip(axes[0], axes[-1], TESTS.items(), strict=True):
-        above.set_title(test)
-        below.set(xlabel=f"share of the query's pixels {happens}", xlim=(0, 1))
+        for axis, (test, verb) in zip(row, TESTS.items(), strict=True):
+            for suffix, look in CURVE_LOOKS.items():
+                curve = explanation.curves.pivot(
+                    index="pair", columns="share", values=test + suffix
+                )
+                charts.draw_mean(axis, uncertainty.intervals(curve), **look)
+            axis.set(title=test, xlim=(0, 1), xlabel=f"share of the query's pixels {verb}")
+            axis.set_ylabel(f"{name}\nsimilarity to the result")
+            axis.label_outer()
     axes[0, 0].legend(frameon=False)
     figure.tight_layout()
     return figure
-
-
-def _draw_curves(axis: plt.Axes, explanation: "Explanation", test: str) -> None:
-    """One test of one architecture's maps, with intervals."""
-    for name, style, colour, label in (
-        (test, "-", HIT, "the pair's own map"),
-        (f"{test}_other", ":", MISS, "maps of other pairs"),
-        (f"{test}_random", "--", NEUTRAL, "random maps"),
-    ):
-        wide = explanation.curves.pivot(index="pair", columns="share", values=name)
-        means = uncertainty.intervals(wide)
-        axis.plot(means.index, means["value"], style, color=colour, label=label)
-        axis.fill_between(means.index, means["ci_low"], means["ci_high"], color=colour, alpha=0.15)

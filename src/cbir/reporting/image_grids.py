@@ -1,4 +1,4 @@
-"""Figures made of pictures: samples, results, hubs, leaks, attention. Each is one image."""
+"""Figures made of pictures: samples, results, hubs, leaks. Each is one image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Picture:
     """A picture in a grid.
 
     Attributes:
-        pixels: (side, side, 3) uint8; all of a grid have the same side.
+        pixels: (side, side, 3) uint8.
         above, below: lines of text.
         colour: of the texts.
         is_framed: whether a frame of this colour stands around it.
@@ -47,7 +47,8 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
     """Pictures in rows, drawn as one image with lines of text between them.
 
     Args:
-        rows: may differ in length; None leaves a place empty.
+        rows: may differ in length; None leaves a place empty. The largest picture's side is a
+            multiple of that of each other one, which is enlarged to it.
         names: what stands at the left of each row; nothing by default.
 
     Returns:
@@ -56,7 +57,7 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
     pictures = [picture for row in rows for picture in row if picture]
     if not pictures:
         return None
-    side = len(pictures[0].pixels)
+    side = max(len(picture.pixels) for picture in pictures)
     inch = side / SIDE
     # From the top of the figure to that of each row's pictures, and to the end of the row.
     tops, end = [], 0
@@ -74,23 +75,17 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
             if picture is None:
                 continue
             left = column * width
-            canvas[top : top + side, left : left + side] = picture.pixels
+            canvas[top : top + side, left : left + side] = enlarge(picture.pixels, side)
             middle = left + side / 2
             style = {"ha": "center", "color": picture.colour, "linespacing": 1.1}
             axis.text(middle, top - 1.5 * gap, picture.above, va="baseline", size=8, **style)
             axis.text(middle, top + side + gap, picture.below, va="top", size=7.5, **style)
             if picture.is_framed:
-                place = left - 0.5, top - 0.5
-                frames.append(Rectangle(place, side, side, edgecolor=picture.colour))
+                frame = Rectangle((left - 0.5, top - 0.5), side, side)
+                frame.set(edgecolor=picture.colour, facecolor="none", linewidth=2.5)
+                frames.append(frame)
     axis.imshow(canvas, aspect="auto")
-    axis.add_collection(
-        PatchCollection(
-            frames,
-            facecolors="none",
-            edgecolors=[frame.get_edgecolor() for frame in frames],
-            linewidths=2.5,
-        )  # fmt: skip
-    )
+    axis.add_collection(PatchCollection(frames, match_original=True))
     return figure
 
 
@@ -100,36 +95,48 @@ def _lines(row: Sequence[Picture | None], place: str) -> int:
     return max((text.count("\n") + bool(text) for text in texts), default=0)
 
 
-def samples(dataset: Dataset, per_class: int = 10) -> Figure:
-    """The first training images of each class, one row per class."""
-    classes = dataset.classes[:MOST_ROWS]
-    labels = dataset.labels[dataset.train]
-    rows = [
-        [
-            Picture(dataset.images[position])
-            for position in dataset.train[np.flatnonzero(labels == label)[:per_class]]
-        ]
-        for label in range(len(classes))
-    ]
-    return grid(rows, [shorten(name, 24) for name in classes])
+def framed(
+    dataset: Dataset, position: int, above: str = "", colour: str = NEUTRAL, note: str = ""
+) -> Picture:
+    """An image of a data set, framed, with its class below, and a note below that."""
+    name = shorten(dataset.classes[dataset.labels[position]])
+    below = f"{name}\n{note}" if note else name
+    return Picture(dataset.images[position], above, below, colour, is_framed=True)
 
 
-def attention(dataset: Dataset, weights: np.ndarray, queries: np.ndarray) -> Figure:
-    """Queries (above) and what an attention pooling weighs in them (below): bright is much.
+def query_picture(dataset: Dataset, query: int) -> Picture:
+    """A query, framed, with its class below.
 
     Args:
-        weights: (n, h, w) for each of these queries, from `Network.attention`.
-        queries: positions among the queries.
+        query: its position among the queries.
     """
-    images = dataset.images[dataset.queries[queries]]
-    names = [dataset.classes[label] for label in dataset.query_labels[queries]]
-    low, high = np.min(weights, axis=(1, 2)), np.max(weights, axis=(1, 2))
-    scaled = (weights - low[:, None, None]) / np.maximum(high - low, 1e-12)[:, None, None]
-    above = [
-        Picture(enlarge(image), shorten(name)) for image, name in zip(images, names, strict=True)
-    ]
-    below = [Picture(overlay(image, map_)) for image, map_ in zip(images, scaled, strict=True)]
-    return grid([above, below])
+    return framed(dataset, dataset.queries[query], "query")
+
+
+def result_picture(
+    dataset: Dataset, query: int, result: int, similarity: float, rank: int = 1
+) -> Picture | None:
+    """A result of a query, framed as a hit or a miss; None where nothing was found.
+
+    Args:
+        query, result: positions among the queries and in the gallery; -1 for no result.
+        rank: of the result, from 1 on.
+    """
+    if result < 0:
+        return None
+    is_hit = dataset.gallery_labels[result] == dataset.query_labels[query]
+    sign, colour = ("✓", HIT) if is_hit else ("✗", MISS)
+    above = f"{rank} {sign} {similarity:.3f}"
+    return framed(dataset, dataset.gallery[result], above, colour)
+
+
+def samples(dataset: Dataset, per_class: int = 10) -> Figure:
+    """The first training images of each class, one row per class."""
+    names = dataset.classes[:MOST_ROWS]
+    labels = dataset.labels[dataset.train]
+    places = [np.flatnonzero(labels == label)[:per_class] for label in range(len(names))]
+    rows = [[Picture(dataset.images[at]) for at in dataset.train[shown]] for shown in places]
+    return grid(rows, [shorten(name, 24) for name in names])
 
 
 def retrieved(
@@ -141,7 +148,7 @@ def retrieved(
 ) -> Figure | None:
     """Queries (left) and their results, hits and misses framed and signed.
 
-    Place, sign and similarity stand above each result, its class below.
+    Rank, sign and similarity stand above each result, its class below.
 
     Args:
         queries: positions among the queries.
@@ -152,32 +159,17 @@ def retrieved(
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        label = dataset.query_labels[query]
-        image = dataset.images[dataset.queries[query]]
-        first = Picture(image, "query", shorten(dataset.classes[label]), is_framed=True)
+        by_name = note if isinstance(note, dict) else {next(iter(answers)): note}
         for name, (rankings, similarities) in answers.items():
             results = zip(rankings[query][:k], similarities[query][:k], strict=True)
-            rows.append(
-                [first]
-                + [
-                    _result(dataset, position, f"{place} {{}} {similarity:.3f}", label)
-                    for place, (position, similarity) in enumerate(results, start=1)
-                ]
-            )
-            is_first = name == next(iter(answers))
-            own_note = note[name] if isinstance(note, dict) else note if is_first else ""
-            names.append("\n".join(filter(None, [name if len(answers) > 1 else "", own_note])))
+            pictures = [
+                result_picture(dataset, query, result, similarity, rank)
+                for rank, (result, similarity) in enumerate(results, start=1)
+            ]
+            rows.append([query_picture(dataset, query), *pictures])
+            lines = name if len(answers) > 1 else "", by_name.get(name, "")
+            names.append("\n".join(filter(None, lines)))
     return grid(rows, names)
-
-
-def _result(dataset: Dataset, position: int, above: str, label: int) -> Picture | None:
-    """A gallery image as a result of a query of this class; None where nothing was found."""
-    if position < 0:
-        return None
-    returned = dataset.gallery_labels[position]
-    sign, colour = ("✓", HIT) if returned == label else ("✗", MISS)
-    image, name = dataset.images[dataset.gallery[position]], dataset.classes[returned]
-    return Picture(image, above.format(sign), shorten(name), colour, is_framed=True)
 
 
 def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
@@ -199,13 +191,7 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
     for start in range(0, len(shown), 12):
         part = shown.iloc[start : start + 12]
         for positions in (dataset.queries[part["query"]], dataset.gallery[part["gallery"]]):
-            names = [dataset.classes[label] for label in dataset.labels[positions]]
-            rows.append(
-                [
-                    Picture(dataset.images[position], shorten(name), is_framed=True)
-                    for position, name in zip(positions, names, strict=True)
-                ]
-            )
+            rows.append([framed(dataset, position) for position in positions])
     return grid(rows)
 
 
@@ -224,24 +210,17 @@ def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> F
         top = table[table["returned"] > 0].sort_values("returned", ascending=False, kind="stable")
         row = []
         for place, image in enumerate(top[:most].itertuples(), start=1):
-            position, misses = dataset.gallery[image.Index], image.wrongly / image.returned
-            name = shorten(dataset.classes[dataset.labels[position]])
-            row.append(
-                Picture(
-                    dataset.images[position],
-                    f"{place}: × {image.returned:,}",
-                    f"{name}\n✗ {100 * misses:.0f} %",
-                    MISS if misses > 0.5 else HIT,
-                    is_framed=True,
-                )
-            )
+            misses = image.wrongly / image.returned
+            above, note = f"{place}: × {image.returned:,}", f"✗ {100 * misses:.0f} %"
+            colour = MISS if misses > 0.5 else HIT
+            row.append(framed(dataset, dataset.gallery[image.Index], above, colour, note))
         rows.append(row)
     return grid(rows, list(counts))
 
 
-def enlarge(image: np.ndarray) -> np.ndarray:
-    """An image, each pixel repeated until a side has `MAP_SIDE` pixels at least."""
-    times = -(-MAP_SIDE // len(image))
+def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
+    """An image, each pixel repeated until a side has so many pixels at least."""
+    times = -(-side // len(image))
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 

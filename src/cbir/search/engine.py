@@ -14,7 +14,7 @@ import numpy as np
 from cbir import StudyError, project_root
 from cbir.images.dataset import Dataset
 from cbir.networks.embeddings import Encode, make_encoder
-from cbir.reporting import feedback_gains, tidy
+from cbir.reporting import feedback, tidy
 from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
 from cbir.retrieval import ranking, searches
 from cbir.retrieval.feedback import Rocchio
@@ -128,7 +128,7 @@ class Engine:
     @functools.cached_property
     def chosen_weights(self) -> Rocchio | None:
         """Rocchio weights that the study chose on its validation images; None if it chose none."""
-        return feedback_gains.weights_of(self.run.study, self.run.architecture)
+        return feedback.read_weights(self.run.study, self.run.architecture)
 
     @property
     def feedback_weights(self) -> Rocchio:

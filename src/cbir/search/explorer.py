@@ -174,8 +174,7 @@ class ResultsPanel:
         for cell, result, (query, overlay) in zip(self.cells, answer.results, images, strict=False):
             cell.image.value = image_html(query, "query") + _result_html(result, overlay)
         if kind == "similarity":
-            rows = explanations.read_all(engine.run.study, [engine.run.architecture])
-            self._write_note(explanations.trust(rows))
+            self._write_note(explanations.trust(engine.run.study, engine.run.architecture))
 
     def _write_note(self, note: str) -> None:
         self.note.value = f'<p class="cbir-note">{escape(note)}</p>' if note else ""

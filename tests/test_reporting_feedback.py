@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from conftest import empty_project, toy_dataset, toy_embeddings
 
-from cbir.reporting import feedback_gains, tidy
-from cbir.reporting.estimates import Estimate
+from cbir.reporting import effects, feedback
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio, choose_weights
 
+MEANS = (feedback.WITH, feedback.WITHOUT)
 WEIGHTS = {"weight_query": 1.0, "weight_positive": 0.5, "weight_negative": 0.1}
 # These words say more than a test does.
 TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|proves?|always)\b")
@@ -61,9 +61,8 @@ def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
 def saved(**runs) -> pd.DataFrame:
     """What was measured of a study's runs, written and read again."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
-    rows = feedback_gains.summarise("tiny", runs)
-    tidy.write_csv(rows, run_folder("tiny") / feedback_gains.FILE)
-    return feedback_gains.read_all("tiny", list(runs))
+    effects.save(feedback.summarise("tiny", runs), "tiny", feedback.FILE)
+    return effects.read("tiny", feedback.FILE, list(runs))
 
 
 def test_a_row_by_hand():
@@ -72,10 +71,9 @@ def test_a_row_by_hand():
         "average_precision_without": [0.4, 0.6, np.nan],
     }
     frame = pd.DataFrame(scores).assign(round=1, n_marked=10, n_positive=[3, 6, 9], **WEIGHTS)
-    (row,) = feedback_gains.summarise("tiny", {"cnn": frame}).to_dict("records")
-    assert list(row) == feedback_gains.COLUMNS
+    (row,) = feedback.summarise("tiny", {"cnn": frame})
     assert (row["study"], row["architecture"], row["round"]) == ("tiny", "cnn", 1)
-    assert [row["value"], row["without"], row["difference"]] == pytest.approx([0.7, 0.5, 0.2])
+    assert [row[name] for name in (*MEANS, "difference")] == pytest.approx([0.7, 0.5, 0.2])
     assert (row["n_queries"], row["n_left_out"]) == (2, 1)
     assert (row["marked"], row["positive"]) == (10, 6)
     # Both differences are gains: of the four choices of signs, two lie as far from 0.
@@ -85,7 +83,7 @@ def test_a_row_by_hand():
 
 def test_rows_have_the_intervals_and_tests_of_the_differences():
     frame = measured(0.1, 0.0)
-    rows = feedback_gains.summarise("tiny", {"cnn": frame})
+    rows = pd.DataFrame(feedback.summarise("tiny", {"cnn": frame}))
     assert rows["round"].to_list() == [0, 1, 2]
     for row in rows.itertuples():
         of_round = frame[frame["round"] == row.round]
@@ -95,8 +93,8 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
         differences = with_feedback - without
         low, high = uncertainty.bootstrap(differences[:, None])
         assert (row.difference_low, row.difference_high) == pytest.approx((low[0], high[0]))
-        assert row.ci_low < row.value < row.ci_high
-        assert row.without_low < row.without < row.without_high
+        assert row.with_feedback_low < row.with_feedback < row.with_feedback_high
+        assert row.without_feedback_low < row.without_feedback < row.without_feedback_high
         if row.round:
             assert row.p == uncertainty.permutation_test(differences)
     # Before any mark there is one query, and nothing to test.
@@ -106,66 +104,65 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
 
 def test_measure_runs_writes_one_file_for_all_runs_of_a_study(project, monkeypatch):
     frames = {"vgg16": measured(0.0, 0.0), "cnn": measured(0.1, 0.2)}
-    monkeypatch.setattr(feedback_gains, "measure_feedback", frames.get)
+    monkeypatch.setattr(feedback, "measure_feedback", frames.get)
     run_folder("tiny").mkdir(parents=True)
     runs = {name: SimpleNamespace(embeddings=name) for name in frames}
-    both = feedback_gains.measure_runs("tiny", runs)
-    assert (run_folder("tiny") / feedback_gains.FILE).is_file()
-    expected = feedback_gains.summarise("tiny", frames)
-    pd.testing.assert_frame_equal(
-        both[feedback_gains.COLUMNS], expected, check_dtype=False, rtol=1e-5
-    )
+    both = feedback.measure_runs("tiny", runs)
+    assert (run_folder("tiny") / feedback.FILE).is_file()
+    read = effects.read("tiny", feedback.FILE, list(frames))
+    pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
     # Round 0 is no test: four are corrected together, and those of one run by less.
     tested = both[both["round"] > 0]
     np.testing.assert_allclose(tested["p_holm"], uncertainty.holm(tested["p"].to_numpy()))
     assert both.loc[both["round"] == 0, "p_holm"].isna().all()
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
-    alone = feedback_gains.read_all("tiny", ["cnn", "old"])
+    alone = effects.read("tiny", feedback.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     assert (alone["p_holm"].iloc[1:] < tested["p_holm"].iloc[2:].to_numpy()).all()
 
 
 def test_where_nobody_has_measured_there_is_nothing_to_say(project):
-    rows = feedback_gains.read_all("tiny", ["cnn", "vgg16"])
+    rows = effects.read("tiny", feedback.FILE, ["cnn", "vgg16"])
     assert rows.empty
-    assert feedback_gains.describe(rows) == ""
-    assert feedback_gains.table(rows).empty
-    assert feedback_gains.figure(rows) is None
-    assert feedback_gains.weights_of("tiny", "cnn") is None
+    assert feedback.describe(rows) == ""
+    assert feedback.table(rows).empty
+    assert feedback.figure(rows) is None
+    assert feedback.read_weights("tiny", "cnn") is None
     # Without a round of feedback there is nothing to describe.
-    assert feedback_gains.describe(saved(cnn=measured())) == ""
+    assert feedback.describe(saved(cnn=measured())) == ""
 
 
 def test_weights_are_read_as_they_were_chosen(project):
     saved(cnn=measured(0.1))
-    assert feedback_gains.weights_of("tiny", "cnn") == Rocchio(1, 0.5, 0.1)
+    assert feedback.read_weights("tiny", "cnn") == Rocchio(1, 0.5, 0.1)
 
 
 def test_gains_losses_and_ties_are_told_as_such(project):
     rows = saved(cnn=measured(0.1, 0.0, -0.1), vgg16=measured(0.001))
     assert rows["is_significant"].to_list() == [False, True, False, True, False, False]
-    text = feedback_gains.describe(rows)
+    text = feedback.describe(rows)
     first, second, *_ = text.splitlines()
     after_one, after_two, after_three = re.split("; after ", first)
     for part, verdict in (
-        (after_one, "a gain, +0.10"),
-        (after_two, "not significantly different, "),
-        (after_three, "a loss, -0.10"),
+        (after_one, "a gain (+0.10"),
+        (after_two, "not significantly different ("),
+        (after_three, "a loss (-0.10"),
     ):
         assert (
             part.count("a gain") + part.count("a loss") + part.count("not significantly different")
             == 1
         )
         assert verdict in part
-    assert first.startswith("- **cnn**: after one round of feedback, mAP on the images not yet")
+    assert first.startswith("- **cnn**: after 1 round mAP is ")
     assert "p < 0.001" in after_one
     assert second.startswith("- **vgg16**: ")
     assert "not significantly different" in second
     assert not TOO_MUCH.search(text)
     # The numbers are those of the rows.
     row = rows.iloc[1]
-    for name, low, high in (feedback_gains.WITH, feedback_gains.WITHOUT):
-        assert f"{row[name]:.3f} [{row[low]:.3f},\u00a0{row[high]:.3f}]" in after_one
+    for name in MEANS:
+        ends = f"{row[f'{name}_low']:.3f},\u00a0{row[f'{name}_high']:.3f}"
+        assert f"{row[name]:.3f} [{ends}]" in after_one
     assert "Of 30 images marked, 12 were positive" in first
     assert "1 query + 0.5 positive − 0.1 negative" in first
     assert "user of 40 queries" in text
@@ -173,50 +170,52 @@ def test_gains_losses_and_ties_are_told_as_such(project):
 
 
 def test_queries_left_out_are_counted(project):
-    text = feedback_gains.describe(saved(cnn=measured(0.1, 0.1, left_out=7)))
+    text = feedback.describe(saved(cnn=measured(0.1, 0.1, left_out=7)))
     assert text.count("left out") == 1
-    assert "(7 queries with no relevant image left are left out)" in text.partition("2 rounds")[2]
+    assert "7 queries left out)" in text.partition("2 rounds")[2]
 
 
 def test_a_round_without_any_score_is_a_dash(project):
     rows = saved(cnn=measured(0.1, 0.1, left_out=40))
     assert rows["n_queries"].to_list() == [40, 40, 0]
-    table = feedback_gains.table(rows)
+    table = feedback.table(rows)
     assert str(table["mAP with feedback"].iloc[2]) == str(table["difference"].iloc[2]) == "–"
-    text = feedback_gains.describe(rows)
+    text = feedback.describe(rows)
     assert "nan" not in text
     assert "; after 2 rounds no query has a relevant image left. Of 20 images" in text
-    plt.close(feedback_gains.figure(rows))
+    plt.close(feedback.figure(rows))
 
 
 def test_the_table_has_a_row_a_round(project):
     rows = saved(cnn=measured(0.1, 0.0), vgg16=measured(0.2, 0.2))
-    table = feedback_gains.table(rows)
+    table = feedback.table(rows)
     assert table[["architecture", "round"]].to_numpy().tolist() == [
         [name, number] for name in ("cnn", "vgg16") for number in range(3)
     ]
     first = rows.iloc[1]
-    assert table["mAP with feedback"].iloc[1] == Estimate(*first[feedback_gains.WITH])
-    assert table["difference"].iloc[1] == Estimate(*first[feedback_gains.DIFFERENCE])
+    assert table["mAP with feedback"].iloc[1] == effects.estimate(first, feedback.WITH)
+    assert table["difference"].iloc[1] == effects.estimate(first, "difference")
     assert table["p, Holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
     assert (table["marked"].iloc[2], table["positive"].iloc[2]) == ("20.0", "8.0")
 
 
 def test_the_figure_draws_both_lines_of_each_architecture(project):
     rows = saved(cnn=measured(0.1, 0.2), vgg16=measured(0.0, 0.1))
-    figure = feedback_gains.figure(rows)
+    figure = feedback.figure(rows)
     (axis,) = figure.axes
-    drawn = [line for line in axis.lines if line.get_linestyle() in ("-", "--")]
+    drawn = [bar.lines[0] for bar in axis.containers]
     assert [line.get_linestyle() for line in drawn] == ["-", "--"] * 2
     for line, (name, column) in zip(
-        drawn, [(n, c) for n in ("cnn", "vgg16") for c in ("value", "without")], strict=True
+        drawn,
+        [(n, c) for n in ("cnn", "vgg16") for c in (feedback.WITH, feedback.WITHOUT)],
+        strict=True,
     ):
         of_run = rows[rows["architecture"] == name]
         np.testing.assert_allclose(line.get_ydata(orig=False), of_run[column])
         np.testing.assert_allclose(line.get_xdata(orig=False), of_run["round"], atol=0.1)
     assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert texts == ["cnn", "vgg16", "with feedback", "without, same images"]
+    assert set(texts) == {"cnn", "vgg16", "with feedback", "without, same images"}
     assert axis.get_xlabel() == "rounds of feedback"
     plt.close(figure)
 
@@ -227,11 +226,11 @@ def test_from_embeddings_to_the_page(project):
     vectors = np.eye(4)[dataset.labels] + 0.6 * random.normal(size=(len(dataset.labels), 4))
     embeddings = toy_embeddings(dataset, vectors)
     run_folder("tiny").mkdir(parents=True)
-    rows = feedback_gains.measure_runs("tiny", {"cnn": SimpleNamespace(embeddings=embeddings)})
+    rows = feedback.measure_runs("tiny", {"cnn": SimpleNamespace(embeddings=embeddings)})
     assert rows["round"].to_list() == [0, 1, 2, 3]
     assert (rows["n_queries"] == len(dataset.queries)).all()
-    assert feedback_gains.weights_of("tiny", "cnn") == choose_weights(embeddings)
-    assert "a gain, +" in feedback_gains.describe(rows)
+    assert feedback.read_weights("tiny", "cnn") == choose_weights(embeddings)
+    assert "a gain (+" in feedback.describe(rows)
     # Plain numbers, that any reader of the file can use.
-    plain = pd.read_csv(run_folder("tiny") / feedback_gains.FILE)
+    plain = pd.read_csv(run_folder("tiny") / feedback.FILE)
     assert json.loads(plain.to_json(orient="records"))[0]["round"] == 0

@@ -1,0 +1,164 @@
+"""What relevance feedback brings, as a report shows it: rows in a file, a table, a figure, a text.
+
+`measure_runs` measures all runs of a study and writes `feedback.csv`; all other functions read it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cbir.reporting import charts, effects
+from cbir.reporting.display import NEUTRAL, looks
+from cbir.reporting.estimates import span
+from cbir.reporting.runs import Run
+from cbir.reporting.sentences import p_value
+from cbir.retrieval.feedback import Rocchio, measure_feedback
+
+FILE = "feedback.csv"
+WITH, WITHOUT = "with_feedback", "without_feedback"
+WEIGHTS = [f"weight_{field.name}" for field in fields(Rocchio)]
+HEADINGS = {
+    "architecture": "architecture",
+    "round": "round",
+    WITH: "mAP with feedback",
+    WITHOUT: "mAP without",
+    "difference": "difference",
+    "p_holm": "p, Holm",
+    "marked": "marked",
+    "positive": "positive",
+    "n_queries": "queries",
+    "n_left_out": "left out",
+}
+
+
+def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Measure what feedback brings to the runs of a study, and write reports/<study>/feedback.csv.
+
+    Architectures and baselines alike; cached. The first seed under the first protocol is measured.
+
+    Returns:
+        The rows of `summarise`, with the columns of `uncertainty.corrected`.
+
+    Raises:
+        StudyError: the embeddings of a run are gone.
+    """
+    measured = {name: measure_feedback(run.embeddings) for name, run in runs.items()}
+    return effects.save(summarise(study, measured), study, FILE)
+
+
+def read_weights(study: str, architecture: str) -> Rocchio | None:
+    """The weights chosen for a run; None where its feedback has not been measured."""
+    rows = effects.read(study, FILE, [architecture])
+    return None if rows.empty else Rocchio(*rows[WEIGHTS].iloc[0].astype(float))
+
+
+def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
+    """Means over the queries of each run and round, with their intervals and the paired test.
+
+    Args:
+        measured: from `measure_feedback`, by architecture.
+
+    Returns:
+        One row per architecture and round: with_feedback and without_feedback (mAPs on the same
+        images) and their difference, as in `effects.mean_row`, but p is NaN for round 0, where both
+        are the same query; n_left_out (queries without a relevant image left), marked and positive
+        (how many images a query has marked so far, and how many of these are positive examples:
+        means over all queries), and the weights of `Rocchio`.
+    """
+    rows = []
+    for architecture, scores in measured.items():
+        for number, group in scores.groupby("round"):
+            values = group[["average_precision", "average_precision_without"]]
+            values = values.set_axis([WITH, WITHOUT], axis="columns")
+            values = values.assign(difference=values[WITH] - values[WITHOUT])
+            row = {"study": study, "architecture": architecture, "round": number}
+            row |= effects.mean_row(values, "difference")
+            row |= {} if number else {"p": np.nan}
+            row["n_left_out"] = len(group) - row["n_queries"]
+            row |= {"marked": group["n_marked"].mean(), "positive": group["n_positive"].mean()}
+            rows.append(row | group[WEIGHTS].iloc[0].to_dict())
+    return rows
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, from `measure_runs`, as a reader sees them."""
+    shown = effects.table(rows, HEADINGS)
+    means = shown[["marked", "positive"]].map("{:.1f}".format)
+    return shown.assign(**means)
+
+
+def figure(rows: pd.DataFrame) -> Figure | None:
+    """mAP by round, one colour per architecture: solid with feedback, dashed without.
+
+    Args:
+        rows: from `measure_runs`; without any, there is no figure.
+    """
+    if rows.empty:
+        return None
+    drawn, axis = plt.subplots(figsize=(7, 4.2))
+    by_name = looks(rows["architecture"].unique())
+    for place, (name, (colour, marker)) in enumerate(by_name.items()):
+        of_run = rows[rows["architecture"] == name]
+        # Beside each other, so that no interval hides another.
+        x = of_run["round"] + 0.06 * (place - (len(by_name) - 1) / 2)
+        for mean, style, fill in ((WITH, "-", colour), (WITHOUT, "--", "white")):
+            around = charts.interval_lengths(of_run[[mean, f"{mean}_low", f"{mean}_high"]])
+            axis.errorbar(
+                x, of_run[mean], around, color=colour, linestyle=style, marker=marker,
+                markerfacecolor=fill, markersize=5, capsize=3, label=name if mean == WITH else None,
+            )  # fmt: skip
+    for style, label in (("-", "with feedback"), ("--", "without, same images")):
+        axis.plot([], [], style, color=NEUTRAL, label=label)
+    axis.set_xticks(sorted(rows["round"].unique()))
+    axis.set(xlabel="rounds of feedback", ylabel="mAP on the images not yet marked")
+    axis.legend(**charts.BESIDE)
+    return drawn
+
+
+def describe(rows: pd.DataFrame) -> str:
+    """What feedback brings to each architecture, in words.
+
+    Args:
+        rows: from `measure_runs`; without a round of feedback, the text is empty.
+    """
+    if rows.empty or rows["round"].max() == 0:
+        return ""
+    groups = rows.groupby("architecture", sort=False)
+    lines = [f"- **{name}**: {_gains(of_run)}" for name, of_run in groups]
+    first = rows[rows["round"] == 1]
+    lines.append(
+        f"\nThe simulated user of {span(first['n_queries'] + first['n_left_out'])} queries marks "
+        f"the {first['marked'].max():.3g} nearest images in each round. p is Holm-corrected over "
+        "all rounds and architectures shown."
+    )
+    return "\n".join(lines)
+
+
+def _gains(rows: pd.DataFrame) -> str:
+    """All rounds of one architecture in a few sentences."""
+    parts = []
+    for _, row in rows[rows["round"] > 0].iterrows():
+        after = f"after {row['round']} round{'s' if row['round'] > 1 else ''}"
+        if not row["n_queries"]:
+            parts.append(f"{after} no query has a relevant image left")
+            continue
+        verdict = "not significantly different"
+        if row["is_significant"]:
+            verdict = "a gain" if row["difference"] > 0 else "a loss"
+        with_feedback, without, difference = (
+            effects.estimate(row, name) for name in (WITH, WITHOUT, "difference")
+        )
+        left_out = f", {row['n_left_out']:,} queries left out" if row["n_left_out"] else ""
+        parts.append(
+            f"{after} mAP is {with_feedback} instead of {without}: {verdict} "
+            f"({difference:+}, {p_value(row['p_holm'])}{left_out})"
+        )
+    last = rows.iloc[-1]
+    return (
+        f"{'; '.join(parts)}. Of {last['marked']:.3g} images marked, {last['positive']:.3g} were "
+        f"positive examples (means over the queries). Weights: {Rocchio(*last[WEIGHTS])}."
+    )

@@ -1,0 +1,128 @@
+"""Embeddings of the queries in two dimensions, by PCA and, with enough queries, t-SNE.
+
+A map of hundreds of dimensions on paper is a picture, not a measurement: how near two groups are
+in it, or how wide, proves nothing. So each map says how much of the neighbourhoods it keeps.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from cbir.cache import cached
+from cbir.networks.embeddings import Embeddings
+
+METHODS = {"pca": "PCA", "tsne": "t-SNE"}
+# More points cover one another, and take t-SNE more than about five seconds.
+MOST_SHOWN = 1000
+# t-SNE places each point by about 30 neighbours, and needs three times as many to choose from: with
+# fewer points it shows groups where there are none.
+PERPLEXITY = 30
+TSNE_FROM = 100
+# t-SNE reads distances in so many principal components, as its authors do.
+COMPONENTS = 50
+NEIGHBOURS = 10
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Queries in two dimensions.
+
+    Attributes:
+        method: a name in `METHODS`.
+        queries: (n,) int positions of the queries that are shown, sorted.
+        points: (n, 2) float32.
+        kept: trustworthiness, from 0 to 1: 1 where the ten nearest on the map are among the nearest
+            of the embedding too. NaN with too few points to tell.
+        variance: share of the embedding's variance that the two axes hold; NaN but for PCA.
+    """
+
+    method: str
+    queries: np.ndarray
+    points: np.ndarray
+    kept: float
+    variance: float
+
+
+def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
+    """Project query embeddings, of 1,000 queries at most; cached.
+
+    Raises:
+        ValueError: as `project`.
+    """
+    dataset = embeddings.dataset
+    shown = spread(dataset.query_labels)
+
+    def make(folder: Path) -> None:
+        from sklearn.manifold import trustworthiness
+
+        vectors = embeddings.vectors[dataset.queries[shown]]
+        points, variance = project(vectors, method)
+        neighbours = min(NEIGHBOURS, (len(points) - 1) // 2)
+        kept = trustworthiness(vectors, points, n_neighbors=neighbours) if neighbours else np.nan
+        np.savez(folder / "map.npz", points=points, kept=kept, variance=variance)
+
+    artifact = cached(
+        "map",
+        make,
+        parameters={"method": method},
+        reads=[embeddings.artifact.key, dataset.search_fingerprint],
+        package="retrieval",
+    )
+    with np.load(artifact.folder / "map.npz") as stored:
+        kept, variance = float(stored["kept"]), float(stored["variance"])
+        return Projection(method, shown, stored["points"], kept, variance)
+
+
+def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:
+    """Vectors in two dimensions.
+
+    Sources: van der Maaten, Hinton, Visualizing Data using t-SNE (2008); the initialisation by
+    PCA: Kobak, Berens, The art of using t-SNE for single-cell transcriptomics (2019).
+
+    Args:
+        vectors: (n, d), n at least 2, finite. Of one dimension, they lie on a line.
+        method: a name in `METHODS`.
+
+    Returns:
+        (n, 2) float32 points, and the share of the variance that they hold (NaN but for PCA; 0
+        where all vectors are equal).
+
+    Raises:
+        ValueError: unknown method, or too few points for t-SNE.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+    if method == "tsne" and len(vectors) < TSNE_FROM:
+        raise ValueError(f"{len(vectors)} points are too few for t-SNE: {TSNE_FROM} at least")
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    vectors = np.asarray(vectors, np.float32)
+    components = min(COMPONENTS, *vectors.shape)
+    # Where all vectors are equal, scikit-learn divides 0 by 0.
+    with np.errstate(invalid="ignore"):
+        fitted = PCA(components, random_state=SEED).fit(vectors)
+    # A vector of one dimension has a second axis of zeros.
+    reduced = np.pad(fitted.transform(vectors), ((0, 0), (0, max(0, 2 - components))))
+    if method == "pca":
+        share = float(np.nan_to_num(fitted.explained_variance_ratio_[:2]).sum())
+        return reduced[:, :2].astype(np.float32), share
+    tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", learning_rate="auto", random_state=SEED)
+    # On a busy machine, waiting threads cost more than they save here.
+    with threadpool_limits(1):
+        return tsne.fit_transform(reduced).astype(np.float32), np.nan
+
+
+def spread(labels: np.ndarray, most: int = MOST_SHOWN) -> np.ndarray:
+    """Positions of at most so many labels, spread evenly over and within the classes; sorted.
+
+    Args:
+        labels: (n,) int.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    by_class = np.argsort(labels, kind="stable")
+    return np.sort(by_class[np.linspace(0, len(labels) - 1, most).astype(int)])
