@@ -94,11 +94,6 @@ def test_a_screen_reader_hears_what_is_drawn():
         assert word in described.text
 
 
-def test_two_diagrams_on_a_page_have_marks_of_their_own():
-    one, other = (drawn({name: run()}).get("aria-labelledby") for name in ("cnn", "vgg16"))
-    assert not {*one.split()} & {*other.split()}
-
-
 def test_its_colours_are_those_of_the_page():
     colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", diagram.system({"cnn": run()}))
     assert {colour.partition(",")[0] for colour in colours} == {"none", "var(--ink", "var(--soft"}

@@ -35,7 +35,6 @@ def shown(monkeypatch) -> list:
 @pytest.mark.parametrize("empty", [None, pd.DataFrame(), pd.DataFrame(columns=["k"])])
 def test_of_nothing_nothing_is_shown(empty, shown):
     display.table(empty, "A caption.")
-    display.fold(empty, "A summary")
     display.show(None, "A figure.")
     display.say(None)
     display.say("")
@@ -154,10 +153,10 @@ def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown
 
 def test_a_table_is_folded_under_its_summary(shown):
     frame = pd.DataFrame({"cnn": ["<b>"]}, index=pd.Index(["epochs"], name="parameter"))
-    display.fold(frame, "All & every parameter")
+    display.table(frame, "All & every parameter.", is_folded=True)
     ((bundle, metadata),) = shown
     html = bundle["text/html"]
-    assert html.startswith("<details><summary>All &amp; every parameter</summary>")
+    assert html.startswith("<details><summary>All &amp; every parameter.</summary>")
     assert "All &amp; every parameter.</caption>" in html
     assert metadata == {"text/html": {"caption": "All & every parameter."}}
     assert "&lt;b&gt;" in html

@@ -243,16 +243,15 @@ def test_attention_maps_are_those_of_attention_pooling(explorer):
 
 def test_reliability_of_the_maps_is_shown_under_them(explorer, finished_study):
     rows = [
-        {"test": test, "against": against, "gain": gain, "p": p, "n_pairs": 40}
+        {"test": test, "against": against, "gain": gain, "p": p, "n_queries": 40}
         for test, against, gain, p in (
             ("deletion", "random maps", 0.1, 0.001), ("deletion", "maps of other pairs", 0, 0.9),
             ("insertion", "random maps", 0.1, 0.8), ("insertion", "maps of other pairs", -1, 0),
         )
     ]  # fmt: skip
     path = finished_study / "reports" / "tiny" / explanations.FILE
-    table = pd.DataFrame(rows).reindex(columns=explanations.COLUMNS)
-    tidy.write_csv(table.assign(architecture="cnn"), path)
-    text = explanations.trust(explanations.read_all("tiny", ["cnn"]))
+    tidy.write_csv(pd.DataFrame(rows).assign(architecture="cnn"), path)
+    text = explanations.trust("tiny", "cnn")
     explorer.maps.value = MAPS["similarity"]
     path.unlink()
     assert text.startswith("Tested on 40 pairs")

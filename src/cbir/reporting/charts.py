@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 from scipy.optimize import isotonic_regression
 
-from cbir.reporting import tidy
-from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, SEARCH_COLOURS, looks
+from cbir.reporting import tables, tidy
+from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, PALETTE, looks
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.image_grids import shorten
 
@@ -21,6 +21,7 @@ from cbir.reporting.image_grids import shorten
 MOST_MARKERS = 12
 # With more classes than that, the counts of a confusion matrix are too small to be read.
 MOST_COUNTED = 12
+SEARCH_COLOURS = dict(zip(tables.SEARCH_ORDER, [HIT, NEUTRAL, *PALETTE[1:4]], strict=True))
 # Of `against_cost`: a column of its points, and what its axis is called.
 COST_AXES = {
     "milliseconds": "embedding an image (ms)",

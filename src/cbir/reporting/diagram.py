@@ -1,6 +1,5 @@
 """The block diagram of the system as it was run: an SVG made from the study's own numbers."""
 
-import hashlib
 import textwrap
 from collections.abc import Mapping
 from html import escape
@@ -76,8 +75,6 @@ def system(runs: Mapping[str, Run]) -> str:
     return TEMPLATES.get_template("diagram.svg.j2").render(
         title=f"{f'{len(runs)} networks' if plural else 'Network'}, as run",
         description=description,
-        # Two diagrams on a page need names of their own.
-        id=f"diagram-{hashlib.sha256(description.encode()).hexdigest()[:8]}",
         rows=rows,
         width=WIDTH, height=rows[2]["top"] + rows[2]["height"] + MARGIN,
         margin=MARGIN, gap=GAP, box=BOX, text=TEXT, line=LINE, padding=PADDING,
@@ -101,7 +98,7 @@ def _row(boxes: dict[str, list[str]], first_column: int = 0) -> dict:
     """Boxes side by side: where each begins, its lines, and the height of the tallest."""
     letters = int((BOX - 2 * PADDING) / (LETTER * TEXT))
     wrapped = {
-        name: [part for line in lines for part in textwrap.wrap(line, letters) or [""]]
+        name: [part for line in lines for part in textwrap.wrap(line, letters)]
         for name, lines in boxes.items()
     }
     placed = [

@@ -3,7 +3,6 @@
 import hashlib
 import io
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 
 import jinja2
@@ -32,13 +31,6 @@ LOOKS = [(PALETTE[place % 6], MARKERS[place % 7]) for place in range(42)]
 KNOWN = (
     "cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong", "random", "raw_pixels", "hand_crafted",
 )  # fmt: skip
-SEARCH_COLOURS = {
-    "unrestricted": "#0072B2",
-    "label_lookup": "#555555",
-    "predicted_class": "#E69F00",
-    "soft": "#009E73",
-    "oracle_class": "#CC79A7",
-}
 # Figures made of pixels are drawn at twice the size they are shown in, so that all are sharp.
 PIXELS_PER_INCH = 84
 # With more points, or more pixels in its images, a figure is no SVG.
@@ -100,10 +92,9 @@ def say(text: str | None) -> None:
 
 def unreadable_files(files: list[str]) -> str:
     """Which files could not be read; an empty text where there are none."""
-    if not files:
-        return ""
-    noun = "file" if len(files) == 1 else "files"
-    return f"Skipped {len(files)} unreadable {noun}:\n" + "\n".join(f"- {name}" for name in files)
+    return "\n".join(
+        ["Skipped unreadable files:", *(f"- {name}" for name in files)] if files else []
+    )
 
 
 def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -123,52 +114,44 @@ def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: LOOKS[places[name]] for name in architectures}
 
 
-def table(frame: pd.DataFrame | None, caption: str, digits: int | dict[str, int] = 3) -> None:
-    """Display a data frame as an HTML table with a caption, and its numbers in full as CSV.
+def table(
+    frame: pd.DataFrame | None,
+    caption: str,
+    digits: int | dict[str, int] = 3,
+    *,
+    is_folded: bool = False,
+) -> None:
+    """Display a data frame as an HTML table, and as CSV, with numbers in full.
 
     Args:
         frame: None or one without rows displays nothing.
         caption: one sentence.
         digits: after the decimal point, for all rows or by the row's name; an `Estimate` has those
             that its interval supports.
+        is_folded: whether the table opens when its caption is clicked.
     """
-    if frame is not None and not frame.empty:
-        about = {"text/html": {"caption": caption}}
-        display(_mime_bundle(frame, caption, digits), metadata=about, raw=True)
-
-
-def fold(frame: pd.DataFrame | None, summary: str) -> None:
-    """Display a table that opens when its summary is clicked; nothing where it is empty."""
-    if frame is not None and not frame.empty:
-        bundle = _mime_bundle(frame, f"{summary}.")
-        head = f"<details><summary>{escape(summary)}</summary>"
-        bundle["text/html"] = f"{head}{bundle['text/html']}</details>"
-        display(bundle, metadata={"text/html": {"caption": f"{summary}."}}, raw=True)
-
-
-def _mime_bundle(
-    frame: pd.DataFrame, caption: str, digits: int | dict[str, int] = 3
-) -> dict[str, str]:
-    """A table as HTML, and as CSV with its numbers in full and its intervals in columns."""
+    if frame is None or frame.empty:
+        return
     # A named index is a column as others are; a range is none.
     cells = frame.rename_axis(columns=None)
     cells = cells.reset_index() if frame.index.name is not None else cells
     has_names = not isinstance(cells.index, pd.RangeIndex)
     by_name = digits if isinstance(digits, dict) else {}
     usual = 3 if by_name else digits
-    rows = [
-        [_text(cell, by_name.get(name, usual)) for cell in row]
-        for name, *row in cells.itertuples(name=None)
-    ]
     html = TEMPLATES.get_template("table.html.j2").render(
         caption=caption,
+        is_folded=is_folded,
         columns=[str(name) for name in cells.columns],
         is_number=[all(map(_is_number, column)) for _, column in cells.items()],
         names=[str(name) for name in cells.index] if has_names else None,
-        rows=rows,
+        rows=[
+            [_text(cell, by_name.get(name, usual)) for cell in row]
+            for name, *row in cells.itertuples(name=None)
+        ],
     )
     csv = estimates.split(cells).to_csv(index=has_names, lineterminator="\n")
-    return {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
+    bundle = {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
+    display(bundle, metadata={"text/html": {"caption": caption}}, raw=True)
 
 
 def _text(cell, digits: int) -> str:

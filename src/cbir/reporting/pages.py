@@ -40,10 +40,8 @@ def write_page(
         cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
     ]
     outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
-    _number_figures([output for output in outputs if _figure_type(output)])
-    tables = [output for output in outputs if "caption" in _metadata(output, "text/html")]
-    _number_tables(tables)
-    _write_csv(tables, page)
+    _number_figures(outputs)
+    _number_tables(outputs, page)
     exporter = HTMLExporter(
         template_name="template",
         extra_template_basedirs=[str(Path(__file__).parent)],
@@ -70,64 +68,48 @@ def log_of(notebook: Path) -> str:
     return "".join(lines)
 
 
-def _figure_type(output) -> str | None:
-    """The media type of an output that is a figure; streams and errors hold none."""
-    return next((kind for kind in FIGURE_TYPES if kind in output.get("data", {})), None)
+def _number_figures(outputs: list) -> None:
+    """Number figures, and note for the template what `display.show` says of each."""
+    figures = [
+        (output, kind)
+        for output in outputs
+        for kind in FIGURE_TYPES
+        # Streams and errors hold no data.
+        if kind in output.get("data", {})
+    ]
+    for number, (output, kind) in enumerate(figures, 1):
+        drawing = output.data[kind]
+        # Notebooks keep all figures in Base64 but SVG.
+        if kind == "image/svg+xml":
+            drawing = base64.b64encode(drawing.encode()).decode()
+        source = f"data:{kind};base64,{''.join(drawing.split())}"
+        about = {"alt": "", **output.metadata.get(kind, {})}
+        output.metadata["figure"] = {"name": f"Figure {number}", "source": source, **about}
 
 
-def _metadata(output, kind: str) -> dict:
-    """What `display.show` and `display.table` say of an output."""
-    return output.get("metadata", {}).get(kind, {})
-
-
-def _number_figures(figures: list) -> None:
-    """Number figures, and note for the template what each shows."""
-    for number, output in enumerate(figures, 1):
-        kind = _figure_type(output)
-        output.metadata["figure"] = {
-            "name": f"Figure {number}",
-            "source": f"data:{kind};base64,{_base64(output.data[kind], kind)}",
-            "alt": _metadata(output, kind).get("alt", ""),
-            "width": _metadata(output, kind).get("width"),
-        }
-
-
-def _base64(drawing: str, kind: str) -> str:
-    """A figure in Base64, in which notebooks keep all figures but SVG."""
-    if kind != "image/svg+xml":
-        return "".join(drawing.split())
-    return base64.b64encode(drawing.encode()).decode()
-
-
-def _number_tables(tables: list) -> None:
-    """Number tables, in their captions too."""
-    for number, output in enumerate(tables, 1):
-        name, caption = f"Table {number}", _metadata(output, "text/html")["caption"]
-        output.metadata["table"] = {"name": name, "caption": caption}
-        output.data["text/html"] = output.data["text/html"].replace(
-            "<caption>", f'<caption><span class="number">{name}</span> ', 1
-        )
-
-
-def _write_csv(tables: list, page: Path) -> None:
-    """Write the CSV file of each table, and remove those of the page's earlier tables.
+def _number_tables(outputs: list, page: Path) -> None:
+    """Number tables, write the CSV file of each, and remove those of the page's earlier tables.
 
     They are named `<page>-<words of the caption>.csv`, the words joined by underscores: the last
     hyphen ends the page's name, so that no page removes another's files.
     """
-    folder = page.parent / TABLES
-    names = set()
-    for output in tables:
-        caption = output.metadata["table"]["caption"]
+    tables = [
+        (output, output.metadata["text/html"]["caption"])
+        for output in outputs
+        if "caption" in output.get("metadata", {}).get("text/html", {})
+    ]
+    folder, names = page.parent / TABLES, set()
+    for number, (output, caption) in enumerate(tables, 1):
         words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:LONGEST_NAME] or "table"
-        name, number = f"{page.stem}-{words}.csv", 1
+        name, copy = f"{page.stem}-{words}.csv", 1
         while name in names:
-            number += 1
-            name = f"{page.stem}-{words}_{number}.csv"
+            copy += 1
+            name = f"{page.stem}-{words}_{copy}.csv"
         names.add(name)
         folder.mkdir(exist_ok=True)
         write_text(folder / name, output.data["text/csv"])
-        output.metadata["table"]["csv"] = f"{TABLES}/{quote(name)}"
+        csv = f"{TABLES}/{quote(name)}"
+        output.metadata["table"] = {"name": f"Table {number}", "caption": caption, "csv": csv}
     for path in folder.glob("*.csv"):
         if path.stem.rpartition("-")[0] == page.stem and path.name not in names:
             path.unlink()
