@@ -15,6 +15,7 @@ from keras import layers, ops
 from cbir import StudyError
 from cbir.networks import models, precision
 from cbir.networks.backbones import BACKBONES
+from cbir.networks.choices import POOLINGS
 from cbir.networks.embeddings import fit_whitening, normalise
 from cbir.networks.gradients import (
     _parts,
@@ -24,7 +25,6 @@ from cbir.networks.gradients import (
     value_and_gradient,
 )
 from cbir.networks.models import Network
-from cbir.networks.pooling import POOLINGS
 from cbir.networks.weights import Weights
 
 # The last layer of 4 x 4 positions or more, for images of 32 pixels.

@@ -10,7 +10,7 @@ from conftest import build_network
 from cbir import StudyError
 from cbir.networks import models
 from cbir.networks.backbones import BACKBONES
-from cbir.networks.pooling import POOLINGS
+from cbir.networks.choices import POOLINGS
 
 
 @functools.cache

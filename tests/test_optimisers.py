@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cbir.networks import optimisers
-from cbir.networks.optimisers import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from cbir.networks.choices import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
 STEPS, EPOCHS, RATE = 10, 8, 0.2
 

@@ -1,6 +1,5 @@
 """The list of parameters: bounds, defaults, contradictions, groups, documentation."""
 
-import re
 import shutil
 
 import pytest
@@ -8,26 +7,16 @@ import yaml
 from conftest import CNN, DEFAULTS, ROOT, STUDY, write_study
 
 from cbir import StudyError
-from cbir.images import protocols
-from cbir.networks import baselines, optimisers, pooling
+from cbir.networks import choices
 from cbir.networks.backbones import BACKBONES
-from cbir.studies import configs, params, plan
+from cbir.networks.baselines import BASELINES
+from cbir.studies import configs, params
 
 BASELINE = {"notebook": "baseline", "baseline": "random"}
-NAMES = {
-    "backbone": tuple(BACKBONES),
-    "baseline": tuple(baselines.BASELINES),
-    "protocols": protocols.PROTOCOLS,
-    "pooling": tuple(pooling.POOLINGS),
-    "embedding": ("penultimate", "projection", "pooled"),
-    "optimizer": tuple(optimisers.OPTIMIZERS),
-    "schedule": optimisers.SCHEDULES,
-    "augmentation": tuple(optimisers.AUGMENTATIONS),
-}
 # As somebody would type them in YAML: the least and the most that fits, or every name.
 ALLOWED = {
     "backbone": [*BACKBONES],
-    "baseline": [*NAMES["baseline"]],
+    "baseline": [*BASELINES],
     "image_size": ["8", "224"],
     "training_images": ["0", "1", "5000"],
     "test_images": ["0", "1", "5000"],
@@ -47,8 +36,8 @@ ALLOWED = {
     "weights": ["none", "imagenet", "study:digits", "study:digits/cnn", "data/a.weights.h5"],
     "train": ["all", "head", "last_blocks:1", "last_blocks:3"],
     "input_size": ["32", "224"],
-    "pooling": [*NAMES["pooling"]],
-    "embedding": [*NAMES["embedding"]],
+    "pooling": [*choices.POOLINGS],
+    "embedding": [*choices.EMBEDDINGS],
     "embedding_dim": ["1", "2048"],
     "dropout": ["0", "0.0", "0.999"],
     "whitening": ["0", "1", "16"],
@@ -59,11 +48,11 @@ ALLOWED = {
     "epochs": ["1", "47"],
     "measured_epochs": ["[]", "[1]", "[3, 1]"],
     "batch_size": ["1", "512"],
-    "optimizer": [*NAMES["optimizer"]],
+    "optimizer": [*choices.OPTIMIZERS],
     "learning_rate": ["1e-9", "1", "10.0"],
-    "schedule": [*NAMES["schedule"]],
+    "schedule": [*choices.SCHEDULES],
     "weight_decay": ["0", "5.0e-4", "0.999"],
-    "augmentation": ["[]", *(f"[{name}]" for name in NAMES["augmentation"]), "[shift, flip]"],
+    "augmentation": ["[]", *(f"[{name}]" for name in choices.AUGMENTATIONS), "[shift, flip]"],
     "label_smoothing": ["0", "0.1", "0.999"],
     "early_stopping": ["0", "1", "9"],
 }
@@ -173,17 +162,6 @@ def test_what_a_parameter_may_not_be_is_refused_with_its_file_and_its_name(root,
     assert message.startswith(f"params/tiny/{file}.yaml: {key} must ")
     assert ", not " in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(("key", "names"), NAMES.items())
-def test_the_names_that_are_listed_are_those_that_the_code_knows(key, names):
-    listed = params.PARAMETERS[key].bound.rule
-    assert f" {', '.join(names)}" in listed
-    assert not re.search(rf", {names[-1]}, (?!each)", listed)
-
-
-def test_the_poolings_that_learn_are_those_of_the_code():
-    assert pooling.LEARNT == plan.POOLINGS_THAT_LEARN
 
 
 @pytest.mark.parametrize("row", params.PARAMETERS.values(), ids=params.PARAMETERS)

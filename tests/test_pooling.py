@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cbir.networks.pooling import LEARNT, POOLINGS, AttentionPooling, GeneralisedMean
+from cbir.networks.choices import LEARNT_POOLINGS, POOLINGS
+from cbir.networks.pooling import AttentionPooling, GeneralisedMean, make_pooling
 
 # One map of 2 x 2 positions and two channels.
 MAPS = np.array([[[[1, 0], [2, 0]], [[3, 0], [6, 8]]]], np.float32)
@@ -45,21 +46,21 @@ def trained(layer, maps, wanted, rate, steps):
     ],
 )
 def test_each_pooling_of_a_small_map_is_as_by_hand(pooling, expected):
-    layer = POOLINGS[pooling]()
+    layer = make_pooling(pooling)
     np.testing.assert_allclose(layer(MAPS), expected, rtol=1e-4)
     assert layer.compute_output_shape((None, 2, 2, 2)) == (None, len(expected[0]))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_the_poolings_that_learn_are_those_that_have_weights(pooling):
-    layer = POOLINGS[pooling]()
+    layer = make_pooling(pooling)
     layer(MAPS)
-    assert bool(layer.trainable_weights) == (pooling in LEARNT)
+    assert bool(layer.trainable_weights) == (pooling in LEARNT_POOLINGS)
 
 
-@pytest.mark.parametrize("pooling", LEARNT)
+@pytest.mark.parametrize("pooling", LEARNT_POOLINGS)
 def test_what_learns_is_made_again_from_its_description(pooling):
-    layer = POOLINGS[pooling](name="pooling")
+    layer = make_pooling(pooling)
     again = keras.layers.deserialize(keras.layers.serialize(layer))
     assert type(again) is type(layer)
 

@@ -9,8 +9,8 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import embeddings, optimisers, precision, training
-from cbir.networks.pooling import LEARNT
+from cbir.networks import embeddings, precision, training
+from cbir.networks.choices import AUGMENTATIONS, LEARNT_POOLINGS
 from cbir.networks.training import Batches
 
 pytestmark = pytest.mark.usefixtures("shared_project")
@@ -108,7 +108,7 @@ UNUSUAL = {
     "schedule": "one_cycle",
     "weight_decay": 0.001,
     "label_smoothing": 0.1,
-    "augmentation": list(optimisers.AUGMENTATIONS),
+    "augmentation": list(AUGMENTATIONS),
 }
 
 
@@ -307,13 +307,13 @@ def of_head(images):
 @pytest.fixture(scope="module")
 def maps(of_head, images):
     """The feature maps that the heads of this backbone pool, each in its way."""
-    found = [embeddings.frozen_features(of_head(way), images) for way in LEARNT]
+    found = [embeddings.frozen_features(of_head(way), images) for way in LEARNT_POOLINGS]
     (features,) = {each.folder: each for each in found}.values()
     assert np.load(features.folder / "features.npy", mmap_mode="r").dtype == np.float16
     return features
 
 
-@pytest.mark.parametrize("pooling", LEARNT)
+@pytest.mark.parametrize("pooling", LEARNT_POOLINGS)
 @pytest.mark.usefixtures("elsewhere")
 def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, images):
     network = of_head(pooling)

@@ -1,6 +1,7 @@
 """Networks: from images to embeddings.
 
 - `backbones`: a table with a row for each backbone that a study can name.
+- `choices`: the same for poolings, embeddings, optimizers, schedules and augmentations.
 - `cnns`: the project's own networks, beside those of `keras.applications`.
 - `pooling`: feature maps to one vector per image.
 - `models`: builds a network of backbone, pooling, embedding and classifier.

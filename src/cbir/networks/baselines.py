@@ -7,16 +7,15 @@ oriented gradients for human detection").
 """
 
 import numpy as np
-from skimage.feature import hog
 
 from cbir import StudyError
 from cbir.progress import progress
 
 BASELINES = ("random", "raw_pixels", "hand_crafted")
-# Images that are described at once.
+# The number of images that are described at once.
 BLOCK = 1024
 RANDOM_DIMENSION = 128
-# Levels of each channel: 4 x 4 x 4 colours.
+# The number of levels of each channel, which gives 4 x 4 x 4 colours.
 COLOUR_LEVELS = 4
 # HOG as Dalal and Triggs use it, except that a cell is a quarter of the image: 8 of 32 pixels.
 ORIENTATIONS = 9
@@ -91,7 +90,9 @@ def colour_histogram(images: np.ndarray) -> np.ndarray:
 
 def oriented_gradients(images: np.ndarray) -> np.ndarray:
     """(n, 324) float32 for most sizes: `skimage.feature.hog`, scaled to length 1."""
-    # On one thread, half a millisecond per image: threads made it slower.
+    from skimage.feature import hog  # takes a second to import
+
+    # One thread takes half a millisecond per image, and several threads were slower.
     rows = [
         hog(
             image,

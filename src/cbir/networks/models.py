@@ -19,7 +19,8 @@ from keras import layers
 from cbir import StudyError
 from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
-from cbir.networks.pooling import LEARNT, POOLINGS
+from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
+from cbir.networks.pooling import make_pooling
 from cbir.networks.precision import FULL, use_precision
 from cbir.networks.weights import Weights, find, load, renumber_layers
 
@@ -168,10 +169,10 @@ def build(
         train: "all"; "last_blocks:n", the head and the last n blocks of the backbone; "head".
         image_size: side of the images in pixels.
         input_size: side in pixels to which the network resizes them for the backbone.
-        pooling: a name in `POOLINGS`.
+        pooling: a name in `choices.POOLINGS`.
         feature_maps: whether the head pools even where the pooling learns nothing.
-        embedding: "penultimate", a dense layer with ReLU under the classifier; "projection", a
-            dense layer without ReLU; "pooled", the pooled features themselves.
+        embedding: a name in `choices.EMBEDDINGS`: "penultimate", a dense layer with ReLU under the
+            classifier; "projection", one without ReLU; "pooled", the pooled features themselves.
         embedding_dim: units of the dense layer; ignored for "pooled".
         dropout: share of the embedding that is dropped in training.
         mixed_precision: whether to compute in half precision where the machine supports it.
@@ -204,8 +205,8 @@ def build(
         elif row.preprocess != INCLUDED:
             pixels = layers.Rescaling(1 / 127.5, offset=-1)(pixels)
         features = body(pixels)
-        pool = POOLINGS[pooling](name="pooling")
-        head_pools = pooling in LEARNT or feature_maps
+        pool = make_pooling(pooling)
+        head_pools = pooling in LEARNT_POOLINGS or feature_maps
         if not head_pools:
             features = pool(features)
         encoder = keras.Model(images, features, name="backbone")
@@ -263,15 +264,10 @@ def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
 
 def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
     # In full precision, since retrieval compares embeddings that hardly differ.
-    if embedding == "pooled":
-        vectors = layers.Activation("linear", dtype="float32", name="embedding")(pooled)
-    else:
-        vectors = layers.Dense(
-            embedding_dim,
-            activation="relu" if embedding == "penultimate" else None,
-            dtype="float32",
-            name="embedding",
-        )(pooled)
+    arguments = {} if embedding == "pooled" else {"units": embedding_dim}
+    vectors = EMBEDDINGS[embedding].make(layers, **arguments, dtype="float32", name="embedding")(
+        pooled
+    )
     dropped = layers.Dropout(dropout, dtype="float32")(vectors)
     return layers.Dense(n_classes, activation="softmax", dtype="float32", name="classifier")(
         dropped

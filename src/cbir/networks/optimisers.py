@@ -3,53 +3,37 @@
 import keras
 from keras import layers, ops
 
-OPTIMIZERS = {
-    "adam": lambda rate, decay: keras.optimizers.Adam(rate, weight_decay=decay),
-    "adamw": lambda rate, decay: keras.optimizers.AdamW(rate, weight_decay=decay or 0.0),
-    "sgd": lambda rate, decay: keras.optimizers.SGD(
-        rate, momentum=0.9, nesterov=True, weight_decay=decay
-    ),
-}
-SCHEDULES = ("constant", "cosine", "one_cycle")
-# Each draws again for every image and every epoch; sizes are shares of the image.
-AUGMENTATIONS = {
-    "flip": lambda: layers.RandomFlip("horizontal"),
-    "shift": lambda: layers.RandomTranslation(
-        0.125, 0.125, fill_mode="reflect", interpolation="nearest"
-    ),
-    "rotate": lambda: layers.RandomRotation(15 / 360, fill_mode="reflect"),
-    "zoom": lambda: layers.RandomZoom(0.15, fill_mode="reflect"),
-    "contrast": lambda: layers.RandomContrast(0.2, value_range=(0, 255)),
-    "brightness": lambda: layers.RandomBrightness(0.2, value_range=(0, 255)),
-    "erase": lambda: layers.RandomErasing((0.5, 0.5), scale=(0.02, 0.2), value_range=(0, 255)),
-}
+from cbir.networks.choices import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
 
 def optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
     """An optimizer whose learning rate follows a schedule.
 
     Args:
-        settings: `optimizer`, a key of `OPTIMIZERS`, where "sgd" has a Nesterov momentum of 0.9;
+        settings: `optimizer`, a key of `OPTIMIZERS`;
             `learning_rate` at its highest;
-            `schedule`: "constant"; "cosine", which rises during the first epoch and falls to zero
-            along a cosine; "one_cycle", which rises during the first quarter of all steps (Smith,
-            Topin, "Super-convergence", 2017);
+            `schedule`, a key of `SCHEDULES`;
             `weight_decay`: share by which a step shrinks each weight, times the rate, decoupled
             from the gradient for every optimizer;
             `epochs`: passes over the training images.
         steps: batches in an epoch.
     """
-    rate, schedule = settings["learning_rate"], settings["schedule"]
-    if schedule != "constant":
+    rate = settings["learning_rate"]
+    if schedule := SCHEDULES[settings["schedule"]]:
         total = steps * settings["epochs"]
-        warmup = min(steps, total // 2) if schedule == "cosine" else total // 4
+        warmup = int(total * schedule.warmup_share)
+        if schedule.warmup_epochs:
+            warmup = min(warmup, steps * schedule.warmup_epochs)
         rate = keras.optimizers.schedules.CosineDecay(
             0.0,
             decay_steps=max(1, total - warmup),
             warmup_target=rate,
             warmup_steps=max(1, warmup),
         )
-    return OPTIMIZERS[settings["optimizer"]](rate, settings["weight_decay"] or None)
+    # A weight decay of 0 would cost a step of its own that changes nothing.
+    decay = {"weight_decay": settings["weight_decay"]} if settings["weight_decay"] else {}
+    row = OPTIMIZERS[settings["optimizer"]]
+    return row.make(keras.optimizers, learning_rate=rate, **decay)
 
 
 def loss(settings: dict):
@@ -82,7 +66,7 @@ def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
     images = keras.Input(model.input_shape[1:])
     augmented_images = images
     for name in augmentation:
-        augmented_images = AUGMENTATIONS[name]()(augmented_images)
+        augmented_images = AUGMENTATIONS[name].make(layers)(augmented_images)
     training_model = keras.Model(images, model(augmented_images))
     # Keras scales the loss by this policy; without that, float16 loses small gradients.
     training_model.dtype_policy = model.dtype_policy

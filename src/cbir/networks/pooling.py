@@ -1,10 +1,11 @@
-"""Pooling: feature maps to one vector per image. To add a pooling, add a row to `POOLINGS`."""
+"""Pooling: feature maps to one vector per image; `choices.POOLINGS` lists all poolings."""
+
+import sys
 
 import keras
 from keras import layers, ops
 
-# The poolings with weights, which belong to the head.
-LEARNT = ("gem", "attention")
+from cbir.networks.choices import POOLINGS
 
 
 @keras.saving.register_keras_serializable("cbir")
@@ -63,10 +64,6 @@ class AttentionPooling(layers.Layer):
         return (shape[0], shape[-1])
 
 
-POOLINGS = {
-    "avg": layers.GlobalAveragePooling2D,
-    "max": layers.GlobalMaxPooling2D,
-    "gem": GeneralisedMean,
-    "attention": AttentionPooling,
-    "flatten": layers.Flatten,
-}
+def make_pooling(pooling: str) -> layers.Layer:
+    """A new layer that pools; `pooling` is a name in `POOLINGS`."""
+    return POOLINGS[pooling].make(sys.modules[__name__], layers, name="pooling")

@@ -14,7 +14,9 @@ import yaml
 
 from cbir import StudyError
 from cbir.images.protocols import PROTOCOLS
+from cbir.networks import choices
 from cbir.networks.backbones import BACKBONES
+from cbir.networks.baselines import BASELINES
 
 # Set by the place of a file, params/<study>/<architecture>.yaml, and by the point of a grid.
 PLACED = ("study", "architecture", "variant")
@@ -93,8 +95,6 @@ _FRACTION = Bound(lambda value: 0 < value < 1, "must lie between 0 and 1, both e
 _SHARE = Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
 _RATE = Bound(lambda value: 0 < value < float("inf"), "must be greater than 0 and finite")
 
-# The names of poolings, embeddings, optimisers, schedules, augmentations and baselines are written
-# out, since the modules that define them import Keras; a test compares the two.
 # fmt: off
 PARAMETERS = {
     # The images.
@@ -135,14 +135,14 @@ PARAMETERS = {
         32, _at_least(32, " (pixels)")),
     "pooling": Parameter("network", "str",
         "How feature maps become a vector; `gem` is the generalised mean, `attention` a learnt "
-        "weighted mean.", "avg", _one_of("avg", "max", "gem", "attention", "flatten")),
+        "weighted mean.", "avg", _one_of(*choices.POOLINGS)),
     "feature_maps": Parameter("network", "bool",
         "Whether a frozen backbone's feature maps are cached in place of its pooled features, so "
         "that heads with different poolings share them.", False),
     "embedding": Parameter("network", "str",
         "The layer that is the embedding: `penultimate`, a dense layer with ReLU under the "
         "classifier; `projection`, one without ReLU; `pooled`, the pooled features.",
-        "penultimate", _one_of("penultimate", "projection", "pooled")),
+        "penultimate", _one_of(*choices.EMBEDDINGS)),
     "embedding_dim": Parameter("network", "int",
         "Units of that dense layer; `pooled` has none.", 256, _POSITIVE),
     "dropout": Parameter("network", "float",
@@ -166,16 +166,16 @@ PARAMETERS = {
               "must be epochs from 1 on, each once")),
     "batch_size": Parameter("training", "int", "Images in a step.", 64, _POSITIVE),
     "optimizer": Parameter("training", "str",
-        "`sgd` has a Nesterov momentum of 0.9.", "adam", _one_of("adam", "adamw", "sgd")),
+        "`sgd` has a Nesterov momentum of 0.9.", "adam", _one_of(*choices.OPTIMIZERS)),
     "learning_rate": Parameter("training", "float", "Highest learning rate.", 1e-3, _RATE),
     "schedule": Parameter("training", "str",
         "How the learning rate changes; `cosine` begins with a warm-up epoch.",
-        "cosine", _one_of("constant", "cosine", "one_cycle")),
+        "cosine", _one_of(*choices.SCHEDULES)),
     "weight_decay": Parameter("training", "float",
         "Share of each weight taken away in a step, times the learning rate.", 0.0, _SHARE),
     "augmentation": Parameter("training", "list[str]",
         "Random changes of each training image, drawn anew in each epoch.", [],
-        _some_of("flip", "shift", "rotate", "zoom", "contrast", "brightness", "erase")),
+        _some_of(*choices.AUGMENTATIONS)),
     "label_smoothing": Parameter("training", "float",
         "Share of the target probability spread over all classes.", 0.0, _SHARE),
     "early_stopping": Parameter("training", "int",
@@ -207,7 +207,7 @@ PARAMETERS = {
     # What can take the place of a network.
     "baseline": Parameter("baseline", "str",
         "Embeddings made without a network; set in place of `backbone`.",
-        bound=_one_of("random", "raw_pixels", "hand_crafted")),
+        bound=_one_of(*BASELINES)),
 }
 # fmt: on
 # Those of the backbone; the head's have the same names after `head_`.

@@ -6,6 +6,7 @@ from cbir.images.dataset import is_cached
 from cbir.images.pictures import list_folder
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
+from cbir.networks.choices import LEARNT_POOLINGS
 from cbir.progress import duration
 from cbir.reporting.runs import machine
 from cbir.studies.configs import RunConfig
@@ -16,8 +17,6 @@ from cbir.studies.study import Study, run_key
 NOTEBOOK_SECONDS = 25
 # Embeddings of masked images that test the explanations of a network.
 MASKED_IMAGES = 2_500
-# The names in `pooling.LEARNT`, whose module imports Keras.
-POOLINGS_THAT_LEARN = ("gem", "attention")
 
 
 def describe(study: Study) -> str:
@@ -125,7 +124,7 @@ def _estimate(run: RunConfig, n_train: int, n_images: int, frozen: set[tuple]) -
     n_trainings += given["draws"] * ("unseen_classes" in splits)
     seconds = NOTEBOOK_SECONDS + MASKED_IMAGES / images_embedded
     if given["head_epochs"]:
-        has_maps = given["feature_maps"] or given["pooling"] in POOLINGS_THAT_LEARN
+        has_maps = given["feature_maps"] or given["pooling"] in LEARNT_POOLINGS
         features = (given["backbone"], given["weights"], given["input_size"])
         features += ("maps" if has_maps else given["pooling"],)
         if features not in frozen:
