@@ -32,7 +32,7 @@ from studies import (
 pytestmark = pytest.mark.slow
 
 NETWORKS = ["cnn", "resnet50"]
-RUNS = ["cnn", BASELINE, "resnet50"]
+RUNS = [*NETWORKS, BASELINE]
 EPOCHS = 9
 
 
