@@ -1,4 +1,4 @@
-# A comparative study of content-based image retrieval. `make` lists what it can do.
+# A comparative study of content-based image retrieval. `make` lists all commands.
 
 STUDY ?=
 ARCHITECTURES ?=
@@ -7,7 +7,7 @@ SET ?=
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.cbir-installed
-# An active conda environment made from environment.yml is used as it is.
+# An active conda environment created from environment.yml is used as it is.
 ifeq ($(CONDA_DEFAULT_ENV),cbir)
 BIN := $(CONDA_PREFIX)/bin
 STAMP := $(CONDA_PREFIX)/.cbir-installed
@@ -15,27 +15,27 @@ endif
 BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
 CBIR := $(BIN)/python -m cbir
-# A file's tests share what they make, so they stay on one worker; the longest files come first.
+# The tests of a file share fixtures, so they stay on one worker. The slowest files come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ARGUMENTS = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
 .PHONY: help report plan lab test test-slow test-browser lint bench publish results docs lock clean distclean
 
-help:  ## list what make can do
+help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@awk -F '## ' '/^#   /{sub(/^#   /, "    "); print}' $(MAKEFILE_LIST)
 
-#   report and plan take
-#     STUDY=digits                    a folder in params/; README says what each is about
-#     ARCHITECTURES="cnn vgg16"       only these
+#   report and plan accept
+#     STUDY=digits                    a folder in params/; README describes each study
+#     ARCHITECTURES="cnn vgg16"       run only these architectures
 #     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...
-#     SET="epochs=3"                  parameters of a trial, into reports/<study>-trial/
+#     SET="epochs=3"                  override parameters; the report goes to reports/<study>-trial/
 
 report: $(STAMP)  ## run the study and write reports/<study>/index.html
 	@$(CBIR) report $(ARGUMENTS)
 
-plan: $(STAMP)  ## say what `make report` would do, without doing it
+plan: $(STAMP)  ## show what `make report` would do, without doing it
 	@$(CBIR) plan $(ARGUMENTS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
@@ -44,18 +44,18 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 test: $(STAMP)  ## run the quick tests
 	@$(PYTEST) -m "not browser and not slow"
 
-test-slow: $(STAMP)  ## run whole studies of networks and further architectures through their tests
+test-slow: $(STAMP)  ## run the slow tests: whole studies and further architectures
 	@$(PYTEST) -m "slow and not browser"
 
-test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium, as all readers see them
+test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium
 	@$(BIN)/python -m pytest tests/browser
 
-lint: $(STAMP)  ## check style, and that notebooks are committed without outputs
+lint: $(STAMP)  ## check code style, and that notebooks have no outputs
 	@$(BIN)/ruff check src tests notebooks
 	@$(BIN)/ruff format --check src tests notebooks
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-bench: $(BENCH)  ## time rankings and networks beside other libraries (installs PyTorch for it)
+bench: $(BENCH)  ## compare the speed of ranking and networks with other libraries (installs PyTorch)
 	@$(BIN)/python tests/benchmarks/retrieval.py
 	@$(BIN)/python tests/benchmarks/networks.py
 
@@ -68,23 +68,23 @@ results: $(STAMP)  ## write docs/results.md from reports/published/
 docs: $(STAMP)  ## write docs/parameters.md from the list of parameters
 	@$(CBIR) docs
 
-lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
+lock:  ## update requirements.lock from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
 		--quiet --output-file requirements.lock
 
-clean:  ## delete reports and executed notebooks, but what is published
+clean:  ## delete reports and executed notebooks, except published results
 	@mkdir -p reports
 	find reports -mindepth 1 -maxdepth 1 -type d ! -name published -exec rm -rf {} +
 
-distclean: clean  ## delete caches and the environment too
+distclean: clean  ## also delete caches and the environment
 	rm -rf artifacts .venv .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
-# uv where it is installed, else venv and pip: the same locked versions either way.
+# Uses uv if it is installed, otherwise venv and pip; both install the same locked versions.
 .venv/.cbir-installed: requirements.lock pyproject.toml
-	@echo "setting up .venv (some minutes, once)"
+	@echo "setting up .venv (takes a few minutes, only once)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
-	"error: TensorFlow has no release for Python %d.%d here: install 3.11, 3.12 or 3.13 and say which, as in make PYTHON=python3.12" % v)'
+	"error: TensorFlow has no release for Python %d.%d: install Python 3.11, 3.12 or 3.13 and name it, as in make PYTHON=python3.12" % v)'
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv && \
 		uv pip install --quiet --python .venv --require-hashes -r requirements.lock && \
@@ -96,10 +96,10 @@ distclean: clean  ## delete caches and the environment too
 	fi
 	@touch $@
 
-# What only these need, beside the locked versions, which stay as they are: an extra of its name.
+# The additional packages of an extra; the locked versions stay as they are.
 $(BENCH) $(BROWSER): EXTRA = $(subst .cbir-,,$(notdir $@))
 $(BENCH) $(BROWSER): $(STAMP)
-	@echo "installing what only the $(EXTRA) needs (once)"
+	@echo "installing additional packages for $(EXTRA) (only once)"
 	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
 	@if command -v uv >/dev/null; then \
 		uv pip install --quiet --python $(BIN)/python --constraint $@.txt --no-build-isolation --editable ".[$(EXTRA)]"; \

@@ -269,7 +269,7 @@ def test_misspelt_parameter_in_set_names_set(project):
 
 def test_parameter_like_no_other_is_answered_with_all_that_are_known(project):
     write_line(project, "zzzz: 1")
-    known = error_of(project).partition("known are ")[2].split(", ")
+    known = error_of(project).partition("known: ")[2].split(", ")
     assert sorted(known) == sorted(STUDY | CNN)
 
 
@@ -332,7 +332,7 @@ def test_set_is_checked_as_files_are(project):
 
 def test_what_contradicts_itself_names_the_files_that_may_be_wrong(project):
     message = error_of(project, overrides="head_epochs=2")
-    assert message.startswith(f"{FILE} or SET: head_epochs: must be 0 where weights is none")
+    assert message.startswith(f"{FILE} or SET: head_epochs: must be 0 if weights is none")
     write_line(project, "early_stopping: 2", drop="early_stopping")
     assert error_of(project).startswith(f"{FILE}: measured_epochs: must be [] with early_stopping")
 
@@ -342,7 +342,7 @@ def test_a_trial_of_fewer_epochs_measures_what_it_has(project):
     assert cnn_of(project, overrides="epochs=4")["measured_epochs"] == [2]
     assert cnn_of(project, overrides="epochs=5")["measured_epochs"] == [2, 5]
     message = error_of(project, overrides="epochs=4 measured_epochs=[5]")
-    assert "measured_epochs: [5] lies beyond epochs: 4" in message
+    assert "measured_epochs: [5] is greater than epochs: 4" in message
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001"])

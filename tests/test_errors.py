@@ -76,11 +76,14 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, re
         ("epochs", "'epochs' is not key=value"),
         ("pooling=mean", "SET: pooling must be one of avg, max, gem, attention, flatten"),
         ("train=last_blocks:0", "SET: train must be head, last_blocks:<n> or all"),
-        ("head_epochs=2", "params/tiny/cnn.yaml or SET: head_epochs: must be 0 where weights is"),
+        ("head_epochs=2", "params/tiny/cnn.yaml or SET: head_epochs: must be 0 if weights is"),
         ("early_stopping=1", "measured_epochs: must be [] with early_stopping"),
         ("training_images=3", "class 'circle' has too few images left (1)"),
         ("ks=[1, 5]", "ks=[1,"),
-        ("protocols=[unseen_classes]", "protocols must name some of closed, held_out_gallery"),
+        (
+            "protocols=[unseen_classes]",
+            "protocols must contain one or more of closed",
+        ),
         ("protocols=[closed,hashing_1k]", "hashing_1k is that of cifar10"),
         ("protocols=[closed,unseen_classes] unseen=2", "3 classes without 2 leave fewer than two"),
     ],
@@ -228,7 +231,7 @@ def test_cifar10_that_cannot_be_had_says_where_to_put_it(place, refused):
 
 
 def test_a_folder_without_a_project_is_refused(tmp_path, refused):
-    assert "no project at" in refused(tmp_path, "report", run=real)
+    assert "no project found at" in refused(tmp_path, "report", run=real)
 
 
 def test_reports_that_is_no_folder_is_refused(tmp_path, refused):

@@ -120,7 +120,7 @@ def test_unsupported_python_is_told_in_one_line_which_to_install(copy, version, 
     done = make(copy, target, f"PYTHON={python}")
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert f"Python {version} " in line
+    assert f"Python {version}:" in line
     assert all(supported in line for supported in SUPPORTED)
     assert "Traceback" not in done.stderr
     assert calls(copy) == []

@@ -175,64 +175,64 @@ CONFLICTS = {
     "a head that is not trained": (
         HEAD | {"head_epochs": 0},
         {"head_epochs": 1},
-        "head_epochs: must be greater than 0 where train is head",
+        "head_epochs: must be greater than 0 if train is head",
     ),
     "a network that is not trained": (
         {"epochs": 0, "measured_epochs": []},
         {"epochs": 1},
-        "epochs: must be greater than 0 where train is all",
+        "epochs: must be greater than 0 if train is all",
     ),
     "blocks that are not trained": (
         TAKEN | {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
         {"epochs": 1},
-        "epochs: must be greater than 0 where train is last_blocks:2",
+        "epochs: must be greater than 0 if train is last_blocks:2",
     ),
     "a head before a backbone of random weights": (
         {"head_epochs": 1},
         {"weights": "backbone.h5"},
-        "head_epochs: must be 0 where weights is none",
+        "head_epochs: must be 0 if weights is none",
     ),
     "a head before blocks of random weights": (
         {"head_epochs": 1, "train": "last_blocks:1"},
         {"head_epochs": 0, "train": "all"},
-        "head_epochs: must be 0 where weights is none",
+        "head_epochs: must be 0 if weights is none",
     ),
     "a learnt backbone trained under a head of random weights": (
         {"weights": "backbone.h5"},
         {"head_epochs": 1},
-        "head_epochs: must be greater than 0 where weights is backbone.h5 and train is all: "
-        "gradients that pass through a head of random weights",
+        "head_epochs: must be greater than 0 if weights is backbone.h5 and train is all, "
+        "because gradients through an untrained head",
     ),
     "learnt blocks trained under a head of random weights": (
         {"backbone": "vgg16", "weights": "imagenet", "train": "last_blocks:1"},
         {"train": "head", "epochs": 0, "measured_epochs": [], "head_epochs": 2},
-        "head_epochs: must be greater than 0 where weights is imagenet and train is last_blocks:1",
+        "head_epochs: must be greater than 0 if weights is imagenet and train is last_blocks:1",
     ),
     "more blocks than there are": (
         TAKEN | {"train": "last_blocks:4"},
         {"train": "last_blocks:3"},
-        "train: last_blocks:4: cnn has 3 blocks",
+        "train: last_blocks:4: cnn has only 3 blocks",
     ),
     "more blocks than another backbone has": (
         TAKEN | {"train": "last_blocks:6", "backbone": "vgg16"},
         {"train": "last_blocks:5"},
-        "train: last_blocks:6: vgg16 has 5 blocks",
+        "train: last_blocks:6: vgg16 has only 5 blocks",
     ),
     "blocks of random weights that are trained alone": (
         {"train": "last_blocks:1"},
         TAKEN,
-        "train: last_blocks:1: must be all where weights is none: the other blocks would keep "
+        "train: last_blocks:1: must be all if weights is none, because the other blocks would keep "
         "random weights",
     ),
     "changed images for a frozen backbone": (
         HEAD | {"augmentation": ["flip"]},
         {"augmentation": []},
-        "augmentation: a frozen backbone sees each image once",
+        "augmentation: impossible with a frozen backbone",
     ),
     "a measured epoch that does not come": (
         {"measured_epochs": [1, 4]},
         {"epochs": 4},
-        "measured_epochs: [4] lies beyond epochs: 3",
+        "measured_epochs: [4] is greater than epochs: 3",
     ),
     "a measured epoch that may not come": (
         {"early_stopping": 1},
@@ -247,12 +247,12 @@ CONFLICTS = {
     "more dimensions than an embedding has": (
         {"whitening": 17},
         {"whitening": 16},
-        "whitening: 17 dimensions of an embedding of 16",
+        "whitening: 17 is greater than embedding_dim: 16",
     ),
     "more dimensions than a layer has that pooled features are not": (
         {"whitening": 17},
         {"embedding": "pooled"},
-        "whitening: 17 dimensions of an embedding of 16",
+        "whitening: 17 is greater than embedding_dim: 16",
     ),
 }
 
@@ -294,9 +294,9 @@ def test_groups_are_completed_with_defaults():
         ("network", {"poling": 1}, "network: unknown parameter 'poling', did you mean 'pooling'"),
         ("network", {"epochs": 3}, "network: epochs belongs to training"),
         ("network", {}, "network: missing parameter backbone"),
-        ("training", {"epochs": 0}, "epochs: must be greater than 0 where train is all"),
+        ("training", {"epochs": 0}, "epochs: must be greater than 0 if train is all"),
         ("training", {"epochs": "3"}, "training: epochs must be int, not '3'"),
-        ("measurement", {"seeds": [-1]}, "measurement: seeds must name at least one seed"),
+        ("measurement", {"seeds": [-1]}, "measurement: seeds must contain at least one seed"),
     ],
 )
 def test_groups_are_checked_as_files_are(group, values, message):

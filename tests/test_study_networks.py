@@ -326,7 +326,7 @@ def test_a_killed_run_goes_on_after_its_last_epoch(interrupted):
 
 def test_an_interruption_is_one_line_and_leaves_nothing_running(interrupted):
     stopped = interrupted.stopped
-    assert stopped.stderr == "interrupted: run the same command again to go on from here\n"
+    assert stopped.stderr == "interrupted: run the same command again to continue\n"
     assert stopped.returncode == 130
     assert stopped.left == []
     assert "resnet50" not in stopped.stdout

@@ -225,7 +225,7 @@ def test_early_stopping_ends_with_the_weights_of_the_first_of_the_best_epochs(
 def test_images_that_change_cannot_train_a_head_on_kept_features(images):
     network = build_network(train="head")
     frozen = embeddings.frozen_features(network, images)
-    with pytest.raises(StudyError, match="augmentation: a frozen backbone sees each image once"):
+    with pytest.raises(StudyError, match="augmentation: impossible with a frozen backbone"):
         train_network(network, images, features=frozen, augmentation=["flip"])
 
 

@@ -1,13 +1,13 @@
 """Content-based image retrieval, compared.
 
-The data takes one way, and each package stands at one place on it:
+Data flows in one direction, and each package is one stage:
 
     images -> networks -> retrieval -> reporting
 
 `images` decodes pictures and splits them, `networks` trains networks and turns images into
 embeddings, `retrieval` ranks the gallery and computes metrics per query, `reporting` turns them
 into tables, figures and pages. `studies` runs whole studies, `search` searches a finished one,
-`explain` shows why two images match; `cache` and `progress` serve all of them.
+and `explain` shows why two images match. All of them use `cache` and `progress`.
 
 From images to metrics, with every parameter that is not given at its default:
 
@@ -26,32 +26,32 @@ import logging
 import os
 from pathlib import Path
 
-# TensorFlow reads these once, when it is first imported, so they stand before any Keras import.
+# TensorFlow reads these only when it is first imported, so they are set before any Keras import.
 # oneDNN is off by default on CPUs without AVX-512 and makes training there several times faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# In a notebook TensorFlow warns on standard output, between the lines of a training. It sets its
-# logger's level itself, so the level cannot say what passes.
+# In a notebook, TensorFlow prints warnings between the lines of a training. It sets the level of
+# its logger itself, so a filter drops them.
 logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 __version__ = "0.1.0"
 
 
 class StudyError(Exception):
-    """An error that the user can fix; its text is one line that says how."""
+    """An error that the user can fix; its message is one line that says how."""
 
 
 def project_root() -> Path:
-    """The nearest folder, from the working directory up, that holds `params/` and `notebooks/`.
+    """The nearest folder, from the working directory upwards, with `params/` and `notebooks/`.
 
     Raises:
-        StudyError: there is none.
+        StudyError: no such folder exists.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
             return folder
     raise StudyError(
-        f"no project at {here}: go to the folder that holds params/ and notebooks/, and run again"
+        f"no project found at {here}: change to the folder that contains params/ and notebooks/"
     )

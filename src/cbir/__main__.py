@@ -13,19 +13,19 @@ from cbir.cache import as_study_error
 from cbir.progress import own_stderr
 from cbir.search import cli
 
-# What `report` and `plan` take.
+# The options of `report` and `plan`.
 OPTIONS = {
     "--study": ("NAME", "a folder in params/ (default: digits)"),
-    "--architectures": ("NAMES", "names separated by spaces (default: all of the study)"),
+    "--architectures": ("NAMES", "names separated by spaces (default: all in the study)"),
     "--data": ("FOLDER", "your own pictures, <class>/... or {train,test}/<class>/..."),
     "--set": ("KEY=VALUE", "parameters that override the study's, in a trial with its own report"),
 }
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command; 0 where it succeeded, 1 where it failed, 2 for a wrong call."""
+    """Run a command; return 0 on success, 1 on failure, 2 for invalid arguments."""
     arguments = _parser().parse_args(words)
-    # Lines appear as they are printed even where the output is no terminal.
+    # Lines appear as soon as they are printed, even if the output is not a terminal.
     sys.stdout.reconfigure(line_buffering=True)
     with own_stderr(Path(os.devnull)):
         return _run(arguments)
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare architectures for content-based image retrieval, and search with your "
         "own pictures. Run it in the project's folder or in a folder below it.",
         epilog="examples: cbir report; cbir search cat.jpg; cbir COMMAND --help. The exit status "
-        "is 0 for success, 1 for a failure, 2 for a wrong call, 130 for an interruption.",
+        "is 0 on success, 1 on failure, 2 for invalid arguments, 130 after an interruption.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for run in (report, plan, publish, results, docs):
@@ -57,11 +57,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run the command and report its errors in one line each; the exit status."""
+    """Run the command, print an error as one line, and return the exit status."""
     try:
         return 0 if arguments.run(arguments) else 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, OSError):
@@ -73,20 +73,20 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
 
 
-# The commands. They import late, so that a wrong call is answered at once.
+# The commands. They import late, so that invalid arguments are reported at once.
 
 
 def report(arguments: argparse.Namespace) -> bool:
     """Bring a study's report up to date."""
     study = _open_study(arguments)
-    # What runs notebooks takes seconds to import: an error in the study need not wait for it.
+    # Importing what runs notebooks takes seconds, so errors in the study are reported before it.
     from cbir.studies import run
 
     return run.bring_up_to_date(study)
 
 
 def plan(arguments: argparse.Namespace) -> bool:
-    """Say what report would do, without doing it."""
+    """Show what report would do, without doing it."""
     study = _open_study(arguments)
     from cbir.studies import plan
 
@@ -99,7 +99,7 @@ def publish(arguments: argparse.Namespace) -> bool:
     from cbir.reporting.publish import publish_study
 
     folder = publish_study(project_root(), arguments.study)
-    print(f"{folder.relative_to(project_root())} written; now `make results`")
+    print(f"{folder.relative_to(project_root())} written; now run `make results`")
     return True
 
 
@@ -130,7 +130,7 @@ def _open_study(arguments: argparse.Namespace):
 
 
 def _log() -> str:
-    """Write the current traceback to a file; words that name the file."""
+    """Write the current traceback to a file; return a note that names the file."""
     with (
         contextlib.suppress(OSError),
         tempfile.NamedTemporaryFile("w", prefix="cbir-", suffix=".log", delete=False) as log,

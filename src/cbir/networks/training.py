@@ -156,11 +156,11 @@ def train(
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
     if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
-        raise StudyError(f"measured_epochs: {beyond} lies beyond epochs: {epochs}")
+        raise StudyError(f"measured_epochs: {beyond} is greater than epochs: {epochs}")
     if settings["augmentation"] and features:
         raise StudyError(
-            "augmentation: a frozen backbone sees each image once, so no image can change from "
-            "epoch to epoch: set augmentation: [] or train: all"
+            "augmentation: impossible with a frozen backbone, which processes each image only "
+            "once: set augmentation: [] or train: all"
         )
     inputs, model, prefix = dataset.images, network.model, ""
     if features:

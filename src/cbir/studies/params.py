@@ -1,7 +1,7 @@
-"""The parameters of a study: one list of them, from which all else about them comes.
+"""The parameters of a study, defined once.
 
 `PARAMETERS` has a row per parameter: its group, type, default, bounds and description. Checks,
-defaults, error messages and `docs/parameters.md` come from it.
+defaults, error messages and `docs/parameters.md` are derived from it.
 """
 
 import difflib
@@ -18,20 +18,21 @@ from cbir.networks import choices
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.baselines import BASELINES
 
-# Set by the place of a file, params/<study>/<architecture>.yaml, and by the point of a grid.
+# Set from the path of the file, params/<study>/<architecture>.yaml, and from the point of a grid.
 PLACED = ("study", "architecture", "variant")
 GROUPS = {
-    "data": "The images. All architectures of a study share them, but for `learn_from`.",
+    "data": "The images. All architectures of a study share these parameters, except `learn_from`.",
     "network": "How the network is built.",
-    "training": "How the network is trained: the head alone first, where `head_epochs` is not 0.",
+    "training": "How the network is trained. If `head_epochs` is not 0, only the head is trained "
+    "first.",
     "embedding": "How embeddings are made from the trained network.",
     "measurement": "What is measured.",
-    "baseline": "What takes the place of a network.",
+    "baseline": "A fixed rule that replaces the network.",
 }
 
 
 class Bound(NamedTuple):
-    """What a value must fulfil beyond its type; `rule` follows the parameter's name in errors."""
+    """A condition on a value beyond its type; `rule` follows the parameter's name in errors."""
 
     holds: Callable[[Any], bool]
     rule: str
@@ -45,8 +46,8 @@ class Parameter:
         group: a name in `GROUPS`.
         type: as an annotation, such as "list[int]".
         description: one sentence in Markdown.
-        default: None where the study must set it.
-        bound: None where every value of its type will do.
+        default: None if the study must set it.
+        bound: None if every value of the type is valid.
     """
 
     group: str
@@ -56,9 +57,9 @@ class Parameter:
     bound: Bound | None = None
 
     def error(self, value) -> str:
-        """Why a value will not do, in words that follow the parameter's name; empty where it will.
+        """Why a value is invalid, to follow the parameter's name; empty if it is valid.
 
-        An int passes for a float.
+        An int is accepted as a float.
         """
         if not _is_of(value, self.type):
             return f"must be {self.type}, not {value!r}"
@@ -74,7 +75,7 @@ def _one_of(*names: str) -> Bound:
 def _some_of(*names: str) -> Bound:
     return Bound(
         lambda value: set(value) <= set(names) and len(set(value)) == len(value),
-        f"must name some of {', '.join(names)}, each once",
+        f"must contain only {', '.join(names)}, without duplicates",
     )
 
 
@@ -85,13 +86,13 @@ def _at_least(least: int, unit: str = "") -> Bound:
 def _each_at_least(least: int, noun: str) -> Bound:
     return Bound(
         lambda value: value and min(value) >= least and len(set(value)) == len(value),
-        f"must name at least one {noun}, each {least} or more and each once",
+        f"must contain at least one {noun}, each {least} or more, without duplicates",
     )
 
 
 _POSITIVE = Bound(lambda value: value > 0, "must be greater than 0")
 _NOT_NEGATIVE = Bound(lambda value: value >= 0, "must be 0 or greater")
-_FRACTION = Bound(lambda value: 0 < value < 1, "must lie between 0 and 1, both excluded")
+_FRACTION = Bound(lambda value: 0 < value < 1, "must be greater than 0 and less than 1")
 _SHARE = Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
 _RATE = Bound(lambda value: 0 < value < float("inf"), "must be greater than 0 and finite")
 
@@ -101,22 +102,23 @@ PARAMETERS = {
     "dataset": Parameter("data", "str",
         "`digits`, `cifar10`, or the path of a folder of pictures."),
     "image_size": Parameter("data", "int",
-        "Side in pixels of the squares that pictures become by a centre crop.",
+        "Side length in pixels of the square images, made by a centre crop.",
         32, _at_least(8, " (pixels)")),
     "training_images": Parameter("data", "int",
         "Training images to keep, in equal shares of all classes; 0 keeps all.", 0, _NOT_NEGATIVE),
     "test_images": Parameter("data", "int",
         "Test images to keep, in equal shares of all classes; 0 keeps all.", 0, _NOT_NEGATIVE),
     "test_fraction": Parameter("data", "float",
-        "Share of each class that becomes test images, where the data set has none of its own.",
+        "Share of each class that becomes test images, if the data set has no test images.",
         0.2, _FRACTION),
     "validation_fraction": Parameter("data", "float",
         "Share of each class's training images set apart for validation.", 0.1, _FRACTION),
     "split_seed": Parameter("data", "int",
-        "Seed of every choice of images, whatever the seed of the training.", 0, _NOT_NEGATIVE),
+        "Seed of every choice of images, independent of the training seeds.", 0, _NOT_NEGATIVE),
     "learn_from": Parameter("data", "int",
-        "Training images to learn from and to validate on, in equal shares of all classes; 0 takes "
-        "all. The gallery keeps all. Architectures may differ in it.", 0, _NOT_NEGATIVE),
+        "Training images used for training and validation, in equal shares of all classes; 0 uses "
+        "all. The gallery keeps all of them. May differ between architectures.",
+        0, _NOT_NEGATIVE),
     # How the network is built.
     "backbone": Parameter("network", "str",
         "The part of the network that turns pixels into feature maps.", bound=_one_of(*BACKBONES)),
@@ -131,40 +133,42 @@ PARAMETERS = {
         Bound(lambda value: re.fullmatch("head|all|last_blocks:[1-9][0-9]*", value) is not None,
               "must be head, last_blocks:<n> or all")),
     "input_size": Parameter("network", "int",
-        "Side in pixels of what the backbone sees; the network resizes images itself.",
+        "Side length in pixels of the backbone's input; the network resizes images itself.",
         32, _at_least(32, " (pixels)")),
     "pooling": Parameter("network", "str",
-        "How feature maps become a vector; `gem` is the generalised mean, `attention` a learnt "
+        "Turns feature maps into one vector; `gem` is the generalised mean, `attention` a learnt "
         "weighted mean.", "avg", _one_of(*choices.POOLINGS)),
     "feature_maps": Parameter("network", "bool",
-        "Whether a frozen backbone's feature maps are cached in place of its pooled features, so "
+        "Whether to cache a frozen backbone's feature maps instead of its pooled features, so "
         "that heads with different poolings share them.", False),
     "embedding": Parameter("network", "str",
-        "The layer that is the embedding: `penultimate`, a dense layer with ReLU under the "
-        "classifier; `projection`, one without ReLU; `pooled`, the pooled features.",
+        "The layer whose output is the embedding: `penultimate`, a dense layer with ReLU before "
+        "the classifier; `projection`, one without ReLU; `pooled`, the pooled features.",
         "penultimate", _one_of(*choices.EMBEDDINGS)),
     "embedding_dim": Parameter("network", "int",
-        "Units of that dense layer; `pooled` has none.", 256, _POSITIVE),
+        "Units of that dense layer; not used with `pooled`.", 256, _POSITIVE),
     "dropout": Parameter("network", "float",
-        "Share of the embedding dropped in training; the plain CNN drops half of that share after "
-        "each stage, too.", 0.0, _SHARE),
+        "Share of the embedding dropped in training; the plain CNN also drops half of that share "
+        "after each stage.", 0.0, _SHARE),
     "mixed_precision": Parameter("network", "bool",
-        "Whether a GPU computes in half precision where it can; a CPU never does.", True),
+        "Whether a GPU computes in half precision where possible; a CPU never does.", True),
     # How it is trained.
     "head_epochs": Parameter("training", "int",
-        "Epochs of the head alone, on features of the frozen backbone, before all else.",
+        "Epochs in which only the head is trained, on features of the frozen backbone, before "
+        "`epochs`.",
         0, _NOT_NEGATIVE),
     "head_batch_size": Parameter("training", "int",
-        "Images in a step of those epochs.", 512, _POSITIVE),
+        "Images per step in those epochs.", 512, _POSITIVE),
     "head_learning_rate": Parameter("training", "float",
-        "Highest learning rate of those epochs.", 1e-3, _RATE),
+        "Highest learning rate in those epochs.", 1e-3, _RATE),
     "epochs": Parameter("training", "int",
-        "Epochs of the backbone with its head; not used with `train: head`.", 0, _NOT_NEGATIVE),
+        "Epochs in which the backbone is trained with its head; not used with `train: head`.",
+        0, _NOT_NEGATIVE),
     "measured_epochs": Parameter("training", "list[int]",
-        "Epochs after which the network is measured, besides the last.", [],
+        "Epochs after which the network is measured, in addition to the last one.", [],
         Bound(lambda value: all(epoch > 0 for epoch in value) and len(set(value)) == len(value),
-              "must be epochs from 1 on, each once")),
-    "batch_size": Parameter("training", "int", "Images in a step.", 64, _POSITIVE),
+              "must contain only epochs of 1 or more, without duplicates")),
+    "batch_size": Parameter("training", "int", "Images per step.", 64, _POSITIVE),
     "optimizer": Parameter("training", "str",
         "`sgd` has a Nesterov momentum of 0.9.", "adam", _one_of(*choices.OPTIMIZERS)),
     "learning_rate": Parameter("training", "float", "Highest learning rate.", 1e-3, _RATE),
@@ -172,54 +176,56 @@ PARAMETERS = {
         "How the learning rate changes; `cosine` begins with a warm-up epoch.",
         "cosine", _one_of(*choices.SCHEDULES)),
     "weight_decay": Parameter("training", "float",
-        "Share of each weight taken away in a step, times the learning rate.", 0.0, _SHARE),
+        "Share of each weight subtracted per step, multiplied by the learning rate.", 0.0, _SHARE),
     "augmentation": Parameter("training", "list[str]",
-        "Random changes of each training image, drawn anew in each epoch.", [],
+        "Random changes of each training image, different in each epoch.", [],
         _some_of(*choices.AUGMENTATIONS)),
     "label_smoothing": Parameter("training", "float",
         "Share of the target probability spread over all classes.", 0.0, _SHARE),
     "early_stopping": Parameter("training", "int",
-        "Epochs without a better validation accuracy after which training ends, with the weights "
-        "of the best epoch; 0 trains for all epochs.", 0, _NOT_NEGATIVE),
+        "Training ends after this many epochs without a better validation accuracy, and restores "
+        "the weights of the best epoch; 0 trains for all epochs.", 0, _NOT_NEGATIVE),
     # How embeddings are made.
     "test_time_flips": Parameter("embedding", "bool",
         "Whether an embedding is the mean over an image and its mirror image.", False),
     "whitening": Parameter("embedding", "int",
-        "Dimensions that PCA whitening, fitted on the training images, keeps; 0 for no whitening.",
+        "Dimensions kept by PCA whitening, which is fitted on the training images; 0 disables it.",
         0, _NOT_NEGATIVE),
     # What is measured.
     "seeds": Parameter("measurement", "list[int]",
-        "Seeds of initial weights, order of the images and dropout; each is a training of its own.",
+        "Seeds of initial weights, image order and dropout; each seed trains a new network.",
         bound=_each_at_least(0, "seed")),
     "protocols": Parameter("measurement", "list[str]",
-        "Which images are searched, and with which; architectures are compared under the first. "
-        "`hashing_1k` is for `cifar10` alone.",
+        "Which images form the gallery and the queries; architectures are compared under the "
+        "first. `hashing_1k` requires `cifar10`.",
         bound=Bound(lambda value: value and _some_of(*PROTOCOLS).holds(value)
                     and value[0] != "unseen_classes",
-                    f"must name some of {', '.join(PROTOCOLS)}, each once, unseen_classes not "
-                    "first")),
+                    f"must contain one or more of {', '.join(PROTOCOLS)}, without "
+                    "duplicates and with unseen_classes not first")),
     "unseen": Parameter("measurement", "int",
-        "Classes that the protocol `unseen_classes` leaves out of training.", 2, _POSITIVE),
+        "Number of classes that the protocol `unseen_classes` leaves out of training.",
+        2, _POSITIVE),
     "draws": Parameter("measurement", "int",
-        "How often that protocol draws these classes; each draw is a training.", 3, _POSITIVE),
+        "How often that protocol draws these classes; each draw trains a new network.",
+        3, _POSITIVE),
     "ks": Parameter("measurement", "list[int]",
         "Depths at which rankings are measured.", [1, 5, 10, 100], _each_at_least(1, "k")),
-    # What can take the place of a network.
+    # What can replace a network.
     "baseline": Parameter("baseline", "str",
-        "Embeddings made without a network; set in place of `backbone`.",
+        "Embeddings made without a network; set instead of `backbone`.",
         bound=_one_of(*BASELINES)),
 }
 # fmt: on
-# Those of the backbone; the head's have the same names after `head_`.
+# Parameters of the backbone; those of the head have the prefix `head_`.
 NOT_OF_HEAD = ("epochs", "batch_size", "learning_rate")
 
 
 def names_in(*groups: str) -> tuple[str, ...]:
-    """The parameters of some groups, in the order of `PARAMETERS`."""
+    """The parameters of the given groups, in the order of `PARAMETERS`."""
     return tuple(name for name, row in PARAMETERS.items() if row.group in groups)
 
 
-# What decides the images, the same for all runs of a study, and what is measured of them.
+# The parameters that select the images, the same for all runs of a study, and those of measurement.
 DATA = tuple(name for name in names_in("data") if name != "learn_from")
 MEASUREMENT = names_in("measurement")
 OF_BASELINES = (*DATA, *MEASUREMENT, "baseline")
@@ -227,10 +233,10 @@ OF_NETWORKS = names_in("data", "network", "training", "embedding", "measurement"
 
 
 def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
-    """Defaults and layers, each overriding the ones before it, checked.
+    """Check parameters, and merge defaults and layers, each of which overrides the previous ones.
 
     Args:
-        layers: parameters by name, by what error messages call the place that sets them.
+        layers: parameters by name, for each source as error messages name it.
         names: the parameters to return, in this order.
 
     Raises:
@@ -277,7 +283,7 @@ def complete(
 
     Args:
         data, network, training, embedding, measurement: parameters by name, as in `PARAMETERS`.
-        baseline: what stands in the place of a network.
+        baseline: the name of a baseline that replaces the network.
 
     Raises:
         StudyError: a parameter is unknown, missing, ill-typed or out of bounds, or contradicts
@@ -301,7 +307,7 @@ def complete(
 
 
 def conflict(given: Mapping) -> str:
-    """The first contradiction between parameters; empty where there is none, as for a baseline."""
+    """The first contradiction between parameters; empty if there is none, as for a baseline."""
     if "backbone" not in given:
         return ""
     train, weights, backbone = given["train"], given["weights"], given["backbone"]
@@ -316,32 +322,31 @@ def conflict(given: Mapping) -> str:
         (weights == "imagenet" and not BACKBONES[backbone].imagenet,
          f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path"),
         (is_frozen and measured,
-         "measured_epochs: must be [] where train is head: they are those of the backbone"),
+         "measured_epochs: must be [] if train is head, because they count epochs of the backbone"),
         (is_frozen and not trained_head,
-         "head_epochs: must be greater than 0 where train is head"),
+         "head_epochs: must be greater than 0 if train is head"),
         (not is_frozen and not epochs,
-         f"epochs: must be greater than 0 where train is {train}"),
+         f"epochs: must be greater than 0 if train is {train}"),
         (not is_frozen and is_random and trained_head,
-         "head_epochs: must be 0 where weights is none: a head trained on random features is of "
-         "no use to a backbone that is then trained"),
+         "head_epochs: must be 0 if weights is none, because training a head on random features "
+         "does not help the backbone"),
         (not is_frozen and not is_random and not trained_head,
-         f"head_epochs: must be greater than 0 where weights is {weights} and train is {train}: "
-         "gradients that pass through a head of random weights would spoil the backbone"),
+         f"head_epochs: must be greater than 0 if weights is {weights} and train is {train}, "
+         "because gradients through an untrained head would spoil the backbone"),
         (beyond,
-         f"measured_epochs: {beyond} lies beyond epochs: {epochs}"),
+         f"measured_epochs: {beyond} is greater than epochs: {epochs}"),
         (measured and given["early_stopping"],
-         "measured_epochs: must be [] with early_stopping, which decides how many epochs there "
-         "are"),
+         "measured_epochs: must be [] with early_stopping, which decides the number of epochs"),
         (n_trained > n_blocks,
-         f"train: {train}: {backbone} has {n_blocks} blocks"),
+         f"train: {train}: {backbone} has only {n_blocks} blocks"),
         (n_trained and is_random,
-         f"train: {train}: must be all where weights is none: the other blocks would keep random "
-         "weights"),
+         f"train: {train}: must be all if weights is none, because the other blocks would keep "
+         "random weights"),
         (is_frozen and given["augmentation"],
-         "augmentation: a frozen backbone sees each image once, so no image can change from epoch "
-         "to epoch: set augmentation: [] or train: all"),
+         "augmentation: impossible with a frozen backbone, which processes each image only once: "
+         "set augmentation: [] or train: all"),
         (given["embedding"] != "pooled" and given["whitening"] > given["embedding_dim"],
-         f"whitening: {given['whitening']} dimensions of an embedding of "
+         f"whitening: {given['whitening']} is greater than embedding_dim: "
          f"{given['embedding_dim']}"),
     ]
     # fmt: on
@@ -349,7 +354,7 @@ def conflict(given: Mapping) -> str:
 
 
 def unused(given: Mapping) -> set[str]:
-    """The parameters of a network that others make meaningless."""
+    """The parameters of a network that have no effect, given the others."""
     names = set(NOT_OF_HEAD) if given["train"] == "head" else set()
     if not given["head_epochs"]:
         names |= {"head_batch_size", "head_learning_rate"}
@@ -359,7 +364,7 @@ def unused(given: Mapping) -> set[str]:
 
 
 def _is_of(value, kind: str) -> bool:
-    """Whether a value is of a type; an int passes for a float, a bool for nothing else."""
+    """Whether a value is of a type; an int is accepted as a float, a bool only as a bool."""
     if kind.startswith("list["):
         return isinstance(value, list) and all(_is_of(item, kind[5:-1]) for item in value)
     return type(value).__name__ == kind or (kind == "float" and type(value) is int)
@@ -367,7 +372,7 @@ def _is_of(value, kind: str) -> bool:
 
 def _nearest(key, names: Collection[str]) -> str:
     near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+    return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
 
 
 def document() -> str:
@@ -375,10 +380,11 @@ def document() -> str:
     lines = [
         "# Parameters",
         "",
-        "Every parameter that a study can set, written by `make docs` from "
-        "`src/cbir/studies/params.py`. A study's `params/<study>/study.yaml` sets what its "
-        "architectures share, `params/<study>/<architecture>.yaml` what is their own, and "
-        '`make report SET="key=value"` overrides both. A parameter without a default must be set.',
+        "This page lists every parameter that a study can set; `make docs` writes it from "
+        "`src/cbir/studies/params.py`. `params/<study>/study.yaml` sets the parameters that the "
+        "architectures of a study share, `params/<study>/<architecture>.yaml` those of a single "
+        'architecture, and `make report SET="key=value"` overrides both. A parameter without a '
+        "default must be set.",
     ]
     for group, text in GROUPS.items():
         lines += ["", f"## {group.capitalize()}", "", text, ""]
