@@ -55,6 +55,19 @@ class Backbone:
     imagenet: Imagenet | None = None
     arguments: dict = field(default_factory=dict)
 
+    def key_fields(self) -> dict:
+        """The fields that enter the keys of cached steps.
+
+        `rates` only serve to estimate times, and the keys have the SHA-256 of the ImageNet weights
+        already.
+        """
+        return {
+            "constructor": self.constructor,
+            "blocks": self.blocks,
+            "preprocess": self.preprocess,
+            "arguments": self.arguments,
+        }
+
 
 BACKBONES = {
     "cnn": Backbone(

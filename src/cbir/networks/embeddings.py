@@ -196,7 +196,7 @@ def frozen_features(
         return None
     # Random weights depend on the seed, and on dropout, which draws from the same seed.
     random = () if network.weights.path else ("seed", "dropout")
-    names = ("backbone", "constructor", "pixels", "image_size", "input_size", "precision")
+    names = ("backbone", "row", "pixels", "image_size", "input_size", "precision")
     names += ("feature_maps",) if network.has_maps else ("pooling",)
     dtype = np.float16 if network.has_maps else np.float32
 

@@ -219,7 +219,7 @@ def build(
         model = keras.Model(images, head(encoder(images)), name=backbone)
     parameters = {
         "backbone": backbone,
-        "constructor": [row.constructor, row.arguments, row.preprocess],
+        "row": row.key_fields(),
         "pixels": started_from.pixels,
         "train": train,
         "first_trained": first_trained,

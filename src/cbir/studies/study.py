@@ -5,7 +5,7 @@ import itertools
 import json
 import subprocess
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from cbir import StudyError
@@ -194,10 +194,7 @@ def run_key(study: Study, run: configs.RunConfig) -> str:
     reads = [study.dataset.split_fingerprint, initial.sha256, page_digest()]
     parameters = dict(run.parameters)
     if not run.is_baseline:
-        # No digest of code covers the table of backbones. Its rates only serve to estimate times,
-        # and the origin of ImageNet weights says less than their SHA-256.
-        row = asdict(BACKBONES[parameters["backbone"]])
-        parameters["row"] = {key: row[key] for key in row if key not in ("rates", "imagenet")}
+        parameters["row"] = BACKBONES[parameters["backbone"]].key_fields()
     return make_key("run", parameters, reads, notebook_digest(run.notebook))
 
 
