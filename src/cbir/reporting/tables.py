@@ -6,7 +6,7 @@ import pandas as pd
 from cbir.images import protocols
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting.estimates import Estimate, PValue, from_row
 from cbir.reporting.runs import Run, networks, shared_dataset
 from cbir.retrieval import uncertainty
 
@@ -56,12 +56,12 @@ def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
     Args:
         architectures: the columns; those without a run have dashes.
     """
-    rows, columns = first_protocol_rows(runs), {}
-    for name in architectures:
-        run_rows = rows[rows["architecture"] == name]
-        columns[name] = [
-            tidy.number(tidy.select(run_rows, **selection)) for selection in QUALITY.values()
-        ]
+    rows = first_protocol_rows(runs)
+    by_name = {name: rows[rows["architecture"] == name] for name in architectures}
+    columns = {
+        name: [tidy.number(tidy.select(part, **selection)) for selection in QUALITY.values()]
+        for name, part in by_name.items()
+    }
     return pd.DataFrame(columns, index=list(QUALITY))
 
 
@@ -89,16 +89,14 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
         protocol), milliseconds (to embed an image within a batch), bytes (of an image's embedding
         in the index), is_baseline.
     """
-    rows, table = tidy.select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"]), {}
-    for name, run in runs.items():
-        (estimate,) = rows[rows["architecture"] == name].to_dict("records")
-        summary = run.summary
-        table[name] = {key: estimate[key] for key in ("value", "ci_low", "ci_high")} | {
-            "milliseconds": 1000 / summary["speed"]["images_per_second"],
-            "bytes": summary["index_bytes"] / summary["dataset"]["gallery"],
-            "is_baseline": run.is_baseline,
-        }
-    return pd.DataFrame.from_dict(table, orient="index").rename_axis("architecture")
+    rows = tidy.select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"])
+    table = rows.set_index("architecture").loc[list(runs), ["value", "ci_low", "ci_high"]]
+    summaries = [run.summary for run in runs.values()]
+    return table.assign(
+        milliseconds=[1000 / summary["speed"]["images_per_second"] for summary in summaries],
+        bytes=[summary["index_bytes"] / summary["dataset"]["gallery"] for summary in summaries],
+        is_baseline=[run.is_baseline for run in runs.values()],
+    )
 
 
 def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
@@ -146,60 +144,47 @@ def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
         true class; lost: it does not; queries, seeds: how many; searched: share of the gallery that
         the soft search searched.
     """
-    return {
-        name: _lost_and_won_back(run)
-        for name, run in runs.items()
-        if "soft" in run.summary["searches"]
-    }
-
-
-def _lost_and_won_back(run: Run) -> dict[str, float]:
-    soft = tidy.select(run.per_query, protocol=run.protocol, search="soft")
-    n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
-    won = (~is_right & (soft["average_precision"] > 0)).sum() / n_seeds
-    right, n_queries = is_right.sum() / n_seeds, soft["query"].nunique()
-    return {
-        "right": right, "won back": won, "lost": n_queries - right - won,
-        "queries": n_queries, "seeds": n_seeds, "searched": soft["searched"].mean(),
-    }  # fmt: skip
+    counts = {}
+    for name, run in runs.items():
+        if "soft" not in run.summary["searches"]:
+            continue
+        soft = tidy.select(run.per_query, protocol=run.protocol, search="soft")
+        n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
+        won = (~is_right & (soft["average_precision"] > 0)).sum() / n_seeds
+        right, n_queries = is_right.sum() / n_seeds, soft["query"].nunique()
+        counts[name] = {
+            "right": right, "won back": won, "lost": n_queries - right - won,
+            "queries": n_queries, "seeds": n_seeds, "searched": soft["searched"].mean(),
+        }  # fmt: skip
+    return counts
 
 
 def seeds(runs: dict[str, Run]) -> pd.DataFrame:
     """How the mAP of the unrestricted search differs between seeds, a row per architecture."""
-    rows = []
-    for name, run in runs.items():
-        by_seed = tidy.select(run.metrics, protocol=run.protocol, **QUALITY["mAP, unrestricted"])
-        values = by_seed["value"]
-        rows.append(
-            {
-                "architecture": name,
-                "seeds": len(values),
-                "mean": values.mean(),
-                "lowest": values.min(),
-                "highest": values.max(),
-                "standard deviation": values.std(ddof=1),
-                "half of the interval over queries": (
-                    (by_seed["ci_high"] - by_seed["ci_low"]).mean() / 2
-                ),
-            }
-        )
-    return pd.DataFrame(rows)
+    selected = QUALITY["mAP, unrestricted"]
+    rows = pd.concat(
+        [tidy.select(run.metrics, protocol=run.protocol, **selected) for run in runs.values()]
+    )
+    rows["half"] = (rows["ci_high"] - rows["ci_low"]) / 2
+    groups = rows.groupby("architecture", sort=False)
+    columns = {"seeds": "size", "mean": "mean", "lowest": "min", "highest": "max"}
+    table = groups["value"].agg(**columns, **{"standard deviation": "std"})
+    table["half of the interval over queries"] = groups["half"].mean()
+    return table.reset_index()
 
 
 def classification(embeddings: Embeddings) -> pd.DataFrame:
     """How many queries of each class (rows) are classified correctly, and the share."""
-    dataset = embeddings.dataset
-    right = pd.DataFrame({"right": embeddings.query_predictions == dataset.query_labels})
-    groups = [
-        (name, right[dataset.query_labels == label]) for label, name in enumerate(dataset.classes)
-    ]
+    labels, classes = embeddings.dataset.query_labels, embeddings.dataset.classes
+    right = pd.DataFrame({"right": embeddings.query_predictions == labels}, dtype=float)
+    parts = {name: right[labels == label] for label, name in enumerate(classes)} | {"all": right}
     rows = {
         name: {
-            "queries": len(group),
-            "right": group["right"].sum(),
-            "accuracy": tidy.number(uncertainty.intervals(group.astype(float))),
+            "queries": len(part),
+            "right": int(part["right"].sum()),
+            "accuracy": tidy.number(uncertainty.intervals(part)),
         }
-        for name, group in [*groups, ("all", right)]
+        for name, part in parts.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
@@ -214,32 +199,26 @@ def states(runs: dict[str, Run]) -> pd.DataFrame:
     rows = []
     for name, run in networks(runs).items():
         averaged = run.averaged[run.averaged["protocol"] == run.protocol]
-        epochs = averaged["epoch"].dropna().unique()
-        for epoch in [*sorted(int(epoch) for epoch in epochs), None]:
-            estimates = {
-                measure: tidy.number(tidy.select(averaged, epoch=epoch, **QUALITY[measure]))
-                for measure in ("accuracy", "mAP, unrestricted")
-            }
-            epochs_trained = epoch or run.summary["epochs"]
-            rows.append({"architecture": name, "epochs": epochs_trained} | estimates)
+        for epoch in [*sorted(averaged["epoch"].dropna().unique()), None]:
+            row = {"architecture": name, "epochs": int(epoch or run.summary["epochs"])}
+            for measure in ("accuracy", "mAP, unrestricted"):
+                row[measure] = tidy.number(tidy.select(averaged, epoch=epoch, **QUALITY[measure]))
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
 def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
     """mAP of the unrestricted search: a row per protocol and draw, a column per architecture."""
     rows = tidy.select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
-    table = {}
-    for protocol in protocols.PROTOCOLS:
-        protocol_rows = rows[rows["protocol"] == protocol]
-        whole_ranking = protocol_rows[protocol_rows["k"].isna()]
-        for draw, draw_rows in whole_ranking.groupby("draw", dropna=False):
-            label = protocol
-            if not pd.isna(draw):
-                label = f"{protocol}: {', '.join(_unseen_classes(runs, int(draw)))}"
-            table[label] = _estimates(draw_rows, runs)
-        if protocol == "hashing_1k" and len(whole_ranking):
-            at_1000 = protocol_rows[protocol_rows["k"] == 1000]
-            table[f"{protocol}, mAP@1000"] = _estimates(at_1000, runs)
+    # Of the whole ranking (k = 0 here), and at the depth that papers on hashing report.
+    rows = rows.assign(k=rows["k"].fillna(0))
+    rows = rows[(rows["k"] == 0) | ((rows["k"] == 1000) & (rows["protocol"] == "hashing_1k"))]
+    rows["protocol"] = pd.Categorical(rows["protocol"], protocols.PROTOCOLS)
+    groups, table = rows.groupby(["protocol", "draw", "k"], dropna=False, observed=True), {}
+    for (protocol, draw, k), group in groups:
+        unseen = "" if pd.isna(draw) else f": {', '.join(_unseen_classes(runs, int(draw)))}"
+        label = f"{protocol}{unseen}" + (f", mAP@{k:.0f}" if k else "")
+        table[label] = {name: tidy.number(group[group["architecture"] == name]) for name in runs}
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("protocol")
 
 
@@ -248,10 +227,6 @@ def _unseen_classes(runs: dict[str, Run], draw: int) -> list[str]:
     unseen = next(iter(runs.values())).summary["measurement"]["unseen"]
     view = protocols.view(dataset, "unseen_classes", unseen=unseen, draw=draw)
     return [dataset.classes[label] for label in protocols.unseen_labels(view)]
-
-
-def _estimates(rows: pd.DataFrame, runs: dict[str, Run]) -> dict[str, Estimate]:
-    return {name: tidy.number(rows[rows["architecture"] == name]) for name in runs}
 
 
 def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.DataFrame:
@@ -278,23 +253,14 @@ def relevant_ranks(run: Run) -> np.ndarray:
     from cbir.retrieval import ranking  # imports numba, which few tables need
 
     dataset, embeddings = run.dataset, run.embeddings
-    blocks = [
-        ranks
-        for ranks, *_ in ranking.relevant_ranks(
-            embeddings.query,
-            dataset.query_labels,
-            embeddings.gallery,
-            dataset.gallery_labels,
-            exclude=dataset.exclude,
-        )
-    ]
-    width = max(ranks.shape[1] for ranks in blocks)
-    return np.concatenate(
-        [
-            np.pad(ranks, ((0, 0), (0, width - ranks.shape[1])), constant_values=np.nan)
-            for ranks in blocks
-        ]
+    blocks = ranking.relevant_ranks(
+        embeddings.query,
+        dataset.query_labels,
+        embeddings.gallery,
+        dataset.gallery_labels,
+        exclude=dataset.exclude,
     )
+    return np.concatenate([ranks for ranks, *_ in blocks])
 
 
 def scores(run: Run) -> pd.DataFrame:
@@ -306,12 +272,11 @@ def scores(run: Run) -> pd.DataFrame:
     rows = run.first_rows()
     rows = tidy.select(rows[rows["search"].notna()])
     depth = rows["k"].map(lambda k: "all" if pd.isna(k) else f"{k:.0f}")
-    cells = [tidy.number(rows.loc[[row]]) for row in rows.index]
-    rows = rows.assign(depth=depth, cell=cells).set_index(["metric", "depth", "search"])
-    wide = rows["cell"].unstack("search", sort=False)
+    rows = rows.assign(k=depth, cell=rows.apply(from_row, axis=1))
+    wide = rows.set_index(["metric", "k", "search"])["cell"].unstack("search", sort=False)
     order = [name for name in SEARCH_ORDER if name in wide]
     metrics = [name for name in METRICS if name in wide.index]
-    return wide.loc[metrics, order].rename_axis(index={"depth": "k"}, columns=None).reset_index()
+    return wide.loc[metrics, order].rename_axis(columns=None).reset_index()
 
 
 def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
