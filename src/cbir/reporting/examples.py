@@ -16,17 +16,18 @@ from cbir.reporting.runs import Run, networks
 UNRESTRICTED = "unrestricted"
 
 
-def query_scores(run: Run, search: str = UNRESTRICTED) -> pd.DataFrame:
+def query_scores(run: Run) -> pd.DataFrame:
     """The rows of per_query.parquet that belong to `run.rankings`; row i is the i-th query."""
-    rows = tidy.select(run.per_query, search=search, protocol=run.protocol, seed=run.seed)
+    rows = tidy.select(run.per_query, search=UNRESTRICTED, protocol=run.protocol, seed=run.seed)
     return rows.reset_index(drop=True)
 
 
-def results(
-    runs: dict[str, Run], search: str = UNRESTRICTED
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def results(runs: dict[str, Run]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Rankings and similarities by architecture, (n_queries, 10) each."""
-    return {name: (run.rankings[search], run.similarities[search]) for name, run in runs.items()}
+    return {
+        name: (run.rankings[UNRESTRICTED], run.similarities[UNRESTRICTED])
+        for name, run in runs.items()
+    }
 
 
 def predicted_labels(runs: dict[str, Run]) -> dict[str, np.ndarray]:
@@ -34,7 +35,7 @@ def predicted_labels(runs: dict[str, Run]) -> dict[str, np.ndarray]:
     return {name: query_scores(run)["predicted"].to_numpy() for name, run in runs.items()}
 
 
-def extremes(run: Run, most: int = 3, search: str = UNRESTRICTED) -> pd.DataFrame:
+def extremes(run: Run, most: int = 3) -> pd.DataFrame:
     """The queries with the highest, the median and the lowest average precision (AP).
 
     Of each kind it takes one query per class while there are classes, so that one hard class does
@@ -47,7 +48,7 @@ def extremes(run: Run, most: int = 3, search: str = UNRESTRICTED) -> pd.DataFram
         A row per query: case ("best", "median" or "worst"), query, average_precision, note (the
         text beside it).
     """
-    scores = query_scores(run, search)
+    scores = query_scores(run)
     values = scores["average_precision"].dropna()
     orders = {"best": -values, "median": (values - values.median()).abs(), "worst": values}
     rows = []
@@ -58,7 +59,7 @@ def extremes(run: Run, most: int = 3, search: str = UNRESTRICTED) -> pd.DataFram
     return pd.DataFrame(rows, columns=["case", "query", "average_precision", "note"])
 
 
-def disagreements(runs: dict[str, Run], most: int = 4, search: str = UNRESTRICTED) -> pd.DataFrame:
+def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     """The queries whose average precision differs most between architectures.
 
     Baselines are left out: it surprises nobody that a network is ahead of raw pixels. It takes one
@@ -74,7 +75,7 @@ def disagreements(runs: dict[str, Run], most: int = 4, search: str = UNRESTRICTE
         name). Empty with fewer than two architectures.
     """
     columns = ["query", "spread", "highest", "lowest", "note"]
-    scores = {name: query_scores(run, search) for name, run in networks(runs).items()}
+    scores = {name: query_scores(run) for name, run in networks(runs).items()}
     if len(scores) < 2:
         return pd.DataFrame(columns=columns)
     values = pd.DataFrame({name: frame["average_precision"] for name, frame in scores.items()})
@@ -92,9 +93,7 @@ def disagreements(runs: dict[str, Run], most: int = 4, search: str = UNRESTRICTE
     return table.sort_values("spread", ascending=False, kind="stable", ignore_index=True)
 
 
-def costly_confusions(
-    runs: dict[str, Run], most: int = 3, search: str = UNRESTRICTED
-) -> pd.DataFrame:
+def costly_confusions(runs: dict[str, Run], most: int = 3) -> pd.DataFrame:
     """Which classes are returned for which, by how much mAP it costs; baselines are left out.
 
     A query loses 1 - AP. The loss is attributed to the classes of the misses among its first ten
@@ -115,16 +114,16 @@ def costly_confusions(
     columns = ["architecture", "class", "returned", "mAP lost", "queries", "query", "note"]
     rows = []
     for name, run in networks(runs).items():
-        of_run = [(name, *pair) for pair in _confusions(run, search)]
+        of_run = [(name, *pair) for pair in _confusions(run)]
         rows += sorted(of_run, key=lambda row: -row[columns.index("mAP lost")])[:most]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _confusions(run: Run, search: str) -> Iterable[tuple]:
+def _confusions(run: Run) -> Iterable[tuple]:
     dataset = run.dataset
-    losses = 1 - query_scores(run, search)["average_precision"].to_numpy(float)
+    losses = 1 - query_scores(run)["average_precision"].to_numpy(float)
     scored = ~np.isnan(losses)
-    ranking, labels = np.asarray(run.rankings[search]), dataset.query_labels
+    ranking, labels = np.asarray(run.rankings[UNRESTRICTED]), dataset.query_labels
     returned = dataset.gallery_labels[ranking]
     misses = (ranking >= 0) & (returned != labels[:, None])
     counts = np.zeros((len(labels), len(dataset.classes)))
@@ -142,7 +141,7 @@ def _confusions(run: Run, search: str) -> Iterable[tuple]:
             yield true_name, name, lost_to_other.sum(), n_queries, example, note
 
 
-def hubs(runs: dict[str, Run], search: str = UNRESTRICTED) -> dict[str, pd.DataFrame]:
+def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     """How often each gallery image is among the first ten results (N_10), and how often wrongly.
 
     In many dimensions some images are near to everything: hubs. Source: Radovanović, Nanopoulos,
@@ -153,15 +152,13 @@ def hubs(runs: dict[str, Run], search: str = UNRESTRICTED) -> dict[str, pd.DataF
     """
     counts = {}
     for name, run in runs.items():
-        dataset, ranking = run.dataset, np.asarray(run.rankings[search])
-        shown = ranking >= 0
-        misses = shown & (dataset.gallery_labels[ranking] != dataset.query_labels[:, None])
+        dataset, ranking = run.dataset, np.asarray(run.rankings[UNRESTRICTED])
+        is_shown = ranking >= 0
+        is_miss = is_shown & (dataset.gallery_labels[ranking] != dataset.query_labels[:, None])
+        columns = {"returned": ranking[is_shown], "wrongly": ranking[is_miss]}
         n_gallery = len(dataset.gallery)
         counts[name] = pd.DataFrame(
-            {
-                "returned": np.bincount(ranking[shown], minlength=n_gallery),
-                "wrongly": np.bincount(ranking[misses], minlength=n_gallery),
-            }
+            {key: np.bincount(images, minlength=n_gallery) for key, images in columns.items()}
         )
     return counts
 

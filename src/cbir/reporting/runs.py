@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ class Run:
         return self.history is None
 
     @property
+    def backbone(self) -> str:
+        """Of its network; empty for a baseline."""
+        return "" if self.is_baseline else self.summary["parameters"]["backbone"]
+
+    @property
     def protocol(self) -> str:
         """The study's first protocol, under which the architectures are compared."""
         return self.summary["measurement"]["protocols"][0]
@@ -88,7 +94,7 @@ class Run:
         """
         dataset = load_dataset(**self.summary["dataset"]["parameters"])
         if dataset.fingerprint != self.summary["dataset"]["fingerprint"]:
-            raise StudyError(f"the study's pictures have changed since it was run: {self._again()}")
+            raise self._error("the pictures have changed since it was run")
         return protocols.view(dataset, self.protocol)
 
     @functools.cached_property
@@ -102,7 +108,7 @@ class Run:
 
         folder = project_root() / self.summary["artifacts"]["embeddings"]
         if not folder.is_dir():
-            raise StudyError(f"the embeddings of {self._name()} are gone: {self._again()}")
+            raise self._error("the embeddings are gone")
         return Embeddings.open(folder, self.dataset)
 
     @functools.cached_property
@@ -116,7 +122,7 @@ class Run:
 
         folder = project_root() / self.summary["artifacts"]["training"]
         if not (folder / training.FINAL).is_file():
-            raise StudyError(f"the weights of {self._name()} are gone: {self._again()}")
+            raise self._error("the weights are gone")
         return training.open_network(folder)
 
     def first_rows(self) -> pd.DataFrame:
@@ -124,11 +130,11 @@ class Run:
         is_first = self.metrics["seed"] == self.seed
         return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
 
-    def _name(self) -> str:
-        return f"{self.architecture} in reports/{self.study}"
-
-    def _again(self) -> str:
-        return f'run `make report STUDY={self.study} ARCHITECTURES="{self.architecture}"` again'
+    def _error(self, reason: str) -> StudyError:
+        command = f'make report STUDY={self.study} ARCHITECTURES="{self.architecture}"'
+        return StudyError(
+            f"{self.architecture} in reports/{self.study}: {reason}: run `{command}` again"
+        )
 
 
 def run_folder(study: str, architecture: str = "") -> Path:
@@ -166,9 +172,12 @@ def save_run(
     scores = tidy.per_query(study, architecture, states, variant)
     tidy.write_parquet(scores, folder / "per_query.parquet")
     tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
-    steps = training.artifacts if training else {}
-    steps["embeddings"] = embeddings.artifact
-    steps |= {one.search: one.artifact for one in evaluations}
+    steps = {
+        **(training.artifacts if training else {}),
+        "embeddings": embeddings.artifact,
+        **{one.search: one.artifact for one in evaluations},
+    }
+    folders = {name: step.folder.relative_to(project_root()) for name, step in steps.items()}
     summary = {
         "measurement": measurement,
         "variant": variant,
@@ -186,9 +195,7 @@ def save_run(
         "index_bytes": int(embeddings.gallery.nbytes),
         "speed": asdict(speed),
         "seconds": {name: step.seconds for name, step in steps.items()},
-        "artifacts": {
-            name: step.folder.relative_to(project_root()).as_posix() for name, step in steps.items()
-        },
+        "artifacts": {name: path.as_posix() for name, path in folders.items()},
         "searches": [one.search for one in evaluations],
         "machine": machine(),
         "peak_memory_bytes": max(step.manifest["peak_memory_bytes"] for step in steps.values()),
@@ -203,28 +210,25 @@ def save_run(
         from cbir.networks import weights  # reads HDF5 files, which few callers need
 
         weights.register_backbone(study, architecture, network, training)
-        summary |= _training_summary(network, training)
-        summary["training_accuracy"] = evaluation.training_accuracy(states, measurement)
         # The artifact of a training that was resumed knows its last part alone.
         summary["seconds"]["training"] = float(training.history["seconds"].sum())
+        summary |= {
+            "parameters": network.parameters
+            | {"training": training.artifact.manifest["parameters"]},
+            "weights": {
+                "source": network.weights.source,
+                "started from": network.weights.sha256 or "random",
+                "trained": training.fingerprint,
+            },
+            "size": network.size,
+            "epochs": training.best_epoch,
+            "head_epochs": training.head.best_epoch if training.head else 0,
+            "training_seconds": training.seconds,
+            "training_accuracy": evaluation.training_accuracy(states, measurement),
+        }
         training.stages.to_csv(folder / "history.csv", float_format="%.6g")
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read_run(study, architecture)
-
-
-def _training_summary(network: "Network", training: "Training") -> dict:
-    return {
-        "parameters": network.parameters | {"training": training.artifact.manifest["parameters"]},
-        "weights": {
-            "source": network.weights.source,
-            "started from": network.weights.sha256 or "random",
-            "trained": training.fingerprint,
-        },
-        "size": network.size,
-        "epochs": training.best_epoch,
-        "head_epochs": training.head.best_epoch if training.head else 0,
-        "training_seconds": training.seconds,
-    }
 
 
 def read_run(study: str, architecture: str) -> Run:
@@ -260,14 +264,11 @@ def read_summary(study: str, architecture: str) -> dict:
     Raises:
         StudyError: there is none, or an earlier version wrote it.
     """
-    folder = run_folder(study, architecture)
-    if not (folder / "summary.json").exists():
-        raise StudyError(f"no results in {folder}: run `make report STUDY={study}` first")
-    summary = _read_json(folder / "summary.json")
+    path = run_folder(study, architecture) / "summary.json"
+    summary = _read_json(path) if path.exists() else {}
     if "measurement" not in summary:
-        raise StudyError(
-            f"an earlier version wrote {folder}: run `make report STUDY={study}` again"
-        )
+        which = "results of an earlier version" if summary else "no results"
+        raise StudyError(f"{which} in {path.parent}: run `make report STUDY={study}` first")
     return summary
 
 
@@ -306,22 +307,20 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
         about: what else the manifest says of the study.
     """
     metrics = [tidy.read_csv(folder / name / "metrics.csv") for name in architectures]
+    scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
     metrics = pd.concat(metrics) if metrics else pd.DataFrame(columns=tidy.COLUMNS)
+    scores = pd.concat(scores) if scores else pd.DataFrame(columns=[*tidy.PLACE, *tidy.QUERY])
     tidy.write_csv(tidy.sort(metrics), folder / "metrics.csv")
-    per_query = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
-    empty = pd.DataFrame(columns=[*tidy.PLACE, *tidy.QUERY])
-    per_query = pd.concat(per_query, ignore_index=True) if per_query else empty
-    tidy.write_parquet(per_query, folder / "per_query.parquet")
+    tidy.write_parquet(scores, folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
-        summary = _read_json(folder / name / "summary.json")
-        run_manifest = read_manifest(folder / name)
-        manifest["data"], manifest["machine"] = summary["dataset"], summary["machine"]
+        summary, ran = _read_json(folder / name / "summary.json"), read_manifest(folder / name)
+        manifest |= {"data": summary["dataset"], "machine": summary["machine"]}
         manifest["architectures"][name] = {
-            "parameters": run_manifest["parameters"],
+            "parameters": ran["parameters"],
             **{key: summary.get(key) for key in IN_MANIFEST},
-            "seconds": summary["seconds"] | {"notebook": run_manifest["seconds"]},
-            "git": run_manifest.get("git"),
+            "seconds": summary["seconds"] | {"notebook": ran["seconds"]},
+            "git": ran.get("git"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
@@ -347,22 +346,17 @@ def _read_json(path: Path) -> dict:
 
 def machine() -> dict:
     """Processor, cores, and GPUs by the name that their driver gives them."""
-    name = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
+        cpu = names[0].strip() if names else cpu
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
         gpus = done.stdout.strip().splitlines()
     except (OSError, subprocess.SubprocessError):
         gpus = []
-    return {
-        "system": platform.system(),
-        "cpu": name or platform.machine(),
-        "cores": os.cpu_count(),
-        "gpus": gpus,
-    }
+    return {"system": platform.system(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
 
 
 def shared_dataset(runs: dict[str, Run]) -> Dataset:
@@ -377,13 +371,9 @@ def networks(runs: dict[str, Run]) -> dict[str, Run]:
 
 def plain_cnns(runs: dict[str, Run]) -> dict[str, Run]:
     """The runs of the paper's plain CNN, whatever they are called."""
-    return {name: run for name, run in networks(runs).items() if _backbone(run) == CNN}
+    return {name: run for name, run in runs.items() if run.backbone == CNN}
 
 
 def other_networks(runs: dict[str, Run]) -> dict[str, Run]:
     """The runs of all other networks, such as ResNet-50 and VGG16."""
-    return {name: run for name, run in networks(runs).items() if _backbone(run) != CNN}
-
-
-def _backbone(run: Run) -> str:
-    return run.summary["parameters"]["backbone"]
+    return {name: run for name, run in runs.items() if run.backbone not in ("", CNN)}
