@@ -73,7 +73,7 @@ def test_a_row_by_hand():
     frame = pd.DataFrame(scores).assign(round=1, n_marked=10, n_positive=[3, 6, 9], **WEIGHTS)
     (row,) = feedback.summarise("tiny", {"cnn": frame})
     assert (row["study"], row["architecture"], row["round"]) == ("tiny", "cnn", 1)
-    assert [row[name] for name in (*MEANS, "difference")] == pytest.approx([0.7, 0.5, 0.2])
+    assert [row[name] for name in (*MEANS, "gain")] == pytest.approx([0.7, 0.5, 0.2])
     assert (row["n_queries"], row["n_left_out"]) == (2, 1)
     assert (row["marked"], row["positive"]) == (10, 6)
     # Both differences are gains: of the four choices of signs, two lie as far from 0.
@@ -92,14 +92,14 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
         )
         differences = with_feedback - without
         low, high = uncertainty.bootstrap(differences[:, None])
-        assert (row.difference_low, row.difference_high) == pytest.approx((low[0], high[0]))
+        assert (row.gain_low, row.gain_high) == pytest.approx((low[0], high[0]))
         assert row.with_feedback_low < row.with_feedback < row.with_feedback_high
         assert row.without_feedback_low < row.without_feedback < row.without_feedback_high
         if row.round:
             assert row.p == uncertainty.permutation_test(differences)
     # Before any mark there is one query, and nothing to test.
     assert np.isnan(rows["p"].iloc[0])
-    assert rows["difference"].iloc[0] == 0
+    assert rows["gain"].iloc[0] == 0
 
 
 def test_measure_runs_writes_one_file_for_all_runs_of_a_study(project, monkeypatch):
@@ -194,7 +194,7 @@ def test_the_table_has_a_row_a_round(project):
     ]
     first = rows.iloc[1]
     assert table["mAP with feedback"].iloc[1] == effects.estimate(first, feedback.WITH)
-    assert table["difference"].iloc[1] == effects.estimate(first, "difference")
+    assert table["difference"].iloc[1] == effects.estimate(first, "gain")
     assert table["p, Holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
     assert (table["marked"].iloc[2], table["positive"].iloc[2]) == ("20.0", "8.0")
 

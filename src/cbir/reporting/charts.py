@@ -80,13 +80,17 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
         values = values.loc[values.mean(axis=1).nsmallest(MOST_ROWS).index]
     texts = cells.loc[values.index].map(lambda cell: str(cell).replace(" ", "\n"))
     figure, axis = plt.subplots(figsize=(1.5 * len(values.columns) + 2.4, 0.52 * len(values) + 1))
-    sns.heatmap(
-        values, annot=texts, fmt="", cmap="Blues", linewidths=0.5, ax=axis, vmax=1,
-        annot_kws={"size": 8}, cbar_kws={"label": f"{metric.replace('_', ' ')}, {search}"},
-    )  # fmt: skip
+    label = f"{metric.replace('_', ' ')}, {search}"
+    _heat_map(axis, values, texts, cmap="Blues", vmax=1, cbar_kws={"label": label})
     axis.set(xlabel="", ylabel="class of the query")
-    axis.tick_params(axis="y", rotation=0)
     return figure
+
+
+def _heat_map(axis: plt.Axes, values: pd.DataFrame, texts: pd.DataFrame, **style) -> None:
+    """Values as colours with texts on them; `style` as for `sns.heatmap`."""
+    style |= {"linewidths": 0.5, "annot_kws": {"size": 8}}
+    sns.heatmap(values, annot=texts, fmt="", ax=axis, **style)
+    axis.tick_params(axis="y", rotation=0)
 
 
 def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
@@ -257,13 +261,9 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     side = 1.25 * len(table) + 1.5
     figure, axis = plt.subplots(figsize=(side, 0.65 * side))
     colours = ListedColormap([MISS, "#F2F2F2", HIT])
-    sns.heatmap(
-        values, annot=texts, fmt="", cmap=colours, vmin=-1, vmax=1, cbar=False, linewidths=1,
-        annot_kws={"size": 8}, ax=axis,
-    )  # fmt: skip
+    _heat_map(axis, values, texts, cmap=colours, vmin=-1, vmax=1, cbar=False)
     axis.grid(visible=False)
     axis.set(xlabel="against", ylabel="")
-    axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=30)
     return figure
 
@@ -285,11 +285,10 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
         shares = table / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
         chosen = most_confused(table)
         classes = [shorten(label) for label in table.columns[chosen]]
-        sns.heatmap(
-            shares.iloc[chosen, chosen], annot=table.iloc[chosen, chosen], fmt="d", cmap="Blues",
-            vmin=0, vmax=1, cbar=False, linewidths=0.5, xticklabels=classes, yticklabels=classes,
-            annot_kws={"size": 8}, ax=axis, square=True,
-        )  # fmt: skip
+        names = {"xticklabels": classes, "yticklabels": classes}
+        style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True}
+        shown = (frame.iloc[chosen, chosen] for frame in (shares, table))
+        _heat_map(axis, *shown, **style, **names)
         title = name
         if len(chosen) < len(table):
             title += f"\nof {len(table)} classes, the {len(chosen)} confused most often"

@@ -60,13 +60,8 @@ def system(runs: Mapping[str, Run]) -> str:
         "Search": [searches],
         "Metrics": [f"mAP of {n_queries} rankings, precision at {ks}"],
     }
-    description = (
-        f"Training phase: {images['train']:,} images train {names}, each a backbone, a head and a "
-        f"classifier of {n_classes} classes; the embeddings of {images['gallery']:,} images form "
-        f"the gallery's index. Retrieval phase: for each of {n_queries} queries the same network "
-        f"gives an embedding and a predicted class, the gallery is searched ({searches}), and the "
-        "ranking is scored by precision and mAP."
-    )
+    phases = training_phase | index | retrieval_phase
+    description = ". ".join(f"{name}: {', '.join(lines)}" for name, lines in phases.items())
     rows = [_row(training_phase), _row(index, first_column=2), _row(retrieval_phase)]
     # From the top: a heading, a row, the index, a heading, a row.
     rows[0]["top"] = MARGIN + 2 * LINE

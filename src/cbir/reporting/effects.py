@@ -1,11 +1,13 @@
-"""Effects: means of paired differences with their tests, in one file per study and question.
+"""Effects: mean gains with their tests, in one file per study and question.
 
-`explanations` and `feedback` measure effects; their rows are averaged, stored, read and tabulated
-here. An effect or a mean `x` has the columns x, x_low and x_high, the ends of its 95 % interval.
+`explanations` and `feedback` measure gains; their rows are averaged, stored, read and tabulated
+here. A mean `x`, of gains or of something else, has the columns x, x_low and x_high, the ends of
+its 95 % interval.
 """
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from cbir.reporting import estimates, tidy
@@ -13,44 +15,51 @@ from cbir.reporting.estimates import Estimate, PValue
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
-NO_ROWS = pd.DataFrame(columns=["study", "architecture", "p"])
+VERDICTS = ("better", "worse", "not significantly different")
+NO_ROWS = pd.DataFrame(columns=["study", "architecture", "gain", "p"])
 
 
-def mean_row(values: pd.DataFrame, tested: str) -> dict[str, float]:
-    """The mean of each column with its bootstrap interval, and the test of one of them.
+def mean_row(values: pd.DataFrame) -> dict[str, float]:
+    """The mean of each column with its bootstrap interval, and the test of the gains.
 
     Args:
-        values: one row per query; NaN is left out.
-        tested: the column that holds the paired differences.
+        values: one row per query, with column gain, the paired differences; NaN is left out.
 
     Returns:
-        The means and the ends of their intervals, n_queries (those with a difference), and p
-        (`uncertainty.permutation_test`, not corrected).
+        The means and the ends of their intervals, n_queries (those with a gain), and p
+        (`uncertainty.permutation_test` of the gains, not corrected).
     """
     row = {}
     for name, mean in uncertainty.intervals(values).iterrows():
         row |= {name: mean["value"], f"{name}_low": mean["ci_low"], f"{name}_high": mean["ci_high"]}
-    differences = values[tested]
-    p = uncertainty.permutation_test(differences.to_numpy())
-    return row | {"n_queries": differences.count(), "p": p}
+    gains = values["gain"]
+    p = uncertainty.permutation_test(gains.to_numpy())
+    return row | {"n_queries": gains.count(), "p": p}
 
 
 def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
     """Write the rows of a study into reports/<study>/<file>, and return them as `read` does."""
     frame = pd.DataFrame(rows) if rows else NO_ROWS
     tidy.write_csv(frame, run_folder(study) / file)
-    return uncertainty.corrected(frame)
+    return _with_verdicts(frame)
 
 
 def read(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
     """The rows of these architectures; none where nothing has been measured.
 
     Returns:
-        The columns of the file, and those of `uncertainty.corrected` over these rows.
+        The columns of the file, those of `uncertainty.corrected` over these rows, and verdict (one
+        of `VERDICTS`).
     """
     path = run_folder(study) / file
     rows = tidy.read_csv(path) if path.is_file() else NO_ROWS
-    return uncertainty.corrected(rows[rows["architecture"].isin(architectures)])
+    return _with_verdicts(rows[rows["architecture"].isin(architectures)])
+
+
+def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    rows, (better, worse, neither) = uncertainty.corrected(rows), VERDICTS
+    verdicts = np.where(rows["is_significant"], np.where(rows["gain"] > 0, better, worse), neither)
+    return rows.assign(verdict=pd.Categorical(verdicts, VERDICTS))
 
 
 def estimate(row: pd.Series, name: str) -> Estimate:

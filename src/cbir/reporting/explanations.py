@@ -30,7 +30,6 @@ AGAINST = {
     "random maps": ("random", "gain"),
     "maps of other pairs": ("other", "gain_over_other"),
 }
-VERDICTS = ("better", "worse", "not significantly different")
 # What the ends of the colour scale mean, by kind of map.
 SCALE = {
     "similarity": ("does not raise it", "raises the similarity most"),
@@ -67,7 +66,7 @@ def explain_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Explain the networks of a study, and write reports/<study>/explanations.csv.
 
     Returns:
-        The rows of `summarise`, with the columns of `uncertainty.corrected`.
+        The rows of `summarise`, with the columns that `effects.read` adds.
     """
     return effects.save(summarise(study, explain_all(runs)), study, FILE)
 
@@ -86,7 +85,7 @@ def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]
             areas = explanation.faithfulness[[test, f"{test}_{other}", f"{test}_{gain}"]]
             areas = areas.set_axis(["area", "area_against", "gain"], axis="columns")
             row = {"study": study, "architecture": architecture, "test": test, "against": against}
-            rows.append(row | effects.mean_row(areas, "gain"))
+            rows.append(row | effects.mean_row(areas))
     return rows
 
 
@@ -106,7 +105,7 @@ def compare(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     lines = []
-    for (test, against), group in _with_verdicts(rows).groupby(["test", "against"], sort=False):
+    for (test, against), group in rows.groupby(["test", "against"], sort=False):
         names = group.groupby("verdict", observed=True)["architecture"].agg(", ".join)
         parts = [f"**{verdict}** for {joined}" for verdict, joined in names.items()]
         lines.append(f"- {test.capitalize()}, compared with {against}: {'; '.join(parts)}.")
@@ -123,19 +122,11 @@ def trust(study: str, architecture: str) -> str:
     if rows.empty:
         return "How far these maps can be trusted was not measured."
     parts = []
-    for (against, verdict), group in _with_verdicts(rows).groupby(
-        ["against", "verdict"], sort=False, observed=True
-    ):
-        word = "from" if verdict == VERDICTS[-1] else "than"
+    groups = rows.groupby(["against", "verdict"], sort=False, observed=True)
+    for (against, verdict), group in groups:
+        word = "from" if verdict == effects.VERDICTS[-1] else "than"
         parts.append(f"{verdict} {word} {against} by {' and '.join(group['test'])}")
     return f"Tested on {span(rows['n_queries'])} pairs, such maps are {'; '.join(parts)}."
-
-
-def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a verdict each: one of `VERDICTS`, in their order."""
-    better, worse, neither = VERDICTS
-    verdicts = np.where(rows["is_significant"], np.where(rows["gain"] > 0, better, worse), neither)
-    return rows.assign(verdict=pd.Categorical(verdicts, VERDICTS))
 
 
 def describe(explanations: Mapping[str, Explanation]) -> str:
@@ -170,7 +161,13 @@ def pairs(
     names = [""]
     for name, explanation in explanations.items():
         places = [explanation.queries.tolist().index(query) for query in queries]
-        rows += zip(*(_pictures(dataset, explanation, place) for place in places), strict=True)
+        results, maps = explanation.results[places], explanation.maps
+        shown = zip(queries, results, explanation.similarities[places], strict=True)
+        rows += [
+            image_grids.under_maps(dataset, dataset.queries[queries], maps.query[places]),
+            [image_grids.result_picture(dataset, *pair) for pair in shown],
+            image_grids.under_maps(dataset, dataset.gallery[results], maps.result[places]),
+        ]
         names += [f"{name}\n{row}" for row in ("query's map", "result", "result's map")]
     figure = image_grids.grid(rows, names)
     inch = 1 / figure.get_figheight()
@@ -179,20 +176,6 @@ def pairs(
     figure.colorbar(heat, bar, orientation="horizontal", ticks=[0, 1])
     bar.set_xticklabels(SCALE[first.kind], size=8)
     return figure
-
-
-def _pictures(dataset: Dataset, explanation: Explanation, place: int) -> list[image_grids.Picture]:
-    """A query's map, its nearest result, and that one's map."""
-    query, result = explanation.queries[place], explanation.results[place]
-    query_map, result_map = (
-        image_grids.Picture(image_grids.overlay(dataset.images[position], cells[place]))
-        for position, cells in (
-            (dataset.queries[query], explanation.maps.query),
-            (dataset.gallery[result], explanation.maps.result),
-        )
-    )
-    similarity = explanation.similarities[place]
-    return [query_map, image_grids.result_picture(dataset, query, result, similarity), result_map]
 
 
 def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
@@ -207,19 +190,15 @@ def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
     if not explanations:
         return None
     n = len(explanations)
-    figure, axes = plt.subplots(
-        n, 2, figsize=(9, 0.9 + 2.5 * n), sharex=True, sharey="row", squeeze=False
-    )
+    layout = {"figsize": (9, 0.9 + 2.5 * n), "layout": "constrained"}
+    figure, axes = plt.subplots(n, 2, sharex=True, sharey="row", squeeze=False, **layout)
     for row, (name, explanation) in zip(axes, explanations.items(), strict=True):
         for axis, (test, verb) in zip(row, TESTS.items(), strict=True):
             for suffix, look in CURVE_LOOKS.items():
-                curve = explanation.curves.pivot(
-                    index="pair", columns="share", values=test + suffix
-                )
-                charts.draw_mean(axis, uncertainty.intervals(curve), **look)
+                curve = explanation.curves.set_index(["pair", "share"])[test + suffix]
+                charts.draw_mean(axis, uncertainty.intervals(curve.unstack()), **look)
             axis.set(title=test, xlim=(0, 1), xlabel=f"share of the query's pixels {verb}")
             axis.set_ylabel(f"{name}\nsimilarity to the result")
             axis.label_outer()
     axes[0, 0].legend(frameon=False)
-    figure.tight_layout()
     return figure

@@ -26,7 +26,7 @@ HEADINGS = {
     "round": "round",
     WITH: "mAP with feedback",
     WITHOUT: "mAP without",
-    "difference": "difference",
+    "gain": "difference",
     "p_holm": "p, Holm",
     "marked": "marked",
     "positive": "positive",
@@ -41,7 +41,7 @@ def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     Architectures and baselines alike; cached. The first seed under the first protocol is measured.
 
     Returns:
-        The rows of `summarise`, with the columns of `uncertainty.corrected`.
+        The rows of `summarise`, with the columns that `effects.read` adds.
 
     Raises:
         StudyError: the embeddings of a run are gone.
@@ -64,19 +64,19 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
 
     Returns:
         One row per architecture and round: with_feedback and without_feedback (mAPs on the same
-        images) and their difference, as in `effects.mean_row`, but p is NaN for round 0, where both
-        are the same query; n_left_out (queries without a relevant image left), marked and positive
-        (how many images a query has marked so far, and how many of these are positive examples:
-        means over all queries), and the weights of `Rocchio`.
+        images) and gain (their difference), as in `effects.mean_row`, but p is NaN for round 0,
+        where both are the same query; n_left_out (queries without a relevant image left), marked
+        and positive (how many images a query has marked so far, and how many of these are positive
+        examples: means over all queries), and the weights of `Rocchio`.
     """
     rows = []
     for architecture, scores in measured.items():
         for number, group in scores.groupby("round"):
             values = group[["average_precision", "average_precision_without"]]
             values = values.set_axis([WITH, WITHOUT], axis="columns")
-            values = values.assign(difference=values[WITH] - values[WITHOUT])
+            values = values.assign(gain=values[WITH] - values[WITHOUT])
             row = {"study": study, "architecture": architecture, "round": number}
-            row |= effects.mean_row(values, "difference")
+            row |= effects.mean_row(values)
             row |= {} if number else {"p": np.nan}
             row["n_left_out"] = len(group) - row["n_queries"]
             row |= {"marked": group["n_marked"].mean(), "positive": group["n_positive"].mean()}
@@ -146,16 +146,14 @@ def _gains(rows: pd.DataFrame) -> str:
         if not row["n_queries"]:
             parts.append(f"{after} no query has a relevant image left")
             continue
-        verdict = "not significantly different"
-        if row["is_significant"]:
-            verdict = "a gain" if row["difference"] > 0 else "a loss"
-        with_feedback, without, difference = (
-            effects.estimate(row, name) for name in (WITH, WITHOUT, "difference")
+        verdict = {"better": "a gain", "worse": "a loss"}.get(row["verdict"], row["verdict"])
+        with_feedback, without, gain = (
+            effects.estimate(row, name) for name in (WITH, WITHOUT, "gain")
         )
         left_out = f", {row['n_left_out']:,} queries left out" if row["n_left_out"] else ""
         parts.append(
             f"{after} mAP is {with_feedback} instead of {without}: {verdict} "
-            f"({difference:+}, {p_value(row['p_holm'])}{left_out})"
+            f"({gain:+}, {p_value(row['p_holm'])}{left_out})"
         )
     last = rows.iloc[-1]
     return (

@@ -224,6 +224,12 @@ def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
+def under_maps(dataset: Dataset, positions: np.ndarray, maps: np.ndarray) -> list[Picture]:
+    """Images of a data set, each under its heat map."""
+    images = dataset.images[positions]
+    return [Picture(overlay(image, map_)) for image, map_ in zip(images, maps, strict=True)]
+
+
 def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """An image, enlarged, under a (h, w) heat map of values from 0 to 1."""
     image = enlarge(image)
