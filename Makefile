@@ -53,7 +53,7 @@ test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium
 lint: $(STAMP)  ## check code style, and that notebooks have no outputs
 	@$(BIN)/ruff check src tests notebooks
 	@$(BIN)/ruff format --check src tests notebooks
-	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 bench: $(BENCH)  ## compare the speed of ranking and networks with other libraries (installs PyTorch)
 	@$(BIN)/python tests/benchmarks/retrieval.py
