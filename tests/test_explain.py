@@ -8,6 +8,7 @@ import pytest
 from conftest import build_network, load_shapes, train_network
 
 from cbir import StudyError, explain
+from cbir.images.pictures import enlarge_map
 from cbir.networks import embeddings
 from cbir.retrieval import ranking, uncertainty
 
@@ -153,7 +154,7 @@ def test_areas_and_gains_by_hand():
 
 
 def test_an_enlarged_map_is_smooth_and_highest_where_it_was():
-    large = explain.enlarge(corner_maps(1)[0], SIDE)
+    large = enlarge_map(corner_maps(1)[0], SIDE)
     assert large.shape == (SIDE, SIDE)
     assert large.dtype == np.float32
     assert large[0, 0] == large.max() == 1
@@ -161,7 +162,7 @@ def test_an_enlarged_map_is_smooth_and_highest_where_it_was():
     np.testing.assert_allclose(large[0, 7:9].mean(), 0.5, atol=1e-6)
     assert (np.diff(large[0]) <= 0).all()
     assert np.abs(np.diff(large[0])).max() <= 1 / 8 + 1e-6
-    np.testing.assert_allclose(explain.enlarge(np.full((3, 5), 0.25), 7), 0.25)
+    np.testing.assert_allclose(enlarge_map(np.full((3, 5), 0.25), 7), 0.25)
 
 
 def test_queries_are_taken_from_each_class_in_turn():

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cbir import StudyError
 from cbir.cache import Artifact, cached
+from cbir.images.pictures import enlarge_map
 from cbir.networks.embeddings import Embeddings, Encode, make_encoder
 from cbir.networks.gradients import Maps, attention_maps, similarity_maps
 from cbir.networks.models import Network
@@ -218,19 +218,13 @@ def faithfulness(curves: pd.DataFrame) -> pd.DataFrame:
     return areas
 
 
-def enlarge(cells: np.ndarray, size: int) -> np.ndarray:
-    """Enlarge a (h, w) map to (size, size) float32, bilinearly."""
-    image = Image.fromarray(np.asarray(cells, np.float32))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
 def _pixel_ranks(cells: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
     """(size, size) share of the pixels that a map ranks before each pixel.
 
     A random map as coarse as the map itself orders the pixels that the map ranks equal.
     """
-    tie_breaker = enlarge(generator.random(cells.shape), size)
-    order = np.lexsort((tie_breaker.ravel(), -enlarge(cells, size).ravel()))
+    tie_breaker = enlarge_map(generator.random(cells.shape), size)
+    order = np.lexsort((tie_breaker.ravel(), -enlarge_map(cells, size).ravel()))
     ranks = np.empty(size * size)
     ranks[order] = np.arange(size * size) / size**2
     return ranks.reshape(size, size)

@@ -17,6 +17,7 @@ from cbir.cache import cached, digest, find
 from cbir.images.pictures import (
     Pictures,
     cifar10_pictures,
+    dataset_folder,
     decode_pictures,
     digits_pictures,
     folder_pictures,
@@ -204,7 +205,7 @@ def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def _images_step(**parameters) -> dict:
     """The step that decodes the images of a data set: the arguments of `cached`."""
     dataset = parameters["dataset"]
-    folder = project_root() / ("data/cifar10" if dataset == "cifar10" else dataset)
+    folder = project_root() / dataset_folder(dataset)
     if dataset == "digits":
         read, state = digits_pictures, "scikit-learn"
     elif dataset == "cifar10" and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Pictures: where they come from, and how each becomes a square of RGB pixels.
+"""Pictures: where they come from, and how each becomes a square of RGB pixels by a centre crop.
 
 A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, `folder_pictures`)
 and then decoded into one array on disk (`decode_pictures`).
@@ -103,6 +103,15 @@ def cifar10_pictures() -> Pictures:
         + [f"test-{row:05d}" for row in range(len(test))],
         is_test=np.arange(len(train) + len(test)) >= len(train),
     )
+
+
+def dataset_folder(dataset: str) -> Path:
+    """The folder of a data set's pictures, relative to the project's; it need not exist.
+
+    Args:
+        dataset: as for `load_dataset`.
+    """
+    return Path("data/cifar10" if dataset == "cifar10" else dataset)
 
 
 def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pictures:
@@ -269,7 +278,7 @@ def read_squares(
 
 
 def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
-    """The centre crop of a picture, scaled bicubically to (size, size, 3) uint8 RGB.
+    """Decode a picture and take its centre crop: (size, size, 3) uint8 RGB.
 
     Args:
         picture: a file, a binary stream, or (h, w) grey or (h, w, 3) RGB uint8 values.
@@ -283,15 +292,25 @@ def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
     try:
         is_array = isinstance(picture, np.ndarray)
         with Image.fromarray(picture) if is_array else Image.open(picture) as opened:
-            square = _to_rgb(_upright(opened))
-            if square.size != (size, size):
-                square = ImageOps.fit(square, (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(square)
+            return np.asarray(_centre_crop(_to_rgb(_upright(opened)), size))
     except UnidentifiedImageError as error:  # Its text names the file, or a stream's address.
         raise Unreadable("not a picture, or of a format that Pillow does not know") from error
     # What Pillow's decoders raise for broken files is not documented.
     except Exception as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def enlarge_map(cells: np.ndarray, size: int) -> np.ndarray:
+    """Enlarge the (h, w) values of a map to (size, size) float32, bilinearly."""
+    image = Image.fromarray(np.asarray(cells, np.float32))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _centre_crop(picture: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle of a picture, scaled bicubically to size x size pixels."""
+    if picture.size == (size, size):
+        return picture
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
 def _square_or_reason(picture: Path | np.ndarray, size: int) -> np.ndarray | Unreadable:

@@ -214,6 +214,11 @@ def frozen_features(
     )
 
 
+def open_features(features: Artifact) -> np.ndarray:
+    """The array of `frozen_features`, memory-mapped."""
+    return np.load(features.folder / FEATURES, mmap_mode="r")
+
+
 def embed(
     network: "Network",
     training: "Training",
@@ -244,10 +249,9 @@ def embed(
         raw_path = folder / "raw.npy"
         outputs = {raw_path: np.float32, folder / PROBABILITIES: np.float32}
         if training.features:
-            artifacts = [training.features]
+            inputs = [open_features(training.features)]
             if test_time_flips:
-                artifacts.append(frozen_features(network, dataset, mirrored=True))
-            inputs = [np.load(path.folder / FEATURES, mmap_mode="r") for path in artifacts]
+                inputs.append(open_features(frozen_features(network, dataset, mirrored=True)))
             inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
         else:
             encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder

@@ -16,7 +16,7 @@ from cbir import StudyError
 from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
 from cbir.images.dataset import Dataset
 from cbir.networks import optimisers
-from cbir.networks.embeddings import FEATURES
+from cbir.networks.embeddings import open_features
 from cbir.networks.inference import is_out_of_memory
 from cbir.networks.models import Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
@@ -164,7 +164,7 @@ def train(
         )
     inputs, model, prefix = dataset.images, network.model, ""
     if features:
-        inputs = np.load(features.folder / FEATURES, mmap_mode="r")
+        inputs = open_features(features)
         model, prefix = network.head, "head_"
 
     def make(folder: Path) -> None:

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from cbir.images.dataset import Dataset
+from cbir.images.pictures import enlarge_map
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL
 
 # A thumbnail is as wide as about so many letters.
@@ -233,9 +233,7 @@ def under_maps(dataset: Dataset, positions: np.ndarray, maps: np.ndarray) -> lis
 def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """An image, enlarged, under a (h, w) heat map of values from 0 to 1."""
     image = enlarge(image)
-    cells = Image.fromarray(np.asarray(map_, np.float32))
-    smooth = np.asarray(cells.resize(image.shape[1::-1], Image.Resampling.BILINEAR))
-    colours = 255 * plt.get_cmap(HEAT)(smooth)[..., :3]
+    colours = 255 * plt.get_cmap(HEAT)(enlarge_map(map_, len(image)))[..., :3]
     return (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
 
 

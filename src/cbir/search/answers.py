@@ -13,6 +13,7 @@ from PIL import Image
 
 from cbir import StudyError
 from cbir.images.pictures import Unreadable, list_files, read_square
+from cbir.networks.embeddings import normalise
 from cbir.retrieval.feedback import refine
 from cbir.search.engine import Engine, Gallery
 
@@ -136,7 +137,7 @@ def mean_picture(pictures: list[Picture]) -> Picture:
     return Picture(
         ", ".join(picture.name for picture in pictures),
         pictures[0].image,
-        vector / max(np.linalg.norm(vector), 1e-12),
+        normalise(vector[None])[0],
         np.mean([picture.probabilities for picture in pictures], axis=0),
     )
 

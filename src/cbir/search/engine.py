@@ -13,6 +13,7 @@ import numpy as np
 
 from cbir import StudyError, project_root
 from cbir.images.dataset import Dataset
+from cbir.images.pictures import dataset_folder
 from cbir.networks.embeddings import Encode, make_encoder
 from cbir.reporting import feedback, tidy
 from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
@@ -229,8 +230,7 @@ def best_architecture(study: str) -> str:
 
 def _image_names(dataset: Dataset, positions: np.ndarray) -> list[str]:
     """Paths of images that are files in the project; other images' names."""
-    folder = dataset.parameters["dataset"]
-    folder = f"data/{folder}" if folder == "cifar10" else folder
+    folder = dataset_folder(dataset.parameters["dataset"])
     names = [dataset.names[position] for position in positions]
     is_folder = (project_root() / folder).is_dir()
     return [f"{folder}/{name}" for name in names] if is_folder else names

@@ -13,8 +13,7 @@ from matplotlib import colormaps
 
 from cbir import StudyError, project_root
 from cbir.cache import write_text
-from cbir.explain import enlarge
-from cbir.images.pictures import Unreadable, read_square
+from cbir.images.pictures import Unreadable, enlarge_map, read_square
 from cbir.networks.gradients import attention_maps, similarity_maps
 from cbir.reporting import explanations, tables
 from cbir.search import answers
@@ -484,7 +483,7 @@ def _result_html(result: Result, image: np.ndarray | None = None) -> str:
 
 def _overlay(image: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
     """A (size, size, 3) uint8 image under a (h, w) map of values from 0 to 1."""
-    colours = colormaps[COLOURS](enlarge(heat_map, len(image)))[..., :3] * 255
+    colours = colormaps[COLOURS](enlarge_map(heat_map, len(image)))[..., :3] * 255
     return (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
 
 

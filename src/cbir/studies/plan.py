@@ -3,7 +3,7 @@
 from cbir import StudyError, project_root
 from cbir.cache import backend, is_current, keras_home
 from cbir.images.dataset import is_cached
-from cbir.images.pictures import list_folder
+from cbir.images.pictures import dataset_folder, list_folder
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import LEARNT_POOLINGS
@@ -86,7 +86,7 @@ def _describe_images(data: dict) -> tuple[str, int, int]:
     They are counted in their folder, where they stand in one.
     """
     name = data["dataset"]
-    folder = project_root() / ("data/cifar10" if name == "cifar10" else name)
+    folder = project_root() / dataset_folder(name)
     if name == "digits":
         description, n_train, n_images = "part of scikit-learn, no download", 1_294, 1_797
     elif name == "cifar10" and not folder.is_dir():
