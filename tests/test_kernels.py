@@ -1,5 +1,7 @@
 """Kernels that start ahead: the one that is wanted is there, and no other is left."""
 
+import signal
+
 import nbformat
 import papermill
 import pytest
@@ -44,3 +46,26 @@ def test_a_kernel_that_waits_for_another_notebook_ends(notebooks, tmp_path):
     assert not waiting.manager.has_kernel
     assert kernels._waiting == []
     kernel.stop()
+
+
+def test_an_interrupted_notebook_s_kernel_ends_without_complaints(notebooks, tmp_path, capfd):
+    cells = [nbformat.v4.new_code_cell("import time\ntime.sleep(60)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebooks[0])
+    kernel = kernels.Kernel(notebooks[1], tmp_path / "kernel.log", tmp_path)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            papermill.execute_notebook(
+                notebooks[0], None, kernel_name="python3", km=kernel.manager, progress_bar=False
+            )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        kernel.stop()
+    assert not kernel.manager.has_kernel
+    assert capfd.readouterr().err == ""

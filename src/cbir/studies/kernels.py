@@ -1,5 +1,6 @@
 """Kernels of notebooks: the next notebook's kernel starts, and imports, while another one runs."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Kernel:
         self.manager = AsyncKernelManager(kernel_name="python3")
         with log.open("w") as file:
             run_sync(self.manager.start_kernel)(cwd=str(root), stderr=file)
-        self._shut_down = run_sync(self.manager.shutdown_kernel)
+        self._run_sync = run_sync
         self._client = BlockingKernelClient()
         self._client.load_connection_info(self.manager.get_connection_info())
         self._client.start_channels(stdin=False, hb=False, control=False)
@@ -33,7 +34,15 @@ class Kernel:
     def stop(self) -> None:
         """End the kernel at once, whatever it does."""
         self._client.stop_channels()
-        self._shut_down(now=True)
+        self._run_sync(self._end)()
+
+    async def _end(self) -> None:
+        # After an interruption, what waits for the kernel's answers would complain of its death.
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.manager.shutdown_kernel(now=True)
 
 
 def start_ahead(notebook: Path, log: Path, root: Path) -> None:
