@@ -198,7 +198,7 @@ def test_lost_queries_are_counted_and_those_that_soft_wins_back():
     run = lost_and_found({0: ([1, 0, 0, 0, 1], [0.9, 0.5, 0.0, 0.1, 0.8])})
     said = sentences.retrieval_or_classification({"cnn": run})
     assert "loses 3 of 5 queries (60.0 %)" in said
-    assert "up to a total probability of 0.9 (25.0 % of the gallery on average)" in said
+    assert "up to a total probability of 0.90 (25.0 % of the gallery on average)" in said
     assert "reaches the true class of 2 of these queries" in said
 
 
@@ -353,7 +353,7 @@ def test_how_sure_the_soft_search_must_be_is_told_for_all_seeds():
     scores = {0: ([1, 0], [1, 0.5]), 1: ([1, 1], [1, 1]), 2: ([1, 1], [1, 1])}
     run = lost_and_found(scores)
     run.summary["calibrations"] = {"0": {"mass": 0.95}, "1": {"mass": 0.5}, "2": {"mass": 0.9}}
-    assert "up to a total probability of 0.5 to 0.95 (" in sentences.retrieval_or_classification(
+    assert "up to a total probability of 0.50 to 0.95 (" in sentences.retrieval_or_classification(
         {"a": run}
     )
 

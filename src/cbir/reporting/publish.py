@@ -14,7 +14,7 @@ import pandas as pd
 from cbir import StudyError
 from cbir.cache import MANIFEST, write_text
 from cbir.progress import duration
-from cbir.reporting import charts, grids, provenance, sentences, tables, tidy
+from cbir.reporting import charts, estimates, grids, provenance, sentences, tables, tidy
 from cbir.reporting.display import TEMPLATES
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.runs import parse_point, read_manifest, read_run
@@ -183,7 +183,7 @@ def _mean(rows: pd.DataFrame) -> Estimate | str:
     if len(rows) < 2:
         return tidy.number(rows)
     values = rows["value"]
-    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f}, {len(values)} seeds)"
+    return f"{values.mean():.3f} ({estimates.span(values, 3)}, {len(values)} seeds)"
 
 
 def _markdown(frame: pd.DataFrame) -> str:

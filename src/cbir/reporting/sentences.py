@@ -215,8 +215,7 @@ def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
     counts = tables.lost_and_won_back({run.architecture: run})[run.architecture]
     digits, of_seeds = (0, "") if counts["seeds"] == 1 else (1, ", a mean over seeds")
     n_wrong = f"{counts['lost'] + counts['won back']:,.{digits}f}"
-    masses = sorted({chosen["mass"] for chosen in run.summary["calibrations"].values()})
-    mass = " to ".join(f"{bound:g}" for bound in dict.fromkeys((masses[0], masses[-1])))
+    mass = estimates.span([chosen["mass"] for chosen in run.summary["calibrations"].values()], 2)
     return (
         f"Searching only the predicted class loses {n_wrong} of {counts['queries']:,} queries "
         f"({percentage(1 - counts['right'] / counts['queries'])}{of_seeds}), whose class is "
@@ -241,7 +240,7 @@ def unseen(runs: dict[str, Run]) -> str:
         draws = scores[name].groupby(level="draw").mean()
         line = (
             f"- **{name}** reaches an mAP of {mean} on classes that it was not trained on "
-            f"({draws.min():.3f} to {draws.max():.3f} by draw; the interval does not cover the "
+            f"({estimates.span(draws, 3)} by draw; the interval does not cover the "
             "choice of classes)."
         )
         if baselines:
