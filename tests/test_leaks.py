@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
+from sklearn.datasets import load_sample_images
 
 from cbir.images import leaks
 from cbir.images.pictures import decode_pictures, digits_pictures
@@ -172,6 +173,19 @@ def test_pictures_of_one_colour_do_not_move_the_others():
     gallery[::3], queries[::2] = 7, 9
     queries[11] = noisy(gallery[38])
     assert positions(leaks.find_leaks(queries, gallery)) == [(11, 38, "near-duplicate")]
+
+
+@pytest.mark.parametrize(("by", "least", "most"), [(1, 0.85, 1), (2, 0.2, 0.8), (3, 0, 0)])
+def test_most_photographs_moved_by_one_pixel_are_found_and_some_by_two(by, least, most):
+    photographs = [Image.fromarray(photograph) for photograph in load_sample_images().images]
+    corners = [(left, top) for left in range(0, 500, 100) for top in range(0, 300, 75)]
+    patches = np.stack([
+        np.asarray(photograph.crop((*corner, corner[0] + 144, corner[1] + 128)).resize((36, 32)))
+        for photograph in photographs for corner in corners
+    ])  # fmt: skip
+    pairs = leaks.find_leaks(patches[:, :, by : by + 32], patches[:, :, :32])
+    share = (pairs["query"] == pairs["gallery"]).sum() / len(patches)
+    assert least <= share <= most
 
 
 @pytest.mark.parametrize("by", [(0, 0), (2, 0), (0, -2), (-2, 2), (1, -1)])

@@ -1,13 +1,16 @@
 """Leaks: queries whose picture is in the gallery too, which would make retrieval look too good.
 
 Two images leak if their pixels are identical, or if they are near-duplicates: one picture, saved
-again, brighter, or moved by a pixel or two. A near-duplicate passes both thresholds:
+again, brighter, or moved by one pixel of 32. A near-duplicate passes both thresholds:
 
 - `HASH_BITS`: the difference hashes (is a cell brighter than its neighbour?) differ in at most 24
   of 128 bits; those of unrelated pictures differ in about 64.
 - `PIXEL_DISTANCE`: the root mean square difference of the pixels is at most 0.08. The images are 32
   pixels wide, less the mean of each colour channel, scaled to contrast 1, and moved by up to 2
   pixels. 0 is the same picture in any brightness, 1.41 are two unrelated pictures.
+
+The hashes are those of pictures that are not moved. Most copies moved by one pixel are therefore
+found, but only some of those moved by two.
 
 The threshold is the same for all data sets. The two most similar of scikit-learn's digits are at a
 distance of 0.09, so none of the digits is a near-duplicate of another. Photographs differ more,
@@ -28,15 +31,16 @@ from cbir.progress import progress
 
 HASH_BITS = 24
 PIXEL_DISTANCE = 0.08
-# Largest shift between two images, in pixels of images that are `WIDTH` wide.
+# `SHIFT` is the largest shift between two images, in pixels of images that are `WIDTH` wide.
 WIDTH, SHIFT = 32, 2
-# Images of almost one colour leak only if all pixels are identical: they show too little. Root mean
-# square, in grey levels of 255.
+# The root mean square contrast, in grey levels of 255. Images of less contrast show too little, and
+# leak only if all pixels are identical.
 MIN_CONTRAST = 8.0
 # Pairs whose 8x8 sketches differ by more are not compared pixel by pixel. Sketches are not moved,
 # and a shift by a pixel changes them by up to about 0.4.
 SKETCH_DISTANCE = 0.5
-# Queries, or pairs, compared at a time: 64 queries and a gallery of 50,000 take 26 MB per array.
+# The number of queries, or of pairs, compared at a time. 64 queries and a gallery of 50,000 take
+# 26 MB per array.
 BLOCK = 64
 KINDS = ("identical", "near-duplicate")
 
@@ -93,7 +97,7 @@ class _Signatures:
         self.hashes = np.empty((len(images), 2), np.uint64)
         self.sketches = np.empty((len(images), 192), np.float32)
         self.has_contrast = np.empty(len(images), bool)
-        # About 1 MB of images at a time, whatever their size.
+        # A block of images has about 1 MB, whatever their size.
         step = max(1, 2**20 // max(1, images[:1].nbytes))
         starts = range(0, len(images), step)
         for start in progress(starts, len(starts), f"looking for leaks: {name}, blocks"):
@@ -129,7 +133,7 @@ def _find_similar(
     gallery_rows = np.flatnonzero(gallery_signatures.has_contrast)
     hashes = gallery_signatures.hashes[gallery_rows].T.copy()
     sketches = gallery_signatures.sketches[gallery_rows].T.copy()
-    # Of vectors of length 1 the dot product follows from the distance.
+    # The dot product of two vectors of length 1 follows from their distance.
     min_similarity = 1 - SKETCH_DISTANCE**2 / 2
     pairs = [_pairs([], [], KINDS[1], [], [])]
     starts = range(0, len(query_rows), BLOCK)
@@ -206,5 +210,5 @@ def _pixel_distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
             power = np.einsum("nchw,nchw->n", moved, moved) * right_power
             common = np.einsum("nchw,nchw->n", moved, right)
             best = np.maximum(best, common / np.sqrt(np.maximum(power, 1e-6)))
-    # Of vectors of one length the distance follows from the correlation.
+    # The distance of two images at contrast 1 follows from their correlation.
     return np.sqrt(np.maximum(2 - 2 * best, 0))
