@@ -23,9 +23,9 @@ from cbir.networks.models import Network
 from cbir.progress import progress
 
 KINDS = ("similarity", "attention")
-# Standard deviation of the blur that replaces removed pixels, as a share of the image's side.
+# The standard deviation of the blur that replaces removed pixels, as a share of the image's side.
 BLUR = 0.25
-# Similarities under the pair's own map, another pair's map, and random maps.
+# The similarities under the pair's own map, another pair's map, and random maps.
 CURVES = [
     f"{action}{whose}"
     for action in ("deletion", "insertion")

@@ -25,7 +25,7 @@ from cbir.images.pictures import (
     list_folder,
 )
 
-# Images hashed at a time.
+# The number of images hashed at a time.
 BLOCK = 1024
 
 
@@ -232,7 +232,7 @@ def _images_step(**parameters) -> dict:
 def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> None:
     """Write images.npy, labels.npy and content.json; `selection` is that of `_select`."""
     skipped = {}
-    while True:  # Again if files cannot be read: the parts are chosen without them.
+    while True:  # If files cannot be read, the parts are chosen again without them.
         readable = np.setdiff1d(np.arange(len(pictures.items)), list(skipped))
         train, test = _select(pictures, readable, **selection)
         order = np.concatenate([train, test])

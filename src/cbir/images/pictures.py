@@ -27,7 +27,7 @@ from cbir.progress import progress
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
-# File name endings of the formats that Pillow can decode; a folder without any is not a class.
+# The file name endings of formats that Pillow can decode. A folder without any is not a class.
 # Pillow recognises MPEG but has no decoder, and calls another program for EPS.
 Image.init()
 SUFFIXES = {
@@ -35,9 +35,10 @@ SUFFIXES = {
     for suffix, image_format in Image.registered_extensions().items()
     if image_format in Image.OPEN and image_format not in ("MPEG", "EPS")
 }
-# Pictures that a thread reads at a time, and how many such chunks are read ahead.
+# The number of pictures that a thread reads at a time, and of such chunks that are read ahead.
 CHUNK, CHUNKS_AHEAD = 64, 8
-# Bytes. Threads that read smaller files mostly wait for Python's global lock: one reads faster.
+# A size in bytes. Threads that read smaller files mostly wait for Python's global lock, so that one
+# thread reads faster.
 SMALL_FILE = 16_000
 
 

@@ -6,8 +6,8 @@ A row names functions instead of importing them, so that checking parameters loa
 from dataclasses import dataclass, field
 
 KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
-# A model that preprocesses RGB in [0, 255] itself, whatever its weights, such as EfficientNet,
-# ConvNeXt and MobileNetV3 by default.
+# Models such as EfficientNet, ConvNeXt and MobileNetV3 preprocess RGB in [0, 255] themselves by
+# default, whatever their weights.
 INCLUDED = "included"
 
 

@@ -17,7 +17,8 @@ BLOCK = 1024
 RANDOM_DIMENSION = 128
 # The number of levels of each channel, which gives 4 x 4 x 4 colours.
 COLOUR_LEVELS = 4
-# HOG as Dalal and Triggs use it, except that a cell is a quarter of the image: 8 of 32 pixels.
+# Dalal and Triggs use HOG with these numbers, except that here a cell is a quarter of the image's
+# side: 8 of 32 pixels.
 ORIENTATIONS = 9
 CELLS = 4
 CELLS_PER_BLOCK = 2

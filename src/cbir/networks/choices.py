@@ -38,7 +38,7 @@ class Schedule:
     warmup_epochs: int | None = None
 
 
-# Layers of `networks.pooling` or Keras: feature maps to one vector per image.
+# A layer of `networks.pooling` or Keras turns feature maps into one vector per image.
 POOLINGS = {
     "avg": Choice("GlobalAveragePooling2D"),
     "max": Choice("GlobalMaxPooling2D"),
@@ -46,10 +46,10 @@ POOLINGS = {
     "attention": Choice("AttentionPooling"),
     "flatten": Choice("Flatten"),
 }
-# The poolings with weights, which belong to the head.
+# These poolings have weights and belong to the head.
 LEARNT_POOLINGS = ("gem", "attention")
 
-# Layers of Keras: pooled features to the embedding. `embedding_dim` is the width of all but
+# A layer of Keras turns pooled features into the embedding. `embedding_dim` is the width of all but
 # `pooled`.
 EMBEDDINGS = {
     "penultimate": Choice("Dense", {"activation": "relu"}),
@@ -57,8 +57,8 @@ EMBEDDINGS = {
     "pooled": Choice("Activation", {"activation": "linear"}),
 }
 
-# Optimizers of Keras. The learning rate is an argument of all, and the weight decay of a study
-# where it is not zero.
+# All optimizers of Keras also get the study's learning rate, and its weight decay where it is not
+# zero.
 OPTIMIZERS = {
     "adam": Choice("Adam"),
     "adamw": Choice("AdamW", {"weight_decay": 0.0}),
@@ -73,7 +73,7 @@ SCHEDULES = {
     "one_cycle": Schedule(warmup_share=1 / 4),
 }
 
-# Layers of Keras. Each draws again for every image and every epoch; sizes are shares of the image.
+# A layer of Keras draws again for every image and every epoch. Sizes are shares of the image.
 AUGMENTATIONS = {
     "flip": Choice("RandomFlip", {"mode": "horizontal"}),
     "shift": Choice(

@@ -20,15 +20,15 @@ from cbir.cache import Artifact, cached, read
 from cbir.images.dataset import Dataset, take_rows
 from cbir.networks import baselines, inference
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Keras takes seconds to import
     from cbir.networks.models import Network
     from cbir.networks.training import Training
 
 VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
 FEATURES = "features.npy"
-# Rows that are normalised and whitened at once.
+# The number of rows that are normalised and whitened at once.
 BLOCK = 8192
-# Images to embeddings and class probabilities.
+# A function from images to embeddings and class probabilities.
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 

@@ -17,9 +17,9 @@ from keras import ops
 from cbir import StudyError
 from cbir.networks.models import Network
 
-# Positions on a side that a map needs to show where.
+# The least number of positions on each side of a map. Fewer would not show where a part lies.
 LEAST_SIDE = 4
-# Pairs whose gradients are in memory at once.
+# The number of pairs whose gradients are in memory at once.
 PAIRS = 16
 
 
@@ -102,7 +102,7 @@ def deepest_layer(body: keras.Model) -> str:
     Raises:
         StudyError: all maps are smaller.
     """
-    operations = body.operations  # in an order in which each follows what it reads
+    operations = body.operations  # Each operation follows those whose outputs it reads.
     made = {id(operation.output): place for place, operation in enumerate(operations)}
     last_read = np.arange(len(operations))
     for place, operation in enumerate(operations[1:], start=1):
@@ -152,13 +152,13 @@ def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarr
         inputs = inputs.detach().requires_grad_()
         with torch.enable_grad():
             values = function(inputs)
-        # Unlike `backward`, this leaves nothing in the gradients of the model's weights.
+        # Unlike `backward`, `grad` leaves nothing in the gradients of the model's weights.
         (gradient,) = torch.autograd.grad(values.sum(), inputs)
     elif backend == "jax":
         import jax
 
         def total(traced):
-            # Keeps layers from writing traced values into their variables.
+            # The scope keeps layers from writing traced values into their variables.
             with keras.StatelessScope():
                 values = function(traced)
             return values.sum(), values
@@ -179,7 +179,8 @@ def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callab
     below = keras.Model(body.inputs, maps)
     above = None if maps is body.outputs[0] else keras.Model(maps, body.outputs)
 
-    # Called directly: tracing a deep network takes longer than running it on so few images.
+    # The network is called directly: tracing a deep network takes longer than running it on so few
+    # images.
     def to_features(images: np.ndarray) -> np.ndarray:
         pixels = ops.convert_to_tensor(images, "float32")
         return _array(below(prepare(pixels, training=False), training=False))
@@ -210,7 +211,7 @@ def _normalise(vectors):
 def _grad_cam(to_vectors: Callable, maps: np.ndarray) -> np.ndarray:
     """(2n, h, w, c) maps, queries before results -> (2n, h, w) float32, 0 or more."""
     vectors = ops.convert_to_numpy(to_vectors(ops.convert_to_tensor(maps)))
-    # The other image of each pair, half of the rows away.
+    # The other image of each pair lies half of the rows away.
     others = ops.convert_to_tensor(np.roll(vectors, len(maps) // 2, axis=0))
 
     def similarities(features):

@@ -10,7 +10,7 @@ from numpy.lib.format import open_memmap
 from cbir import StudyError
 from cbir.progress import Ticker
 
-if TYPE_CHECKING:  # importing Keras takes seconds, and baselines and most pages do without
+if TYPE_CHECKING:  # Keras takes seconds to import
     import keras
 
 BATCH_SIZE = 256

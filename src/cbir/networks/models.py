@@ -263,7 +263,7 @@ def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
 
 
 def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
-    # In full precision, since retrieval compares embeddings that hardly differ.
+    # The head has full precision, since retrieval compares embeddings that hardly differ.
     arguments = {} if embedding == "pooled" else {"units": embedding_dim}
     vectors = EMBEDDINGS[embedding].make(layers, **arguments, dtype="float32", name="embedding")(
         pooled

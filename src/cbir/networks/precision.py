@@ -34,7 +34,7 @@ def best() -> str:
 
 
 def _compute_capability() -> float:
-    """Of the weakest GPU; 0 where the driver reports none."""
+    """The compute capability of the weakest GPU; 0 where the driver reports none."""
     try:
         command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -22,9 +22,9 @@ from cbir.networks.models import Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
 from cbir.progress import Ticker, duration
 
-# Files in the folder of a training.
+# The files in the folder of a training.
 FINAL, FINGERPRINT, HISTORY = "final.weights.h5", "weights.sha256", "history.json"
-# Files that are deleted at its end: the state after the last epoch, and the weights of the best.
+# These files are deleted at its end: the state after the last epoch, and the weights of the best.
 CHECKPOINT, BEST = "state.npz", "best.weights.h5"
 # A step on features takes a few milliseconds, so that the time between two steps counts. Only
 # TensorFlow is asked to take several steps at once: PyTorch cannot.
@@ -56,7 +56,7 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """Of all epochs, including the features of a frozen backbone and the head's training."""
+        """Seconds of all epochs, including a frozen backbone's features and the head's training."""
         # The artifact of a resumed training knows only the seconds of its last part.
         features = self.features.seconds if self.features else 0
         head = self.head.seconds if self.head else 0

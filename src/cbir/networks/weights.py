@@ -15,13 +15,13 @@ from cbir import StudyError, cache, project_root
 from cbir.cache import file_digest, keras_home, write_text
 from cbir.networks.backbones import BACKBONES
 
-if TYPE_CHECKING:  # plans and checks of parameters need no Keras, which takes seconds to import
+if TYPE_CHECKING:  # Keras takes seconds to import
     import keras
 
     from cbir.networks.models import Network
     from cbir.networks.training import Training
 
-# The trained backbone in the folder of a training.
+# The file of the trained backbone in the folder of a training.
 BACKBONE_FILE = "backbone.weights.h5"
 STUDY_PREFIX = "study:"
 
@@ -100,7 +100,7 @@ def _download(backbone: str) -> Path:
     path = imagenet_path(backbone)
     if path.exists():
         return path
-    # Under another name until it is complete, so that no partial file is ever used.
+    # The file has another name until it is complete, so that no partial file is ever used.
     part = path.with_name(path.name + ".part")
     imagenet = BACKBONES[backbone].imagenet
     try:

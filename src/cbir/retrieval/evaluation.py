@@ -16,11 +16,11 @@ from cbir.images.dataset import Dataset
 from cbir.networks.embeddings import Embeddings, Encode
 from cbir.retrieval import metrics, ranking, searches, uncertainty
 
-# Results that are kept for each query and shown in reports, whatever the study's ks.
+# The number of results that are kept for each query and shown in reports, whatever the study's ks.
 N_RESULTS = 10
-# Images that are embedded, and queries that are searched, to measure speed.
+# The numbers of images that are embedded, and of queries that are searched, to measure speed.
 TIMED_IMAGES, TIMED_QUERIES = 1024, 30
-# Depths that the literature of a protocol reports.
+# The depths that the literature of a protocol reports.
 PROTOCOL_KS = {"hashing_1k": (1000,)}
 
 
@@ -65,7 +65,7 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
     def make(folder: Path) -> None:
         inputs = searches.search_input(embeddings, search)
         labels, gallery_labels = dataset.query_labels, dataset.gallery_labels[inputs.order]
-        # A search may reorder the gallery: where is each query in it now?
+        # A search may reorder the gallery, and the queries in it have other positions then.
         place = np.argsort(inputs.order)
         scores, rankings, similarities = metrics.search_and_evaluate(
             inputs.query,

@@ -22,16 +22,18 @@ from cbir.networks.embeddings import Embeddings
 from cbir.progress import progress
 from cbir.retrieval import metrics, ranking
 
-# Weights to choose from, with a weight of 1 for the query. None is 0: an example always counts.
-# Larger ones would leave little of the query if a user marks one image instead of ten.
+# The weights to choose from; the query has a weight of 1. None is 0, so that an example always
+# counts. Larger ones would leave little of the query if a user marks one image instead of ten.
 POSITIVE, NEGATIVE = (0.5, 1.0, 2.0, 4.0), (0.1, 0.5, 1.0, 2.0)
-# Images that the simulated user marks per round.
+# The number of images that the simulated user marks per round.
 MARKED = 10
-# Validation images that serve as queries to choose the weights, and the seed that draws them.
+# The largest number of validation images that serve as queries to choose the weights, and the seed
+# that draws them.
 MAX_VALIDATION, VALIDATION_SEED = 500, 0
-# Queries per block, and the largest number of places in its rankings: 16 MB.
+# The number of queries per block, and the largest number of places in its rankings (16 MB).
 BLOCK, MAX_PLACES = 64, 2**22
-# If a refined query is shorter, its parts cancelled out, and its direction is rounding error.
+# If a refined query is shorter than this, its parts have cancelled out, and its direction is a
+# rounding error.
 MIN_LENGTH = 1e-6
 
 

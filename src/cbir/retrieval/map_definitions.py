@@ -13,7 +13,7 @@ import pandas as pd
 
 from cbir.retrieval import metrics, uncertainty
 
-# Queries scored at a time, which limits the memory if thousands of images are relevant.
+# The number of queries scored at a time. It limits the memory if thousands of images are relevant.
 BATCH = 1000
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from cbir.retrieval import ranking
 
-# Rows scaled to unit length at a time, in float64: 8 MB at 512 dimensions.
+# The number of rows scaled to unit length at a time, in float64: 8 MB at 512 dimensions.
 ROWS = 2048
 
 

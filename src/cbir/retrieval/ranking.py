@@ -16,17 +16,19 @@ from threadpoolctl import ThreadpoolController
 
 from cbir.progress import progress
 
-# Queries per block; fewer if the gallery is so large that their similarities would exceed 64 MB.
+# The number of queries per block. A block has fewer if the gallery is so large that their
+# similarities would exceed 64 MB.
 BLOCK = 256
 MAX_SIMILARITIES = 2**24
-# Gallery images that a core multiplies a block with at a time.
+# The number of gallery images that a core multiplies a block with at a time.
 PIECE = 4096
 # The library that NumPy multiplies with. Its idle threads would keep the cores busy.
 BLAS = ThreadpoolController().select(user_api="blas")
-# The bits of a float32: its sign; set if it is 2 or more, or NaN; its size if not.
+# The bits of a float32: `SIGN` is its sign, `TOO_LARGE` is set if it is 2 or more, or NaN, and
+# `SIZE` is its size if not.
 SIGN, TOO_LARGE, SIZE = np.uint32(2**31), np.uint32(2**30), np.uint32(2**30 - 1)
-# Of the radix sort: the values of a digit, and the key of an image that is not searched (its last
-# bit says that it is not relevant).
+# The radix sort reads digits of `DIGIT` values. `LAST` is the key of an image that is not searched;
+# its last bit says that it is not relevant.
 DIGIT, LAST = 2**11, np.uint32(2**32 - 2)
 
 
@@ -215,7 +217,7 @@ def _write_ranks(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0
                 start[value] += 1
             keys, moved = moved, keys
         n_relevant = 0
-        for place in range(n):  # Without a branch, which would often be mispredicted.
+        for place in range(n):  # A branch would often be mispredicted, so there is none.
             moved[n_relevant] = place + 1
             n_relevant += keys[place] & 1
         for place in range(n_relevant):
@@ -291,7 +293,7 @@ def _blocks(
             rows = slice(start, min(start + size, len(query)))
             block = similarity[: rows.stop - start]
             _multiply(threads, np.asarray(query[rows], np.float32), gallery, block)
-            # More shares than cores, since one core may be slower than another.
+            # There are more shares than cores, since one core may be slower than another.
             share = -(-len(block) // (4 * cores))
             cuts = range(start, rows.stop, share)
             shares = [slice(cut, min(cut + share, rows.stop)) for cut in cuts]

@@ -25,7 +25,8 @@ from cbir.networks.embeddings import Embeddings
 from cbir.retrieval import metrics
 
 SEARCHES = ("unrestricted", "predicted_class", "soft", "label_lookup", "oracle_class")
-# Masses to choose from: the smallest searches little more than the predicted class, 1 all classes.
+# The masses to choose from. The smallest searches little more than the predicted class, and 1
+# searches all classes.
 MASSES = (0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 LOOKUP_SEED = 0
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 ALPHA = 0.05
-# Up to this number of differences, the test tries all choices of signs: 2 ** 13 = 8,192.
+# The test tries all choices of signs for up to this number of differences: 2 ** 13 = 8,192.
 EXACT_UP_TO = 13
-# Counts or signs per batch: 16 MB in float64.
+# The number of counts or signs per batch: 16 MB in float64.
 BATCH = 2_000_000
 
 
