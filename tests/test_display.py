@@ -153,7 +153,7 @@ def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown
 
 def test_a_table_is_folded_under_its_summary(shown):
     frame = pd.DataFrame({"cnn": ["<b>"]}, index=pd.Index(["epochs"], name="parameter"))
-    display.table(frame, "All & every parameter.", is_folded=True)
+    display.table(frame, "All & every parameter.", folded=True)
     ((bundle, metadata),) = shown
     html = bundle["text/html"]
     assert html.startswith("<details><summary>All &amp; every parameter.</summary>")

@@ -193,7 +193,7 @@ def test_the_table_shows_intervals_and_corrected_p_values(project):
     assert table["area"].map(str).str.startswith(("0.39", "0.40", "0.49", "0.50")).all()
     assert table["gain"].str.match(r"[+-]0\.\d{3} \[[+-]0\.\d{3},\u00a0[+-]0\.\d{3}\]$").all()
     assert str(table["p, Holm"].iloc[0]) == "< 0.001"
-    assert table["pairs"].tolist() == [20] * 4
+    assert table["queries"].tolist() == [20] * 4
     assert rows["is_significant"].tolist() == [True, True, False, True]
 
 

@@ -61,7 +61,7 @@ def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_si
     rankings = np.array([[0, 3, 1], [5, 4, -1], [6, 7, 8]])
     similarities = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, np.nan], [0.4, 0.3, 0.2]])
     answers = {"cnn": (rankings, similarities)}
-    figure = image_grids.retrieved(dataset, np.array([0, 1]), answers, k=3)
+    figure = image_grids.retrieved(dataset, np.array([0, 1]), answers)
     # A search that finds no more shows no more.
     assert positions(figure) == [[9, 0, 3, 1], [10, 5, 4, None]]
     assert column(figure, "above") == ["query", "1 ✓ 0.900", "2 ✗ 0.800", "3 ✓ 0.700"]
@@ -72,14 +72,14 @@ def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_si
 
 def test_a_gallery_smaller_than_what_is_shown_leaves_places_empty(dataset, drawn):
     answers = {"cnn": (np.array([[0, 3]] * 3), np.array([[0.9, 0.8]] * 3))}
-    figure = image_grids.retrieved(dataset, np.array([2]), answers, k=4)
+    figure = image_grids.retrieved(dataset, np.array([2]), answers)
     assert positions(figure) == [[11, 0, 3]]
 
 
 def test_each_architecture_answers_in_a_row_of_its_own(dataset, drawn):
     one = (np.array([[0]] * 3), np.array([[0.9]] * 3))
     other = (np.array([[4]] * 3), np.array([[0.9]] * 3))
-    figure = image_grids.retrieved(dataset, np.array([0, 1]), {"cnn": one, "vgg": other}, k=1)
+    figure = image_grids.retrieved(dataset, np.array([0, 1]), {"cnn": one, "vgg": other})
     assert positions(figure) == [[9, 0], [9, 4], [10, 0], [10, 4]]
     assert figure.names == ["cnn", "vgg", "cnn", "vgg"]
 
@@ -148,7 +148,7 @@ def test_a_grid_is_one_image_with_texts_around_each_of_its_pictures():
 def test_each_thumbnail_says_its_place_and_its_class(dataset, drawn):
     dataset.classes = ["circle", "a class with a long name", "square"]
     answers = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
-    figure = image_grids.retrieved(dataset, np.array([0]), answers, k=3)
+    figure = image_grids.retrieved(dataset, np.array([0]), answers)
     assert column(figure, "above") == ["query", "1 ✓ 0.900", "2 ✗ 0.800"]
     assert column(figure, "below") == ["circle", "circle", "a class wit…"]
 
@@ -165,10 +165,10 @@ def test_places_and_similarities_fit_over_their_thumbnails(dataset):
 def test_notes_stand_beside_their_queries(dataset, drawn):
     one = np.array([[0]] * 3), np.array([[0.9]] * 3)
     answers = {"cnn": one, "vgg": one}
-    by_query = image_grids.retrieved(dataset, np.array([2, 0]), answers, 1, ["best", "worst"])
+    by_query = image_grids.retrieved(dataset, np.array([2, 0]), answers, ["best", "worst"])
     assert by_query.names == ["cnn\nbest", "vgg", "cnn\nworst", "vgg"]
     notes = [{"cnn": "0.1", "vgg": "0.2"}] * 2
-    by_row = image_grids.retrieved(dataset, np.array([2, 0]), answers, 1, notes)
+    by_row = image_grids.retrieved(dataset, np.array([2, 0]), answers, notes)
     assert by_row.names == ["cnn\n0.1", "vgg\n0.2", "cnn\n0.1", "vgg\n0.2"]
 
 

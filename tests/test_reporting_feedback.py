@@ -179,7 +179,7 @@ def test_a_round_without_any_score_is_a_dash(project):
     rows = saved(cnn=measured(0.1, 0.1, left_out=40))
     assert rows["n_queries"].to_list() == [40, 40, 0]
     table = feedback.table(rows)
-    assert str(table["mAP with feedback"].iloc[2]) == str(table["difference"].iloc[2]) == "–"
+    assert str(table["with feedback"].iloc[2]) == str(table["gain"].iloc[2]) == "–"
     text = feedback.describe(rows)
     assert "nan" not in text
     assert "; after 2 rounds no query has a relevant image left. Of 20 images" in text
@@ -193,8 +193,8 @@ def test_the_table_has_a_row_a_round(project):
         [name, number] for name in ("cnn", "vgg16") for number in range(3)
     ]
     first = rows.iloc[1]
-    assert table["mAP with feedback"].iloc[1] == effects.estimate(first, feedback.WITH)
-    assert table["difference"].iloc[1] == effects.estimate(first, "gain")
+    assert table["with feedback"].iloc[1] == effects.estimate(first, feedback.WITH)
+    assert table["gain"].iloc[1] == effects.estimate(first, "gain")
     assert table["p, Holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
     assert (table["marked"].iloc[2], table["positive"].iloc[2]) == ("20.0", "8.0")
 

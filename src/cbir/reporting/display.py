@@ -92,9 +92,7 @@ def say(text: str | None) -> None:
 
 def unreadable_files(files: list[str]) -> str:
     """Which files could not be read; an empty text where there are none."""
-    return "\n".join(
-        ["Skipped unreadable files:", *(f"- {name}" for name in files)] if files else []
-    )
+    return "\n- ".join(["Skipped unreadable files:", *files]) if files else ""
 
 
 def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -115,11 +113,7 @@ def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def table(
-    frame: pd.DataFrame | None,
-    caption: str,
-    digits: int | dict[str, int] = 3,
-    *,
-    is_folded: bool = False,
+    frame: pd.DataFrame | None, caption: str, digits: int | dict[str, int] = 3, folded: bool = False
 ) -> None:
     """Display a data frame as an HTML table, and as CSV, with numbers in full.
 
@@ -128,7 +122,7 @@ def table(
         caption: one sentence.
         digits: after the decimal point, for all rows or by the row's name; an `Estimate` has those
             that its interval supports.
-        is_folded: whether the table opens when its caption is clicked.
+        folded: whether the table opens when its caption is clicked.
     """
     if frame is None or frame.empty:
         return
@@ -140,7 +134,7 @@ def table(
     usual = 3 if by_name else digits
     html = TEMPLATES.get_template("table.html.j2").render(
         caption=caption,
-        is_folded=is_folded,
+        folded=folded,
         columns=[str(name) for name in cells.columns],
         is_number=[all(map(_is_number, column)) for _, column in cells.items()],
         names=[str(name) for name in cells.index] if has_names else None,

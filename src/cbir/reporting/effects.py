@@ -5,8 +5,6 @@ here. A mean `x`, of gains or of something else, has the columns x, x_low and x_
 its 95 % interval.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 
@@ -67,14 +65,11 @@ def estimate(row: pd.Series, name: str) -> Estimate:
     return estimates.from_row(row, (name, f"{name}_low", f"{name}_high"))
 
 
-def table(rows: pd.DataFrame, headings: Mapping[str, str]) -> pd.DataFrame:
-    """The rows as a reader sees them.
-
-    Args:
-        headings: by the names of means and of other columns.
-    """
-    cells = [[_cell(row, name) for name in headings] for _, row in rows.iterrows()]
-    return pd.DataFrame(cells, columns=list(headings.values()))
+def table(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The rows as a reader sees them, with the columns of these means and these other columns."""
+    cells = [[_cell(row, name) for name in names] for _, row in rows.iterrows()]
+    headings = [name.removeprefix("n_").replace("_", " ") for name in names]
+    return pd.DataFrame(cells, columns=headings).rename(columns={"p holm": "p, Holm"})
 
 
 def _cell(row: pd.Series, name: str):

@@ -91,9 +91,8 @@ def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """The tests, from `explain_runs`, as a reader sees them."""
-    headings = {name: name for name in ("architecture", "test", "against", "area")}
-    headings |= {"area_against": "area against", "gain": "gain"}
-    return effects.table(rows, headings | {"p_holm": "p, Holm", "n_queries": "pairs"})
+    means = ["area", "area_against", "gain"]
+    return effects.table(rows, ["architecture", "test", "against", *means, "p_holm", "n_queries"])
 
 
 def compare(rows: pd.DataFrame) -> str:

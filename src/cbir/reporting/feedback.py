@@ -21,18 +21,10 @@ from cbir.retrieval.feedback import Rocchio, measure_feedback
 FILE = "feedback.csv"
 WITH, WITHOUT = "with_feedback", "without_feedback"
 WEIGHTS = [f"weight_{field.name}" for field in fields(Rocchio)]
-HEADINGS = {
-    "architecture": "architecture",
-    "round": "round",
-    WITH: "mAP with feedback",
-    WITHOUT: "mAP without",
-    "gain": "difference",
-    "p_holm": "p, Holm",
-    "marked": "marked",
-    "positive": "positive",
-    "n_queries": "queries",
-    "n_left_out": "left out",
-}
+SHOWN = [
+    "architecture", "round", WITH, WITHOUT, "gain", "p_holm", "marked", "positive", "n_queries",
+    "n_left_out",
+]  # fmt: skip
 
 
 def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -86,7 +78,7 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, from `measure_runs`, as a reader sees them."""
-    shown = effects.table(rows, HEADINGS)
+    shown = effects.table(rows, SHOWN)
     means = shown[["marked", "positive"]].map("{:.1f}".format)
     return shown.assign(**means)
 

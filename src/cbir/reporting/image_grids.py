@@ -143,7 +143,6 @@ def retrieved(
     dataset: Dataset,
     queries: np.ndarray,
     answers: dict[str, tuple[np.ndarray, np.ndarray]],
-    k: int = 10,
     notes: Sequence[str | dict[str, str]] = (),
 ) -> Figure | None:
     """Queries (left) and their results, hits and misses framed and signed.
@@ -161,12 +160,11 @@ def retrieved(
     for query, note in zip_longest(queries, notes, fillvalue=""):
         by_name = note if isinstance(note, dict) else {next(iter(answers)): note}
         for name, (rankings, similarities) in answers.items():
-            results = zip(rankings[query][:k], similarities[query][:k], strict=True)
-            pictures = [
-                result_picture(dataset, query, result, similarity, rank)
-                for rank, (result, similarity) in enumerate(results, start=1)
-            ]
-            rows.append([query_picture(dataset, query), *pictures])
+            row = [query_picture(dataset, query)]
+            results = zip(rankings[query], similarities[query], strict=True)
+            for rank, result in enumerate(results, start=1):
+                row.append(result_picture(dataset, query, *result, rank))
+            rows.append(row)
             lines = name if len(answers) > 1 else "", by_name.get(name, "")
             names.append("\n".join(filter(None, lines)))
     return grid(rows, names)
