@@ -452,7 +452,7 @@ def test_file_in_the_place_of_a_folder_is_named(root):
 def test_empty_folder_is_named_with_the_layout(root):
     (root / "data" / "shapes").mkdir(parents=True)
     message = error_of()
-    assert "no pictures in folders of" in message
+    assert "no pictures in the subfolders of" in message
     assert "shapes/<class>/*.png" in message
 
 
@@ -476,7 +476,7 @@ def test_unreadable_folder_is_named(root, monkeypatch):
 
 def test_one_class_is_not_enough(root):
     write_colours(root / "data" / "shapes", {"red": 9})
-    assert "one class only (red)" in error_of()
+    assert "only one class (red)" in error_of()
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -193,7 +193,7 @@ def test_an_empty_folder_is_named_with_the_layout(place, refused):
 def test_one_class_alone_is_refused_by_name(place, refused):
     write_pictures(place / "data" / "lonely", classes=("circle",))
     line = refused(place, "report", "--study", with_pictures_from(place, "lonely"))
-    assert "one class only (circle)" in line
+    assert "only one class (circle)" in line
 
 
 def test_too_few_pictures_are_refused_with_the_class(place, refused):

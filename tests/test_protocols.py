@@ -301,11 +301,11 @@ def test_hashing_1k_takes_what_is_just_enough_and_refuses_less():
     assert np.array_equal(view.gallery, np.union1d(view.train, view.validation))
     message = error_of(cifar(599), "hashing_1k")
     assert message.startswith(
-        "protocol hashing_1k needs 600 images per class, and 'class 0' has 599"
+        "protocol hashing_1k needs 600 images per class, but 'class 0' has 599"
     )
 
 
 def test_hashing_1k_is_refused_for_other_images():
     message = error_of(cifar(dataset="digits"), "hashing_1k")
-    assert message.startswith("protocol hashing_1k is defined for CIFAR-10 only")
+    assert message.startswith("protocol hashing_1k is defined only for CIFAR-10")
     assert "digits" in message

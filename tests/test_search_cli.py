@@ -201,8 +201,8 @@ def test_unreadable_pictures_are_counted_and_named(finished_study, tmp_path, cap
     (tmp_path / "broken.png").write_bytes(b"nothing")
     code, out, _ = run(capfd, "search", QUERY, str(tmp_path), "--study", "tiny")
     assert code == 0
-    assert "skipped 1 that could not be read" in out
-    assert f"{tmp_path / 'broken.png'}: not a picture, or of a format" in out
+    assert "skipped 1 unreadable file(s)" in out
+    assert f"{tmp_path / 'broken.png'}: not a picture, or in a format" in out
     code, _, err = run(capfd, "search", str(tmp_path), "--study", "tiny")
     assert code == 1
     assert "error: none of the pictures could be read" in err

@@ -161,7 +161,7 @@ def test_each_failure_is_one_line_on_stderr(failing):
 
 def test_terminal_and_report_name_what_could_not_be_read(failing):
     lines = failing.done.stdout.splitlines()
-    named = lines[lines.index("skipped 1 that could not be read:") + 1].strip()
+    named = lines[lines.index("skipped 1 unreadable file(s):") + 1].strip()
     assert named.startswith("circle/broken.png: ")
     index = page(failing.reports, "index").text
     assert "Skipped unreadable files" in index

@@ -1,7 +1,7 @@
-"""Cached steps: folders of results, each named by a key of everything that decides the result.
+"""Cached steps: folders of results, each named by a key of everything that determines the result.
 
-A key is a hash of a step's parameters, the keys of what it reads (data and weights have
-fingerprints), the versions of the packages that compute it, and its code. Nothing else decides
+A key is a hash of a step's parameters, the keys of its inputs (data and weights have
+fingerprints), the versions of the packages that compute it, and its code. Nothing else determines
 whether something is up to date, from a network's weights to a whole report.
 """
 
@@ -37,7 +37,7 @@ TABLE_OF_ROWS = "networks/backbones.py"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished step: its folder, and the manifest that says what made it."""
+    """A finished step: its folder, and the manifest that records what it was made from."""
 
     folder: Path
     manifest: dict
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
             named[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise StudyError(
-                f"{package} is not installed: install it, or choose another backend of Keras "
+                f"{package} is not installed: install it, or select another Keras backend "
                 "with KERAS_BACKEND"
             ) from None
     named |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 def digest(content) -> str:
-    """SHA-256, in hexadecimal, of anything that JSON can hold; the order of keys is ignored."""
+    """SHA-256, in hexadecimal, of any JSON content; the order of keys is ignored."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -112,9 +112,9 @@ def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> st
 
     Args:
         step: the step's name.
-        parameters: all of its parameters, as JSON can hold them.
-        reads: keys or fingerprints of everything that it reads.
-        code: digest of the code that it runs, such as `package_digest` gives.
+        parameters: all of its parameters, as JSON content.
+        reads: keys or fingerprints of all its inputs.
+        code: digest of the code that it runs, as from `package_digest`.
     """
     return digest([step, parameters, list(reads), code, versions()])
 
@@ -127,12 +127,12 @@ def cached(
     reads: Iterable[str] = (),
     package: str,
 ) -> Artifact:
-    """The result of a step: read from `artifacts/<step>/<key>/` if it is there, else made now.
+    """The result of a step: read from `artifacts/<step>/<key>/` if it exists, else computed.
 
     Args:
         step: the step's name, and that of its folder in `artifacts/`.
-        make: writes the result into the folder that it is given. After an interruption it is given
-            the same folder again, with what it had written, and may go on from there.
+        make: writes the result into a given folder. After an interruption, it gets the same folder
+            again, with the files it has already written, and may resume.
         parameters, reads: as for `make_key`.
         package: the name in `WAY` of the package that makes the result.
 
@@ -144,12 +144,12 @@ def cached(
     folder = _folder_of(step, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Where two notebooks start at once, the second waits here and then reads the result.
+        # If two notebooks start at once, the second one waits here and then reads the result.
         with FileLock(folder.with_suffix(".lock")):
             if (artifact := read(folder)) is None:
                 partial = folder.with_suffix(".partial")
                 partial.mkdir(exist_ok=True)
-                # A folder with a manifest that was never moved into place is not finished.
+                # A manifest marks a folder as finished only after the folder was moved into place.
                 (partial / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
                 started = time.perf_counter()
@@ -187,7 +187,7 @@ def is_current(folder: Path, key: str) -> bool:
 
 
 def write_manifest(folder: Path, **content) -> None:
-    """Mark a folder as finished, with `key`, `seconds` and what else a reader should know."""
+    """Mark a folder as finished, with `key`, `seconds` and further information for readers."""
     write_text(folder / MANIFEST, json.dumps({**content, "versions": versions()}, indent=1))
 
 
@@ -203,7 +203,7 @@ def _folder_of(step: str, key: str) -> Path:
 
 
 def keras_home() -> Path:
-    """The folder of Keras' downloads, created if need be: without it, Keras would use another."""
+    """The folder of Keras' downloads, created if missing: otherwise, Keras would use another."""
     home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
     home.mkdir(parents=True, exist_ok=True)
     return home
@@ -217,13 +217,13 @@ def _keras_settings() -> dict:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
+    """The peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def as_study_error(error: OSError, folder: Path) -> Exception:
-    """A StudyError for a full or read-only disk; any other error as it is."""
+    """A StudyError for a full or read-only disk; any other error unchanged."""
     # h5py reports a full disk without a number.
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         return StudyError(

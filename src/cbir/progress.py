@@ -1,4 +1,4 @@
-"""Progress output: one line every few seconds, and no noise of libraries."""
+"""Progress output: one line every few seconds, without the messages of libraries."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# Unreadable files that are named in a terminal; reports name all.
+# The number of unreadable files that a terminal lists; reports list all of them.
 LISTED = 20
 
 
 class Ticker:
-    """Shows how far a task has come: a bar in a terminal, else a line every `every` seconds."""
+    """Shows the progress of a task: a bar in a terminal, else a line every `every` seconds."""
 
     def __init__(self, total: int, what: str, every: float = 5.0):
         self.total, self.what, self.every = total, what, every
@@ -59,14 +59,14 @@ def duration(seconds: float) -> str:
 
 
 def describe_skipped(files: Sequence[str]) -> str:
-    """Lines that count the files that could not be read and name the first ones.
+    """Lines that count the unreadable files and name the first ones.
 
     Args:
         files: "name: reason" each; the text is empty if there are none.
     """
     if not files:
         return ""
-    lines = [f"skipped {len(files):,} that could not be read:"]
+    lines = [f"skipped {len(files):,} unreadable file(s):"]
     lines += [f"  {file}" for file in files[:LISTED]]
     if len(files) > LISTED:
         lines.append(f"  and {len(files) - LISTED:,} more")
@@ -77,7 +77,7 @@ def describe_skipped(files: Sequence[str]) -> str:
 def own_stderr(log: Path) -> Iterator[None]:
     """Send what libraries and child processes write to standard error to a log instead.
 
-    What Python itself prints to `sys.stderr` still reaches the terminal.
+    Python's own output to `sys.stderr` still reaches the terminal.
     """
     terminal = os.dup(2)
     ours = sys.stderr

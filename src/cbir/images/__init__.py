@@ -1,6 +1,6 @@
-"""Images, and what each of them is used for.
+"""Images and their roles.
 
 `pictures` lists and decodes files, and `dataset` splits them into training, validation, gallery
-and query images. `protocols` gives other views of a data set, in which other images are searched.
-`leaks` reports queries that are also in the gallery.
+and query images. `protocols` provides other views of a data set, with other galleries and queries.
+`leaks` detects queries that are also in the gallery.
 """

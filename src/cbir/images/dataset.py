@@ -1,4 +1,4 @@
-"""Data sets: the images of a study, decoded once, and what each of them is used for.
+"""Data sets: the images of a study, decoded once, and their roles.
 
 Whatever the source (digits, CIFAR-10, a folder of pictures), a data set is one memory-mapped array
 of RGB images of one size, training images before test images.
@@ -31,21 +31,21 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images of a study in one array, and what each of them is used for.
+    """All images of a study in one array, and their roles.
 
     Attributes:
         parameters: the arguments of `load_dataset`.
-        classes: class names; a label is a position in them.
+        classes: class names; a label is an index into them.
         images: (n, size, size, 3) uint8 RGB, memory-mapped, training images before test images.
         labels: (n,) int64.
         names: n unique names, such as paths.
         train, validation, gallery, queries: positions in `images`, each sorted.
         fingerprint: SHA-256 of all images and labels.
-        skipped: the files that cannot be read, each "name: reason".
+        skipped: the unreadable files, each "name: reason".
         protocol: which images are gallery and which are queries; see `protocols`.
-        draw: number of the draw, if the protocol draws.
+        draw: number of the draw, if the protocol draws classes.
 
-    A network learns from `train`; choices are made on `validation`, never on queries.
+    Networks are trained on `train`; every choice is made on `validation`, never on queries.
     """
 
     parameters: dict
@@ -84,13 +84,13 @@ class Dataset:
 
     @property
     def exclude(self) -> np.ndarray:
-        """(n_queries,) int64, the gallery position of the query itself, -1 if it is not there."""
+        """(n_queries,) int64, the gallery position of the query itself, or -1 if it has none."""
         places = np.searchsorted(self.gallery, self.queries)
         places = np.minimum(places, len(self.gallery) - 1)
         return np.where(self.gallery[places] == self.queries, places, -1)
 
     def counts(self) -> pd.DataFrame:
-        """Number of images by class (rows; the last one is "all") and by use (columns)."""
+        """Number of images by class (rows; the last one is "all") and by role (columns)."""
         uses = {
             "training": self.train,
             "validation": self.validation,
@@ -117,24 +117,24 @@ def load_dataset(
     test_images: int = 0,
     learn_from: int = 0,
 ) -> Dataset:
-    """Load a data set; its images are decoded the first time and memory-mapped from then on.
+    """Load a data set; images are decoded the first time and memory-mapped afterwards.
 
     Args:
-        dataset: "digits", "cifar10", or a folder laid out `<class>/...` or
+        dataset: "digits", "cifar10", or a folder arranged as `<class>/...` or
             `{train,test}/<class>/...`.
-        image_size: pixels; images are centre crops, scaled to squares.
-        test_fraction: share of each class that becomes test images if the data has no test split
-            of its own; at least one image per class.
+        image_size: side length in pixels of the images, which are centre crops.
+        test_fraction: share of each class that becomes test images if the data has no test split;
+            at least one image per class.
         validation_fraction: share of each class's training images, at least one.
         split_seed: seed of every choice of images, the same for all runs of a study.
-        training_images, test_images: about how many images of each part to keep, in equal shares
-            of all classes; 0 keeps all.
-        learn_from: about how many of the training images to train and validate on, in equal shares
-            of all classes; 0 for all. A smaller choice is part of a larger one, and the gallery
+        training_images, test_images: approximate number of images of each part to keep, in equal
+            shares of all classes; 0 keeps all.
+        learn_from: approximate number of training images to train and validate on, in equal shares
+            of all classes; 0 for all. A smaller selection is part of a larger one. The gallery
             keeps all training images.
 
     Raises:
-        StudyError: the data cannot be read, or not be split like this.
+        StudyError: the data cannot be read, or cannot be split as requested.
     """
     parameters = {
         "dataset": dataset,
@@ -184,7 +184,7 @@ def load_dataset(
 
 
 def is_cached(*, validation_fraction: float, **parameters) -> bool:
-    """Whether `load_dataset` would find the images and their split cached, and make nothing."""
+    """Whether the images and their split are cached, so that `load_dataset` only reads."""
     step = _images_step(**parameters)
     del step["make"]
     if (images := find(**step)) is None:
@@ -196,7 +196,7 @@ def is_cached(*, validation_fraction: float, **parameters) -> bool:
 
 
 def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The rows at some positions: a view if the positions are consecutive, else a copy."""
+    """The rows at the given positions: a view if the positions are consecutive, else a copy."""
     first, last = positions[0], positions[-1] + 1
     is_range = last - first == len(positions) and (np.diff(positions) == 1).all()
     return array[first:last] if is_range else array[positions]
@@ -213,7 +213,9 @@ def _images_step(**parameters) -> dict:
     else:
         paths = list_folder(folder)
         if dataset == "cifar10" and "test" not in paths:
-            raise StudyError(f"{folder} has no test/: unpack CIFAR-10 there again, with test/")
+            raise StudyError(
+                f"{folder} has no folder test/: unpack CIFAR-10 there again, with train/ and test/"
+            )
         read, state = lambda: folder_pictures(folder, paths), folder_state(folder, paths)
 
     def make(into: Path) -> None:
@@ -230,7 +232,7 @@ def _images_step(**parameters) -> dict:
 
 
 def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> None:
-    """Write images.npy, labels.npy and content.json; `selection` is that of `_select`."""
+    """Write images.npy, labels.npy and content.json; `selection` as for `_select`."""
     skipped = {}
     while True:  # If files cannot be read, the parts are chosen again without them.
         readable = np.setdiff1d(np.arange(len(pictures.items)), list(skipped))
@@ -286,13 +288,13 @@ def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:
     needed = 2 if part == "train" else 1
     if counts.min() < needed:
         raise StudyError(
-            f"class {classes[counts.argmin()]!r} has {counts.min()} readable {part} image(s), and "
+            f"class {classes[counts.argmin()]!r} has {counts.min()} readable {part} image(s), but "
             f"the split needs at least {needed}: add some or remove the class"
         )
 
 
 def _check_disjoint(dataset: Dataset) -> None:
-    """Check that queries, training and validation images are different images."""
+    """Check that queries, training and validation images do not overlap."""
     assert len(set(dataset.names)) == len(dataset.names), "an image is query and gallery"
     assert not np.intersect1d(dataset.train, dataset.validation).size, "train meets validation"
     assert np.isin([*dataset.train, *dataset.validation], dataset.gallery).all()
@@ -305,7 +307,7 @@ def stratified_split(
 
     Args:
         labels: (n,) int.
-        fraction: share of each class in the second part; at least one image stays in either part.
+        fraction: share of each class in the second part; each part keeps at least one image.
         seed: seed of the random choice.
         classes, part: names for the error message.
 
@@ -318,7 +320,7 @@ def stratified_split(
         members = random.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
             raise StudyError(
-                f"class {name!r} has too few images left ({len(members)}) to set some apart for "
+                f"class {name!r} has too few images left ({len(members)}) to hold some out for "
                 f"{part}: each class needs at least 3, or 2 if there is a test folder"
             )
         second.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
@@ -327,7 +329,7 @@ def stratified_split(
 
 
 def stratified_share(rows: np.ndarray, share: float, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Choose the same share of the rows of each class, at least one; sorted.
+    """Select the same share of the rows of each class, at least one row; sorted.
 
     A smaller share is part of a larger one.
 

@@ -1,22 +1,23 @@
-"""Leaks: queries whose picture is in the gallery too, which would make retrieval look too good.
+"""Leaks: queries that are also in the gallery, which would make retrieval look too good.
 
-Two images leak if their pixels are identical, or if they are near-duplicates: one picture, saved
-again, brighter, or moved by one pixel of 32. A near-duplicate passes both thresholds:
+A pair of images leaks if their pixels are identical, or if they are near-duplicates: the same
+picture saved again, brighter, or shifted by one pixel of 32. A near-duplicate passes both
+thresholds:
 
 - `HASH_BITS`: the difference hashes (is a cell brighter than its neighbour?) differ in at most 24
   of 128 bits; those of unrelated pictures differ in about 64.
-- `PIXEL_DISTANCE`: the root mean square difference of the pixels is at most 0.08. The images are 32
-  pixels wide, less the mean of each colour channel, scaled to contrast 1, and moved by up to 2
-  pixels. 0 is the same picture in any brightness, 1.41 are two unrelated pictures.
+- `PIXEL_DISTANCE`: the root mean square difference of the pixels is at most 0.08. The images are
+  scaled to a width of 32 pixels, centred in each colour channel, scaled to contrast 1, and shifted
+  by up to 2 pixels. The same picture in any brightness has distance 0, two unrelated pictures 1.41.
 
-The hashes are those of pictures that are not moved. Most copies moved by one pixel are therefore
-found, but only some of those moved by two.
+The hashes are computed on pictures that are not shifted. Therefore, most copies shifted by one
+pixel are found, but only some of those shifted by two.
 
-The threshold is the same for all data sets. The two most similar of scikit-learn's digits are at a
-distance of 0.09, so none of the digits is a near-duplicate of another. Photographs differ more,
-and among them a larger threshold would find more copies, such as those with strong compression,
-another tint or another crop: Barz and Denzler ("Do we train on test data?", 2020), who judged pairs
-by eye, list 286 of the 10,000 test images of CIFAR-10.
+The threshold is the same for all data sets. The two most similar of scikit-learn's digits have a
+distance of 0.09, so no digit is a near-duplicate of another. Photographs differ more, and a larger
+threshold would find more copies among them, such as those with strong compression, another tint or
+another crop: Barz and Denzler ("Do we train on test data?", 2020), who judged pairs by eye, list
+286 of the 10,000 test images of CIFAR-10.
 """
 
 import hashlib
@@ -36,8 +37,8 @@ WIDTH, SHIFT = 32, 2
 # The root mean square contrast, in grey levels of 255. Images of less contrast show too little, and
 # leak only if all pixels are identical.
 MIN_CONTRAST = 8.0
-# Pairs whose 8x8 sketches differ by more are not compared pixel by pixel. Sketches are not moved,
-# and a shift by a pixel changes them by up to about 0.4.
+# Pairs whose 8x8 sketches differ by more are not compared pixel by pixel. Sketches are not shifted,
+# and a shift by one pixel changes them by up to about 0.4.
 SKETCH_DISTANCE = 0.5
 # The number of queries, or of pairs, compared at a time. 64 queries and a gallery of 50,000 take
 # 26 MB per array.
@@ -49,8 +50,8 @@ def find_leaks(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
     """Find every pair of a query and a gallery image that show the same picture.
 
     Args:
-        queries, gallery: (n, size, size, 3) uint8 RGB of one size; they may be memory-mapped, and
-            are read in blocks.
+        queries, gallery: (n, size, size, 3) uint8 RGB of the same size; they are read in blocks and
+            may be memory-mapped.
 
     Returns:
         One row per pair, sorted by query, pixel distance and gallery image: `query`, `gallery`
@@ -61,7 +62,7 @@ def find_leaks(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
     gallery_signatures = _Signatures(gallery, "gallery")
     identical = _find_identical(query_signatures, gallery_signatures)
     similar = _find_similar(queries, gallery, query_signatures, gallery_signatures)
-    # Identical images pass the thresholds of near-duplicates, too, and are counted once.
+    # Identical images also pass the thresholds of near-duplicates, and are counted once.
     pairs = pd.concat([identical, similar]).drop_duplicates(["query", "gallery"])
     return pairs.sort_values(["query", "pixel_distance", "gallery"], ignore_index=True)
 
@@ -72,7 +73,7 @@ def audit(dataset: Dataset) -> pd.DataFrame:
     def make(folder: Path) -> None:
         images = dataset.images
         pairs = find_leaks(take_rows(images, dataset.queries), take_rows(images, dataset.gallery))
-        # If the queries are the gallery, no query is compared with itself.
+        # If the queries form the gallery, a query is no leak of itself.
         is_itself = dataset.queries[pairs["query"]] == dataset.gallery[pairs["gallery"]]
         pairs[~is_itself].reset_index(drop=True).to_parquet(folder / "pairs.parquet")
 
@@ -83,7 +84,7 @@ def audit(dataset: Dataset) -> pd.DataFrame:
 
 
 class _Signatures:
-    """What is kept of each image to find its copies, about 0.8 kB.
+    """Signatures of images that help to find their copies, about 0.8 kB per image.
 
     Attributes:
         digests: n digests of 16 bytes, equal only if all pixels are equal.
@@ -193,7 +194,7 @@ def _difference_hash(pictures: np.ndarray) -> np.ndarray:
 
 
 def _centre(pictures: np.ndarray) -> np.ndarray:
-    """(n, 3, height, width), less the mean of each channel."""
+    """(n, 3, height, width), minus the mean of each channel."""
     return pictures - pictures.mean((2, 3), keepdims=True)
 
 

@@ -1,9 +1,9 @@
-"""Pictures: where they come from, and how each becomes a square of RGB pixels by a centre crop.
+"""Pictures: their sources, and their decoding into square RGB images by a centre crop.
 
 A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, `folder_pictures`)
 and then decoded into one array on disk (`decode_pictures`).
 
-The format of a file is recognised by its content. Decoding applies the EXIF orientation, puts
+The format of a file is detected from its content. Decoding applies the EXIF orientation, puts
 transparent pictures on white, takes the first frame of an animation, and scales channels of more
 than 8 bits down to 8.
 """
@@ -43,7 +43,7 @@ SMALL_FILE = 16_000
 
 
 class Unreadable(Exception):
-    """A picture that cannot be read; the text is the reason, in one line."""
+    """A picture cannot be read; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Pictures:
     """The pictures of a data set, not yet decoded.
 
     Attributes:
-        classes: class names; a label is a position in them.
-        items: n paths, or arrays as `read_square` takes them.
+        classes: class names; a label is an index into them.
+        items: n paths, or arrays as for `read_square`.
         labels: (n,) int64.
         names: n unique names, such as paths relative to the folder.
-        is_test: (n,) bool, or None where the data has no test split of its own.
+        is_test: (n,) bool, or None if the data has no test split.
     """
 
     classes: list[str]
@@ -91,9 +91,9 @@ def cifar10_pictures() -> Pictures:
         (train, train_labels), (test, test_labels) = keras.datasets.cifar10.load_data()
     except Exception as error:  # Keras raises a bare Exception if a download fails.
         raise StudyError(
-            "CIFAR-10 is neither in data/cifar10 nor could it be downloaded "
+            "CIFAR-10 is not in data/cifar10 and could not be downloaded "
             f"({' '.join(str(error).split())[:200]}): put its pictures into "
-            "data/cifar10/{train,test}/<class>/*.png, or run `make report` alone, "
+            "data/cifar10/{train,test}/<class>/*.png, or run `make report` without STUDY, "
             "which needs no download"
         ) from error
     return Pictures(
@@ -116,7 +116,7 @@ def dataset_folder(dataset: str) -> Path:
 
 
 def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pictures:
-    """The pictures of a folder; `paths` are from `list_folder`."""
+    """The pictures of a folder; `paths` as from `list_folder`."""
     classes = list(paths["train"])
     rows = [
         (path, classes.index(name), part == "test")
@@ -137,16 +137,16 @@ def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pi
 def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """The files of a folder by part ("train", and "test" if there is one) and class.
 
-    A folder is a class if it has a file with the ending of a picture format.
+    A folder is a class if it contains a file with the extension of a picture format.
 
     Raises:
-        StudyError: the folder is missing, unreadable or empty, has a single class, or its parts
-            have different classes.
+        StudyError: the folder is missing, unreadable or empty, has a single class, or test has
+            a class that train lacks.
     """
     layout = f"{folder}/<class>/*.png or {folder}/{{train,test}}/<class>/*.png"
     roots = {"train": folder / "train", "test": folder / "test"}
     try:
-        # A folder `train` without folders in it is a class of that name.
+        # A folder `train` without subfolders is a class of that name.
         if not any(path.is_dir() for path in roots["train"].glob("*")):
             roots = {"train": folder}
         paths = {
@@ -161,18 +161,18 @@ def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
     except OSError as error:
         raise StudyError(
             f"cannot read the folder {error.filename} ({error.strerror}): "
-            f"lay pictures out as {layout}"
+            f"arrange the pictures as {layout}"
         ) from None
     paths = {
         part: {name: files for name, files in paths_by_class.items() if _has_picture(files)}
         for part, paths_by_class in paths.items()
     }
     if not paths["train"]:
-        raise StudyError(f"no pictures in folders of {folder}: lay them out as {layout}")
+        raise StudyError(f"no pictures in the subfolders of {folder}: arrange them as {layout}")
     if len(paths["train"]) < 2:
         raise StudyError(
-            f"{folder} has one class only ({next(iter(paths['train']))}): "
-            f"a study needs at least two, laid out as {layout}"
+            f"{folder} has only one class ({next(iter(paths['train']))}): "
+            f"a study needs at least two, arranged as {layout}"
         )
     if unknown := paths.get("test", {}).keys() - paths["train"].keys():
         raise StudyError(
@@ -228,19 +228,19 @@ def file_state(path: Path) -> str:
 def decode_pictures(
     pictures: Pictures, rows: Sequence[int], size: int, path: Path
 ) -> dict[int, Unreadable]:
-    """Decode pictures straight to their places in an array on disk.
+    """Decode pictures directly into an array on disk.
 
-    The pictures that are not in `rows` are decoded too, but not kept: whether a picture can be
-    read does not depend on whether it was selected.
+    Pictures that are not in `rows` are also decoded, but not kept, so that unreadable files are
+    found whether they are selected or not.
 
     Args:
-        pictures: n of them.
+        pictures: n pictures.
         rows: positions in `pictures`, in the order of the array.
-        size: pixels.
+        size: side length in pixels.
         path: the .npy file to write, (len(rows), size, size, 3) uint8 RGB.
 
     Returns:
-        The pictures that cannot be read, by position in `pictures`, rising. Their places in the
+        The unreadable pictures by position in `pictures`, in ascending order. Their rows in the
         array are black.
     """
     images = open_memmap(path, "w+", np.uint8, (len(rows), size, size, 3))
@@ -260,9 +260,9 @@ def decode_pictures(
 def read_squares(
     pictures: Sequence[Path | np.ndarray], size: int
 ) -> Iterator[np.ndarray | Unreadable]:
-    """Every picture as from `read_square`, in order, or why it cannot be read.
+    """Yield every picture as from `read_square`, in order, or the reason why it cannot be read.
 
-    Threads read a few hundred pictures ahead, so that memory does not grow with their number.
+    Threads read at most a few hundred pictures ahead, so memory does not grow with their number.
     """
 
     def read(chunk: Sequence[Path | np.ndarray]) -> list[np.ndarray | Unreadable]:
@@ -283,10 +283,10 @@ def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
 
     Args:
         picture: a file, a binary stream, or (h, w) grey or (h, w, 3) RGB uint8 values.
-        size: pixels.
+        size: side length in pixels.
 
     Raises:
-        Unreadable: it is not a picture, is broken, or is larger than Pillow's limit.
+        Unreadable: the file is not a picture, is broken, or is larger than Pillow's limit.
     """
     if isinstance(picture, Path) and picture.exists() and not picture.is_file():
         raise Unreadable("not a file")  # Reading a pipe, for example, would never end.
@@ -294,9 +294,9 @@ def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
         is_array = isinstance(picture, np.ndarray)
         with Image.fromarray(picture) if is_array else Image.open(picture) as opened:
             return np.asarray(_centre_crop(_to_rgb(_upright(opened)), size))
-    except UnidentifiedImageError as error:  # Its text names the file, or a stream's address.
-        raise Unreadable("not a picture, or of a format that Pillow does not know") from error
-    # What Pillow's decoders raise for broken files is not documented.
+    except UnidentifiedImageError as error:  # Its message contains the file, or a stream's address.
+        raise Unreadable("not a picture, or in a format that Pillow does not support") from error
+    # The exceptions that Pillow's decoders raise for broken files are not documented.
     except Exception as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -331,7 +331,7 @@ def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    # exif_transpose copies the picture even if there is nothing to turn.
+    # exif_transpose copies the picture even if it needs no rotation.
     is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return ImageOps.exif_transpose(picture) if is_turned else picture
 

@@ -1,4 +1,4 @@
-"""Protocols: which images train the network, which are the gallery and which are the queries.
+"""Protocols: which images train the network, form the gallery and serve as queries.
 
 | protocol | trained on | gallery | queries |
 |---|---|---|---|
@@ -6,13 +6,13 @@
 | `held_out_gallery` | training images | test images | test images, each without itself |
 | `unseen_classes` | training images of some classes | training images of all classes | test \
 images of the other classes |
-| `hashing_1k` | 500 images per class | all but the queries | 100 images per class |
+| `hashing_1k` | 500 images per class | all except the queries | 100 images per class |
 
-`closed` is the paper's protocol: the gallery is what the network was trained on. In
-`held_out_gallery` the network has seen neither gallery nor queries. `unseen_classes` measures
-whether an embedding works for classes that it was not trained on. `hashing_1k` is the protocol of
-the deep-hashing literature on CIFAR-10, with a gallery of 59,000: training and test images are
-pooled, and all parts are drawn from the pool.
+`closed` is the paper's protocol: the gallery consists of the images that the network was trained
+on. Under `held_out_gallery`, the network was trained on neither gallery nor queries.
+`unseen_classes` measures whether an embedding works for classes that it was not trained on.
+`hashing_1k` is the protocol of the deep-hashing literature on CIFAR-10, with a gallery of 59,000
+images: training and test images are pooled, and all parts are drawn from the pool.
 """
 
 from collections.abc import Iterator
@@ -55,21 +55,21 @@ def view(dataset: Dataset, protocol: str, *, unseen: int = 2, draw: int | None =
         return _unseen_classes(dataset, unseen, draw or 0)
     if protocol == "hashing_1k":
         return _hashing_1k(dataset)
-    raise StudyError(f"unknown protocol {protocol!r}: known are {', '.join(PROTOCOLS)}")
+    raise StudyError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
 
 
 def unseen_labels(dataset: Dataset) -> np.ndarray:
-    """(n,) int64, the classes that a view has queries of but does not train on."""
+    """(n,) int64, the classes of a view's queries that it does not train on."""
     return np.setdiff1d(dataset.query_labels, dataset.labels[dataset.train])
 
 
 def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
-    """Draw classes round by round: no class is unseen twice before every class was once."""
+    """Draw classes in rounds: every class is unseen once before any class is unseen twice."""
     n_classes = len(dataset.classes)
     if unseen > n_classes - 2:
         raise StudyError(
             f"protocol unseen_classes: {n_classes} classes without {unseen} leave fewer than two "
-            "to train on: lower `unseen`, or leave the protocol out"
+            "to train on: lower `unseen`, or remove the protocol from `protocols`"
         )
     start = draw * unseen
     rounds = range((start + unseen - 1) // n_classes + 1)
@@ -96,7 +96,7 @@ def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
 def _hashing_1k(dataset: Dataset) -> Dataset:
     if dataset.parameters["dataset"] != "cifar10":
         raise StudyError(
-            "protocol hashing_1k is defined for CIFAR-10 only: leave it out of `protocols` for "
+            "protocol hashing_1k is defined only for CIFAR-10: remove it from `protocols` for "
             f"{dataset.parameters['dataset']}"
         )
     seed = dataset.parameters["split_seed"]
@@ -106,13 +106,13 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
         if len(members) < HASHING_QUERIES + HASHING_TRAINING:
             raise StudyError(
                 f"protocol hashing_1k needs {HASHING_QUERIES + HASHING_TRAINING} images per class, "
-                f"and {name!r} has {len(members)}: leave it out of `protocols`"
+                f"but {name!r} has {len(members)}: remove it from `protocols`"
             )
         drawn = np.random.default_rng([seed, label]).permutation(members)
         queries.append(drawn[:HASHING_QUERIES])
         training.append(drawn[HASHING_QUERIES:][:HASHING_TRAINING])
     queries, training = np.sort(np.concatenate(queries)), np.sort(np.concatenate(training))
-    # The protocol gives labels for 5,000 images only, so validation images are some of these.
+    # The protocol gives labels for only 5,000 images, so validation images are taken from these.
     train, validation = stratified_split(
         dataset.labels[training],
         dataset.parameters["validation_fraction"],
@@ -135,5 +135,5 @@ def _check_relevant(dataset: Dataset, positions: np.ndarray, protocol: str) -> N
     if counts.max() < 2:
         raise StudyError(
             f"protocol {protocol}: no class has two test images, so no query has a relevant image: "
-            "leave it out of `protocols`"
+            "remove it from `protocols`"
         )
