@@ -106,12 +106,15 @@ def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
     return rows.groupby(place)["average_precision"].mean()
 
 
-def pairs(runs: dict[str, Run], search: str = "unrestricted") -> pd.DataFrame:
+def pairs(runs: dict[str, Run]) -> pd.DataFrame:
     """Every pair of architectures and baselines, compared query by query in average precision.
 
-    The seeds are averaged for each query first: see `uncertainty.compare` for the columns.
+    It is that of the unrestricted search, with the seeds averaged for each query first: see
+    `uncertainty.compare` for the columns.
     """
-    scores = {name: average_precision(run, search, run.protocol) for name, run in runs.items()}
+    scores = {
+        name: average_precision(run, "unrestricted", run.protocol) for name, run in runs.items()
+    }
     return uncertainty.compare(pd.DataFrame(scores))
 
 
