@@ -158,7 +158,7 @@ def retrieved(
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        by_name = note if isinstance(note, dict) else {next(iter(answers)): note}
+        by_name = note if isinstance(note, dict) else dict.fromkeys([*answers][:1], note)
         for name, (rankings, similarities) in answers.items():
             row = [query_picture(dataset, query)]
             results = zip(rankings[query], similarities[query], strict=True)
