@@ -26,13 +26,12 @@ from cbir.search.explorer import (
     ALL,
     MAPS,
     NEGATIVE,
-    NO_MAPS,
+    NO_MARK,
     ONE_CLASS,
     POSITIVE,
     UPLOAD,
     WORST,
     Explorer,
-    Marks,
     explore,
     map_overlays,
 )
@@ -49,9 +48,40 @@ def explorer(finished_study):
 
 def shown(explorer: Explorer, panel=0) -> list[int]:
     """Gallery positions that a panel shows, in order."""
-    panel = explorer.panels[panel]
-    positions = {id(cell.view): cell.position for cell in panel.cells}
-    return [positions[id(view)] for view in panel.row.children]
+    positions = [result.position for result in explorer.answers[panel].results]
+    assert len(cells(explorer, panel)) == len(positions)
+    return positions
+
+
+def cells(explorer: Explorer, panel=0) -> list:
+    """The widgets of each result of a panel: its image, and the buttons that mark it."""
+    _, row, _ = explorer.results.children[panel].children
+    return [cell.children for cell in row.children]
+
+
+def images(explorer: Explorer, panel=0) -> list[str]:
+    """The HTML of each result of a panel."""
+    return [image.value for image, _ in cells(explorer, panel)]
+
+
+def heading(explorer: Explorer, panel=0) -> str:
+    return explorer.results.children[panel].children[0].value
+
+
+def note(explorer: Explorer, panel=0) -> str:
+    return explorer.results.children[panel].children[2].value
+
+
+def mark(explorer: Explorer, place: int, sign: str) -> None:
+    """Mark a result, as a click does."""
+    _, buttons = cells(explorer)[place]
+    buttons.value = sign
+
+
+def choose(explorer: Explorer, place: int) -> None:
+    """Search with one of the queries to choose from, as a click does."""
+    _, button = explorer.choice_row.children[place].children
+    button.click()
 
 
 def upload(content: bytes) -> tuple[dict]:
@@ -64,7 +94,7 @@ def test_first_query_is_searched_at_once_with_the_best_architecture(finished_stu
     best = best_architecture("tiny")
     assert explorer.architectures.value == (best,)
     assert shown(explorer) == read_run("tiny", best).rankings["unrestricted"][0].tolist()
-    assert "predicted: " in explorer.panels[0].heading.value
+    assert "predicted: " in heading(explorer)
     assert explorer.status.value == ""
 
 
@@ -74,7 +104,7 @@ def test_results_follow_k_search_and_query(explorer):
     assert shown(explorer) == run.rankings["unrestricted"][0, :4].tolist()
     explorer.search.value = "predicted_class"
     assert shown(explorer) == run.rankings["predicted_class"][0, :4].tolist()
-    explorer.choices[5].button.click()
+    choose(explorer, 5)
     assert shown(explorer) == run.rankings["predicted_class"][5, :4].tolist()
 
 
@@ -82,7 +112,7 @@ def test_architectures_are_shown_side_by_side(explorer):
     explorer.architectures.value = ("cnn", "whitened")
     assert len(explorer.results.children) == 2
     for panel, name in enumerate(("cnn", "whitened")):
-        assert f"<h4>{name}</h4>" in explorer.panels[panel].heading.value
+        assert f"<h4>{name}</h4>" in heading(explorer, panel)
         rankings = read_run("tiny", name).rankings["unrestricted"]
         assert shown(explorer, panel) == rankings[0].tolist()
     explorer.architectures.value = ("whitened",)
@@ -93,17 +123,17 @@ def test_queries_can_be_chosen_by_class_and_by_score(explorer):
     dataset = explorer.engines[0].run.dataset
     explorer.queries.value = ONE_CLASS
     explorer.label.value = "square"
-    queries = [choice.query for choice in explorer.choices if choice.query is not None]
-    assert queries == np.flatnonzero(dataset.query_labels == 2)[: len(queries)].tolist()
+    assert explorer.choices == np.flatnonzero(dataset.query_labels == 2).tolist()
+    assert len(explorer.choice_row.children) == len(explorer.choices)
     explorer.queries.value = WORST
     scores = tables.average_precision(read_run("tiny", "cnn"), "unrestricted", "closed")
-    worst = [scores.loc[dataset.queries[choice.query]] for choice in explorer.choices]
+    worst = [scores.loc[dataset.queries[query]] for query in explorer.choices]
     assert worst == sorted(worst)
     assert worst[0] == scores.min()
     explorer.queries.value = ALL
-    assert [choice.query for choice in explorer.choices] == list(range(12))
+    assert explorer.choices == list(range(12))
     explorer.more.click()
-    assert explorer.choices[0].query == 0  # the twelve queries fill a single page
+    assert explorer.choices[0] == 0  # the twelve queries fill a single page
 
 
 def test_marks_move_the_query_and_can_be_undone_and_exported(explorer, finished_study):
@@ -112,9 +142,9 @@ def test_marks_move_the_query_and_can_be_undone_and_exported(explorer, finished_
     before = shown(explorer)
     explorer.again.click()
     assert "mark some results first" in explorer.status.value
-    explorer.panels[0].cells[3].marks.value = "✓"
-    explorer.panels[0].cells[0].marks.value = "✗"
-    assert explorer.marks == Marks(positive=(before[3],), negative=(before[0],))
+    mark(explorer, 3, POSITIVE)
+    mark(explorer, 0, NEGATIVE)
+    assert explorer.marks == {before[3]: POSITIVE, before[0]: NEGATIVE}
     assert shown(explorer) == before  # until the user searches again
     explorer.again.click()
     vectors = engine.gallery.vectors
@@ -136,18 +166,18 @@ def test_marks_move_the_query_and_can_be_undone_and_exported(explorer, finished_
     assert content["negative"] == [engine.gallery.names[before[0]]]
     assert content["weights"] == {"cnn": vars(weights)}
     explorer.undo.click()
-    assert explorer.marks == Marks(positive=(before[3],))
+    assert explorer.marks == {before[3]: POSITIVE}
     explorer.undo.click()
     assert shown(explorer) == before
-    assert {cell.marks.value for cell in explorer.panels[0].cells} == {"–"}
+    assert {marks.value for _, marks in cells(explorer)} == {NO_MARK}
     explorer.undo.click()
-    assert explorer.marks == Marks()
+    assert explorer.marks == {}
 
 
 def test_another_query_clears_the_marks(explorer):
-    explorer.panels[0].cells[0].marks.value = "✓"
-    explorer.choices[1].button.click()
-    assert explorer.marks == Marks()
+    mark(explorer, 0, POSITIVE)
+    choose(explorer, 1)
+    assert explorer.marks == {}
 
 
 def test_uploaded_picture_is_searched_each_time(explorer, finished_study):
@@ -163,7 +193,7 @@ def test_uploaded_picture_is_searched_each_time(explorer, finished_study):
     assert shown(explorer) == positions
     assert "query: mine.png" in explorer.query_image.value
     explorer.queries.value = ALL
-    explorer.choices[0].button.click()
+    choose(explorer, 0)
     assert "query: mine.png" not in explorer.query_image.value
     explorer.upload.value = upload(content)
     assert shown(explorer) == positions
@@ -174,7 +204,7 @@ def test_uploaded_picture_is_searched_with_another_architecture(explorer, finish
     explorer.queries.value = UPLOAD
     explorer.upload.value = upload((finished_study / QUERY).read_bytes())
     explorer.architectures.value = ("whitened",)
-    assert "<h4>whitened</h4>" in explorer.panels[0].heading.value
+    assert "<h4>whitened</h4>" in heading(explorer)
 
 
 def test_another_study_starts_with_its_first_query(finished_study):
@@ -195,7 +225,7 @@ def test_another_study_starts_with_its_first_query(finished_study):
 
 def test_errors_are_shown(explorer, monkeypatch):
     monkeypatch.setattr(answers, "search", lambda *_, **__: 1 / 0)
-    explorer.choices[1].button.click()
+    choose(explorer, 1)
     assert "the search failed: division by zero" in explorer.status.value
 
 
@@ -212,33 +242,31 @@ def test_unreadable_upload_is_reported_and_results_stay(explorer):
 
 
 def test_similarity_maps_cover_query_and_results(explorer):
-    plain = [cell.image.value for cell in explorer.panels[0].cells]
-    assert explorer.maps.options == (NO_MAPS, MAPS["similarity"])
-    explorer.maps.value = MAPS["similarity"]
-    images = [cell.image.value for cell in explorer.panels[0].cells]
-    assert all(html.count("<img ") == 2 for html in images)
+    plain = images(explorer)
+    assert explorer.maps.options == (("none", None), (MAPS["similarity"], "similarity"))
+    explorer.maps.value = "similarity"
+    assert all(html.count("<img ") == 2 for html in images(explorer))
     assert explorer.status.value == ""
-    assert "trusted" in explorer.panels[0].note.value
-    explorer.maps.value = NO_MAPS
-    assert [cell.image.value for cell in explorer.panels[0].cells] == plain
-    assert explorer.panels[0].note.value == ""
+    assert "trusted" in note(explorer)
+    explorer.maps.value = None
+    assert images(explorer) == plain
+    assert note(explorer) == ""
 
 
 def test_attention_maps_are_those_of_attention_pooling(explorer):
     explorer.architectures.value = ("cnn", "whitened")
-    explorer.maps.value = MAPS["attention"]
-    cnn, attention = explorer.panels[:2]
-    assert "no attention pooling" in cnn.note.value
-    assert all(cell.image.value.count("<img ") == 1 for cell in cnn.cells)
-    assert attention.note.value == ""
+    explorer.maps.value = "attention"
+    assert "no attention pooling" in note(explorer, 0)
+    assert all(html.count("<img ") == 1 for html in images(explorer, 0))
+    assert note(explorer, 1) == ""
     engine = explorer.engines[1]
     answer = answers.search(engine, engine.gallery, answers.picture_of_query(engine, 0), 10)
     overlays = map_overlays(engine, answer, "attention")
-    for cell, images in zip(attention.cells, overlays, strict=True):
-        assert all(data_url(image) in cell.image.value for image in images)
+    for html, pair in zip(images(explorer, 1), overlays, strict=True):
+        assert all(data_url(image) in html for image in pair)
     # The first architecture has no such maps, so the choice goes with the second.
     explorer.architectures.value = ("cnn",)
-    assert explorer.maps.value == NO_MAPS
+    assert explorer.maps.value is None
 
 
 def test_reliability_of_the_maps_is_shown_under_them(explorer, finished_study):
@@ -252,10 +280,10 @@ def test_reliability_of_the_maps_is_shown_under_them(explorer, finished_study):
     path = finished_study / "reports" / "tiny" / explanations.FILE
     tidy.write_csv(pd.DataFrame(rows).assign(architecture="cnn"), path)
     text = explanations.trust("tiny", "cnn")
-    explorer.maps.value = MAPS["similarity"]
+    explorer.maps.value = "similarity"
     path.unlink()
     assert text.startswith("Tested on 40 pairs")
-    assert text in explorer.panels[0].note.value
+    assert text in note(explorer)
 
 
 def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
@@ -265,13 +293,21 @@ def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
     assert "run `make report` first" in explore("digits").value
 
 
-def test_a_result_has_one_mark_at_a_time():
-    marks = Marks().mark(4, POSITIVE).mark(2, NEGATIVE).mark(4, NEGATIVE)
-    assert marks == Marks(positive=(), negative=(2, 4))
-    assert (marks.kind(4), marks.kind(3)) == (NEGATIVE, None)
-    assert marks.mark(2, None).positions == (4,)
-    with pytest.raises(ValueError, match="kind"):
-        marks.mark(1, "perhaps")
+def test_a_result_has_one_mark_at_a_time(explorer):
+    first, second, *_ = shown(explorer)
+    for place, sign in ((0, POSITIVE), (1, NEGATIVE), (0, NEGATIVE)):
+        mark(explorer, place, sign)
+    assert explorer.marks == {first: NEGATIVE, second: NEGATIVE}
+    mark(explorer, 1, NO_MARK)
+    assert explorer.marks == {first: NEGATIVE}
+
+
+def test_widgets_that_are_no_longer_shown_are_closed(explorer):
+    before = [widget for cell in cells(explorer) for widget in cell]
+    assert all(widget.comm for widget in before)
+    choose(explorer, 1)
+    assert not any(widget.comm for widget in before)
+    assert all(widget.comm for cell in cells(explorer) for widget in cell)
 
 
 def test_notebook_shows_an_example_without_widgets(finished_study):

@@ -92,6 +92,17 @@ def test_without_any_results_every_page_says_so(bring, project):
         assert "No results" in (reports / f"{page}.html").read_text("utf-8")
 
 
+def test_pages_come_back_once_there_are_results_again(bring, project):
+    bring()
+    index = project / "reports" / "tiny" / "index.html"
+    for name in RUNS:
+        (index.parent / name / "manifest.json").unlink()
+    assert bring(*RUNS) == (False, RUNS)
+    assert "No results" in index.read_text("utf-8")
+    assert bring() == (True, [*RUNS, "comparison", *DEEPER])
+    assert "No results" not in index.read_text("utf-8")
+
+
 def test_an_architecture_that_is_left_out_has_a_page_that_says_so(bring, project):
     _, executed = bring(architectures="cnn")
     assert executed == ["cnn", "comparison", *DEEPER]

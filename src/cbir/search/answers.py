@@ -88,15 +88,15 @@ class Answer:
         return ", ".join(f"{name} ({100 * value:.0f} %)" for name, value in most_probable)
 
 
-def read_pictures(arguments: Iterable[str], size: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Read pictures named on the command line.
+def read_pictures(engine: Engine, arguments: Iterable[str]) -> tuple[list[Picture], list[str]]:
+    """Read and embed pictures named on the command line.
 
     Args:
+        engine: embeds the pictures.
         arguments: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
-        size: pixels of the squares that they become.
 
     Returns:
-        (size, size, 3) uint8 images by name, and "name: reason" of each unreadable file.
+        The pictures, and "name: reason" of each unreadable file.
 
     Raises:
         StudyError: an argument matches no file.
@@ -104,14 +104,14 @@ def read_pictures(arguments: Iterable[str], size: int) -> tuple[dict[str, np.nda
     images, skipped = {}, []
     for name, file in _files(arguments):
         try:
-            images[name] = read_square(file, size)
+            images[name] = read_square(file, engine.image_size)
         except Unreadable as error:
             skipped.append(f"{name}: {error}")
-    return images, skipped
+    return embed_pictures(engine, images), skipped
 
 
 def embed_pictures(engine: Engine, images: dict[str, np.ndarray]) -> list[Picture]:
-    """Embed images, given by name as `read_pictures` returns them."""
+    """Embed (size, size, 3) uint8 images, given by name."""
     if not images:
         return []
     vectors, probabilities = engine.encode(np.stack(list(images.values())))
@@ -124,7 +124,7 @@ def picture_of_query(engine: Engine, query: int) -> Picture:
     embeddings, dataset = engine.run.embeddings, engine.run.dataset
     position = dataset.queries[query]
     return Picture(
-        engine.query_names[query],
+        engine.image_names[position],
         np.asarray(dataset.images[position]),
         np.asarray(embeddings.vectors[position]),
         np.asarray(embeddings.probabilities[position]),
@@ -168,22 +168,12 @@ def search(
     vector = refine(picture.vector, positive, negative, engine.feedback_weights)
     searchable = engine.searchable(picture.probabilities[None], search)
     positions, similarities = gallery.search(vector[None], k + len(left_out), searchable)
-    pairs = [
-        (int(position), float(similarity))
-        for position, similarity in zip(positions[0], similarities[0], strict=True)
-        if position >= 0 and position not in left_out
-    ]
-    results = [
-        Result(
-            rank,
-            similarity,
-            engine.classes[gallery.labels[position]],
-            gallery.names[position],
-            position,
-            gallery.image(position),
-        )
-        for rank, (position, similarity) in enumerate(pairs[:k], start=1)
-    ]
+    results = []
+    for position, similarity in zip(positions[0].tolist(), similarities[0].tolist(), strict=True):
+        if position >= 0 and position not in left_out and len(results) < k:
+            rank, image = len(results) + 1, gallery.image(position)
+            label, name = engine.classes[gallery.labels[position]], gallery.names[position]
+            results.append(Result(rank, similarity, label, name, position, image))
     order = np.argsort(-picture.probabilities, kind="stable")
     probabilities = {engine.classes[label]: float(picture.probabilities[label]) for label in order}
     return Answer(picture, probabilities, results, gallery.label_kind)
@@ -199,19 +189,18 @@ def data_url(image: np.ndarray) -> str:
 def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
     """Name and file of every picture that the arguments stand for."""
     for argument in arguments:
-        path = Path(argument).expanduser()
         if argument == STDIN:
             yield "standard input", io.BytesIO(sys.stdin.buffer.read())
-        elif path.is_dir():
-            if not (files := list_files(path)):
-                raise StudyError(f"no files in {argument}")
-            yield from ((str(file), file) for file in files)
+            continue
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            files = list_files(path)
         elif path.exists():
-            yield argument, path
+            files = [path]
         else:
             # The shell passes on a pattern that is quoted or matches nothing.
-            pattern = str(path.relative_to(path.anchor))
-            matches = sorted(Path(path.anchor or ".").glob(pattern)) if pattern != "." else []
-            if not (files := [file for file in matches if file.is_file()]):
-                raise StudyError(f"no picture {argument}")
-            yield from ((str(file), file) for file in files)
+            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            files = [file for file in matches if file.is_file()]
+        if not files:
+            raise StudyError(f"no {'files in' if path.is_dir() else 'picture'} {argument}")
+        yield from ((str(file), file) for file in files)

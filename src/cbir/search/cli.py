@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import sys
 from pathlib import Path
@@ -28,59 +29,39 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
         "-k 5 --html results.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
     )
-    search.add_argument(
-        "pictures", nargs="*", metavar="PICTURE",
-        help="a file, a folder, a pattern such as '*.jpg', or - for standard input",
-    )  # fmt: skip
-    _add_network_options(search)
-    search.add_argument(
-        "-k", type=_positive_integer, default=10, help="number of results (default: 10)"
-    )
-    search.add_argument(
-        "--within", choices=("predicted_class", "soft"),
-        help="search only the predicted class, or only the most probable classes",
-    )  # fmt: skip
-    search.add_argument(
-        "--gallery", default="", metavar="NAME",
-        help="search a folder that `cbir index` has embedded (default: the gallery of the study)",
-    )  # fmt: skip
-    search.add_argument(
-        "--like", nargs="+", default=[], metavar="PICTURE",
-        help="positive examples: the query moves towards them",
-    )  # fmt: skip
-    search.add_argument(
-        "--unlike", nargs="+", default=[], metavar="PICTURE",
-        help="negative examples: the query moves away from them",
-    )  # fmt: skip
-    search.add_argument("--html", metavar="FILE", type=Path, help="also write an HTML page")
-    search.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    search.set_defaults(run=run_search, usage_error=search.error)
-
     index = commands.add_parser(
         "index",
         help="embed a folder of your own pictures, to be searched with `search --gallery`",
         description="Embed a folder of pictures with a trained network of a study. A second run "
         "embeds only new and changed pictures, and removes deleted ones from the gallery.",
     )
-    index.add_argument(
-        "folder", metavar="FOLDER", type=Path, help="a folder of pictures and folders of them"
-    )
-    _add_network_options(index)
-    index.add_argument(
-        "--name", default="", metavar="NAME",
-        help="name of the gallery (default: the name of the folder)",
-    )  # fmt: skip
+    # fmt: off
+    for command in (search, index):
+        command.add_argument("--study", default="", metavar="NAME",
+            help="a finished study (default: digits)")
+        command.add_argument("--architecture", default="", metavar="NAME",
+            help="one of its architectures (default: the one with the highest mAP)")
+    search.add_argument("pictures", nargs="*", metavar="PICTURE",
+        help="a file, a folder, a pattern such as '*.jpg', or - for standard input")
+    search.add_argument("-k", type=_positive_integer, default=10,
+        help="number of results (default: 10)")
+    search.add_argument("--within", choices=("predicted_class", "soft"),
+        help="search only the predicted class, or only the most probable classes")
+    search.add_argument("--gallery", default="", metavar="NAME",
+        help="search a folder that `cbir index` has embedded (default: the gallery of the study)")
+    search.add_argument("--like", nargs="+", default=[], metavar="PICTURE",
+        help="positive examples: the query moves towards them")
+    search.add_argument("--unlike", nargs="+", default=[], metavar="PICTURE",
+        help="negative examples: the query moves away from them")
+    search.add_argument("--html", metavar="FILE", type=Path, help="also write an HTML page")
+    search.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    search.set_defaults(run=run_search, usage_error=search.error)
+    index.add_argument("folder", metavar="FOLDER", type=Path,
+        help="a folder of pictures and folders of them")
+    index.add_argument("--name", default="", metavar="NAME",
+        help="name of the gallery (default: the name of the folder)")
     index.set_defaults(run=run_index)
-
-
-def _add_network_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--study", default="", metavar="NAME", help="a finished study (default: digits)"
-    )
-    command.add_argument(
-        "--architecture", default="", metavar="NAME",
-        help="one of its architectures (default: the one with the highest mAP)",
-    )  # fmt: skip
+    # fmt: on
 
 
 def _positive_integer(text: str) -> int:
@@ -175,29 +156,22 @@ def _search(arguments: argparse.Namespace, engine, gallery) -> tuple[list, list[
     """An answer for each readable picture, and "name: reason" of each unreadable one."""
     from cbir.search import answers
 
-    embedded, skipped = {}, []
-    for option in ("pictures", "like", "unlike"):
-        images, unreadable = answers.read_pictures(getattr(arguments, option), engine.image_size)
-        embedded[option] = answers.embed_pictures(engine, images)
-        skipped += unreadable
-    queries, positive, negative = embedded.values()
+    queries, skipped = answers.read_pictures(engine, arguments.pictures)
+    positive, skipped_positive = answers.read_pictures(engine, arguments.like)
+    negative, skipped_negative = answers.read_pictures(engine, arguments.unlike)
     if not arguments.pictures and positive:
         queries = [answers.mean_picture(positive)]
-    return [
-        answers.search(
-            engine,
-            gallery,
-            query,
-            arguments.k,
-            search=arguments.within or "unrestricted",
-            positive=[example.vector for example in positive],
-            negative=[example.vector for example in negative],
-            left_out=gallery.positions(
-                Path(picture.name) for picture in (query, *positive, *negative)
-            ),
-        )
+    search = functools.partial(
+        answers.search, engine, gallery, k=arguments.k, search=arguments.within or "unrestricted",
+        positive=[example.vector for example in positive],
+        negative=[example.vector for example in negative],
+    )  # fmt: skip
+    given = [Path(picture.name) for picture in (*positive, *negative)]
+    results = [
+        search(picture=query, left_out=gallery.positions([Path(query.name), *given]))
         for query in queries
-    ], skipped
+    ]
+    return results, skipped + skipped_positive + skipped_negative
 
 
 def as_json(answer) -> dict:
@@ -220,16 +194,15 @@ def as_json(answer) -> dict:
 
 def text_table(answer) -> str:
     """An `answers.Answer` as lines for a terminal."""
-    prediction = f"{answer.picture.name}: {answer.prediction}"
-    if not answer.results:
-        return f"{prediction}\n  no results"
-    width = max(len(answer.label_kind), *(len(result.label) for result in answer.results))
-    rows = [
+    labels = [answer.label_kind, *(result.label for result in answer.results)]
+    width = max(map(len, labels))
+    lines = [f"{answer.picture.name}: {answer.prediction}"]
+    lines.append(f"  {'':>4}  similarity  {answer.label_kind:<{width}}  picture")
+    lines += [
         f"  {result.rank:>4}  {result.similarity:>10.3f}  {result.label:<{width}}  {result.name}"
         for result in answer.results
     ]
-    header = f"  {'':>4}  similarity  {answer.label_kind:<{width}}  picture"
-    return "\n".join([prediction, header, *rows])
+    return "\n".join(lines if answer.results else [lines[0], "  no results"])
 
 
 def html_page(answers: list, skipped: list[str], heading: str) -> str:
@@ -239,13 +212,9 @@ def html_page(answers: list, skipped: list[str], heading: str) -> str:
         skipped: "name: reason" of each unreadable picture.
         heading: one line that says what was searched.
     """
-    import jinja2
-
+    from cbir.reporting.display import TEMPLATES
     from cbir.search.answers import data_url
 
-    folder = Path(__file__).parent.parent / "reporting" / "template"
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True)
-    templates.filters["data_url"] = data_url
-    return templates.get_template("search.html.j2").render(
-        answers=answers, skipped=skipped, heading=heading, side=THUMBNAIL
+    return TEMPLATES.get_template("search.html.j2").render(
+        answers=answers, skipped=skipped, heading=heading, side=THUMBNAIL, data_url=data_url
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.images.dataset import Dataset
 from cbir.images.pictures import dataset_folder
 from cbir.networks.embeddings import Encode, make_encoder
 from cbir.reporting import feedback, tidy
@@ -117,14 +116,17 @@ class Engine:
             self.run.study,
             self.run.embeddings.gallery,
             dataset.gallery_labels,
-            _image_names(dataset, dataset.gallery),
+            [self.image_names[position] for position in dataset.gallery],
             lambda position: dataset.images[dataset.gallery[position]],
         )
 
     @functools.cached_property
-    def query_names(self) -> list[str]:
-        """Names of the study's queries, in their order."""
-        return _image_names(self.run.dataset, self.run.dataset.queries)
+    def image_names(self) -> list[str]:
+        """Paths of the study's images that are files in the project; other images' names."""
+        dataset = self.run.dataset
+        folder = dataset_folder(dataset.parameters["dataset"])
+        is_folder = (project_root() / folder).is_dir()
+        return [f"{folder}/{name}" for name in dataset.names] if is_folder else dataset.names
 
     @functools.cached_property
     def chosen_weights(self) -> Rocchio | None:
@@ -177,25 +179,15 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
     return Engine(read_run(study, architecture or best_architecture(study)))
 
 
-def studies() -> list[str]:
-    """Names of the finished studies that have a trained architecture.
-
-    Raises:
-        StudyError: there are none.
-    """
-    if not (names := list(trained_runs())):
-        raise StudyError(f"no finished study in {run_folder('')}: run `make report` first")
-    return names
-
-
 def first_finished(study: str) -> str:
     """The study if it is finished, else the first finished one.
 
     Raises:
-        StudyError: no study is finished.
+        StudyError: no study has a trained architecture.
     """
-    names = studies()
-    return study if study in names else names[0]
+    if not (runs := trained_runs()):
+        raise StudyError(f"no finished study in {run_folder('')}: run `make report` first")
+    return study if study in runs else next(iter(runs))
 
 
 def architectures(study: str) -> list[str]:
@@ -217,20 +209,11 @@ def architectures(study: str) -> list[str]:
 
 def best_architecture(study: str) -> str:
     """The architecture with the highest mAP (unrestricted search, first protocol)."""
-    values = {}
-    for name in architectures(study):
-        protocol = read_summary(study, name)["measurement"]["protocols"][0]
-        rows = tidy.select(
-            tidy.read_csv(run_folder(study, name) / "metrics.csv"),
-            protocol=protocol, search="unrestricted", metric="mean_average_precision", k=None,
-        )  # fmt: skip
-        values[name] = rows["value"].mean()
-    return max(values, key=values.get)
 
+    def mean_average_precision(name: str) -> float:
+        rows = tidy.read_csv(run_folder(study, name) / "metrics.csv")
+        chosen = {"search": "unrestricted", "metric": "mean_average_precision", "k": None}
+        chosen["protocol"] = read_summary(study, name)["measurement"]["protocols"][0]
+        return tidy.select(rows, **chosen)["value"].mean()
 
-def _image_names(dataset: Dataset, positions: np.ndarray) -> list[str]:
-    """Paths of images that are files in the project; other images' names."""
-    folder = dataset_folder(dataset.parameters["dataset"])
-    names = [dataset.names[position] for position in positions]
-    is_folder = (project_root() / folder).is_dir()
-    return [f"{folder}/{name}" for name in names] if is_folder else names
+    return max(architectures(study), key=mean_average_precision)

@@ -1,21 +1,22 @@
 """The explorer in JupyterLab: search a finished study, mark results, search again."""
 
+import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
-from matplotlib import colormaps
 
 from cbir import StudyError, project_root
 from cbir.cache import write_text
-from cbir.images.pictures import Unreadable, enlarge_map, read_square
+from cbir.images.pictures import Unreadable, read_square
 from cbir.networks.gradients import attention_maps, similarity_maps
 from cbir.reporting import explanations, tables
+from cbir.reporting.image_grids import overlay
+from cbir.reporting.runs import trained_runs
 from cbir.search import answers
 from cbir.search.answers import Answer, Result, data_url
 from cbir.search.engine import (
@@ -25,17 +26,14 @@ from cbir.search.engine import (
     best_architecture,
     first_finished,
     open_engine,
-    studies,
 )
 
 QUERIES_PER_PAGE = 12
 ALL, ONE_CLASS, WORST, UPLOAD = "all", "one class", "worst first", "my own picture"
 # Heat maps by their kind, a name in `explain.KINDS`.
-NO_MAPS, MAPS = "none", {"similarity": "similarity maps", "attention": "attention maps"}
-COLOURS, OPACITY = "magma", 0.6
-POSITIVE, NEGATIVE = "positive", "negative"
-SIGNS = {"–": None, "✓": POSITIVE, "✗": NEGATIVE}
-LEGEND = "✓ positive example, ✗ negative example"
+MAPS = {"similarity": "similarity maps", "attention": "attention maps"}
+NO_MARK, POSITIVE, NEGATIVE = "–", "✓", "✗"
+LEGEND = f"{POSITIVE} positive example, {NEGATIVE} negative example"
 MARKS_FOLDER = Path("data", "marks")
 STYLE = """<style>
 .cbir-image img { width: 72px; height: 72px; object-fit: cover; image-rendering: pixelated; }
@@ -58,141 +56,29 @@ def explore(study: str = "") -> widgets.Widget:
         return widgets.HTML(f"<p>{escape(str(error))}</p>")
 
 
-@dataclass(frozen=True)
-class Marks:
-    """Gallery positions of positive and negative examples, in the order of marking.
-
-    Marking returns new marks, so that a mark can be undone.
-    """
-
-    positive: tuple[int, ...] = ()
-    negative: tuple[int, ...] = ()
-
-    def mark(self, position: int, kind: str | None) -> "Marks":
-        """Mark a result as `POSITIVE` or `NEGATIVE`, or remove its mark (None)."""
-        if kind not in (POSITIVE, NEGATIVE, None):
-            raise ValueError(f"kind: {POSITIVE!r}, {NEGATIVE!r} or None, not {kind!r}")
-        positions = {
-            name: tuple(marked for marked in getattr(self, name) if marked != position)
-            for name in (POSITIVE, NEGATIVE)
-        }
-        if kind:
-            positions[kind] += (position,)
-        return Marks(**positions)
-
-    def kind(self, position: int) -> str | None:
-        """`POSITIVE` or `NEGATIVE`; None for a result without a mark."""
-        if position in self.positive:
-            return POSITIVE
-        return NEGATIVE if position in self.negative else None
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """All marked positions."""
-        return self.positive + self.negative
-
-    def __str__(self) -> str:
-        return f"{len(self.positive)} positive, {len(self.negative)} negative"
-
-
-class QueryChoice:
-    """One of the study's queries with a button that searches with it.
+class Explorer:
+    """The widgets, and the state behind them: query, marks, answers and opened engines.
 
     Attributes:
-        query: its position among the queries; None if nothing is shown.
+        query: a query's position, or the name and the pixels of an uploaded picture.
+        history: signs (`POSITIVE`, `NEGATIVE`) by gallery position, after each mark.
+        answers: what is shown, one of each selected architecture.
+        choices: positions of the queries that are shown to choose from.
     """
 
-    def __init__(self, choose: Callable[[int], None]):
-        self.query: int | None = None
-        self.image = widgets.HTML()
-        self.button = _button("search", lambda: choose(self.query), width="72px")
-        self.view = widgets.VBox([self.image, self.button])
-
-    def show(self, query: int | None, engine: Engine) -> None:
-        """Show a query, or nothing."""
-        self.query = query
-        self.view.layout.visibility = "hidden" if query is None else "visible"
-        if query is not None:
-            dataset = engine.run.dataset
-            label = dataset.classes[dataset.query_labels[query]]
-            self.image.value = image_html(dataset.images[dataset.queries[query]], label)
-
-
-class ResultCell:
-    """A result with the buttons that mark it."""
-
-    def __init__(self, mark: Callable[[int, str | None], None]):
-        self.position = -1
-        self.image = widgets.HTML()
-        self.marks = widgets.ToggleButtons(
-            options=list(SIGNS), style={"button_width": "28px"},
-            tooltips=["no mark", "positive example", "negative example"],
-        ).add_class("cbir-marks")  # fmt: skip
-        self.marks.observe(lambda change: mark(self.position, SIGNS[change["new"]]), "value")
-        self.view = widgets.VBox([self.image, self.marks])
-
-    def show(self, position: int, image: str, kind: str | None) -> None:
-        """Show a gallery image and its mark."""
-        self.position, self.image.value = position, image
-        self.marks.value = next(sign for sign, meaning in SIGNS.items() if meaning == kind)
-
-
-class ResultsPanel:
-    """The prediction and the results of one architecture."""
-
-    def __init__(self, mark: Callable[[int, str | None], None]):
-        self.mark = mark
-        self.heading, self.note = widgets.HTML(), widgets.HTML()
-        self.cells: list[ResultCell] = []
-        self.row = _row()
-        self.view = widgets.VBox([self.heading, self.row, self.note])
-
-    def show(self, engine: Engine, answer: Answer, marks: Marks) -> None:
-        """Show an answer, in the cells that exist already as far as they go."""
-        self.heading.value = (
-            f"<h4>{escape(engine.run.architecture)}</h4>predicted: {escape(answer.prediction)}"
-        )
-        while len(self.cells) < len(answer.results):
-            self.cells.append(ResultCell(self.mark))
-        used = self.cells[: len(answer.results)]
-        for cell, result in zip(used, answer.results, strict=True):
-            cell.show(result.position, _result_html(result), marks.kind(result.position))
-        self.row.children = [cell.view for cell in used]
-        self._write_note("")
-
-    def show_maps(self, engine: Engine, answer: Answer, kind: str) -> None:
-        """Show query and result under heat maps, for each result, and how reliable the maps are.
-
-        Args:
-            kind: a name in `MAPS`.
-        """
-        if not has_maps(engine, kind):
-            self._write_note("This architecture has no attention pooling, and so no such maps.")
-            return
-        images = map_overlays(engine, answer, kind)
-        for cell, result, (query, overlay) in zip(self.cells, answer.results, images, strict=False):
-            cell.image.value = image_html(query, "query") + _result_html(result, overlay)
-        if kind == "similarity":
-            self._write_note(explanations.trust(engine.run.study, engine.run.architecture))
-
-    def _write_note(self, note: str) -> None:
-        self.note.value = f'<p class="cbir-note">{escape(note)}</p>' if note else ""
-
-
-class Explorer:
-    """The widgets, and the state behind them: query, marks and opened engines."""
-
     def __init__(self, study: str = ""):
-        self.opened: dict[tuple[str, str], Engine] = {}
-        # A query's position, or the name and the pixels of an uploaded picture.
+        # Each engine is opened once.
+        self.open = functools.cache(open_engine)
         self.query: int | tuple[str, np.ndarray] | None = None
-        self.history = [Marks()]
-        self.panels: list[ResultsPanel] = []
+        self.history: list[dict[int, str]] = [{}]
+        self.answers: list[Answer] = []
+        self.choices: list[int] = []
         self.page = 0
         self.is_busy = False
 
+        shown = first_finished(study)
         self.study = widgets.Dropdown(
-            options=studies(), value=first_finished(study), description="study"
+            options=list(trained_runs()), value=shown, description="study"
         )
         self.architectures = widgets.SelectMultiple(
             description="architectures", rows=4, style={"description_width": "initial"}
@@ -202,18 +88,16 @@ class Explorer:
         self.queries = _toggle_buttons("queries", [ALL, ONE_CLASS, WORST, UPLOAD])
         self.label = widgets.Dropdown(description="class")
         self.upload = widgets.FileUpload(description="choose a picture", multiple=False)
-        self.choices = [QueryChoice(self._search_for) for _ in range(QUERIES_PER_PAGE)]
-        self.back = _button("◀", lambda: self._turn_page(-1))
+        self.choice_row = _row()
         self.more = _button("▶", lambda: self._turn_page(1))
+        self.page_row = _row(_button("◀", lambda: self._turn_page(-1)), self.more)
         self.again = _button("search again", self._search_again)
         self.undo = _button("undo last mark", self._undo)
         self.export = _button("export marks", self._export)
-        self.maps = _toggle_buttons("heat maps", [NO_MAPS])
+        self.maps = _toggle_buttons("heat maps", [("none", None)])
         self.status = widgets.HTML(layout={"min_height": "2em"}).add_class("cbir-status")
         self.query_image = widgets.HTML().add_class("cbir-query")
         self.results = widgets.VBox().add_class("cbir-results")
-        self.choice_row = _row(*(choice.view for choice in self.choices))
-        self.page_row = _row(self.back, self.more)
         self.view = widgets.VBox(
             [
                 widgets.HTML(STYLE),
@@ -241,23 +125,22 @@ class Explorer:
 
     @property
     def engines(self) -> list[Engine]:
-        """The engines of the selected architectures; each is opened once."""
-        keys = [(self.study.value, name) for name in self.architectures.value]
-        for key in keys:
-            if key not in self.opened:
-                self.opened[key] = open_engine(*key)
-        return [self.opened[key] for key in keys]
+        """The engines of the selected architectures."""
+        return [self.open(self.study.value, name) for name in self.architectures.value]
 
     @property
-    def marks(self) -> Marks:
-        """The current marks."""
+    def marks(self) -> dict[int, str]:
+        """The current marks: the sign of each marked gallery position."""
         return self.history[-1]
+
+    def _marked(self, sign: str) -> list[int]:
+        return [position for position, mark in self.marks.items() if mark == sign]
 
     # Study, architectures and queries to choose from
 
     def _open_study(self) -> None:
         study = self.study.value
-        self.query, self.history, self.is_busy = None, [Marks()], True
+        self.query, self.history, self.is_busy = None, [{}], True
         if self.queries.value == UPLOAD:
             self.queries.value = ALL
         self.architectures.options = architectures(study)
@@ -266,16 +149,15 @@ class Explorer:
         self.label.index = 0
         self.is_busy = False
         self._open_architectures()
-        self._search_for(self.choices[0].query)
+        self._search_for(self.choices[0])
 
     def _open_architectures(self) -> None:
         if self.is_busy or not self.architectures.value:
             return
         self.is_busy, selected = True, self.maps.value
-        self.maps.options = [NO_MAPS] + [
-            label for kind, label in MAPS.items() if any(has_maps(e, kind) for e in self.engines)
-        ]
-        self.maps.value = selected if selected in self.maps.options else NO_MAPS
+        kinds = [kind for kind in MAPS if any(has_maps(engine, kind) for engine in self.engines)]
+        self.maps.options = [("none", None), *((MAPS[kind], kind) for kind in kinds)]
+        self.maps.value = selected if selected in kinds else None
         self.is_busy = False
         self._show_queries()
 
@@ -296,13 +178,18 @@ class Explorer:
     def _turn_page(self, step: int) -> None:
         if not self.architectures.value:
             return
-        queries = self._selected_queries()
-        n_pages = max(1, -(-len(queries) // QUERIES_PER_PAGE))
-        self.page = (self.page + step) % n_pages
-        shown = [int(query) for query in queries[self.page * QUERIES_PER_PAGE :]]
-        shown += [None] * QUERIES_PER_PAGE
-        for choice, query in zip(self.choices, shown, strict=False):
-            choice.show(query, self.engines[0])
+        queries = self._selected_queries().tolist()
+        self.page = (self.page + step) % max(1, -(-len(queries) // QUERIES_PER_PAGE))
+        start = self.page * QUERIES_PER_PAGE
+        self.choices = queries[start : start + QUERIES_PER_PAGE]
+        _replace(self.choice_row, [self._choice(query) for query in self.choices])
+
+    def _choice(self, query: int) -> widgets.Widget:
+        """One of the study's queries with a button that searches with it."""
+        dataset = self.engines[0].run.dataset
+        image, label = dataset.images[dataset.queries[query]], dataset.query_labels[query]
+        button = _button("search", lambda: self._search_for(query), width="72px")
+        return widgets.VBox([widgets.HTML(image_html(image, dataset.classes[label])), button])
 
     def _selected_queries(self) -> np.ndarray:
         """Positions of the queries to choose from, in order."""
@@ -334,12 +221,12 @@ class Explorer:
 
     # Searching
 
-    def _search_for(self, query: int | tuple[str, np.ndarray] | None) -> None:
-        self.query, self.history = query, [Marks()]
+    def _search_for(self, query: int | tuple[str, np.ndarray]) -> None:
+        self.query, self.history = query, [{}]
         self._answer()
 
     def _search_again(self) -> None:
-        if self.marks.positions:
+        if self.marks:
             self._answer()
         else:
             self.status.value = f"mark some results first: {LEGEND}"
@@ -350,21 +237,16 @@ class Explorer:
             return
         self.is_busy, self.status.value = True, "searching …"
         try:
-            searches = [(engine, self._search(engine)) for engine in self.engines]
-            picture = searches[0][1].picture
+            self.answers = [self._search(engine) for engine in self.engines]
+            picture = self.answers[0].picture
             self.query_image.value = image_html(picture.image, f"query: {picture.name}", width=400)
-            while len(self.panels) < len(searches):
-                self.panels.append(ResultsPanel(self._mark))
-            panels = self.panels[: len(searches)]
-            self.results.children = [panel.view for panel in panels]
-            for panel, (engine, answer) in zip(panels, searches, strict=True):
-                panel.show(engine, answer, self.marks)
-            if self.maps.value != NO_MAPS:
-                kind = next(kind for kind, label in MAPS.items() if label == self.maps.value)
-                for panel, (engine, answer) in zip(panels, searches, strict=True):
-                    self.status.value = f"{engine.run.architecture}: computing {self.maps.value} …"
-                    panel.show_maps(engine, answer, kind)
-            self.status.value = self._describe_marks() if self.marks.positions else ""
+            answered = list(zip(self.engines, self.answers, strict=True))
+            _replace(self.results, [self._panel(engine, answer) for engine, answer in answered])
+            if self.maps.value:
+                for panel, (engine, answer) in zip(self.results.children, answered, strict=True):
+                    self.status.value = f"{engine.run.architecture}: computing {self.maps.label} …"
+                    self._show_maps(panel, engine, answer)
+            self.status.value = self._describe_marks() if self.marks else ""
         except Exception as error:
             # Jupyter does not show exceptions that are raised in a widget's callback.
             self.status.value = escape(f"the search failed: {error}")
@@ -372,8 +254,7 @@ class Explorer:
             self.is_busy = False
 
     def _search(self, engine: Engine) -> Answer:
-        gallery, marks = engine.gallery, self.marks
-        left_out = set(marks.positions)
+        gallery, left_out = engine.gallery, set(self.marks)
         if isinstance(self.query, int):
             picture = answers.picture_of_query(engine, self.query)
             # Under some protocols the gallery contains the query itself; -1 where it does not.
@@ -383,43 +264,79 @@ class Explorer:
             (picture,) = answers.embed_pictures(engine, dict([self.query]))
         return answers.search(
             engine, gallery, picture, self.k.value, search=self.search.value,
-            positive=gallery.vectors[list(marks.positive)],
-            negative=gallery.vectors[list(marks.negative)],
+            positive=gallery.vectors[self._marked(POSITIVE)],
+            negative=gallery.vectors[self._marked(NEGATIVE)],
             left_out=left_out,
         )  # fmt: skip
 
+    def _panel(self, engine: Engine, answer: Answer) -> widgets.VBox:
+        """The prediction and the results of one architecture, and room for a note."""
+        name, cells = escape(engine.run.architecture), map(self._cell, answer.results)
+        heading = widgets.HTML(f"<h4>{name}</h4>predicted: {escape(answer.prediction)}")
+        return widgets.VBox([heading, _row(*cells), widgets.HTML()])
+
+    def _cell(self, result: Result) -> widgets.VBox:
+        """A result with the buttons that mark it."""
+        position = result.position
+        marks = widgets.ToggleButtons(
+            options=[NO_MARK, POSITIVE, NEGATIVE], value=self.marks.get(position, NO_MARK),
+            tooltips=["no mark", "positive example", "negative example"],
+            style={"button_width": "28px"},
+        ).add_class("cbir-marks")  # fmt: skip
+        marks.observe(lambda change: self._mark(position, change["new"]), "value")
+        return widgets.VBox([widgets.HTML(_result_html(result, result.image)), marks])
+
+    def _show_maps(self, panel: widgets.VBox, engine: Engine, answer: Answer) -> None:
+        """Show query and result under heat maps, for each result, and how reliable the maps are."""
+        _, row, note = panel.children
+        kind, text = self.maps.value, ""
+        if not has_maps(engine, kind):
+            text = "This architecture has no attention pooling, and so no such maps."
+        else:
+            images = map_overlays(engine, answer, kind)
+            for cell, result, (query, image) in zip(
+                row.children, answer.results, images, strict=True
+            ):
+                html = image_html(query, "query") + _result_html(result, image)
+                cell.children[0].value = html
+            if kind == "similarity":
+                text = explanations.trust(engine.run.study, engine.run.architecture)
+        note.value = f'<p class="cbir-note">{escape(text)}</p>' if text else ""
+
     # Marks
 
-    def _mark(self, position: int, kind: str | None) -> None:
-        if not self.is_busy and self.marks.kind(position) != kind:
-            self.history.append(self.marks.mark(position, kind))
-            self.status.value = f"marked: {self.marks}. Press “search again” to use the marks"
+    def _mark(self, position: int, sign: str) -> None:
+        marks = {other: mark for other, mark in self.marks.items() if other != position}
+        self.history.append(marks | ({} if sign == NO_MARK else {position: sign}))
+        self.status.value = f"marked: {self._count_marks()}. Press “search again” to use the marks"
 
     def _undo(self) -> None:
         if len(self.history) > 1:
             self.history.pop()
             self._answer()
 
+    def _count_marks(self) -> str:
+        return f"{len(self._marked(POSITIVE))} positive, {len(self._marked(NEGATIVE))} negative"
+
     def _describe_marks(self) -> str:
         weights = "; ".join(
             f"{engine.run.architecture}: {engine.describe_feedback_weights()}"
             for engine in self.engines
         )
-        return escape(f"marked: {self.marks}. Weights: {weights}")
+        return escape(f"marked: {self._count_marks()}. Weights: {weights}")
 
     def _export(self) -> None:
         """Write query and marks into a new, numbered file."""
-        if not self.marks.positions:
+        if not self.marks:
             self.status.value = f"there are no marks to export: {LEGEND}"
             return
-        first = self.engines[0]
-        is_upload = not isinstance(self.query, int)
-        query = f"{self.query[0]}, uploaded" if is_upload else first.query_names[self.query]
+        first, is_upload = self.engines[0], not isinstance(self.query, int)
         content = {
             "study": self.study.value, "architectures": list(self.architectures.value),
-            "search": self.search.value, "query": query,
-            "positive": [first.gallery.names[position] for position in self.marks.positive],
-            "negative": [first.gallery.names[position] for position in self.marks.negative],
+            "search": self.search.value,
+            "query": self.answers[0].picture.name + (", uploaded" if is_upload else ""),
+            "positive": [first.gallery.names[position] for position in self._marked(POSITIVE)],
+            "negative": [first.gallery.names[position] for position in self._marked(NEGATIVE)],
             "weights": {engine.run.architecture: vars(engine.feedback_weights)
                         for engine in self.engines},
         }  # fmt: skip
@@ -461,12 +378,8 @@ def map_overlays(
         maps = attention_maps(network, queries, results)
     else:
         maps = similarity_maps(network, queries, results, whitening)
-    return [
-        (_overlay(query, query_map), _overlay(result, result_map))
-        for query, result, query_map, result_map in zip(
-            queries, results, maps.query, maps.result, strict=True
-        )
-    ]
+    of_queries, of_results = map(overlay, queries, maps.query), map(overlay, results, maps.result)
+    return list(zip(of_queries, of_results, strict=True))
 
 
 def image_html(image: np.ndarray, *lines: str, width: int = 96) -> str:
@@ -476,15 +389,17 @@ def image_html(image: np.ndarray, *lines: str, width: int = 96) -> str:
     return f'<div class="cbir-image" style="width: {width}px">{tag}<br>{text}</div>'
 
 
-def _result_html(result: Result, image: np.ndarray | None = None) -> str:
-    line = f"{result.rank} · {result.similarity:.3f}"
-    return image_html(result.image if image is None else image, line, result.label)
+def _result_html(result: Result, image: np.ndarray) -> str:
+    return image_html(image, f"{result.rank} · {result.similarity:.3f}", result.label)
 
 
-def _overlay(image: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
-    """A (size, size, 3) uint8 image under a (h, w) map of values from 0 to 1."""
-    colours = colormaps[COLOURS](enlarge_map(heat_map, len(image)))[..., :3] * 255
-    return (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
+def _replace(box: widgets.Box, children: list[widgets.Widget]) -> None:
+    """Show other widgets in a box, and free those that it held."""
+    previous, box.children = list(box.children), children
+    while previous:
+        widget = previous.pop()
+        previous += getattr(widget, "children", ())
+        widget.close()
 
 
 def _button(text: str, action: Callable[[], None], width: str = "auto") -> widgets.Button:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from cbir.images.pictures import Unreadable, file_state, list_files, read_square
 from cbir.progress import Ticker
 from cbir.search.engine import Engine, Gallery, open_engine
 
-GALLERY_FILE = "pictures.npz"
 BATCH = 256
 
 
@@ -39,8 +39,7 @@ class Changes:
     skipped: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """An embedded picture: the state of its file, its embedding, its predicted class."""
 
     state: str
@@ -69,13 +68,13 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
             f"--name: {name!r}: use letters, digits, dots, hyphens and underscores only"
         )
     name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
-    home = _gallery_folder(name)
-    gallery_file = home / GALLERY_FILE
+    gallery_file = _gallery_file(name)
+    home = gallery_file.parent
     files = _file_states(folder)
-    source, previous = _read(gallery_file)
-    if source and source["folder"] != str(folder):
+    previous_source, previous = _read(gallery_file)
+    if previous_source and previous_source["folder"] != str(folder):
         raise StudyError(
-            f"the gallery {name!r} holds {source['folder']}: "
+            f"the gallery {name!r} holds {previous_source['folder']}: "
             "choose another name for this folder with --name"
         )
     source = {
@@ -85,16 +84,15 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         "key": engine.key,
     }
     rows = {}
-    for path in [gallery_file, *_batches(home)]:
-        other, stored = _read(path)
-        if other and (other["folder"], other["key"]) == (source["folder"], source["key"]):
-            rows |= stored
-    rows = {file: row for file, row in rows.items() if files.get(file) == row.state}
+    for path in home.glob("*.npz"):
+        its_source, stored = _read(path)
+        if its_source == source:
+            rows |= {file: row for file, row in stored.items() if files.get(file) == row.state}
     changes = Changes(kept=len(rows), removed=len(previous.keys() - files.keys()))
     waiting = {file: state for file, state in files.items() if file not in rows}
     home.mkdir(parents=True, exist_ok=True)
     batches = _embed(folder, waiting, engine, changes.skipped)
-    for number, batch in enumerate(batches, start=len(_batches(home))):
+    for number, batch in enumerate(batches, start=len(list(home.glob("batch-*")))):
         _write(home / f"batch-{number:06d}.npz", source, batch)
         rows |= batch
     changes.embedded = len(rows) - changes.kept
@@ -102,7 +100,7 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         _write(gallery_file, source, dict(sorted(rows.items())))
     else:
         gallery_file.unlink(missing_ok=True)
-    for path in _batches(home):
+    for path in home.glob("batch-*"):
         path.unlink()
     if not rows:
         raise StudyError(f"none of the {len(files):,} files in {folder} is a picture")
@@ -115,10 +113,11 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
     Raises:
         StudyError: there is no such gallery, or its network has been trained again since.
     """
-    home = _gallery_folder(name)
-    source, rows = _read(home / GALLERY_FILE)
+    gallery_file = _gallery_file(name)
+    source, rows = _read(gallery_file)
     if not source:
-        names = sorted(path.parent.name for path in home.parent.glob(f"*/{GALLERY_FILE}"))
+        others = gallery_file.parent.parent.glob(f"*/{gallery_file.name}")
+        names = sorted(path.parent.name for path in others)
         raise StudyError(
             f"no gallery {name!r}: "
             + (f"there are {', '.join(names)}" if names else "make one with `cbir index FOLDER`")
@@ -132,22 +131,19 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
             f"--architecture {architecture}` again"
         )
     paths = [Path(folder, file) for file in rows]
+    _, vectors, labels = zip(*rows.values(), strict=True)
     return engine, Gallery(
         name,
-        np.stack([row.vector for row in rows.values()]),
-        np.array([row.label for row in rows.values()]),
+        np.stack(vectors),
+        np.array(labels),
         [str(path) for path in paths],
         lambda position: _image(paths[position], engine.image_size),
         label_kind="predicted class",
     )
 
 
-def _gallery_folder(name: str) -> Path:
-    return project_root() / "artifacts" / "galleries" / name
-
-
-def _batches(home: Path) -> list[Path]:
-    return sorted(home.glob("batch-*.npz"))
+def _gallery_file(name: str) -> Path:
+    return project_root() / "artifacts" / "galleries" / name / "pictures.npz"
 
 
 def _file_states(folder: Path) -> dict[str, str]:
@@ -182,16 +178,11 @@ def _embed(
 
 
 def _write(path: Path, source: dict, rows: dict[str, _Row]) -> None:
+    states, vectors, labels = zip(*rows.values(), strict=True)
+    columns = {"names": list(rows), "states": states, "vectors": vectors, "labels": labels}
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(
-            file,
-            about=json.dumps(source),
-            names=list(rows),
-            states=[row.state for row in rows.values()],
-            vectors=np.stack([row.vector for row in rows.values()]),
-            labels=[row.label for row in rows.values()],
-        )
+        np.savez(file, about=json.dumps(source), **columns)
     os.replace(temporary, path)
 
 

@@ -14,17 +14,7 @@ from pathlib import Path
 import yaml
 
 from cbir import StudyError
-from cbir.studies.params import (
-    DATA,
-    GROUPS,
-    MEASUREMENT,
-    OF_BASELINES,
-    OF_NETWORKS,
-    PLACED,
-    conflict,
-    merge,
-    names_in,
-)
+from cbir.studies import params
 
 SHARED = "study.yaml"
 # The notebook of an architecture that has none of its own, and of all baselines.
@@ -70,9 +60,9 @@ class RunConfig:
     @property
     def notebook_parameters(self) -> dict:
         """What the notebook is given: its place, and its parameters by group."""
-        given = {key: self.parameters[key] for key in PLACED}
-        for group in GROUPS:
-            names = [name for name in names_in(group) if name in self.parameters]
+        given = {key: self.parameters[key] for key in params.PLACED}
+        for group in params.GROUPS:
+            names = [name for name in params.names_in(group) if name in self.parameters]
             if names:
                 given[group] = {name: self.parameters[name] for name in names}
         if self.is_baseline:
@@ -121,7 +111,8 @@ def load(
         raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
     files = {path.stem: _read_yaml(path, root) for path in paths}
     known = {
-        name: OF_BASELINES if "baseline" in own else OF_NETWORKS for name, (_, own) in files.items()
+        name: params.OF_BASELINES if "baseline" in own else params.OF_NETWORKS
+        for name, (_, own) in files.items()
     }
     runs = []
     for name, (source, own) in files.items():
@@ -171,13 +162,13 @@ def _find_notebook(name: str, source: str, own: dict, root: Path) -> Path:
 def _resolve(layers: dict[str, dict], names: Collection[str], changes: dict) -> dict:
     """All parameters of a run, from layers as `merge` takes them."""
     layers = {source: layer for source, layer in layers.items() if layer}
-    parameters = merge(layers, names)
+    parameters = params.merge(layers, names)
     # A trial of fewer epochs measures those that it has.
     if "epochs" in changes and "measured_epochs" not in changes and "epochs" in parameters:
         measured = parameters["measured_epochs"]
         parameters["measured_epochs"] = [e for e in measured if e <= parameters["epochs"]]
-    if broken := conflict(parameters):
-        of_networks = set(OF_NETWORKS) - set(OF_BASELINES)
+    if broken := params.conflict(parameters):
+        of_networks = set(params.OF_NETWORKS) - set(params.OF_BASELINES)
         sources = [source for source, layer in layers.items() if layer.keys() & of_networks]
         raise StudyError(f"{' or '.join(sources)}: {broken}")
     return parameters
@@ -224,7 +215,7 @@ def _check_grids(content, source: str) -> list[dict[str, list]]:
         for key, values in grid.items():
             if any(values.count(value) > 1 for value in values):
                 raise StudyError(f"{source}: grid: {key} must name each value once, not {values}")
-            if key in (*DATA, *MEASUREMENT):
+            if key in (*params.DATA, *params.MEASUREMENT):
                 raise StudyError(f"{source}: grid: {key} must be the same for all of a study")
         if 0 in grid.get("learn_from", []):
             raise StudyError(
@@ -304,7 +295,7 @@ def _read_yaml(path: Path, root: Path) -> tuple[str, dict]:
     if not isinstance(content, dict):
         raise StudyError(f"{source}: must hold lines of the form `key: value`")
     if path.name != SHARED:
-        for key in (*DATA, "unseen"):
+        for key in (*params.DATA, "unseen"):
             if key in content:
                 raise StudyError(
                     f"{source}: {key} belongs into {SHARED}: all architectures of a study see the "

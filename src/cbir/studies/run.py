@@ -1,11 +1,12 @@
 """Running a study: its notebooks in sequence with papermill, the pages of its report, failures."""
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from cbir import StudyError, __version__
-from cbir.cache import MANIFEST, is_current, make_key, versions, write_manifest, write_text
+from cbir.cache import MANIFEST, is_current, versions, write_manifest, write_text
 from cbir.images import leaks, protocols
 from cbir.networks import weights
 from cbir.progress import describe_skipped, duration
@@ -13,15 +14,7 @@ from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import (
-    Page,
-    Study,
-    git_state,
-    notebook_digest,
-    page_digest,
-    run_key,
-    run_page,
-)
+from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 
 LARGEST_PAGE = 8_000_000  # bytes
 
@@ -56,16 +49,24 @@ def _run_all(study: Study) -> bool:
                 print(f"{name}: left out", flush=True)
     failed = [name for name in reasons if name in study.chosen]
     missing = [f"{name}: {reason}" for name, reason in reasons.items()]
-    has_run |= _update_index(study, run_keys, {name: reasons[name] for name in failed}, missing)
-    index = (study.folder / study.pages[0].file).relative_to(study.root)
-    if has_run:
-        print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
-    for page in study.pages[1:] if run_keys else ():
+    inputs = {page: _inputs(study, page, run_keys, missing) for page in study.pages}
+    stale = [page for page, (key, _) in inputs.items() if not _is_current(study, page, key)]
+    index = (study.folder / "index.html").relative_to(study.root)
+    if study.pages[0] in stale or not all((study.folder / name).exists() for name in STUDY_FILES):
+        _write_files(study, run_keys, {name: reasons[name] for name in failed})
+        has_run = True
+    for page in stale:
         try:
-            has_run |= _update_page(study, page, run_keys, missing)
+            if run_keys:
+                _run_notebook(study, page, *inputs[page])
+                has_run = True
+            else:
+                _write_note(study, page, "; ".join(missing))
         except StudyError as error:
             failed.append(page.name)
-            print(error, file=sys.stderr, flush=True)
+            print(f"{page.name}: failed: {error}", file=sys.stderr, flush=True)
+        if page == study.pages[0]:
+            print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
     if failed:
         names = ", ".join(failed)
         print(f"failed: {names}; their pages and logs beside {index} say why", file=sys.stderr)
@@ -75,11 +76,9 @@ def _run_all(study: Study) -> bool:
 
 
 def _check_writable(study: Study) -> None:
-    probe = study.folder / ".writable"
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=study.folder).close()
     except OSError as error:
         raise StudyError(
             f"cannot write into {study.folder} ({error.strerror}): make it writable and run again"
@@ -108,7 +107,7 @@ def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
     Raises:
         StudyError: it has no results: it failed, or is not among the chosen ones.
     """
-    name, page = run.architecture, run_page(run)
+    name, page = run.architecture, Page(run.architecture, run.notebook)
     is_chosen = name in study.chosen
     try:
         # Without its weights it cannot have been run: they are not downloaded for its key alone.
@@ -122,7 +121,6 @@ def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
             raise StudyError("not run")
     except StudyError as error:
         if is_chosen or not (study.folder / page.file).exists():
-            (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
             _write_note(study, page, str(error))
         raise
     about = {"parameters": run.parameters, "git": git_state(study.root)}
@@ -131,15 +129,8 @@ def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
     return key, True
 
 
-def _update_index(
-    study: Study, run_keys: dict[str, str], failures: dict[str, str], missing: list[str]
-) -> bool:
-    """Write the study's own files and index.html; False where they are up to date."""
-    index = study.pages[0]
-    is_whole_study = all((study.folder / name).exists() for name in STUDY_FILES)
-    key, _ = _inputs(study, index, run_keys, missing)
-    if run_keys and is_whole_study and _is_current(study, index, key):
-        return False
+def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str]) -> None:
+    """Write the study's own files."""
     about = {
         "study": study.name,
         "command": study.command_for(run_keys or study.chosen),
@@ -149,28 +140,6 @@ def _update_index(
         "failures": failures,
     }
     write_study(study.folder, list(run_keys), about)
-    if run_keys:
-        _update_page(study, index, run_keys, missing)
-    else:
-        for page in study.pages:
-            _write_note(study, page, "; ".join(missing))
-    return True
-
-
-def _update_page(study: Study, page: Page, run_keys: dict[str, str], missing: list[str]) -> bool:
-    """Run the notebook of a page about all runs; False where it is up to date.
-
-    Raises:
-        StudyError: it failed; its page shows how far it came.
-    """
-    key, parameters = _inputs(study, page, run_keys, missing)
-    if _is_current(study, page, key):
-        return False
-    try:
-        _run_notebook(study, page, key, parameters)
-    except StudyError as error:
-        raise StudyError(f"{page.name}: failed: {error}") from error
-    return True
 
 
 def _is_current(study: Study, page: Page, key: str) -> bool:
@@ -181,15 +150,13 @@ def _inputs(
     study: Study, page: Page, run_keys: dict[str, str], missing: list[str]
 ) -> tuple[str, dict]:
     """The key of a page, and the parameters of its notebook."""
+    names = [run.architecture for run in study.runs]
+    parameters = {"study": study.name, "architectures": names, "missing": missing}
     if page.name == "metrics":
         # One ranking is enough to show what definitions do.
-        run_keys = dict([next(iter(run_keys.items()))])
-        parameters = {"study": study.name, "architecture": next(iter(run_keys))}
-    else:
-        names = [run.architecture for run in study.runs]
-        parameters = {"study": study.name, "architectures": names, "missing": missing}
-    reads = [*run_keys.values(), page_digest()]
-    return make_key(page.name, parameters, reads, notebook_digest(page.notebook)), parameters
+        run_keys = dict(list(run_keys.items())[:1])
+        parameters = {"study": study.name, "architecture": "".join(run_keys)}
+    return notebook_key(page.name, page.notebook, parameters, [*run_keys.values()]), parameters
 
 
 def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
@@ -270,13 +237,11 @@ def _kernel_of(study: Study, page: Page) -> tuple[Path, Path, Path]:
 
 def _following(study: Study, page: Page) -> Page | None:
     """The page whose notebook runs next: an unfinished run's, or one about all runs."""
-    runs = [run_page(run) for run in study.runs if run.architecture in study.chosen]
-    unfinished = [
-        other
-        for other in runs
-        if other == page or not (study.folder / other.folder / MANIFEST).exists()
-    ]
-    pages = [*unfinished, *study.pages, None]
+    pages = [*study.pages, None]
+    for run in reversed(study.runs):
+        is_finished = (study.folder / run.architecture / MANIFEST).exists()
+        if run.architecture == page.name or (run.architecture in study.chosen and not is_finished):
+            pages.insert(0, Page(run.architecture, run.notebook))
     return pages[pages.index(page) + 1]
 
 
@@ -284,6 +249,7 @@ def _write_note(study: Study, page: Page, reason: str) -> None:
     """Write a page that has no results to show, but the reason."""
     import nbformat
 
+    (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
     cells = [nbformat.v4.new_markdown_cell(f"# {page.name}\n\nNo results: {reason}")]
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbformat.write(notebook, study.folder / f"{page.name}.ipynb")

@@ -53,11 +53,6 @@ class Page:
         return (INDEX | DEEPER).get(self.name, self.name)
 
 
-def run_page(run: configs.RunConfig) -> Page:
-    """The page of an architecture's run."""
-    return Page(run.architecture, run.notebook)
-
-
 @dataclass(frozen=True)
 class Study:
     """A study, read and checked.
@@ -114,7 +109,7 @@ class Study:
         """Label and file of each page of the report."""
         index, *deeper = self.pages
         links = [("Comparison", index.file)]
-        links += [(run.architecture, run_page(run).file) for run in self.runs]
+        links += [(run.architecture, f"{run.architecture}.html") for run in self.runs]
         return links + [(page.name.capitalize(), page.file) for page in deeper]
 
 
@@ -190,26 +185,20 @@ def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
 
 def run_key(study: Study, run: configs.RunConfig) -> str:
     """The key of an architecture's run: parameters, backbone, data, weights, notebook and code."""
-    initial = weights.find(*run.weights)
-    reads = [study.dataset.split_fingerprint, initial.sha256, page_digest()]
     parameters = dict(run.parameters)
     if not run.is_baseline:
         parameters["row"] = BACKBONES[parameters["backbone"]].key_fields()
-    return make_key("run", parameters, reads, notebook_digest(run.notebook))
+    reads = [study.dataset.split_fingerprint, weights.find(*run.weights).sha256]
+    return notebook_key("run", run.notebook, parameters, reads)
 
 
-def page_digest() -> str:
-    """Digest of the code and the templates that turn a notebook into a page."""
-    package = Path(__file__).parent.parent / "reporting"
-    files = [package / "pages.py", *sorted((package / "template").iterdir())]
-    return digest([path.read_text("utf-8") for path in files if path.is_file()])
-
-
-def notebook_digest(notebook: Path) -> str:
-    """Digest of a notebook's cells and of the code that they can run."""
+def notebook_key(step: str, notebook: Path, parameters: dict, reads: list[str]) -> str:
+    """The key of a notebook's page: the cells, the code that they run, and the templates too."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     texts = ["".join(cell["source"]) for cell in cells]
-    return digest([texts, package_digest("reporting")])
+    templates = (Path(__file__).parent.parent / "reporting" / "template").iterdir()
+    texts += [path.read_text("utf-8") for path in sorted(templates) if path.is_file()]
+    return make_key(step, parameters, reads, digest([texts, package_digest("reporting")]))
 
 
 def git_state(root: Path) -> dict:
