@@ -65,7 +65,7 @@ def _run_all(study: Study) -> bool:
         except StudyError as error:
             failed.append(page.name)
             print(f"{page.name}: failed: {error}", file=sys.stderr, flush=True)
-        if page == study.pages[0]:
+        if page == study.pages[0] and page.name not in failed:
             print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
     if failed:
         names = ", ".join(failed)
