@@ -118,6 +118,7 @@ def test_many_leaking_pairs_stand_in_rows_of_twelve(dataset, drawn):
 def test_where_nothing_leaks_there_is_no_figure(dataset):
     assert image_grids.leaking_pairs(dataset, pd.DataFrame(columns=["query", "gallery"])) is None
     assert image_grids.retrieved(dataset, np.array([], int), {}) is None
+    assert image_grids.retrieved(dataset, np.array([0]), {}) is None
 
 
 def picture_of(grey: int, *texts: str, **changes) -> image_grids.Picture:
