@@ -197,8 +197,8 @@ def test_a_whitening_that_cannot_be_is_refused_before_anything_is_trained(images
         with pytest.raises(StudyError) as caught:
             of_size[1].train(dataset, 3)
         assert str(caught.value) == (
-            f"whitening: {most + 1} dimensions of {width}-dimensional embeddings of "
-            f"{len(dataset.train)} training images: at most {most}"
+            f"whitening: {most + 1} dimensions are too many for {width}-dimensional embeddings of "
+            f"{len(dataset.train)} training images: use at most {most}"
         )
 
 

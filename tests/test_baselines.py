@@ -155,7 +155,7 @@ def test_hand_crafted_tells_easy_classes_apart_and_random_does_not(by):
 def test_an_unknown_baseline_is_one_line_with_the_known_ones():
     with pytest.raises(StudyError) as error:
         baselines.describe_images("sift", pictures(), seed=0)
-    assert str(error.value) == "baseline: no sift: use random, raw_pixels, hand_crafted"
+    assert str(error.value) == "unknown baseline 'sift': use random, raw_pixels, hand_crafted"
 
 
 def test_a_report_describes_each_baseline():

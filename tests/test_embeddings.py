@@ -342,8 +342,8 @@ def test_more_dimensions_than_there_are_are_refused_in_one_line(shape, most):
     vectors = np.random.default_rng(0).normal(size=shape)
     assert fit_whitening(vectors, most)["axes"].shape == (shape[1], most)
     message = (
-        f"^whitening: 4 dimensions of {shape[1]}-dimensional embeddings of {shape[0]} training "
-        f"images: at most {most}$"
+        f"^whitening: 4 dimensions are too many for {shape[1]}-dimensional embeddings of "
+        f"{shape[0]} training images: use at most {most}$"
     )
     with pytest.raises(StudyError, match=message):
         fit_whitening(vectors, 4)
@@ -387,6 +387,6 @@ def test_seeds_of_chance_differ_and_come_back(images):
 
 
 def test_broken_weights_are_refused_in_one_line():
-    with pytest.raises(StudyError, match="not a finite number") as caught:
+    with pytest.raises(StudyError, match="NaN or infinite values") as caught:
         normalise(np.array([[1, np.nan]]))
     assert "\n" not in str(caught.value)

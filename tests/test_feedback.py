@@ -161,9 +161,9 @@ def test_many_queries_are_refined_as_each_alone():
 
 def test_wrong_shapes_and_weights_are_told():
     query = np.array([1.0, 0.0])
-    with pytest.raises(ValueError, match="query: one vector"):
+    with pytest.raises(ValueError, match="query: expected a single vector"):
         refine(query[None], NOBODY, NOBODY, EVEN)
-    with pytest.raises(ValueError, match="negative: .* does not fit a query of 2 numbers"):
+    with pytest.raises(ValueError, match="negative: .* does not fit a query of 2 dimensions"):
         refine(query, NOBODY, np.ones((1, 3)), EVEN)
     with pytest.raises(ValueError, match="positive: .* does not fit"):
         refine(query, query, NOBODY, EVEN)
@@ -284,7 +284,7 @@ def test_queries_are_drawn_from_all_classes_by_the_seed():
 def test_nonsense_is_refused(dataset):
     embeddings = toy_embeddings(dataset)
     for wrong in ({"rounds": -1}, {"marked": 0}):
-        with pytest.raises(ValueError, match="rounds from 0 and marked from 1 on"):
+        with pytest.raises(ValueError, match="rounds must be 0 or more and marked 1 or more"):
             feedback.simulate_feedback(embeddings, EVEN, **wrong)
 
 

@@ -166,7 +166,7 @@ def test_padding_is_not_chosen():
 def test_maps_that_are_all_small_are_refused():
     images = keras.Input((8, 8, 3))
     body = keras.Model(images, layers.Conv2D(4, 6)(images))
-    with pytest.raises(StudyError, match="no feature maps of 4 x 4 positions to explain: raise"):
+    with pytest.raises(StudyError, match="no feature maps of at least 4 x 4 positions: raise"):
         deepest_layer(body)
 
 
@@ -334,5 +334,5 @@ def test_attention_maps_are_the_weights_of_the_pooling_divided_by_the_largest():
 
 
 def test_attention_maps_of_another_pooling_are_refused():
-    with pytest.raises(StudyError, match="need a network whose pooling is attention"):
+    with pytest.raises(StudyError, match="need a network with attention pooling"):
         attention_maps(built("cnn_strong"), some_images(), some_images())

@@ -174,7 +174,7 @@ def test_maps_that_half_precision_cannot_hold_are_refused(images, tmp_path):
     model = SimpleNamespace(predict_on_batch=lambda inputs: inputs * 1000)
     path = tmp_path / "features.npy"
     inference.predict(model, images // 4, {path: np.float16}, "features")
-    with pytest.raises(StudyError, match="^features: a value beyond 65,504, .* use pooling: avg"):
+    with pytest.raises(StudyError, match="^features: a value exceeds .*65,504.*: use pooling: avg"):
         inference.predict(model, images * 0 + 66, {path: np.float16}, "features")
 
 

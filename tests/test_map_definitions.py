@@ -86,7 +86,7 @@ def test_worked_example():
 
 
 def test_worked_example_refuses_more_hits_than_relevant_images():
-    with pytest.raises(ValueError, match="2 hits, but 1 relevant"):
+    with pytest.raises(ValueError, match="2 hits, but only 1 relevant"):
         map_definitions.worked_example([True, True], n_relevant=1, k=2)
 
 

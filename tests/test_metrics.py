@@ -504,7 +504,7 @@ REFUSED = [
     ("query_embeddings", changed(changed(QUERY, 4, NAN), 2, 0), "row 2 is zero"),
     ("query_embeddings", QUERY[:0], r"\(0, 6\)"),
     ("query_embeddings", QUERY[:, :0], r"\(5, 0\)"),
-    ("query_embeddings", QUERY[:, :4], "4 dimensions, gallery_embeddings 6"),
+    ("query_embeddings", QUERY[:, :4], "4 dimensions, gallery_embeddings: 6"),
     ("query_embeddings", QUERY[0], r"\(6,\)"),
     ("query_embeddings", QUERY.astype(str), "<U"),
     ("gallery_embeddings", changed(GALLERY, ([2, 4], 1), INF), "row 2 is NaN or infinite"),

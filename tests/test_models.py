@@ -269,7 +269,8 @@ def test_more_blocks_than_there_are_is_refused_with_their_names():
     with pytest.raises(StudyError) as caught:
         build_network("cnn", train="last_blocks:4")
     assert str(caught.value) == (
-        "train: last_blocks:4: the backbone has 3 blocks: stage1_conv1, stage2_conv1, stage3_conv1"
+        "train: last_blocks:4: the backbone has only 3 blocks: "
+        "stage1_conv1, stage2_conv1, stage3_conv1"
     )
 
 

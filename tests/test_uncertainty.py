@@ -220,7 +220,7 @@ def test_true_null_hypothesis_is_rejected_as_rarely_as_it_should():
 
 
 def test_permutation_test_refuses_a_matrix_and_infinity():
-    with pytest.raises(ValueError, match="one dimension"):
+    with pytest.raises(ValueError, match="one-dimensional"):
         uncertainty.permutation_test(np.zeros((3, 2)))
     with pytest.raises(ValueError, match="finite"):
         uncertainty.permutation_test([1, np.inf])

@@ -254,7 +254,7 @@ def test_a_path_counts_from_the_root_of_the_project(place, monkeypatch):
 @pytest.mark.parametrize("source", ["nowhere/vgg16.weights.h5", "params", "imagnet"])
 def test_what_is_no_file_is_refused_with_what_there_is(place, source):
     assert refused("vgg16", source) == (
-        f"weights: no file {place / source}: give the path of a weights file, imagenet, "
+        f"weights: no file {place / source}: use the path of a weights file, imagenet, "
         "study:<study> or none"
     )
 
@@ -437,7 +437,7 @@ def test_an_h5_file_of_layers_that_keras_counts_is_refused(place):
     path = save(numbered(), place / "only.h5")
     with pytest.raises(StudyError) as caught:
         weights.load(numbered(), weights.Weights("only.h5", path, "", "imagenet"), "cnn")
-    assert f"{path} does not fit cnn: Keras counts its layers (batch_norm" in str(caught.value)
+    assert f"{path} does not fit cnn: Keras numbers its layers (batch_norm" in str(caught.value)
     assert "use a .weights.h5 or .keras file" in str(caught.value)
 
 
@@ -649,7 +649,7 @@ def test_a_study_without_the_backbone_is_refused(base, source, what):
 def test_two_architectures_with_the_backbone_need_a_name(base, place):
     register(place, "base", "wider", "cnn", training="artifacts/wider")
     assert refused("cnn", "study:base") == (
-        "weights: study:base: plain, wider all have the backbone cnn: say which, as in "
+        "weights: study:base: plain, wider all have the backbone cnn: name one, as in "
         "study:base/plain"
     )
     assert weights.find("cnn", "study:base/plain").path == base[0]
@@ -658,7 +658,7 @@ def test_two_architectures_with_the_backbone_need_a_name(base, place):
 def test_a_study_whose_file_is_gone_is_run_again(base):
     shutil.rmtree(base[0].parent)
     assert refused("cnn", "study:base") == (
-        f"weights: study:base: {base[0]} is gone: run `make report STUDY=base`"
+        f"weights: study:base: {base[0]} is missing: run `make report STUDY=base`"
     )
 
 

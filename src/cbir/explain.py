@@ -1,9 +1,9 @@
 """Explanations: which parts of a query and its nearest result are similar, and a test of the maps.
 
-The test removes what a map marks from the query, or restores it first, and compares the similarity
+The test removes or restores pixels of the query in the order of a map, and compares the similarity
 with that under random maps (Petsiuk, Das, Saenko, "RISE: randomized input sampling for explanation
-of black-box models", 2018). Since most images have their object in the middle, which alone is
-better than a random map, it also compares with the map of another pair.
+of black-box models", 2018). Since the object of most images is in the middle, any map of the middle
+beats random maps. Therefore, the test also compares with the map of another pair.
 """
 
 import functools
@@ -38,8 +38,8 @@ class Explanation:
     """Queries, their nearest results, the maps of both, and the test of the maps.
 
     Attributes:
-        artifact: the stored explanation and what it was made from.
-        kind: of map, a name in `KINDS`.
+        artifact: the stored explanation and its manifest.
+        kind: the kind of map, a name in `KINDS`.
         queries, results: (n,) int positions among the queries and in the gallery.
         similarities: (n,) float32 of each query and its result.
         maps: of each query and its result.
@@ -73,11 +73,11 @@ def explain_queries(
 ) -> Explanation:
     """Explain why queries match their nearest results; cached.
 
-    With `test_time_flips` the maps are those of the images as they are, not mirrored; the test uses
-    the embeddings of the study.
+    With `test_time_flips`, maps are computed for the original images, not for mirror images; the
+    test uses the embeddings of the study.
 
     Args:
-        network: the network that the embeddings were made with.
+        network: the network that computed the embeddings.
         embeddings: of gallery and queries.
         rankings: (n_queries, k) gallery positions, as in an `Evaluation`.
         kind: "similarity", or "attention" for a network with attention pooling.
@@ -88,7 +88,7 @@ def explain_queries(
         StudyError: the network has no such maps, or its feature maps are too small.
     """
     if kind not in KINDS:
-        raise StudyError(f"unknown kind of map {kind!r}: known are {', '.join(KINDS)}")
+        raise StudyError(f"unknown kind of map {kind!r}; known: {', '.join(KINDS)}")
     dataset = embeddings.dataset
     queries = alternate_classes(dataset.query_labels, count)
     queries = queries[rankings[queries, 0] >= 0]
@@ -134,7 +134,7 @@ def explain_queries(
 
 
 def alternate_classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the first image of each class, then of the second of each, up to a count.
+    """Positions of the first image of each class, then of the second one, and so on, up to a count.
 
     Args:
         labels: (n,) int.
@@ -153,11 +153,11 @@ def perturbation_curves(
     random_maps: int = 2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure the similarity while the pixels that a map marks are removed, or restored first.
+    """Measure the similarity as pixels are removed, or restored, in the order of a map.
 
     A removed pixel takes its value from a strongly blurred copy of the query, which keeps colour
     and brightness but no shape; a single colour would add edges. A random map is the pair's own map
-    with its positions shuffled; another pair's map is that of the pair before. A pair costs
+    with its positions shuffled; another pair's map is that of the previous pair. Each pair takes
     2 (steps - 1) (2 + random_maps) + 2 embeddings.
 
     Args:
@@ -167,7 +167,7 @@ def perturbation_curves(
         query_maps: (n, h, w), large where the query matters.
         steps: number of equal shares of the pixels.
         random_maps: random maps for each pair, 1 or more; their similarities are averaged.
-        seed: of the random maps, and of the order of pixels that a map ranks equal.
+        seed: seed of the random maps and of the order of pixels with equal values in a map.
 
     Returns:
         A row per pair and share: pair, share (of the pixels removed or restored, from 0 to 1), and
@@ -194,7 +194,7 @@ def perturbation_curves(
 
 
 def faithfulness(curves: pd.DataFrame) -> pd.DataFrame:
-    """The area under each curve, and how much better it is than the areas of other maps.
+    """The area under each curve, and its gains over the areas of other maps.
 
     A good map has a small area of deletion and a large one of insertion.
 
@@ -205,7 +205,7 @@ def faithfulness(curves: pd.DataFrame) -> pd.DataFrame:
         A row per pair: the areas, which are mean similarities, under the names of the curves;
         deletion_gain = deletion_random - deletion, insertion_gain = insertion - insertion_random,
         and deletion_gain_over_other and insertion_gain_over_other likewise. A gain is positive
-        where the map is better.
+        if the map is better.
     """
     wide = curves.pivot(index="pair", columns="share", values=CURVES)
     shares = wide[CURVES[0]].columns
@@ -221,7 +221,7 @@ def faithfulness(curves: pd.DataFrame) -> pd.DataFrame:
 def _pixel_ranks(cells: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
     """(size, size) share of the pixels that a map ranks before each pixel.
 
-    A random map as coarse as the map itself orders the pixels that the map ranks equal.
+    A random map of the same resolution orders the pixels with equal values.
     """
     tie_breaker = enlarge_map(generator.random(cells.shape), size)
     order = np.lexsort((tie_breaker.ravel(), -enlarge_map(cells, size).ravel()))
@@ -237,7 +237,7 @@ def _similarities(
     deviation = BLUR * len(image)
     blurred = gaussian_filter(image.astype(np.float32), (deviation, deviation, 0), mode="nearest")
     blurred = blurred.round().astype(image.dtype)
-    # The first and the last image are the same in every order, and are embedded once.
+    # The first and the last image are the same in every order, so they are embedded once.
     is_marked = (ranks[:, None] < shares[1:-1, None, None])[..., None]
     changed = [np.where(is_marked, blurred, image), np.where(is_marked, image, blurred)]
     images = np.concatenate(changed).reshape(-1, *image.shape)

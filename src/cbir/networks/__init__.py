@@ -2,14 +2,14 @@
 
 - `backbones`: a table with a row for each backbone that a study can name.
 - `choices`: the same for poolings, embeddings, optimizers, schedules and augmentations.
-- `cnns`: the project's own networks, beside those of `keras.applications`.
+- `cnns`: the project's own networks, in addition to those of `keras.applications`.
 - `pooling`: feature maps to one vector per image.
 - `models`: builds a network of backbone, pooling, embedding and classifier.
 - `weights`: the weights that a backbone starts from.
 - `optimisers`: optimizers, learning-rate schedules, the loss, augmentation.
 - `precision`: half precision on a GPU.
 - `training`: trains a network, with checkpoints.
-- `inference`: a network's outputs for many images, in batches, from disk to disk.
+- `inference`: computes a network's outputs for many images, in batches, from disk to disk.
 - `embeddings`: stored embeddings, whitening, and encoders for further images.
 - `architecture`: builds, trains and embeds as a study describes it.
 - `baselines`: embeddings without a network.

@@ -1,4 +1,4 @@
-"""An architecture as a study describes it: how to build, train and embed with its network."""
+"""An architecture as a study describes it: builds and trains its network, and embeds images."""
 
 from dataclasses import dataclass, field
 
@@ -12,10 +12,10 @@ from cbir.networks.training import Training
 
 @dataclass(frozen=True)
 class Architecture:
-    """The settings of an architecture; images and a seed turn them into embeddings.
+    """The settings of an architecture, which together with images and a seed yield embeddings.
 
     Attributes:
-        network: arguments of `models.build`, except those that follow from images and seed.
+        network: arguments of `models.build`, except those determined by images and seed.
         training: settings of `training.train`, and `head_epochs`, `head_batch_size` and
             `head_learning_rate`. With `head_epochs` the head is trained first, on the features of
             the frozen backbone.
@@ -31,7 +31,7 @@ class Architecture:
         """Build the untrained network.
 
         Raises:
-            StudyError: as for `models.build`, and where the whitening has more dimensions than the
+            StudyError: as for `models.build`; or the whitening has more dimensions than the
                 embedding or than there are training images.
         """
         network = models.build(
@@ -48,8 +48,8 @@ class Architecture:
     def train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         """Train the network on a protocol's view of the data set, or load the cached training.
 
-        The head is trained before the backbone, since gradients through a head of random weights
-        would spoil a pretrained backbone.
+        The head is trained before the backbone, since gradients through an untrained head would
+        spoil a pretrained backbone.
         """
         key = (dataset.split_fingerprint, seed)
         if key not in self._last:

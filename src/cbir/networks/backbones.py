@@ -16,9 +16,9 @@ class Imagenet:
     """The file of a backbone's ImageNet weights, without its classifier.
 
     Attributes:
-        file: its name, as Keras keeps it.
+        file: its name in the cache of Keras.
         folder: its folder below `KERAS_APPLICATIONS`.
-        md5: as Keras has it; None where Keras has none.
+        md5: as listed by Keras; None if Keras lists none.
     """
 
     file: str
@@ -44,7 +44,7 @@ class Backbone:
         preprocess: the module of `keras.applications` whose `preprocess_input` turns RGB in
             [0, 255] into what the ImageNet weights expect; None for [-1, 1]; `INCLUDED` for a model
             that preprocesses itself.
-        imagenet: the file of the ImageNet weights; None where there are none.
+        imagenet: the file of the ImageNet weights; None if there are none.
         arguments: further arguments of the constructor.
     """
 

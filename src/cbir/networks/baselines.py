@@ -1,9 +1,9 @@
-"""Baselines: vectors of images without a network, against which networks are compared.
+"""Baselines: vectors of images without a network, with which networks are compared.
 
-None is fitted to the data. `random` is the score of chance, `raw_pixels` compares images pixel by
-pixel, and `hand_crafted` is what deep features replaced: colour histograms (Swain and Ballard 1991,
-"Color indexing") and histograms of oriented gradients (HOG; Dalal and Triggs 2005, "Histograms of
-oriented gradients for human detection").
+None is fitted to the data. `random` shows the score by chance, `raw_pixels` compares images pixel
+by pixel, and `hand_crafted` uses the features that deep features replaced: colour histograms (Swain
+and Ballard 1991, "Color indexing") and histograms of oriented gradients (HOG; Dalal and Triggs
+2005, "Histograms of oriented gradients for human detection").
 """
 
 import numpy as np
@@ -31,19 +31,19 @@ def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
         baseline: a name in `BASELINES`.
         images: (n, size, size, 3) uint8 RGB, 8 pixels or more; read in blocks, so that the array
             may be memory-mapped.
-        seed: of `random`, ignored by the others. The random vector belongs to the position, not to
-            the image: describe gallery and queries in one call, or with two seeds.
+        seed: of `random`, ignored by the others. Random vectors depend on the position, not on the
+            image, so describe gallery and queries in one call, or with two seeds.
 
     Returns:
         (n, d) float32, finite, of any length. d is 128 for `random`, size * size * 3 for
-        `raw_pixels`, and for `hand_crafted` 64 colours and 324 values of HOG (more where an image
+        `raw_pixels`, and for `hand_crafted` 64 colours and 324 values of HOG (more if an image
         below 16 pixels has more than 4 x 4 cells).
 
     Raises:
         StudyError: the baseline is unknown.
     """
     if baseline not in BASELINES:
-        raise StudyError(f"baseline: no {baseline}: use {', '.join(BASELINES)}")
+        raise StudyError(f"unknown baseline {baseline!r}: use {', '.join(BASELINES)}")
     if baseline == "random":
         generator = np.random.default_rng(seed)
         return generator.standard_normal((len(images), RANDOM_DIMENSION), np.float32)
@@ -60,9 +60,9 @@ def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
 def raw_pixels(images: np.ndarray) -> np.ndarray:
     """(n, size * size * 3) float32: pixel values minus their mean in the image.
 
-    The cosine of two such vectors is the correlation of the pixels. Without the subtraction all
-    values would be positive, all angles small, and the cosine would measure brightness. An image of
-    one grey becomes a row of zeros.
+    The cosine of two such vectors is the correlation of the pixels. Without the subtraction, all
+    values would be positive and all angles small, and the cosine would measure brightness. An image
+    of a single grey level becomes a row of zeros.
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     return flat - flat.mean(axis=1, keepdims=True)
@@ -71,8 +71,8 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
 def hand_crafted(images: np.ndarray) -> np.ndarray:
     """(n, 64 + d) float32: colour histogram and HOG, each of length 1, so that both count equally.
 
-    HOG uses the channel with the largest gradient at each pixel. It is zero for an image of one
-    colour.
+    HOG uses the channel with the largest gradient at each pixel. It is zero for an image of a
+    single colour.
     """
     return np.concatenate([colour_histogram(images), oriented_gradients(images)], axis=1)
 

@@ -1,7 +1,7 @@
-"""What a study can choose by name, one row each: poolings, embeddings, optimizers and the like.
+"""The choices that a study makes by name, one row each: poolings, embeddings, optimizers and so on.
 
-To add one, add a row. A row names a class of Keras, or of this project, instead of importing it, so
-that checking parameters loads no Keras.
+To add a choice, add a row. A row names a class of Keras, or of this project, instead of importing
+it, so that parameters can be checked without loading Keras.
 """
 
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Choice:
-    """A class by name, and how it is called.
+    """The name of a class, and the arguments to call it with.
 
     Attributes:
-        name: of the class; the function that reads the table says in which modules.
-        arguments: by name.
+        name: the name of the class; the function that reads the table knows its module.
+        arguments: keyword arguments.
     """
 
     name: str
@@ -27,18 +27,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that rises from zero in a line and falls to zero along a cosine.
+    """A learning rate that rises linearly from zero and falls to zero along a cosine.
 
     Attributes:
         warmup_share: share of all steps in which it rises.
-        warmup_epochs: the most epochs in which it rises; None for any number.
+        warmup_epochs: the maximum number of epochs in which it rises; None for no maximum.
     """
 
     warmup_share: float
     warmup_epochs: int | None = None
 
 
-# A layer of `networks.pooling` or Keras turns feature maps into one vector per image.
+# Layers of `networks.pooling` or Keras that turn feature maps into one vector per image.
 POOLINGS = {
     "avg": Choice("GlobalAveragePooling2D"),
     "max": Choice("GlobalMaxPooling2D"),
@@ -46,19 +46,18 @@ POOLINGS = {
     "attention": Choice("AttentionPooling"),
     "flatten": Choice("Flatten"),
 }
-# These poolings have weights and belong to the head.
+# The poolings with weights, which belong to the head.
 LEARNT_POOLINGS = ("gem", "attention")
 
-# A layer of Keras turns pooled features into the embedding. `embedding_dim` is the width of all but
-# `pooled`.
+# Keras layers that turn pooled features into the embedding. `embedding_dim` is the width of all
+# except `pooled`.
 EMBEDDINGS = {
     "penultimate": Choice("Dense", {"activation": "relu"}),
     "projection": Choice("Dense"),
     "pooled": Choice("Activation", {"activation": "linear"}),
 }
 
-# All optimizers of Keras also get the study's learning rate, and its weight decay where it is not
-# zero.
+# Keras optimizers. They also get the study's learning rate, and its weight decay if it is not zero.
 OPTIMIZERS = {
     "adam": Choice("Adam"),
     "adamw": Choice("AdamW", {"weight_decay": 0.0}),
@@ -73,7 +72,7 @@ SCHEDULES = {
     "one_cycle": Schedule(warmup_share=1 / 4),
 }
 
-# A layer of Keras draws again for every image and every epoch. Sizes are shares of the image.
+# Keras layers, which draw new values for every image and epoch. Sizes are shares of the image.
 AUGMENTATIONS = {
     "flip": Choice("RandomFlip", {"mode": "horizontal"}),
     "shift": Choice(

@@ -1,4 +1,4 @@
-"""The project's own networks, with the arguments of the functions of `keras.applications`.
+"""The project's own networks, with the same arguments as the functions in `keras.applications`.
 
 Each function returns a model from images to feature maps, with random weights.
 """
@@ -10,13 +10,13 @@ from keras import layers
 def plain_cnn(
     *, input_shape: tuple, include_top: bool, weights: None, dropout: float
 ) -> keras.Model:
-    """The paper's kind of network: convolution, pooling and a fully connected head.
+    """A network like the paper's: convolution, pooling and a fully connected head.
 
     Args:
         input_shape: (height, width, 3).
         include_top: False; the fully connected layers belong to the head.
         weights: None.
-        dropout: of the head; half of it is applied after each pooling.
+        dropout: rate of the head; half of it is applied after each pooling.
     """
     inputs = keras.Input(input_shape)
     maps = inputs
@@ -32,7 +32,7 @@ def plain_cnn(
 
 
 def strong_cnn(*, input_shape: tuple, include_top: bool, weights: None) -> keras.Model:
-    """A modern plain CNN with BatchNorm: few filters at full size, many where the maps are small.
+    """A modern plain CNN with BatchNorm: few filters at full size, many for small maps.
 
     A stem of 32 filters and three stages (64, 128, 256) of convolution, pooling and convolution.
     The order of convolution, pooling and BatchNorm follows Jordan, "94% on CIFAR-10 in 3.29 seconds

@@ -1,8 +1,8 @@
 """Embeddings of a data set: raw vectors, unit length, optional PCA whitening, and their storage.
 
-A folder of embeddings holds `vectors.npy`, `probabilities.npy` where there is a classifier, and
-`whitening.npz` where the vectors are whitened. Only this module knows these files. It imports no
-Keras, so that stored embeddings open quickly.
+A folder of embeddings contains `vectors.npy`, `probabilities.npy` if there is a classifier, and
+`whitening.npz` if the vectors are whitened. Only this module reads and writes these files. It does
+not import Keras, so stored embeddings open quickly.
 """
 
 import functools
@@ -37,7 +37,7 @@ class Embeddings:
     """The embeddings of a data set.
 
     Attributes:
-        artifact: the stored embeddings and what they were made from.
+        artifact: the stored embeddings and their manifest.
         dataset: the images, and which of them are gallery and queries.
         vectors: (n, d) float32 of unit length, memory-mapped, in the order of the images.
         probabilities: (n, n_classes) float32 predicted class probabilities; None for a baseline.
@@ -87,7 +87,7 @@ class Embeddings:
 
     @functools.cached_property
     def whitening(self) -> dict[str, np.ndarray] | None:
-        """What `fit_whitening` returned for these embeddings; None where they are not whitened."""
+        """The result of `fit_whitening` for these embeddings; None if they are not whitened."""
         if not (path := self.artifact.folder / WHITENING).exists():
             return None
         with np.load(path) as arrays:
@@ -111,8 +111,8 @@ class Embeddings:
 def normalise(vectors: np.ndarray) -> np.ndarray:
     """Divide each row by its Euclidean length.
 
-    A row of zeros, which ReLU can produce, has no direction. It becomes the unit vector that makes
-    equal angles with all axes, so that it can be ranked.
+    A row of zeros, which ReLU can produce, has no direction. It becomes the unit vector with equal
+    angles to all axes, so that it can be ranked.
 
     Args:
         vectors: (n, d) of any length.
@@ -125,7 +125,9 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     """
     vectors = np.asarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
-        raise StudyError("an embedding is not a finite number: the network's weights are broken")
+        raise StudyError(
+            "an embedding contains NaN or infinite values: the network's weights are broken"
+        )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     diagonal = np.float32(1 / np.sqrt(vectors.shape[1]))
     return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1), diagonal)
@@ -134,12 +136,12 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
     """Fit PCA whitening to vectors of unit length.
 
-    All vectors are in memory at once: 45,000 training images in 2,048 dimensions take 370 MB, and
-    the fit takes more.
+    All vectors are held in memory: 45,000 training images in 2,048 dimensions take 370 MB, and the
+    fit needs more.
 
     Args:
         vectors: (n, d) of the training images, of any length.
-        dimensions: how many to keep, those of the largest variance.
+        dimensions: the number of dimensions of the largest variance to keep.
 
     Returns:
         `mean` (d,) and `axes` (d, dimensions): (v - mean) @ axes has variance 1 in each dimension.
@@ -157,20 +159,20 @@ def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]
 
 
 def check_whitening(dimensions: int, n: int, width: int) -> None:
-    """Check before a training that PCA can leave so many dimensions of n embeddings.
+    """Check, before training, that PCA can keep so many dimensions of n embeddings.
 
     Raises:
         StudyError: there are fewer images or fewer dimensions.
     """
     if dimensions > min(n, width):
         raise StudyError(
-            f"whitening: {dimensions} dimensions of {width}-dimensional embeddings of {n} training "
-            f"images: at most {min(n, width)}"
+            f"whitening: {dimensions} dimensions are too many for {width}-dimensional embeddings "
+            f"of {n} training images: use at most {min(n, width)}"
         )
 
 
 def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> np.ndarray:
-    """A network's raw vectors, (n, width), to embeddings, (n, d) float32 of unit length.
+    """Turn a network's raw vectors, (n, width), into embeddings, (n, d) float32 of unit length.
 
     Args:
         whitening: from `fit_whitening`; None for none.
@@ -184,10 +186,10 @@ def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> n
 def frozen_features(
     network: "Network", dataset: Dataset, *, mirrored: bool = False
 ) -> Artifact | None:
-    """Features of a frozen backbone for all images, computed once; None where it is trained.
+    """Features of a frozen backbone for all images, computed once; None if it is trained.
 
     Heads, seeds and epochs share the array `features.npy`: (n, channels) float32 pooled features,
-    or (n, h, w, channels) float16 maps where the head pools.
+    or (n, h, w, channels) float16 maps if the head pools.
 
     Args:
         mirrored: whether to compute the features of the mirror images, a separate array.
@@ -236,12 +238,13 @@ def embed(
         dataset: the images.
         epoch: one of the training's measured epochs; the final state by default.
         test_time_flips: whether to average the outputs for an image and its mirror image. A frozen
-            backbone sees each of the two once, whatever the number of heads.
-        whitening: dimensions that PCA whitening, fitted on the training images, keeps; 0 for none.
+            backbone processes each of the two once, whatever the number of heads.
+        whitening: number of dimensions that PCA whitening, fitted on the training images, keeps; 0
+            for no whitening.
 
     Raises:
-        StudyError: more dimensions than `check_whitening` allows, an embedding that is not a finite
-            number, or too little memory for one image.
+        StudyError: `whitening` exceeds what `check_whitening` allows, an embedding contains NaN or
+            infinite values, or one image does not fit in memory.
     """
 
     def make(folder: Path) -> None:
@@ -284,10 +287,10 @@ def embed(
 
 
 def make_encoder(network: "Network", embeddings: Embeddings) -> Encode:
-    """A function that embeds further images as the stored embeddings were made.
+    """A function that embeds further images in the same way as the stored embeddings.
 
     Args:
-        network: the network that the embeddings were made with.
+        network: the network that computed the embeddings.
         embeddings: from `embed`.
 
     Returns:

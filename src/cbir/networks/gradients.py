@@ -17,7 +17,7 @@ from keras import ops
 from cbir import StudyError
 from cbir.networks.models import Network
 
-# The least number of positions on each side of a map. Fewer would not show where a part lies.
+# The minimum number of positions on each side of a map. Fewer would not locate a part.
 LEAST_SIDE = 4
 # The number of pairs whose gradients are in memory at once.
 PAIRS = 16
@@ -28,9 +28,9 @@ class Maps:
     """Maps of both images of each pair.
 
     Attributes:
-        query, result: (n, h, w) float32 from 0 to 1, the maximum of each map; a map is all 0 where
-            no position raises the similarity.
-        layer: the layer that they were made at.
+        query, result: (n, h, w) float32 from 0 to 1, the maximum of each map; a map is all 0 if no
+            position raises the similarity.
+        layer: the layer whose feature maps were used.
     """
 
     query: np.ndarray
@@ -50,14 +50,14 @@ def similarity_maps(
     of `deepest_layer` and a_c is the mean over positions of the derivative of the similarity with
     respect to F_c. It is then divided by its maximum.
 
-    The length of an embedding counts as a constant for the derivative, which would otherwise vanish
-    where two embeddings are equal. The contributions of the positions then sum to the similarity
-    wherever the rest of the network is linear.
+    The derivative treats the length of an embedding as a constant; otherwise, it would vanish if
+    two embeddings are equal. If the rest of the network is linear, the contributions of the
+    positions then sum to the similarity.
 
     Args:
         network: the network whose embeddings are compared.
         query_images, result_images: (n, size, size, 3) in [0, 255], pair by pair.
-        whitening: from `embeddings.fit_whitening`, where the embeddings are whitened.
+        whitening: from `embeddings.fit_whitening`, if the embeddings are whitened.
 
     Raises:
         StudyError: as for `deepest_layer`.
@@ -85,7 +85,7 @@ def attention_maps(network: Network, query_images: np.ndarray, result_images: np
         StudyError: the network has no attention pooling.
     """
     if network.parameters["pooling"] != "attention":
-        raise StudyError("attention maps need a network whose pooling is attention")
+        raise StudyError("attention maps need a network with attention pooling")
     query, result = (
         _scaled(ops.convert_to_numpy(network.attention(np.asarray(images, np.float32))))
         for images in (query_images, result_images)
@@ -96,11 +96,11 @@ def attention_maps(network: Network, query_images: np.ndarray, result_images: np
 def deepest_layer(body: keras.Model) -> str:
     """The last layer of a body whose feature maps have 4 x 4 positions or more.
 
-    Only layers that all information passes through count, such as the end of a residual block but
-    not a layer beside its shortcut. Padding does not count.
+    Only layers through which all information passes count, such as the end of a residual block, but
+    not a layer that its shortcut bypasses. Padding does not count.
 
     Raises:
-        StudyError: all maps are smaller.
+        StudyError: all feature maps are smaller.
     """
     operations = body.operations  # Each operation follows those whose outputs it reads.
     made = {id(operation.output): place for place, operation in enumerate(operations)}
@@ -116,26 +116,26 @@ def deepest_layer(body: keras.Model) -> str:
         if len(layer.output.shape) == 4 and min(layer.output.shape[1:3]) >= LEAST_SIDE:
             return layer.name
     raise StudyError(
-        f"no feature maps of {LEAST_SIDE} x {LEAST_SIDE} positions to explain: raise input_size"
+        f"no feature maps of at least {LEAST_SIDE} x {LEAST_SIDE} positions: raise input_size"
     )
 
 
 def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values of a function, and the gradient of their sum, with any backend of Keras.
 
-    Where each value depends only on one row of the tensor, each row of the gradient is the gradient
-    of that value.
+    If each value depends on only one row of the tensor, each row of the gradient is the gradient of
+    that value.
 
     Args:
-        function: takes a tensor and returns one of any shape, by Keras operations and models called
-            with `training=False`. It sets no variables.
-        tensor: (...) the point at which the gradient is taken.
+        function: maps a tensor to one of any shape, with Keras operations and models called with
+            `training=False`. It sets no variables.
+        tensor: (...) the point at which the gradient is computed.
 
     Returns:
         values: float32, of the shape that the function returns; gradient: (...) float32.
 
     Raises:
-        StudyError: the backend has no gradients, such as NumPy and OpenVINO.
+        StudyError: the backend, such as NumPy or OpenVINO, has no gradients.
     """
     inputs = ops.convert_to_tensor(tensor, "float32")
     backend = keras.backend.backend()
@@ -174,13 +174,13 @@ def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callab
     backbone, body = network.backbone, network.body
     before = backbone.operations[backbone.operations.index(body) - 1]
     prepare = keras.Model(backbone.inputs, before.output)
-    # An operation such as a sum is no layer, so that `get_layer` would not find it.
+    # An operation such as a sum is not a layer, so `get_layer` would not find it.
     maps = next(operation.output for operation in body.operations if operation.name == layer)
     below = keras.Model(body.inputs, maps)
     above = None if maps is body.outputs[0] else keras.Model(maps, body.outputs)
 
-    # The network is called directly: tracing a deep network takes longer than running it on so few
-    # images.
+    # The network is called directly, because tracing a deep network takes longer than running it on
+    # so few images.
     def to_features(images: np.ndarray) -> np.ndarray:
         pixels = ops.convert_to_tensor(images, "float32")
         return _array(below(prepare(pixels, training=False), training=False))
@@ -202,7 +202,7 @@ def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callab
 
 
 def _normalise(vectors):
-    """As `embeddings.normalise`, in Keras operations; the length is a constant for gradients."""
+    """Like `embeddings.normalise`, in Keras operations; for gradients, the length is constant."""
     squares = ops.stop_gradient(ops.sum(ops.square(vectors), axis=1, keepdims=True))
     lengths = ops.sqrt(ops.where(squares > 0, squares, 1.0))
     return ops.where(squares > 0, vectors / lengths, vectors.shape[1] ** -0.5)
@@ -211,7 +211,7 @@ def _normalise(vectors):
 def _grad_cam(to_vectors: Callable, maps: np.ndarray) -> np.ndarray:
     """(2n, h, w, c) maps, queries before results -> (2n, h, w) float32, 0 or more."""
     vectors = ops.convert_to_numpy(to_vectors(ops.convert_to_tensor(maps)))
-    # The other image of each pair lies half of the rows away.
+    # The other image of each pair is half of the rows away.
     others = ops.convert_to_tensor(np.roll(vectors, len(maps) // 2, axis=0))
 
     def similarities(features):

@@ -25,7 +25,7 @@ def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type],
         model: with one or more outputs.
         inputs: (n, ...) array, memory-mapped or not.
         outputs: a file and its dtype for each of the model's outputs.
-        what: named in the progress output.
+        what: the name of the task in the progress output.
 
     Raises:
         StudyError: one image does not fit in memory, or a value is too large for its dtype.
@@ -36,7 +36,7 @@ def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type],
 def predict_means(
     model: "keras.Model", inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
 ) -> None:
-    """As `predict`, for several arrays of inputs whose outputs are averaged row by row."""
+    """Like `predict`, for several arrays of inputs whose outputs are averaged row by row."""
     arrays, count = [], len(inputs[0])
     ticker = Ticker(count, what)
     for start in range(0, count, BATCH_SIZE):
@@ -54,8 +54,9 @@ def predict_means(
             # Feature maps are stored in half precision.
             if array.dtype == np.float16 and not np.isfinite(array[rows]).all():
                 raise StudyError(
-                    f"{what}: a value beyond {np.finfo(np.float16).max:,.0f}, which float16 cannot "
-                    "hold: use pooling: avg or max with feature_maps: false, which keep float32"
+                    f"{what}: a value exceeds the maximum of float16 "
+                    f"({np.finfo(np.float16).max:,.0f}): use pooling: avg or max with "
+                    "feature_maps: false, which keep float32"
                 )
         ticker.reached(min(start + BATCH_SIZE, count))
     for array in arrays:
@@ -84,7 +85,7 @@ def predict_batch(model: "keras.Model", inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def mirrored(model: "keras.Model") -> "keras.Model":
-    """A model with the outputs for the mirror images of its inputs."""
+    """A model that mirrors its inputs first."""
     import keras
 
     images = keras.Input(model.input_shape[1:])

@@ -1,9 +1,9 @@
-"""Building a network: images in, class probabilities out, the embedding under the classifier.
+"""Building a network: images in, class probabilities out, the embedding before the classifier.
 
-Every network has two parts. Its backbone resizes and preprocesses images, so that no caller can
-forget it, and turns them into features. Its head turns features into an embedding and class
-probabilities. A pooling that learns belongs to the head, so that it can be trained on stored
-feature maps of a frozen backbone.
+Every network has two parts. Its backbone resizes and preprocesses images, so no caller can forget
+it, and turns them into features. Its head turns features into an embedding and class probabilities.
+A pooling with weights belongs to the head, so that it can be trained on stored feature maps of a
+frozen backbone.
 """
 
 import functools
@@ -24,11 +24,11 @@ from cbir.networks.pooling import make_pooling
 from cbir.networks.precision import FULL, use_precision
 from cbir.networks.weights import Weights, find, load, renumber_layers
 
-# With Keras' 0.99 the moving statistics are still near their initial values after the few hundred
-# steps of a small study, and validation accuracy stays at chance.
+# With Keras' default of 0.99, the moving statistics are still close to their initial values after
+# the few hundred steps of a small study, and validation accuracy stays at chance.
 BATCH_NORM_MOMENTUM = 0.9
 LAST_BLOCKS = "last_blocks:"
-# A body of so many layers is one row in the table of layers.
+# A body with at least this number of layers is a single row in the table of layers.
 DEEP = 30
 
 
@@ -39,8 +39,8 @@ class Network:
     Attributes:
         model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities. Its layers are
             the backbone and the head.
-        parameters: everything that decides its layers and its random initial weights.
-        weights: the weights that its backbone started from.
+        parameters: everything that determines its layers and its random initial weights.
+        weights: the initial weights of its backbone.
     """
 
     model: keras.Model
@@ -69,7 +69,7 @@ class Network:
 
     @property
     def has_maps(self) -> bool:
-        """Whether the backbone ends in feature maps, which the head pools."""
+        """Whether the backbone returns feature maps, which the head pools."""
         return len(self.backbone.output_shape) == 4
 
     @property
@@ -79,7 +79,7 @@ class Network:
 
     @property
     def size(self) -> dict[str, int]:
-        """Number of parameters of backbone and head, in total, and of those that are trained."""
+        """Number of parameters: of backbone, of head, in total, and of those that are trained."""
         return {
             "backbone": self.backbone.count_params(),
             "head": self.head.count_params(),
@@ -165,27 +165,27 @@ def build(
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: as for `weights.find`, or what it returned.
+        weights: as for `weights.find`, or its result.
         train: "all"; "last_blocks:n", the head and the last n blocks of the backbone; "head".
-        image_size: side of the images in pixels.
-        input_size: side in pixels to which the network resizes them for the backbone.
+        image_size: side length of the images in pixels.
+        input_size: side length in pixels to which the network resizes them for the backbone.
         pooling: a name in `choices.POOLINGS`.
-        feature_maps: whether the head pools even where the pooling learns nothing.
-        embedding: a name in `choices.EMBEDDINGS`: "penultimate", a dense layer with ReLU under the
-            classifier; "projection", one without ReLU; "pooled", the pooled features themselves.
+        feature_maps: whether the head pools even if the pooling has no weights.
+        embedding: a name in `choices.EMBEDDINGS`: "penultimate", a dense layer with ReLU before
+            the classifier; "projection", one without ReLU; "pooled", the pooled features.
         embedding_dim: units of the dense layer; ignored for "pooled".
         dropout: share of the embedding that is dropped in training.
-        mixed_precision: whether to compute in half precision where the machine supports it.
+        mixed_precision: whether to compute in half precision if the machine supports it.
         n_classes: number of classes.
         seed: of the random initial weights.
         was_frozen: whether the backbone was frozen before; its BatchNorm then stays frozen.
 
     Raises:
         StudyError: the backbone or block is unknown, the images are too small for it, or its
-            weights cannot be found or do not fit.
+            weights are missing or do not fit.
     """
     if backbone not in BACKBONES:
-        raise StudyError(f"unknown backbone {backbone!r}: known are {', '.join(BACKBONES)}")
+        raise StudyError(f"unknown backbone {backbone!r}; known: {', '.join(BACKBONES)}")
     row = BACKBONES[backbone]
     started_from = find(backbone, weights) if isinstance(weights, str) else weights
     keras.utils.set_random_seed(seed)
@@ -263,7 +263,7 @@ def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
 
 
 def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
-    # The head has full precision, since retrieval compares embeddings that hardly differ.
+    # The head uses full precision, because retrieval compares embeddings that hardly differ.
     arguments = {} if embedding == "pooled" else {"units": embedding_dim}
     vectors = EMBEDDINGS[embedding].make(layers, **arguments, dtype="float32", name="embedding")(
         pooled
@@ -283,13 +283,13 @@ def _batch_norms(body: keras.Model) -> list[layers.Layer]:
 
 
 def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> str | None:
-    """Freeze the layers that are not trained, and BatchNorm where a head was trained before.
+    """Freeze the layers that are not trained, and BatchNorm if a head was trained before.
 
-    A frozen BatchNorm uses its moving statistics in training too. With the statistics of small
+    A frozen BatchNorm also uses its moving statistics in training. With the statistics of small
     batches instead, the features that the head was trained on would change.
 
     Returns:
-        The name of the first layer that is trained; None where all or none are.
+        The name of the first layer that is trained; None if all or none are.
     """
     body.trainable = train != "head"
     first = None
@@ -297,7 +297,7 @@ def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> s
         count = int(train.removeprefix(LAST_BLOCKS))
         if count > len(row.blocks):
             raise StudyError(
-                f"train: {train}: the backbone has {len(row.blocks)} blocks: "
+                f"train: {train}: the backbone has only {len(row.blocks)} blocks: "
                 f"{', '.join(row.blocks)}"
             )
         first = row.blocks[-count]

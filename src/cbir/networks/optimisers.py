@@ -30,7 +30,7 @@ def optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
             warmup_target=rate,
             warmup_steps=max(1, warmup),
         )
-    # A weight decay of 0 would cost a step of its own that changes nothing.
+    # A weight decay of 0 would add an operation that changes nothing.
     decay = {"weight_decay": settings["weight_decay"]} if settings["weight_decay"] else {}
     row = OPTIMIZERS[settings["optimizer"]]
     return row.make(keras.optimizers, learning_rate=rate, **decay)

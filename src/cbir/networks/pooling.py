@@ -13,7 +13,7 @@ class GeneralisedMean(layers.Layer):
     """Generalised mean (GeM): (n, h, w, c) maps -> (n, c), mean(x ** p) ** (1 / p).
 
     One power is learnt for all channels: 1 gives the mean, and larger powers approach the maximum.
-    Values below 1e-6 count as 1e-6.
+    Values below 1e-6 are replaced by 1e-6.
     Source: Radenović, Tolias, Chum, "Fine-tuning CNN image retrieval with no human annotation".
     """
 
@@ -40,8 +40,8 @@ class GeneralisedMean(layers.Layer):
 class AttentionPooling(layers.Layer):
     """Weighted mean over positions: (n, h, w, c) maps -> (n, c).
 
-    The weights are the softmax, over all positions, of a learnt linear function of the channels,
-    which is zero at first, so that the pooling begins as the plain mean.
+    The weights are the softmax, over all positions, of a learnt linear function of the channels.
+    The function is initially zero, so the pooling starts as the plain mean.
     """
 
     def build(self, shape):

@@ -11,7 +11,7 @@ FULL = "float32"
 
 @contextlib.contextmanager
 def use_precision(mixed: bool) -> Iterator[str]:
-    """Layers made in this context use `best()` if `mixed`, else float32; yields Keras' policy."""
+    """Layers built in this context use `best()` if `mixed`, else float32; yields Keras' policy."""
     before = keras.config.dtype_policy()
     policy = best() if mixed else FULL
     keras.config.set_dtype_policy(policy)
@@ -22,7 +22,7 @@ def use_precision(mixed: bool) -> Iterator[str]:
 
 
 def best() -> str:
-    """bfloat16 from NVIDIA's Ampere on, float16 from Volta on, float32 anywhere else."""
+    """bfloat16 on NVIDIA's Ampere and later, float16 on Volta and Turing, float32 elsewhere."""
     try:
         has_gpu = bool(keras.distribution.list_devices("gpu"))
     except AttributeError:  # Keras lists no devices for PyTorch, which takes any GPU there is
@@ -34,7 +34,7 @@ def best() -> str:
 
 
 def _compute_capability() -> float:
-    """The compute capability of the weakest GPU; 0 where the driver reports none."""
+    """The compute capability of the weakest GPU; 0 if the driver reports none."""
     try:
         command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -24,10 +24,10 @@ from cbir.progress import Ticker, duration
 
 # The files in the folder of a training.
 FINAL, FINGERPRINT, HISTORY = "final.weights.h5", "weights.sha256", "history.json"
-# These files are deleted at its end: the state after the last epoch, and the weights of the best.
+# The state after the last epoch and the weights of the best epoch, which are deleted at the end.
 CHECKPOINT, BEST = "state.npz", "best.weights.h5"
-# A step on features takes a few milliseconds, so that the time between two steps counts. Only
-# TensorFlow is asked to take several steps at once: PyTorch cannot.
+# A step on features takes a few milliseconds, so the time between two steps matters. Only
+# TensorFlow executes several steps at once: PyTorch cannot.
 STEPS_AT_ONCE = 32
 
 
@@ -36,11 +36,12 @@ class Training:
     """A finished training.
 
     Attributes:
-        artifact: the stored weights and what they were made from.
+        artifact: the stored weights and their manifest.
         history: a row per epoch: accuracy, loss, val_accuracy, val_loss, seconds.
         best_epoch: the epoch of the final weights.
-        features: of the frozen backbone, which the head was trained on; None for images.
-        head: the earlier training of the head alone; None where there was none.
+        features: the features of the frozen backbone that the head was trained on; None if it was
+            trained on images.
+        head: the earlier training of only the head; None if there was none.
     """
 
     artifact: Artifact
@@ -57,14 +58,14 @@ class Training:
     @property
     def seconds(self) -> float:
         """Seconds of all epochs, including a frozen backbone's features and the head's training."""
-        # The artifact of a resumed training knows only the seconds of its last part.
+        # The artifact of a resumed training records only the duration of its last part.
         features = self.features.seconds if self.features else 0
         head = self.head.seconds if self.head else 0
         return float(self.history["seconds"].sum()) + features + head
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
-        """The artifacts by step: features and head, where there are any, and training."""
+        """The artifacts by step: features and head, if there are any, and training."""
         artifacts = self.head.artifacts if self.head else {}
         if artifacts:
             artifacts["head"] = artifacts.pop("training")
@@ -74,7 +75,7 @@ class Training:
 
     @property
     def stages(self) -> pd.DataFrame:
-        """The history after that of the head, with a column for what each epoch trained."""
+        """The history, preceded by that of the head, with a column `stage` for what was trained."""
         stage = "head" if self.features else "backbone and head"
         stages = [self.head.stages] if self.head else []
         rows = pd.concat([*stages, self.history.assign(stage=stage)], ignore_index=True)
@@ -92,10 +93,10 @@ class Batches(keras.utils.PyDataset):
         inputs: (n, ...) images or features.
         labels: (n,) int.
         positions: the rows to take, in this order.
-        batch_size: rows in a batch; the last one may be smaller.
-        workers: threads that read ahead. With two or more Keras switches tf.data's autotuning off,
-            whose thread otherwise delays the end of each epoch (by up to its length). Where an
-            epoch takes less than a second, this costs more than it saves.
+        batch_size: rows per batch; the last one may be smaller.
+        workers: threads that read ahead. With two or more, Keras disables tf.data's autotuning,
+            whose thread otherwise delays the end of each epoch (by up to its length). If an epoch
+            takes less than a second, this costs more than it saves.
     """
 
     def __init__(self, inputs, labels, positions, batch_size, workers=2):
@@ -131,27 +132,28 @@ def train(
     features: Artifact | None = None,
     head: Training | None = None,
 ) -> Training:
-    """Train a network on the training images; it holds the final weights afterwards.
+    """Train a network on the training images; afterwards, it has the final weights.
 
     Args:
         network: from `models.build`.
         dataset: trains on `dataset.train`, reports on `dataset.validation`.
         settings: all of these:
             `epochs`: passes over the training images;
-            `batch_size`: images in a step;
-            `measured_epochs`: epochs whose weights are kept besides the final ones;
-            `early_stopping`: epochs without a better validation accuracy after which the training
-            ends with the weights of its best epoch; 0 trains for all epochs;
+            `batch_size`: images per step;
+            `measured_epochs`: epochs whose weights are kept in addition to the final ones;
+            `early_stopping`: epochs without a better validation accuracy after which training ends
+            and restores the weights of the best epoch; 0 trains for all epochs;
             and those of `optimisers.optimizer`, `optimisers.loss` and `optimisers.augmented`.
-        seed: of the order of the images and of the random layers.
+        seed: seed of the image order and of the random layers.
         features: from `embeddings.frozen_features`, to train the head on; None to train on the
             images themselves.
-        head: an earlier training of the same network's head alone, to go on from.
+        head: an earlier training of only the head of the same network, to continue from.
 
     Raises:
-        StudyError: an epoch to be measured is beyond the last, features are to be augmented, the
-            loss is not a finite number, or a batch does not fit in memory. The last two name the
-            parameter as params/ has it, where those of a training on features begin with `head_`.
+        StudyError: a measured epoch is greater than the last epoch, augmentation is requested for
+            features, the loss is NaN or infinite, or a batch does not fit in memory. The last two
+            messages name the parameter as in params/, with the prefix `head_` for a training on
+            features.
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
@@ -232,13 +234,13 @@ def train(
 
 
 def open_network(folder: Path) -> Network:
-    """Rebuild a trained network from what its training stored.
+    """Rebuild a trained network from the files of its training.
 
     Args:
-        folder: of the training's artifact.
+        folder: the folder of the training's artifact.
 
     Raises:
-        StudyError: its weights are gone.
+        StudyError: its weights are missing.
     """
     artifact, path = read(folder), folder / FINAL
     if artifact is None or not path.is_file():
@@ -249,13 +251,13 @@ def open_network(folder: Path) -> Network:
 def _fit_epoch(
     model: keras.Model, batches: Batches, validation: Batches, epoch: int, ticker, *, prefix: str
 ) -> dict[str, float]:
-    """Train for one epoch; a row of the history without its seconds.
+    """Train for one epoch; return a row of the history without its seconds.
 
     Args:
-        prefix: of the parameters that an error names.
+        prefix: prefix of the parameters that an error names.
 
     Raises:
-        StudyError: the loss is not a finite number, or a batch does not fit in memory.
+        StudyError: the loss is NaN or infinite, or a batch does not fit in memory.
     """
     try:
         logs = model.fit(
@@ -270,8 +272,8 @@ def _fit_epoch(
     except Exception as error:
         if is_out_of_memory(error):
             raise StudyError(
-                f"out of memory with {prefix}batch_size {batches.batch_size}: lower it (results "
-                f"depend on it, so it stands in params/){'' if prefix else ', or input_size'}"
+                f"out of memory with {prefix}batch_size {batches.batch_size}: lower it in params/ "
+                f"(results depend on it){'' if prefix else ', or lower input_size'}"
             ) from error
         raise
     row = {name: values[-1] for name, values in logs.items()}
@@ -281,7 +283,7 @@ def _fit_epoch(
 
 
 def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> None:
-    """Save the state after an epoch in one file, so that its parts can never disagree."""
+    """Save the state after an epoch in a single file, so that its parts are always consistent."""
     arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
     variables = model.optimizer.variables
     arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
@@ -292,7 +294,7 @@ def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> No
 
 
 def _resume(folder: Path, model: keras.Model) -> list[dict]:
-    """Load the checkpoint of an interrupted training; its history, empty where there is none."""
+    """Load the checkpoint of an interrupted training and return its history, empty if none."""
     if not (folder / CHECKPOINT).exists():
         return []
     with np.load(folder / CHECKPOINT) as state:
@@ -306,7 +308,7 @@ def _resume(folder: Path, model: keras.Model) -> list[dict]:
 
 
 def _seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
-    """Seed dropout and augmentation anew for each epoch, so that a resumed training draws alike."""
+    """Seed dropout and augmentation for each epoch, so that a resumed training draws the same."""
     for place, state in enumerate(_random_states(model)):
         drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(2)
         state.assign(drawn.astype(state.dtype))
@@ -323,7 +325,7 @@ def _random_states(model: keras.Model) -> Iterator[keras.Variable]:
 
 
 def _best(history: list[dict], early_stopping: int) -> int:
-    """The epoch of the final weights: the last, or with early stopping the first of the best."""
+    """The epoch of the final weights: the last one or, with early stopping, the first best one."""
     if not early_stopping:
         return len(history)
     accuracies = [row["val_accuracy"] for row in history]

@@ -1,4 +1,4 @@
-"""Weights that a backbone starts from: ImageNet's, a file, or a backbone that a study trained."""
+"""Initial weights of a backbone: ImageNet's, a file, or a backbone trained in a study."""
 
 import itertools
 import json
@@ -28,12 +28,12 @@ STUDY_PREFIX = "study:"
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that a backbone starts from.
+    """The initial weights of a backbone.
 
     Attributes:
         source: the parameter `weights` of the study.
         path: the file; None for random weights.
-        sha256: of the file; empty for random weights.
+        sha256: SHA-256 of the file; empty for random weights.
         pixels: the range of pixels that the weights expect: "imagenet" for the backbone's own
             preprocessing, "scaled" for [-1, 1].
     """
@@ -50,11 +50,11 @@ def find(backbone: str, weights: str) -> Weights:
     Args:
         backbone: a name in `BACKBONES`.
         weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or the path of
-            a file. The manifest beside a file of this project says what pixels it expects; any
-            other file is taken to expect ImageNet's.
+            a file. For a file of this project, the manifest beside it records the pixels that it
+            expects; any other file is assumed to expect ImageNet's.
 
     Raises:
-        StudyError: there is no such file or study, or the download failed.
+        StudyError: the file or study does not exist, or the download failed.
     """
     if weights == "none":
         return Weights("none", None, "", "scaled")
@@ -66,7 +66,7 @@ def find(backbone: str, weights: str) -> Weights:
         path = project_root() / weights
         if not path.is_file():
             raise StudyError(
-                f"weights: no file {path}: give the path of a weights file, imagenet, "
+                f"weights: no file {path}: use the path of a weights file, imagenet, "
                 "study:<study> or none"
             )
     try:
@@ -77,7 +77,7 @@ def find(backbone: str, weights: str) -> Weights:
 
 
 def missing(backbone: str, weights: str) -> str:
-    """The name of the file that `find` would download; empty where it would download none."""
+    """The name of the file that `find` would download; empty if it would download none."""
     path = imagenet_path(backbone) if weights == "imagenet" else None
     return path.name if path and not path.exists() else ""
 
@@ -100,7 +100,7 @@ def _download(backbone: str) -> Path:
     path = imagenet_path(backbone)
     if path.exists():
         return path
-    # The file has another name until it is complete, so that no partial file is ever used.
+    # The file has a temporary name until it is complete, so that a partial file is never used.
     part = path.with_name(path.name + ".part")
     imagenet = BACKBONES[backbone].imagenet
     try:
@@ -116,9 +116,10 @@ def _download(backbone: str) -> Path:
         raise StudyError(
             f"ImageNet weights of {backbone} could not be downloaded "
             f"({' '.join(str(error).split())[:400]}): put {path.name} into "
-            f"{path.parent}; or run, which needs none, `make report STUDY=cifar10-scratch "
-            'ARCHITECTURES="cnn resnet50 vgg16"`; or set in params/ `weights: <path of a file>`, '
-            "or `weights: none`, `train: all`, `head_epochs: 0` and `epochs`"
+            f"{path.parent}; or run `make report STUDY=cifar10-scratch "
+            'ARCHITECTURES="cnn resnet50 vgg16"`, which needs no weights; or set '
+            "`weights: <path of a file>` in params/, or `weights: none`, `train: all`, "
+            "`head_epochs: 0` and `epochs`"
         ) from error
     return path
 
@@ -126,11 +127,11 @@ def _download(backbone: str) -> Path:
 def register_backbone(
     study: str, architecture: str, network: "Network", training: "Training"
 ) -> None:
-    """Note where the backbone of a trained network is, so that `study:<study>` finds it.
+    """Record the path of a trained network's backbone, so that `study:<study>` finds it.
 
     Args:
         study, architecture: the run that trained it.
-        network, training: what `Architecture.train` returned.
+        network, training: from `Architecture.train`.
     """
     path = training.artifact.folder / BACKBONE_FILE
     entry = {name: network.parameters[name] for name in ("backbone", "pixels")}
@@ -141,7 +142,7 @@ def register_backbone(
 
 
 def _index_folder(study: str) -> Path:
-    """The folder with one file for each backbone that a study has trained."""
+    """The folder with one file per backbone that a study has trained."""
     return project_root() / "artifacts" / "backbones" / study
 
 
@@ -160,13 +161,13 @@ def _find_in_study(backbone: str, weights: str) -> Weights:
         )
     if len(entries) > 1:
         raise StudyError(
-            f"weights: {weights}: {', '.join(entries)} all have the backbone {backbone}: say "
-            f"which, as in study:{study}/{next(iter(entries))}"
+            f"weights: {weights}: {', '.join(entries)} all have the backbone {backbone}: name "
+            f"one, as in study:{study}/{next(iter(entries))}"
         )
     (entry,) = entries.values()
     path = project_root() / entry["path"]
     if not path.is_file():
-        raise StudyError(f"weights: {weights}: {path} is gone: run `make report STUDY={study}`")
+        raise StudyError(f"weights: {weights}: {path} is missing: run `make report STUDY={study}`")
     return Weights(weights, path, file_digest(path), entry["pixels"])
 
 
@@ -179,17 +180,17 @@ def load(body: "keras.Model", weights: Weights, backbone: str) -> None:
         backbone: its name, for the error.
 
     Raises:
-        StudyError: the file does not hold this backbone, or Keras builds another network for it.
+        StudyError: the file does not contain this backbone, or Keras builds another network for it.
     """
     path, constructor = weights.path, BACKBONES[backbone].constructor
     if weights.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
-        # Keras builds these with one more rescaling for ImageNet weights than for any others.
+        # For ImageNet weights, Keras builds these with an additional rescaling layer.
         raise StudyError(
             f"weights: {weights.source}: {constructor} cannot start from ImageNet weights here: "
             "use none, or a row with an EfficientNetV2"
         )
     try:
-        # Keras warns of each layer that it misses in a file before it refuses the file.
+        # Keras warns about each layer missing from a file before it rejects the file.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.name.endswith((".weights.h5", ".keras")):
@@ -204,16 +205,16 @@ def load(body: "keras.Model", weights: Weights, backbone: str) -> None:
 
 
 def _check_names(body: "keras.Model", path: Path) -> None:
-    """Check the layers of a file of the older format (.h5), of which Keras skips any that differ.
+    """Check the layers of a file in the older format (.h5), since Keras skips layers that differ.
 
     Raises:
-        ValueError: a layer has no fixed name, the file lacks a layer with weights, or has another
-            one among them; only a classifier may follow them.
+        ValueError: a layer has no fixed name, the file lacks a layer with weights, or it has
+            another layer among them; only a classifier may follow them.
     """
     names = [layer.name for layer in body.layers if layer.weights]
     if numbered := [layer.name for *_, layer in _numbered_layers(body) if layer.weights]:
         raise ValueError(
-            f"Keras counts its layers ({numbered[0]}), so that names in an .h5 file may be others: "
+            f"Keras numbers its layers ({numbered[0]}), so names in an .h5 file may differ: "
             "use a .weights.h5 or .keras file"
         )
     with h5py.File(path) as file:
@@ -225,14 +226,14 @@ def _check_names(body: "keras.Model", path: Path) -> None:
     if lacking := [name for name in names if name not in stored]:
         raise ValueError(f"the file has no layer {lacking[0]}")
     if others := [name for name in stored[: len(names)] if name not in names]:
-        raise ValueError(f"the file is of a network with a layer {others[0]} too")
+        raise ValueError(f"the file also has a layer {others[0]}, which the network lacks")
 
 
 def renumber_layers(body: "keras.Model") -> None:
     """Number unnamed layers from 0, as in the first network of a process.
 
-    Keras numbers the layers without a name of their own (`conv2d_2`) through all networks that a
-    process builds, so that a row of `BACKBONES` could not name its blocks.
+    Keras numbers layers without a name (`conv2d_2`) across all networks that a process builds, so a
+    row of `BACKBONES` could not name its blocks.
     """
     for kind, layers in itertools.groupby(_numbered_layers(body), key=lambda entry: entry[0]):
         for place, (_, _, layer) in enumerate(layers):

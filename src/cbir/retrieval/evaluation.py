@@ -1,4 +1,4 @@
-"""From embeddings to metrics: rank the gallery in each way of searching, and score each query."""
+"""From embeddings to metrics: rank the gallery with each search, and score each query."""
 
 import json
 import statistics
@@ -18,7 +18,7 @@ from cbir.retrieval import metrics, ranking, searches, uncertainty
 
 # The number of results that are kept for each query and shown in reports, whatever the study's ks.
 N_RESULTS = 10
-# The numbers of images that are embedded, and of queries that are searched, to measure speed.
+# The numbers of embedded images and of searched queries in the measurement of speed.
 TIMED_IMAGES, TIMED_QUERIES = 1024, 30
 # The depths that the literature of a protocol reports.
 PROTOCOL_KS = {"hashing_1k": (1000,)}
@@ -26,7 +26,7 @@ PROTOCOL_KS = {"hashing_1k": (1000,)}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One way of searching, measured.
+    """The rankings and scores of one search.
 
     Attributes:
         artifact: the cached step, with its folder and manifest.
@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def results(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """{search: (rankings, similarities)}, as `image_grids.retrieved` takes it."""
+        """{search: (rankings, similarities)}, as for `image_grids.retrieved`."""
         return {self.search: (self.rankings, self.similarities)}
 
 
@@ -108,19 +108,19 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
 
 
 def first_view(dataset: Dataset, measurement: dict) -> Dataset:
-    """The data set as the study's first protocol uses it, which is what pages show."""
+    """The data set as the study's first protocol uses it, which the pages show."""
     return protocols.view(dataset, measurement["protocols"][0])
 
 
 @dataclass(frozen=True)
 class State:
-    """A state of a network under a protocol, measured in every way of searching.
+    """A state of a network under a protocol, measured with every search.
 
     Attributes:
         seed: the seed of the training.
         epoch: the epoch after which the network was in this state; None for the final one.
-        embeddings: those of this state; their data set is the protocol's view.
-        evaluations: one per way of searching, `unrestricted` first.
+        embeddings: the embeddings of this state; their data set is the protocol's view.
+        evaluations: one per search, `unrestricted` first.
     """
 
     seed: int
@@ -140,7 +140,7 @@ def measure(
 
     Args:
         dataset: from `load_dataset`.
-        embed_view: (view, seed) -> embeddings, of a network or of a baseline; of an earlier state
+        embed_view: (view, seed) -> embeddings, of a network or of a baseline; for an earlier state
             of a network, (view, seed, epoch=epoch).
         measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
         epochs: states to measure under the first protocol, in addition to the final one.
@@ -152,7 +152,7 @@ def measure(
     views = list(protocols.views(dataset, **settings))
     for seed in seeds:
         for view in views:
-            # Draws are repetitions themselves, and each needs a training of its own.
+            # Draws already repeat the training, so they are not repeated for further seeds.
             if view.draw is not None and seed != seeds[0]:
                 continue
             earlier = sorted(epochs) if view.protocol == first_protocol else []
@@ -168,11 +168,11 @@ def measure(
 def training_accuracy(states: list[State], measurement: dict) -> dict[str, float]:
     """Accuracy on the training images of the first protocol: value, ci_low, ci_high.
 
-    Unlike that of the history, it is of the final state, without dropout and augmentation, and a
-    mean over the seeds.
+    Unlike the accuracy in the history, it is measured with the final state, without dropout and
+    augmentation, and averaged over the seeds.
 
     Args:
-        states: of a network, from `measure`.
+        states: the states of a network, from `measure`.
         measurement: as for `measure`.
     """
     is_correct = {}
@@ -190,8 +190,8 @@ class Speed:
     """The speed of embedding and searching on this machine.
 
     Attributes:
-        images_per_second: of embedding images that are in memory, in batches.
-        query_milliseconds: to embed one image and search the gallery with it, median.
+        images_per_second: speed of embedding images that are in memory, in batches.
+        query_milliseconds: median time to embed one image and search the gallery with it.
     """
 
     images_per_second: float
@@ -202,7 +202,7 @@ def measure_speed(embeddings: Embeddings, encode: Encode) -> Speed:
     """Time the embedding of images, and single queries, after a warm-up; cached.
 
     Args:
-        embeddings: those of the gallery to search.
+        embeddings: the embeddings of the gallery to search.
         encode: images -> vectors and probabilities.
     """
     dataset = embeddings.dataset

@@ -1,8 +1,8 @@
-"""Relevance feedback: move a query by positive and negative examples, and measure what that brings.
+"""Relevance feedback: move a query by positive and negative examples, and measure the gain.
 
-A query image alone does not say what is relevant about it: its class, but also its colours or pose.
-A user can mark results as positive or negative examples. Rocchio's formula moves the query towards
-the mean of the positive examples and away from the mean of the negative ones, and the search is
+A query image does not reveal what is relevant about it: its class, its colours or its pose. A user
+can mark results as positive or negative examples. Rocchio's formula moves the query towards the
+mean of the positive examples and away from the mean of the negative ones, and the search is
 repeated. Sources: Rocchio, Relevance Feedback in Information Retrieval, in Salton (ed.), The SMART
 Retrieval System (1971); Manning, Raghavan, Schütze, Introduction to Information Retrieval (2008),
 9.1.1.
@@ -39,9 +39,9 @@ MIN_LENGTH = 1e-6
 
 @dataclass(frozen=True)
 class Rocchio:
-    """The weights of Rocchio's formula, each from 0 on; only their ratios matter.
+    """The weights of Rocchio's formula, each 0 or greater; only their ratios matter.
 
-    The defaults are those that Manning et al. (2008), 9.1.1, call reasonable.
+    Manning et al. (2008), 9.1.1, call the defaults reasonable.
 
     Attributes:
         query: weight of the original query.
@@ -59,7 +59,9 @@ class Rocchio:
     def __post_init__(self):
         for name, weight in asdict(self).items():
             if not 0 <= weight < np.inf:
-                raise ValueError(f"{name}: a weight is a finite number from 0 on, not {weight!r}")
+                raise ValueError(
+                    f"{name}: a weight must be finite and 0 or greater, not {weight!r}"
+                )
 
     def __str__(self) -> str:
         return f"{self.query:g} query + {self.positive:g} positive − {self.negative:g} negative"
@@ -68,32 +70,32 @@ class Rocchio:
 def refine(
     query: np.ndarray, positive: np.ndarray, negative: np.ndarray, weights: Rocchio
 ) -> np.ndarray:
-    """Move a query by Rocchio's formula; without examples it stays the same.
+    """Move a query by Rocchio's formula; without examples, it stays the same.
 
     Args:
         query: (d,) of unit length, the original query.
         positive, negative: (n, d) of unit length, all examples marked so far; either may be empty.
-        weights: of the formula.
+        weights: the weights of the formula.
 
     Returns:
         (d,) float32 of unit length: weights.query · query + weights.positive · mean(positive) −
-        weights.negative · mean(negative), divided by its length. If the parts cancel out, which
-        leaves no direction, the query.
+        weights.negative · mean(negative), divided by its length. If the parts cancel out and leave
+        no direction, the query is returned.
 
     Raises:
         ValueError: dimensions do not fit.
 
-    Example: with all weights 1, query [1, 0] and the positive example [0, 1] give [1, 1] / √2; with
-    the negative example [0.6, 0.8], too, they give [0.4, 0.2] / √0.2.
+    Example: with all weights 1, query [1, 0] and the positive example [0, 1] give [1, 1] / √2. With
+    the additional negative example [0.6, 0.8], they give [0.4, 0.2] / √0.2.
     """
     query = np.asarray(query)
     examples = {"positive": np.asarray(positive), "negative": np.asarray(negative)}
     if query.ndim != 1:
-        raise ValueError(f"query: one vector is refined, not an array of shape {query.shape}")
+        raise ValueError(f"query: expected a single vector, not an array of shape {query.shape}")
     for name, vectors in examples.items():
         if vectors.size and vectors.shape != (len(vectors), len(query)):
             raise ValueError(
-                f"{name}: {vectors.shape} does not fit a query of {len(query)} numbers"
+                f"{name}: shape {vectors.shape} does not fit a query of {len(query)} dimensions"
             )
     marked = np.concatenate([vectors.reshape(-1, len(query)) for vectors in examples.values()])
     is_positive = np.arange(len(marked)) < examples["positive"].size // len(query)
@@ -137,7 +139,7 @@ def _mean_shares(is_chosen: np.ndarray) -> np.ndarray:
 
 
 def measure_feedback(embeddings: Embeddings) -> pd.DataFrame:
-    """Simulate feedback with the weights that were chosen on the validation images.
+    """Simulate feedback with weights chosen on the validation images.
 
     Returns:
         The rows of `simulate_feedback`, with weight_query, weight_positive and weight_negative.
@@ -148,7 +150,7 @@ def measure_feedback(embeddings: Embeddings) -> pd.DataFrame:
 
 
 def choose_weights(embeddings: Embeddings) -> Rocchio:
-    """The weights with the highest mAP in `score_weights`; of equals, the smallest."""
+    """The weights with the highest mAP in `score_weights`; the smallest among equal scores."""
     order = {"mean_average_precision": False, "positive": True, "negative": True}
     scores = score_weights(embeddings).sort_values(list(order), ascending=list(order.values()))
     best = scores[["positive", "negative"]].iloc[0]
@@ -213,8 +215,8 @@ def simulate_feedback(
         weights: of Rocchio's formula.
         rounds: number of rounds of marking.
         marked: images marked per round, the nearest that are not yet marked.
-        max_queries: about how many queries to use, in equal shares of all classes; 0 for all.
-        seed: of the draw of queries.
+        max_queries: approximate number of queries, in equal shares of all classes; 0 for all.
+        seed: seed of the choice of queries.
 
     Returns:
         One row per query and round; round 0 is before any marking. Columns: query (its position
@@ -227,7 +229,9 @@ def simulate_feedback(
         ValueError: `rounds` is below 0, or `marked` below 1.
     """
     if rounds < 0 or marked < 1:
-        raise ValueError(f"rounds from 0 and marked from 1 on, not {rounds} and {marked}")
+        raise ValueError(
+            f"rounds must be 0 or more and marked 1 or more, not {rounds} and {marked}"
+        )
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
@@ -268,7 +272,7 @@ class _QueryBlock:
         rows: the rows of these queries among all.
         query, labels, exclude: (b, d), (b,) and (b,), of these queries.
         gallery: (n_gallery, d) float32.
-        gallery_labels: (n_gallery + 1,) int; the last one, at -1, is the class of no image.
+        gallery_labels: (n_gallery + 1,) int; the last one, at -1, stands for no image.
         first: `ranking.first_of_equals` of the gallery.
     """
 
@@ -281,7 +285,7 @@ class _QueryBlock:
     first: np.ndarray
 
     def rank(self, query: np.ndarray) -> np.ndarray:
-        """(b, n_gallery) int32 gallery positions, nearest first, -1 for what is excluded."""
+        """(b, n_gallery) int32 gallery positions, nearest first, -1 for excluded images."""
         rankings, _ = ranking.search(
             query, self.gallery, len(self.gallery), exclude=self.exclude, first=self.first
         )
@@ -301,7 +305,7 @@ class _QueryBlock:
         return remaining
 
     def relevant_ranks(self, rankings: list[np.ndarray]) -> np.ndarray:
-        """(b, R) ranks of the relevant images in these rankings, as `metrics` takes them."""
+        """(b, R) ranks of the relevant images in these rankings, as in `metrics`."""
         ranks_by_query = [
             1 + np.flatnonzero(self.gallery_labels[positions] == label)
             for positions, label in zip(rankings, self.labels, strict=True)
@@ -319,7 +323,7 @@ def _query_blocks(
     gallery: np.ndarray,
     gallery_labels: np.ndarray,
 ) -> Iterator[_QueryBlock]:
-    """The queries block by block, so that few full rankings are in memory at once."""
+    """Yield the queries block by block, so that few full rankings are in memory at once."""
     searched = gallery, np.append(gallery_labels, -1), ranking.first_of_equals(gallery)
     size = min(BLOCK, max(1, MAX_PLACES // len(gallery)))
     starts = range(0, len(query), size)

@@ -1,8 +1,8 @@
 """The definitions of mAP@k in use: one ranking, scored by each of them.
 
-All definitions sum up the precision at the ranks of relevant images, i / rank of the i-th. They
-differ in how many results they consider and in what they divide by. The users of each definition
-were determined from the source code of the versions named here.
+All definitions sum the precision at the ranks of relevant images, i / rank of the i-th. They differ
+in the number of results that they consider and in their divisor. The users of each definition were
+determined from the source code of the versions named here.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Definition:
         formula: in words and symbols; P(i) is the precision at rank i.
         divides_by: what the sum of precisions is divided by.
         used_by: libraries and papers, with versions.
-        score: from `ranks`, as `metrics` takes them, and k >= 1 to a score from 0 to 1 per query,
-            (n_queries,) float64; NaN for a query without relevant images.
+        score: a function of `ranks`, as in `metrics`, and k >= 1, which returns a score from 0 to 1
+            per query, (n_queries,) float64; NaN for a query without relevant images.
     """
 
     name: str
@@ -41,7 +41,7 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
     """Score the same rankings by every definition.
 
     Args:
-        ranks: (n_queries, R) float, as `metrics` takes them.
+        ranks: (n_queries, R) float, as in `metrics`.
         k: at least 1.
 
     Returns:
@@ -92,7 +92,7 @@ def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
     """
     ranks = [rank for rank, hit in enumerate(hits, start=1) if hit]
     if len(ranks) > n_relevant:
-        raise ValueError(f"{len(ranks)} hits, but {n_relevant} relevant images")
+        raise ValueError(f"{len(ranks)} hits, but only {n_relevant} relevant images")
     missed = [np.inf] * (n_relevant - len(ranks))
     scores = compare_definitions(np.array([ranks + missed], np.float32), k)
     return scores.drop(columns=["from", "to"])
@@ -132,7 +132,7 @@ def _precisions(ranks: np.ndarray, k: int) -> np.ndarray:
 DEFINITIONS = (
     Definition(
         name="AP@k by min(R, k)",
-        formula="sum of P(i) at the hits i <= k, / min(R, k): a perfect top k scores 1",
+        formula="sum of P(i) at the hits i <= k, / min(R, k): the best first k results score 1",
         divides_by="min(R, k)",
         used_by="this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
         "retrieval, MeanAveragePrecision in tensorflow/models (k = 100)",
@@ -140,7 +140,7 @@ DEFINITIONS = (
     ),
     Definition(
         name="AP@k by R",
-        formula="sum of P(i) at the hits i <= k, / R: at most k / R where k < R",
+        formula="sum of P(i) at the hits i <= k, / R: at most k / R if k < R",
         divides_by="R",
         used_by="trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
         "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
@@ -152,13 +152,13 @@ DEFINITIONS = (
         "none after it scores 1",
         divides_by="hits among the first k",
         used_by="torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
-        "DeepHash-pytorch CalcTopMap; HashNet's code, which leaves queries without a hit out "
-        "of the mean",
+        "DeepHash-pytorch CalcTopMap; HashNet's code, which excludes queries without a hit from "
+        "the mean",
         score=_by_hits,
     ),
     Definition(
         name="MAP@R",
-        formula="sum of P(i) at the hits i <= R, / R; k plays no part",
+        formula="sum of P(i) at the hits i <= R, / R; k is not used",
         divides_by="R",
         used_by="Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch Metric "
         "Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK with "
@@ -167,17 +167,17 @@ DEFINITIONS = (
     ),
     Definition(
         name="AP of the full ranking",
-        formula="sum of P(i) at all hits i, / R; k plays no part",
+        formula="sum of P(i) at all hits i, / R; k is not used",
         divides_by="R",
-        used_by="this study; scikit-learn average_precision_score (where no similarities are "
+        used_by="this study; scikit-learn average_precision_score (if no similarities are "
         "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
         "Metric Learning 2.9.0 mean_average_precision without k",
         score=_whole,
     ),
     Definition(
         name="AP of the full ranking, trapezoids",
-        formula="sum over all hits i of the mean of the precisions before and at i, / R; before "
-        "rank 1 it is 1; k plays no part",
+        formula="sum over all hits i of the mean of the precisions before and at i, / R; the "
+        "precision before rank 1 is 1; k is not used",
         divides_by="R",
         used_by="revisitop compute_ap: Radenović et al., Revisiting Oxford and Paris (2018)",
         score=_trapezoid,

@@ -1,11 +1,11 @@
 """Retrieval metrics, computed from the ranks of each query's relevant images.
 
-`evaluate_retrieval` leads from embeddings to a table. The functions below it take `ranks`, (n, R)
-as from `ranking.relevant_ranks`: rising from 1 on, infinite for a relevant image that the search
-may not return (it counts as missed), NaN in the remaining places. They return (n,) float64, NaN for
-a query without relevant images.
+`evaluate_retrieval` turns embeddings into a table. The functions below it take `ranks`, (n, R) as
+from `ranking.relevant_ranks`: ascending from 1, infinite for a relevant image that the search may
+not return (it counts as missed), NaN in the remaining places. They return (n,) float64, NaN for a
+query without relevant images.
 
-Their examples use four relevant images at ranks 1, 3, 6 and 10: `[[1, 3, 6, 10]]`.
+The examples use four relevant images at ranks 1, 3, 6 and 10: `[[1, 3, 6, 10]]`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,12 +34,12 @@ def evaluate_retrieval(
 
     Args:
         query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) float16, float32 or
-            float64, of any length but zero. They are scaled to unit length in float32. Gallery rows
-            that are equal then are exact ties and keep their order in the gallery; the order of
-            similarities closer than 1e-6 is arbitrary, but always the same.
-        query_labels, gallery_labels: (n_queries,) and (n_gallery,) int class ids from 0 on; an
-            image is relevant to a query of its own class.
-        ks: depths at which to measure, from 1 on; they may exceed the size of the gallery.
+            float64, of any length except zero. They are scaled to unit length in float32. Gallery
+            rows that are then equal are exact ties and keep their order in the gallery; the order
+            of similarities closer than 1e-6 is arbitrary, but always the same.
+        query_labels, gallery_labels: (n_queries,) and (n_gallery,) int class ids, 0 or greater; an
+            image is relevant to queries of its class.
+        ks: depths at which to measure, 1 or greater; they may exceed the size of the gallery.
         restrict_to: the classes that a query's search may return: one, (n_queries,) int ids, or
             several, (n_queries, n_classes) bool; all by default. Relevant images of other classes
             count as missed.
@@ -50,11 +50,11 @@ def evaluate_retrieval(
         One row per query, in their order, with the columns of `per_query`.
 
     Raises:
-        ValueError: empty inputs, shapes or types that do not fit, NaN, infinite or zero vectors,
-            ids out of range; the message names the argument and the first row at fault.
+        ValueError: empty inputs, shapes or types that do not fit, NaN, infinite or zero vectors, or
+            ids out of range; the message names the argument and the first invalid row.
 
-    Example: query [1, 0] of class 0 finds [2, 0], [1, 1] and [0, 3] of classes 0, 1 and 0 in this
-    order: ranks 1 and 3, average precision (1/1 + 2/3) / 2 = 0.833.
+    Example: for query [1, 0] of class 0, the ranking is [2, 0], [1, 1], [0, 3], with the classes 0,
+    1 and 0. The relevant ranks are 1 and 3, and the average precision is (1/1 + 2/3) / 2 = 0.833.
     """
     scores, _, _ = search_and_evaluate(
         query_embeddings, query_labels, gallery_embeddings, gallery_labels,
@@ -74,20 +74,20 @@ def search_and_evaluate(
     restrict_to: np.ndarray | None = None,
     exclude: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """`evaluate_retrieval`, and the k nearest images of each query from the same similarities.
+    """Like `evaluate_retrieval`, and also return the k nearest images by the same similarities.
 
     Returns:
         The table of metrics; rankings, (n_queries, k) int32, and similarities, (n_queries, k)
         float32, as from `ranking.search`.
     """
     if not isinstance(ks, Iterable):
-        raise ValueError(f"ks must be several depths, such as (1, 10), not {ks!r}")
+        raise ValueError(f"ks must be a sequence of depths, such as (1, 10), not {ks!r}")
     ks = [_check_depth(k) for k in dict.fromkeys(ks)]
     query = _unit("query_embeddings", query_embeddings)
     gallery = _unit("gallery_embeddings", gallery_embeddings)
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(
-            f"query_embeddings: {query.shape[1]} dimensions, gallery_embeddings {gallery.shape[1]}"
+            f"query_embeddings: {query.shape[1]} dimensions, gallery_embeddings: {gallery.shape[1]}"
         )
     query_labels = _check_ids("query_labels", query_labels, len(query))
     gallery_labels = _check_ids("gallery_labels", gallery_labels, len(gallery))
@@ -155,8 +155,8 @@ def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
 def hit_rate_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
     """1 if any of the first k results is relevant, else 0. Example, k = 3: 1.
 
-    Source: Jégou, Douze, Schmid, Product quantization for nearest neighbor search (2011), there
-    "recall@R" for one relevant image.
+    Source: Jégou, Douze, Schmid, Product quantization for nearest neighbor search (2011), where it
+    is called "recall@R", for one relevant image.
     """
     return np.where(_any_relevant(ranks), _hits(ranks, k) > 0, np.nan)
 
@@ -164,9 +164,9 @@ def hit_rate_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
 def average_precision(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
     """Mean of the precision at each relevant image: sum(i / rank_i) / R, i counting from 1.
 
-    With k, only ranks up to k count, and the sum is divided by min(R, k), so that a perfect top k
-    scores 1 (`map_definitions` has other divisors). A relevant image that is never returned adds
-    0. Example: (1/1 + 2/3 + 3/6 + 4/10) / 4 = 0.642; k = 3:
+    With k, only ranks up to k count, and the sum is divided by min(R, k), so that the best possible
+    first k results score 1 (`map_definitions` has other divisors). A relevant image that is never
+    returned adds 0. Example: (1/1 + 2/3 + 3/6 + 4/10) / 4 = 0.642; k = 3:
     (1/1 + 2/3) / 3 = 0.556. Source: Manning et al. (2008), 8.4.
     """
     ranks = ranks[:, :k]
@@ -244,7 +244,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _ahead(blocks: Iterator) -> Iterator:
-    """Yield the same blocks; each is computed while the one before it is used."""
+    """Yield the same blocks, and compute each while the previous one is used."""
     with ThreadPoolExecutor(1) as thread:
         pending = thread.submit(next, blocks, None)
         while (block := pending.result()) is not None:
@@ -311,5 +311,5 @@ def _check_classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) 
 
 def _check_depth(k: int) -> int:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"ks: expected whole numbers from 1 on, got {k!r}")
+        raise ValueError(f"ks: expected integers of 1 or more, got {k!r}")
     return int(k)

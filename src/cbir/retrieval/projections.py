@@ -1,7 +1,7 @@
 """Embeddings of the queries in two dimensions, by PCA and, with enough queries, t-SNE.
 
-A map of hundreds of dimensions on paper is a picture, not a measurement: how near two groups are
-in it, or how wide, proves nothing. So each map says how much of the neighbourhoods it keeps.
+A two-dimensional map of hundreds of dimensions is a picture, not a measurement: the distance and
+the width of groups prove nothing. Therefore, each map states how well it preserves neighbourhoods.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from cbir.cache import cached
 from cbir.networks.embeddings import Embeddings
 
 METHODS = {"pca": "PCA", "tsne": "t-SNE"}
-# More points cover one another, and take t-SNE more than about five seconds.
+# More points would hide one another, and t-SNE would take more than about five seconds.
 MOST_SHOWN = 1000
-# t-SNE places each point by about 30 neighbours, and needs three times as many to choose from: with
-# fewer points it shows groups where there are none.
+# t-SNE uses about 30 neighbours of each point and needs three times as many points: with fewer, it
+# shows groups that do not exist.
 PERPLEXITY = 30
 TSNE_FROM = 100
-# t-SNE reads distances in so many principal components, as its authors do.
+# t-SNE computes distances in this number of principal components, as in the work of its authors.
 COMPONENTS = 50
 NEIGHBOURS = 10
 SEED = 0
@@ -34,9 +34,9 @@ class Projection:
         method: a name in `METHODS`.
         queries: (n,) int positions of the queries that are shown, sorted.
         points: (n, 2) float32.
-        kept: trustworthiness, from 0 to 1: 1 where the ten nearest on the map are among the nearest
-            of the embedding too. NaN with too few points to tell.
-        variance: share of the embedding's variance that the two axes hold; NaN but for PCA.
+        kept: trustworthiness, from 0 to 1; 1 if the ten nearest points on the map are also among
+            the nearest in the embedding. NaN if there are too few points.
+        variance: share of the embedding's variance along the two axes; NaN except for PCA.
     """
 
     method: str
@@ -47,10 +47,10 @@ class Projection:
 
 
 def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
-    """Project query embeddings, of 1,000 queries at most; cached.
+    """Project the embeddings of at most 1,000 queries; cached.
 
     Raises:
-        ValueError: as `project`.
+        ValueError: as for `project`.
     """
     dataset = embeddings.dataset
     shown = spread(dataset.query_labels)
@@ -77,47 +77,49 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
 
 
 def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:
-    """Vectors in two dimensions.
+    """Project vectors to two dimensions.
 
     Sources: van der Maaten, Hinton, Visualizing Data using t-SNE (2008); the initialisation by
     PCA: Kobak, Berens, The art of using t-SNE for single-cell transcriptomics (2019).
 
     Args:
-        vectors: (n, d), n at least 2, finite. Of one dimension, they lie on a line.
+        vectors: (n, d), n at least 2, finite. With d = 1, the points lie on a line.
         method: a name in `METHODS`.
 
     Returns:
-        (n, 2) float32 points, and the share of the variance that they hold (NaN but for PCA; 0
-        where all vectors are equal).
+        (n, 2) float32 points, and the share of the variance that they preserve (NaN except for PCA;
+        0 if all vectors are equal).
 
     Raises:
         ValueError: unknown method, or too few points for t-SNE.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if method == "tsne" and len(vectors) < TSNE_FROM:
-        raise ValueError(f"{len(vectors)} points are too few for t-SNE: {TSNE_FROM} at least")
+        raise ValueError(
+            f"{len(vectors)} points are too few for t-SNE, which needs at least {TSNE_FROM}"
+        )
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     vectors = np.asarray(vectors, np.float32)
     components = min(COMPONENTS, *vectors.shape)
-    # Where all vectors are equal, scikit-learn divides 0 by 0.
+    # If all vectors are equal, scikit-learn divides 0 by 0.
     with np.errstate(invalid="ignore"):
         fitted = PCA(components, random_state=SEED).fit(vectors)
-    # A vector of one dimension has a second axis of zeros.
+    # Vectors with one dimension get a second axis of zeros.
     reduced = np.pad(fitted.transform(vectors), ((0, 0), (0, max(0, 2 - components))))
     if method == "pca":
         share = float(np.nan_to_num(fitted.explained_variance_ratio_[:2]).sum())
         return reduced[:, :2].astype(np.float32), share
     tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", learning_rate="auto", random_state=SEED)
-    # On a busy machine, waiting threads cost more than they save here.
+    # On a busy machine, waiting threads would cost more time than they save.
     with threadpool_limits(1):
         return tsne.fit_transform(reduced).astype(np.float32), np.nan
 
 
 def spread(labels: np.ndarray, most: int = MOST_SHOWN) -> np.ndarray:
-    """Positions of at most so many labels, spread evenly over and within the classes; sorted.
+    """Positions of at most `most` labels, spread evenly over and within the classes; sorted.
 
     Args:
         labels: (n,) int.

@@ -1,8 +1,8 @@
 """Rankings of the gallery for each query, by cosine similarity.
 
-Rows of embeddings have unit length, so that a matrix product gives the cosine similarities. Queries
-are taken in blocks, so that the full rankings of a study are never in memory at once. All cores
-work on the same block: memory does not grow with their number, and results do not depend on it.
+Rows of embeddings have unit length, so a matrix product yields the cosine similarities. Queries are
+processed in blocks, so the full rankings of a study are never in memory at once. All cores work on
+the same block: memory does not grow with their number, and results do not depend on it.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from threadpoolctl import ThreadpoolController
 
 from cbir.progress import progress
 
-# The number of queries per block. A block has fewer if the gallery is so large that their
-# similarities would exceed 64 MB.
+# The number of queries per block, or fewer if the similarities to a large gallery would exceed
+# 64 MB.
 BLOCK = 256
 MAX_SIMILARITIES = 2**24
 # The number of gallery images that a core multiplies a block with at a time.
 PIECE = 4096
-# The library that NumPy multiplies with. Its idle threads would keep the cores busy.
+# The library that NumPy uses for products. Its idle threads would keep the cores busy.
 BLAS = ThreadpoolController().select(user_api="blas")
 # The bits of a float32: `SIGN` is its sign, `TOO_LARGE` is set if it is 2 or more, or NaN, and
 # `SIZE` is its size if not.
@@ -46,7 +46,7 @@ def search(
 
     Args:
         query, gallery: (n_queries, d) and (n_gallery, d) float32, rows of unit length.
-        k: number of results; at most the size of the gallery are returned.
+        k: number of results, limited to the size of the gallery.
         gallery_labels: (n_gallery,) int; only needed with `restrict_to`.
         restrict_to: the classes that a query's search may return: one, (n_queries,) int ids, or
             several, (n_queries, n_classes) bool; all by default.
@@ -64,7 +64,7 @@ def search(
     """
     if gallery_labels is None:
         if restrict_to is not None:
-            raise ValueError("gallery_labels: a search restricted to classes needs them")
+            raise ValueError("gallery_labels: required with restrict_to")
         gallery_labels = np.zeros(len(gallery), np.int32)
     _, codes, exclude, searchable = _limits(query, gallery, gallery_labels, restrict_to, exclude)
     first = first_of_equals(gallery) if first is None else first
@@ -97,21 +97,22 @@ def relevant_ranks(
             nor relevant.
         query_labels, gallery_labels: (n_queries,) and (n_gallery,) int; an image is relevant to a
             query of its own class.
-        k: number of results, from 0 on.
+        k: number of results, 0 or greater.
 
     Yields:
         For each block of queries, in their order:
-        - (b, R) float32 ranks from 1 on, rising, exact up to 2**24 images. R is the largest number
-          of relevant images of any query, so that all blocks have the same width. Infinite for a
-          relevant image that the search may not return; NaN in the remaining places of a query with
-          fewer relevant images.
+        - (b, R) float32 ranks, starting at 1 and ascending, exact up to 2**24 images. R is the
+          largest number of relevant images of any query, so all blocks have the same width. A rank
+          is infinite for a relevant image that the search may not return, and NaN in the remaining
+          places of a query with fewer relevant images.
         - Rankings and similarities, as from `search`, of the same similarity matrix.
 
     Raises:
-        ValueError: lengths or positions do not fit; while it runs, rows are not of unit length.
+        ValueError: lengths or positions do not fit, or (during iteration) rows are not of unit
+            length.
 
-    Example: similarities 0.9, 0.8, 0.7 to images of classes 1, 0, 1 give a query of class 1 the
-    ranks [1, 3]; restricted to class 0 it has [inf, inf]; with position 0 excluded [2, nan].
+    Example: a query of class 1 with similarities 0.9, 0.8, 0.7 to images of classes 1, 0, 1 has the
+    ranks [1, 3]; restricted to class 0, it has [inf, inf]; with position 0 excluded, [2, nan].
     """
     classes, codes, exclude, searchable = _limits(
         query, gallery, gallery_labels, restrict_to, exclude
@@ -130,7 +131,7 @@ def relevant_ranks(
         ranks = np.where(is_relevant, np.float32(np.inf), np.float32(np.nan))
         bits, may_return = similarity.view(np.uint32), searchable(rows)
         if not _write_ranks(bits, codes, may_return, wanted[rows], exclude[rows], ranks):
-            raise ValueError("query, gallery: rows are not of unit length")
+            raise ValueError("query, gallery: rows must have unit length")
         if k and restrict_to is not None:
             similarity[~may_return[:, codes]] = -np.inf
         return ranks, *_nearest(similarity, exclude[rows], k)
@@ -150,13 +151,13 @@ def first_of_equals(gallery: np.ndarray) -> np.ndarray:
 
 
 def _nearest(similarity: np.ndarray, exclude: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rankings and similarities as from `search`; overwrites those of excluded images."""
+    """Rankings and similarities as from `search`; overwrites similarities of excluded images."""
     rankings = np.full((len(similarity), k), -1, np.int32)
     similarities = np.full((len(similarity), k), np.nan, np.float32)
     for row in range(len(similarity) if k else 0):
         values, excluded = similarity[row], exclude[row]
         values[excluded : excluded + 1] = -np.inf  # -1 excludes nothing: -1:0 is empty.
-        # Thousands of equal values would slow the partition down.
+        # Thousands of equal values would slow down the partition.
         reachable = values[values > -np.inf]
         place = max(0, len(reachable) - k)
         least = np.partition(reachable, place)[place] if len(reachable) else np.inf
@@ -169,11 +170,11 @@ def _nearest(similarity: np.ndarray, exclude: np.ndarray, k: int) -> tuple[np.nd
 
 @njit(nogil=True, cache=True)
 def _write_ranks(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
-    """Write the ranks of each row's relevant images; False where a similarity is 2 or more.
+    """Write the ranks of each row's relevant images; False if a similarity is 2 or more.
 
-    A radix sort takes the same time for any similarities and leaves ties in gallery order. A cosine
-    needs only 31 of the 32 bits of a float32; the last bit of a key says whether the image is
-    relevant, so that only keys are moved.
+    A radix sort takes the same time for any similarities and keeps ties in gallery order. A cosine
+    needs only 31 of the 32 bits of a float32. The last bit of a key marks relevant images, so only
+    keys need to be moved.
 
     Args:
         bits: (b, n_gallery) uint32, the bits of the float32 similarities.
@@ -232,7 +233,7 @@ def _limits(
     restrict_to: np.ndarray | None,
     exclude: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Callable[[slice], np.ndarray]]:
-    """What the search of each query may return.
+    """The images that the search of each query may return.
 
     Returns:
         The classes of the gallery, rising; (n_gallery,) int32, the position in them of each image's
@@ -246,7 +247,7 @@ def _limits(
     exclude = np.full(len(query), -1) if exclude is None else np.asarray(exclude)
     _check_length("exclude", exclude, query)
     if ((exclude < -1) | (exclude >= len(gallery))).any():
-        raise ValueError(f"exclude: positions from -1 to {len(gallery) - 1}")
+        raise ValueError(f"exclude: positions must be from -1 to {len(gallery) - 1}")
     classes, codes = np.unique(gallery_labels, return_inverse=True)
 
     def searchable(rows: slice) -> np.ndarray:
@@ -281,8 +282,8 @@ def _blocks(
     repeated = np.flatnonzero(first != np.arange(len(gallery)))
 
     def rank_share(rows: slice, part: np.ndarray) -> tuple[np.ndarray, ...]:
-        # A blocked product may give equal rows different last bits. They are exact ties: all get
-        # the similarity of the first one.
+        # A blocked product may yield different last bits for equal rows. They are exact ties, so
+        # all get the similarity of the first one.
         part[:, repeated] = part[:, first[repeated]]
         return rank(rows, part)
 

@@ -6,12 +6,12 @@
 | `predicted_class` | the class that the classifier predicts, as in the paper | similarity |
 | `soft` | the most probable classes, up to a total probability of `mass` | similarity |
 | `label_lookup` | the whole gallery, without embeddings | the query's predicted probability of \
-each image's label, in random order within a class |
+each image's class, in random order within a class |
 | `oracle_class` | the query's true class, which a real system does not know | similarity |
 
-`label_lookup` is what the classifier can do alone. Where `unrestricted` is better, the embedding
-holds more than the predicted class probabilities (Sablayrolles et al., "How should we evaluate
-supervised hashing?", 2017).
+`label_lookup` shows what the classifier achieves without an embedding. If `unrestricted` is better,
+the embedding contains more information than the predicted class probabilities (Sablayrolles et al.,
+"How should we evaluate supervised hashing?", 2017).
 """
 
 import json
@@ -36,8 +36,8 @@ class Calibration:
     """The parameters of the soft search, chosen on validation images.
 
     Attributes:
-        temperature: logits are divided by it, so that probabilities match frequencies.
-        mass: the probability that the searched classes must reach together.
+        temperature: divisor of the logits, so that probabilities match frequencies.
+        mass: the total probability that the searched classes must reach.
         scores: mean average precision on the validation images for each of `MASSES`.
     """
 
@@ -48,7 +48,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SearchInput:
-    """The arrays that a way of searching ranks, as `metrics.evaluate_retrieval` takes them.
+    """The arrays that a search ranks, as for `metrics.evaluate_retrieval`.
 
     Attributes:
         query, gallery: (n_queries, d) and (n_gallery, d).
@@ -63,9 +63,9 @@ class SearchInput:
 
 
 def available(embeddings: Embeddings) -> list[str]:
-    """The ways of searching that embeddings allow, `unrestricted` first.
+    """The searches that are possible with these embeddings, `unrestricted` first.
 
-    It is the only one without a classifier that was trained on the classes of the queries.
+    All others need a classifier that was trained on the classes of the queries.
     """
     is_trained_on = embeddings.dataset.protocol != "unseen_classes"
     if embeddings.probabilities is None or not is_trained_on:
@@ -74,7 +74,7 @@ def available(embeddings: Embeddings) -> list[str]:
 
 
 def search_input(embeddings: Embeddings, search: str) -> SearchInput:
-    """The arrays that a way of searching (a name in `SEARCHES`) ranks."""
+    """The arrays that a search (a name in `SEARCHES`) ranks."""
     classes = np.arange(len(embeddings.dataset.classes))
     order = np.arange(len(embeddings.gallery))
     if search == "label_lookup":
@@ -94,11 +94,11 @@ def search_input(embeddings: Embeddings, search: str) -> SearchInput:
 
 
 def calibrate(embeddings: Embeddings) -> Calibration:
-    """Choose temperature and mass on the validation images; the gallery are the training images.
+    """Choose temperature and mass on the validation images, with the training images as gallery.
 
     The temperature minimises the cross-entropy (Guo et al., "On calibration of modern neural
-    networks", 2017). The mass maximises the mean average precision; of equals, the smallest is
-    chosen. Cached.
+    networks", 2017). The mass maximises the mean average precision; among equal scores, the
+    smallest mass is chosen. Cached.
     """
     dataset = embeddings.dataset
 
@@ -134,8 +134,8 @@ def calibrate(embeddings: Embeddings) -> Calibration:
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature between 1/20 and 20 that minimises the cross-entropy of the labels.
 
-    1 if every label is the most probable class: the cross-entropy then has no minimum, since it
-    falls with the temperature.
+    It is 1 if every label is the most probable class. The cross-entropy then has no minimum,
+    because it falls with the temperature.
 
     Args:
         probabilities: (n, n_classes) of a softmax.
@@ -166,7 +166,7 @@ def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 def probable(probabilities: np.ndarray, temperature: float, mass: float) -> np.ndarray:
     """(n, n_classes) bool: the smallest set of classes whose calibrated probabilities reach `mass`.
 
-    The most probable class is always in it; a mass of 1 takes all classes.
+    It always contains the most probable class; a mass of 1 selects all classes.
     """
     if mass >= 1:
         return np.ones(probabilities.shape, bool)

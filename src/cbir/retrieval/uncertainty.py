@@ -1,8 +1,8 @@
 """Confidence intervals of means over queries, and paired tests between architectures.
 
-Both treat the queries as a sample: they tell how a mean would vary with other queries of the same
-kind, but not with other seeds or other training. All columns are computed at once, as the product
-of a matrix of resampling counts, or of signs, and the matrix of values per query.
+Both treat the queries as a sample: they show how a mean would vary with other queries of the same
+kind, but not with other seeds or training settings. All columns are computed at once, as the
+product of a matrix of resampling counts or signs and the matrix of values per query.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def bootstrap(
         low, high: (m,) float64 each; NaN for a column with fewer than two values.
 
     Raises:
-        ValueError: `values` is not a matrix, or holds an infinite value.
+        ValueError: `values` is not a matrix, or contains an infinite value.
     """
     values = _matrix(values)
     enough = (~np.isnan(values)).sum(axis=0) >= 2
@@ -65,9 +65,9 @@ def permutation_test(
 ) -> float:
     """p-value of the two-sided paired permutation test that the mean difference is 0.
 
-    If two architectures were equal, each query's difference could as well have the other sign. p is
-    the share of sign choices whose mean is at least as far from 0 as the observed one: among all
-    choices for up to 13 differences, else (1 + count) / (1 + permutations) of random choices.
+    If two architectures were equal, each query's difference could equally have the other sign. p is
+    the share of sign choices whose mean is at least as far from 0 as the observed mean: among all
+    choices for up to 13 differences, else (1 + count) / (1 + permutations) for random choices.
     Sources: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005); Smucker, Allan,
     Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation
     (2007); the added 1: Phipson and Smyth, Permutation P-values Should Never Be Zero (2010).
@@ -79,11 +79,11 @@ def permutation_test(
         Above 0, at most 1; 1 if all differences are 0; NaN if there are none.
 
     Raises:
-        ValueError: `differences` is not one-dimensional, or holds an infinite value.
+        ValueError: `differences` is not one-dimensional, or contains an infinite value.
     """
     differences = np.asarray(differences, float)
     if differences.ndim != 1:
-        raise ValueError(f"differences must have one dimension, not the shape {differences.shape}")
+        raise ValueError(f"differences must be one-dimensional, not of shape {differences.shape}")
     given = differences[~np.isnan(differences)]
     return float(_permutation_tests(given[:, None], permutations, seed)[0])
 
@@ -91,9 +91,9 @@ def permutation_test(
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's correction of p-values for multiple tests, which controls the family-wise error rate.
 
-    The smallest of n is multiplied by n, the next by n - 1, and so on; none falls below the one
-    before it, and none exceeds 1. Example: 0.01, 0.04, 0.03 become 0.03, 0.06, 0.06. Source: Holm,
-    A Simple Sequentially Rejective Multiple Test Procedure (1979).
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none is smaller than the
+    previous one, and none exceeds 1. Example: 0.01, 0.04, 0.03 become 0.03, 0.06, 0.06. Source:
+    Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
 
     Args:
         p_values: (n,), from 0 to 1; NaN stays NaN and is not counted.
@@ -186,7 +186,7 @@ def pair_outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataF
 def _matrix(values: np.ndarray | pd.DataFrame) -> np.ndarray:
     values = np.asarray(values, float)
     if values.ndim != 2 or np.isinf(values).any():
-        raise ValueError("a matrix is needed, (n_queries, m), of finite values and NaN")
+        raise ValueError("values must be a matrix, (n_queries, m), of finite values or NaN")
     return values
 
 
