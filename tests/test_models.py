@@ -320,6 +320,26 @@ def test_the_table_of_layers_has_all_parameters_once(backbone):
     assert (table["layer"] == "body").sum() == (backbone == "mobilenet")
 
 
+def test_the_blocks_of_a_backbone_hold_all_of_its_parameters_once():
+    network = build_network("mobilenet", train="last_blocks:2", dropout=0)
+    *blocks, whole = network.blocks().to_dict("records")
+    assert [row["block"] for row in blocks] == list(BACKBONES["mobilenet"].blocks)
+    assert whole["block"] == "all"
+    for column in ("parameters", "trained", "convolutions", "batch normalisations"):
+        assert sum(row[column] for row in blocks) == whole[column]
+    assert whole["parameters"] == network.size["backbone"]
+    assert [row["trained"] > 0 for row in blocks] == [False] * 12 + [True] * 2
+    assert whole["output"] == "1 × 1 × 256"
+
+
+def test_multiplications_are_kernel_weights_times_positions():
+    first, second, third, whole = build_network("cnn").blocks()["multiplications (million)"]
+    assert first == 32 * 32 * (9 * 3 * 32 + 9 * 32 * 32) / 1e6
+    assert second == 16 * 16 * (9 * 32 * 64 + 9 * 64 * 64) / 1e6
+    assert third == 8 * 8 * 9 * 64 * 128 / 1e6
+    assert whole == pytest.approx(first + second + third)
+
+
 def test_an_unknown_backbone_is_refused_with_those_that_are_known():
     with pytest.raises(StudyError, match="unknown backbone 'alexnet'.*cnn, .*resnet50, vgg16"):
         build_network("alexnet")

@@ -184,6 +184,13 @@ def test_a_page_of_one_section_has_no_contents(tmp_path):
     assert 'class="contents"' not in page_of(cells, tmp_path)
 
 
+def test_a_page_of_a_notebook_for_many_runs_is_headed_by_its_name(tmp_path):
+    title = {"tags": ["name-as-title"]}
+    html = page_of([v4.new_markdown_cell("# Any\n\nOne of many.", metadata=title)], tmp_path)
+    assert re.findall(r"<h1[^>]*>(\w+)", html) == ["cnn"]
+    assert "One of many." in html
+
+
 def test_a_page_says_what_it_is_about(tmp_path):
     cells = [v4.new_markdown_cell(f'# cnn\n\nA *plain* one & "small".\n\n{"More. " * 90}')]
     described = [meta for meta in Tags(page_of(cells, tmp_path)).of("meta") if "name" in meta]

@@ -295,6 +295,29 @@ def test_unseen_classes_are_measured_for_one_seed_and_without_a_classifier(runs)
     assert set(own[own["epoch"].notna()]["protocol"]) == {"closed"}
 
 
+def test_frequent_confusions_are_the_largest_counts_off_the_diagonal():
+    counts = tables.confusion_counts([0, 0, 0, 0, 1, 1, 2], [0, 1, 1, 2, 0, 1, 2], ["a", "b", "c"])
+    assert tables.frequent_confusions(counts, most=2).to_numpy().tolist() == [
+        ["a", "b", 2, 0.5],
+        ["a", "c", 1, 0.25],
+    ]
+    assert tables.frequent_confusions(counts * np.eye(3, dtype=int)).empty
+
+
+def test_a_stage_has_the_accuracies_of_its_last_epoch():
+    history = pd.DataFrame(
+        {
+            "accuracy": [0.2, 0.4, 0.9],
+            "val_accuracy": [0.1, 0.3, 0.8],
+            "seconds": [1.0, 2.0, 5.0],
+            "stage": ["head", "head", "backbone and head"],
+        }
+    )
+    stages = tables.stages(history)
+    assert stages.index.tolist() == ["head", "backbone and head"]
+    assert stages.to_numpy().tolist() == [[2, 3, 0.4, 0.3], [1, 5, 0.9, 0.8]]
+
+
 def test_curves_are_those_of_what_was_trained(runs):
     assert list(tables.histories(runs)) == ["cnn", "vgg16"]
 

@@ -97,7 +97,7 @@ class Network:
                     {
                         "part": part.name,
                         "layer": layer.name,
-                        "output": " × ".join(str(side) for side in layer.output.shape[1:]),
+                        "output": _output_shape(layer),
                         "parameters": layer.count_params(),
                         "trained": _count_trained(layer),
                     }
@@ -105,6 +105,23 @@ class Network:
                     if not isinstance(layer, layers.InputLayer)
                 ]
         return pd.DataFrame(rows)
+
+    def blocks(self) -> pd.DataFrame:
+        """What the blocks of the backbone's body hold and cost: a row per block, then all of them.
+
+        Returns:
+            block (its first layer), output (of its last layer), convolutions, batch normalisations,
+            parameters, trained, multiplications (million, in the convolutions, for an image).
+        """
+        starts = BACKBONES[self.parameters["backbone"]].blocks
+        groups = [[]]
+        for layer in self.body.layers:
+            # What precedes the first block belongs to it.
+            if layer.name in starts[1:]:
+                groups.append([])
+            groups[-1].append(layer)
+        named = [*zip(starts, groups, strict=True), ("all", self.body.layers)]
+        return pd.DataFrame([{"block": name} | _describe_layers(group) for name, group in named])
 
     @functools.cached_property
     def head_encoder(self) -> keras.Model:
@@ -272,6 +289,29 @@ def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes:
     return layers.Dense(n_classes, activation="softmax", dtype="float32", name="classifier")(
         dropped
     )
+
+
+def _output_shape(layer: layers.Layer) -> str:
+    return " × ".join(str(side) for side in layer.output.shape[1:])
+
+
+def _describe_layers(group: list[layers.Layer]) -> dict:
+    """A row of `Network.blocks`, but for its name."""
+    convolutions = [
+        layer for layer in group if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D)
+    ]
+    # Each weight of a kernel is used once per position of the output.
+    multiplications = sum(
+        math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3]) for layer in convolutions
+    )
+    return {
+        "output": _output_shape(group[-1]),
+        "convolutions": len(convolutions),
+        "batch normalisations": sum(isinstance(x, layers.BatchNormalization) for x in group),
+        "parameters": sum(layer.count_params() for layer in group),
+        "trained": sum(map(_count_trained, group)),
+        "multiplications (million)": multiplications / 1e6,
+    }
 
 
 def _count_trained(layer: layers.Layer) -> int:

@@ -39,6 +39,10 @@ def write_page(
     content.cells = [
         cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
     ]
+    for cell in content.cells:
+        # A notebook of many runs: each page is headed by the name of its own.
+        if "name-as-title" in cell.metadata.get("tags", ()):
+            cell.source = re.sub(r"\A# .*", f"# {page.stem}", cell.source)
     outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
     _number_figures(outputs)
     _number_tables(outputs, page)

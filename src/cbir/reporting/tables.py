@@ -197,6 +197,20 @@ def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     return {name: run.history for name, run in networks(runs).items()}
 
 
+def stages(history: pd.DataFrame) -> pd.DataFrame:
+    """A row per stage of a training: epochs, seconds, and the accuracies of its last epoch.
+
+    Args:
+        history: from `Training.stages`.
+    """
+    return history.groupby("stage", sort=False).agg(
+        epochs=("stage", "size"),
+        seconds=("seconds", "sum"),
+        accuracy=("accuracy", "last"),
+        val_accuracy=("val_accuracy", "last"),
+    )
+
+
 def states(runs: dict[str, Run]) -> pd.DataFrame:
     """A row per measured state of an architecture: accuracy and mAP after how many epochs."""
     rows = []
@@ -304,3 +318,21 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: list[st
     counts = np.zeros((len(classes), len(classes)), int)
     np.add.at(counts, (labels[predicted >= 0], predicted[predicted >= 0]), 1)
     return pd.DataFrame(counts, classes, classes)
+
+
+def frequent_confusions(counts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
+    """The classes that are mistaken most often, and for which; empty where none is.
+
+    Args:
+        counts: from `confusion_counts`.
+        most: how many pairs.
+
+    Returns:
+        A row per pair: class, predicted, queries (how many), share (of the class's queries).
+    """
+    pairs = counts.rename_axis("class").rename_axis(columns="predicted").stack().rename("queries")
+    pairs = pairs.reset_index()
+    pairs["share"] = pairs["queries"] / pairs["class"].map(counts.sum(axis=1))
+    is_mistake = (pairs["class"] != pairs["predicted"]) & (pairs["queries"] > 0)
+    chosen = pairs[is_mistake].sort_values("queries", ascending=False, kind="stable")
+    return chosen.head(most).reset_index(drop=True)
