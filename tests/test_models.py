@@ -325,7 +325,7 @@ def test_the_blocks_of_a_backbone_hold_all_of_its_parameters_once():
     *blocks, whole = network.blocks().to_dict("records")
     assert [row["block"] for row in blocks] == list(BACKBONES["mobilenet"].blocks)
     assert whole["block"] == "all"
-    for column in ("parameters", "trained", "convolutions", "batch normalisations"):
+    for column in ("parameters", "trained", "convolutions", "batch norms"):
         assert sum(row[column] for row in blocks) == whole[column]
     assert whole["parameters"] == network.size["backbone"]
     assert [row["trained"] > 0 for row in blocks] == [False] * 12 + [True] * 2

@@ -110,7 +110,7 @@ class Network:
         """What the blocks of the backbone's body hold and cost: a row per block, then all of them.
 
         Returns:
-            block (its first layer), output (of its last layer), convolutions, batch normalisations,
+            block (its first layer), output (of its last layer), convolutions, batch norms,
             parameters, trained, multiplications (million, in the convolutions, for an image).
         """
         starts = BACKBONES[self.parameters["backbone"]].blocks
@@ -307,7 +307,7 @@ def _describe_layers(group: list[layers.Layer]) -> dict:
     return {
         "output": _output_shape(group[-1]),
         "convolutions": len(convolutions),
-        "batch normalisations": sum(isinstance(x, layers.BatchNormalization) for x in group),
+        "batch norms": sum(isinstance(x, layers.BatchNormalization) for x in group),
         "parameters": sum(layer.count_params() for layer in group),
         "trained": sum(map(_count_trained, group)),
         "multiplications (million)": multiplications / 1e6,
