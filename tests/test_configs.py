@@ -214,8 +214,8 @@ def test_an_unknown_baseline_is_answered_with_those_that_are_known(project, valu
 def test_hashing_1k_is_refused_for_other_images_than_cifar10(project):
     overrides = "protocols=[closed,hashing_1k]"
     message = error_of(project, overrides=overrides)
-    assert message.startswith("cnn: protocols: hashing_1k is that of cifar10")
-    assert message.endswith("leave it out for data/shapes")
+    assert message.startswith("cnn: protocols: hashing_1k requires cifar10")
+    assert message.endswith("remove it for data/shapes")
     found = cnn_of(project, overrides=overrides, dataset="cifar10")
     assert found["protocols"] == ["closed", "hashing_1k"]
 
@@ -224,7 +224,7 @@ def test_all_are_compared_under_the_same_first_protocol(project):
     others = ["held_out_gallery", "closed"]
     write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": others}})
     message = error_of(project)
-    assert message.startswith("vgg16: protocols: must begin with closed, as those of cnn do")
+    assert message.startswith("vgg16: protocols: must begin with closed, as for cnn:")
     write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": ["closed", *others[:1]]}})
     assert len(configs.load(project, "tiny")) == 3
 
@@ -281,7 +281,7 @@ def test_study_and_architecture_cannot_be_set(project, key):
 @pytest.mark.parametrize("key", [*params.DATA, "unseen"])
 def test_what_decides_the_images_cannot_differ_between_architectures(project, key):
     (project / FILE).write_text(yaml.safe_dump(CNN | {key: STUDY[key]}))
-    assert error_of(project).startswith(f"{FILE}: {key} belongs into study.yaml")
+    assert error_of(project).startswith(f"{FILE}: {key} belongs in study.yaml")
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "true", "null"])
@@ -413,7 +413,7 @@ def test_unknown_study_lists_the_known_ones(project):
     write_study(project, "another", STUDY, {"cnn": CNN})
     with pytest.raises(StudyError) as caught:
         configs.load(project, "tyni")
-    assert str(caught.value) == "unknown study 'tyni': params/ has another, tiny"
+    assert str(caught.value) == "unknown study 'tyni': params/ contains another, tiny"
 
 
 def test_folder_without_study_yaml_is_no_study(project):
@@ -424,7 +424,7 @@ def test_folder_without_study_yaml_is_no_study(project):
 
 def test_study_without_an_architecture_says_what_to_add(project):
     write_study(project, "bare", STUDY, {})
-    with pytest.raises(StudyError, match="params/bare/ names no architecture: add a file"):
+    with pytest.raises(StudyError, match="params/bare/ has no architecture: add a file"):
         configs.load(project, "bare")
 
 
@@ -473,7 +473,7 @@ def test_file_that_is_not_yaml_is_named_in_one_line(project, file, content):
 @pytest.mark.parametrize("content", ["- epochs\n- 3\n", "epochs 3\n", "3\n"])
 def test_file_without_keys_is_answered_with_the_form(project, content):
     (project / FILE).write_text(content)
-    assert error_of(project) == f"{FILE}: must hold lines of the form `key: value`"
+    assert error_of(project) == f"{FILE}: must contain lines of the form `key: value`"
 
 
 def test_empty_file_sets_nothing(project):

@@ -58,7 +58,7 @@ def refused(monkeypatch, capfd):
 def test_an_unknown_study_is_answered_with_those_that_are_known(place, refused):
     line = refused(place, "report", "--study", "tyni", run=real)
     assert "unknown study 'tyni'" in line
-    assert "tiny" in line.partition("params/ has")[2]
+    assert "tiny" in line.partition("params/ contains")[2]
 
 
 def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, refused):
@@ -84,7 +84,7 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, re
             "protocols=[unseen_classes]",
             "protocols must contain one or more of closed",
         ),
-        ("protocols=[closed,hashing_1k]", "hashing_1k is that of cifar10"),
+        ("protocols=[closed,hashing_1k]", "hashing_1k requires cifar10"),
         ("protocols=[closed,unseen_classes] unseen=2", "3 classes without 2 leave fewer than two"),
     ],
 )
@@ -96,12 +96,11 @@ def test_a_parameter_that_does_not_fit_is_named(given, expected, place, refused)
     ("given", "architectures", "expected"),
     [
         ("epochs=5", "resnet50 vgg16",
-         "SET: epochs changes nothing for resnet50, vgg16: where train is head, head_epochs "
-         "decides"),
-        ("head_learning_rate=0.1", "cnn", "SET: head_learning_rate changes nothing for cnn"),
+         "SET: epochs has no effect on resnet50, vgg16: if train is head, use head_epochs"),
+        ("head_learning_rate=0.1", "cnn", "SET: head_learning_rate has no effect on cnn"),
         ("train=head head_epochs=1 measured_epochs=[] batch_size=2", "cnn",
-         "SET: batch_size changes nothing for cnn: where train is head, head_batch_size decides"),
-        ("embedding=pooled embedding_dim=7", "cnn", "SET: embedding_dim changes nothing for cnn"),
+         "SET: batch_size has no effect on cnn: if train is head, use head_batch_size"),
+        ("embedding=pooled embedding_dim=7", "cnn", "SET: embedding_dim has no effect on cnn"),
     ],
 )  # fmt: skip
 def test_a_trial_of_a_parameter_that_decides_nothing_is_refused(
@@ -128,13 +127,13 @@ def test_a_point_that_a_grid_does_not_have_is_answered_with_the_architectures(pl
     given = yaml.safe_load((place / "params" / "tiny" / "cnn.yaml").read_text())
     write_study(place, "sizes", STUDY | {"grid": {"input_size": [32, 48]}}, {"cnn": given})
     line = refused(place, "report", "--study", "sizes", "--architectures", "cnn-32 cnn-64")
-    assert line == "error: unknown architecture 'cnn-64': params/sizes/ has cnn"
+    assert line == "error: unknown architecture 'cnn-64': params/sizes/ contains cnn"
 
 
 def test_a_grid_that_is_no_grid_is_answered_with_the_form(place, refused):
     write_study(place, "sizes", STUDY | {"grid": {"input_size": 32}}, {})
     line = refused(place, "report", "--study", "sizes")
-    assert "params/sizes/study.yaml: grid must give each parameter a list of values" in line
+    assert "params/sizes/study.yaml: grid must have a list of values for each parameter" in line
 
 
 def test_weights_of_a_study_that_was_not_run_are_named_by_a_plan(place, monkeypatch, capfd):
@@ -238,7 +237,7 @@ def test_reports_that_is_no_folder_is_refused(tmp_path, refused):
     root = make_project(tmp_path / "project")
     (root / "reports").write_text("in the way")
     line = refused(root, "report", "--study", "tiny")
-    assert "cannot write into" in line
+    assert "cannot write to" in line
     assert "reports" in line
     assert (root / "reports").read_text() == "in the way"
 
@@ -248,7 +247,7 @@ def test_reports_that_are_read_only_are_refused(place, refused):
     folder = place / "reports" / "tiny"
     folder.chmod(0o555)
     try:
-        assert "cannot write into" in refused(place, "report", "--study", "tiny")
+        assert "cannot write to" in refused(place, "report", "--study", "tiny")
     finally:
         folder.chmod(0o755)
 

@@ -161,7 +161,7 @@ def test_several_grids_of_the_same_parameters_stand_in_a_list(root, is_own):
 @pytest.mark.parametrize("other", [{"input_size": [96]}, {"input_size": [32], "dropout": [0.3]}])
 def test_grids_of_other_parameters_are_refused(root, other):
     assert error_of(root, {"cnn": CNN}, [*SEVERAL, other]) == (
-        "params/tiny/study.yaml: grid: all of the list must name the same parameters, in order"
+        "params/tiny/study.yaml: grid: all grids must have the same parameters, in the same order"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_baseline_is_not_touched_by_a_grid_that_it_does_not_know(root):
 @pytest.mark.parametrize("key", [*params.DATA, *params.MEASUREMENT])
 def test_what_all_of_a_study_share_is_no_dimension(root, key):
     grid = {"input_size": [32], key: [STUDY[key]]}
-    rule = f"grid: {key} must be the same for all of a study"
+    rule = f"grid: {key} must be the same for all runs of a study"
     assert error_of(root, {"cnn": CNN}, grid) == f"params/tiny/study.yaml: {rule}"
     assert error_of(root, {"cnn": CNN | {"grid": grid}}) == f"params/tiny/cnn.yaml: {rule}"
 
@@ -201,7 +201,9 @@ def test_what_all_of_a_study_share_is_no_dimension(root, key):
     "grid", [3, "input_size", [32, 64], {"input_size": 32}, {"input_size": []}, {"train": "all"}]
 )
 def test_a_grid_without_lists_is_answered_with_the_form(root, grid):
-    rule = "grid must give each parameter a list of values, as in `grid: {input_size: [32, 64]}`"
+    rule = (
+        "grid must have a list of values for each parameter, as in `grid: {input_size: [32, 64]}`"
+    )
     assert error_of(root, {"cnn": CNN}, grid) == f"params/tiny/study.yaml: {rule}"
     assert error_of(root, {"cnn": CNN | {"grid": grid}}) == f"params/tiny/cnn.yaml: {rule}"
 
@@ -210,14 +212,14 @@ def test_a_grid_without_anything_is_answered_with_the_form(root):
     write_study(root, "tiny", STUDY, {"cnn": CNN})
     path = root / "params" / "tiny" / "study.yaml"
     path.write_text(path.read_text() + "grid:\n")
-    with pytest.raises(StudyError, match="study.yaml: grid must give each parameter a list"):
+    with pytest.raises(StudyError, match="study.yaml: grid must have a list of values"):
         configs.load(root, "tiny")
 
 
 def test_all_images_are_named_by_their_number_in_a_grid(root):
     assert error_of(root, {"cnn": {}}, {"learn_from": [500, 0]}) == (
-        "params/tiny/study.yaml: grid: learn_from: give the number of images in the place of 0 "
-        "(all of them), which would be sorted as the fewest"
+        "params/tiny/study.yaml: grid: learn_from: replace 0 (all images) by their number, "
+        "because 0 would be sorted as the smallest"
     )
 
 
@@ -281,7 +283,7 @@ def test_a_point_that_there_is_not_is_answered_with_the_files(root, names):
     with pytest.raises(StudyError) as caught:
         open_study(root, "tiny", architectures=names)
     assert str(caught.value).startswith(f"unknown architecture {names.split()[-1]!r}: ")
-    assert str(caught.value).endswith("params/tiny/ has cnn, vgg16")
+    assert str(caught.value).endswith("params/tiny/ contains cnn, vgg16")
 
 
 @pytest.mark.parametrize(

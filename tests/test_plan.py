@@ -30,7 +30,9 @@ def minutes(tmp_path, monkeypatch):
     def estimate(grid: dict | None = None, **changes) -> int:
         study = STUDY | {"dataset": "digits", "image_size": 32} | ({"grid": grid} if grid else {})
         write_study(tmp_path, "estimated", study, {"mobilenet": FROZEN | changes})
-        (text,) = re.findall("about (.*) in all", plan.describe(open_study(tmp_path, "estimated")))
+        (text,) = re.findall(
+            "about (.*) in total", plan.describe(open_study(tmp_path, "estimated"))
+        )
         units = {unit: int(number) for number, unit in re.findall(r"(\d+) (h|min)", text)}
         return 60 * units.get("h", 0) + units.get("min", 0)
 

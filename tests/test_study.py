@@ -64,7 +64,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(study):
     assert "48 pictures, 3 classes" in study.plan.stdout
     assert "GPU:" in study.plan.stdout
     assert study.plan.stdout.count("will run, about") == len(RUNS)
-    assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in all", study.plan.stdout)
+    assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", study.plan.stdout)
 
 
 def test_a_study_ends_well_and_says_nothing_on_stderr(study):
@@ -131,7 +131,7 @@ def test_a_second_run_has_nothing_to_do(study):
 def test_a_plan_of_a_finished_study_takes_no_time(study):
     assert study.plan_again.returncode == 0, study.plan_again.stderr
     assert study.plan_again.stdout.count("up to date") == len(RUNS)
-    assert study.plan_again.stdout.rstrip().endswith("about 0 s in all")
+    assert study.plan_again.stdout.rstrip().endswith("about 0 s in total")
 
 
 def test_what_needs_no_network_does_not_import_keras():

@@ -1,7 +1,7 @@
 """The YAML files of a study, read in layers: its runs, and the points of their grids.
 
-`study.yaml` sets what the architectures of a study share, `<architecture>.yaml` what is their own,
-a grid what one run differs in from the next, and SET overrides everything.
+`study.yaml` sets the parameters that the architectures of a study share, `<architecture>.yaml`
+those of a single architecture, a grid those that vary between its runs, and SET overrides all.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from cbir import StudyError
 from cbir.studies import params
 
 SHARED = "study.yaml"
-# The notebook of an architecture that has none of its own, and of all baselines.
+# The notebooks for an architecture without its own notebook, and for all baselines.
 GENERIC, BASELINE = "architecture", "baseline"
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, where YAML 1.1 reads a string."""
+    """Reads 1e-3 as a number; YAML 1.1 reads it as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -35,11 +35,11 @@ class RunConfig:
     """One architecture of a study: the notebook that runs it, and its parameters.
 
     Attributes:
-        architecture: its name in the report: that of its file, followed by the values of its point
-            where there is a grid.
-        file: the name of its file in params/<study>/, without its ending.
+        architecture: its name in the report: the name of its file, followed by the values of its
+            point if there is a grid.
+        file: the name of its file in params/<study>/, without the extension.
         notebook: the notebook's path.
-        parameters: all of them, flat, those in `PLACED` first.
+        parameters: all parameters, flat, those in `PLACED` first.
     """
 
     architecture: str
@@ -49,17 +49,17 @@ class RunConfig:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it stands in the place of an architecture, without a network."""
+        """Whether this is a baseline, without a network."""
         return "baseline" in self.parameters
 
     @property
     def weights(self) -> tuple[str, str]:
-        """Backbone and weights, as `weights.find` takes them."""
+        """Backbone and weights, as for `weights.find`."""
         return self.parameters.get("backbone", ""), self.parameters.get("weights", "none")
 
     @property
     def notebook_parameters(self) -> dict:
-        """What the notebook is given: its place, and its parameters by group."""
+        """The parameters of the notebook: those in `PLACED`, and the others by group."""
         given = {key: self.parameters[key] for key in params.PLACED}
         for group in params.GROUPS:
             names = [name for name in params.names_in(group) if name in self.parameters]
@@ -83,32 +83,32 @@ def load(
     dataset: str | None = None,
     overrides: str = "",
 ) -> list[RunConfig]:
-    """Read and check a study's files, before any work.
+    """Read and check a study's files, before any work starts.
 
     Args:
         root: the project's folder.
         study: name of a folder in params/.
         report: name of the folder in reports/ that the notebooks write to; the study's by default.
-        dataset: overrides the study's own `dataset`.
+        dataset: overrides the study's `dataset`.
         overrides: "key=value key=value", values in YAML; overrides everything in the files.
 
     Returns:
-        One run per architecture, and per point of its grid, in the order of their file names, the
+        One run per architecture, and per point of its grid, in the order of their file names, with
         baselines last.
 
     Raises:
-        StudyError: an unknown study, or a parameter that is unknown, missing, ill-typed or out of
-            bounds; the text names the file, the key and the nearest known one.
+        StudyError: the study is unknown, or a parameter is unknown, missing, ill-typed or out of
+            bounds; the message names the file, the key and the nearest known key.
     """
     folder = root / "params" / study
     if study not in studies(root):
-        raise StudyError(f"unknown study {study!r}: params/ has {', '.join(studies(root))}")
+        raise StudyError(f"unknown study {study!r}: params/ contains {', '.join(studies(root))}")
     shared_source, shared = _read_yaml(folder / SHARED, root)
     shared_grids = _check_grids(shared.pop("grid", {}), shared_source)
     changes = ({"dataset": dataset} if dataset else {}) | parse_overrides(overrides)
     paths = sorted(path for path in folder.glob("*.yaml") if path.name != SHARED)
     if not paths:
-        raise StudyError(f"params/{study}/ names no architecture: add a file such as cnn.yaml")
+        raise StudyError(f"params/{study}/ has no architecture: add a file such as cnn.yaml")
     files = {path.stem: _read_yaml(path, root) for path in paths}
     known = {
         name: params.OF_BASELINES if "baseline" in own else params.OF_NETWORKS
@@ -116,7 +116,7 @@ def load(
     }
     runs = []
     for name, (source, own) in files.items():
-        # What only other runs of the study know is not for this one: a baseline has no epochs.
+        # Parameters that only other kinds of runs have are ignored here: a baseline has no epochs.
         elsewhere = set().union(*known.values()) - set(known[name])
         notebook = _find_notebook(name, source, own, root)
         grids = _check_grids(own.pop("grid"), source) if "grid" in own else shared_grids
@@ -133,7 +133,7 @@ def load(
             runs.append(RunConfig(architecture, name, notebook, parameters))
     (architecture, count), *_ = Counter(run.architecture for run in runs).most_common()
     if count > 1:
-        raise StudyError(f"params/{study}/: grid: two of its points are called {architecture}")
+        raise StudyError(f"params/{study}/: grid: two points are called {architecture}")
     for run in runs:
         _check_together(run, runs[0])
     return sorted(runs, key=lambda run: run.is_baseline)
@@ -144,9 +144,9 @@ def _without(names: Collection[str], values: dict) -> dict:
 
 
 def _find_notebook(name: str, source: str, own: dict, root: Path) -> Path:
-    """The notebook that an architecture's file names, else that of its name, else the generic one.
+    """The notebook that the file names, else that of the architecture's name, else the generic one.
 
-    Takes the key `notebook` out of the file's parameters.
+    Removes the key `notebook` from the file's parameters.
     """
     named = own.pop("notebook", BASELINE if "baseline" in own else None)
     names = [named] if named else [name, GENERIC]
@@ -154,16 +154,16 @@ def _find_notebook(name: str, source: str, own: dict, root: Path) -> Path:
         if (notebook := root / "notebooks" / f"{stem}.ipynb").exists():
             return notebook
     raise StudyError(
-        f"{source}: no notebook {names[0]}.ipynb in notebooks/: name the one that runs this "
-        "architecture with the key `notebook`"
+        f"{source}: no notebook {names[0]}.ipynb in notebooks/: use the key `notebook` to name "
+        "the one that runs this architecture"
     )
 
 
 def _resolve(layers: dict[str, dict], names: Collection[str], changes: dict) -> dict:
-    """All parameters of a run, from layers as `merge` takes them."""
+    """All parameters of a run, from layers as for `merge`."""
     layers = {source: layer for source, layer in layers.items() if layer}
     parameters = params.merge(layers, names)
-    # A trial of fewer epochs measures those that it has.
+    # A trial with fewer epochs measures only those that it has.
     if "epochs" in changes and "measured_epochs" not in changes and "epochs" in parameters:
         measured = parameters["measured_epochs"]
         parameters["measured_epochs"] = [e for e in measured if e <= parameters["epochs"]]
@@ -175,33 +175,32 @@ def _resolve(layers: dict[str, dict], names: Collection[str], changes: dict) -> 
 
 
 def _check_together(run: RunConfig, first: RunConfig) -> None:
-    """Raise StudyError where a protocol does not fit the data, or runs cannot be compared."""
+    """Raise StudyError if a protocol does not fit the data, or runs cannot be compared."""
     protocols, dataset = run.parameters["protocols"], run.parameters["dataset"]
     if "hashing_1k" in protocols and dataset != "cifar10":
         raise StudyError(
-            f"{run.architecture}: protocols: hashing_1k is that of cifar10: leave it out for "
-            f"{dataset}"
+            f"{run.architecture}: protocols: hashing_1k requires cifar10: remove it for {dataset}"
         )
     if "hashing_1k" in protocols and run.parameters.get("learn_from"):
         raise StudyError(
-            f"{run.architecture}: learn_from: must be 0 where protocols names hashing_1k, which "
-            "says itself how many images are learnt from"
+            f"{run.architecture}: learn_from: must be 0 if protocols contains hashing_1k, which "
+            "determines the number of training images"
         )
     if protocols[0] != first.parameters["protocols"][0]:
         raise StudyError(
             f"{run.architecture}: protocols: must begin with {first.parameters['protocols'][0]}, "
-            f"as those of {first.architecture} do: architectures are compared under the first"
+            f"as for {first.architecture}: architectures are compared under the first protocol"
         )
 
 
-# Grids: one architecture of a study, run once for every combination of some parameters' values.
+# Grids: an architecture of a study runs once for every combination of some parameter values.
 
 
 def _check_grids(content, source: str) -> list[dict[str, list]]:
     """The key `grid` of a file: one grid, or a list of several over the same parameters.
 
     Raises:
-        StudyError: no lists of values, or a parameter that all runs of a study share.
+        StudyError: values are not lists, or a parameter must be the same for all runs of a study.
     """
     grids = content if isinstance(content, list) and content else [content]
     for grid in grids:
@@ -209,21 +208,23 @@ def _check_grids(content, source: str) -> list[dict[str, list]]:
             isinstance(values, list) and values for values in grid.values()
         ):
             raise StudyError(
-                f"{source}: grid must give each parameter a list of values, as in "
+                f"{source}: grid must have a list of values for each parameter, as in "
                 "`grid: {input_size: [32, 64]}`"
             )
         for key, values in grid.items():
             if any(values.count(value) > 1 for value in values):
-                raise StudyError(f"{source}: grid: {key} must name each value once, not {values}")
+                raise StudyError(f"{source}: grid: {key} must not contain a value twice: {values}")
             if key in (*params.DATA, *params.MEASUREMENT):
-                raise StudyError(f"{source}: grid: {key} must be the same for all of a study")
+                raise StudyError(f"{source}: grid: {key} must be the same for all runs of a study")
         if 0 in grid.get("learn_from", []):
             raise StudyError(
-                f"{source}: grid: learn_from: give the number of images in the place of 0 (all of "
-                "them), which would be sorted as the fewest"
+                f"{source}: grid: learn_from: replace 0 (all images) by their number, because 0 "
+                "would be sorted as the smallest"
             )
     if any(list(grid) != list(grids[0]) for grid in grids):
-        raise StudyError(f"{source}: grid: all of the list must name the same parameters, in order")
+        raise StudyError(
+            f"{source}: grid: all grids must have the same parameters, in the same order"
+        )
     return grids
 
 
@@ -231,11 +232,11 @@ def points(grids: list[dict[str, list]], fixed: Collection[str] = ()) -> list[di
     """Every combination of each grid's values, once.
 
     Args:
-        grids: the values that each parameter takes.
-        fixed: parameters that are no dimension, such as those that SET sets.
+        grids: the values of each parameter.
+        fixed: parameters that are not varied, such as those set by SET.
 
     Returns:
-        One empty point where there is no grid.
+        A single empty point if there is no grid.
     """
     combinations = []
     for grid in grids:
@@ -269,7 +270,7 @@ def parse_overrides(text: str) -> dict:
     """ "epochs=3 ks=[1,10]" as a dictionary; values are YAML.
 
     Raises:
-        StudyError: a piece is not `key=value`.
+        StudyError: a part is not `key=value`.
     """
     changes = {}
     for piece in text.split():
@@ -286,19 +287,19 @@ def parse_overrides(text: str) -> dict:
 
 
 def _read_yaml(path: Path, root: Path) -> tuple[str, dict]:
-    """What error messages call a file, and its content."""
+    """A file's name for error messages, and its content."""
     source = path.relative_to(root).as_posix()
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise StudyError(f"{source}: must hold lines of the form `key: value`")
+        raise StudyError(f"{source}: must contain lines of the form `key: value`")
     if path.name != SHARED:
         for key in (*params.DATA, "unseen"):
             if key in content:
                 raise StudyError(
-                    f"{source}: {key} belongs into {SHARED}: all architectures of a study see the "
-                    "same images"
+                    f"{source}: {key} belongs in {SHARED}, because all architectures of a study "
+                    "use the same images"
                 )
     return source, content

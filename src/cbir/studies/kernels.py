@@ -1,4 +1,4 @@
-"""Kernels of notebooks: the next notebook's kernel starts, and imports, while another one runs."""
+"""Notebook kernels: the next kernel starts and runs its imports while another notebook runs."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ class Kernel:
     """
 
     def __init__(self, notebook: Path, log: Path, root: Path):
-        # These take long to import, and few commands start a kernel.
+        # These imports are slow, and few commands start a kernel.
         from jupyter_client import AsyncKernelManager, BlockingKernelClient
         from jupyter_core.utils import run_sync
 
@@ -32,12 +32,12 @@ class Kernel:
         self._client.execute(_imports(notebook), silent=True)
 
     def stop(self) -> None:
-        """End the kernel at once, whatever it does."""
+        """Stop the kernel immediately."""
         self._client.stop_channels()
         self._run_sync(self._end)()
 
     async def _end(self) -> None:
-        # After an interruption, what waits for the kernel's answers would complain of its death.
+        # After an interruption, tasks that wait for replies would report the kernel's death.
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -51,7 +51,7 @@ def start_ahead(notebook: Path, log: Path, root: Path) -> None:
 
 
 def take(notebook: Path, log: Path, root: Path) -> Kernel:
-    """The kernel that waits for a notebook, or a new one. Kernels that wait for others end."""
+    """Return the kernel that waits for a notebook, or a new one; stop all other waiting kernels."""
     wanted = [kernel for kernel in _waiting if kernel.place == (notebook, log, root)]
     for kernel in wanted[:1]:
         _waiting.remove(kernel)
@@ -60,7 +60,7 @@ def take(notebook: Path, log: Path, root: Path) -> Kernel:
 
 
 def stop_waiting() -> None:
-    """End all kernels that wait."""
+    """Stop all waiting kernels."""
     while _waiting:
         _waiting.pop().stop()
 

@@ -1,4 +1,4 @@
-"""The plan of a report: what is up to date, what would run and for how long, what is downloaded."""
+"""The plan of a report: what is up to date, what would run and how long, what is downloaded."""
 
 from cbir import StudyError, project_root
 from cbir.cache import backend, is_current, keras_home
@@ -13,14 +13,14 @@ from cbir.studies.configs import RunConfig
 from cbir.studies.params import PARAMETERS, PLACED
 from cbir.studies.study import Study, run_key
 
-# To start a notebook, draw its figures and write its page.
+# The time to start a notebook, draw its figures and write its page.
 NOTEBOOK_SECONDS = 25
-# Embeddings of masked images that test the explanations of a network.
+# The number of masked images that are embedded to test a network's explanations.
 MASKED_IMAGES = 2_500
 
 
 def describe(study: Study) -> str:
-    """The plan as lines of text; nothing is made or downloaded for it."""
+    """The plan as lines of text; computes and downloads nothing."""
     images, n_train, n_images = _describe_images(study.data)
     are_images_cached = is_cached(**study.data)
     first = study.runs[0].parameters
@@ -48,16 +48,14 @@ def describe(study: Study) -> str:
         lines.append(f"  {state}")
     if total:
         total += len(study.pages) * NOTEBOOK_SECONDS
-    lines += ["", f"about {duration(total)} in all"]
+    lines += ["", f"about {duration(total)} in total"]
     if total:
-        lines[-1] += (
-            " on two cores without a GPU, a rough estimate; less where trainings are cached"
-        )
+        lines[-1] += " on two cores without a GPU (a rough estimate; less if trainings are cached)"
     return "\n".join(lines)
 
 
 def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, bool]:
-    """What becomes of a run, and whether it would run."""
+    """The state of a run in words, and whether it would run."""
     if run.architecture not in study.chosen:
         return "left out", False
     if missing := weights.missing(*run.weights):
@@ -66,7 +64,7 @@ def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, 
         weights.find(*run.weights)
     except StudyError as error:
         return f"cannot run: {error}", False
-    # The key holds the fingerprint of the images, which only cached images have.
+    # The key contains the fingerprint of the images, which only cached images have.
     if are_images_cached and is_current(study.folder / run.architecture, run_key(study, run)):
         return "up to date", False
     return "will run", True
@@ -81,9 +79,9 @@ def _unlike_defaults(parameters: dict) -> str:
 
 
 def _describe_images(data: dict) -> tuple[str, int, int]:
-    """The images without reading them: in words, about how many train, and about how many in all.
+    """The images in words, and the approximate numbers of training images and of all images.
 
-    They are counted in their folder, where they stand in one.
+    Images in a folder are counted, but not read.
     """
     name = data["dataset"]
     folder = project_root() / dataset_folder(name)
@@ -92,7 +90,7 @@ def _describe_images(data: dict) -> tuple[str, int, int]:
     elif name == "cifar10" and not folder.is_dir():
         is_downloaded = any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive"))
         description = "will be downloaded by Keras (about 170 MB)"
-        description = "downloaded by Keras before" if is_downloaded else description
+        description = "already downloaded by Keras" if is_downloaded else description
         n_train, n_images = 45_000, 60_000
     else:
         pictures = list_folder(folder)
@@ -104,12 +102,12 @@ def _describe_images(data: dict) -> tuple[str, int, int]:
 
 
 def _estimate(run: RunConfig, n_train: int, n_images: int, frozen: set[tuple]) -> float:
-    """Seconds that a run takes if nothing of it is cached.
+    """Seconds that a run takes if none of its steps is cached.
 
     Args:
-        run: one of the study's.
-        n_train, n_images: as `_describe_images` gives them.
-        frozen: frozen backbones whose features a run before has made; the run's own joins them.
+        run: a run of the study.
+        n_train, n_images: as from `_describe_images`.
+        frozen: frozen backbones whose features an earlier run computes; this run's is added.
     """
     if run.is_baseline:
         return NOTEBOOK_SECONDS

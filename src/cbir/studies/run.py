@@ -20,10 +20,10 @@ LARGEST_PAGE = 8_000_000  # bytes
 
 
 def bring_up_to_date(study: Study) -> bool:
-    """Bring a study's report up to date; whether all chosen architectures and pages succeeded.
+    """Bring a study's report up to date; return whether all chosen runs and pages succeeded.
 
-    index.html is written as soon as all architectures have run. A page that fails after it leaves
-    it as it is.
+    index.html is written as soon as all architectures have run. A later page that fails does not
+    change it.
     """
     _check_writable(study)
     try:
@@ -69,7 +69,7 @@ def _run_all(study: Study) -> bool:
             print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
     if failed:
         names = ", ".join(failed)
-        print(f"failed: {names}; their pages and logs beside {index} say why", file=sys.stderr)
+        print(f"failed: {names}; see their pages and logs beside {index}", file=sys.stderr)
     elif not has_run:
         print(f"nothing to do: {index} is up to date")
     return not failed
@@ -81,12 +81,12 @@ def _check_writable(study: Study) -> None:
         tempfile.TemporaryFile(dir=study.folder).close()
     except OSError as error:
         raise StudyError(
-            f"cannot write into {study.folder} ({error.strerror}): make it writable and run again"
+            f"cannot write to {study.folder} ({error.strerror}): make it writable and run again"
         ) from None
 
 
 def _check_images(study: Study) -> None:
-    """Read the images, say what they are, and refuse protocols that they cannot serve."""
+    """Read the images, describe them, and reject protocols that do not fit them."""
     dataset = study.dataset
     print(
         f"{study.name}: {len(dataset.gallery):,} gallery images, "
@@ -102,15 +102,15 @@ def _check_images(study: Study) -> None:
 
 
 def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
-    """Bring an architecture's run up to date: its key, and whether it ran just now.
+    """Bring an architecture's run up to date; return its key, and whether it was executed.
 
     Raises:
-        StudyError: it has no results: it failed, or is not among the chosen ones.
+        StudyError: it has no results, because it failed or was not chosen.
     """
     name, page = run.architecture, Page(run.architecture, run.notebook)
     is_chosen = name in study.chosen
     try:
-        # Without its weights it cannot have been run: they are not downloaded for its key alone.
+        # Without its weights, it cannot have run before, so they are not downloaded to get its key.
         if not is_chosen and weights.missing(*run.weights):
             raise StudyError("not run")
         key = run_key(study, run)
@@ -153,26 +153,26 @@ def _inputs(
     names = [run.architecture for run in study.runs]
     parameters = {"study": study.name, "architectures": names, "missing": missing}
     if page.name == "metrics":
-        # One ranking is enough to show what definitions do.
+        # One ranking is enough to show how definitions differ.
         run_keys = dict(list(run_keys.items())[:1])
         parameters = {"study": study.name, "architecture": "".join(run_keys)}
     return notebook_key(page.name, page.notebook, parameters, [*run_keys.values()]), parameters
 
 
 def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
-    """Run a notebook, write its page, and mark its folder as finished; the seconds that it took.
+    """Run a notebook, write its page, and mark its folder as finished; return the seconds it took.
 
     Args:
-        key: of what the notebook makes.
+        key: the key of the notebook's results.
         given: the notebook's parameters.
-        about: what else the folder's manifest says.
+        about: further content of the folder's manifest.
 
     Raises:
-        StudyError: the notebook failed; its page shows how far it came.
+        StudyError: the notebook failed; its page shows the output up to the failure.
     """
     folder = study.folder / page.folder
     folder.mkdir(exist_ok=True)
-    # Without its mark the folder counts as unfinished, whatever it holds.
+    # Without a manifest, the folder counts as unfinished, whatever it contains.
     (folder / MANIFEST).unlink(missing_ok=True)
     print(f"{page.name}: running {page.notebook.relative_to(study.root)}", flush=True)
     started = time.perf_counter()
@@ -193,12 +193,12 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
 
 
 def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None:
-    """Run a notebook with papermill; its prints go to the terminal, all output to a log beside it.
+    """Run a notebook with papermill; print its standard output, and log all output beside it.
 
     Raises:
-        StudyError: it failed, with the reason in one line.
+        StudyError: the notebook failed; the message is the reason, in one line.
     """
-    # These take seconds to import, here and below: a study that is up to date needs none of them.
+    # Slow imports, here and below: a study that is up to date needs none of them.
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -218,10 +218,10 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
             raise KeyboardInterrupt from None
         reason = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
         reason = reason.removeprefix("StudyError: ")
-    except Exception as error:  # a kernel that dies is reported in many ways
+    except Exception as error:  # The death of a kernel is reported in many ways.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         if "Kernel died" in reason:
-            reason += " (perhaps for want of memory: lower batch_size or input_size)"
+            reason += " (possibly out of memory: lower batch_size or input_size)"
     finally:
         kernel.stop()
     if executed.exists():
@@ -231,12 +231,12 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
 
 
 def _kernel_of(study: Study, page: Page) -> tuple[Path, Path, Path]:
-    """A page's notebook, the log of its kernel, and where the kernel works."""
+    """A page's notebook, the log of its kernel, and the kernel's working directory."""
     return page.notebook, study.folder / f"{page.name}.stderr.log", study.root
 
 
 def _following(study: Study, page: Page) -> Page | None:
-    """The page whose notebook runs next: an unfinished run's, or one about all runs."""
+    """The page whose notebook runs next: that of an unfinished run, or one about all runs."""
     pages = [*study.pages, None]
     for run in reversed(study.runs):
         is_finished = (study.folder / run.architecture / MANIFEST).exists()
@@ -246,7 +246,7 @@ def _following(study: Study, page: Page) -> Page | None:
 
 
 def _write_note(study: Study, page: Page, reason: str) -> None:
-    """Write a page that has no results to show, but the reason."""
+    """Write a page that says why there are no results."""
     import nbformat
 
     (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
@@ -264,7 +264,7 @@ def _write_page(study: Study, page: Page) -> None:
     write_page(executed, path, report=study.name, title=title, links=study.links)
     if (size := path.stat().st_size) > LARGEST_PAGE:
         print(
-            f"warning: {path.relative_to(study.root)} has {size / 1e6:.1f} MB, above "
-            f"{LARGEST_PAGE / 1e6:.0f}: browsers and mail may refuse it",
+            f"warning: {path.relative_to(study.root)} has {size / 1e6:.1f} MB, more than "
+            f"{LARGEST_PAGE / 1e6:.0f} MB: browsers and mail servers may reject it",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""A study as the command line asks for it: its images, its runs, its pages and their keys."""
+"""A study as requested on the command line: its images, its runs, its pages and their keys."""
 
 import functools
 import itertools
@@ -20,7 +20,7 @@ INDEX = {"comparison": "Image retrieval compared", "grid": "Image retrieval, poi
 DEEPER = {
     "failures": "What goes wrong",
     "explanations": "Why two images match",
-    "feedback": "What relevance feedback brings",
+    "feedback": "What relevance feedback gains",
     "metrics": "What mAP@k means",
 }
 
@@ -30,7 +30,7 @@ class Page:
     """A page of a report.
 
     Attributes:
-        name: of the executed notebook and its log in the report's folder.
+        name: name of the executed notebook and its log in the report's folder.
         notebook: the notebook's path in the project.
     """
 
@@ -39,7 +39,7 @@ class Page:
 
     @property
     def folder(self) -> str:
-        """The folder whose manifest says what the page was made from."""
+        """The folder whose manifest records what the page was made from."""
         return "index" if self.name in INDEX else self.name
 
     @property
@@ -58,10 +58,10 @@ class Study:
     """A study, read and checked.
 
     Attributes:
-        name: of the folder in reports/; that of a trial ends in "-trial".
+        name: name of the folder in reports/; that of a trial ends in "-trial".
         runs: every architecture of the study.
         chosen: the architectures to bring up to date.
-        command: the command that makes the report of all architectures.
+        command: the command that makes the report for all architectures.
         root: the project's folder.
     """
 
@@ -77,7 +77,7 @@ class Study:
 
     @property
     def data(self) -> dict:
-        """The parameters that decide its images."""
+        """The parameters that determine its images."""
         return {key: self.runs[0].parameters[key] for key in params.DATA}
 
     @functools.cached_property
@@ -86,7 +86,7 @@ class Study:
         return load_dataset(**self.data)
 
     def command_for(self, architectures: Collection[str]) -> str:
-        """The command that makes the results of these architectures, whatever made them before."""
+        """The command that makes the results of these architectures."""
         if all(run.architecture in architectures for run in self.runs):
             return self.command
         names = []
@@ -98,7 +98,7 @@ class Study:
 
     @property
     def pages(self) -> list[Page]:
-        """The pages about all runs, index.html first; those whose notebooks the project has."""
+        """The pages about all runs whose notebooks exist, index.html first."""
         is_grid = any(run.parameters["variant"] for run in self.runs)
         names = ["grid" if is_grid else "comparison", *DEEPER]
         pages = [Page(name, self.root / "notebooks" / f"{name}.ipynb") for name in names]
@@ -116,17 +116,17 @@ class Study:
 def open_study(
     root: Path, study: str, architectures: str = "", dataset: str = "", overrides: str = ""
 ) -> Study:
-    """Read a study's files and check them, before any work.
+    """Read and check a study's files, before any work starts.
 
     Args:
         root: the project's folder.
-        study: a folder in params/; empty for digits, or for folder where `dataset` is given.
-        architectures: names separated by spaces, of files or of points of a grid; empty for all.
-        dataset: a folder of pictures that replaces the study's own; empty for these.
+        study: a folder in params/; empty for `digits`, or for `folder` if `dataset` is given.
+        architectures: names of files or of points of a grid, separated by spaces; empty for all.
+        dataset: a folder of pictures that replaces those of the study; empty to keep these.
         overrides: "key=value key=value", for a trial.
 
     Raises:
-        StudyError: the study, an architecture or a parameter is not known or does not fit.
+        StudyError: the study, an architecture or a parameter is unknown or does not fit.
     """
     study = study or ("folder" if dataset else "digits")
     name = study
@@ -141,8 +141,8 @@ def open_study(
     for run in runs:
         if run.architecture in ("index", *INDEX, *DEEPER):
             raise StudyError(
-                f"params/{study}/{run.file}.yaml: another page of the report is called "
-                f"{run.file}: rename the file"
+                f"params/{study}/{run.file}.yaml: the report already has a page called {run.file}: "
+                "rename the file"
             )
     chosen = _choose(runs, architectures.split(), study)
     _check_overrides(overrides, [run for run in runs if run.architecture in chosen])
@@ -153,12 +153,12 @@ def open_study(
 
 
 def _choose(runs: list[configs.RunConfig], names: list[str], study: str) -> list[str]:
-    """The architectures that names of files or of points of a grid stand for; all without names."""
+    """The architectures selected by names of files or of points of a grid; all without names."""
     files = dict.fromkeys(run.file for run in runs)
     for name in names:
         if not any(name in (run.file, run.architecture) for run in runs):
             raise StudyError(
-                f"unknown architecture {name!r}: params/{study}/ has {', '.join(files)}"
+                f"unknown architecture {name!r}: params/{study}/ contains {', '.join(files)}"
             )
     return [
         run.architecture
@@ -168,9 +168,9 @@ def _choose(runs: list[configs.RunConfig], names: list[str], study: str) -> list
 
 
 def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
-    """Raise StudyError where SET changes a parameter that none of the chosen runs uses.
+    """Raise StudyError if SET changes a parameter that none of the chosen runs uses.
 
-    A trial of baselines alone ignores parameters of networks, as a study's files do.
+    A trial with only baselines ignores parameters of networks, as a study's files do.
     """
     if all(run.is_baseline for run in chosen):
         return
@@ -179,8 +179,8 @@ def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
                 and (run.is_baseline or key not in params.unused(run.parameters))]  # fmt: skip
         if not used:
             names = ", ".join(run.architecture for run in chosen)
-            hint = f": where train is head, head_{key} decides" if key in params.NOT_OF_HEAD else ""
-            raise StudyError(f"SET: {key} changes nothing for {names}{hint}")
+            hint = f": if train is head, use head_{key}" if key in params.NOT_OF_HEAD else ""
+            raise StudyError(f"SET: {key} has no effect on {names}{hint}")
 
 
 def run_key(study: Study, run: configs.RunConfig) -> str:
@@ -193,7 +193,7 @@ def run_key(study: Study, run: configs.RunConfig) -> str:
 
 
 def notebook_key(step: str, notebook: Path, parameters: dict, reads: list[str]) -> str:
-    """The key of a notebook's page: the cells, the code that they run, and the templates too."""
+    """The key of a notebook's page: of its cells, the code that they run, and the templates."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     texts = ["".join(cell["source"]) for cell in cells]
     templates = (Path(__file__).parent.parent / "reporting" / "template").iterdir()
@@ -202,7 +202,7 @@ def notebook_key(step: str, notebook: Path, parameters: dict, reads: list[str]) 
 
 
 def git_state(root: Path) -> dict:
-    """The project's commit, and whether its files are as committed."""
+    """The project's commit, and whether the working tree is clean."""
     git = functools.partial(subprocess.check_output, cwd=root, text=True, stderr=subprocess.DEVNULL)
     try:
         commit = git(["git", "rev-parse", "HEAD"]).strip()
