@@ -82,7 +82,10 @@ def test_some_classes_are_searched_as_the_study_searched_them(engine, search):
     ("names", "message"),
     [
         (("nothing", ""), "no trained architecture in .*nothing: run `make report"),
-        (("tiny", "vgg16"), "no trained architecture 'vgg16' in reports/tiny: there are cnn, whi"),
+        (
+            ("tiny", "vgg16"),
+            "no trained architecture 'vgg16' in reports/tiny: choose from cnn, whi",
+        ),
     ],
 )
 def test_missing_run_is_an_error(finished_study, names, message):
@@ -159,7 +162,7 @@ def test_positive_examples_alone_are_the_query(finished_study, capfd):
 def test_feedback_weights_and_their_origin_are_printed(finished_study, capfd):
     arguments = ["--like", QUERY, "--study", "tiny", "--architecture", "cnn", "-k", "1"]
     _, out, _ = run(capfd, "search", *arguments)
-    origin = "(defaults: the study has not chosen any)"
+    origin = "(defaults, since the study has not chosen any)"
     assert out.splitlines()[0].endswith(f", weights: {Rocchio()} {origin}")
     engine = open_engine("tiny", "cnn")
     engine.__dict__["chosen_weights"] = weights = Rocchio(1, 2, 0.5)
@@ -223,7 +226,7 @@ def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path
     ("arguments", "message"),
     [
         (["search", "missing.png"], "no picture missing.png"),
-        (["search", QUERY, "--html", "no/such/folder.html"], "--html: there is no folder no/such"),
+        (["search", QUERY, "--html", "no/such/folder.html"], "--html: cannot write folder.html"),
         (["search", QUERY, "--gallery", "none"], "no gallery 'none': make one with `cbir index"),
         (["index", "missing"], "no folder .*missing"),
     ],
@@ -359,7 +362,7 @@ def test_unsafe_gallery_name_is_an_error(engine, folder, name):
 def test_gallery_name_of_another_folder_is_an_error(engine, folder, tmp_path):
     galleries.index_folder(folder, engine)
     write_pictures(tmp_path / "other" / "mine", classes=("circle",), count=1)
-    with pytest.raises(StudyError, match="gallery 'mine' holds .* another name .* --name"):
+    with pytest.raises(StudyError, match="gallery 'mine' contains .* another name .* --name"):
         galleries.index_folder(tmp_path / "other" / "mine", engine)
     assert galleries.index_folder(tmp_path / "other" / "mine", engine, "second")[0] == "second"
 

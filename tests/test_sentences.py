@@ -139,7 +139,7 @@ def test_the_verdict_names_who_is_ahead_and_by_how_much():
 def test_the_verdict_says_what_it_does_not_cover():
     runs = make_runs({"cnn": [0.5, 0.1], "vgg16": [0.6, 0.2]})
     text = sentences.verdict(tables.pairs(runs), runs)
-    assert "not that of the seed" in text
+    assert "but not the choice of the seed" in text
     assert "Holm" in text
 
 
@@ -181,7 +181,7 @@ def test_an_embedding_is_ahead_of_the_label_only_where_the_test_says_so(scores):
         means = uncertainty.intervals(pd.DataFrame(each))
         unrestricted, lookup = (tidy.number(means.loc[[way]]) for way in WAYS[:2])
         assert f"by embedding gives an mAP of {unrestricted}, " in text
-        assert f"probabilities alone {lookup}: " in text
+        assert f"probabilities {lookup}: " in text
 
 
 def lost_and_found(seeds: dict[int, tuple[list, list]]):
@@ -199,7 +199,7 @@ def test_lost_queries_are_counted_and_those_that_soft_wins_back():
     said = sentences.retrieval_or_classification({"cnn": run})
     assert "loses 3 of 5 queries (60.0 %)" in said
     assert "up to a total probability of 0.90 (25.0 % of the gallery on average)" in said
-    assert "reaches the true class of 2 of these queries" in said
+    assert "which contain the true class of 2 of these queries" in said
 
 
 def test_lost_queries_of_several_seeds_are_a_mean():
@@ -307,7 +307,7 @@ def test_a_run_is_described_by_its_own_numbers():
     assert said.startswith("**cnn** ranks the whole gallery of 5,000 images")
     assert "precision of 0.50 [" in said
     assert " It classifies 2 queries with an accuracy of 0.75 [0.50," in said
-    assert "and its training images with one of 1.000 [1.000,\u00a01.000]." in said
+    assert "and its training images with an accuracy of 1.000 [1.000,\u00a01.000]." in said
     assert "(means of 2 seeds)" in said
     assert "2.5 ms (median)" in said
     assert "3.0 MB" in said
@@ -362,7 +362,7 @@ def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
     run = result(rows([0.25, np.nan, 0.75], correct=1.0))
     said = sentences.describe_run(run)
     assert "precision of 0.50 [" in said
-    assert "Queries that have no relevant image in the gallery are left out: 1." in said
+    assert "Queries without a relevant image in the gallery were left out: 1." in said
     assert "left out" not in sentences.describe_run(result(rows([0.25, 0.75], correct=1.0)))
 
 
@@ -409,7 +409,7 @@ def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
     lead = np.mean(high) - np.mean(baseline)
     assert f"highest mAP, raw_pixels, is significantly behind vgg (difference {lead:.2f}" in text
     # 1,000 images a second, 3 MB for 5,000 of them.
-    assert "takes 1 ms and 600 bytes with vgg, 1 ms and 600 bytes with cnn." in text
+    assert "takes 1 ms and 600 bytes with vgg; 1 ms and 600 bytes with cnn." in text
     assert text.count(". ") == 3  # four sentences
 
 
@@ -439,7 +439,7 @@ def test_with_one_architecture_or_none_the_answer_says_so():
     assert "takes 1 ms and 600 bytes with cnn." in alone
     assert "nan" not in in_short({"cnn": [0.5]})
     none = in_short({"random": high, "raw_pixels": low}, baselines=2)
-    assert none == "No architecture has results, only baselines have."
+    assert none == "No architecture has results; only baselines do."
 
 
 def leaking_pairs(identical: list[int], near: list[int]) -> pd.DataFrame:
@@ -473,5 +473,5 @@ def leaking_pairs(identical: list[int], near: list[int]) -> pd.DataFrame:
 )
 def test_leaks_are_counted_in_words(identical, near, n_queries, words):
     sentence = sentences.describe_leaks(leaking_pairs(identical, near), n_queries)
-    limit = "Limit: a pixel distance of 0.08 (0: the same, 1.41: unrelated)."
-    assert sentence == f"Queries that are in the gallery, too: {words}. {limit}"
+    limit = "Limit: a pixel distance of 0.08 (0: identical, 1.41: unrelated)."
+    assert sentence == f"Queries that are also in the gallery: {words}. {limit}"

@@ -1,7 +1,7 @@
-"""Sentences of a report, made from its numbers, that claim no more than the numbers do.
+"""Sentences of a report, generated from its numbers, that claim no more than the numbers show.
 
-An architecture is said to be ahead of another one only where a paired test, corrected for the
-number of tests, finds a significant difference.
+An architecture is called ahead of another one only if a paired test, corrected for the number of
+tests, finds a significant difference.
 """
 
 import pandas as pd
@@ -15,26 +15,27 @@ from cbir.retrieval import uncertainty
 
 # What the numbers of a protocol mean, for readers of a report.
 PROTOCOL_TEXTS = {
-    "closed": "The protocol is `closed`, the paper's: the gallery holds the training images, and "
-    "the queries are test images of the same classes. It shows how well the network retrieves "
+    "closed": "The protocol is `closed`, as in the paper: the gallery contains training images, "
+    "and the queries are test images of the same classes. It shows how well the network retrieves "
     "images that it was trained on.",
     "held_out_gallery": "The protocol is `held_out_gallery`: gallery and queries are test images, "
     "none of which the network was trained on. A query is never among its own results.",
     "unseen_classes": "The protocol is `unseen_classes`: some classes are left out of training. "
     "The queries are test images of these classes, and the gallery holds the training images of "
-    "all classes. It shows whether an embedding knows more than the classes of its training.",
-    "hashing_1k": "The protocol is `hashing_1k`, that of the deep-hashing literature: 100 queries "
-    "per class, all other images as gallery, and 500 images per class for training, of which some "
-    "are kept for validation.",
+    "all classes. It shows whether an embedding generalises to classes that it was not trained on.",
+    "hashing_1k": "The protocol is `hashing_1k`, as in the deep-hashing literature: 100 queries "
+    "per class, all other images as gallery, and 500 images per class for training, some of which "
+    "are held out for validation.",
 }
 # What the vector of a baseline is, for readers of a report.
 BASELINE_TEXTS = {
-    "random": "A random vector for each image, whatever it shows.",
-    "raw_pixels": "The pixel values themselves, minus their mean in the image.",
-    "hand_crafted": "A colour histogram and histograms of oriented gradients (HOG), half each.",
+    "random": "Each image gets a random vector, independent of its content.",
+    "raw_pixels": "The vector of an image consists of its pixel values, minus their mean.",
+    "hand_crafted": "The vector of an image combines a colour histogram and histograms of oriented "
+    "gradients (HOG), with equal weight.",
 }
-# mAP over the whole ranking of binary codes, as their own tables give it. Each figure is shown only
-# beside the protocol that it was measured under.
+# mAP over the whole ranking of binary codes, as published. Each figure is shown only for the
+# protocol under which it was measured.
 PUBLISHED_MAP = {
     "closed": "GreedyHash .944 in its paper, .932 in DeepHash-pytorch's run (10,000 queries, "
     "50,000 training images as gallery).",
@@ -43,12 +44,12 @@ PUBLISHED_MAP = {
 }
 # What the tests of the comparison cover.
 SCOPE = (
-    "Intervals are 95 % percentile bootstraps over the queries. p is that of a paired permutation "
-    "test on the queries, after Holm's correction for all pairs of the table. Both cover the "
-    "choice of queries, not that of the seed: other seeds, training settings or images may order "
-    "the architectures differently."
+    "Intervals are 95 % percentile bootstrap intervals over the queries. p is the p-value of a "
+    "paired permutation test on the queries, after Holm's correction for all pairs of the table. "
+    "Both cover the choice of queries, but not the choice of the seed: with other seeds, training "
+    "settings or images, the order of the architectures may differ."
 )
-# What architectures are to a baseline, by the outcome of the test.
+# How architectures compare with a baseline, by the outcome of the test.
 OUTCOMES = {
     "win": "significantly ahead of it",
     "tie": "not significantly different from it",
@@ -57,12 +58,12 @@ OUTCOMES = {
 
 
 def protocol(name: str) -> str:
-    """What a protocol means for whoever reads its numbers."""
+    """The explanation of a protocol for readers of a report."""
     return PROTOCOL_TEXTS[name]
 
 
 def in_short(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """The answer in short: who has the highest mAP, what training brought, what images cost.
+    """The answer in short: the highest mAP, the gain over the baselines, and the cost per image.
 
     Args:
         points: from `tables.quality_and_cost`.
@@ -71,13 +72,13 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     ordered = points.sort_values("value", ascending=False, kind="stable")
     trained, baselines = ordered[~ordered["is_baseline"]], ordered[ordered["is_baseline"]]
     if trained.empty:
-        return "No architecture has results, only baselines have."
+        return "No architecture has results; only baselines do."
     first, *others = trained.index
     tied = [name for name in others if not _pair_of(pairs, first, name).is_significant]
     different = [name for name in others if name not in tied]
     relations = [_relation(pairs, first, name) for name in [*tied, *different[:1]]]
     if further := different[1:]:
-        relations.append(f"significantly different from {', '.join(further)} too")
+        relations.append(f"significantly different from {', '.join(further)}")
     rivals = f"It is {'; '.join(relations)}." if others else "No other architecture has results."
     sentences = [f"**{first}** has the highest mAP, {estimates.from_row(trained.iloc[0])}.", rivals]
     for baseline in baselines.index[:1]:
@@ -91,7 +92,7 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
         f"{row['milliseconds']:.3g} ms and {row['bytes']:,.0f} bytes with {name}"
         for name, row in trained.loc[shown].iterrows()
     ]
-    sentences.append(f"Embedding and storing an image takes {', '.join(costs)}.")
+    sentences.append(f"Embedding and storing an image takes {'; '.join(costs)}.")
     return " ".join(sentences)
 
 
@@ -139,7 +140,7 @@ def cheapest(costs: pd.DataFrame) -> str:
         f"{row}: {name} ({trained.loc[row, name]:,.{tables.COSTS[row]}f})"
         for row, name in best.items()
     ]
-    return f"The lowest cost of each kind, measured once: {'; '.join(parts)}."
+    return f"The lowest costs, each measured once: {'; '.join(parts)}."
 
 
 def describe_run(run: Run) -> str:
@@ -159,11 +160,12 @@ def describe_run(run: Run) -> str:
         training_accuracy = estimates.from_row(summary["training_accuracy"])
         sentences.append(
             f"It classifies {images['queries']:,} queries with an accuracy of "
-            f"{quality['accuracy']}, and its training images with one of {training_accuracy}."
+            f"{quality['accuracy']}, and its training images with an accuracy of "
+            f"{training_accuracy}."
         )
     if n_left_out := images["queries"] - n_scored:
         sentences.append(
-            f"Queries that have no relevant image in the gallery are left out: {n_left_out:,}."
+            f"Queries without a relevant image in the gallery were left out: {n_left_out:,}."
         )
     sentences.append(
         f"A query takes {speed['query_milliseconds']:.1f} ms (median), and the embeddings of the "
@@ -204,8 +206,8 @@ def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """What the embedding adds to the predicted class probabilities."""
     means = uncertainty.intervals(scores).apply(estimates.from_row, axis=1)
     return (
-        f"ranking the whole gallery by embedding gives an mAP of {means['unrestricted']}, ranking "
-        f"it by predicted class probabilities alone {means['label_lookup']}: unrestricted is "
+        f"ranking the whole gallery by embedding gives an mAP of {means['unrestricted']}, and "
+        f"ranking it by predicted class probabilities {means['label_lookup']}: unrestricted is "
         f"{_relation(pairs, 'unrestricted', 'label_lookup')}."
     )
 
@@ -218,16 +220,16 @@ def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
     mass = estimates.span([chosen["mass"] for chosen in run.summary["calibrations"].values()], 2)
     return (
         f"Searching only the predicted class loses {n_wrong} of {counts['queries']:,} queries "
-        f"({percentage(1 - counts['right'] / counts['queries'])}{of_seeds}), whose class is "
-        f"predicted wrongly. The soft search takes the likeliest classes up to a total probability "
-        f"of {mass} ({percentage(counts['searched'])} of the gallery on average) and reaches the "
-        f"true class of {counts['won back']:,.{digits}f} of these queries: soft is "
-        f"{_relation(pairs, 'soft', 'predicted_class')}."
+        f"({percentage(1 - counts['right'] / counts['queries'])}{of_seeds}), because their class "
+        f"is predicted wrongly. The soft search includes the most probable classes up to a total "
+        f"probability of {mass} ({percentage(counts['searched'])} of the gallery on average), "
+        f"which contain the true class of {counts['won back']:,.{digits}f} of these queries: soft "
+        f"is {_relation(pairs, 'soft', 'predicted_class')}."
     )
 
 
 def unseen(runs: dict[str, Run]) -> str:
-    """Does an embedding know more than the classes it was trained on? A line per architecture."""
+    """Does an embedding generalise to classes it was not trained on? A line per architecture."""
     scores = {
         name: tables.average_precision(run, "unrestricted", "unseen_classes")
         for name, run in runs.items()
@@ -259,22 +261,22 @@ def published(runs: dict[str, Run]) -> str:
         for name, figures in PUBLISHED_MAP.items()
         if dataset == "cifar10" and name in protocols
     ]
-    heading = "Published under the same protocol: mAP over the whole ranking of binary codes:\n"
+    heading = "Published mAP over the whole ranking of binary codes, under the same protocol:\n"
     return "\n".join([heading, *lines]) if lines else ""
 
 
 def without_results(missing: list[str]) -> str:
-    """The architectures that have no results, with the reason; empty where there are none."""
+    """The architectures without results, with the reason; empty if there are none."""
     lines = [line.partition(":")[::2] for line in missing]
     return "\n".join(f"- **{name}** has no results:{reason}" for name, reason in lines)
 
 
 def describe_leaks(pairs: pd.DataFrame, n_queries: int) -> str:
-    """How many queries are in the gallery too; a query with pairs of both kinds is identical.
+    """How many queries are also in the gallery; a query with pairs of both kinds is identical.
 
     Args:
         pairs: from `leaks.audit`.
-        n_queries: the number of queries that were looked for.
+        n_queries: the number of queries that were checked.
     """
     n_leaking = pairs["query"].nunique()
     n_identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
@@ -286,12 +288,12 @@ def describe_leaks(pairs: pd.DataFrame, n_queries: int) -> str:
             f"{n_leaking:,} of {n_queries:,} ({text}); with identical pixels: {n_identical:,}, "
             f"near-duplicates: {n_leaking - n_identical:,}"
         )
-    limit = f"Limit: a pixel distance of {leaks.PIXEL_DISTANCE:g} (0: the same, 1.41: unrelated)."
-    return f"Queries that are in the gallery, too: {count}. {limit}"
+    limit = f"Limit: a pixel distance of {leaks.PIXEL_DISTANCE:g} (0: identical, 1.41: unrelated)."
+    return f"Queries that are also in the gallery: {count}. {limit}"
 
 
 def p_value(p: float) -> str:
-    """A p-value as it stands in a sentence."""
+    """A p-value for use in a sentence."""
     text = str(PValue(p))
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
@@ -308,7 +310,7 @@ def _pair_of(pairs: pd.DataFrame, one: str, other: str):
 
 
 def _relation(pairs: pd.DataFrame, name: str, other: str) -> str:
-    """Where one of a pair stands beside the other, with the difference and its p-value."""
+    """How one of a pair compares with the other, with the difference and its p-value."""
     pair = _pair_of(pairs, name, other)
     relation = "not significantly different from"
     if pair.is_significant:

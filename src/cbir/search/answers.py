@@ -18,7 +18,7 @@ from cbir.retrieval.feedback import refine
 from cbir.search.engine import Engine, Gallery
 
 STDIN = "-"
-# How many classes a prediction names with their probabilities.
+# The number of classes that a prediction lists with their probabilities.
 NAMED_CLASSES = 3
 
 
@@ -27,7 +27,7 @@ class Picture:
     """A query: a picture and what the network computes from it.
 
     Attributes:
-        name: its path, or a description where it is not a file.
+        name: its path, or a description if it is not a file.
         image: (size, size, 3) uint8, as the network sees it.
         vector: (d,) float32 of unit length, its embedding.
         probabilities: (n_classes,) float32 predicted class probabilities.
@@ -44,9 +44,9 @@ class Result:
     """A gallery image returned for a query.
 
     Attributes:
-        rank: from 1 on.
+        rank: starting at 1.
         similarity: cosine similarity to the query, from -1 to 1.
-        label: name of its class; in a gallery without classes, of its predicted class.
+        label: name of its class, or of its predicted class in a gallery without classes.
         name: unique in the gallery, such as its path.
         position: in the gallery.
         image: (size, size, 3) uint8.
@@ -68,7 +68,7 @@ class Answer:
         picture: the query.
         probabilities: by class name, the most probable class first.
         results: the most similar first.
-        label_kind: what the results' labels are, "class" or "predicted class".
+        label_kind: the kind of the results' labels, "class" or "predicted class".
     """
 
     picture: Picture
@@ -132,7 +132,7 @@ def picture_of_query(engine: Engine, query: int) -> Picture:
 
 
 def mean_picture(pictures: list[Picture]) -> Picture:
-    """The mean of positive examples: the query where no picture is given."""
+    """The mean of positive examples, which is the query if no picture is given."""
     vector = np.mean([picture.vector for picture in pictures], axis=0)
     return Picture(
         ", ".join(picture.name for picture in pictures),
@@ -160,7 +160,7 @@ def search(
         gallery: the gallery to search.
         picture: the query.
         k: the number of results.
-        search: a way of searching, a name in `engine.SEARCHES`.
+        search: a name in `engine.SEARCHES`.
         positive, negative: (n, d) float32 embeddings of positive and negative examples, weighted
             by `Engine.feedback_weights`.
         left_out: gallery positions that are not returned, such as the query itself.
@@ -187,7 +187,7 @@ def data_url(image: np.ndarray) -> str:
 
 
 def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
-    """Name and file of every picture that the arguments stand for."""
+    """Yield name and file of every picture that the arguments name."""
     for argument in arguments:
         if argument == STDIN:
             yield "standard input", io.BytesIO(sys.stdin.buffer.read())
@@ -198,7 +198,7 @@ def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
         elif path.exists():
             files = [path]
         else:
-            # The shell passes on a pattern that is quoted or matches nothing.
+            # The shell does not expand a pattern that is quoted or matches nothing.
             matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
             files = [file for file in matches if file.is_file()]
         if not files:

@@ -11,7 +11,7 @@ from cbir import StudyError
 from cbir.cache import write_text
 from cbir.progress import describe_skipped
 
-# How many of a study's classes are named.
+# The maximum number of a study's classes that are listed.
 MOST_CLASSES = 10
 # Side of the pictures on an HTML page, in pixels.
 THUMBNAIL = 96
@@ -22,18 +22,17 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     search = commands.add_parser(
         "search",
         help="find the gallery images that are most similar to your pictures",
-        description="Predict the class of your own pictures, and find the images most similar to "
-        "them in the gallery of a study or in a folder that `cbir index` has embedded. "
-        "The results contain neither the picture itself nor a picture given with --like or "
-        "--unlike.",
+        description="Predict the class of your own pictures, and find the most similar images in "
+        "the gallery of a study or in a folder embedded by `cbir index`. The results contain "
+        "neither the picture itself nor pictures given with --like or --unlike.",
         epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
         "-k 5 --html results.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
     )
     index = commands.add_parser(
         "index",
-        help="embed a folder of your own pictures, to be searched with `search --gallery`",
-        description="Embed a folder of pictures with a trained network of a study. A second run "
-        "embeds only new and changed pictures, and removes deleted ones from the gallery.",
+        help="embed a folder of your own pictures for `search --gallery`",
+        description="Embed a folder of pictures with a trained network of a study. If the folder "
+        "was embedded before, embed only new and changed pictures, and remove deleted ones.",
     )
     # fmt: off
     for command in (search, index):
@@ -48,7 +47,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     search.add_argument("--within", choices=("predicted_class", "soft"),
         help="search only the predicted class, or only the most probable classes")
     search.add_argument("--gallery", default="", metavar="NAME",
-        help="search a folder that `cbir index` has embedded (default: the gallery of the study)")
+        help="search a folder embedded by `cbir index` (default: the gallery of the study)")
     search.add_argument("--like", nargs="+", default=[], metavar="PICTURE",
         help="positive examples: the query moves towards them")
     search.add_argument("--unlike", nargs="+", default=[], metavar="PICTURE",
@@ -57,7 +56,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     search.add_argument("--json", action="store_true", help="print JSON instead of tables")
     search.set_defaults(run=run_search, usage_error=search.error)
     index.add_argument("folder", metavar="FOLDER", type=Path,
-        help="a folder of pictures and folders of them")
+        help="a folder with pictures, at any depth")
     index.add_argument("--name", default="", metavar="NAME",
         help="name of the gallery (default: the name of the folder)")
     index.set_defaults(run=run_index)
@@ -66,12 +65,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _positive_integer(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer of 1 or more, not {text!r}")
     return int(text)
 
 
 def run_search(arguments: argparse.Namespace) -> bool:
-    """Print the results for each picture; False where no picture could be read.
+    """Print the results for each picture; return False if no picture could be read.
 
     Raises:
         StudyError: a picture, study or gallery does not exist.
@@ -81,7 +80,9 @@ def run_search(arguments: argparse.Namespace) -> bool:
         arguments.usage_error("nothing to search for: give a PICTURE, or --like PICTURE")
     html = arguments.html
     if html and not html.absolute().parent.is_dir():
-        raise StudyError(f"--html: there is no folder {html.parent} to write {html.name} into")
+        raise StudyError(
+            f"--html: cannot write {html.name}: the folder {html.parent} does not exist"
+        )
     # Progress lines must not mix with JSON.
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         engine, gallery = _open(arguments)
@@ -146,8 +147,8 @@ def _open(arguments: argparse.Namespace):
         used = getattr(engine.run, option)
         if getattr(arguments, option) not in ("", used):
             raise StudyError(
-                f"the gallery {arguments.gallery!r} was made with the {option} {used}: leave out "
-                f"--{option}, or index the folder again under another --name"
+                f"the gallery {arguments.gallery!r} was made with the {option} {used}: omit "
+                f"--{option}, or index the folder again with another --name"
             )
     return engine, gallery
 
@@ -206,11 +207,11 @@ def text_table(answer) -> str:
 
 
 def html_page(answers: list, skipped: list[str], heading: str) -> str:
-    """An HTML page of `answers.Answer` objects that loads nothing else.
+    """A self-contained HTML page of `answers.Answer` objects.
 
     Args:
         skipped: "name: reason" of each unreadable picture.
-        heading: one line that says what was searched.
+        heading: one line that describes the search.
     """
     from cbir.reporting.display import TEMPLATES
     from cbir.search.answers import data_url

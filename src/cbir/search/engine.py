@@ -1,7 +1,7 @@
 """A finished study as a search engine: its trained network and its gallery.
 
-An engine uses what the report has left on disk. It trains nothing and embeds no image of the study
-again, and it works after later changes of the code.
+An engine reads the files of a report. It neither trains networks nor embeds the study's images
+again, and it still works after changes to the code.
 """
 
 import functools
@@ -19,7 +19,7 @@ from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained
 from cbir.retrieval import ranking, searches
 from cbir.retrieval.feedback import Rocchio
 
-# Ways of searching that need not know the class of the query.
+# The searches that do not need the true class of the query.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
 
 
@@ -28,12 +28,12 @@ class Gallery:
     """Embedded images that can be searched.
 
     Attributes:
-        name: of the study, or of the gallery of a folder.
+        name: name of the study, or of the gallery of a folder.
         vectors: (n, d) float32 of unit length.
-        labels: (n,) int64 classes of the images; predicted classes where the folder has none.
+        labels: (n,) int64 classes of the images, or predicted classes if the folder has none.
         names: unique in the gallery, such as paths.
         image: position -> (size, size, 3) uint8.
-        label_kind: what the labels are, "class" or "predicted class".
+        label_kind: the kind of the labels, "class" or "predicted class".
     """
 
     name: str
@@ -52,7 +52,7 @@ class Gallery:
         """Positions of the images in these files; files outside the gallery are ignored."""
         wanted = {path.resolve() for path in paths}
         root = project_root()
-        # Resolves each folder once: resolving each file would read the disk for the whole gallery.
+        # Each folder is resolved only once, because resolving every file would read the disk.
         resolve = functools.cache(lambda folder: folder.resolve())
         files = [root / name for name in self.names]
         return {at for at, file in enumerate(files) if resolve(file.parent) / file.name in wanted}
@@ -83,14 +83,14 @@ class Engine:
     """One trained architecture of a finished study, which can embed and search further pictures.
 
     Attributes:
-        run: what the study left of the architecture.
+        run: the architecture's run in the study.
     """
 
     run: Run
 
     @property
     def key(self) -> str:
-        """Changes whenever the network embeds pictures differently."""
+        """A key that changes whenever the network embeds pictures differently."""
         return self.run.embeddings.artifact.key
 
     @property
@@ -100,7 +100,7 @@ class Engine:
 
     @property
     def image_size(self) -> int:
-        """Side of the squares that pictures are scaled to, in pixels."""
+        """Side length in pixels to which pictures are resized."""
         return self.run.dataset.parameters["image_size"]
 
     @functools.cached_property
@@ -122,7 +122,7 @@ class Engine:
 
     @functools.cached_property
     def image_names(self) -> list[str]:
-        """Paths of the study's images that are files in the project; other images' names."""
+        """Paths of the study's images if they are files in the project, else their names."""
         dataset = self.run.dataset
         folder = dataset_folder(dataset.parameters["dataset"])
         is_folder = (project_root() / folder).is_dir()
@@ -142,14 +142,14 @@ class Engine:
         """The Rocchio weights and their origin, as text."""
         if self.chosen_weights:
             return f"{self.chosen_weights} (chosen on validation images)"
-        return f"{Rocchio()} (defaults: the study has not chosen any)"
+        return f"{Rocchio()} (defaults, since the study has not chosen any)"
 
     def searchable(self, probabilities: np.ndarray, search: str) -> np.ndarray | None:
         """(n, n_classes) bool classes that each query may return; None for all.
 
         Args:
             probabilities: (n, n_classes) predicted class probabilities of the queries.
-            search: a way of searching, a name in `SEARCHES`.
+            search: a name in `SEARCHES`.
         """
         if search == "predicted_class":
             return probabilities.argmax(axis=1)[:, None] == np.arange(len(self.classes))
@@ -164,17 +164,17 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
 
     Args:
         study: a folder in reports/; "digits" by default.
-        architecture: a folder in there; by default the one with the highest mAP.
+        architecture: a folder in it; by default the one with the highest mAP.
 
     Raises:
-        StudyError: there is no such run, or it is a baseline.
+        StudyError: the run does not exist, or is a baseline.
     """
     study = study or "digits"
     names = architectures(study)
     if architecture not in ("", *names):
         raise StudyError(
             f"no trained architecture {architecture!r} in reports/{study}: "
-            f"there are {', '.join(names)}"
+            f"choose from {', '.join(names)}"
         )
     return Engine(read_run(study, architecture or best_architecture(study)))
 
@@ -194,7 +194,7 @@ def architectures(study: str) -> list[str]:
     """Names of the trained architectures of a study, without its baselines.
 
     Raises:
-        StudyError: there are none.
+        StudyError: the study has none.
     """
     runs = trained_runs()
     if study not in runs:

@@ -45,7 +45,7 @@ STYLE = """<style>
 
 
 def explore(study: str = "") -> widgets.Widget:
-    """The explorer of finished studies; a sentence that says what to do if there are none.
+    """The explorer of finished studies, or a sentence that says how to make one.
 
     Args:
         study: the study shown first; another one if it is not finished.
@@ -130,7 +130,7 @@ class Explorer:
 
     @property
     def marks(self) -> dict[int, str]:
-        """The current marks: the sign of each marked gallery position."""
+        """The current marks: the sign by marked gallery position."""
         return self.history[-1]
 
     def _marked(self, sign: str) -> list[int]:
@@ -207,7 +207,7 @@ class Explorer:
         if not (self.upload.value and self.architectures.value):
             return
         (file,) = self.upload.value
-        # Otherwise choosing the same file again would not be a change.
+        # Otherwise, selecting the same file again would not count as a change.
         self.upload.value = ()
         try:
             image = read_square(BytesIO(file["content"]), self.engines[0].image_size)
@@ -257,7 +257,7 @@ class Explorer:
         gallery, left_out = engine.gallery, set(self.marks)
         if isinstance(self.query, int):
             picture = answers.picture_of_query(engine, self.query)
-            # Under some protocols the gallery contains the query itself; -1 where it does not.
+            # Under some protocols, the gallery contains the query itself; otherwise, this is -1.
             left_out |= {int(engine.run.dataset.exclude[self.query])} - {-1}
         else:
             self.status.value = f"{engine.run.architecture} embeds your picture …"
@@ -291,7 +291,7 @@ class Explorer:
         _, row, note = panel.children
         kind, text = self.maps.value, ""
         if not has_maps(engine, kind):
-            text = "This architecture has no attention pooling, and so no such maps."
+            text = "This architecture has no attention pooling, so it has no attention maps."
         else:
             images = map_overlays(engine, answer, kind)
             for cell, result, (query, image) in zip(
@@ -326,9 +326,9 @@ class Explorer:
         return escape(f"marked: {self._count_marks()}. Weights: {weights}")
 
     def _export(self) -> None:
-        """Write query and marks into a new, numbered file."""
+        """Write the query and the marks to a new, numbered file."""
         if not self.marks:
-            self.status.value = f"there are no marks to export: {LEGEND}"
+            self.status.value = f"no marks to export: {LEGEND}"
             return
         first, is_upload = self.engines[0], not isinstance(self.query, int)
         content = {
@@ -394,7 +394,7 @@ def _result_html(result: Result, image: np.ndarray) -> str:
 
 
 def _replace(box: widgets.Box, children: list[widgets.Widget]) -> None:
-    """Show other widgets in a box, and free those that it held."""
+    """Show other widgets in a box, and close those that it contained."""
     previous, box.children = list(box.children), children
     while previous:
         widget = previous.pop()

@@ -1,9 +1,9 @@
 """Galleries made of folders of pictures, embedded by a trained network of a study.
 
-A gallery is the file `artifacts/galleries/<name>/pictures.npz`. While it is brought up to date,
-each batch of new embeddings goes into a file of its own beside it; at the end one file takes the
-place of all. An interrupted run thus loses one batch, and leaves the previous gallery intact. A
-picture is embedded again only if its size or modification time has changed, or if the network has.
+A gallery is the file `artifacts/galleries/<name>/pictures.npz`. During an update, each batch of new
+embeddings is written to a separate file beside it; at the end, a single file replaces them all. An
+interruption therefore loses at most one batch and leaves the previous gallery intact. A picture is
+embedded again only if its size, its modification time or the network has changed.
 """
 
 import json
@@ -26,10 +26,10 @@ BATCH = 256
 
 @dataclass
 class Changes:
-    """What an update of a gallery changed.
+    """The changes made by an update of a gallery.
 
     Attributes:
-        embedded, kept, removed: how many pictures were embedded, were unchanged, were deleted.
+        embedded, kept, removed: numbers of pictures that were embedded, unchanged or deleted.
         skipped: "name: reason" of unreadable files.
     """
 
@@ -53,19 +53,19 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
     Args:
         folder: pictures without classes, at any depth.
         engine: embeds the pictures.
-        name: of the gallery; the folder's name by default.
+        name: name of the gallery; the folder's name by default.
 
     Returns:
-        The gallery's name, and what changed.
+        The gallery's name, and the changes.
 
     Raises:
-        StudyError: there is no such folder, it holds no readable picture, or the gallery of this
-            name belongs to another folder.
+        StudyError: the folder does not exist or contains no readable picture, or the gallery with
+            this name belongs to another folder.
     """
     folder = folder.expanduser().resolve()
     if re.search(r"[^\w.-]|^\.", name):
         raise StudyError(
-            f"--name: {name!r}: use letters, digits, dots, hyphens and underscores only"
+            f"--name: {name!r}: use only letters, digits, dots, hyphens and underscores"
         )
     name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
     gallery_file = _gallery_file(name)
@@ -74,7 +74,7 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
     previous_source, previous = _read(gallery_file)
     if previous_source and previous_source["folder"] != str(folder):
         raise StudyError(
-            f"the gallery {name!r} holds {previous_source['folder']}: "
+            f"the gallery {name!r} contains {previous_source['folder']}: "
             "choose another name for this folder with --name"
         )
     source = {
@@ -111,7 +111,7 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
     """Open a gallery and the engine that embedded it.
 
     Raises:
-        StudyError: there is no such gallery, or its network has been trained again since.
+        StudyError: the gallery does not exist, or its network has been trained again since.
     """
     gallery_file = _gallery_file(name)
     source, rows = _read(gallery_file)
@@ -120,7 +120,7 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
         names = sorted(path.parent.name for path in others)
         raise StudyError(
             f"no gallery {name!r}: "
-            + (f"there are {', '.join(names)}" if names else "make one with `cbir index FOLDER`")
+            + (f"existing: {', '.join(names)}" if names else "make one with `cbir index FOLDER`")
         )
     folder, study, architecture = source["folder"], source["study"], source["architecture"]
     engine = open_engine(study, architecture)
