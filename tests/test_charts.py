@@ -66,7 +66,7 @@ def test_of_many_classes_those_confused_most_are_shown_with_names_and_numbers():
     (axis,) = charts.confusion_matrices(tables.confusions(run_of(15, pairs))).axes
     names = [f"class {label}" for label in circle]
     assert names_at(axis) == (names, names)
-    assert axis.get_title() == "cnn\nof 15 classes, the 12 confused most often"
+    assert axis.get_title() == "cnn\nthe 12 of 15 classes confused most often"
     texts = np.reshape([text.get_text() for text in axis.texts], (12, 12))
     at = circle.index(9)
     assert (texts[at, at], texts[at, at + 1]) == ("8", "1")

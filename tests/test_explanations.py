@@ -125,8 +125,8 @@ def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
     assert [len(row) for row in rows] == [1] * 7
     assert rows[0][0].pixels[0, 0, 0] == dataset.queries[1]
     assert [label.get_text() for label in bar.get_xticklabels()] == [
-        "weighs nothing",
-        "weighs most",
+        "no weight",
+        "highest weight",
     ]
 
 
@@ -279,7 +279,7 @@ def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
     # The last result's map begins with 0 but is not empty.
     runs = {"cnn": explanation(0.1, 0.1), "vgg16": explanation(0.1, 0.1, empty=3)}
     assert explanations.describe(runs).splitlines() == [
-        f"- **{name}**: 40 maps of 4 × 4 positions, of the layer `stage3_conv1`, for 20 queries "
+        f"- **{name}**: 40 maps of 4 × 4 positions, from the layer `stage3_conv1`, for 20 queries "
         f"and their nearest results; {n_empty} of them are empty."
         for name, n_empty in (("cnn", 0), ("vgg16", 3))
     ]

@@ -233,8 +233,8 @@ def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
     said = grids.best_points(points, grids.pairs(found, points))
     assert "with input_size 64, train all (" in said
     assert (
-        "Not tested against it, since more than one parameter differs, though the intervals "
-        "overlap: input_size 32, train head." in said
+        "Not tested against it, because more than one parameter differs, but with overlapping "
+        "intervals: input_size 32, train head." in said
     )
 
 

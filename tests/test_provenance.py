@@ -81,7 +81,7 @@ NO_IMAGENET = " No ImageNet weights were used."
             "All networks started from a backbone trained in another study of this project "
             "(tiny-imagenet-32).",
         ),
-        (["mobilenet"], "All networks started from a file of weights."),
+        (["mobilenet"], "All networks started from a weights file."),
         (["cnn", "vgg16"], "Started from ImageNet weights: vgg16; from random weights: cnn."),
         (
             ["cnn", "resnet50"],
@@ -90,7 +90,7 @@ NO_IMAGENET = " No ImageNet weights were used."
         ),
         (
             ["mobilenet", "cnn"],
-            "Started from a file of weights: mobilenet; from random weights: cnn.",
+            "Started from a weights file: mobilenet; from random weights: cnn.",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_the_table_says_what_each_network_is_and_was_trained_from():
     ]
     assert table["trained"].tolist() == [
         "all layers",
-        "the head alone, on a frozen backbone",
+        "only the head, on a frozen backbone",
         "the head and the last 2 blocks",
         "all layers",
     ]
@@ -321,7 +321,7 @@ def test_a_network_of_random_weights_says_so():
 def test_a_network_names_its_weights_and_what_of_it_is_trained(source):
     weights = Weights(source, Path("x.h5"), SHA, "imagenet")
     start = f"It starts from the weights `{source}` (SHA-256 0123456789ab…). Training changes "
-    assert of_network(weights, "head", True) == (start + "the head alone, on a frozen backbone.")
+    assert of_network(weights, "head", True) == (start + "only the head, on a frozen backbone.")
     assert of_network(weights, "last_blocks:3", True) == (
         start + "the head and the last 3 blocks. The head is trained first, and batch "
         "normalisation stays in inference mode."

@@ -153,7 +153,7 @@ def test_gains_losses_and_ties_are_told_as_such(project):
             == 1
         )
         assert verdict in part
-    assert first.startswith("- **cnn**: after 1 round mAP is ")
+    assert first.startswith("- **cnn**: after 1 round, mAP is ")
     assert "p < 0.001" in after_one
     assert second.startswith("- **vgg16**: ")
     assert "not significantly different" in second
@@ -163,7 +163,7 @@ def test_gains_losses_and_ties_are_told_as_such(project):
     for name in MEANS:
         ends = f"{row[f'{name}_low']:.3f},\u00a0{row[f'{name}_high']:.3f}"
         assert f"{row[name]:.3f} [{ends}]" in after_one
-    assert "Of 30 images marked, 12 were positive" in first
+    assert "Of 30 marked images, 12 were positive" in first
     assert "1 query + 0.5 positive − 0.1 negative" in first
     assert "user of 40 queries" in text
     assert "the 10 nearest images" in text
@@ -182,7 +182,7 @@ def test_a_round_without_any_score_is_a_dash(project):
     assert str(table["with feedback"].iloc[2]) == str(table["gain"].iloc[2]) == "–"
     text = feedback.describe(rows)
     assert "nan" not in text
-    assert "; after 2 rounds no query has a relevant image left. Of 20 images" in text
+    assert "; after 2 rounds, no query has a relevant image left. Of 20 marked images" in text
     plt.close(feedback.figure(rows))
 
 

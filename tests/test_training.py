@@ -258,10 +258,10 @@ def test_too_little_memory_for_a_batch_is_reported_in_one_line_that_names_the_ke
         with pytest.raises(StudyError) as caught:
             train_network(network, images, features=features)
         # A head sees no pixels that could be fewer.
-        end = "" if prefix else ", or input_size"
+        end = "" if prefix else ", or lower input_size"
         assert str(caught.value) == (
-            f"out of memory with {prefix}batch_size 8: lower it (results depend on it, so it "
-            f"stands in params/){end}"
+            f"out of memory with {prefix}batch_size 8: lower it in params/ "
+            f"(results depend on it){end}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Charts: a data frame in, a matplotlib figure out; without rows there is no figure."""
+"""Charts: a data frame in, a matplotlib figure out; without rows, there is no figure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +17,12 @@ from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, PALETTE, looks
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.image_grids import shorten
 
-# A curve has about so many markers, however many epochs it has.
+# The approximate number of markers on a curve, whatever its number of epochs.
 MOST_MARKERS = 12
-# With more classes than that, the counts of a confusion matrix are too small to be read.
+# With more classes, the counts of a confusion matrix would be too small to read.
 MOST_COUNTED = 12
 SEARCH_COLOURS = dict(zip(tables.SEARCH_ORDER, [HIT, NEUTRAL, *PALETTE[1:4]], strict=True))
-# Of `against_cost`: a column of its points, and what its axis is called.
+# The columns of the points in `against_cost`, and the labels of their axes.
 COST_AXES = {
     "milliseconds": "embedding an image (ms)",
     "bytes": "index, per image (bytes)",
@@ -31,7 +31,7 @@ COST_AXES = {
 INTERVAL = ["value", "ci_low", "ci_high"]
 # A legend to the right of its figure.
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-# Names beside points keep so far apart, as a share of the axis' height.
+# The minimum distance between names beside points, as a share of the height of the axis.
 APART = 0.055
 
 
@@ -66,10 +66,10 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
 def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     """A heat map of one metric by class of the query and architecture, with intervals.
 
-    Of more than `MOST_ROWS` classes it shows those that score lowest.
+    If there are more than `MOST_ROWS` classes, it shows those with the lowest scores.
 
     Args:
-        rows: of metrics.csv, of one protocol and of one seed or the average of all.
+        rows: rows of metrics.csv for one protocol, and for one seed or the average of all seeds.
     """
     is_chosen = (rows["metric"] == metric) & (rows["search"] == search) & rows["k"].isna()
     chosen = rows[is_chosen & rows["class"].notna() & rows["epoch"].isna()]
@@ -87,7 +87,7 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
 
 
 def _heat_map(axis: plt.Axes, values: pd.DataFrame, texts: pd.DataFrame, **style) -> None:
-    """Values as colours with texts on them; `style` as for `sns.heatmap`."""
+    """Draw values as colours with texts on them; `style` as for `sns.heatmap`."""
     style |= {"linewidths": 0.5, "annot_kws": {"size": 8}}
     sns.heatmap(values, annot=texts, fmt="", ax=axis, **style)
     axis.tick_params(axis="y", rotation=0)
@@ -106,7 +106,7 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
         means = chosen[chosen["architecture"] == name]
         draw_mean(axis, means, color=colour, marker=marker, label=name)
     ks = chosen.index.unique()
-    axis.set(xscale="log", xlabel="k (results looked at)", ylabel=f"{metric} at k, {search}")
+    axis.set(xscale="log", xlabel="k (number of results)", ylabel=f"{metric} at k, {search}")
     axis.set_xticks(ks, ks)
     axis.minorticks_off()
     axis.legend(**BESIDE)
@@ -118,7 +118,7 @@ def draw_mean(axis: plt.Axes, means: pd.DataFrame, **look) -> None:
 
     Args:
         means: value, ci_low, ci_high by the position on the horizontal axis.
-        look: of the line, as for `Axes.plot`; `color` is that of the band too.
+        look: style of the line, as for `Axes.plot`; `color` also applies to the band.
     """
     axis.plot(means.index, means["value"], **look)
     low, high = means["ci_low"], means["ci_high"]
@@ -126,7 +126,7 @@ def draw_mean(axis: plt.Axes, means: pd.DataFrame, **look) -> None:
 
 
 def by_search(rows: pd.DataFrame) -> Figure:
-    """mAP of each way of searching with its interval, one row per architecture.
+    """mAP of each search with its interval, one row per architecture.
 
     Args:
         rows: as for `per_class`.
@@ -148,18 +148,18 @@ def by_search(rows: pd.DataFrame) -> Figure:
 
 
 def interval_lengths(means: pd.DataFrame) -> np.ndarray:
-    """(2, n) how far the ends of intervals lie from their means, as `Axes.errorbar` takes them.
+    """(2, n) distances of the ends of intervals from their means, as for `Axes.errorbar`.
 
     Args:
-        means: three columns, of the means and of the low and the high ends.
+        means: three columns: the means, and the low and high ends.
     """
     value, low, high = means.to_numpy(float).T
-    # Where all queries score alike, the mean and its interval differ in their last digit.
+    # If all queries have the same score, the mean and its interval may differ in the last digit.
     return np.maximum([value - low, high - value], 0)
 
 
 def _name_rows(axis: plt.Axes, names: Sequence[str]) -> None:
-    """Rows of these names from the top down, and the legend beside them."""
+    """Name the rows from top to bottom, and place the legend beside them."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
@@ -167,9 +167,9 @@ def _name_rows(axis: plt.Axes, names: Sequence[str]) -> None:
 
 
 def against_cost(table: pd.DataFrame) -> Figure:
-    """mAP with its interval against each cost: the best are at the top left.
+    """mAP with its interval against each cost; the best points are at the top left.
 
-    Architectures are filled, baselines hollow; each point has its name beside it.
+    Markers of architectures are filled, those of baselines hollow; each point is labelled.
 
     Args:
         table: from `tables.quality_and_cost`.
@@ -188,7 +188,7 @@ def against_cost(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set(xscale="log", xlabel=label)
         axis.xaxis.set_major_formatter("{x:,g}")
-        # Names stand to the right of their points.
+        # Names are to the right of their points.
         low, high = table[cost].min(), table[cost].max()
         axis.set_xlim(low / (high / low) ** 0.06 / 1.15, high * (high / low) ** 0.25 * 1.9)
         _label_points(axis, table[cost], table["value"])
@@ -197,7 +197,7 @@ def against_cost(table: pd.DataFrame) -> Figure:
 
 
 def _label_points(axis: plt.Axes, across: pd.Series, up: pd.Series) -> None:
-    """Names to the right of their points, moved apart where they would overlap."""
+    """Label points with their names on the right, moved apart if they would overlap."""
     span = np.ptp(axis.get_ylim())
     beside = offset_copy(axis.transData, axis.figure, x=11, units="points")
     for name, height in spread_out(up, APART * span).items():
@@ -210,9 +210,9 @@ def _label_points(axis: plt.Axes, across: pd.Series, up: pd.Series) -> None:
 
 
 def spread_out(heights: pd.Series, apart: float) -> pd.Series:
-    """Heights moved as little as keeps each `apart` from the next; their order stays.
+    """Move heights as little as possible so that they are at least `apart`, in the same order.
 
-    "Little" is the sum of squared moves, which isotonic regression minimises.
+    Isotonic regression minimises the sum of squared moves.
     """
     ordered = heights.sort_values(kind="stable")
     steps = apart * np.arange(len(ordered))
@@ -222,7 +222,7 @@ def spread_out(heights: pd.Series, apart: float) -> pd.Series:
 def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | None:
     """How many queries are classified wrongly, and how many of these the soft search wins back.
 
-    Beside each bar stands the share of the gallery that the soft search searches.
+    The share of the gallery that the soft search searches is printed beside each bar.
 
     Args:
         counts: by architecture, from `tables.lost_and_won_back`.
@@ -269,11 +269,11 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
 
 
 def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
-    """How many queries of each true class (rows) are classified as which class (columns).
+    """The number of queries of each true class (rows) by predicted class (columns).
 
-    Colour shows the share of the true class, numbers count queries. Of more than `MOST_COUNTED`
-    classes those that are confused most often are shown, as the title says; shares remain those of
-    all queries of the class.
+    Colour shows the share of the true class, numbers count queries. If there are more than
+    `MOST_COUNTED` classes, those that are confused most often are shown, as the title says; shares
+    still refer to all queries of the class.
 
     Args:
         counts: by architecture, from `tables.confusion_counts`.
@@ -291,7 +291,7 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
         _heat_map(axis, *shown, **style, **names)
         title = name
         if len(chosen) < len(table):
-            title += f"\nof {len(table)} classes, the {len(chosen)} confused most often"
+            title += f"\nthe {len(chosen)} of {len(table)} classes confused most often"
         axis.set_title(title, size=11)
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.tick_params(labelsize=9)

@@ -1,4 +1,4 @@
-"""The block diagram of the system as it was run: an SVG made from the study's own numbers."""
+"""The block diagram of the system as it was run: an SVG generated from the study's numbers."""
 
 import textwrap
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from cbir.reporting.runs import Run, networks
 WIDTH, MARGIN, GAP = 860, 8, 26
 BOX = (WIDTH - 2 * MARGIN - 3 * GAP) / 4  # four boxes in a row
 TEXT, LINE, PADDING = 14.5, 19, 12
-# Of a letter, as a share of the text's height: wide enough for any font without serifs.
+# The width of a letter as a share of the text's height, sufficient for any sans-serif font.
 LETTER = 0.56
 
 
@@ -27,7 +27,7 @@ def system(runs: Mapping[str, Run]) -> str:
         runs: of one study; baselines, which have no training phase, are left out.
 
     Returns:
-        An SVG element as text; empty where nothing was trained.
+        An SVG element as text; empty if nothing was trained.
     """
     runs = networks(runs)
     if not runs:
@@ -77,13 +77,13 @@ def system(runs: Mapping[str, Run]) -> str:
 
 
 def show_svg(svg: str, caption: str) -> None:
-    """Display an SVG above its caption, in a box that scrolls where the page is narrower.
+    """Display an SVG above its caption, in a box that scrolls if the page is narrower.
 
     An empty SVG displays nothing.
     """
     if not svg:
         return
-    # Without a mouse, the keyboard scrolls it.
+    # tabindex lets the keyboard scroll it.
     box = '<div style="overflow-x: auto" tabindex="0" role="region" aria-label="Block diagram">'
     below = f"<figcaption>{escape(caption)}</figcaption>"
     display(HTML(f'<figure class="diagram" style="margin: 0">{box}{svg}</div>{below}</figure>'))

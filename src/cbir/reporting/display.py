@@ -1,4 +1,4 @@
-"""How notebooks show figures, tables and texts. Nothing is shown where there is nothing to show."""
+"""How notebooks show figures, tables and texts. Empty ones are not shown."""
 
 import hashlib
 import io
@@ -18,22 +18,22 @@ from matplotlib.image import AxesImage
 from cbir.reporting import estimates
 from cbir.reporting.estimates import Estimate, PValue
 
-# Figures show at most so many classes, and so stay readable.
+# The maximum number of classes in a figure, so that it stays readable.
 MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
 HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
-# Beside the colours, so that no line is known by its colour alone.
+# Markers, so that lines can be distinguished without their colour.
 MARKERS = "osD^vPX"
 # A colour and a marker for each architecture: 42 pairs, no two alike.
 LOOKS = [(PALETTE[place % 6], MARKERS[place % 7]) for place in range(42)]
-# These take the first looks, in this order.
+# The architectures that get the first looks, in this order.
 KNOWN = (
     "cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong", "random", "raw_pixels", "hand_crafted",
 )  # fmt: skip
-# Figures made of pixels are drawn at twice the size they are shown in, so that all are sharp.
+# Pixel figures are drawn at twice the size at which they are shown, so that they are sharp.
 PIXELS_PER_INCH = 84
-# With more points, or more pixels in its images, a figure is no SVG.
+# A figure with more points, or with more pixels in its images, is not stored as SVG.
 MOST_POINTS, MOST_PIXELS = 2_000, 250_000
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
@@ -43,21 +43,21 @@ TEMPLATES = jinja2.Environment(
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
-# The same figure is drawn as the same bytes.
+# Drawing the same figure again yields the same bytes.
 plt.rcParams["svg.hashsalt"] = "cbir"
-# Figures are shown by `show` alone, once, with their text.
+# Only `show` displays figures, once and with their text.
 plt.ioff()
 
 
 def show(figure: Figure | None, alt: str) -> None:
     """Display a figure and close it.
 
-    As SVG, which is sharp at any size; as JPEG with large images, and as PNG with many points,
-    where SVG would take more bytes.
+    The format is SVG, which is sharp at any size, except for JPEG with large images and PNG with
+    many points, for which SVG would take more bytes.
 
     Args:
         figure: None displays nothing.
-        alt: the text that stands for the figure where it cannot be seen, and below it on a page.
+        alt: the text alternative of the figure, which is also its caption on a page.
     """
     if figure is None:
         return
@@ -74,7 +74,7 @@ def show(figure: Figure | None, alt: str) -> None:
     else:
         kind, shown, settings = "svg+xml", SVG, {"metadata": {"Date": None}}
         for image in images:
-            # Small pictures are kept pixel by pixel, not as what enlarging makes of them.
+            # Small pictures are stored pixel by pixel, without interpolation.
             if image.get_interpolation() == plt.rcParams["image.interpolation"]:
                 image.set_interpolation("none")
     drawing = io.BytesIO()
@@ -91,15 +91,15 @@ def say(text: str | None) -> None:
 
 
 def unreadable_files(files: list[str]) -> str:
-    """Which files could not be read; an empty text where there are none."""
+    """The list of unreadable files; an empty text if there are none."""
     return "\n- ".join(["Skipped unreadable files:", *files]) if files else ""
 
 
 def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The colour and the marker of each architecture of a figure, no two alike up to 42.
+    """The colour and marker of each architecture in a figure, unique for up to 42 architectures.
 
-    The architectures of `KNOWN` always look the same. So do others, by a hash of their name, but
-    where two would look alike: then one of them takes the next look that is free.
+    The architectures of `KNOWN` always look the same. The look of others depends on a hash of their
+    name; if two would look alike, one of them gets the next free look.
     """
     architectures = list(architectures)
     places = {name: KNOWN.index(name) for name in architectures if name in KNOWN}
@@ -115,18 +115,18 @@ def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
 def table(
     frame: pd.DataFrame | None, caption: str, digits: int | dict[str, int] = 3, folded: bool = False
 ) -> None:
-    """Display a data frame as an HTML table, and as CSV, with numbers in full.
+    """Display a data frame as an HTML table, and as CSV with all digits.
 
     Args:
-        frame: None or one without rows displays nothing.
+        frame: None or an empty frame displays nothing.
         caption: one sentence.
-        digits: after the decimal point, for all rows or by the row's name; an `Estimate` has those
-            that its interval supports.
-        folded: whether the table opens when its caption is clicked.
+        digits: digits after the decimal point, for all rows or by row name; an `Estimate` has as
+            many as its interval supports.
+        folded: whether the table is collapsed until its caption is clicked.
     """
     if frame is None or frame.empty:
         return
-    # A named index is a column as others are; a range is none.
+    # A named index is shown as a column; a range is not shown.
     cells = frame.rename_axis(columns=None)
     cells = cells.reset_index() if frame.index.name is not None else cells
     has_names = not isinstance(cells.index, pd.RangeIndex)
@@ -149,7 +149,7 @@ def table(
 
 
 def _text(cell, digits: int) -> str:
-    """A cell as a reader sees it, a dash where there is no value."""
+    """A cell as text for readers, a dash if there is no value."""
     if isinstance(cell, Estimate | PValue):
         return str(cell)
     if pd.api.types.is_scalar(cell) and pd.isna(cell):
@@ -161,7 +161,7 @@ def _text(cell, digits: int) -> str:
 
 
 def _is_number(cell) -> bool:
-    """Whether a cell stands to the right: a number, also as text, or none."""
+    """Whether a cell is aligned right: a number, a number as text, or no value."""
     if isinstance(cell, str):
         return cell == "–" or cell.replace(",", "").replace(".", "").lstrip("+-").isdecimal()
     return isinstance(cell, Estimate | PValue | int | float | np.number) or pd.isna(cell)

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them: as many digits as their 95 % interval supports; p-values."""
+"""Numbers for readers, with as many digits as their 95 % interval supports, and p-values."""
 
 import math
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-# Suffixes of the columns that hold the ends of an interval.
+# Suffixes of the columns with the ends of an interval.
 LOW, HIGH = ", low", ", high"
-# Digits of a number without an interval, and the width below which an interval is rounding.
+# Digits of a number without an interval, and the width below which an interval is a rounding error.
 DECIMALS, WIDTH = 3, 1e-9
-# More digits help no reader.
+# More digits would not help readers.
 MOST_DECIMALS = 4
 
 
@@ -18,12 +18,12 @@ MOST_DECIMALS = 4
 class Estimate:
     """A number with its 95 % interval, which prints as `value [low, high]`.
 
-    Without an interval it prints as the value alone, without a value as a dash. The format "+" puts
-    a sign before each number, as for differences.
+    Without an interval, only the value is printed; without a value, a dash. The format "+" prints
+    the sign of each number, as for differences.
 
     Attributes:
-        value: NaN where there is no number.
-        low, high: the ends of the interval; NaN where there is none, as for a single query.
+        value: NaN if there is no number.
+        low, high: the ends of the interval; NaN if there is none, as for a single query.
     """
 
     value: float
@@ -47,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PValue:
-    """A p-value, never written as 0; a dash where nothing was tested (NaN)."""
+    """A p-value, never printed as 0; a dash if nothing was tested (NaN)."""
 
     value: float
 
@@ -79,7 +79,7 @@ def from_row(
 
 
 def span(values: Iterable[float], digits: int = 0) -> str:
-    """One number where all are equal, else the lowest and the highest."""
+    """One number if all are equal, else the lowest and the highest."""
     values = sorted(values)
     return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (values[0], values[-1])))
 

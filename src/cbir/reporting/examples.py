@@ -1,7 +1,7 @@
-"""Which queries and gallery images are worth looking at: chosen by the scores, never by hand.
+"""Queries and gallery images that are worth looking at, selected only by their scores.
 
-Everything here is about what a report's pictures show: the first ten results of the first seed,
-under the first protocol. Positions are those of `Dataset.queries` and `Dataset.gallery`.
+All functions use what a report's pictures show: the first ten results with the first seed and under
+the first protocol. Positions refer to `Dataset.queries` and `Dataset.gallery`.
 """
 
 from collections.abc import Iterable
@@ -31,18 +31,18 @@ def results(runs: dict[str, Run]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def predicted_labels(runs: dict[str, Run]) -> dict[str, np.ndarray]:
-    """(n_queries,) the predicted class of every query by run; -1 where nothing is predicted."""
+    """(n_queries,) the predicted class of every query by run; -1 if nothing is predicted."""
     return {name: query_scores(run)["predicted"].to_numpy() for name, run in runs.items()}
 
 
 def extremes(run: Run, most: int = 3) -> pd.DataFrame:
     """The queries with the highest, the median and the lowest average precision (AP).
 
-    Of each kind it takes one query per class while there are classes, so that one hard class does
-    not fill the figure. Ties are broken by position.
+    For each kind, it selects one query per class as long as there are classes, so that one hard
+    class does not fill the figure. Ties are broken by position.
 
     Args:
-        most: how many of each kind.
+        most: number of queries of each kind.
 
     Returns:
         A row per query: case ("best", "median" or "worst"), query, average_precision, note (the
@@ -62,12 +62,12 @@ def extremes(run: Run, most: int = 3) -> pd.DataFrame:
 def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     """The queries whose average precision differs most between architectures.
 
-    Baselines are left out: it surprises nobody that a network is ahead of raw pixels. It takes one
-    query per class while there are classes.
+    Baselines are left out, because nobody is surprised that a network is ahead of raw pixels. The
+    function selects one query per class as long as there are classes.
 
     Args:
-        runs: of one study, so that all have the same queries.
-        most: how many queries.
+        runs: runs of one study, so that all have the same queries.
+        most: number of queries.
 
     Returns:
         A row per query, the widest spread first: query, spread (highest minus lowest average
@@ -94,17 +94,17 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
 
 
 def costly_confusions(runs: dict[str, Run], most: int = 3) -> pd.DataFrame:
-    """Which classes are returned for which, by how much mAP it costs; baselines are left out.
+    """Which classes are returned for which, ordered by the loss of mAP; baselines are left out.
 
     A query loses 1 - AP. The loss is attributed to the classes of the misses among its first ten
     results, in proportion to their number. Divided by the number of queries, the losses of all
     pairs of classes, and of queries whose first ten are hits (which belong to no pair), add up to
-    1 - mAP. Example: a query with AP 0.4 and two cats and a truck among its misses, one of 100
-    queries, adds 0.4 / 100 to its class and cat, 0.2 / 100 to its class and truck. Later results
-    are ignored, so that this is a share, not a cause.
+    1 - mAP. Example: one of 100 queries has an AP of 0.4 and two cats and a truck as misses.
+    It adds 0.4 / 100 to its class and cat, and 0.2 / 100 to its class and truck. Later results are
+    ignored, so this is a share, not a cause.
 
     Args:
-        most: how many pairs of each architecture.
+        most: number of pairs per architecture.
 
     Returns:
         A row per pair, the costliest first: architecture, class, returned (names), mAP lost,
@@ -144,8 +144,8 @@ def _confusions(run: Run) -> Iterable[tuple]:
 def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     """How often each gallery image is among the first ten results (N_10), and how often wrongly.
 
-    In many dimensions some images are near to everything: hubs. Source: Radovanović, Nanopoulos,
-    Ivanović, Hubs in Space: Popular Nearest Neighbors in High-Dimensional Data (2010).
+    In high-dimensional spaces, some images are close to many others: hubs. Source: Radovanović,
+    Nanopoulos, Ivanović, Hubs in Space: Popular Nearest Neighbors in High-Dimensional Data (2010).
 
     Returns:
         By run a row per gallery image, in the gallery's order: returned, wrongly (both int64).
@@ -166,12 +166,12 @@ def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
 def hub_table(runs: dict[str, Run]) -> pd.DataFrame:
     """Hubness of each architecture and baseline, and that of random results.
 
-    With random results each gallery image is among a query's first ten with the same probability,
-    and its count is binomial. Skewness (third standardised moment) is how the source of `hubs`
-    measures hubness: the higher, the more the results come from few images.
+    With random results, each gallery image is among a query's first ten with the same probability,
+    so its count is binomial. The source of `hubs` measures hubness by skewness (the third
+    standardised moment): the higher it is, the larger the share of results from few images.
 
     Returns:
-        A row per run, and one called "by chance": skewness (NaN where all counts are equal), never
+        A row per run, and one called "by chance": skewness (NaN if all counts are equal), never
         returned (share of the gallery), most often returned (of all gallery images, the highest
         count), of these wrongly.
     """
@@ -199,7 +199,7 @@ def hub_table(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def _of_different_classes(order: Iterable[int], labels: np.ndarray, most: int) -> list[int]:
-    """The first of `order` of each class, then, where classes run out, the first of the rest."""
+    """The first query in `order` of each class, then, if there are too few, the first others."""
     order, first = list(order), {}
     for query in order:
         first.setdefault(labels[query], query)

@@ -1,7 +1,7 @@
-"""Why queries match their results: heat maps over both images, and tests of whether they are right.
+"""Why queries match their results: heat maps over both images, and tests whether they are right.
 
-`explain_runs` writes how the maps of a study's networks did in the tests into `explanations.csv`;
-all other functions draw, tabulate or describe.
+`explain_runs` writes the test results of a study's networks to `explanations.csv`; all other
+functions draw, tabulate or describe them.
 """
 
 import functools
@@ -33,7 +33,7 @@ AGAINST = {
 # What the ends of the colour scale mean, by kind of map.
 SCALE = {
     "similarity": ("does not raise it", "raises the similarity most"),
-    "attention": ("weighs nothing", "weighs most"),
+    "attention": ("no weight", "highest weight"),
 }
 # The suffixes of `explain.CURVES`, and how these curves are drawn.
 CURVE_LOOKS = {
@@ -119,7 +119,7 @@ def trust(study: str, architecture: str) -> str:
     """How one architecture's similarity maps did in the tests, in one sentence."""
     rows = effects.read(study, FILE, [architecture])
     if rows.empty:
-        return "How far these maps can be trusted was not measured."
+        return "Whether these maps can be trusted has not been measured."
     parts = []
     groups = rows.groupby(["against", "verdict"], sort=False, observed=True)
     for (against, verdict), group in groups:
@@ -129,15 +129,15 @@ def trust(study: str, architecture: str) -> str:
 
 
 def describe(explanations: Mapping[str, Explanation]) -> str:
-    """Which maps these are, and how many of them are empty: one line per architecture."""
+    """Number, size and layer of the maps, and how many are empty: a line per architecture."""
     lines = []
     for name, explanation in explanations.items():
         maps = np.concatenate([explanation.maps.query, explanation.maps.result])
         n_empty = (~maps.any(axis=(1, 2))).sum()
         lines.append(
-            f"- **{name}**: {len(maps):,} maps of {maps.shape[1]} × {maps.shape[2]} positions, of "
-            f"the layer `{explanation.maps.layer}`, for {len(explanation.queries):,} queries and "
-            f"their nearest results; {n_empty:,} of them are empty."
+            f"- **{name}**: {len(maps):,} maps of {maps.shape[1]} × {maps.shape[2]} positions, "
+            f"from the layer `{explanation.maps.layer}`, for {len(explanation.queries):,} queries "
+            f"and their nearest results; {n_empty:,} of them are empty."
         )
     return "\n".join(lines)
 

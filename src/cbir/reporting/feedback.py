@@ -1,4 +1,4 @@
-"""What relevance feedback brings, as a report shows it: rows in a file, a table, a figure, a text.
+"""The gains of relevance feedback in a report: rows in a file, a table, a figure and a text.
 
 `measure_runs` measures all runs of a study and writes `feedback.csv`; all other functions read it.
 """
@@ -28,22 +28,22 @@ SHOWN = [
 
 
 def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Measure what feedback brings to the runs of a study, and write reports/<study>/feedback.csv.
+    """Measure the gains of feedback for a study's runs, and write reports/<study>/feedback.csv.
 
-    Architectures and baselines alike; cached. The first seed under the first protocol is measured.
+    Architectures and baselines are measured with the first seed and the first protocol; cached.
 
     Returns:
         The rows of `summarise`, with the columns that `effects.read` adds.
 
     Raises:
-        StudyError: the embeddings of a run are gone.
+        StudyError: the embeddings of a run are missing.
     """
     measured = {name: measure_feedback(run.embeddings) for name, run in runs.items()}
     return effects.save(summarise(study, measured), study, FILE)
 
 
 def read_weights(study: str, architecture: str) -> Rocchio | None:
-    """The weights chosen for a run; None where its feedback has not been measured."""
+    """The weights chosen for a run; None if its feedback has not been measured."""
     rows = effects.read(study, FILE, [architecture])
     return None if rows.empty else Rocchio(*rows[WEIGHTS].iloc[0].astype(float))
 
@@ -112,7 +112,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
 
 
 def describe(rows: pd.DataFrame) -> str:
-    """What feedback brings to each architecture, in words.
+    """The gains of feedback for each architecture, in words.
 
     Args:
         rows: from `measure_runs`; without a round of feedback, the text is empty.
@@ -136,7 +136,7 @@ def _gains(rows: pd.DataFrame) -> str:
     for _, row in rows[rows["round"] > 0].iterrows():
         after = f"after {row['round']} round{'s' if row['round'] > 1 else ''}"
         if not row["n_queries"]:
-            parts.append(f"{after} no query has a relevant image left")
+            parts.append(f"{after}, no query has a relevant image left")
             continue
         verdict = {"better": "a gain", "worse": "a loss"}.get(row["verdict"], row["verdict"])
         with_feedback, without, gain = (
@@ -144,11 +144,11 @@ def _gains(rows: pd.DataFrame) -> str:
         )
         left_out = f", {row['n_left_out']:,} queries left out" if row["n_left_out"] else ""
         parts.append(
-            f"{after} mAP is {with_feedback} instead of {without}: {verdict} "
+            f"{after}, mAP is {with_feedback} instead of {without}: {verdict} "
             f"({gain:+}, {p_value(row['p_holm'])}{left_out})"
         )
     last = rows.iloc[-1]
     return (
-        f"{'; '.join(parts)}. Of {last['marked']:.3g} images marked, {last['positive']:.3g} were "
+        f"{'; '.join(parts)}. Of {last['marked']:.3g} marked images, {last['positive']:.3g} were "
         f"positive examples (means over the queries). Weights: {Rocchio(*last[WEIGHTS])}."
     )

@@ -1,4 +1,4 @@
-"""Grids: one architecture of a study, run once for every combination of some parameters' values."""
+"""Grids: an architecture of a study runs once for every combination of some parameter values."""
 
 import itertools
 
@@ -19,19 +19,19 @@ ARCHITECTURE = "architecture"
 ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
 SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
 LEARN_FROM = "learn_from"
-# The paper says of its depth that it "can cause overfitting on smaller datasets".
+# The paper says that its depth "can cause overfitting on smaller datasets".
 DEEP = "vgg16"
 
 
 def points_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """A row per run: its architecture, its point of the grid, what it reached and what it costs.
+    """A row per run: its architecture, its point of the grid, its quality and its cost.
 
-    Baselines, which have no accuracy, are left out. An estimate has three columns: its name, its
-    name with `LOW`, and with `HIGH`. The parameters of the grid stand after the architecture.
+    Baselines, which have no accuracy, are left out. An estimate has three columns: its name, and
+    its name with the suffixes `LOW` and `HIGH`. The grid's parameters follow the architecture.
     """
     runs, rows = networks(runs), {}
     parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
-    # An architecture may have a grid of its own, and not vary what others do.
+    # An architecture may have its own grid, and not vary the parameters that others vary.
     parameters = dict.fromkeys(key for _, point in parsed.values() for key in point)
     quality, costs = tables.quality(runs, list(runs)), tables.costs(runs)
     for name, run in runs.items():
@@ -52,26 +52,26 @@ def dimensions(points: pd.DataFrame) -> list[str]:
 
 
 def axis_of(points: pd.DataFrame) -> str:
-    """The parameter that figures run along: a numeric one if there is one, with most values."""
+    """The parameter on the axis of figures: a numeric one if possible, with the most values."""
     return max(
         dimensions(points), key=lambda name: (is_number(points, name), points[name].nunique())
     )
 
 
 def is_number(points: pd.DataFrame, dimension: str) -> bool:
-    """Whether a parameter's values are numbers, which have an order."""
+    """Whether a parameter's values are numbers."""
     return pd.api.types.is_numeric_dtype(points[dimension])
 
 
 def series(points: pd.DataFrame, axis: str) -> pd.Series:
-    """What the points that differ along one axis alone share, by run: `cnn, train all`."""
+    """What points that differ only along one axis have in common, by run: `cnn, train all`."""
     others = [name for name in dimensions(points) if name != axis]
     rows = {run: [row[ARCHITECTURE], *_describe(row, others)] for run, row in points.iterrows()}
     return pd.Series({run: ", ".join(texts) for run, texts in rows.items()})
 
 
 def readable(points: pd.DataFrame) -> pd.DataFrame:
-    """The table of points as a reader sees it, with an estimate in one cell."""
+    """The table of points for readers, with an estimate in one cell."""
     shown = points[[ARCHITECTURE, *dimensions(points)]].copy()
     for measure in (ACCURACY, TRAINING, MAP):
         shown[measure] = [_estimate(row, measure) for _, row in points.iterrows()]
@@ -81,9 +81,9 @@ def readable(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs(runs: dict[str, Run], points: pd.DataFrame) -> pd.DataFrame:
-    """Runs of one architecture that differ in one parameter alone, compared query by query.
+    """Runs of one architecture that differ in only one parameter, compared query by query.
 
-    Columns as in `uncertainty.compare`; Holm's correction is for these pairs.
+    Columns as in `uncertainty.compare`; Holm's correction applies to these pairs.
     """
     compared = tables.pairs({name: runs[name] for name in points.index})
     places = points[[ARCHITECTURE, *dimensions(points)]]
@@ -120,8 +120,8 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame)
     is_near = points[MAP + HIGH] >= best[MAP + LOW]
     if untested := [texts[run] for run in points.index[is_untested & is_near]]:
         text += (
-            " Not tested against it, since more than one parameter differs, though the intervals "
-            f"overlap: {'; '.join(untested)}."
+            " Not tested against it, because more than one parameter differs, but with overlapping "
+            f"intervals: {'; '.join(untested)}."
         )
     if fastest.name != best.name:
         text += (
@@ -132,11 +132,11 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame)
 
 
 def gaps(points: pd.DataFrame) -> pd.DataFrame:
-    """How far accuracy on training images lies above accuracy on the queries.
+    """By how much accuracy on training images exceeds accuracy on the queries.
 
-    The interval reaches from the low end of the one minus the high end of the other to the
-    opposite. The two are means over different images, so that it is wider than a 95 % interval of
-    their difference: where two such intervals are disjoint, the gaps differ.
+    The interval is computed from opposite ends of the two intervals. The two accuracies are means
+    over different images, so it is wider than a 95 % interval of their difference: if two such
+    intervals are disjoint, the gaps differ.
 
     Returns:
         A row per run, by `learn_from`: series (its architecture, and its point except for
@@ -165,9 +165,9 @@ def overfitting(points: pd.DataFrame, settings: pd.DataFrame) -> str:
         return ""
     table = gaps(points)
     lines = [
-        "How far accuracy on the training images lies above accuracy on the queries, by the number "
-        "of images for training and validation. The interval in brackets is a wide one, from the "
-        "ends of the intervals of the two accuracies:\n"
+        "By how much accuracy on the training images exceeds accuracy on the queries, for each "
+        "number of images for training and validation. The intervals in brackets are wide, because "
+        "they are computed from the ends of the intervals of the two accuracies:\n"
     ]
     for name, rows in table.groupby("series", sort=False):
         values = [
@@ -183,7 +183,7 @@ def overfitting(points: pd.DataFrame, settings: pd.DataFrame) -> str:
 
 
 def _against_others(gap: pd.Series, others: pd.DataFrame, settings: pd.DataFrame) -> str:
-    """How a deep network's gap compares with others, and in what else these networks differ."""
+    """How a deep network's gap compares with others, and how else these networks differ."""
     is_below, is_above = others["ci_high"] < gap["ci_low"], others["ci_low"] > gap["ci_high"]
     groups = {
         "larger than that of": others["series"][is_below],
@@ -203,12 +203,12 @@ def _estimate(row: pd.Series, measure: str) -> Estimate:
 
 
 def _constant(run: Run, key: str) -> str:
-    """The value of a parameter that a run's own grid does not vary; a dash where it is unknown."""
+    """The value of a parameter that a run's own grid does not vary; a dash if it is unknown."""
     if key == LEARN_FROM:
         images = run.summary["dataset"]
         return str(images["train"] + images["validation"])
     parameters = run.summary.get("parameters", {})
-    # In the training of a head alone, the same names are parameters of the head.
+    # If only the head is trained, the same names are parameters of the head.
     training = parameters.get("training", {}) if parameters.get("train") != "head" else {}
     value = (training | parameters).get(key, "–")
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
@@ -228,7 +228,7 @@ def _describe(point: pd.Series, names: list[str]) -> list[str]:
 
 
 def heat_maps(points: pd.DataFrame) -> Figure:
-    """Accuracy, mAP and images per second: a column for each value of the axis."""
+    """Heat maps of accuracy, mAP and images per second, with a column per value of the axis."""
     dimension = axis_of(points)
     names, columns = series(points, dimension), points[dimension].unique()
     if is_number(points, dimension):
@@ -240,7 +240,7 @@ def heat_maps(points: pd.DataFrame) -> Figure:
     for axis, (measure, style) in zip(axes, formats.items(), strict=True):
         values = points[measure].groupby([names, points[dimension]], sort=False).first().unstack()
         values = values.loc[names.unique(), columns]
-        # Speeds differ by factors.
+        # Speeds differ by factors, so their colours are logarithmic.
         colours = np.log(values) if measure == SPEED else values
         sns.heatmap(
             colours, annot=values, fmt=style, cmap="Blues", cbar=False, linewidths=1, ax=axis
@@ -253,7 +253,7 @@ def heat_maps(points: pd.DataFrame) -> Figure:
 def curves(points: pd.DataFrame) -> Figure | None:
     """Accuracy (dashed on training images) and mAP along an axis of numbers, with intervals.
 
-    Where no parameter of the grid is a number, there is no figure.
+    If no parameter of the grid is a number, there is no figure.
     """
     dimension = axis_of(points)
     if not is_number(points, dimension):
@@ -271,7 +271,7 @@ def curves(points: pd.DataFrame) -> Figure | None:
             x, low, high = group[dimension], group[measure + LOW], group[measure + HIGH]
             axis.plot(x, group[measure], style, color=colour, marker=marker, label=label)
             axis.fill_between(x, low, high, color=colour, alpha=0.15)
-    # Sizes and counts are multiples of each other; a logarithmic axis has no place for 0.
+    # Sizes and counts are multiples of each other. A logarithmic axis cannot show 0.
     scale = "log" if points[dimension].min() > 0 else "linear"
     for axis, measure in zip(axes, (ACCURACY, MAP), strict=True):
         axis.set(xlabel=dimension, ylabel=measure, xscale=scale)

@@ -15,13 +15,13 @@ from cbir.images.dataset import Dataset
 from cbir.images.pictures import enlarge_map
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL
 
-# A thumbnail is as wide as about so many letters.
+# The approximate number of letters that fit below a thumbnail.
 MOST_LETTERS = 12
-# Of a picture on paper, in inches: its side, and the heights of a line of text.
+# The side of a picture and the height of a line of text, in inches.
 SIDE, LINE = 0.7, 0.135
-# Between pictures, as shares of their side.
+# The distance between pictures, as a share of their side.
 APART = 0.14
-# A heat map is drawn on at least so many pixels a side, whatever the size of its picture.
+# The minimum number of pixels per side of a heat map, whatever the size of its picture.
 MAP_SIDE, OPACITY, HEAT = 96, 0.6, "magma"
 
 
@@ -32,8 +32,8 @@ class Picture:
     Attributes:
         pixels: (side, side, 3) uint8.
         above, below: lines of text.
-        colour: of the texts.
-        is_framed: whether a frame of this colour stands around it.
+        colour: colour of the texts.
+        is_framed: whether the picture has a frame of this colour.
     """
 
     pixels: np.ndarray
@@ -49,17 +49,17 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
     Args:
         rows: may differ in length; None leaves a place empty. The largest picture's side is a
             multiple of that of each other one, which is enlarged to it.
-        names: what stands at the left of each row; nothing by default.
+        names: the text at the left of each row; none by default.
 
     Returns:
-        None where there is no picture. The axis' units are pixels of the pictures.
+        None if there is no picture. The units of the axis are pixels of the pictures.
     """
     pictures = [picture for row in rows for picture in row if picture]
     if not pictures:
         return None
     side = max(len(picture.pixels) for picture in pictures)
     inch = side / SIDE
-    # From the top of the figure to that of each row's pictures, and to the end of the row.
+    # The distances from the top of the figure to the pictures of each row and to its end.
     tops, end = [], 0
     for row in rows:
         tops.append(end + round(_lines(row, "above") * LINE * inch))
@@ -90,7 +90,7 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
 
 
 def _lines(row: Sequence[Picture | None], place: str) -> int:
-    """How many lines of text stand above or below the pictures of a row."""
+    """The number of lines of text above or below the pictures of a row."""
     texts = [getattr(picture, place) for picture in row if picture]
     return max((text.count("\n") + bool(text) for text in texts), default=0)
 
@@ -116,11 +116,11 @@ def query_picture(dataset: Dataset, query: int) -> Picture:
 def result_picture(
     dataset: Dataset, query: int, result: int, similarity: float, rank: int = 1
 ) -> Picture | None:
-    """A result of a query, framed as a hit or a miss; None where nothing was found.
+    """A result of a query, framed as a hit or a miss; None if there is no result.
 
     Args:
         query, result: positions among the queries and in the gallery; -1 for no result.
-        rank: of the result, from 1 on.
+        rank: rank of the result, starting at 1.
     """
     if result < 0:
         return None
@@ -145,16 +145,16 @@ def retrieved(
     answers: dict[str, tuple[np.ndarray, np.ndarray]],
     notes: Sequence[str | dict[str, str]] = (),
 ) -> Figure | None:
-    """Queries (left) and their results, hits and misses framed and signed.
+    """Queries (left) and their results, with hits and misses framed and marked.
 
-    Rank, sign and similarity stand above each result, its class below.
+    Rank, sign and similarity are printed above each result, its class below.
 
     Args:
         queries: positions among the queries.
-        answers: by name (of a way of searching, or of an architecture), the rankings and the
-            similarities of all queries.
-        notes: what stands at the left of the first row of each query, or, by the names of
-            `answers`, of each of its rows; nothing by default.
+        answers: by name (of a search or of an architecture), the rankings and the similarities of
+            all queries.
+        notes: the text at the left of the first row of each query or, by the names in
+            `answers`, of each of its rows; none by default.
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
@@ -171,7 +171,7 @@ def retrieved(
 
 
 def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
-    """Positions of the first query of each of the first classes: chosen by nothing else."""
+    """Positions of the first query of each of the first classes."""
     classes = range(min(most, len(dataset.classes)))
     return np.array([np.flatnonzero(dataset.query_labels == label)[0] for label in classes])
 
@@ -181,7 +181,7 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
 
     Args:
         pairs: from `leaks.audit`; without any, there is no figure.
-        most: pairs shown: the nearest of each of so many queries, evenly spread over all that leak.
+        most: maximum number of pairs: the nearest ones of queries spread evenly over all leaks.
     """
     nearest = pairs.drop_duplicates("query")
     spread = np.unique(np.linspace(0, len(nearest) - 1, min(most, len(nearest))).astype(int))
@@ -196,12 +196,12 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
 def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure | None:
     """The gallery images that are returned most often, one row per architecture.
 
-    Place and how often it is among the first ten results stand above each, its class and the share
-    of these times that it is a miss below; the frame is that of a miss where it mostly is one.
+    Printed above each image are its place and how often it is among the first ten results; below it
+    are its class and the share of misses. Images that are mostly misses have the frame of a miss.
 
     Args:
         counts: by architecture, from `examples.hubs`.
-        most: how many of each; equals by position.
+        most: number of images per architecture; ties are broken by position.
     """
     rows = []
     for table in counts.values():
@@ -217,7 +217,7 @@ def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> F
 
 
 def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
-    """An image, each pixel repeated until a side has so many pixels at least."""
+    """An image with each pixel repeated until its side has at least `side` pixels."""
     times = -(-side // len(image))
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
@@ -236,5 +236,5 @@ def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
 
 
 def shorten(name: str, most: int = MOST_LETTERS) -> str:
-    """A name of at most so many letters; what is left out shows as an ellipsis."""
+    """A name shortened to at most `most` letters, with an ellipsis."""
     return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"

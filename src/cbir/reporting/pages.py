@@ -1,4 +1,4 @@
-"""Executed notebooks to HTML pages: code hidden, self-contained, linked to one another."""
+"""Turns executed notebooks into HTML pages that are self-contained, linked, and hide code."""
 
 import base64
 import re
@@ -14,10 +14,10 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from cbir.cache import write_text
 
-TABLES = "tables"  # the folder in a report that holds what its tables show
+TABLES = "tables"  # The folder in a report with the CSV files of its tables.
 FIGURE_TYPES = ("image/svg+xml", "image/png", "image/jpeg")
 HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
-# Search engines and shared links cut longer descriptions.
+# Search engines and shared links truncate longer descriptions.
 LONGEST_DESCRIPTION = 200
 LONGEST_NAME = 60
 
@@ -25,22 +25,22 @@ LONGEST_NAME = 60
 def write_page(
     notebook: Path, page: Path, *, report: str, title: str, links: list[tuple[str, str]]
 ) -> None:
-    """Write the HTML page of an executed notebook, and its tables as CSV into `tables/` beside it.
+    """Write the HTML page of an executed notebook, and its tables as CSV to `tables/` beside it.
 
     Args:
         notebook: the executed notebook.
         page: the HTML file.
-        report: the study's name, shown in front of the links.
-        title: of the browser's window.
-        links: (name, file name) of all pages of the report, this one among them.
+        report: the study's name, shown before the links.
+        title: title of the browser window.
+        links: (name, file name) of all pages of the report, including this one.
     """
     content = nbformat.read(notebook, as_version=4)
-    # Some cells speak to those who edit the notebook.
+    # Some cells address only readers of the notebook.
     content.cells = [
         cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
     ]
     for cell in content.cells:
-        # A notebook of many runs: each page is headed by the name of its own.
+        # A notebook for many runs: the heading of each page is the name of its run.
         if "name-as-title" in cell.metadata.get("tags", ()):
             cell.source = re.sub(r"\A# .*", f"# {page.stem}", cell.source)
     outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
@@ -61,7 +61,7 @@ def write_page(
 
 
 def log_of(notebook: Path) -> str:
-    """All that an executed notebook printed, with the traceback of its failure."""
+    """Everything that an executed notebook printed, with the traceback of its failure."""
     lines = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", ()):
@@ -73,17 +73,17 @@ def log_of(notebook: Path) -> str:
 
 
 def _number_figures(outputs: list) -> None:
-    """Number figures, and note for the template what `display.show` says of each."""
+    """Number figures, and pass the metadata of `display.show` to the template."""
     figures = [
         (output, kind)
         for output in outputs
         for kind in FIGURE_TYPES
-        # Streams and errors hold no data.
+        # Streams and errors have no data.
         if kind in output.get("data", {})
     ]
     for number, (output, kind) in enumerate(figures, 1):
         drawing = output.data[kind]
-        # Notebooks keep all figures in Base64 but SVG.
+        # Notebooks store all figures except SVG in Base64.
         if kind == "image/svg+xml":
             drawing = base64.b64encode(drawing.encode()).decode()
         source = f"data:{kind};base64,{''.join(drawing.split())}"
@@ -92,10 +92,10 @@ def _number_figures(outputs: list) -> None:
 
 
 def _number_tables(outputs: list, page: Path) -> None:
-    """Number tables, write the CSV file of each, and remove those of the page's earlier tables.
+    """Number tables, write the CSV file of each, and remove the files of the page's earlier tables.
 
-    They are named `<page>-<words of the caption>.csv`, the words joined by underscores: the last
-    hyphen ends the page's name, so that no page removes another's files.
+    Files are named `<page>-<words of the caption>.csv`, with words joined by underscores: the last
+    hyphen ends the page's name, so a page never removes files of another page.
     """
     tables = [
         (output, output.metadata["text/html"]["caption"])
@@ -120,7 +120,7 @@ def _number_tables(outputs: list, page: Path) -> None:
 
 
 def _contents(prose: list[str]) -> list[tuple[str, str]]:
-    """Anchor and HTML of each heading of the second level; none where there is only one."""
+    """Anchor and HTML of each second-level heading; empty if there is only one."""
     headings = [heading for html in prose for heading in HEADING.findall(html)]
     return headings if len(headings) > 1 else []
 

@@ -11,8 +11,8 @@ from cbir.reporting.image_grids import shorten
 from cbir.reporting.runs import Run
 from cbir.retrieval.projections import METHODS, TSNE_FROM, Projection, project_queries
 
-# Paul Tol's muted colours and a dark one, safe for colour-blind readers; as ten colours are hard to
-# distinguish, each class has a marker too.
+# Paul Tol's muted colours and a dark one, safe for colour-blind readers. Because ten colours are
+# hard to distinguish, each class also has a marker.
 CLASS_COLOURS = [
     "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933",
     "#AA4499", "#222222",
@@ -22,12 +22,12 @@ OTHERS = "#BBBBBB"
 
 
 def project_all(runs: Mapping[str, Run], method: str = "pca") -> dict[str, Projection]:
-    """The queries of each run, of its first seed under its first protocol.
+    """The projected queries of each run, for its first seed and first protocol.
 
-    Empty where there are too few queries for t-SNE.
+    Empty if there are too few queries for t-SNE.
 
     Raises:
-        StudyError: the embeddings of a run are gone.
+        StudyError: the embeddings of a run are missing.
     """
     return {
         name: project_queries(run.embeddings, method)
@@ -41,11 +41,11 @@ def figure(
 ) -> Figure | None:
     """Queries as points, coloured and marked by class; rings mark wrong predictions.
 
-    Of more than ten classes, those that are confused most often have colours; the others are grey.
+    If there are more than ten classes, those confused most often have colours; the others are grey.
 
     Args:
         projections: by architecture, from `project_all`; without any, there is no figure.
-        predicted: by architecture, the predicted class of every query, -1 where there is none.
+        predicted: by architecture, the predicted class of every query, -1 if there is none.
     """
     if not projections:
         return None
@@ -81,7 +81,7 @@ def figure(
 
 
 def _quality(projection: Projection) -> str:
-    """What a projection keeps, in words."""
+    """What a projection preserves, in words."""
     parts = {
         f"{100 * projection.variance:.0f} % of the variance": projection.variance,
         f"trustworthiness {projection.kept:.2f}": projection.kept,

@@ -1,6 +1,6 @@
 """What a report was made from: weights, settings, parameters, machine, commits, in tables and text.
 
-It is told by the runs of a study, and by its manifest.json, which is also what is published.
+The information comes from the runs of a study and from its manifest.json, which is also published.
 """
 
 import json
@@ -17,7 +17,7 @@ from cbir.reporting.runs import Run, networks, parse_point, read_manifest, run_f
 if TYPE_CHECKING:  # Keras takes seconds to import
     from cbir.networks.models import Network
 
-# Settings that few networks use, and their columns. They are 0 or false where they are not used.
+# Settings that few networks use, and their columns. They are 0 or false if they are not used.
 OPTIONAL = {
     "weight_decay": "weight decay",
     "label_smoothing": "label smoothing",
@@ -56,9 +56,9 @@ def provenance_table(study: str) -> pd.DataFrame:
 
 
 def parameters_table(study: str) -> pd.DataFrame:
-    """The parameters of a study's runs as YAML has them: a row per parameter, a column per run.
+    """The parameters of a study's runs as in YAML: a row per parameter, a column per run.
 
-    It is empty without a report. A parameter that a run does not have is a dash.
+    The table is empty without a report. A dash means that a run does not have the parameter.
     """
     runs = read_manifest(run_folder(study)).get("architectures", {})
     table = pd.DataFrame({name: run["parameters"] for name, run in runs.items()}, dtype=object)
@@ -68,19 +68,19 @@ def parameters_table(study: str) -> pd.DataFrame:
 
 
 def commands(study: str) -> str:
-    """The commands that make a study's report again, as Markdown; empty without a report."""
+    """The commands that reproduce a study's report, as Markdown; empty without a report."""
     if not (manifest := read_manifest(run_folder(study))):
         return ""
     git = manifest["git"]
     checkout = f"git checkout {git['commit']}\n" if git["commit"] else ""
     text = f"```\n{checkout}{manifest['command']}\n```"
     if git["clean"] is False:
-        text += "\n\nThe commit alone does not suffice: there were uncommitted changes."
+        text += "\n\nThe commit is not sufficient, because there were uncommitted changes."
     return text
 
 
 def describe_network(network: "Network") -> str:
-    """A network's weights and which layers are trained, in two or three sentences."""
+    """A network's initial weights and trained layers, in two or three sentences."""
     weights, parameters = network.weights, network.parameters
     start = "random weights"
     if weights.path:
@@ -92,10 +92,10 @@ def describe_network(network: "Network") -> str:
 
 
 def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """What each architecture is and how it was trained; baselines, which were not, are left out.
+    """What each architecture is and how it was trained; untrained baselines are left out.
 
-    A setting of `OPTIONAL` has a column only where a network uses it. Where the head was trained
-    first, a cell has both values: `512 head, 32`.
+    A setting of `OPTIONAL` has a column only if a network uses it. If the head was trained first,
+    a cell has both values: `512 head, 32`.
     """
     settings = {name: _settings(run) for name, run in networks(runs).items()}
     table = pd.DataFrame.from_dict(settings, orient="index").rename_axis("architecture")
@@ -135,7 +135,7 @@ def _settings(run: Run) -> dict:
 
 
 def shared_settings(table: pd.DataFrame) -> str:
-    """The settings that all networks of `networks_table` share, in a sentence."""
+    """The settings that all networks in `networks_table` share, in a sentence."""
     shared = table.drop(columns=differing_settings(table).columns)
     parts = [f"{name} {values.iloc[0]}" for name, values in shared.items()]
     return f"The same for all: {'; '.join(parts)}." if parts else ""
@@ -147,13 +147,13 @@ def differing_settings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def epochs(summary: dict, epoch: int | None = None) -> str:
-    """How many epochs a network was trained for: `20 head + 3`.
+    """The number of epochs for which a network was trained, such as `20 head + 3`.
 
-    With early stopping these are the epochs up to the best one, whose weights are kept.
+    With early stopping, these are the epochs up to the best one, whose weights are kept.
 
     Args:
-        summary: of a run, or its entry in a study's manifest.
-        epoch: of an earlier state of the network.
+        summary: the summary of a run, or its entry in a study's manifest.
+        epoch: the epoch of an earlier state of the network.
     """
     last, head = epoch or summary["epochs"], summary.get("head_epochs")
     if summary["parameters"]["train"] == "head":
@@ -162,12 +162,12 @@ def epochs(summary: dict, epoch: int | None = None) -> str:
 
 
 def weights_label(runs: Mapping[str, Run | dict]) -> str:
-    """What the networks started from, wherever their results are shown.
+    """The initial weights of the networks, shown with all their results.
 
-    A grid is named by its architecture if all of it started from the same.
+    A grid is named by its architecture if all its runs started from the same weights.
 
     Args:
-        runs: of a study, or their entries in its manifest.
+        runs: the runs of a study, or their entries in its manifest.
     """
     summaries = {name: run.summary if isinstance(run, Run) else run for name, run in runs.items()}
     table = pd.DataFrame(
@@ -189,7 +189,7 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
 
 
 def pretrained_warning(runs: dict[str, Run]) -> str:
-    """A warning where classes called unseen may have been seen in pretraining; else empty."""
+    """A warning if unseen classes may have been seen in pretraining; else empty."""
     pretrained = [
         name
         for name, run in networks(runs).items()
@@ -199,37 +199,37 @@ def pretrained_warning(runs: dict[str, Run]) -> str:
     if not pretrained:
         return ""
     return (
-        f"{', '.join(pretrained)} started from pretrained weights, which may have seen the classes "
-        "that are called unseen here."
+        f"{', '.join(pretrained)} started from pretrained weights. Their pretraining may have "
+        "included the classes that are called unseen here."
     )
 
 
 def _start(source: str) -> str:
-    """What a network started from, by the source of its weights."""
+    """The initial weights of a network in words, by their source."""
     if source.startswith(STUDY_PREFIX):
         study = source.removeprefix(STUDY_PREFIX).partition("/")[0]
         return f"from a backbone trained in another study of this project ({study})"
     texts = {"none": "from random weights", "imagenet": "from ImageNet weights"}
-    return texts.get(source, "from a file of weights")
+    return texts.get(source, "from a weights file")
 
 
 def _trained_layers(train: str) -> str:
     if train == "all":
         return "all layers"
     if train == "head":
-        return "the head alone, on a frozen backbone"
+        return "only the head, on a frozen backbone"
     return f"the head and the last {train.removeprefix('last_blocks:')} blocks"
 
 
 def _number(value: float | bool | None) -> str:
-    """A setting as text; a dash where it is unknown."""
+    """A setting as text; a dash if it is unknown."""
     if value is None:
         return UNKNOWN
     return UNUSED if not value else "yes" if value is True else f"{value:g}"
 
 
 def _artifact_parameters(run: Run, step: str) -> dict:
-    """The parameters of a step of the run; empty where there was no such step, or it is gone."""
+    """The parameters of a step of the run; empty if the step does not exist or was deleted."""
     folder = run.summary.get("artifacts", {}).get(step)
     artifact = cache.read(project_root() / folder) if folder else None
     return artifact.manifest["parameters"] if artifact else {}
