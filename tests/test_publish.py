@@ -261,7 +261,7 @@ def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_
     path.write_text(json.dumps(manifest | {"failures": {"resnet50": "out of memory"}}))
     with pytest.raises(StudyError) as caught:
         publish.publish_study(tmp_path, "tiny")
-    assert "resnet50: out of memory: mend it and run `make report STUDY=tiny`" in str(caught.value)
+    assert "resnet50: out of memory: fix this and run `make report STUDY=tiny`" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "reports" / "published").exists()
 
@@ -320,8 +320,8 @@ def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, part
     with pytest.raises(StudyError) as caught:
         publish.publish_study(parts, "tiny")
     assert str(caught.value) == (
-        f"{folder} holds vgg16, random, which this report lacks and which cannot stand beside it "
-        f"({why}): run these too, or delete that folder"
+        f"{folder} contains vgg16, random, which this report lacks and which cannot be combined "
+        f"with it ({why}): run these too, or delete that folder"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

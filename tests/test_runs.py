@@ -105,7 +105,7 @@ def test_results_whose_artifacts_are_gone_are_reported(reports):
     assert is_whole("tiny", "cnn")
     place = reports.parent.parent / "artifacts" / "rankings"
     (place / "cnn").rename(place / "elsewhere")
-    with pytest.raises(StudyError, match="artifacts/rankings/cnn is gone: delete .*cnn"):
+    with pytest.raises(StudyError, match="artifacts/rankings/cnn is missing: delete .*cnn"):
         read_run("tiny", "cnn")
     assert not is_whole("tiny", "cnn")
 

@@ -190,7 +190,7 @@ def test_the_keyboard_reaches_the_content_first(browser, made_page):
     page = open_page(browser, made_page).page
     page.keyboard.press("Tab")
     focused = page.locator(":focus")
-    assert focused.inner_text() == "To the content"
+    assert focused.inner_text() == "Skip to content"
     assert focused.bounding_box()["x"] >= 0
     focused.press("Enter")
     page.keyboard.press("Tab")

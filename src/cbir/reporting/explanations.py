@@ -51,7 +51,7 @@ def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, 
         kind: of map, "similarity", or "attention" where the network's pooling is attention.
 
     Raises:
-        StudyError: as for `explain.explain_queries`, or a network or its embeddings are gone.
+        StudyError: as for `explain.explain_queries`, or a network or its embeddings are missing.
     """
     return {
         name: explain.explain_queries(

@@ -1,9 +1,9 @@
 """Results that the project publishes: copied from a report, and shown in docs/results.md.
 
-`reports/published/<study>/` holds a study's manifest.json, its figure, the rows of its metrics.csv
-over all queries, and notes.md, if someone wrote one. docs/results.md is written from these files
-alone. A study may be published in parts, since some of its runs take hours: the manifest names each
-run's commit.
+`reports/published/<study>/` contains a study's manifest.json, its figure, the rows of its
+metrics.csv over all queries, and an optional notes.md. docs/results.md is written only from these
+files. A study can be published in parts, because some of its runs take hours: the manifest records
+the commit of each run.
 """
 
 import json
@@ -33,11 +33,11 @@ MEASURES = {
 def publish_study(root: Path, study: str) -> Path:
     """Copy a finished report's numbers into reports/published/<study>/ and draw its figure.
 
-    Runs that are already published, and that the report does not hold, stay.
+    Published runs that the report does not contain are kept.
 
     Raises:
-        StudyError: the study is a trial, has no report or one in which an architecture failed, or
-            does not fit what is published of it.
+        StudyError: the study is a trial, has no report, has a report in which an architecture
+            failed, or does not fit its published runs.
     """
     source, folder = root / "reports" / study, root / "reports" / "published" / study
     manifest = _finished_manifest(source)
@@ -70,7 +70,7 @@ def _finished_manifest(source: Path) -> dict:
     study, manifest = source.name, read_manifest(source)
     if study.endswith("-trial"):
         raise StudyError(
-            f"{study} is a trial, whose parameters stand in no file: put them into params/ and "
+            f"{study} is a trial, whose parameters are not in a file: put them into params/ and "
             "publish that study"
         )
     if not manifest.get("architectures"):
@@ -78,7 +78,7 @@ def _finished_manifest(source: Path) -> dict:
     if failures := manifest["failures"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise StudyError(
-            f"{source} cannot be published: {reasons}: mend it and run "
+            f"{source} cannot be published: {reasons}: fix this and run "
             f"`make report STUDY={study}` again"
         )
     return manifest
@@ -88,7 +88,7 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     """The runs of a published manifest that the report's manifest lacks.
 
     Raises:
-        StudyError: they cannot stand in one table with those of the report.
+        StudyError: they cannot be shown in one table with those of the report.
     """
     published, runs = read_manifest(folder), manifest["architectures"]
     kept = {name: published["architectures"][name]
@@ -107,14 +107,14 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
         reasons.append("a grid")
     if reasons:
         raise StudyError(
-            f"{folder} holds {', '.join(kept)}, which this report lacks and which cannot stand "
-            f"beside it ({', '.join(reasons)}): run these too, or delete that folder"
+            f"{folder} contains {', '.join(kept)}, which this report lacks and which cannot be "
+            f"combined with it ({', '.join(reasons)}): run these too, or delete that folder"
         )
     return kept
 
 
 def write_results(root: Path) -> bool:
-    """Write docs/results.md; whether that changed it."""
+    """Write docs/results.md; return whether it changed."""
     path, text = root / RESULTS, results_page(root)
     if path.exists() and path.read_text("utf-8") == text:
         return False
@@ -124,7 +124,7 @@ def write_results(root: Path) -> bool:
 
 
 def results_page(root: Path) -> str:
-    """docs/results.md, in Markdown, from reports/published/ alone."""
+    """The Markdown text of docs/results.md, from only reports/published/."""
     folders = [path.parent for path in sorted((root / "reports/published").glob(f"*/{MANIFEST}"))]
     is_cifar10 = any(folder.name.startswith("cifar10") for folder in folders)
     text = TEMPLATES.get_template("results.md.j2").render(
@@ -135,7 +135,7 @@ def results_page(root: Path) -> str:
 
 
 def _section(folder: Path) -> dict[str, str]:
-    """What the page shows of a study."""
+    """The content of a study's section."""
     manifest, rows = read_manifest(folder), tidy.read_csv(folder / "metrics.csv")
     runs, data, machine = manifest["architectures"], manifest["data"], manifest["machine"]
     protocol, notes = next(iter(runs.values()))["parameters"]["protocols"][0], folder / "notes.md"
@@ -153,7 +153,7 @@ def _section(folder: Path) -> dict[str, str]:
 
 
 def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
-    """A row per run, and one for each of its states that was measured."""
+    """A row per run, and per measured state of it."""
     table = []
     for name, run in runs.items():
         run_rows = rows[rows["architecture"] == name]
@@ -179,7 +179,7 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
 
 
 def _mean(rows: pd.DataFrame) -> Estimate | str:
-    """One seed's number with its interval; of several, the mean with the lowest and highest."""
+    """The number of one seed with its interval, or the mean, lowest and highest of several."""
     if len(rows) < 2:
         return tidy.number(rows)
     values = rows["value"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers nee
 
 # The files of a whole study, beside its pages.
 STUDY_FILES = ("metrics.csv", "per_query.parquet", MANIFEST)
-# What a study's manifest copies from a run's summary.
+# The keys that a study's manifest copies from a run's summary.
 IN_MANIFEST = (
     "weights", "variant", "size", "epochs", "head_epochs", "training_accuracy",
     "training_seconds", "speed", "peak_memory_bytes", "artifacts",
@@ -38,7 +38,7 @@ CNN = "cnn"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left on disk. Images, embeddings and the network are opened on first use.
+    """The files of a run. Images, embeddings and the network are opened on first use.
 
     Attributes:
         study, architecture: its folders in reports/.
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def backbone(self) -> str:
-        """Of its network; empty for a baseline."""
+        """The backbone of its network; empty for a baseline."""
         return "" if self.is_baseline else self.summary["parameters"]["backbone"]
 
     @property
@@ -87,28 +87,28 @@ class Run:
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """The images, as the study's first protocol sees them.
+        """The images, as the study's first protocol uses them.
 
         Raises:
-            StudyError: they are not the images that the run was made with.
+            StudyError: they are not the images with which the run was made.
         """
         dataset = load_dataset(**self.summary["dataset"]["parameters"])
         if dataset.fingerprint != self.summary["dataset"]["fingerprint"]:
-            raise self._error("the pictures have changed since it was run")
+            raise self._error("the pictures have changed since the run")
         return protocols.view(dataset, self.protocol)
 
     @functools.cached_property
     def embeddings(self) -> "Embeddings":
-        """All images as vectors, of the first seed.
+        """The embeddings of all images with the first seed.
 
         Raises:
-            StudyError: they are gone, or the images have changed.
+            StudyError: they are missing, or the images have changed.
         """
         from cbir.networks.embeddings import Embeddings
 
         folder = project_root() / self.summary["artifacts"]["embeddings"]
         if not folder.is_dir():
-            raise self._error("the embeddings are gone")
+            raise self._error("the embeddings are missing")
         return Embeddings.open(folder, self.dataset)
 
     @functools.cached_property
@@ -116,17 +116,17 @@ class Run:
         """The trained network of the first seed; it takes seconds to build.
 
         Raises:
-            StudyError: its weights are gone.
+            StudyError: its weights are missing.
         """
         from cbir.networks import training
 
         folder = project_root() / self.summary["artifacts"]["training"]
         if not (folder / training.FINAL).is_file():
-            raise self._error("the weights are gone")
+            raise self._error("the weights are missing")
         return training.open_network(folder)
 
     def first_rows(self) -> pd.DataFrame:
-        """Rows of metrics.csv of the first seed under the first protocol: what its page shows."""
+        """Rows of metrics.csv for the first seed and protocol, which its page shows."""
         is_first = self.metrics["seed"] == self.seed
         return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
 
@@ -153,19 +153,19 @@ def save_run(
     network: "Network | None" = None,
     training: "Training | None" = None,
 ) -> Run:
-    """Write a run's files into reports/<study>/<architecture>/, and read them back.
+    """Write a run's files to reports/<study>/<architecture>/, and read them back.
 
     Args:
         measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
-        states: from `evaluation.measure`; the first is the one that the page shows.
+        states: from `evaluation.measure`; the page shows the first one.
         network, training: of the first state; None for a baseline.
-        variant: the point of a grid; empty where there is none.
+        variant: the point of a grid; empty if there is none.
     """
     from cbir.retrieval import evaluation, searches
 
     folder = run_folder(study, architecture)
     folder.mkdir(parents=True, exist_ok=True)
-    # A notebook that is run by hand removes the mark of the finished run that it overwrites.
+    # A notebook executed without `make report` invalidates the finished run that it overwrites.
     (folder / MANIFEST).unlink(missing_ok=True)
     embeddings, evaluations = states[0].embeddings, states[0].evaluations
     dataset = embeddings.dataset
@@ -210,7 +210,7 @@ def save_run(
         from cbir.networks import weights  # reads HDF5 files, which few callers need
 
         weights.register_backbone(study, architecture, network, training)
-        # The artifact of a training that was resumed knows its last part alone.
+        # The artifact of a resumed training records only its last part.
         summary["seconds"]["training"] = float(training.history["seconds"].sum())
         summary |= {
             "parameters": network.parameters
@@ -232,15 +232,15 @@ def save_run(
 
 
 def read_run(study: str, architecture: str) -> Run:
-    """What an architecture's run left in reports/.
+    """Read the files of an architecture's run in reports/.
 
     Raises:
-        StudyError: there is nothing, or its artifacts are gone.
+        StudyError: the run does not exist, or its artifacts are missing.
     """
     folder, summary = run_folder(study, architecture), read_summary(study, architecture)
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
     if gone := [path for path in steps.values() if not path.is_dir()]:
-        raise StudyError(f"{gone[0]} is gone: delete {folder} and run `make report` again")
+        raise StudyError(f"{gone[0]} is missing: delete {folder} and run `make report` again")
 
     def arrays(file: str) -> dict[str, np.ndarray]:
         return {name: np.load(path / file, "r") for name, path in steps.items()}
@@ -262,7 +262,7 @@ def read_summary(study: str, architecture: str) -> dict:
     """A run's summary.json.
 
     Raises:
-        StudyError: there is none, or an earlier version wrote it.
+        StudyError: it does not exist, or an earlier version wrote it.
     """
     path = run_folder(study, architecture) / "summary.json"
     summary = _read_json(path) if path.exists() else {}
@@ -282,7 +282,7 @@ def trained_runs() -> dict[str, list[str]]:
 
 
 def is_whole(study: str, architecture: str) -> bool:
-    """Whether all of a run's files and of the artifacts that they point to are there."""
+    """Whether all of a run's files, and the artifacts that they point to, exist."""
     try:
         read_run(study, architecture)
     except (StudyError, OSError):
@@ -299,12 +299,12 @@ def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[
 def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     """Write a study's metrics.csv, per_query.parquet and manifest.json from those of its runs.
 
-    Without runs they are empty, so that nothing of an earlier report stays.
+    Without runs, they are empty, so that nothing of an earlier report remains.
 
     Args:
         folder: reports/<study>.
         architectures: those whose results are up to date.
-        about: what else the manifest says of the study.
+        about: further content of the study's manifest.
     """
     metrics = [tidy.read_csv(folder / name / "metrics.csv") for name in architectures]
     scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
@@ -326,7 +326,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest.json of a study, a run or a published study; empty where there is none."""
+    """The manifest.json of a study, a run or a published study; empty if there is none."""
     path = folder / MANIFEST
     return _read_json(path) if path.exists() else {}
 
@@ -345,7 +345,7 @@ def _read_json(path: Path) -> dict:
 
 
 def machine() -> dict:
-    """Processor, cores, and GPUs by the name that their driver gives them."""
+    """Processor, number of cores, and the names of GPUs as reported by the driver."""
     cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
@@ -360,12 +360,12 @@ def machine() -> dict:
 
 
 def shared_dataset(runs: dict[str, Run]) -> Dataset:
-    """The images of a study, as its first protocol sees them: the same for all its runs."""
+    """The images of a study, as its first protocol uses them: the same for all its runs."""
     return next(iter(runs.values())).dataset
 
 
 def networks(runs: dict[str, Run]) -> dict[str, Run]:
-    """The runs that are no baselines."""
+    """The runs that are not baselines."""
     return {name: run for name, run in runs.items() if not run.is_baseline}
 
 

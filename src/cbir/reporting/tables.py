@@ -1,4 +1,4 @@
-"""The numbers of several runs side by side: quality, cost, differences, seeds, protocols."""
+"""Tables that compare the numbers of runs: quality, cost, differences, seeds, protocols."""
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,10 @@ from cbir.reporting.estimates import Estimate, PValue, from_row
 from cbir.reporting.runs import Run, networks, shared_dataset
 from cbir.retrieval import uncertainty
 
-# Of the columns of a table.
+# The order of columns in a table.
 SEARCH_ORDER = ("unrestricted", "label_lookup", "predicted_class", "soft", "oracle_class")
 
-# What an architecture costs, and the digits after the decimal point that these numbers support.
+# The costs of an architecture, with the number of digits after the decimal point.
 COSTS = {
     "parameters (million)": 1,
     "embedding size": 0,
@@ -23,7 +23,7 @@ COSTS = {
     "index (MB)": 1,
 }
 _MAP = {"metric": "mean_average_precision", "k": None}
-# How well an architecture retrieves: the rows of metrics.csv that hold each number.
+# The measures of quality, with the selection of their rows in metrics.csv.
 QUALITY = {
     "accuracy": {"metric": "accuracy"},
     "mAP, unrestricted": _MAP | {"search": "unrestricted"},
@@ -32,7 +32,7 @@ QUALITY = {
     "mAP, label lookup": _MAP | {"search": "label_lookup"},
     "P@10, unrestricted": {"metric": "precision", "search": "unrestricted", "k": 10},
 }
-# The most important first.
+# The most important metrics come first.
 METRICS = [
     "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
     "mean_average_precision_at_r", "mean_reciprocal_rank", "gallery_searched",
@@ -51,10 +51,10 @@ def first_protocol_rows(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
-    """How well each architecture retrieves under the first protocol: an estimate in each cell.
+    """The quality of each architecture under the first protocol, with an estimate in each cell.
 
     Args:
-        architectures: the columns; those without a run have dashes.
+        architectures: the columns; dashes for architectures without a run.
     """
     rows = first_protocol_rows(runs)
     by_name = {name: rows[rows["architecture"] == name] for name in architectures}
@@ -66,7 +66,7 @@ def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
 
 
 def costs(runs: dict[str, Run]) -> pd.DataFrame:
-    """What each architecture costs on the machine of the run (rows of `COSTS`)."""
+    """The costs of each architecture on the machine of the run (rows of `COSTS`)."""
     columns = {}
     for name, run in runs.items():
         summary, speed = run.summary, run.summary["speed"]
@@ -82,7 +82,7 @@ def costs(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
-    """The mAP of each run, and what an image costs.
+    """The mAP of each run, and its cost per image.
 
     Returns:
         A row per run: value, ci_low, ci_high (mAP of the unrestricted search under the first
@@ -109,7 +109,7 @@ def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
 def pairs(runs: dict[str, Run]) -> pd.DataFrame:
     """Every pair of architectures and baselines, compared query by query in average precision.
 
-    It is that of the unrestricted search, with the seeds averaged for each query first: see
+    The scores are those of the unrestricted search, averaged over the seeds for each query. See
     `uncertainty.compare` for the columns.
     """
     scores = {
@@ -119,7 +119,7 @@ def pairs(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """The pairs, from `pairs`, as a reader sees them."""
+    """The pairs, from `pairs`, for readers."""
     return pd.DataFrame(
         {
             "ahead": compared["ahead"],
@@ -138,14 +138,14 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
-    """What becomes of the queries under the first protocol, by architecture, means over the seeds.
+    """Counts of queries by outcome under the first protocol, by architecture, averaged over seeds.
 
     Baselines, which predict nothing, are left out.
 
     Returns:
-        right: predicted correctly; won back: predicted wrongly, but the soft search reaches the
-        true class; lost: it does not; queries, seeds: how many; searched: share of the gallery that
-        the soft search searched.
+        right: predicted correctly; won back: predicted wrongly, but the soft search includes the
+        true class; lost: all others; queries, seeds: their numbers; searched: share of the gallery
+        that the soft search searched.
     """
     counts = {}
     for name, run in runs.items():
@@ -212,7 +212,7 @@ def stages(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def states(runs: dict[str, Run]) -> pd.DataFrame:
-    """A row per measured state of an architecture: accuracy and mAP after how many epochs."""
+    """A row per measured state of an architecture: number of epochs, accuracy and mAP."""
     rows = []
     for name, run in networks(runs).items():
         averaged = run.averaged[run.averaged["protocol"] == run.protocol]
@@ -227,7 +227,7 @@ def states(runs: dict[str, Run]) -> pd.DataFrame:
 def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
     """mAP of the unrestricted search: a row per protocol and draw, a column per architecture."""
     rows = tidy.select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
-    # Of the whole ranking (k = 0 here), and at the depth that papers on hashing report.
+    # mAP over the whole ranking (k = 0 here), and at the depth that papers on hashing report.
     rows = rows.assign(k=rows["k"].fillna(0))
     rows = rows[(rows["k"] == 0) | ((rows["k"] == 1000) & (rows["protocol"] == "hashing_1k"))]
     rows["protocol"] = pd.Categorical(rows["protocol"], protocols.PROTOCOLS)
@@ -247,7 +247,7 @@ def _unseen_classes(runs: dict[str, Run], draw: int) -> list[str]:
 
 
 def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.DataFrame:
-    """mAP of the unrestricted search over all queries, and over those that leak nothing.
+    """mAP of the unrestricted search over all queries, and over those without leaks.
 
     Args:
         leaking: from `leaks.audit`.
@@ -312,7 +312,7 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: list[st
     """How many queries of each true class (rows) are classified as which class (columns).
 
     Args:
-        labels, predicted: (n_queries,) int; -1, where nothing is predicted, is not counted.
+        labels, predicted: (n_queries,) int; -1 means no prediction and is not counted.
     """
     labels, predicted = np.asarray(labels, int), np.asarray(predicted, int)
     counts = np.zeros((len(classes), len(classes)), int)
@@ -321,11 +321,11 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: list[st
 
 
 def frequent_confusions(counts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
-    """The classes that are mistaken most often, and for which; empty where none is.
+    """The pairs of classes that are confused most often; empty if there are none.
 
     Args:
         counts: from `confusion_counts`.
-        most: how many pairs.
+        most: number of pairs.
 
     Returns:
         A row per pair: class, predicted, queries (how many), share (of the class's queries).

@@ -13,13 +13,13 @@ from cbir.retrieval import uncertainty
 if TYPE_CHECKING:
     from cbir.retrieval.evaluation import State
 
-# What was measured, and how: the columns that both files share.
+# The columns that both files share and that identify a measurement.
 PLACE = ["study", "architecture", "variant", "seed", "draw", "epoch", "protocol", "search"]
 COLUMNS = [*PLACE, "metric", "k", "class", "value", "ci_low", "ci_high", "n_queries"]
 INTEGERS = {"seed": "Int64", "draw": "Int64", "epoch": "Int64"}
 # Columns of per_query.parquet that describe the query; all further ones are measured.
 QUERY = ["query", "label", "predicted"]
-# What the mean of a measured column is called.
+# The names of the means of measured columns.
 MEANS = {
     "average_precision": "mean_average_precision",
     "average_precision_at_r": "mean_average_precision_at_r",
@@ -94,7 +94,7 @@ def sort(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
-    """Write metrics.csv: the same numbers give the same bytes."""
+    """Write metrics.csv; the same numbers give the same bytes."""
     write_text(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
@@ -108,7 +108,7 @@ def write_parquet(rows: pd.DataFrame, path: Path) -> None:
 def read_csv(path: Path) -> pd.DataFrame:
     """Rows of a metrics.csv; names that look like numbers stay text."""
     names = ["study", "architecture", "variant", "protocol", "search", "metric", "class"]
-    # A class may be called NA: only an empty field is empty.
+    # A class may be called NA, so only an empty field counts as empty.
     return pd.read_csv(
         path, dtype=dict.fromkeys(names, "str"), keep_default_na=False, na_values=[""]
     )
@@ -129,7 +129,7 @@ def select(rows: pd.DataFrame, **values) -> pd.DataFrame:
 
 
 def number(rows: pd.DataFrame) -> Estimate:
-    """The number of the only row with its 95 % interval; NaN where there is no row."""
+    """The number of the only row with its 95 % interval; NaN if there is no row."""
     if rows.empty:
         return Estimate(float("nan"))
     assert len(rows) == 1, "more than one number"
