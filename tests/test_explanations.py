@@ -251,7 +251,7 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
 def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
     rows = effects.read("tiny", explanations.FILE, ["cnn", "vgg16"])
     assert rows.empty
-    assert explanations.trust("tiny", "cnn").endswith("was not measured.")
+    assert explanations.trust("tiny", "cnn").endswith("has not been measured.")
     assert explanations.compare(rows) == ""
     assert explanations.table(rows).empty
 

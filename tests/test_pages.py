@@ -277,7 +277,7 @@ def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(run, "LARGEST_PAGE", 1000)
     run._write_note(study, page, "why")
-    assert "warning: vgg16.html has 0.0 MB, above 0" in capsys.readouterr().out
+    assert "warning: vgg16.html has 0.0 MB, more than 0 MB" in capsys.readouterr().out
 
 
 def test_code_is_hidden_but_for_the_parameters_of_a_run(tmp_path):

@@ -119,7 +119,7 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    PRODUCT: Method(matrix_product, "similarities, none kept", "numpy"),
+    PRODUCT: Method(matrix_product, "similarities, which are discarded", "numpy"),
     OURS: Method(cbir, "all 30 columns, full rankings", "numba"),
     "scikit-learn": Method(scikit_learn, "AP, full rankings", "scikit-learn", "average_precision"),
     "torchmetrics": Method(torchmetrics, "AP, full rankings", "torchmetrics", "average_precision"),
