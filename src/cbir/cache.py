@@ -108,7 +108,7 @@ def package_digest(package: str) -> str:
 
 
 def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> str:
-    """The key of a step: 64 hexadecimal digits, equal only where the result must be equal.
+    """The key of a step: 64 hexadecimal digits, equal only if the result must be equal.
 
     Args:
         step: the step's name.

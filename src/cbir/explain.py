@@ -164,7 +164,7 @@ def perturbation_curves(
         encode: from `embeddings.make_encoder`.
         query_images: (n, size, size, 3) uint8.
         result_vectors: (n, d) float32 of unit length.
-        query_maps: (n, h, w), large where the query matters.
+        query_maps: (n, h, w), large values for important parts of the query.
         steps: number of equal shares of the pixels.
         random_maps: random maps for each pair, 1 or more; their similarities are averaged.
         seed: seed of the random maps and of the order of pixels with equal values in a map.

@@ -34,7 +34,7 @@ DEEP = 30
 
 @dataclass(frozen=True)
 class Network:
-    """A network and what it was built from.
+    """A network, and the settings it was built from.
 
     Attributes:
         model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities. Its layers are
@@ -107,7 +107,7 @@ class Network:
         return pd.DataFrame(rows)
 
     def blocks(self) -> pd.DataFrame:
-        """What the blocks of the backbone's body hold and cost: a row per block, then all of them.
+        """Contents and cost of the blocks in the backbone's body: a row per block, then a total.
 
         Returns:
             block (its first layer), output (of its last layer), convolutions, batch norms,

@@ -111,7 +111,7 @@ def _download(backbone: str) -> Path:
             file_hash=imagenet.md5, force_download=True,
         )  # fmt: skip
         part.replace(path)
-    except Exception as error:  # get_file raises a bare Exception where it cannot download
+    except Exception as error:  # get_file raises a bare Exception if a download fails
         part.unlink(missing_ok=True)
         raise StudyError(
             f"ImageNet weights of {backbone} could not be downloaded "

@@ -1,8 +1,8 @@
 """Effects: mean gains with their tests, in one file per study and question.
 
-`explanations` and `feedback` measure gains; their rows are averaged, stored, read and tabulated
-here. A mean `x`, of gains or of something else, has the columns x, x_low and x_high, the ends of
-its 95 % interval.
+`explanations` and `feedback` measure gains; this module averages, stores, reads and tabulates their
+rows. A mean `x`, of gains or of anything else, has the columns x, x_low and x_high, the ends of its
+95 % interval.
 """
 
 import numpy as np
@@ -36,14 +36,14 @@ def mean_row(values: pd.DataFrame) -> dict[str, float]:
 
 
 def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
-    """Write the rows of a study into reports/<study>/<file>, and return them as `read` does."""
+    """Write the rows of a study to reports/<study>/<file>, and return them as from `read`."""
     frame = pd.DataFrame(rows) if rows else NO_ROWS
     tidy.write_csv(frame, run_folder(study) / file)
     return _with_verdicts(frame)
 
 
 def read(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
-    """The rows of these architectures; none where nothing has been measured.
+    """The rows of these architectures; none if nothing has been measured.
 
     Returns:
         The columns of the file, those of `uncertainty.corrected` over these rows, and verdict (one
@@ -66,7 +66,7 @@ def estimate(row: pd.Series, name: str) -> Estimate:
 
 
 def table(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The rows as a reader sees them, with the columns of these means and these other columns."""
+    """The rows for readers, with the columns `names`, which are means or other columns."""
     cells = [[_cell(row, name) for name in names] for _, row in rows.iterrows()]
     headings = [name.removeprefix("n_").replace("_", " ") for name in names]
     return pd.DataFrame(cells, columns=headings).rename(columns={"p holm": "p, Holm"})

@@ -25,7 +25,7 @@ from cbir.retrieval import uncertainty
 
 FILE = "explanations.csv"
 TESTS = {"deletion": "removed", "insertion": "restored"}
-# What a map is compared with: the name of its areas, and of what the map is better by.
+# The references of the tests: the name of their areas, and of the gain over them.
 AGAINST = {
     "random maps": ("random", "gain"),
     "maps of other pairs": ("other", "gain_over_other"),
@@ -48,7 +48,7 @@ def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, 
 
     Args:
         runs: their first seed under their first protocol is explained; baselines have no network.
-        kind: of map, "similarity", or "attention" where the network's pooling is attention.
+        kind: the kind of map, "similarity", or "attention" for networks with attention pooling.
 
     Raises:
         StudyError: as for `explain.explain_queries`, or a network or its embeddings are missing.

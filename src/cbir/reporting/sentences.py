@@ -21,7 +21,7 @@ PROTOCOL_TEXTS = {
     "held_out_gallery": "The protocol is `held_out_gallery`: gallery and queries are test images, "
     "none of which the network was trained on. A query is never among its own results.",
     "unseen_classes": "The protocol is `unseen_classes`: some classes are left out of training. "
-    "The queries are test images of these classes, and the gallery holds the training images of "
+    "The queries are test images of these classes, and the gallery contains the training images of "
     "all classes. It shows whether an embedding generalises to classes that it was not trained on.",
     "hashing_1k": "The protocol is `hashing_1k`, as in the deep-hashing literature: 100 queries "
     "per class, all other images as gallery, and 500 images per class for training, some of which "

@@ -131,7 +131,7 @@ def compare(
     Returns:
         One row per pair, the architectures with the highest means first: ahead, behind (names of
         columns), difference (mean of ahead - behind, >= 0), ci_low, ci_high (its 95 % bootstrap
-        interval, of this pair alone), p (`permutation_test`), p_holm (`holm` over these rows),
+        interval, only for this pair), p (`permutation_test`), p_holm (`holm` over these rows),
         effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 if all are 0, NaN
         if they are equal otherwise), n_queries, is_significant (p_holm < 0.05). Source of
         d_z: Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative Science (2013).

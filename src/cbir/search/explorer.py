@@ -62,7 +62,7 @@ class Explorer:
     Attributes:
         query: a query's position, or the name and the pixels of an uploaded picture.
         history: signs (`POSITIVE`, `NEGATIVE`) by gallery position, after each mark.
-        answers: what is shown, one of each selected architecture.
+        answers: the answers shown, one per selected architecture.
         choices: positions of the queries that are shown to choose from.
     """
 
