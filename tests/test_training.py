@@ -112,7 +112,14 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize(("done", "given"), [(2, {}), (1, {"schedule": "constant"}), (1, UNUSUAL)])
+@pytest.mark.parametrize(
+    ("done", "given"),
+    [
+        (1, {"schedule": "constant"}),
+        pytest.param(2, {}, marks=pytest.mark.slow),
+        pytest.param(1, UNUSUAL, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_training_goes_on_bit_for_bit(done, given, tmp_path, monkeypatch, capsys):
     images = load_shapes()
     given = given | {"epochs": 3, "measured_epochs": [2]}
@@ -153,6 +160,7 @@ def interrupted(monkeypatch, images, done: int, build=build_network, **given):
             train_network(build(), images, **given)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_best_epoch_before_the_interruption(
     images, elsewhere, monkeypatch, capsys
 ):
@@ -313,6 +321,7 @@ def maps(of_head, images):
     return features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", LEARNT_POOLINGS)
 @pytest.mark.usefixtures("elsewhere")
 def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, images):
@@ -326,7 +335,7 @@ def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, im
     assert are_equal(body, network.body.get_weights())
 
 
-@pytest.mark.parametrize("early_stopping", [0, 1])
+@pytest.mark.parametrize("early_stopping", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     early_stopping, of_head, images, tmp_path, monkeypatch
 ):
@@ -378,6 +387,7 @@ def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
     assert saved == [training.BEST] * best + [training.FINAL, "backbone.weights.h5"]
 
 
+@pytest.mark.slow
 def test_how_many_steps_are_taken_at_once_changes_nothing(
     of_head, maps, images, tmp_path, monkeypatch
 ):
@@ -419,6 +429,7 @@ def test_a_head_learns_in_each_way(changes, given, of_head, images):
     assert not any(np.array_equal(old, new) for old, new in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_weight_decay_leaves_a_head_with_smaller_weights(of_head, maps, images):
     given = {"features": maps, "optimizer": "adamw", "learning_rate": 0.02}
@@ -430,6 +441,7 @@ def test_weight_decay_leaves_a_head_with_smaller_weights(of_head, maps, images):
     assert sizes[1] < 0.9 * sizes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images):
     network = build_network("cnn_strong", train="last_blocks:1", dropout=0.0)
@@ -447,6 +459,7 @@ def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images
     assert moved == trained | {weight.path for weight in network.head.weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.usefixtures("elsewhere")
 def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
@@ -461,6 +474,7 @@ def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
     assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_the_seed_of_training_decides_its_course(images, undisturbed, elsewhere):
     again, other = build_network(), build_network()
     train_network(again, images)
