@@ -118,7 +118,7 @@ def check_pages(
         assert links_between_pages(reports, name) == names
         files = [link["href"] for link in tags.of("a") if re.fullmatch(r"[\w.]+", link["href"])]
         assert all((reports / file).exists() for file in files), name
-        # The provenance stands on the comparison alone, so each run's page leads there.
+        # Only the comparison shows the provenance, so each run's page links to it.
         assert files.count("index.html") >= (2 if name in runs else 1), name
         notebook = index if name == "index" else name
         executed = nbformat.read(reports / f"{notebook}.ipynb", as_version=4)

@@ -41,13 +41,13 @@ def error_of(root, **arguments) -> str:
 
 
 def write_line(root, line: str, drop: str = "") -> None:
-    """Put a line of YAML, as somebody would type it, into cnn.yaml, in the place of `drop`."""
+    """Put a line of YAML, as a user would type it, into cnn.yaml in place of `drop`."""
     kept = {key: value for key, value in CNN.items() if key != drop}
     (root / FILE).write_text(yaml.safe_dump(kept) + line + "\n")
 
 
 def write_value(root, key: str, value: str) -> str:
-    """Set a parameter, as somebody would type it, in the file that it stands in; that file."""
+    """Set a parameter in its file, as a user would type it, and return the file."""
     file, content = (SHARED, STUDY) if key in STUDY else (FILE, CNN)
     kept = {name: each for name, each in content.items() if name != key}
     (root / file).write_text(yaml.safe_dump(kept) + f"{key}: {value}\n")

@@ -9,7 +9,7 @@ import invented
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from conftest import ROOT, make_project
+from conftest import ROOT
 
 from cbir.reporting import display, tables
 from cbir.studies import params
@@ -66,11 +66,8 @@ def test_a_notebook_runs_with_the_parameters_that_it_has(name):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    root = make_project(tmp_path_factory.mktemp("project"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        yield root
+def project(shared_project):
+    return shared_project
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def load(root, key: str, value: str) -> tuple[str, dict]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A project without pictures, whose study `tiny` is written anew by `load`."""
+    """A project without pictures; `load` writes its study `tiny`."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     return folder

@@ -6,7 +6,6 @@ import invented
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import make_project
 
 from cbir.reporting import projections
 from cbir.retrieval import projections as computed
@@ -91,11 +90,8 @@ def test_the_points_shown_are_spread_over_the_classes():
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    root = make_project(tmp_path_factory.mktemp("project"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        yield root
+def project(shared_project):
+    return shared_project
 
 
 @pytest.fixture(scope="module")

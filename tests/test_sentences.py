@@ -165,7 +165,7 @@ def test_an_embedding_is_ahead_of_the_label_only_where_the_test_says_so(scores):
     pairs = [uncertainty.compare(pd.DataFrame({one: each[one], other: each[other]}))
              for each in scores for one, other in (WAYS[:2], WAYS[2:])]  # fmt: skip
     compared = pd.concat(pairs, ignore_index=True)
-    # All tests that stand in one list are corrected together.
+    # All tests of one list are corrected together.
     told_apart = uncertainty.holm(compared["p"].to_numpy()) < 0.05
     said = [part for line in lines for part in line.split(" Searching only the predicted class ")]
     assert [line.partition(":")[0] for line in lines] == [f"- **{name}**" for name in runs]

@@ -298,7 +298,7 @@ def stop_at(root: Path, beginning: str, how: signal.Signals) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def interrupted(study, tmp_path_factory) -> SimpleNamespace:
-    """The CNN of a copy of the study anew, from nothing: killed, interrupted, then left alone."""
+    """Train the CNN again in a copy of the study: killed, interrupted, then left to finish."""
     root = tmp_path_factory.mktemp("interrupted") / "project"
     shutil.copytree(study.root, root)
     shorten_notebooks(root, but=("baseline", "resnet50"))
@@ -335,7 +335,7 @@ def test_an_interruption_is_one_line_and_leaves_nothing_running(interrupted):
 def test_an_interrupted_study_ends_with_the_bytes_of_an_undisturbed_one(
     interrupted, study, manifest
 ):
-    """Made anew, killed, interrupted and resumed, the CNN is what it was when made at once."""
+    """A CNN that was killed, interrupted and resumed equals one trained without a break."""
     assert interrupted.done.returncode == 0, interrupted.done.stderr
     assert "resuming after epoch" in interrupted.done.stdout
     both = (interrupted.reports, study.reports)

@@ -7,7 +7,7 @@ import invented
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import load_shapes, make_project
+from conftest import load_shapes
 from invented import result, rows
 
 from cbir.images import leaks, protocols
@@ -22,11 +22,8 @@ WORSE = ["vgg16", "raw_pixels"]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    root = make_project(tmp_path_factory.mktemp("project"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        yield root
+def project(shared_project):
+    return shared_project
 
 
 @pytest.fixture(scope="module")
