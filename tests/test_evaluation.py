@@ -137,7 +137,7 @@ def test_the_unrestricted_search_ranks_by_cosine(protocol):
     np.testing.assert_allclose(
         evaluated.similarities, np.take_along_axis(similarity, expected, axis=1), atol=1e-6
     )
-    assert evaluated.results == {"unrestricted": (evaluated.rankings, evaluated.similarities)}
+    assert evaluated.neighbours == {"unrestricted": (evaluated.rankings, evaluated.similarities)}
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])

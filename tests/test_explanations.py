@@ -12,7 +12,7 @@ from conftest import empty_project, toy_dataset
 from cbir import explain
 from cbir.cache import Artifact
 from cbir.networks.gradients import Maps
-from cbir.reporting import display, effects, explanations, image_grids
+from cbir.reporting import display, effects, explanations, montages
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
@@ -73,8 +73,8 @@ def drawn(monkeypatch) -> list:
         figures.append((rows, names))
         return draw(rows, names)
 
-    draw = image_grids.grid
-    monkeypatch.setattr(image_grids, "grid", record)
+    draw = montages.montage
+    monkeypatch.setattr(montages, "montage", record)
     return figures
 
 
@@ -93,7 +93,7 @@ def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
                 (marked, query, run.maps.query[pair]),
                 (marked_result, result, run.maps.result[pair]),
             ):
-                expected = image_grids.overlay(dataset.images[image], map_)
+                expected = montages.overlay(dataset.images[image], map_)
                 assert np.array_equal(picture.pixels, expected)
             assert np.array_equal(plain_result.pixels, dataset.images[result])
             is_hit = dataset.labels[query] == dataset.labels[result]
@@ -108,11 +108,11 @@ def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
 
 def test_an_empty_map_is_dark_and_a_position_of_1_bright():
     image = np.full((8, 8, 3), 100, np.uint8)
-    dark = image_grids.overlay(image, np.zeros((4, 4)))
+    dark = montages.overlay(image, np.zeros((4, 4)))
     assert np.ptp(dark, axis=(0, 1)).max() == 0
     map_ = np.zeros((4, 4))
     map_[0, 3] = 1
-    bright = image_grids.overlay(image, map_).sum(axis=2)
+    bright = montages.overlay(image, map_).sum(axis=2)
     assert bright[0, -1] == bright.max() > dark[0, 0].sum() == bright[-1, 0]
 
 

@@ -15,7 +15,7 @@ from scipy.optimize import isotonic_regression
 from cbir.reporting import tables, tidy
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, PALETTE, looks
 from cbir.reporting.estimates import Estimate
-from cbir.reporting.image_grids import shorten
+from cbir.reporting.montages import shorten
 
 # The approximate number of markers on a curve, whatever its number of epochs.
 MOST_MARKERS = 12

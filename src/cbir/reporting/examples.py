@@ -22,7 +22,7 @@ def query_scores(run: Run) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def results(runs: dict[str, Run]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def neighbours(runs: dict[str, Run]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Rankings and similarities by architecture, (n_queries, 10) each."""
     return {
         name: (run.rankings[UNRESTRICTED], run.similarities[UNRESTRICTED])

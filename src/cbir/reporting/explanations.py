@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from cbir import explain
 from cbir.explain import Explanation
 from cbir.images.dataset import Dataset
-from cbir.reporting import charts, effects, image_grids
+from cbir.reporting import charts, effects, montages
 from cbir.reporting.display import HIT, MISS, NEUTRAL
 from cbir.reporting.estimates import span
 from cbir.reporting.runs import Run, networks
@@ -156,22 +156,22 @@ def pairs(
     first, *others = explanations.values()
     shared = functools.reduce(np.intersect1d, [other.queries for other in others], first.queries)
     queries = first.queries[np.isin(first.queries, shared)][:most]
-    rows = [[image_grids.query_picture(dataset, query) for query in queries]]
+    rows = [[montages.query_tile(dataset, query) for query in queries]]
     names = [""]
     for name, explanation in explanations.items():
         places = [explanation.queries.tolist().index(query) for query in queries]
         results, maps = explanation.results[places], explanation.maps
         shown = zip(queries, results, explanation.similarities[places], strict=True)
         rows += [
-            image_grids.under_maps(dataset, dataset.queries[queries], maps.query[places]),
-            [image_grids.result_picture(dataset, *pair) for pair in shown],
-            image_grids.under_maps(dataset, dataset.gallery[results], maps.result[places]),
+            montages.under_maps(dataset, dataset.queries[queries], maps.query[places]),
+            [montages.result_tile(dataset, *pair) for pair in shown],
+            montages.under_maps(dataset, dataset.gallery[results], maps.result[places]),
         ]
         names += [f"{name}\n{row}" for row in ("query's map", "result", "result's map")]
-    figure = image_grids.grid(rows, names)
+    figure = montages.montage(rows, names)
     inch = 1 / figure.get_figheight()
     bar = figure.add_axes((0.2, -0.3 * inch, 0.6, 0.12 * inch))
-    heat = ScalarMappable(cmap=image_grids.HEAT)
+    heat = ScalarMappable(cmap=montages.HEAT)
     figure.colorbar(heat, bar, orientation="horizontal", ticks=[0, 1])
     bar.set_xticklabels(SCALE[first.kind], size=8)
     return figure

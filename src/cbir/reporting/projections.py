@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cbir.images.dataset import Dataset
 from cbir.reporting import charts, tables
-from cbir.reporting.image_grids import shorten
+from cbir.reporting.montages import shorten
 from cbir.reporting.runs import Run
 from cbir.retrieval.projections import METHODS, TSNE_FROM, Projection, project_queries
 

@@ -46,8 +46,8 @@ class Evaluation:
     per_query: pd.DataFrame
 
     @property
-    def results(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """{search: (rankings, similarities)}, as for `image_grids.retrieved`."""
+    def neighbours(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """{search: (rankings, similarities)}, as for `montages.retrieved`."""
         return {self.search: (self.rankings, self.similarities)}
 
 

@@ -15,7 +15,7 @@ from cbir.cache import write_text
 from cbir.images.pictures import Unreadable, read_square
 from cbir.networks.gradients import attention_maps, similarity_maps
 from cbir.reporting import explanations, tables
-from cbir.reporting.image_grids import overlay
+from cbir.reporting.montages import overlay
 from cbir.reporting.runs import trained_runs
 from cbir.search import answers
 from cbir.search.answers import Answer, Result, data_url

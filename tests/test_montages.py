@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from cbir.reporting import display, image_grids
+from cbir.reporting import display, montages
 
 CLASSES = ["circle", "cross", "square"]
 
@@ -41,7 +41,7 @@ def dataset():
 def drawn(monkeypatch):
     """Figures of pictures are not drawn: each is the rows and the names that it is drawn from."""
     keep = lambda rows, names=(): SimpleNamespace(rows=rows, names=names)  # noqa: E731
-    monkeypatch.setattr(image_grids, "grid", keep)
+    monkeypatch.setattr(montages, "montage", keep)
 
 
 def position(picture) -> int | None:
@@ -60,8 +60,8 @@ def column(figure, name: str, row=0) -> list[str]:
 def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_sign(dataset, drawn):
     rankings = np.array([[0, 3, 1], [5, 4, -1], [6, 7, 8]])
     similarities = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, np.nan], [0.4, 0.3, 0.2]])
-    answers = {"cnn": (rankings, similarities)}
-    figure = image_grids.retrieved(dataset, np.array([0, 1]), answers)
+    neighbours = {"cnn": (rankings, similarities)}
+    figure = montages.retrieved(dataset, np.array([0, 1]), neighbours)
     # A search that finds no more shows no more.
     assert positions(figure) == [[9, 0, 3, 1], [10, 5, 4, None]]
     assert column(figure, "above") == ["query", "1 ✓ 0.900", "2 ✗ 0.800", "3 ✓ 0.700"]
@@ -71,27 +71,27 @@ def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_si
 
 
 def test_a_gallery_smaller_than_what_is_shown_leaves_places_empty(dataset, drawn):
-    answers = {"cnn": (np.array([[0, 3]] * 3), np.array([[0.9, 0.8]] * 3))}
-    figure = image_grids.retrieved(dataset, np.array([2]), answers)
+    neighbours = {"cnn": (np.array([[0, 3]] * 3), np.array([[0.9, 0.8]] * 3))}
+    figure = montages.retrieved(dataset, np.array([2]), neighbours)
     assert positions(figure) == [[11, 0, 3]]
 
 
 def test_each_architecture_answers_in_a_row_of_its_own(dataset, drawn):
     one = (np.array([[0]] * 3), np.array([[0.9]] * 3))
     other = (np.array([[4]] * 3), np.array([[0.9]] * 3))
-    figure = image_grids.retrieved(dataset, np.array([0, 1]), {"cnn": one, "vgg": other})
+    figure = montages.retrieved(dataset, np.array([0, 1]), {"cnn": one, "vgg": other})
     assert positions(figure) == [[9, 0], [9, 4], [10, 0], [10, 4]]
     assert figure.names == ["cnn", "vgg", "cnn", "vgg"]
 
 
 def test_queries_are_chosen_by_their_place_alone(dataset):
     dataset.query_labels = np.array([2, 0, 0, 1, 2])
-    assert image_grids.one_query_a_class(dataset).tolist() == [1, 3, 0]
-    assert image_grids.one_query_a_class(dataset, most=2).tolist() == [1, 3]
+    assert montages.one_query_a_class(dataset).tolist() == [1, 3, 0]
+    assert montages.one_query_a_class(dataset, most=2).tolist() == [1, 3]
 
 
 def test_samples_are_training_images_by_class(dataset, drawn):
-    figure = image_grids.samples(dataset, per_class=2)
+    figure = montages.samples(dataset, per_class=2)
     assert positions(figure) == [[0, 1], [3, 4], [6, 7]]
     assert figure.names == CLASSES
 
@@ -99,7 +99,7 @@ def test_samples_are_training_images_by_class(dataset, drawn):
 @pytest.mark.parametrize("most", [1, 2, 3, 24])
 def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most, dataset, drawn):
     pairs = pd.DataFrame({"query": [0, 0, 1, 2, 2, 2], "gallery": [4, 5, 6, 7, 8, 0]})
-    figure = image_grids.leaking_pairs(dataset, pairs, most=most)
+    figure = montages.leaking_pairs(dataset, pairs, most=most)
     spread = {1: [0], 2: [0, 2]}.get(most, [0, 1, 2])
     assert positions(figure) == [
         [9 + query for query in spread], [{0: 4, 1: 6, 2: 7}[query] for query in spread],
@@ -109,25 +109,25 @@ def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most,
 def test_many_leaking_pairs_stand_in_rows_of_twelve(dataset, drawn):
     dataset.queries = np.arange(9).repeat(4)
     pairs = pd.DataFrame({"query": np.arange(30), "gallery": np.arange(30) % 9})
-    figure = image_grids.leaking_pairs(dataset, pairs, most=24)
+    figure = montages.leaking_pairs(dataset, pairs, most=24)
     assert [len(row) for row in figure.rows] == [12] * 4
     assert position(figure.rows[2][11]) == dataset.queries[29]
     assert position(figure.rows[3][11]) == 29 % 9
 
 
 def test_where_nothing_leaks_there_is_no_figure(dataset):
-    assert image_grids.leaking_pairs(dataset, pd.DataFrame(columns=["query", "gallery"])) is None
-    assert image_grids.retrieved(dataset, np.array([], int), {}) is None
-    assert image_grids.retrieved(dataset, np.array([0]), {}) is None
+    assert montages.leaking_pairs(dataset, pd.DataFrame(columns=["query", "gallery"])) is None
+    assert montages.retrieved(dataset, np.array([], int), {}) is None
+    assert montages.retrieved(dataset, np.array([0]), {}) is None
 
 
-def picture_of(grey: int, *texts: str, **changes) -> image_grids.Picture:
-    return image_grids.Picture(np.full((8, 8, 3), grey, np.uint8), *texts, **changes)
+def tile_of(grey: int, *texts: str, **changes) -> montages.Tile:
+    return montages.Tile(np.full((8, 8, 3), grey, np.uint8), *texts, **changes)
 
 
 def test_a_grid_is_one_image_with_texts_around_each_of_its_pictures():
-    one = picture_of(10, "above", "below", colour=display.HIT, is_framed=True)
-    figure = image_grids.grid([[one, picture_of(20)], [None, picture_of(30, "third")]], ["a", "b"])
+    one = tile_of(10, "above", "below", colour=display.HIT, is_framed=True)
+    figure = montages.montage([[one, tile_of(20)], [None, tile_of(30, "third")]], ["a", "b"])
     (axis,) = figure.axes
     (image,) = axis.images
     canvas = image.get_array()[..., 0]
@@ -143,20 +143,20 @@ def test_a_grid_is_one_image_with_texts_around_each_of_its_pictures():
     assert texts["above"].get_position()[0] == left + 4
     (frames,) = axis.collections
     assert [to_hex(colour).upper() for colour in frames.get_edgecolors()] == [display.HIT]
-    assert image_grids.grid([[], [None]]) is None
+    assert montages.montage([[], [None]]) is None
 
 
 def test_each_thumbnail_says_its_place_and_its_class(dataset, drawn):
     dataset.classes = ["circle", "a class with a long name", "square"]
-    answers = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
-    figure = image_grids.retrieved(dataset, np.array([0]), answers)
+    neighbours = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
+    figure = montages.retrieved(dataset, np.array([0]), neighbours)
     assert column(figure, "above") == ["query", "1 ✓ 0.900", "2 ✗ 0.800"]
     assert column(figure, "below") == ["circle", "circle", "a class wit…"]
 
 
 def test_places_and_similarities_fit_over_their_thumbnails(dataset):
     rankings, similarities = np.array([[*range(9), 0]] * 3), np.full((3, 10), 0.99951)
-    figure = image_grids.retrieved(dataset, np.array([0]), {"cnn": (rankings, similarities)})
+    figure = montages.retrieved(dataset, np.array([0]), {"cnn": (rankings, similarities)})
     titles = [text for text in figure.axes[0].texts if text.get_text().endswith("1.000")]
     assert titles[-1].get_text() == "10 ✓ 1.000"
     boxes = [title.get_window_extent() for title in titles]
@@ -165,11 +165,11 @@ def test_places_and_similarities_fit_over_their_thumbnails(dataset):
 
 def test_notes_stand_beside_their_queries(dataset, drawn):
     one = np.array([[0]] * 3), np.array([[0.9]] * 3)
-    answers = {"cnn": one, "vgg": one}
-    by_query = image_grids.retrieved(dataset, np.array([2, 0]), answers, ["best", "worst"])
+    neighbours = {"cnn": one, "vgg": one}
+    by_query = montages.retrieved(dataset, np.array([2, 0]), neighbours, ["best", "worst"])
     assert by_query.names == ["cnn\nbest", "vgg", "cnn\nworst", "vgg"]
     notes = [{"cnn": "0.1", "vgg": "0.2"}] * 2
-    by_row = image_grids.retrieved(dataset, np.array([2, 0]), answers, notes)
+    by_row = montages.retrieved(dataset, np.array([2, 0]), neighbours, notes)
     assert by_row.names == ["cnn\n0.1", "vgg\n0.2", "cnn\n0.1", "vgg\n0.2"]
 
 
@@ -178,15 +178,15 @@ def test_notes_stand_beside_their_queries(dataset, drawn):
     [("cat", "cat"), ("twelve chars", "twelve chars"), ("thirteen char", "thirteen ch…")],
 )
 def test_long_names_are_shortened(name, shown):
-    assert image_grids.shorten(name) == shown
-    assert len(shown) <= image_grids.MOST_LETTERS
+    assert montages.shorten(name) == shown
+    assert len(shown) <= montages.MOST_LETTERS
 
 
 def test_hubs_stand_in_order_of_how_often_they_are_returned(dataset, drawn):
     counts = pd.DataFrame(
         {"returned": [0, 5, 0, 2, 5, 0, 0, 0, 0], "wrongly": [0, 1, 0, 2, 4] + [0] * 4}
     )
-    figure = image_grids.hubs(dataset, {"cnn": counts}, most=4)
+    figure = montages.hubs(dataset, {"cnn": counts}, most=4)
     assert positions(figure) == [[1, 4, 3]]
     assert column(figure, "above") == ["1: × 5", "2: × 5", "3: × 2"]
     assert column(figure, "below")[2] == "cross\n✗ 100 %"

@@ -1,4 +1,4 @@
-"""Figures made of pictures: samples, results, hubs, leaks. Each is one image."""
+"""Montages: figures made of images, such as samples, results, hubs and leaks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL
 
 # The approximate number of letters that fit below a thumbnail.
 MOST_LETTERS = 12
-# The side of a picture and the height of a line of text, in inches.
+# The side of a tile and the height of a line of text, in inches.
 SIDE, LINE = 0.7, 0.135
-# The distance between pictures, as a share of their side.
+# The distance between tiles, as a share of their side.
 APART = 0.14
-# The minimum number of pixels per side of a heat map, whatever the size of its picture.
+# The minimum number of pixels per side of a heat map, whatever the size of its image.
 MAP_SIDE, OPACITY, HEAT = 96, 0.6, "magma"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in a grid.
+class Tile:
+    """An image in a montage.
 
     Attributes:
         pixels: (side, side, 3) uint8.
         above, below: lines of text.
         colour: colour of the texts.
-        is_framed: whether the picture has a frame of this colour.
+        is_framed: whether the tile has a frame of this colour.
     """
 
     pixels: np.ndarray
@@ -43,23 +43,23 @@ class Picture:
     is_framed: bool = False
 
 
-def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) -> Figure | None:
+def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) -> Figure | None:
     """Pictures in rows, drawn as one image with lines of text between them.
 
     Args:
-        rows: may differ in length; None leaves a place empty. The largest picture's side is a
+        rows: may differ in length; None leaves a place empty. The largest tile's side is a
             multiple of that of each other one, which is enlarged to it.
         names: the text at the left of each row; none by default.
 
     Returns:
-        None if there is no picture. The units of the axis are pixels of the pictures.
+        None if there is no tile. The units of the axis are pixels of the tiles.
     """
-    pictures = [picture for row in rows for picture in row if picture]
-    if not pictures:
+    tiles = [tile for row in rows for tile in row if tile]
+    if not tiles:
         return None
-    side = max(len(picture.pixels) for picture in pictures)
+    side = max(len(tile.pixels) for tile in tiles)
     inch = side / SIDE
-    # The distances from the top of the figure to the pictures of each row and to its end.
+    # The distances from the top of the figure to the tiles of each row and to its end.
     tops, end = [], 0
     for row in rows:
         tops.append(end + round(_lines(row, "above") * LINE * inch))
@@ -71,40 +71,40 @@ def grid(rows: Sequence[Sequence[Picture | None]], names: Sequence[str] = ()) ->
     frames, gap = [], 0.035 * inch
     for row, name, top in zip_longest(rows, names, tops, fillvalue=""):
         axis.text(-3 * gap, top + side / 2, name, ha="right", va="center", size=9)
-        for column, picture in enumerate(row):
-            if picture is None:
+        for column, tile in enumerate(row):
+            if tile is None:
                 continue
             left = column * width
-            canvas[top : top + side, left : left + side] = enlarge(picture.pixels, side)
+            canvas[top : top + side, left : left + side] = enlarge(tile.pixels, side)
             middle = left + side / 2
-            style = {"ha": "center", "color": picture.colour, "linespacing": 1.1}
-            axis.text(middle, top - 1.5 * gap, picture.above, va="baseline", size=8, **style)
-            axis.text(middle, top + side + gap, picture.below, va="top", size=7.5, **style)
-            if picture.is_framed:
+            style = {"ha": "center", "color": tile.colour, "linespacing": 1.1}
+            axis.text(middle, top - 1.5 * gap, tile.above, va="baseline", size=8, **style)
+            axis.text(middle, top + side + gap, tile.below, va="top", size=7.5, **style)
+            if tile.is_framed:
                 frame = Rectangle((left - 0.5, top - 0.5), side, side)
-                frame.set(edgecolor=picture.colour, facecolor="none", linewidth=2.5)
+                frame.set(edgecolor=tile.colour, facecolor="none", linewidth=2.5)
                 frames.append(frame)
     axis.imshow(canvas, aspect="auto")
     axis.add_collection(PatchCollection(frames, match_original=True))
     return figure
 
 
-def _lines(row: Sequence[Picture | None], place: str) -> int:
-    """The number of lines of text above or below the pictures of a row."""
-    texts = [getattr(picture, place) for picture in row if picture]
+def _lines(row: Sequence[Tile | None], place: str) -> int:
+    """The number of lines of text above or below the tiles of a row."""
+    texts = [getattr(tile, place) for tile in row if tile]
     return max((text.count("\n") + bool(text) for text in texts), default=0)
 
 
 def framed(
     dataset: Dataset, position: int, above: str = "", colour: str = NEUTRAL, note: str = ""
-) -> Picture:
+) -> Tile:
     """An image of a data set, framed, with its class below, and a note below that."""
     name = shorten(dataset.classes[dataset.labels[position]])
     below = f"{name}\n{note}" if note else name
-    return Picture(dataset.images[position], above, below, colour, is_framed=True)
+    return Tile(dataset.images[position], above, below, colour, is_framed=True)
 
 
-def query_picture(dataset: Dataset, query: int) -> Picture:
+def query_tile(dataset: Dataset, query: int) -> Tile:
     """A query, framed, with its class below.
 
     Args:
@@ -113,9 +113,9 @@ def query_picture(dataset: Dataset, query: int) -> Picture:
     return framed(dataset, dataset.queries[query], "query")
 
 
-def result_picture(
+def result_tile(
     dataset: Dataset, query: int, result: int, similarity: float, rank: int = 1
-) -> Picture | None:
+) -> Tile | None:
     """A result of a query, framed as a hit or a miss; None if there is no result.
 
     Args:
@@ -135,14 +135,14 @@ def samples(dataset: Dataset, per_class: int = 10) -> Figure:
     names = dataset.classes[:MOST_ROWS]
     labels = dataset.labels[dataset.train]
     places = [np.flatnonzero(labels == label)[:per_class] for label in range(len(names))]
-    rows = [[Picture(dataset.images[at]) for at in dataset.train[shown]] for shown in places]
-    return grid(rows, [shorten(name, 24) for name in names])
+    rows = [[Tile(dataset.images[at]) for at in dataset.train[shown]] for shown in places]
+    return montage(rows, [shorten(name, 24) for name in names])
 
 
 def retrieved(
     dataset: Dataset,
     queries: np.ndarray,
-    answers: dict[str, tuple[np.ndarray, np.ndarray]],
+    neighbours: dict[str, tuple[np.ndarray, np.ndarray]],
     notes: Sequence[str | dict[str, str]] = (),
 ) -> Figure | None:
     """Queries (left) and their results, with hits and misses framed and marked.
@@ -151,23 +151,23 @@ def retrieved(
 
     Args:
         queries: positions among the queries.
-        answers: by name (of a search or of an architecture), the rankings and the similarities of
+        neighbours: by name (of a search or of an architecture), the rankings and similarities of
             all queries.
         notes: the text at the left of the first row of each query or, by the names in
-            `answers`, of each of its rows; none by default.
+            `neighbours`, of each of its rows; none by default.
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        by_name = note if isinstance(note, dict) else dict.fromkeys([*answers][:1], note)
-        for name, (rankings, similarities) in answers.items():
-            row = [query_picture(dataset, query)]
+        by_name = note if isinstance(note, dict) else dict.fromkeys([*neighbours][:1], note)
+        for name, (rankings, similarities) in neighbours.items():
+            row = [query_tile(dataset, query)]
             results = zip(rankings[query], similarities[query], strict=True)
             for rank, result in enumerate(results, start=1):
-                row.append(result_picture(dataset, query, *result, rank))
+                row.append(result_tile(dataset, query, *result, rank))
             rows.append(row)
-            lines = name if len(answers) > 1 else "", by_name.get(name, "")
+            lines = name if len(neighbours) > 1 else "", by_name.get(name, "")
             names.append("\n".join(filter(None, lines)))
-    return grid(rows, names)
+    return montage(rows, names)
 
 
 def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
@@ -190,7 +190,7 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
         part = shown.iloc[start : start + 12]
         for positions in (dataset.queries[part["query"]], dataset.gallery[part["gallery"]]):
             rows.append([framed(dataset, position) for position in positions])
-    return grid(rows)
+    return montage(rows)
 
 
 def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure | None:
@@ -213,7 +213,7 @@ def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> F
             colour = MISS if misses > 0.5 else HIT
             row.append(framed(dataset, dataset.gallery[image.Index], above, colour, note))
         rows.append(row)
-    return grid(rows, list(counts))
+    return montage(rows, list(counts))
 
 
 def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
@@ -222,10 +222,10 @@ def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def under_maps(dataset: Dataset, positions: np.ndarray, maps: np.ndarray) -> list[Picture]:
+def under_maps(dataset: Dataset, positions: np.ndarray, maps: np.ndarray) -> list[Tile]:
     """Images of a data set, each under its heat map."""
     images = dataset.images[positions]
-    return [Picture(overlay(image, map_)) for image, map_ in zip(images, maps, strict=True)]
+    return [Tile(overlay(image, map_)) for image, map_ in zip(images, maps, strict=True)]
 
 
 def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
