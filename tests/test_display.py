@@ -143,9 +143,13 @@ def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown
     bundle, _ = shown[0]
     assert "0.912 [0.906,\u00a00.919]" in bundle["text/html"]
     read = pd.read_csv(io.StringIO(bundle["text/csv"]))
-    assert list(read) == ["run", "mAP", "mAP, low", "mAP, high", "p", "epochs"]
-    assert read.loc[0, ["mAP", "mAP, low", "mAP, high"]].tolist() == [0.912345678, 0.9061, 0.9188]
-    assert read.loc[1, ["mAP", "mAP, low", "mAP, high"]].isna().all()
+    assert list(read) == ["run", "mAP", "mAP_ci_low", "mAP_ci_high", "p", "epochs"]
+    assert read.loc[0, ["mAP", "mAP_ci_low", "mAP_ci_high"]].tolist() == [
+        0.912345678,
+        0.9061,
+        0.9188,
+    ]
+    assert read.loc[1, ["mAP", "mAP_ci_low", "mAP_ci_high"]].isna().all()
     assert read.loc[0, "p"] == 0.0001
     assert read.loc[[1], "p"].isna().all()
     assert read["epochs"].tolist() == [3, 0]

@@ -179,21 +179,21 @@ def test_rows_have_areas_gains_and_their_tests():
     gains = found.faithfulness["deletion_gain_over_other"].to_numpy()
     assert rows["p"].iloc[1] == uncertainty.permutation_test(gains)
     low, high = uncertainty.bootstrap(gains[:, None])
-    assert rows.loc[1, ["gain_low", "gain_high"]].tolist() == pytest.approx([low[0], high[0]])
+    assert rows.loc[1, ["gain_ci_low", "gain_ci_high"]].tolist() == pytest.approx([low[0], high[0]])
     assert (rows["n_queries"] == 20).all()
 
 
 def test_the_table_shows_intervals_and_corrected_p_values(project):
     rows = saved(cnn=explanation(0.1, 0.0, over_other=0.05))
     table = explanations.table(rows)
-    assert table["area against"].map(str).tolist() == [
+    assert table["area_against"].map(str).tolist() == [
         "0.500 [0.500,\u00a00.500]", "0.450 [0.450,\u00a00.450]",
         "0.500 [0.500,\u00a00.500]", "0.450 [0.450,\u00a00.450]",
     ]  # fmt: skip
     assert table["area"].map(str).str.startswith(("0.39", "0.40", "0.49", "0.50")).all()
     assert table["gain"].str.match(r"[+-]0\.\d{3} \[[+-]0\.\d{3},\u00a0[+-]0\.\d{3}\]$").all()
-    assert str(table["p, Holm"].iloc[0]) == "< 0.001"
-    assert table["queries"].tolist() == [20] * 4
+    assert str(table["p_holm"].iloc[0]) == "< 0.001"
+    assert table["n_queries"].tolist() == [20] * 4
     assert rows["is_significant"].tolist() == [True, True, False, True]
 
 
@@ -258,8 +258,8 @@ def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
 
 def test_a_single_pair_has_no_interval(project):
     table = explanations.table(saved(cnn=explanation(0.1, 0.1, n_pairs=1)))
-    assert str(table["area against"].iloc[0]) == "0.500"
-    assert (table["p, Holm"].map(str) == "1.000").all()
+    assert str(table["area_against"].iloc[0]) == "0.500"
+    assert (table["p_holm"].map(str) == "1.000").all()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 from invented import result, rows
 
 from cbir.reporting import grids, tables
-from cbir.reporting.grids import ACCURACY, HIGH, INDEX, LOW, MAP, SECONDS, SPEED, TRAINING
+from cbir.reporting.estimates import interval_columns
+from cbir.reporting.grids import ACCURACY, INDEX, MAP, SECONDS, SPEED, TRAINING
 from cbir.retrieval import uncertainty
 from cbir.studies import configs
 
@@ -79,10 +80,9 @@ def test_a_row_says_where_a_run_stands_and_what_it_reached(runs, points):
     assert row[ACCURACY] == pytest.approx(0.7)
     assert row[MAP] == pytest.approx(0.7)
     # Twelve queries, half at 0.699 and half at 0.701.
-    assert 0.699 <= row[MAP + LOW] < 0.7 < row[MAP + HIGH] <= 0.701
-    assert row[[TRAINING, TRAINING + LOW, TRAINING + HIGH]].tolist() == pytest.approx(
-        [1.0, 0.9, 1.05]
-    )
+    _, low, high = row[list(interval_columns(MAP))]
+    assert 0.699 <= low < 0.7 < high <= 0.701
+    assert row[list(interval_columns(TRAINING))].tolist() == pytest.approx([1.0, 0.9, 1.05])
     assert row[[SPEED, SECONDS, INDEX]].tolist() == [250.0, 70.0, 3.0]
 
 
@@ -273,7 +273,7 @@ def told_of(found: dict, **differing: list) -> str:
     """What is said of overfitting where the points differ, besides the backbone, in these alone."""
     backbones = [name.partition("-")[0] for name in found]
     described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(found))
-    return grids.overfitting(grids.points_table(found), described)
+    return grids.overfitting(grids.points_table(found), described, "vgg16")
 
 
 def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
@@ -282,7 +282,7 @@ def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
     accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
     found = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
     points = grids.points_table(found)
-    assert points.loc["cnn-500", [ACCURACY + LOW, ACCURACY + HIGH]].tolist() == [0.0, 1.0]
+    assert points.loc["cnn-500", list(interval_columns(ACCURACY))].tolist() == [0.5, 0.0, 1.0]
     row = grids.gaps(points).loc["cnn-500"]
     assert row["value"] == pytest.approx(0.9 - 0.5)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.8 - 1.0, 0.95 - 0.0))
@@ -316,13 +316,13 @@ def test_the_deep_network_is_significant_only_where_intervals_lie_apart():
 def test_in_what_else_the_compared_networks_differ_is_said():
     found = learnt("vgg16", 500, known=0.9, right=0.3) | learnt("cnn", 500, known=0.9, right=0.3)
     found |= learnt("vgg16", 1000, known=0.9, right=0.3)
-    assert "more than depth" not in told_of(found)
+    assert "also differ" not in told_of(found)
     # With more images, where it is not compared, it may be what it will.
-    assert "more than depth" not in told_of(found, dropout=["no", "no", "0.5"])
+    assert "also differ" not in told_of(found, dropout=["no", "no", "0.5"])
     said = told_of(found, dropout=["no", "0.5", "no"], epochs=["3", "5", "3"])
     assert said.endswith(
-        "is not clearly different from that of cnn. The networks differ in more than depth, which "
-        "may explain the gap: dropout, epochs."
+        "is not clearly different from that of cnn. The networks also differ in other settings, "
+        "which may explain the gap: dropout, epochs."
     )
 
 
@@ -356,7 +356,7 @@ def test_gaps_are_told_for_each_point_of_what_else_differs():
 
 
 def test_of_other_grids_nothing_is_said_of_overfitting(points):
-    assert grids.overfitting(points, pd.DataFrame()) == ""
+    assert grids.overfitting(points, pd.DataFrame(), "vgg16") == ""
 
 
 # Figures
@@ -432,6 +432,7 @@ def test_curves_bear_their_intervals(points):
     assert len({line.get_color() for line in right.lines}) == 4
     band = right.collections[0].get_paths()[0].vertices
     own = points.loc[["vgg-32-head", "vgg-64-head"]]
-    for size, low, high in zip((32, 64), own[MAP + LOW], own[MAP + HIGH], strict=True):
+    ends = own[list(interval_columns(MAP)[1:])].to_numpy()
+    for size, (low, high) in zip((32, 64), ends, strict=True):
         at = band[band[:, 0] == size, 1]
         assert (at.min(), at.max()) == pytest.approx((low, high))

@@ -73,7 +73,7 @@ def test_definition_worked_out(definition, k, expected):
 
 def test_worked_example():
     table = map_definitions.worked_example([True, False, True], n_relevant=4, k=3)
-    found = table.set_index("definition")["mAP"].round(3)
+    found = table.set_index("definition")["value"].round(3)
     assert found.to_dict() == {
         "AP@k by min(R, k)": 0.556,
         "AP@k by R": 0.417,
@@ -111,17 +111,21 @@ def test_perfect_ranking_is_one_but_where_k_images_are_divided_by_more(definitio
 def test_table_means_over_queries_with_a_relevant_image(monkeypatch):
     ranks = np.array([[1, 3], [2, INF], [NAN, NAN]], np.float32)
     whole = map_definitions.compare_definitions(ranks, 2)
-    assert list(whole)[:5] == ["definition", "formula", "divided by", "used by", "mAP"]
-    assert ((whole["from"] <= whole["mAP"]) & (whole["mAP"] <= whole["to"])).all()
+    assert list(whole)[:5] == ["definition", "formula", "divides_by", "used_by", "value"]
+    assert ((whole["ci_low"] <= whole["value"]) & (whole["value"] <= whole["ci_high"])).all()
     # By min(R, k): (1/1) / 2 and (1/2) / 2. By the hits found: 1/1 and 1/2.
-    assert whole["mAP"][[0, 2]].tolist() == pytest.approx([(1 / 2 + 1 / 4) / 2, (1 + 1 / 2) / 2])
+    assert whole["value"][[0, 2]].tolist() == pytest.approx([(1 / 2 + 1 / 4) / 2, (1 + 1 / 2) / 2])
     monkeypatch.setattr(map_definitions, "BATCH", 2)
     assert map_definitions.compare_definitions(ranks, 2).equals(whole)
 
 
 def test_table_without_queries_is_nan_and_k_below_one_refused():
-    assert map_definitions.compare_definitions(np.empty((0, 0), np.float32), 5)["mAP"].isna().all()
-    assert map_definitions.compare_definitions(np.empty((3, 0), np.float32), 5)["mAP"].isna().all()
+    assert (
+        map_definitions.compare_definitions(np.empty((0, 0), np.float32), 5)["value"].isna().all()
+    )
+    assert (
+        map_definitions.compare_definitions(np.empty((3, 0), np.float32), 5)["value"].isna().all()
+    )
     with pytest.raises(ValueError, match="at least 1"):
         map_definitions.compare_definitions(np.array([[1]], np.float32), 0)
 

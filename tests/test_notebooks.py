@@ -171,4 +171,4 @@ def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
     shown = outputs_of("metrics", monkeypatch, study="tiny", architecture="vgg16")
     assert "The run is **vgg16**" in shown
     assert shown.count("<caption") == 3
-    assert f">{mean_ap(runs['vgg16']):.3f}<" in shown
+    assert f">{mean_ap(runs['vgg16']):.2f}" in shown

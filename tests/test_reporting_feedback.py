@@ -11,6 +11,7 @@ import pytest
 from conftest import empty_project, toy_dataset, toy_embeddings
 
 from cbir.reporting import effects, feedback
+from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio, choose_weights
@@ -92,9 +93,9 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
         )
         differences = with_feedback - without
         low, high = uncertainty.bootstrap(differences[:, None])
-        assert (row.gain_low, row.gain_high) == pytest.approx((low[0], high[0]))
-        assert row.with_feedback_low < row.with_feedback < row.with_feedback_high
-        assert row.without_feedback_low < row.without_feedback < row.without_feedback_high
+        assert (row.gain_ci_low, row.gain_ci_high) == pytest.approx((low[0], high[0]))
+        assert row.with_feedback_ci_low < row.with_feedback < row.with_feedback_ci_high
+        assert row.without_feedback_ci_low < row.without_feedback < row.without_feedback_ci_high
         if row.round:
             assert row.p == uncertainty.permutation_test(differences)
     # Before any mark there is one query, and nothing to test.
@@ -161,7 +162,7 @@ def test_gains_losses_and_ties_are_told_as_such(project):
     # The numbers are those of the rows.
     row = rows.iloc[1]
     for name in MEANS:
-        ends = f"{row[f'{name}_low']:.3f},\u00a0{row[f'{name}_high']:.3f}"
+        ends = f"{row[f'{name}_ci_low']:.3f},\u00a0{row[f'{name}_ci_high']:.3f}"
         assert f"{row[name]:.3f} [{ends}]" in after_one
     assert "Of 30 marked images, 12 were positive" in first
     assert "1 query + 0.5 positive − 0.1 negative" in first
@@ -179,7 +180,7 @@ def test_a_round_without_any_score_is_a_dash(project):
     rows = saved(cnn=measured(0.1, 0.1, left_out=40))
     assert rows["n_queries"].to_list() == [40, 40, 0]
     table = feedback.table(rows)
-    assert str(table["with feedback"].iloc[2]) == str(table["gain"].iloc[2]) == "–"
+    assert str(table[feedback.WITH].iloc[2]) == str(table["gain"].iloc[2]) == "–"
     text = feedback.describe(rows)
     assert "nan" not in text
     assert "; after 2 rounds, no query has a relevant image left. Of 20 marked images" in text
@@ -193,9 +194,9 @@ def test_the_table_has_a_row_a_round(project):
         [name, number] for name in ("cnn", "vgg16") for number in range(3)
     ]
     first = rows.iloc[1]
-    assert table["with feedback"].iloc[1] == effects.estimate(first, feedback.WITH)
-    assert table["gain"].iloc[1] == effects.estimate(first, "gain")
-    assert table["p, Holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
+    assert table[feedback.WITH].iloc[1] == from_row(first, feedback.WITH)
+    assert table["gain"].iloc[1] == from_row(first, "gain")
+    assert table["p_holm"].map(str).to_list()[:2] == ["–", "< 0.001"]
     assert (table["marked"].iloc[2], table["positive"].iloc[2]) == ("20.0", "8.0")
 
 

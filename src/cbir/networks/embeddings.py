@@ -94,12 +94,12 @@ class Embeddings:
             return dict(arrays)
 
     def sizes(self) -> pd.DataFrame:
-        """A row for gallery and queries: number, length, dtype and megabytes of the vectors."""
+        """A row for gallery and queries: images, dimensions, dtype, megabytes."""
         parts = {"gallery": self.gallery, "queries": self.query}
         rows = {
             part: {
                 "images": len(vectors),
-                "embedding size": vectors.shape[1],
+                "dimensions": vectors.shape[1],
                 "dtype": str(vectors.dtype),
                 "megabytes": vectors.nbytes / 1e6,
             }

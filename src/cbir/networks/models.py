@@ -110,8 +110,8 @@ class Network:
         """Contents and cost of the blocks in the backbone's body: a row per block, then a total.
 
         Returns:
-            block (its first layer), output (of its last layer), convolutions, batch norms,
-            parameters, trained, multiplications (million, in the convolutions, for an image).
+            block (its first layer), output (of its last layer), convolutions, batch_norms,
+            parameters, trained, multiplications (in the convolutions, for an image).
         """
         starts = BACKBONES[self.parameters["backbone"]].blocks
         groups = [[]]
@@ -307,10 +307,10 @@ def _describe_layers(group: list[layers.Layer]) -> dict:
     return {
         "output": _output_shape(group[-1]),
         "convolutions": len(convolutions),
-        "batch norms": sum(isinstance(x, layers.BatchNormalization) for x in group),
+        "batch_norms": sum(isinstance(x, layers.BatchNormalization) for x in group),
         "parameters": sum(layer.count_params() for layer in group),
         "trained": sum(map(_count_trained, group)),
-        "multiplications (million)": multiplications / 1e6,
+        "multiplications": multiplications,
     }
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from cbir.reporting import tables, tidy
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, PALETTE, looks
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.estimates import Estimate, interval_columns
 from cbir.reporting.montages import shorten
 
 # The approximate number of markers on a curve, whatever its number of epochs.
@@ -27,8 +27,7 @@ COST_AXES = {
     "milliseconds": "embedding an image (ms)",
     "bytes": "index, per image (bytes)",
 }
-# The columns of a mean and of the ends of its interval.
-INTERVAL = ["value", "ci_low", "ci_high"]
+INTERVAL = list(interval_columns())
 # A legend to the right of its figure.
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
 # The minimum distance between names beside points, as a share of the height of the axis.

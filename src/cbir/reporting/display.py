@@ -35,6 +35,20 @@ KNOWN = (
 PIXELS_PER_INCH = 84
 # A figure with more points, or with more pixels in its images, is not stored as SVG.
 MOST_POINTS, MOST_PIXELS = 2_000, 250_000
+# The titles of columns whose names in the library are not words.
+TITLES = {
+    "val_accuracy": "validation accuracy",
+    "val_loss": "validation loss",
+    "batch_norms": "batch norms",
+    "divides_by": "divided by",
+    "used_by": "used by",
+    "with_feedback": "with feedback",
+    "without_feedback": "without feedback",
+    "area_against": "area against",
+    "p_holm": "p, Holm",
+    "n_queries": "queries",
+    "n_left_out": "left out",
+}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
     autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -135,7 +149,7 @@ def table(
     html = TEMPLATES.get_template("table.html.j2").render(
         caption=caption,
         folded=folded,
-        columns=[str(name) for name in cells.columns],
+        columns=[TITLES.get(name, str(name)) for name in cells.columns],
         is_number=[all(map(_is_number, column)) for _, column in cells.items()],
         names=[str(name) for name in cells.index] if has_names else None,
         rows=[

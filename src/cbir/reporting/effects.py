@@ -1,15 +1,14 @@
 """Effects: mean gains with their tests, in one file per study and question.
 
 `explanations` and `feedback` measure gains; this module averages, stores, reads and tabulates their
-rows. A mean `x`, of gains or of anything else, has the columns x, x_low and x_high, the ends of its
-95 % interval.
+rows. Each mean, of gains or of anything else, has the columns of `estimates.interval_columns`.
 """
 
 import numpy as np
 import pandas as pd
 
-from cbir.reporting import estimates, tidy
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting import tidy
+from cbir.reporting.estimates import PValue, from_row, interval_columns
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
@@ -28,8 +27,8 @@ def mean_row(values: pd.DataFrame) -> dict[str, float]:
         (`uncertainty.permutation_test` of the gains, not corrected).
     """
     row = {}
-    for name, mean in uncertainty.intervals(values).iterrows():
-        row |= {name: mean["value"], f"{name}_low": mean["ci_low"], f"{name}_high": mean["ci_high"]}
+    for name, mean in uncertainty.intervals(values)[list(interval_columns())].iterrows():
+        row |= zip(interval_columns(name), mean, strict=True)
     gains = values["gain"]
     p = uncertainty.permutation_test(gains.to_numpy())
     return row | {"n_queries": gains.count(), "p": p}
@@ -60,19 +59,13 @@ def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(verdict=pd.Categorical(verdicts, VERDICTS))
 
 
-def estimate(row: pd.Series, name: str) -> Estimate:
-    """The mean of this name with its interval."""
-    return estimates.from_row(row, (name, f"{name}_low", f"{name}_high"))
-
-
 def table(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """The rows for readers, with the columns `names`, which are means or other columns."""
     cells = [[_cell(row, name) for name in names] for _, row in rows.iterrows()]
-    headings = [name.removeprefix("n_").replace("_", " ") for name in names]
-    return pd.DataFrame(cells, columns=headings).rename(columns={"p holm": "p, Holm"})
+    return pd.DataFrame(cells, columns=names)
 
 
 def _cell(row: pd.Series, name: str):
-    if f"{name}_low" in row:
-        return estimate(row, name)
+    if interval_columns(name)[1] in row:
+        return from_row(row, name)
     return PValue(row[name]) if name == "p_holm" else row[name]

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-# Suffixes of the columns with the ends of an interval.
-LOW, HIGH = ", low", ", high"
 # Digits of a number without an interval, and the width below which an interval is a rounding error.
 DECIMALS, WIDTH = 3, 1e-9
 # More digits would not help readers.
@@ -71,11 +69,19 @@ def decimals(half: float) -> int:
     return min(MOST_DECIMALS, max(0, (1 if first < 355 else 0) - exponent))
 
 
-def from_row(
-    row: pd.Series, names: tuple[str, str, str] = ("value", "ci_low", "ci_high")
-) -> Estimate:
-    """The estimate in a row, from the columns of its value and of its interval's ends."""
-    return Estimate(*(float(row[name]) for name in names))
+def interval_columns(name: str = "value") -> tuple[str, str, str]:
+    """The columns of a number and of the ends of its interval: `value`, `ci_low`, `ci_high`.
+
+    For a number of another name, the columns are, for example, `gain`, `gain_ci_low` and
+    `gain_ci_high`.
+    """
+    prefix = "" if name == "value" else f"{name}_"
+    return name, f"{prefix}ci_low", f"{prefix}ci_high"
+
+
+def from_row(row: pd.Series, name: str = "value") -> Estimate:
+    """The estimate in the `interval_columns` of a row."""
+    return Estimate(*(float(row[column]) for column in interval_columns(name)))
 
 
 def span(values: Iterable[float], digits: int = 0) -> str:
@@ -85,7 +91,7 @@ def span(values: Iterable[float], digits: int = 0) -> str:
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of plain numbers: an estimate takes three columns (`LOW` and `HIGH` are suffixes)."""
+    """A table of plain numbers: an estimate takes its `interval_columns`."""
     columns = {}
     frame = frame.map(lambda cell: cell.value if isinstance(cell, PValue) else cell)
     for name, column in frame.items():
@@ -93,7 +99,6 @@ def split(frame: pd.DataFrame) -> pd.DataFrame:
             columns[name] = column
             continue
         cells = [cell if isinstance(cell, Estimate) else Estimate(math.nan) for cell in column]
-        columns[name] = [cell.value for cell in cells]
-        columns[f"{name}{LOW}"] = [cell.low for cell in cells]
-        columns[f"{name}{HIGH}"] = [cell.high for cell in cells]
+        numbers = ([getattr(cell, end) for cell in cells] for end in ("value", "low", "high"))
+        columns |= zip(interval_columns(name), numbers, strict=True)
     return pd.DataFrame(columns, index=frame.index)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cbir.reporting import charts, effects
 from cbir.reporting.display import NEUTRAL, looks
-from cbir.reporting.estimates import span
+from cbir.reporting.estimates import from_row, interval_columns, span
 from cbir.reporting.runs import Run
 from cbir.reporting.sentences import p_value
 from cbir.retrieval.feedback import Rocchio, measure_feedback
@@ -98,7 +98,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
         # Beside each other, so that no interval hides another.
         x = of_run["round"] + 0.06 * (place - (len(by_name) - 1) / 2)
         for mean, style, fill in ((WITH, "-", colour), (WITHOUT, "--", "white")):
-            around = charts.interval_lengths(of_run[[mean, f"{mean}_low", f"{mean}_high"]])
+            around = charts.interval_lengths(of_run[list(interval_columns(mean))])
             axis.errorbar(
                 x, of_run[mean], around, color=colour, linestyle=style, marker=marker,
                 markerfacecolor=fill, markersize=5, capsize=3, label=name if mean == WITH else None,
@@ -139,9 +139,7 @@ def _gains(rows: pd.DataFrame) -> str:
             parts.append(f"{after}, no query has a relevant image left")
             continue
         verdict = {"better": "a gain", "worse": "a loss"}.get(row["verdict"], row["verdict"])
-        with_feedback, without, gain = (
-            effects.estimate(row, name) for name in (WITH, WITHOUT, "gain")
-        )
+        with_feedback, without, gain = (from_row(row, name) for name in (WITH, WITHOUT, "gain"))
         left_out = f", {row['n_left_out']:,} queries left out" if row["n_left_out"] else ""
         parts.append(
             f"{after}, mAP is {with_feedback} instead of {without}: {verdict} "

@@ -9,9 +9,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from cbir.reporting import estimates, provenance, tables
+from cbir.reporting import charts, estimates, provenance, tables
 from cbir.reporting.display import LOOKS
-from cbir.reporting.estimates import HIGH, LOW, Estimate
+from cbir.reporting.estimates import from_row, interval_columns
 from cbir.reporting.runs import Run, networks, parse_point
 from cbir.retrieval import uncertainty
 
@@ -19,15 +19,13 @@ ARCHITECTURE = "architecture"
 ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
 SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
 LEARN_FROM = "learn_from"
-# The paper says that its depth "can cause overfitting on smaller datasets".
-DEEP = "vgg16"
 
 
 def points_table(runs: dict[str, Run]) -> pd.DataFrame:
     """A row per run: its architecture, its point of the grid, its quality and its cost.
 
-    Baselines, which have no accuracy, are left out. An estimate has three columns: its name, and
-    its name with the suffixes `LOW` and `HIGH`. The grid's parameters follow the architecture.
+    Baselines, which have no accuracy, are left out. An estimate has the three columns of
+    `estimates.interval_columns`. The grid's parameters follow the architecture.
     """
     runs, rows = networks(runs), {}
     parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
@@ -40,7 +38,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
             ARCHITECTURE: architecture,
             **{key: _number(point.get(key) or _constant(run, key)) for key in parameters},
             **quality.loc[[ACCURACY, MAP], name],
-            TRAINING: estimates.from_row(run.summary["training_accuracy"]),
+            TRAINING: from_row(run.summary["training_accuracy"]),
             **costs.loc[[SPEED, SECONDS, INDEX], name],
         }
     return estimates.split(pd.DataFrame.from_dict(rows, orient="index"))
@@ -74,7 +72,7 @@ def readable(points: pd.DataFrame) -> pd.DataFrame:
     """The table of points for readers, with an estimate in one cell."""
     shown = points[[ARCHITECTURE, *dimensions(points)]].copy()
     for measure in (ACCURACY, TRAINING, MAP):
-        shown[measure] = [_estimate(row, measure) for _, row in points.iterrows()]
+        shown[measure] = [from_row(row, measure) for _, row in points.iterrows()]
     for cost in (SPEED, SECONDS, INDEX):
         shown[cost] = points[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
     return shown.set_index(ARCHITECTURE)
@@ -109,15 +107,16 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame)
     texts = {run: ", ".join(_describe(row, names)) for run, row in points.iterrows()}
     best, fastest = points.loc[points[MAP].idxmax()], points.loc[points[SPEED].idxmax()]
     text = (
-        f"**{architecture}**: the highest mAP is {_estimate(best, MAP)}, with {texts[best.name]} "
-        f"(accuracy {_estimate(best, ACCURACY)}, {best[SPEED]:,.0f} images/s)."
+        f"**{architecture}**: the highest mAP is {from_row(best, MAP)}, with {texts[best.name]} "
+        f"(accuracy {from_row(best, ACCURACY)}, {best[SPEED]:,.0f} images/s)."
     )
     ties = compared.loc[~compared["is_significant"], ["ahead", "behind"]]
     ties = ties[(ties == best.name).any(axis=1)].to_numpy().ravel()
     if rivals := [texts[run] for run in ties if run != best.name]:
         text += f" Not significantly different from it: {'; '.join(rivals)}."
     is_untested = points[names].ne(best[names]).sum(axis=1) > 1
-    is_near = points[MAP + HIGH] >= best[MAP + LOW]
+    _, low, high = interval_columns(MAP)
+    is_near = points[high] >= best[low]
     if untested := [texts[run] for run in points.index[is_untested & is_near]]:
         text += (
             " Not tested against it, because more than one parameter differs, but with overlapping "
@@ -126,7 +125,7 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame)
     if fastest.name != best.name:
         text += (
             f" The fastest is {texts[fastest.name]}, {fastest[SPEED] / best[SPEED]:.1f} times as "
-            f"fast, with an mAP of {_estimate(fastest, MAP)}."
+            f"fast, with an mAP of {from_row(fastest, MAP)}."
         )
     return text
 
@@ -142,24 +141,27 @@ def gaps(points: pd.DataFrame) -> pd.DataFrame:
         A row per run, by `learn_from`: series (its architecture, and its point except for
         `learn_from`), learn_from, value, ci_low, ci_high.
     """
+    training, training_low, training_high = (points[name] for name in interval_columns(TRAINING))
+    accuracy, accuracy_low, accuracy_high = (points[name] for name in interval_columns(ACCURACY))
     table = pd.DataFrame(
         {
             "series": series(points, LEARN_FROM),
             LEARN_FROM: points[LEARN_FROM],
-            "value": points[TRAINING] - points[ACCURACY],
-            "ci_low": points[TRAINING + LOW] - points[ACCURACY + HIGH],
-            "ci_high": points[TRAINING + HIGH] - points[ACCURACY + LOW],
+            "value": training - accuracy,
+            "ci_low": training_low - accuracy_high,
+            "ci_high": training_high - accuracy_low,
         }
     )
     return table.sort_values(LEARN_FROM, kind="stable")
 
 
-def overfitting(points: pd.DataFrame, settings: pd.DataFrame) -> str:
-    """Each network's gap between training and test accuracy, and how VGG16's compares.
+def overfitting(points: pd.DataFrame, settings: pd.DataFrame, architecture: str) -> str:
+    """Each network's gap between training and test accuracy, and how one architecture's compares.
 
     Args:
         points: from `points_table`; without `learn_from` among its dimensions, the text is empty.
         settings: of the same runs, from `provenance.networks_table`.
+        architecture: the beginning of the names of the networks that are compared with all others.
     """
     if LEARN_FROM not in dimensions(points):
         return ""
@@ -170,20 +172,18 @@ def overfitting(points: pd.DataFrame, settings: pd.DataFrame) -> str:
         "they are computed from the ends of the intervals of the two accuracies:\n"
     ]
     for name, rows in table.groupby("series", sort=False):
-        values = [
-            f"{estimates.from_row(row)} with {row[LEARN_FROM]:,}" for _, row in rows.iterrows()
-        ]
+        values = [f"{from_row(row)} with {row[LEARN_FROM]:,}" for _, row in rows.iterrows()]
         lines.append(f"- **{name}**: {', '.join(values)}")
     smallest = table[table[LEARN_FROM] == table[LEARN_FROM].min()]
-    is_deep = smallest["series"].str.startswith(DEEP)
-    if not is_deep.all():
-        for run in smallest.index[is_deep]:
-            lines.append("\n" + _against_others(smallest.loc[run], smallest[~is_deep], settings))
+    is_named = smallest["series"].str.startswith(architecture)
+    if not is_named.all():
+        for run in smallest.index[is_named]:
+            lines.append("\n" + _against_others(smallest.loc[run], smallest[~is_named], settings))
     return "\n".join(lines)
 
 
 def _against_others(gap: pd.Series, others: pd.DataFrame, settings: pd.DataFrame) -> str:
-    """How a deep network's gap compares with others, and how else these networks differ."""
+    """How a network's gap compares with others, and how else these networks differ."""
     is_below, is_above = others["ci_high"] < gap["ci_low"], others["ci_low"] > gap["ci_high"]
     groups = {
         "larger than that of": others["series"][is_below],
@@ -194,12 +194,10 @@ def _against_others(gap: pd.Series, others: pd.DataFrame, settings: pd.DataFrame
     text = f"With {gap[LEARN_FROM]:,} images, the gap of {gap['series']} is {'; '.join(parts)}."
     compared = provenance.differing_settings(settings.loc[[gap.name, *others.index]])
     if differing := ", ".join(column for column in compared if column != "backbone"):
-        text += f" The networks differ in more than depth, which may explain the gap: {differing}."
+        text += (
+            f" The networks also differ in other settings, which may explain the gap: {differing}."
+        )
     return text
-
-
-def _estimate(row: pd.Series, measure: str) -> Estimate:
-    return estimates.from_row(row, (measure, measure + LOW, measure + HIGH))
 
 
 def _constant(run: Run, key: str) -> str:
@@ -268,9 +266,9 @@ def curves(points: pd.DataFrame) -> Figure | None:
             (axes[0], TRAINING, "--", f"{name}, training images"),
         )
         for axis, measure, style, label in lines:
-            x, low, high = group[dimension], group[measure + LOW], group[measure + HIGH]
-            axis.plot(x, group[measure], style, color=colour, marker=marker, label=label)
-            axis.fill_between(x, low, high, color=colour, alpha=0.15)
+            means = group.set_index(dimension)[list(interval_columns(measure))]
+            look = {"linestyle": style, "color": colour, "marker": marker, "label": label}
+            charts.draw_mean(axis, means.set_axis(charts.INTERVAL, axis="columns"), **look)
     # Sizes and counts are multiples of each other. A logarithmic axis cannot show 0.
     scale = "log" if points[dimension].min() > 0 else "linear"
     for axis, measure in zip(axes, (ACCURACY, MAP), strict=True):

@@ -6,7 +6,7 @@ import pandas as pd
 from cbir.images import protocols
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
-from cbir.reporting.estimates import Estimate, PValue, from_row
+from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns
 from cbir.reporting.runs import Run, networks, shared_dataset
 from cbir.retrieval import uncertainty
 
@@ -160,6 +160,12 @@ def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
             "queries": n_queries, "seeds": n_seeds, "searched": soft["searched"].mean(),
         }  # fmt: skip
     return counts
+
+
+def definitions(scores: pd.DataFrame) -> pd.DataFrame:
+    """The mAP by each definition, for readers; `scores` are from `map_definitions`."""
+    mean_average_precision = scores.apply(from_row, axis=1)
+    return scores.drop(columns=[*interval_columns()]).assign(mAP=mean_average_precision)
 
 
 def seeds(runs: dict[str, Run]) -> pd.DataFrame:

@@ -45,8 +45,8 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
         k: at least 1.
 
     Returns:
-        One row per definition: definition, formula, divided by, used by, mAP (the mean over the
-        queries with a relevant image, NaN if there are none), from and to (its 95 % interval).
+        One row per definition: definition, formula, divides_by, used_by, value (mAP: the mean over
+        the queries with a relevant image, NaN if there are none), ci_low, ci_high.
 
     Raises:
         ValueError: k is below 1.
@@ -58,16 +58,14 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
         batches = range(0, len(ranks), BATCH)
         scores = [definition.score(ranks[start : start + BATCH], k) for start in batches]
         scores = pd.DataFrame({"mAP": np.concatenate([[], *scores])})
-        interval = uncertainty.intervals(scores).loc["mAP"]
+        mean = uncertainty.intervals(scores).loc["mAP", ["value", "ci_low", "ci_high"]]
         rows.append(
             {
                 "definition": definition.name,
                 "formula": definition.formula,
-                "divided by": definition.divides_by,
-                "used by": definition.used_by,
-                "mAP": interval["value"],
-                "from": interval["ci_low"],
-                "to": interval["ci_high"],
+                "divides_by": definition.divides_by,
+                "used_by": definition.used_by,
+                **mean,
             }
         )
     return pd.DataFrame(rows)
@@ -85,7 +83,7 @@ def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
         k: at least 1.
 
     Returns:
-        As from `compare_definitions`, without intervals: there is only one query.
+        As from `compare_definitions`; intervals are NaN, since there is only one query.
 
     Raises:
         ValueError: there are more hits than relevant images, or k is below 1.
@@ -94,8 +92,7 @@ def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
     if len(ranks) > n_relevant:
         raise ValueError(f"{len(ranks)} hits, but only {n_relevant} relevant images")
     missed = [np.inf] * (n_relevant - len(ranks))
-    scores = compare_definitions(np.array([ranks + missed], np.float32), k)
-    return scores.drop(columns=["from", "to"])
+    return compare_definitions(np.array([ranks + missed], np.float32), k)
 
 
 def _by_relevant(ranks: np.ndarray, k: int) -> np.ndarray:
