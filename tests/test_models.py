@@ -265,15 +265,6 @@ def test_a_block_has_all_layers_from_its_first_to_that_of_the_next(
     assert trained[0] == first
 
 
-def test_more_blocks_than_there_are_is_refused_with_their_names():
-    with pytest.raises(StudyError) as caught:
-        build_network("cnn", train="last_blocks:4")
-    assert str(caught.value) == (
-        "train: last_blocks:4: the backbone has only 3 blocks: "
-        "stage1_conv1, stage2_conv1, stage3_conv1"
-    )
-
-
 def test_batch_norm_of_a_backbone_that_was_frozen_stays_as_it_is():
     network = build_network("cnn_strong", train="all", was_frozen=True, dropout=0.0)
     moved, norms = fit_once(network), paths(network.body, NORM)

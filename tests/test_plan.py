@@ -39,11 +39,9 @@ def minutes(tmp_path, monkeypatch):
     return estimate
 
 
-def test_a_frozen_backbone_sees_the_images_once_for_all_heads_of_a_grid(minutes):
+def test_a_frozen_backbone_embeds_the_images_once_for_all_seeds(minutes):
     assert minutes() == 17
-    assert minutes({"pooling": ["avg", "max", "gem", "attention"], "dropout": [0.1, 0.5]}) == 17
-    # Pooled features are cached for each way of pooling.
-    assert minutes({"pooling": ["avg", "max", "gem"]}, feature_maps=False) == 3 * 17
+    assert minutes({"pooling": ["avg", "max", "gem"]}) == 3 * 17
 
 
 def test_a_trained_backbone_embeds_anew_after_each_training(minutes):

@@ -70,7 +70,6 @@ def test_a_plan_says_which_networks_would_run(study):
     for name in NETWORKS:
         assert f"{name}: notebooks/{name}.ipynb" in study.plan.stdout
     assert study.plan.stdout.count("will run, about") == len(RUNS)
-    assert "embedding_dim=16" in study.plan.stdout
     assert "download" not in study.plan.stdout
 
 

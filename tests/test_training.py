@@ -230,13 +230,6 @@ def test_early_stopping_ends_with_the_weights_of_the_first_of_the_best_epochs(
     assert all((weight == best).all() for weight in weights_of(again))
 
 
-def test_images_that_change_cannot_train_a_head_on_kept_features(images):
-    network = build_network(train="head")
-    frozen = embeddings.frozen_features(network, images)
-    with pytest.raises(StudyError, match="augmentation: impossible with a frozen backbone"):
-        train_network(network, images, features=frozen, augmentation=["flip"])
-
-
 class ResourceExhaustedError(Exception):
     """Called as TensorFlow's is."""
 
@@ -497,11 +490,6 @@ def test_measured_epochs_keep_the_state_of_their_epoch(images, elsewhere, monkey
     for epoch, path in ((1, 1), (2, 2), (3, None)):
         network.model.load_weights(trained.weights_path(path))
         assert are_equal(weights_of(network), seen[epoch])
-
-
-def test_a_measured_epoch_beyond_the_last_is_refused(images):
-    with pytest.raises(StudyError, match=r"measured_epochs: \[9\].*epochs: 4"):
-        train_network(build_network(), images, measured_epochs=[1, 9])
 
 
 def test_the_same_parameters_train_once(images, undisturbed, monkeypatch):

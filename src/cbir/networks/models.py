@@ -198,7 +198,7 @@ def build(
         was_frozen: whether the backbone was frozen before; its BatchNorm then stays frozen.
 
     Raises:
-        StudyError: the backbone or block is unknown, the images are too small for it, or its
+        StudyError: the backbone is unknown, the images are too small for it, or its
             weights are missing or do not fit.
     """
     if backbone not in BACKBONES:
@@ -334,13 +334,7 @@ def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> s
     body.trainable = train != "head"
     first = None
     if train.startswith(LAST_BLOCKS):
-        count = int(train.removeprefix(LAST_BLOCKS))
-        if count > len(row.blocks):
-            raise StudyError(
-                f"train: {train}: the backbone has only {len(row.blocks)} blocks: "
-                f"{', '.join(row.blocks)}"
-            )
-        first = row.blocks[-count]
+        first = row.blocks[-int(train.removeprefix(LAST_BLOCKS))]
         names = [layer.name for layer in body.layers]
         for layer in body.layers[: names.index(first)]:
             layer.trainable = False

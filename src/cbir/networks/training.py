@@ -137,7 +137,7 @@ def train(
     Args:
         network: from `models.build`.
         dataset: trains on `dataset.train`, reports on `dataset.validation`.
-        settings: all of these:
+        settings: all of these, as checked by `params.complete`:
             `epochs`: passes over the training images;
             `batch_size`: images per step;
             `measured_epochs`: epochs whose weights are kept in addition to the final ones;
@@ -150,20 +150,11 @@ def train(
         head: an earlier training of only the head of the same network, to continue from.
 
     Raises:
-        StudyError: a measured epoch is greater than the last epoch, augmentation is requested for
-            features, the loss is NaN or infinite, or a batch does not fit in memory. The last two
-            messages name the parameter as in params/, with the prefix `head_` for a training on
-            features.
+        StudyError: the loss is NaN or infinite, or a batch does not fit in memory. The message
+            names the parameter as in params/, with the prefix `head_` for a training on features.
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
-    if beyond := [epoch for epoch in measured_epochs if epoch > epochs]:
-        raise StudyError(f"measured_epochs: {beyond} is greater than epochs: {epochs}")
-    if settings["augmentation"] and features:
-        raise StudyError(
-            "augmentation: impossible with a frozen backbone, which processes each image only "
-            "once: set augmentation: [] or train: all"
-        )
     inputs, model, prefix = dataset.images, network.model, ""
     if features:
         inputs = open_features(features)

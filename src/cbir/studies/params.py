@@ -294,27 +294,28 @@ def complete(
     if baseline is not None:
         merge({"this notebook": {"baseline": baseline}}, ["baseline"])
     completed = {}
-    for group, given in groups.items():
-        for key in given or ():
+    for group, parameters in groups.items():
+        for key in parameters or ():
             if key in PARAMETERS and PARAMETERS[key].group != group:
                 raise StudyError(f"{group}: {key} belongs to {PARAMETERS[key].group}")
         names = names_in(group) if baseline is None or group in ("data", "measurement") else ()
-        completed[group] = merge({group: given or {}}, names)
+        completed[group] = merge({group: parameters or {}}, names)
     settings = Settings(**completed)
     if broken := conflict(settings.network | settings.training | settings.embedding):
         raise StudyError(broken)
     return settings
 
 
-def conflict(given: Mapping) -> str:
+def conflict(parameters: Mapping) -> str:
     """The first contradiction between parameters; empty if there is none, as for a baseline."""
-    if "backbone" not in given:
+    if "backbone" not in parameters:
         return ""
-    train, weights, backbone = given["train"], given["weights"], given["backbone"]
-    n_blocks, n_trained = len(BACKBONES[backbone].blocks), int(train.partition(":")[2] or 0)
+    train, weights, backbone = parameters["train"], parameters["weights"], parameters["backbone"]
+    blocks, n_trained = BACKBONES[backbone].blocks, int(train.partition(":")[2] or 0)
     epochs, head_epochs, measured = (
-        given[name] for name in ("epochs", "head_epochs", "measured_epochs")
+        parameters[name] for name in ("epochs", "head_epochs", "measured_epochs")
     )
+    whitening, width = parameters["whitening"], parameters["embedding_dim"]
     is_frozen, is_random, trained_head = train == "head", weights == "none", head_epochs > 0
     beyond = [epoch for epoch in measured if epoch > epochs][:1]
     # fmt: off
@@ -335,30 +336,29 @@ def conflict(given: Mapping) -> str:
          "because gradients through an untrained head would spoil the backbone"),
         (beyond,
          f"measured_epochs: {beyond} is greater than epochs: {epochs}"),
-        (measured and given["early_stopping"],
+        (measured and parameters["early_stopping"],
          "measured_epochs: must be [] with early_stopping, which decides the number of epochs"),
-        (n_trained > n_blocks,
-         f"train: {train}: {backbone} has only {n_blocks} blocks"),
+        (n_trained > len(blocks),
+         f"train: {train}: {backbone} has only {len(blocks)} blocks: {', '.join(blocks)}"),
         (n_trained and is_random,
          f"train: {train}: must be all if weights is none, because the other blocks would keep "
          "random weights"),
-        (is_frozen and given["augmentation"],
+        (is_frozen and parameters["augmentation"],
          "augmentation: impossible with a frozen backbone, which processes each image only once: "
          "set augmentation: [] or train: all"),
-        (given["embedding"] != "pooled" and given["whitening"] > given["embedding_dim"],
-         f"whitening: {given['whitening']} is greater than embedding_dim: "
-         f"{given['embedding_dim']}"),
+        (parameters["embedding"] != "pooled" and whitening > width,
+         f"whitening: {whitening} is greater than embedding_dim: {width}"),
     ]
     # fmt: on
     return next((message for is_broken, message in rules if is_broken), "")
 
 
-def unused(given: Mapping) -> set[str]:
+def unused(parameters: Mapping) -> set[str]:
     """The parameters of a network that have no effect, given the others."""
-    names = set(NOT_OF_HEAD) if given["train"] == "head" else set()
-    if not given["head_epochs"]:
+    names = set(NOT_OF_HEAD) if parameters["train"] == "head" else set()
+    if not parameters["head_epochs"]:
         names |= {"head_batch_size", "head_learning_rate"}
-    if given["embedding"] == "pooled":
+    if parameters["embedding"] == "pooled":
         names.add("embedding_dim")
     return names
 

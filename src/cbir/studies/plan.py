@@ -6,11 +6,9 @@ from cbir.images.dataset import is_cached
 from cbir.images.pictures import dataset_folder, list_folder
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
-from cbir.networks.choices import LEARNT_POOLINGS
 from cbir.progress import duration
 from cbir.reporting.runs import machine
 from cbir.studies.configs import RunConfig
-from cbir.studies.params import PARAMETERS, PLACED
 from cbir.studies.study import Study, run_key
 
 # The time to start a notebook, draw its figures and write its page.
@@ -23,34 +21,26 @@ def describe(study: Study) -> str:
     """The plan as lines of text; computes and downloads nothing."""
     images, n_train, n_images = _describe_images(study.data)
     are_images_cached = is_cached(**study.data)
-    first = study.runs[0].parameters
-    shared = [
-        key for key in first if all(run.parameters.get(key) == first[key] for run in study.runs)
-    ]
     lines = [
         f"report    reports/{study.name}/index.html",
-        f"images    {first['dataset']}: {'cached' if are_images_cached else images}",
+        f"images    {study.data['dataset']}: {'cached' if are_images_cached else images}",
         f"backend   {backend()}, GPU: {', '.join(machine()['gpus']) or 'none found'}",
-        f"shared    {_unlike_defaults({key: first[key] for key in shared})}",
-        "          and the defaults in docs/parameters.md",
     ]
-    total, frozen = 0.0, set()
+    total = 0.0
     for run in study.runs:
-        lines += ["", f"{run.architecture}: {run.notebook.relative_to(study.root)}"]
-        own = {key: value for key, value in run.parameters.items() if key not in shared}
-        if description := _unlike_defaults(own) or run.parameters["variant"]:
-            lines.append(f"  {description}")
         state, will_run = _state(study, run, are_images_cached)
         if will_run:
-            seconds = _estimate(run, n_train, n_images, frozen)
+            seconds = _estimate(run, n_train, n_images)
             state += f", about {duration(seconds)}"
             total += seconds
-        lines.append(f"  {state}")
-    if total:
-        total += len(study.pages) * NOTEBOOK_SECONDS
-    lines += ["", f"about {duration(total)} in total"]
-    if total:
-        lines[-1] += " on two cores without a GPU (a rough estimate; less if trainings are cached)"
+        lines.append(f"{run.architecture}: {run.notebook.relative_to(study.root)}: {state}")
+    if not total:
+        return "\n".join([*lines, "nothing to run"])
+    total += len(study.pages) * NOTEBOOK_SECONDS
+    lines.append(
+        f"about {duration(total)} in total on two cores without a GPU (a rough estimate; less if "
+        "steps are cached or shared by several runs)"
+    )
     return "\n".join(lines)
 
 
@@ -68,14 +58,6 @@ def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, 
     if are_images_cached and is_current(study.folder / run.architecture, run_key(study, run)):
         return "up to date", False
     return "will run", True
-
-
-def _unlike_defaults(parameters: dict) -> str:
-    return ", ".join(
-        f"{key}={value}"
-        for key, value in parameters.items()
-        if key not in PLACED and value != PARAMETERS[key].default
-    )
 
 
 def _describe_images(data: dict) -> tuple[str, int, int]:
@@ -101,35 +83,33 @@ def _describe_images(data: dict) -> tuple[str, int, int]:
     return description, n_train, min(n_images, n_train + (data["test_images"] or n_images))
 
 
-def _estimate(run: RunConfig, n_train: int, n_images: int, frozen: set[tuple]) -> float:
+def _estimate(run: RunConfig, n_train: int, n_images: int) -> float:
     """Seconds that a run takes if none of its steps is cached.
 
     Args:
         run: a run of the study.
         n_train, n_images: as from `_describe_images`.
-        frozen: frozen backbones whose features an earlier run computes; this run's is added.
     """
     if run.is_baseline:
         return NOTEBOOK_SECONDS
-    given = run.parameters
+    settings = run.parameters
     # Rates are measured at 32 pixels and fall with the number of pixels.
     images_trained, images_embedded = (
-        rate / (given["input_size"] / 32) ** 2 for rate in BACKBONES[given["backbone"]].rates
+        rate / (settings["input_size"] / 32) ** 2 for rate in BACKBONES[settings["backbone"]].rates
     )
-    n_train = min(n_train, given["learn_from"] or n_train)
-    splits = {protocol.replace("held_out_gallery", "closed") for protocol in given["protocols"]}
-    n_trainings = len(given["seeds"]) * len(splits - {"unseen_classes"})
-    n_trainings += given["draws"] * ("unseen_classes" in splits)
+    n_train = min(n_train, settings["learn_from"] or n_train)
+    # Both use the same network.
+    splits = {protocol.replace("held_out_gallery", "closed") for protocol in settings["protocols"]}
+    n_trainings = sum(
+        settings["draws"] if split == "unseen_classes" else len(settings["seeds"])
+        for split in splits
+    )
     seconds = NOTEBOOK_SECONDS + MASKED_IMAGES / images_embedded
-    if given["head_epochs"]:
-        has_maps = given["feature_maps"] or given["pooling"] in LEARNT_POOLINGS
-        features = (given["backbone"], given["weights"], given["input_size"])
-        features += ("maps" if has_maps else given["pooling"],)
-        if features not in frozen:
-            seconds += n_images / images_embedded
-        frozen.add(features)
-        seconds += n_trainings * given["head_epochs"] * n_train / 50_000
-    if given["train"] != "head":
-        one_training = given["epochs"] * n_train / images_trained + n_images / images_embedded
+    if settings["head_epochs"]:
+        # The frozen backbone embeds each image once for all trainings of the head.
+        seconds += n_images / images_embedded
+        seconds += n_trainings * settings["head_epochs"] * n_train / 50_000
+    if settings["train"] != "head":
+        one_training = settings["epochs"] * n_train / images_trained + n_images / images_embedded
         seconds += n_trainings * one_training
     return seconds
