@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from cbir.reporting import tables, tidy
 from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, PALETTE, looks
-from cbir.reporting.estimates import Estimate, interval_columns
+from cbir.reporting.estimates import Estimate, from_row, interval_columns
 from cbir.reporting.montages import shorten
 
 # The approximate number of markers on a curve, whatever its number of epochs.
@@ -71,8 +71,8 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
         rows: rows of metrics.csv for one protocol, and for one seed or the average of all seeds.
     """
     is_chosen = (rows["metric"] == metric) & (rows["search"] == search) & rows["k"].isna()
-    chosen = rows[is_chosen & rows["class"].notna() & rows["epoch"].isna()]
-    cells = chosen.assign(cell=[tidy.number(chosen.loc[[row]]) for row in chosen.index])
+    metric_rows = rows[is_chosen & rows["class"].notna() & rows["epoch"].isna()]
+    cells = metric_rows.assign(cell=[from_row(row) for _, row in metric_rows.iterrows()])
     cells = cells.pivot(index="class", columns="architecture", values="cell")
     values = cells.map(lambda cell: cell.value)
     if len(values) > MOST_ROWS:
@@ -98,13 +98,13 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     Args:
         rows: as for `per_class`.
     """
-    chosen = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
-    chosen = chosen.astype({"k": int}).set_index("k").sort_index()
+    metric_rows = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
+    metric_rows = metric_rows.astype({"k": int}).set_index("k").sort_index()
     figure, axis = plt.subplots(figsize=(7, 3.8))
-    for name, (colour, marker) in looks(chosen["architecture"].unique()).items():
-        means = chosen[chosen["architecture"] == name]
+    for name, (colour, marker) in looks(metric_rows["architecture"].unique()).items():
+        means = metric_rows[metric_rows["architecture"] == name]
         draw_mean(axis, means, color=colour, marker=marker, label=name)
-    ks = chosen.index.unique()
+    ks = metric_rows.index.unique()
     axis.set(xscale="log", xlabel="k (number of results)", ylabel=f"{metric} at k, {search}")
     axis.set_xticks(ks, ks)
     axis.minorticks_off()
@@ -130,11 +130,11 @@ def by_search(rows: pd.DataFrame) -> Figure:
     Args:
         rows: as for `per_class`.
     """
-    chosen = tidy.select(rows, metric="mean_average_precision", k=None)
-    names = list(dict.fromkeys(chosen["architecture"]))
+    mean_rows = tidy.select(rows, metric="mean_average_precision", k=None)
+    names = list(dict.fromkeys(mean_rows["architecture"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
     for place, (search, colour) in enumerate(SEARCH_COLOURS.items()):
-        points = chosen[chosen["search"] == search]
+        points = mean_rows[mean_rows["search"] == search]
         if len(points):
             height = [names.index(name) + (place - 2) * 0.15 for name in points["architecture"]]
             axis.errorbar(
@@ -282,15 +282,15 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
     figure, axes = panels(len(counts), 2, (5.4, 4.9))
     for axis, (name, table) in zip(axes, counts.items(), strict=True):
         shares = table / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
-        chosen = most_confused(table)
-        classes = [shorten(label) for label in table.columns[chosen]]
+        positions = most_confused(table)
+        classes = [shorten(label) for label in table.columns[positions]]
         names = {"xticklabels": classes, "yticklabels": classes}
         style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True}
-        shown = (frame.iloc[chosen, chosen] for frame in (shares, table))
-        _heat_map(axis, *shown, **style, **names)
+        selected = (frame.iloc[positions, positions] for frame in (shares, table))
+        _heat_map(axis, *selected, **style, **names)
         title = name
-        if len(chosen) < len(table):
-            title += f"\nthe {len(chosen)} of {len(table)} classes confused most often"
+        if len(positions) < len(table):
+            title += f"\nthe {len(positions)} of {len(table)} classes confused most often"
         axis.set_title(title, size=11)
         axis.set(xlabel="predicted class", ylabel="true class")
         axis.tick_params(labelsize=9)

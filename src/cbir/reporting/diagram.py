@@ -38,7 +38,8 @@ def system(runs: Mapping[str, Run]) -> str:
     sizes = span(summary["embedding_dim"] for summary in summaries)
     megabytes = span((summary["index_bytes"] / 1e6 for summary in summaries), digits=1)
     n_seeds = span(len(summary["measurement"]["seeds"]) for summary in summaries)
-    searches = ", ".join(dict.fromkeys(name for each in summaries for name in each["searches"]))
+    all_searches = [search for summary in summaries for search in summary["searches"]]
+    searches = ", ".join(dict.fromkeys(all_searches))
     ks = ", ".join(f"{k:,}" for k in measurement["ks"])
     n_classes, n_queries = len(images["classes"]), f"{images['queries']:,}"
     training_phase = {

@@ -82,11 +82,11 @@ def show(figure: Figure | None, alt: str) -> None:
     n_pixels = sum(image.get_size()[0] * image.get_size()[1] for image in images)
     n_points = sum(len(points.get_offsets()) for points in figure.findobj(PathCollection))
     if n_pixels > MOST_PIXELS:
-        kind, shown, settings = "jpeg", Image, {"pil_kwargs": {"quality": 90}}
+        kind, display_type, settings = "jpeg", Image, {"pil_kwargs": {"quality": 90}}
     elif n_points > MOST_POINTS:
-        kind, shown, settings = "png", Image, {}
+        kind, display_type, settings = "png", Image, {}
     else:
-        kind, shown, settings = "svg+xml", SVG, {"metadata": {"Date": None}}
+        kind, display_type, settings = "svg+xml", SVG, {"metadata": {"Date": None}}
         for image in images:
             # Small pictures are stored pixel by pixel, without interpolation.
             if image.get_interpolation() == plt.rcParams["image.interpolation"]:
@@ -94,7 +94,7 @@ def show(figure: Figure | None, alt: str) -> None:
     drawing = io.BytesIO()
     figure.savefig(drawing, format=kind.partition("+")[0], bbox_inches=box, **settings)
     about = {"alt": alt, "width": round(box.width * PIXELS_PER_INCH)}
-    display(shown(drawing.getvalue()), metadata={f"image/{kind}": about})
+    display(display_type(drawing.getvalue()), metadata={f"image/{kind}": about})
     plt.close(figure)
 
 

@@ -203,6 +203,6 @@ def _of_different_classes(order: Iterable[int], labels: np.ndarray, most: int) -
     order, first = list(order), {}
     for query in order:
         first.setdefault(labels[query], query)
-    chosen = list(first.values())[:most]
-    rest = [query for query in order if query not in chosen]
-    return chosen + rest[: most - len(chosen)]
+    queries = list(first.values())[:most]
+    rest = [query for query in order if query not in queries]
+    return queries + rest[: most - len(queries)]

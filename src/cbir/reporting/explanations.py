@@ -161,10 +161,10 @@ def pairs(
     for name, explanation in explanations.items():
         places = [explanation.queries.tolist().index(query) for query in queries]
         results, maps = explanation.results[places], explanation.maps
-        shown = zip(queries, results, explanation.similarities[places], strict=True)
+        result_tiles = zip(queries, results, explanation.similarities[places], strict=True)
         rows += [
             montages.under_maps(dataset, dataset.queries[queries], maps.query[places]),
-            [montages.result_tile(dataset, *pair) for pair in shown],
+            [montages.result_tile(dataset, *pair) for pair in result_tiles],
             montages.under_maps(dataset, dataset.gallery[results], maps.result[places]),
         ]
         names += [f"{name}\n{row}" for row in ("query's map", "result", "result's map")]

@@ -21,7 +21,7 @@ from cbir.retrieval.feedback import Rocchio, measure_feedback
 FILE = "feedback.csv"
 WITH, WITHOUT = "with_feedback", "without_feedback"
 WEIGHTS = [f"weight_{field.name}" for field in fields(Rocchio)]
-SHOWN = [
+COLUMNS = [
     "architecture", "round", WITH, WITHOUT, "gain", "p_holm", "marked", "positive", "n_queries",
     "n_left_out",
 ]  # fmt: skip
@@ -78,9 +78,9 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, from `measure_runs`, as a reader sees them."""
-    shown = effects.table(rows, SHOWN)
-    means = shown[["marked", "positive"]].map("{:.1f}".format)
-    return shown.assign(**means)
+    texts = effects.table(rows, COLUMNS)
+    means = texts[["marked", "positive"]].map("{:.1f}".format)
+    return texts.assign(**means)
 
 
 def figure(rows: pd.DataFrame) -> Figure | None:

@@ -70,12 +70,12 @@ def series(points: pd.DataFrame, axis: str) -> pd.Series:
 
 def readable(points: pd.DataFrame) -> pd.DataFrame:
     """The table of points for readers, with an estimate in one cell."""
-    shown = points[[ARCHITECTURE, *dimensions(points)]].copy()
+    table = points[[ARCHITECTURE, *dimensions(points)]].copy()
     for measure in (ACCURACY, TRAINING, MAP):
-        shown[measure] = [from_row(row, measure) for _, row in points.iterrows()]
+        table[measure] = [from_row(row, measure) for _, row in points.iterrows()]
     for cost in (SPEED, SECONDS, INDEX):
-        shown[cost] = points[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
-    return shown.set_index(ARCHITECTURE)
+        table[cost] = points[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
+    return table.set_index(ARCHITECTURE)
 
 
 def pairs(runs: dict[str, Run], points: pd.DataFrame) -> pd.DataFrame:

@@ -134,8 +134,10 @@ def samples(dataset: Dataset, per_class: int = 10) -> Figure:
     """The first training images of each class, one row per class."""
     names = dataset.classes[:MOST_ROWS]
     labels = dataset.labels[dataset.train]
-    places = [np.flatnonzero(labels == label)[:per_class] for label in range(len(names))]
-    rows = [[Tile(dataset.images[at]) for at in dataset.train[shown]] for shown in places]
+    rows = [
+        [Tile(dataset.images[position]) for position in dataset.train[labels == label][:per_class]]
+        for label in range(len(names))
+    ]
     return montage(rows, [shorten(name, 24) for name in names])
 
 
@@ -185,9 +187,9 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
     """
     nearest = pairs.drop_duplicates("query")
     spread = np.unique(np.linspace(0, len(nearest) - 1, min(most, len(nearest))).astype(int))
-    shown, rows = nearest.iloc[spread], []
-    for start in range(0, len(shown), 12):
-        part = shown.iloc[start : start + 12]
+    shown_pairs, rows = nearest.iloc[spread], []
+    for start in range(0, len(shown_pairs), 12):
+        part = shown_pairs.iloc[start : start + 12]
         for positions in (dataset.queries[part["query"]], dataset.gallery[part["gallery"]]):
             rows.append([framed(dataset, position) for position in positions])
     return montage(rows)

@@ -54,9 +54,9 @@ def write_page(
         exclude_output_prompt=True,
     )
     prose = [markdown2html(cell.source) for cell in content.cells if cell.cell_type == "markdown"]
-    shown = {"report": report, "title": title, "links": links, "page": page.name}
-    shown |= {"contents": _contents(prose), "description": _description(prose)}
-    html, _ = exporter.from_notebook_node(content, resources={"cbir": shown})
+    context = {"report": report, "title": title, "links": links, "page": page.name}
+    context |= {"contents": _contents(prose), "description": _description(prose)}
+    html, _ = exporter.from_notebook_node(content, resources={"cbir": context})
     write_text(page, html)
 
 

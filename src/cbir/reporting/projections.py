@@ -51,21 +51,22 @@ def figure(
         return None
     labels, classes = dataset.query_labels, dataset.classes
     counts = [tables.confusion_counts(labels, predicted[name], classes) for name in projections]
-    chosen = charts.most_confused(sum(counts), len(CLASS_COLOURS))
+    coloured_labels = charts.most_confused(sum(counts), len(CLASS_COLOURS))
     side = 9.6 / min(3, len(projections))
     figure, axes = charts.panels(len(projections), 3, (side, side + 0.35))
     for axis, (name, projection) in zip(axes, projections.items(), strict=True):
-        shown = labels[projection.queries]
-        others = projection.points[~np.isin(shown, chosen)]
+        shown_labels = labels[projection.queries]
+        others = projection.points[~np.isin(shown_labels, coloured_labels)]
         guesses = predicted[name][projection.queries]
-        wrong = projection.points[(guesses >= 0) & (guesses != shown)]
-        size = float(np.clip(14_000 / len(shown), 14, 30))
-        label = "other classes" if len(chosen) < len(classes) else ""
-        axis.scatter(*others.T, s=size / 3, color=OTHERS, marker=".", label=label)
-        for class_, colour, marker in zip(chosen, CLASS_COLOURS, CLASS_MARKERS, strict=False):
+        wrong = projection.points[(guesses >= 0) & (guesses != shown_labels)]
+        size = float(np.clip(14_000 / len(shown_labels), 14, 30))
+        others_label = "other classes" if len(coloured_labels) < len(classes) else ""
+        axis.scatter(*others.T, s=size / 3, color=OTHERS, marker=".", label=others_label)
+        looks = zip(coloured_labels, CLASS_COLOURS, CLASS_MARKERS, strict=False)
+        for label, colour, marker in looks:
             axis.scatter(
-                *projection.points[shown == class_].T, s=size, color=colour, marker=marker,
-                alpha=0.75, linewidths=0, label=shorten(classes[class_], 24),
+                *projection.points[shown_labels == label].T, s=size, color=colour, marker=marker,
+                alpha=0.75, linewidths=0, label=shorten(classes[label], 24),
             )  # fmt: skip
         axis.scatter(
             *wrong.T, s=2.4 * size + 12, facecolors="none", edgecolors="black", linewidths=0.6,

@@ -99,9 +99,9 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     parameters = [run["parameters"] for run in together]
     shared = ("data", "machine", "versions")
     reasons = [f"other {key}" for key in shared if published[key] != manifest[key]]
-    if any(given["protocols"] != parameters[0]["protocols"] for given in parameters):
+    if any(row["protocols"] != parameters[0]["protocols"] for row in parameters):
         reasons.append("other protocols")
-    if any(len(given["seeds"]) > 1 for given in parameters):
+    if any(len(row["seeds"]) > 1 for row in parameters):
         reasons.append("several seeds")
     if any(run["variant"] for run in together):
         reasons.append("a grid")

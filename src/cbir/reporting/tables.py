@@ -340,5 +340,5 @@ def frequent_confusions(counts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
     pairs = pairs.reset_index()
     pairs["share"] = pairs["queries"] / pairs["class"].map(counts.sum(axis=1))
     is_mistake = (pairs["class"] != pairs["predicted"]) & (pairs["queries"] > 0)
-    chosen = pairs[is_mistake].sort_values("queries", ascending=False, kind="stable")
-    return chosen.head(most).reset_index(drop=True)
+    mistakes = pairs[is_mistake].sort_values("queries", ascending=False, kind="stable")
+    return mistakes.head(most).reset_index(drop=True)

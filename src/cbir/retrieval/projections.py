@@ -53,12 +53,12 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
         ValueError: as for `project`.
     """
     dataset = embeddings.dataset
-    shown = spread(dataset.query_labels)
+    queries = spread(dataset.query_labels)
 
     def make(folder: Path) -> None:
         from sklearn.manifold import trustworthiness
 
-        vectors = embeddings.vectors[dataset.queries[shown]]
+        vectors = embeddings.vectors[dataset.queries[queries]]
         points, variance = project(vectors, method)
         neighbours = min(NEIGHBOURS, (len(points) - 1) // 2)
         kept = trustworthiness(vectors, points, n_neighbors=neighbours) if neighbours else np.nan
@@ -73,7 +73,7 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
     )
     with np.load(artifact.folder / "map.npz") as stored:
         kept, variance = float(stored["kept"]), float(stored["variance"])
-        return Projection(method, shown, stored["points"], kept, variance)
+        return Projection(method, queries, stored["points"], kept, variance)
 
 
 def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:

@@ -88,8 +88,8 @@ def search_input(embeddings: Embeddings, search: str) -> SearchInput:
     elif search == "oracle_class":
         restrict_to = embeddings.dataset.query_labels[:, None] == classes
     elif search == "soft":
-        chosen = calibrate(embeddings)
-        restrict_to = probable(embeddings.query_probabilities, chosen.temperature, chosen.mass)
+        fit = calibrate(embeddings)
+        restrict_to = probable(embeddings.query_probabilities, fit.temperature, fit.mass)
     return SearchInput(embeddings.query, embeddings.gallery, order, restrict_to)
 
 

@@ -167,9 +167,9 @@ def _search(arguments: argparse.Namespace, engine, gallery) -> tuple[list, list[
         positive=[example.vector for example in positive],
         negative=[example.vector for example in negative],
     )  # fmt: skip
-    given = [Path(picture.name) for picture in (*positive, *negative)]
+    example_paths = [Path(picture.name) for picture in (*positive, *negative)]
     results = [
-        search(picture=query, left_out=gallery.positions([Path(query.name), *given]))
+        search(picture=query, left_out=gallery.positions([Path(query.name), *example_paths]))
         for query in queries
     ]
     return results, skipped + skipped_positive + skipped_negative

@@ -212,8 +212,8 @@ def best_architecture(study: str) -> str:
 
     def mean_average_precision(name: str) -> float:
         rows = tidy.read_csv(run_folder(study, name) / "metrics.csv")
-        chosen = {"search": "unrestricted", "metric": "mean_average_precision", "k": None}
-        chosen["protocol"] = read_summary(study, name)["measurement"]["protocols"][0]
-        return tidy.select(rows, **chosen)["value"].mean()
+        selection = {"search": "unrestricted", "metric": "mean_average_precision", "k": None}
+        selection["protocol"] = read_summary(study, name)["measurement"]["protocols"][0]
+        return tidy.select(rows, **selection)["value"].mean()
 
     return max(architectures(study), key=mean_average_precision)

@@ -76,9 +76,8 @@ class Explorer:
         self.page = 0
         self.is_busy = False
 
-        shown = first_finished(study)
         self.study = widgets.Dropdown(
-            options=list(trained_runs()), value=shown, description="study"
+            options=list(trained_runs()), value=first_finished(study), description="study"
         )
         self.architectures = widgets.SelectMultiple(
             description="architectures", rows=4, style={"description_width": "initial"}

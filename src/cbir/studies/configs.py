@@ -60,14 +60,14 @@ class RunConfig:
     @property
     def notebook_parameters(self) -> dict:
         """The parameters of the notebook: those in `PLACED`, and the others by group."""
-        given = {key: self.parameters[key] for key in params.PLACED}
+        groups = {key: self.parameters[key] for key in params.PLACED}
         for group in params.GROUPS:
             names = [name for name in params.names_in(group) if name in self.parameters]
             if names:
-                given[group] = {name: self.parameters[name] for name in names}
+                groups[group] = {name: self.parameters[name] for name in names}
         if self.is_baseline:
-            given["baseline"] = self.parameters["baseline"]
-        return given
+            groups["baseline"] = self.parameters["baseline"]
+        return groups
 
 
 def studies(root: Path) -> list[str]:
@@ -111,19 +111,19 @@ def load(
         raise StudyError(f"params/{study}/ has no architecture: add a file such as cnn.yaml")
     files = {path.stem: _read_yaml(path, root) for path in paths}
     known = {
-        name: params.OF_BASELINES if "baseline" in own else params.OF_NETWORKS
-        for name, (_, own) in files.items()
+        name: params.OF_BASELINES if "baseline" in content else params.OF_NETWORKS
+        for name, (_, content) in files.items()
     }
     runs = []
-    for name, (source, own) in files.items():
+    for name, (source, content) in files.items():
         # Parameters that only other kinds of runs have are ignored here: a baseline has no epochs.
         elsewhere = set().union(*known.values()) - set(known[name])
-        notebook = _find_notebook(name, source, own, root)
-        grids = _check_grids(own.pop("grid"), source) if "grid" in own else shared_grids
+        notebook = _find_notebook(name, source, content, root)
+        grids = _check_grids(content.pop("grid"), source) if "grid" in content else shared_grids
         for point in points(grids, elsewhere | changes.keys()):
             layers = {
                 shared_source: _without(elsewhere, shared),
-                source: own,
+                source: content,
                 f"{source}, grid": point,
                 "DATA or SET" if dataset else "SET": _without(elsewhere, changes),
             }
@@ -143,12 +143,12 @@ def _without(names: Collection[str], values: dict) -> dict:
     return {key: value for key, value in values.items() if key not in names}
 
 
-def _find_notebook(name: str, source: str, own: dict, root: Path) -> Path:
+def _find_notebook(name: str, source: str, content: dict, root: Path) -> Path:
     """The notebook that the file names, else that of the architecture's name, else the generic one.
 
     Removes the key `notebook` from the file's parameters.
     """
-    named = own.pop("notebook", BASELINE if "baseline" in own else None)
+    named = content.pop("notebook", BASELINE if "baseline" in content else None)
     names = [named] if named else [name, GENERIC]
     for stem in names:
         if (notebook := root / "notebooks" / f"{stem}.ipynb").exists():
