@@ -9,6 +9,7 @@ from conftest import load_shapes
 from cbir.cache import cached
 from cbir.networks import embeddings
 from cbir.networks.embeddings import Embeddings, normalise
+from cbir.reporting import tidy
 from cbir.reporting.runs import Run, save_run
 from cbir.retrieval import evaluation
 
@@ -80,7 +81,11 @@ def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -
         known |= {"training_accuracy": {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}}
     history = None if baseline else pd.DataFrame({"loss": [0.5]})
     name = frame["architecture"].iloc[0]
-    return Run("tiny", name, known | summary, None, frame, history, {}, {})
+    known |= summary
+    classes = known["dataset"]["classes"]
+    unnamed = map(str, range(len(classes), int(frame["label"].max()) + 1))
+    metrics = tidy.metrics(frame, [*classes, *unnamed])
+    return Run("tiny", name, known, metrics, frame, history, {}, {})
 
 
 def all_of_one(scores, name="cnn", **given) -> Run:

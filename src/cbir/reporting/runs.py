@@ -82,6 +82,8 @@ class Run:
     @functools.cached_property
     def averaged(self) -> pd.DataFrame:
         """Rows as in metrics.csv, with each query's scores averaged over the seeds first."""
+        if len(self.summary["measurement"]["seeds"]) == 1:
+            return self.metrics.assign(seed=None).astype(tidy.INTEGERS)
         classes = self.summary["dataset"]["classes"]
         return tidy.metrics(tidy.average_seeds(self.per_query), classes)
 
