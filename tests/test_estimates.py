@@ -4,11 +4,11 @@ import math
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cbir.reporting import estimates, tidy
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.estimates import Estimate, PValue
 
 
 # Worked out by hand from the rule of the Particle Data Group.
@@ -50,3 +50,25 @@ def test_the_one_number_of_rows_is_an_estimate():
     assert str(tidy.number(row.iloc[:0])) == "–"
     with pytest.raises(AssertionError, match="more than one number"):
         tidy.number(pd.concat([row, row]))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0496, "0.0496"), (0.04996, "0.04996"), (0.0504, "0.0504"), (0.05, "0.050"),
+        (0.0489, "0.049"), (0.0512, "0.051"), (0.2, "0.200"), (1.0, "1.000"), (0.001, "0.001"),
+        (0.0009996, "< 0.001"), (1e-9, "< 0.001"), (math.nan, "–"),
+    ],
+)  # fmt: skip
+def test_a_p_value_has_three_digits_or_as_many_as_the_verdict_needs(value, text):
+    assert str(PValue(value)) == text
+
+
+@given(st.floats(0.001, 1) | st.floats(0.0494, 0.0506))
+@example(math.nextafter(0.05, 0))
+@example(math.nextafter(0.05, 1))
+def test_verdict_and_printed_p_value_agree(value):
+    printed = float(str(PValue(value)))
+    assert (printed < 0.05) == (value < 0.05)
+    assert (printed == 0.05) == (value == 0.05)
+    assert printed == pytest.approx(value, abs=5e-4)

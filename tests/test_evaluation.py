@@ -404,7 +404,7 @@ def test_classification_counts_what_is_right_by_class(embedded):
         assert table.loc[name, "right"] == is_right[of_class].sum()
         assert table.loc[name, "accuracy"].value == is_right[of_class].mean()
     assert table.loc["all", ["queries", "right"]].tolist() == [48, is_right.sum()]
-    low, high = uncertainty.bootstrap(is_right[:, None].astype(float))
+    low, high = uncertainty.confidence_bounds(is_right[:, None].astype(float))
     assert table.loc["all", "accuracy"] == Estimate(is_right.mean(), low[0], high[0])
 
 

@@ -16,6 +16,8 @@ from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio, choose_weights
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 MEANS = (feedback.WITH, feedback.WITHOUT)
 WEIGHTS = {"weight_query": 1.0, "weight_positive": 0.5, "weight_negative": 0.1}
 # These words say more than a test does.
@@ -78,7 +80,7 @@ def test_a_row_by_hand():
     assert (row["n_queries"], row["n_left_out"]) == (2, 1)
     assert (row["marked"], row["positive"]) == (10, 6)
     # Both differences are gains: of the four choices of signs, two lie as far from 0.
-    assert row["p"] == pytest.approx(2 / 4)
+    assert row["p"] == pytest.approx(2 / 4, abs=0.02)
     assert {name: row[name] for name in WEIGHTS} == WEIGHTS
 
 
@@ -92,7 +94,7 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
             of_round[name].to_numpy() for name in ("average_precision", "average_precision_without")
         )
         differences = with_feedback - without
-        low, high = uncertainty.bootstrap(differences[:, None])
+        low, high = uncertainty.confidence_bounds(differences[:, None], limits=None)
         assert (row.gain_ci_low, row.gain_ci_high) == pytest.approx((low[0], high[0]))
         assert row.with_feedback_ci_low < row.with_feedback < row.with_feedback_ci_high
         assert row.without_feedback_ci_low < row.without_feedback < row.without_feedback_ci_high
@@ -162,8 +164,7 @@ def test_gains_losses_and_ties_are_told_as_such(project):
     # The numbers are those of the rows.
     row = rows.iloc[1]
     for name in MEANS:
-        ends = f"{row[f'{name}_ci_low']:.3f},\u00a0{row[f'{name}_ci_high']:.3f}"
-        assert f"{row[name]:.3f} [{ends}]" in after_one
+        assert str(from_row(row, name)) in after_one
     assert "Of 30 marked images, 12 were positive" in first
     assert "1 query + 0.5 positive − 0.1 negative" in first
     assert "user of 40 queries" in text

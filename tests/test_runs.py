@@ -230,7 +230,7 @@ def test_training_accuracy_is_that_of_the_final_state_on_the_images_learnt_from(
         for seed in (3, 1)
     ]
     by_image = np.mean(right, axis=0)[:, None]
-    low, high = uncertainty.bootstrap(by_image)
+    low, high = uncertainty.confidence_bounds(by_image)
     assert network.summary["training_accuracy"] == pytest.approx(
         {"value": by_image.mean(), "ci_low": low.item(), "ci_high": high.item()}
     )

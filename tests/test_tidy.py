@@ -195,7 +195,7 @@ def test_each_number_has_the_interval_over_its_own_queries(rows, states):
     for name, own in ((None, scores), ("cross", scores[scores["label"] == 1])):
         wanted = {"metric": "precision", "k": 3, "search": "predicted_class", "class": name}
         found = chosen(rows, states[0], **wanted)[["ci_low", "ci_high"]].to_numpy()[0]
-        low, high = uncertainty.bootstrap(own[["precision@3"]].to_numpy(float))
+        low, high = uncertainty.confidence_bounds(own[["precision@3"]].to_numpy(float))
         assert found == pytest.approx([low.item(), high.item()])
         assert found[0] < own["precision@3"].mean() < found[1]
 
@@ -206,6 +206,34 @@ def test_one_query_has_a_value_but_no_interval():
     assert own["value"].item() == 0.25
     assert own["n_queries"].item() == 1
     assert own[["ci_low", "ci_high"]].isna().to_numpy().all()
+
+
+def test_score_that_is_constant_by_construction_has_a_point_as_its_interval():
+    frames = [
+        invented.rows([1.0] * 36, search=search) for search in ("unrestricted", "oracle_class")
+    ]
+    table = tidy.metrics(pd.concat(frames), CLASSES)
+    ends = ["value", "ci_low", "ci_high"]
+    for name in (None, CLASSES[0]):
+        by_metric = table[table["class"].isna() if name is None else table["class"] == name]
+        by_metric = by_metric.set_index(["metric", "search"])[ends]
+        constant = by_metric.loc[("mean_average_precision", "oracle_class")]
+        assert constant.tolist() == [1, 1, 1]
+        measured = by_metric.loc[("mean_average_precision", "unrestricted")]
+        assert measured.tolist() == pytest.approx([1, 0.025 ** (1 / 36), 1])
+        # The unrestricted search always covers the whole gallery.
+        assert by_metric.loc[("gallery_searched", "unrestricted")].tolist() == [1, 1, 1]
+
+
+def test_the_number_of_relevant_images_limits_the_intervals_of_precision_and_recall():
+    depths = {"recall@5": 0.5, "precision@50": 0.2, "recall@50": 0.8, "precision@5": 0.8}
+    table = tidy.metrics(invented.rows([0.5] * 36, n_relevant=10, **depths), CLASSES)
+    table = table[table["class"].isna()].set_index(["metric", "k"])
+    # With ten relevant images, half of them are among the first five at most.
+    assert table.loc[("recall", 5), "ci_high"] == 0.5
+    assert table.loc[("precision", 50), "ci_high"] == 0.2
+    assert table.loc[("recall", 50), "ci_high"] > 0.8
+    assert table.loc[("precision", 5), "ci_high"] > 0.8
 
 
 def test_each_measured_epoch_has_the_same_rows_as_the_final_state(rows):
@@ -236,7 +264,7 @@ def test_averaged_seeds_are_as_many_queries_as_one_seed_has(queries):
     final = tidy.select(closed, search="unrestricted")
     assert own["value"].item() == pytest.approx(final["average_precision"].mean())
     by_query = final.groupby("query")["average_precision"].mean().to_numpy()[:, None]
-    low, high = uncertainty.bootstrap(by_query)
+    low, high = uncertainty.confidence_bounds(by_query)
     assert own[["ci_low", "ci_high"]].to_numpy()[0] == pytest.approx([low.item(), high.item()])
 
 
@@ -328,7 +356,7 @@ def test_depths_that_one_protocol_alone_measures_are_empty_for_the_others(states
     """hashing_1k is measured at 1,000 too."""
     deep = state(None, 50, protocol="hashing_1k")
     ways = [
-        dataclasses.replace(each, per_query=each.per_query.assign(**{"precision@1000": 0.5}))
+        dataclasses.replace(each, per_query=each.per_query.assign(**{"precision@1000": 0.001}))
         for each in deep.evaluations
     ]
     both = tidy.per_query("tiny", "cnn", [states[0], dataclasses.replace(deep, evaluations=ways)])

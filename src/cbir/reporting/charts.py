@@ -251,7 +251,7 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
         table: from `uncertainty.pair_outcomes`.
         pairs: from `uncertainty.compare`.
     """
-    values = table.map({"win": 1, "tie": 0, "loss": -1}.get).astype(float)
+    values = table.map({"win": 1, "tie": 0, "untested": 0, "loss": -1}.get).astype(float)
     texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)

@@ -12,26 +12,28 @@ from cbir.reporting.estimates import PValue, from_row, interval_columns
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
-VERDICTS = ("better", "worse", "not significantly different")
+VERDICTS = ("better", "worse", "not significantly different", "untested")
 NO_ROWS = pd.DataFrame(columns=["study", "architecture", "gain", "p"])
 
 
-def mean_row(values: pd.DataFrame) -> dict[str, float]:
-    """The mean of each column with its bootstrap interval, and the test of the gains.
+def mean_row(values: pd.DataFrame, limits: tuple[float, float] = (0, 1)) -> dict[str, float]:
+    """The mean of each column with its interval, and the test of the gains.
 
     Args:
         values: one row per query, with column gain, the paired differences; NaN is left out.
+        limits: the lowest and the highest possible value of the other columns.
 
     Returns:
         The means and the ends of their intervals, n_queries (those with a gain), and p
-        (`uncertainty.permutation_test` of the gains, not corrected).
+        (`uncertainty.permutation_test` of the gains, not corrected; NaN for too few queries).
     """
-    row = {}
-    for name, mean in uncertainty.intervals(values)[list(interval_columns())].iterrows():
+    row, gains = {}, values[["gain"]]
+    means = uncertainty.intervals(values.drop(columns="gain"), limits=limits)
+    means = pd.concat([means, uncertainty.intervals(gains, limits=None)])
+    for name, mean in means[list(interval_columns())].iterrows():
         row |= zip(interval_columns(name), mean, strict=True)
-    gains = values["gain"]
-    p = uncertainty.permutation_test(gains.to_numpy())
-    return row | {"n_queries": gains.count(), "p": p}
+    p = uncertainty.permutation_test(gains["gain"].to_numpy())
+    return row | {"n_queries": gains["gain"].count(), "p": p}
 
 
 def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
@@ -54,8 +56,10 @@ def read(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
 
 
 def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    rows, (better, worse, neither) = uncertainty.corrected(rows), VERDICTS
-    verdicts = np.where(rows["is_significant"], np.where(rows["gain"] > 0, better, worse), neither)
+    rows, (better, worse, neither, untested) = uncertainty.corrected(rows), VERDICTS
+    is_significant, is_gain = rows["is_significant"], rows["gain"] > 0
+    conditions = [rows["p"].isna(), is_significant & is_gain, is_significant & ~is_gain]
+    verdicts = np.select(conditions, [untested, better, worse], neither)
     return rows.assign(verdict=pd.Categorical(verdicts, VERDICTS))
 
 

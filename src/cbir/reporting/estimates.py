@@ -4,7 +4,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+
+from cbir.retrieval.uncertainty import ALPHA
 
 # Digits of a number without an interval, and the width below which an interval is a rounding error.
 DECIMALS, WIDTH = 3, 1e-9
@@ -45,14 +48,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PValue:
-    """A p-value, never printed as 0; a dash if nothing was tested (NaN)."""
+    """A p-value, never printed as 0; a dash if nothing was tested (NaN).
+
+    It has three digits after the decimal point, and more if rounding would move it to or across
+    `ALPHA`, so that a reader who compares it with `ALPHA` comes to the same verdict: 0.0496.
+    """
 
     value: float
 
     def __str__(self) -> str:
         if math.isnan(self.value):
             return "–"
-        return "< 0.001" if self.value < 0.001 else f"{self.value:.3f}"
+        if self.value < 0.001:
+            return "< 0.001"
+        # With 20 digits, the text is exactly the number.
+        texts = (f"{self.value:.{digits}f}" for digits in range(DECIMALS, 21))
+        side = np.sign(self.value - ALPHA)
+        return next(text for text in texts if np.sign(float(text) - ALPHA) == side)
 
 
 def decimals(half: float) -> int:

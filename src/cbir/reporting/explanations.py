@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from cbir import explain
-from cbir.explain import Explanation
+from cbir.explain import CURVES, Explanation
 from cbir.images.dataset import Dataset
 from cbir.reporting import charts, effects, montages
 from cbir.reporting.display import HIT, MISS, NEUTRAL
@@ -85,7 +85,7 @@ def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]
             areas = explanation.faithfulness[[test, f"{test}_{other}", f"{test}_{gain}"]]
             areas = areas.set_axis(["area", "area_against", "gain"], axis="columns")
             row = {"study": study, "architecture": architecture, "test": test, "against": against}
-            rows.append(row | effects.mean_row(areas))
+            rows.append(row | effects.mean_row(areas, _similarities(explanation)))
     return rows
 
 
@@ -123,7 +123,7 @@ def trust(study: str, architecture: str) -> str:
     parts = []
     groups = rows.groupby(["against", "verdict"], sort=False, observed=True)
     for (against, verdict), group in groups:
-        word = "from" if verdict == effects.VERDICTS[-1] else "than"
+        word = {"better": "than", "worse": "than", "untested": "against"}.get(verdict, "from")
         parts.append(f"{verdict} {word} {against} by {' and '.join(group['test'])}")
     return f"Tested on {span(rows['n_queries'])} pairs, such maps are {'; '.join(parts)}."
 
@@ -177,6 +177,12 @@ def pairs(
     return figure
 
 
+def _similarities(explanation: Explanation) -> tuple[float, float]:
+    """The lowest and the highest similarity of the curves, as limits of their means."""
+    similarities = explanation.curves[CURVES].to_numpy()
+    return similarities.min(), similarities.max()
+
+
 def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
     """Mean similarity as pixels are removed (left) or restored (right), one row per architecture.
 
@@ -195,7 +201,8 @@ def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
         for axis, (test, verb) in zip(row, TESTS.items(), strict=True):
             for suffix, look in CURVE_LOOKS.items():
                 curve = explanation.curves.set_index(["pair", "share"])[test + suffix]
-                charts.draw_mean(axis, uncertainty.intervals(curve.unstack()), **look)
+                means = uncertainty.intervals(curve.unstack(), limits=_similarities(explanation))
+                charts.draw_mean(axis, means, **look)
             axis.set(title=test, xlim=(0, 1), xlabel=f"share of the query's pixels {verb}")
             axis.set_ylabel(f"{name}\nsimilarity to the result")
             axis.label_outer()

@@ -110,7 +110,8 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame)
         f"**{architecture}**: the highest mAP is {from_row(best, MAP)}, with {texts[best.name]} "
         f"(accuracy {from_row(best, ACCURACY)}, {best[SPEED]:,.0f} images/s)."
     )
-    ties = compared.loc[~compared["is_significant"], ["ahead", "behind"]]
+    is_tie = ~compared["is_significant"] & compared["p"].notna()
+    ties = compared.loc[is_tie, ["ahead", "behind"]]
     ties = ties[(ties == best.name).any(axis=1)].to_numpy().ravel()
     if rivals := [texts[run] for run in ties if run != best.name]:
         text += f" Not significantly different from it: {'; '.join(rivals)}."

@@ -4,6 +4,8 @@ An architecture is called ahead of another one only if a paired test, corrected 
 tests, finds a significant difference.
 """
 
+import math
+
 import pandas as pd
 
 from cbir.images import leaks
@@ -44,8 +46,11 @@ PUBLISHED_MAP = {
 }
 # What the tests of the comparison cover.
 SCOPE = (
-    "Intervals are 95 % percentile bootstrap intervals over the queries. p is the p-value of a "
-    "paired permutation test on the queries, after Holm's correction for all pairs of the table. "
+    "Values in brackets are 95 % intervals of means over the queries. p is the p-value of a paired "
+    "permutation test on the queries, after Holm's correction for all pairs of the table; pairs "
+    f"with fewer than {uncertainty.MIN_QUERIES} queries are untested. The verdict follows p. "
+    "Intervals also allow for queries unlike those in the sample, so the interval of a significant "
+    "difference may include 0. "
     "Both cover the choice of queries, but not the choice of the seed: with other seeds, training "
     "settings or images, the order of the architectures may differ."
 )
@@ -54,6 +59,7 @@ OUTCOMES = {
     "win": "significantly ahead of it",
     "tie": "not significantly different from it",
     "loss": "significantly behind it",
+    "untested": "untested against it",
 }
 
 
@@ -74,9 +80,10 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if trained.empty:
         return "No architecture has results; only baselines do."
     first, *others = trained.index
-    tied = [name for name in others if not _pair_of(pairs, first, name).is_significant]
-    different = [name for name in others if name not in tied]
-    relations = [_relation(pairs, first, name) for name in [*tied, *different[:1]]]
+    outcomes = uncertainty.pair_outcomes(pairs, trained.index).loc[first]
+    tied, untested = ([*outcomes.index[outcomes == name]] for name in ("tie", "untested"))
+    different = [name for name in others if name not in (*tied, *untested)]
+    relations = [_relation(pairs, first, name) for name in [*tied, *untested, *different[:1]]]
     if further := different[1:]:
         relations.append(f"significantly different from {', '.join(further)}")
     rivals = f"It is {'; '.join(relations)}." if others else "No other architecture has results."
@@ -293,7 +300,9 @@ def describe_leaks(pairs: pd.DataFrame, n_queries: int) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value for use in a sentence."""
+    """A p-value, or why there is none, for use in a sentence."""
+    if math.isnan(p):
+        return f"fewer than {uncertainty.MIN_QUERIES} queries"
     text = str(PValue(p))
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
@@ -312,7 +321,7 @@ def _pair_of(pairs: pd.DataFrame, one: str, other: str):
 def _relation(pairs: pd.DataFrame, name: str, other: str) -> str:
     """How one of a pair compares with the other, with the difference and its p-value."""
     pair = _pair_of(pairs, name, other)
-    relation = "not significantly different from"
+    relation = "untested against" if math.isnan(pair.p) else "not significantly different from"
     if pair.is_significant:
         relation = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)

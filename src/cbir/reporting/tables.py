@@ -132,7 +132,9 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
             "p, Holm": compared["p_holm"].map(PValue),
             "effect size": compared["effect_size"],
             "queries": compared["n_queries"],
-            "significant": compared["is_significant"].map({True: "yes", False: "no"}),
+            "significant": np.select(
+                [compared["p"].isna(), compared["is_significant"]], ["–", "yes"], "no"
+            ),
         }
     )
 

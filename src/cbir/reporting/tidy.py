@@ -55,7 +55,7 @@ def average_seeds(per_query: pd.DataFrame) -> pd.DataFrame:
 def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """The rows of metrics.csv: means over all queries (`class` empty) and by the query's class.
 
-    Each has the 95 % interval of a bootstrap over its queries. Accuracy has no search.
+    Each has its 95 % interval over its queries. Accuracy has no search.
 
     Args:
         per_query: from `per_query` or `average_seeds`.
@@ -73,7 +73,8 @@ def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
             parts = [(None, values)]
             parts += [(classes[label], part) for label, part in values.groupby(group["label"])]
             for class_name, part in parts:
-                intervals = uncertainty.intervals(part)
+                limits = _limits(part, group["n_relevant"].loc[part.index], search)
+                intervals = uncertainty.intervals(part, limits=limits)
                 names = intervals.index.to_series().str.partition("@")
                 frames.append(
                     intervals.assign(
@@ -83,6 +84,28 @@ def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
                     )
                 )
     return sort(pd.concat(frames, ignore_index=True).reindex(columns=COLUMNS))
+
+
+def _limits(
+    scores: pd.DataFrame, n_relevant: pd.Series, search: str | None
+) -> tuple[pd.Series, pd.Series]:
+    """The lowest and the highest score, by column, that another query of these classes could have.
+
+    The number of relevant images limits precision and recall. In a search of the true class, a
+    score depends only on the class of the query, and so does the share of the gallery in searches
+    of one class or of all. The classes at hand then have the limits, and the interval of a score
+    that is constant by construction is a point.
+    """
+    lowest, highest = pd.Series(0.0, scores.columns), pd.Series(1.0, scores.columns)
+    for name in scores:
+        metric, _, k = name.partition("@")
+        if search == "oracle_class" or (metric == "searched" and search != "soft"):
+            lowest[name], highest[name] = scores[name].min(), scores[name].max()
+        elif metric == "recall":
+            highest[name] = min(1, int(k) / max(1, n_relevant.min()))
+        elif metric == "precision":
+            highest[name] = min(1, n_relevant.max() / int(k))
+    return lowest, highest
 
 
 def sort(rows: pd.DataFrame) -> pd.DataFrame:

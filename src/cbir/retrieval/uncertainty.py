@@ -2,60 +2,107 @@
 
 Both treat the queries as a sample: they show how a mean would vary with other queries of the same
 kind, but not with other seeds or training settings. All columns are computed at once, as the
-product of a matrix of resampling counts or signs and the matrix of values per query.
+product of a matrix of random weights or signs and the matrix of values per query.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import scipy.special
 
 ALPHA = 0.05
-# The test tries all choices of signs for up to this number of differences: 2 ** 13 = 8,192.
-EXACT_UP_TO = 13
-# The number of counts or signs per batch: 16 MB in float64.
+# Fewer differences give no p-value; docs/evaluation.md shows why.
+MIN_QUERIES = 30
+# How far rounding errors may lead beyond a limit of the scores.
+ROUNDING = 1e-6
+# The number of weights or signs per batch: 16 MB in float64.
 BATCH = 2_000_000
 
 
-def bootstrap(
-    values: np.ndarray, *, resamples: int = 2000, level: float = 1 - ALPHA, seed: int = 0
+def confidence_bounds(
+    values: np.ndarray,
+    *,
+    limits: tuple[np.ndarray | float, np.ndarray | float] | None = (0, 1),
+    resamples: int = 2000,
+    level: float = 1 - ALPHA,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of each column's mean over queries.
+    """Confidence interval of each column's mean over queries, for scores between two limits.
 
-    Queries are drawn with replacement, the same ones for all columns; NaN is left out of the mean
-    of a resample. Source: Efron and Tibshirani, An Introduction to the
-    Bootstrap (1993), chapter 13.
+    The interval allows for queries unlike those in the sample. Its low end is a quantile of means
+    with random weights (a Bayesian bootstrap) of the values and one more query at the lower limit;
+    its high end has one more query at the upper limit. If all values lie at a limit, as with
+    shares, this is the interval of Clopper and Pearson, which is computed exactly: 1.0 of 36
+    queries gives [0.903, 1], of 2 queries [0.158, 1]. `tests/benchmarks/uncertainty.py` measures
+    how often the interval covers the mean. NaN is left out.
+
+    Sources: Gaffke, Three Test Statistics for a Nonparametric One-Sided Hypothesis on the Mean of a
+    Nonnegative Variable (2005); Learned-Miller and Thomas, A New Confidence Interval for the Mean
+    of a Bounded Random Variable (2019); Clopper and Pearson, The Use of Confidence or Fiducial
+    Limits Illustrated in the Case of the Binomial (1934).
 
     Args:
         values: (n_queries, m), finite, or NaN if a query has no value.
-        level: share of the resampled means inside the interval, between 0 and 1.
+        limits: the lowest and the highest possible value, each a number or (m,). If they are equal,
+            the mean is constant, and the interval is a point. None: unknown, as for differences;
+            then a column's limits are plus and minus its largest absolute value, or 1 if all are 0.
+        level: share of samples whose interval covers the mean, between 0 and 1.
 
     Returns:
         low, high: (m,) float64 each; NaN for a column with fewer than two values.
 
     Raises:
-        ValueError: `values` is not a matrix, or contains an infinite value.
+        ValueError: `values` is not a matrix, or contains an infinite value or one beyond a limit.
     """
     values = _matrix(values)
-    enough = (~np.isnan(values)).sum(axis=0) >= 2
-    tail = (1 - level) / 2
-    bounds = np.full((2, values.shape[1]), np.nan)
-    if enough.any():
-        means = _resampled_means(values[:, enough], resamples, seed)
-        bounds[:, enough] = np.nanquantile(means, [tail, 1 - tail], axis=0)
+    n_given = (~np.isnan(values)).sum(axis=0)
+    if limits is None:
+        reach = np.abs(np.nan_to_num(values)).max(axis=0, initial=0)
+        reach[reach == 0] = 1
+        limits = (-reach, reach)
+    lowest, highest = (np.broadcast_to(limit, n_given.shape).astype(float) for limit in limits)
+    span = highest - lowest
+    # Scores may exceed a limit by rounding errors.
+    if (values < lowest - ROUNDING).any() or (values > highest + ROUNDING).any():
+        raise ValueError("a value is beyond the limits of its column")
+
+    bounds = np.full((2, len(span)), np.nan)
+    at_highest, tail = values == highest, (1 - level) / 2
+    is_share = ((values == lowest) | at_highest | np.isnan(values)).all(axis=0) & (n_given > 1)
+    n, k = n_given[is_share], at_highest[:, is_share].sum(axis=0)
+    # Ranks of a beta distribution; the share 0 has the low end 0, and the share 1 the high end 1.
+    shares = [
+        np.where(k > 0, scipy.special.betaincinv(k, n - k + 1, tail), 0),
+        np.where(k < n, scipy.special.betaincinv(k + 1, n - k, 1 - tail), 1),
+    ]
+    bounds[:, is_share] = lowest[is_share] + span[is_share] * shares
+    others = ~is_share & (n_given > 1)
+    if others.any():
+        sums, weights, extra = _weighted_sums(values[:, others], resamples, seed)
+        for end, limit, quantile in ((0, lowest, tail), (1, highest, 1 - tail)):
+            means = (sums + extra * limit[others]) / (weights + extra)
+            bounds[end, others] = np.quantile(means, quantile, axis=0)
     return bounds[0], bounds[1]
 
 
 def intervals(
-    values: pd.DataFrame, *, resamples: int = 2000, level: float = 1 - ALPHA, seed: int = 0
+    values: pd.DataFrame,
+    *,
+    limits: tuple[np.ndarray | float, np.ndarray | float] | None = (0, 1),
+    resamples: int = 2000,
+    level: float = 1 - ALPHA,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Each column's mean over queries with its interval; arguments as for `bootstrap`.
+    """Each column's mean over queries with its interval; arguments as for `confidence_bounds`.
 
     Returns:
         One row per column of `values`, in their order: value, ci_low, ci_high (float64; value is
         NaN if no query has one), n_queries (int64, those with a value).
     """
-    low, high = bootstrap(values.to_numpy(float), resamples=resamples, level=level, seed=seed)
+    low, high = confidence_bounds(
+        values.to_numpy(float), limits=limits, resamples=resamples, level=level, seed=seed
+    )
     columns = {"value": values.mean(), "ci_low": low, "ci_high": high, "n_queries": values.count()}
     return pd.DataFrame(columns, index=values.columns)
 
@@ -63,11 +110,17 @@ def intervals(
 def permutation_test(
     differences: np.ndarray, *, permutations: int = 10_000, seed: int = 0
 ) -> float:
-    """p-value of the two-sided paired permutation test that the mean difference is 0.
+    """p-value of the two-sided paired permutation test that two architectures are exchangeable.
 
-    If two architectures were equal, each query's difference could equally have the other sign. p is
-    the share of sign choices whose mean is at least as far from 0 as the observed mean: among all
-    choices for up to 13 differences, else (1 + count) / (1 + permutations) for random choices.
+    If they were, each query's difference could equally have the other sign. p is the share of sign
+    choices whose mean is at least as far from 0 as the observed mean: (1 + count) /
+    (1 + permutations) of random choices.
+
+    Exchangeable means more than a mean difference of 0: differences must be distributed
+    symmetrically around 0. If they are skewed around a mean of 0, the test finds differences too
+    often, above all among few queries. With fewer than `MIN_QUERIES` differences, there is
+    therefore no p-value. `tests/benchmarks/uncertainty.py` measures how often the test errs.
+
     Sources: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005); Smucker, Allan,
     Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation
     (2007); the added 1: Phipson and Smyth, Permutation P-values Should Never Be Zero (2010).
@@ -76,7 +129,7 @@ def permutation_test(
         differences: (n_queries,), finite; NaN is left out.
 
     Returns:
-        Above 0, at most 1; 1 if all differences are 0; NaN if there are none.
+        Above 0, at most 1; 1 if all differences are 0; NaN for fewer than `MIN_QUERIES`.
 
     Raises:
         ValueError: `differences` is not one-dimensional, or contains an infinite value.
@@ -130,11 +183,12 @@ def compare(
 
     Returns:
         One row per pair, the architectures with the highest means first: ahead, behind (names of
-        columns), difference (mean of ahead - behind, >= 0), ci_low, ci_high (its 95 % bootstrap
-        interval, only for this pair), p (`permutation_test`), p_holm (`holm` over these rows),
-        effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 if all are 0, NaN
-        if they are equal otherwise), n_queries, is_significant (p_holm < 0.05). Source of
-        d_z: Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative Science (2013).
+        columns), difference (mean of ahead - behind, >= 0), ci_low, ci_high (its 95 % interval,
+        only for this pair), p (`permutation_test`; NaN for too few queries), p_holm (`holm` over
+        these rows), effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 if
+        all are 0, NaN if they are equal otherwise), n_queries, is_significant (p_holm < 0.05).
+        Source of d_z: Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative
+        Science (2013).
 
     Raises:
         ValueError: two columns have the same name, or a value is infinite.
@@ -151,7 +205,7 @@ def compare(
     differences *= np.where(is_turned, -1, 1)
     mean, spread = differences.mean(), differences.std()
 
-    table = intervals(differences, resamples=resamples, seed=seed)
+    table = intervals(differences, limits=None, resamples=resamples, seed=seed)
     table = table.rename(columns={"value": "difference"})
     table.insert(0, "ahead", names[np.where(is_turned, other, one)])
     table.insert(1, "behind", names[np.where(is_turned, one, other)])
@@ -173,13 +227,15 @@ def pair_outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataF
     Returns:
         Rows and columns as in `architectures`: "win" if the row's architecture is significantly
         ahead of the column's, "loss" if it is significantly behind, "tie" if they are not
-        significantly different (which does not mean that they are equal), "" if there is no pair.
+        significantly different (which does not mean that they are equal), "untested" if there are
+        too few queries, "" if there is no pair.
     """
     table = pd.DataFrame("", index=architectures, columns=architectures)
     for pair in pairs.itertuples():
         if pair.ahead in table.index and pair.behind in table.index:
-            table.loc[pair.ahead, pair.behind] = "win" if pair.is_significant else "tie"
-            table.loc[pair.behind, pair.ahead] = "loss" if pair.is_significant else "tie"
+            neither = "untested" if np.isnan(pair.p) else "tie"
+            table.loc[pair.ahead, pair.behind] = "win" if pair.is_significant else neither
+            table.loc[pair.behind, pair.ahead] = "loss" if pair.is_significant else neither
     return table
 
 
@@ -190,18 +246,24 @@ def _matrix(values: np.ndarray | pd.DataFrame) -> np.ndarray:
     return values
 
 
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, m) means; NaN if a resample has none of a column's values."""
+def _weighted_sums(
+    values: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of (n, m) values with random weights, which all columns share.
+
+    Divided by their sum, weights of an exponential distribution are uniform on the simplex.
+
+    Returns:
+        sums and weights: (resamples, m) each, of the values that are given; extra: (resamples, 1),
+        the weight of one more query.
+    """
     n, generator = len(values), np.random.default_rng(seed)
     both = np.hstack([np.nan_to_num(values), ~np.isnan(values)])
-    sums = np.empty((resamples, both.shape[1]))
-    for rows in _batches(resamples, n):
-        size = rows.stop - rows.start
-        drawn = generator.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        sums[rows] = counts.astype(float) @ both
-    totals, present = np.hsplit(sums, 2)
-    return totals / np.where(present > 0, present, np.nan)
+    sums, extra = np.empty((resamples, both.shape[1])), np.empty((resamples, 1))
+    for rows in _batches(resamples, n + 1):
+        drawn = generator.standard_exponential((rows.stop - rows.start, n + 1))
+        sums[rows], extra[rows] = drawn[:, 1:] @ both, drawn[:, :1]
+    return *np.hsplit(sums, 2), extra
 
 
 def _permutation_tests(differences: np.ndarray, permutations: int, seed: int) -> np.ndarray:
@@ -211,19 +273,15 @@ def _permutation_tests(differences: np.ndarray, permutations: int, seed: int) ->
     total = filled.sum(axis=0)
     # Equal sums may differ in their last digits if added in another order.
     least = np.abs(total) - 1e-12 * np.abs(filled).sum(axis=0)
-    exact = n <= EXACT_UP_TO
     count = 0
-    for rows in _batches(2**n if exact else permutations, n):
-        if exact:
-            kept = np.arange(rows.start, rows.stop)[:, None] >> np.arange(n) & 1
-        else:
-            noise = generator.integers(256, size=(rows.stop - rows.start, n // 8 + 1), dtype="u1")
-            kept = np.unpackbits(noise, axis=1, count=n)
+    for rows in _batches(permutations, n):
+        noise = generator.integers(256, size=(rows.stop - rows.start, n // 8 + 1), dtype="u1")
+        kept = np.unpackbits(noise, axis=1, count=n)
         # kept - flipped = 2 kept - total
         sums = 2 * (kept.astype(float) @ filled) - total
         count += (np.abs(sums) >= least).sum(axis=0)
-    p_values = count / 2**n if exact else (1 + count) / (1 + permutations)
-    return np.where(np.isnan(differences).all(axis=0), np.nan, p_values)
+    is_tested = (~np.isnan(differences)).sum(axis=0) >= MIN_QUERIES
+    return np.where(is_tested, (1 + count) / (1 + permutations), np.nan)
 
 
 def _batches(total: int, n: int) -> Iterator[slice]:
