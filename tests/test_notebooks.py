@@ -128,8 +128,9 @@ def test_the_comparison_shows_whatever_has_results(chosen, runs, monkeypatch):
     for name in runs:
         assert (f"**{name}** has no results: not run" in shown) == (name not in chosen)
     assert "nan" not in re.findall(r"\w+", shown)
-    pairs = re.findall(r"\*\*(\w+)\*\* is (?:not )?significantly \w+ \w+ (\w+) \(", shown)
-    assert [{*pair} for pair in pairs] == [{"cnn", "vgg16"}] * (len(chosen) == 3)
+    # The runs have twelve queries, too few for a test.
+    pairs = re.findall(r"\*\*(\w+)\*\* is untested against (\w+) \(", shown)
+    assert ({"cnn", "vgg16"} in [{*pair} for pair in pairs]) == (len(chosen) == 3)
     assert ("Only one architecture has results" in shown) == (chosen == ["vgg16"])
     assert ("was not trained on" in shown) == ("cnn" in chosen)
 
