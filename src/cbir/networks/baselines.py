@@ -11,7 +11,6 @@ import numpy as np
 from cbir import StudyError
 from cbir.progress import progress
 
-BASELINES = ("random", "raw_pixels", "hand_crafted")
 # The number of images that are described at once.
 BLOCK = 1024
 RANDOM_DIMENSION = 128
@@ -47,7 +46,7 @@ def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
     if baseline == "random":
         generator = np.random.default_rng(seed)
         return generator.standard_normal((len(images), RANDOM_DIMENSION), np.float32)
-    describe = raw_pixels if baseline == "raw_pixels" else hand_crafted
+    describe = BASELINES[baseline]
     length = describe(np.zeros((1, *images.shape[1:]), np.uint8)).shape[1]
     vectors = np.empty((len(images), length), np.float32)
     blocks = range(0, len(images), BLOCK)
@@ -108,3 +107,7 @@ def oriented_gradients(images: np.ndarray) -> np.ndarray:
     gradients = np.array(rows, np.float32)
     lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
     return gradients / np.where(lengths > 0, lengths, 1)
+
+
+# A function from (n, size, size, 3) uint8 images to (n, d) float32 vectors; `random` needs none.
+BASELINES = {"random": None, "raw_pixels": raw_pixels, "hand_crafted": hand_crafted}

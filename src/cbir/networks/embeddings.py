@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # Keras takes seconds to import
 
 VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
 FEATURES = "features.npy"
+# The parameters of a network that do not change the features of its frozen backbone.
+OF_HEAD = ("train", "first_trained", "was_frozen", "embedding", "embedding_dim", "n_classes")
 # The number of rows that are normalised and whitened at once.
 BLOCK = 8192
 # A function from images to embeddings and class probabilities.
@@ -196,10 +198,10 @@ def frozen_features(
     """
     if not network.is_frozen:
         return None
-    # Random weights depend on the seed, and on dropout, which draws from the same seed.
-    random = () if network.weights.path else ("seed", "dropout")
-    names = ("backbone", "row", "pixels", "image_size", "input_size", "precision")
-    names += ("feature_maps",) if network.has_maps else ("pooling",)
+    ignored = {*OF_HEAD, "pooling" if network.has_maps else "feature_maps"}
+    if network.weights.path:
+        # Random weights depend on the seed, and on dropout, which draws from the same seed.
+        ignored |= {"seed", "dropout"}
     dtype = np.float16 if network.has_maps else np.float32
 
     def make(folder: Path) -> None:
@@ -209,7 +211,7 @@ def frozen_features(
     return cached(
         "features",
         make,
-        parameters={name: network.parameters[name] for name in (*names, *random)}
+        parameters={k: v for k, v in network.parameters.items() if k not in ignored}
         | {"mirrored": mirrored},
         reads=[dataset.fingerprint, network.weights.sha256],
         package="networks",

@@ -201,6 +201,8 @@ def build(
         StudyError: the backbone is unknown, the images are too small for it, or its
             weights are missing or do not fit.
     """
+    # Every argument, so that none is missing from the keys of what the network computes.
+    parameters = dict(locals())
     if backbone not in BACKBONES:
         raise StudyError(f"unknown backbone {backbone!r}; known: {', '.join(BACKBONES)}")
     row = BACKBONES[backbone]
@@ -234,23 +236,14 @@ def build(
             vectors, _head(pooled, embedding, embedding_dim, dropout, n_classes), name="head"
         )
         model = keras.Model(images, head(encoder(images)), name=backbone)
-    parameters = {
-        "backbone": backbone,
+    # The weights have a fingerprint of their own.
+    del parameters["weights"], parameters["mixed_precision"]
+    parameters |= {
         "row": row.key_fields(),
         "pixels": started_from.pixels,
-        "train": train,
         "first_trained": first_trained,
-        "was_frozen": was_frozen,
-        "image_size": image_size,
-        "input_size": input_size,
-        "pooling": pooling,
         "feature_maps": head_pools,
-        "embedding": embedding,
-        "embedding_dim": embedding_dim,
-        "dropout": dropout,
         "precision": policy,
-        "n_classes": n_classes,
-        "seed": seed,
     }
     return Network(model, parameters, started_from)
 
