@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 from scipy.optimize import isotonic_regression
 
 from cbir.reporting import tables, tidy
-from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL, PALETTE, looks
+from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, NEUTRAL, looks
 from cbir.reporting.estimates import Estimate, from_row, interval_columns
 from cbir.reporting.montages import shorten
 
@@ -21,7 +21,6 @@ from cbir.reporting.montages import shorten
 MOST_MARKERS = 12
 # With more classes, the counts of a confusion matrix would be too small to read.
 MOST_COUNTED = 12
-SEARCH_COLOURS = dict(zip(tables.SEARCH_ORDER, [HIT, NEUTRAL, *PALETTE[1:4]], strict=True))
 # The columns of the points in `against_cost`, and the labels of their axes.
 COST_AXES = {
     "milliseconds": "embedding an image (ms)",
@@ -133,13 +132,14 @@ def by_search(rows: pd.DataFrame) -> Figure:
     mean_rows = tidy.select(rows, metric="mean_average_precision", k=None)
     names = list(dict.fromkeys(mean_rows["architecture"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
-    for place, (search, colour) in enumerate(SEARCH_COLOURS.items()):
+    for place, search in enumerate(tables.SEARCH_ORDER):
         points = mean_rows[mean_rows["search"] == search]
         if len(points):
+            colour, marker = LOOKS[place]
             height = [names.index(name) + (place - 2) * 0.15 for name in points["architecture"]]
             axis.errorbar(
                 points["value"], height, xerr=interval_lengths(points[INTERVAL]), color=colour,
-                fmt="osD^v"[place], capsize=3, markersize=6, label=search,
+                fmt=marker, capsize=3, markersize=6, label=search,
             )  # fmt: skip
     axis.set(xlabel="mean average precision, with its 95 % interval")
     _name_rows(axis, names)

@@ -300,7 +300,8 @@ def scores(run: Run) -> pd.DataFrame:
     rows = rows.assign(k=depth, cell=rows.apply(from_row, axis=1))
     wide = rows.set_index(["metric", "k", "search"])["cell"].unstack("search", sort=False)
     order = [name for name in SEARCH_ORDER if name in wide]
-    metrics = [name for name in METRICS if name in wide.index]
+    measured = dict.fromkeys(wide.index.get_level_values("metric"))
+    metrics = sorted(measured, key=[*METRICS, *measured].index)
     return wide.loc[metrics, order].rename_axis(columns=None).reset_index()
 
 
