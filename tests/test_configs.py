@@ -1,6 +1,5 @@
 """A study's files: what they may hold, and the one line that names an error in them."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -94,19 +93,6 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
 def test_a_study_without_a_grid_has_a_run_a_file_and_the_baselines_last(study, networks):
     found = [run.architecture for run in configs.load(ROOT, study)]
     assert found == [*networks, "hand_crafted", "random", "raw_pixels"]
-
-
-def test_the_readme_names_every_study():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    studies = configs.studies(ROOT)
-    assert len(studies) == 8
-    assert [each for each in studies if not re.search(rf"(?<![\w-]){each}(?![\w-])", readme)] == []
-
-
-def test_the_makefile_names_no_study_that_there_is_not():
-    (line,) = re.findall(r"^#.* STUDY=\w+ .*$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"STUDY=(\w+)", line) + re.findall(r"[(,] *([\w-]+)(?=[,)])", line)
-    assert set(named) <= set(configs.studies(ROOT))
 
 
 def test_each_layer_lies_over_the_one_before(project):

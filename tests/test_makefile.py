@@ -106,12 +106,6 @@ def test_make_alone_lists_every_variable_and_installs_nothing(copy):
     assert not (copy / ".venv").exists()
 
 
-def test_every_rule_of_the_makefile_is_a_documented_target():
-    rules = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
-    assert sorted(rules) == sorted(TARGETS)
-    assert sorted(re.findall(r"^([a-z-]+):.*## \S", MAKEFILE, re.MULTILINE)) == sorted(TARGETS)
-
-
 @needs_make
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.14", "3.15", "4.0"])
 @pytest.mark.parametrize("target", ["report", "test"])
@@ -204,7 +198,8 @@ def test_every_dependency_is_locked():
     asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
     wanted = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in asked}
     assert len(wanted) > 10
-    assert wanted <= names
+    # setuptools builds the package, from the environment: --no-build-isolation.
+    assert wanted | {"setuptools"} <= names
 
 
 def imported(path: Path) -> set[str]:
@@ -224,15 +219,3 @@ def test_every_package_that_the_code_imports_is_asked_for():
     assert {"keras", "numba", "pandas", "pillow", "scikit-image"} <= names
     asked = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in PROJECT["dependencies"]}
     assert names <= asked
-
-
-def test_what_builds_the_package_is_locked_as_nothing_is_fetched_for_building_it():
-    # --no-build-isolation takes setuptools from the environment.
-    assert "--no-build-isolation" in MAKEFILE
-    assert "setuptools" in {plain(re.split("==", head)[0]) for head in locked()}
-
-
-@pytest.mark.parametrize("word", ["environment.yml", "requirements.lock", "pyproject.toml"])
-def test_files_that_the_makefile_speaks_of_exist(word):
-    assert word in MAKEFILE
-    assert (ROOT / word).exists()
