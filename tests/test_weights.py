@@ -172,14 +172,14 @@ def test_a_file_that_nests_the_backbone_in_one_layer_is_refused(saved, place):
 @pytest.mark.parametrize("content", [b"", b"not what the name says"])
 def test_a_file_that_holds_no_weights_is_refused(place, name, content):
     (place / name).write_bytes(content)
-    assert does_not_fit("mobilenet", place / name)
+    assert does_not_fit("cnn", place / name)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_that_is_cut_off_is_refused(saved, place, name):
-    path = save(saved[False], place / name)
+def test_a_file_that_is_cut_off_is_refused(place, name):
+    path = save(build_network("cnn").body, place / name)
     path.write_bytes(path.read_bytes()[:100_000])
-    assert does_not_fit("mobilenet", path)
+    assert does_not_fit("cnn", path)
 
 
 def test_a_refused_file_says_its_one_line_and_no_warnings(wide, place):
@@ -194,18 +194,19 @@ def test_an_hdf5_file_of_something_else_is_refused(place):
     for name in ("a.h5", "a.weights.h5"):
         with h5py.File(place / name, "w") as file:
             file["pictures"] = np.zeros(3)
-        assert does_not_fit("mobilenet", place / name)
+        assert does_not_fit("cnn", place / name)
 
 
-def test_weights_under_the_name_of_another_format_are_refused(saved, place):
+def test_weights_under_the_name_of_another_format_are_refused(place):
+    body = build_network("cnn").body
     for name, wrong in (
         ("only.h5", "a.weights.h5"),
         ("net.weights.h5", "a.h5"),
         ("net.keras", "a.h5"),
         ("only.h5", "a.bin"),
     ):
-        save(saved[False], place / name).rename(place / wrong)
-        assert does_not_fit("mobilenet", place / wrong)
+        save(body, place / name).rename(place / wrong)
+        assert does_not_fit("cnn", place / wrong)
 
 
 def rewritten(path: Path, content: dict[str, bytes | None]) -> Path:
@@ -218,8 +219,9 @@ def rewritten(path: Path, content: dict[str, bytes | None]) -> Path:
     return other
 
 
-def test_the_description_in_a_keras_file_is_neither_executed_nor_read(saved, place, monkeypatch):
-    path = save(saved[False], place / "net.keras")
+def test_the_description_in_a_keras_file_is_neither_executed_nor_read(place, monkeypatch):
+    body = build_network("cnn").body
+    path = save(body, place / "net.keras")
     odd = [
         rewritten(path, {"config.json": content, "metadata.json": content})
         for content in (b'{"module": "os", "class_name": "system"}', b"not JSON", None)
@@ -232,13 +234,13 @@ def test_the_description_in_a_keras_file_is_neither_executed_nor_read(saved, pla
 
     monkeypatch.setattr(zipfile.ZipFile, "open", open_and_note)
     for each in odd:
-        assert same_weights(build_network("mobilenet", weights=str(each)).body, saved[False])
+        assert same_weights(build_network("cnn", weights=str(each), seed=1).body, body)
     assert opened == {"model.weights.h5"}
 
 
-def test_a_keras_file_without_weights_is_refused(saved, place):
-    path = save(saved[False], place / "net.keras")
-    assert does_not_fit("mobilenet", rewritten(path, {"model.weights.h5": None}))
+def test_a_keras_file_without_weights_is_refused(place):
+    path = save(build_network("cnn").body, place / "net.keras")
+    assert does_not_fit("cnn", rewritten(path, {"model.weights.h5": None}))
 
 
 def test_a_path_counts_from_the_root_of_the_project(place, monkeypatch):
