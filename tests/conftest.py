@@ -167,7 +167,7 @@ def train_network(network, dataset, *, seed=0, features=None, head=None, **chang
 
 def save_trained(study="tiny", name="cnn", **changes):
     """A finished run of a small network on the small pictures, without its notebook."""
-    from cbir.networks import architecture, embeddings
+    from cbir.networks import architecture, inference
     from cbir.reporting.runs import save_run
     from cbir.retrieval import evaluation
 
@@ -182,7 +182,7 @@ def save_trained(study="tiny", name="cnn", **changes):
     network, trained = chosen.train(view, 0)
     states = evaluation.measure(dataset, embed_view=chosen.embed, measurement=measurement)
     speed = evaluation.measure_speed(
-        states[0].embeddings, embeddings.make_encoder(network, states[0].embeddings)
+        states[0].embeddings, inference.make_encoder(network, states[0].embeddings)
     )
     return save_run(
         study, name, measurement=measurement, states=states, speed=speed, network=network,

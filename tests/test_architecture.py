@@ -8,7 +8,7 @@ from conftest import empty_project, load_shapes
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import architecture, embeddings, models, training
+from cbir.networks import architecture, inference, models, training
 from cbir.networks.embeddings import normalise
 
 NETWORK = {
@@ -69,9 +69,9 @@ def calls(monkeypatch):
     monkeypatch.setattr(models, "build", build)
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(
-        embeddings, "frozen_features", lambda network, dataset: f"features of {network}"
+        inference, "frozen_features", lambda network, dataset: f"features of {network}"
     )
-    monkeypatch.setattr(embeddings, "embed", embed)
+    monkeypatch.setattr(architecture, "embed", embed)
     return built, trained, embedded
 
 
@@ -180,7 +180,7 @@ def test_a_whitening_that_cannot_be_is_refused_before_anything_is_trained(images
         raise AssertionError("trained")
 
     monkeypatch.setattr(training, "train", refuse)
-    monkeypatch.setattr(embeddings, "frozen_features", refuse)
+    monkeypatch.setattr(inference, "frozen_features", refuse)
     few, count = replace(images, train=images.train[:7]), len(images.train)
     assert count > 8
     for embedding, dataset, width, most in (
@@ -247,6 +247,6 @@ def test_the_seconds_of_a_training_are_those_of_its_stages_and_its_features(both
 def test_a_trained_network_embeds_the_images_themselves(both, images, tmp_path, monkeypatch):
     network, done, _ = both
     monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
-    found = embeddings.embed(network, done, images, epoch=1, **EMBEDDING)
+    found = architecture.embed(network, done, images, epoch=1, **EMBEDDING)
     raw, _ = network.encoder(np.asarray(images.images), training=False)
     np.testing.assert_allclose(found.vectors, normalise(raw), atol=1e-5)

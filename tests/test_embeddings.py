@@ -8,7 +8,7 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import baselines, embeddings, inference
+from cbir.networks import architecture, baselines, embeddings, inference
 from cbir.networks.embeddings import fit_whitening, normalise
 
 
@@ -29,7 +29,7 @@ def embedded(trained, images):
     """Embeddings of the final state, made in several batches with a remainder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "BATCH_SIZE", 7)
-        return embeddings.embed(*trained, images)
+        return architecture.embed(*trained, images)
 
 
 def weights_of(model):
@@ -80,13 +80,13 @@ def test_another_view_takes_its_rows_of_the_same_vectors(embedded, images):
 
 
 def test_protocols_that_train_alike_share_embeddings(embedded, trained, images):
-    held_out = embeddings.embed(*trained, protocols.view(images, "held_out_gallery"))
+    held_out = architecture.embed(*trained, protocols.view(images, "held_out_gallery"))
     assert held_out.artifact.folder == embedded.artifact.folder
     assert held_out.dataset.protocol == "held_out_gallery"
 
 
 def test_stored_embeddings_are_opened_from_their_folder(embedded, trained, images, tmp_path):
-    whitened = embeddings.embed(*trained, images, whitening=3)
+    whitened = architecture.embed(*trained, images, whitening=3)
     baseline = embeddings.embed_baseline("random", images, 0)
     for stored in (embedded, whitened, baseline):
         opened = embeddings.Embeddings.open(stored.artifact.folder, images)
@@ -120,7 +120,7 @@ def test_a_row_of_zeros_gets_a_direction_of_unit_length():
 def test_a_measured_epoch_has_embeddings_of_its_own_state(embedded, trained, images):
     network, training = trained
     final = weights_of(network.model)
-    early = embeddings.embed(network, training, images, epoch=1)
+    early = architecture.embed(network, training, images, epoch=1)
     assert are_equal(weights_of(network.model), final)
     assert early.artifact.folder != embedded.artifact.folder
     assert not np.allclose(early.query, embedded.query, atol=1e-3)
@@ -131,7 +131,7 @@ def test_a_measured_epoch_has_embeddings_of_its_own_state(embedded, trained, ima
 
 
 def test_the_last_epoch_by_number_is_the_final_state(embedded, trained, images):
-    assert embeddings.embed(*trained, images, epoch=4).artifact.key == embedded.artifact.key
+    assert architecture.embed(*trained, images, epoch=4).artifact.key == embedded.artifact.key
 
 
 def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
@@ -139,11 +139,11 @@ def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(inference, "predict", refuse)
-    assert embeddings.embed(*trained, images).artifact.folder == embedded.artifact.folder
+    assert architecture.embed(*trained, images).artifact.folder == embedded.artifact.folder
 
 
 def test_a_backbone_that_is_trained_has_no_frozen_features(trained, images):
-    assert embeddings.frozen_features(trained[0], images) is None
+    assert inference.frozen_features(trained[0], images) is None
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +178,9 @@ def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     heads = [{"pooling": "max"}, {"pooling": "max", "seed": 1}]
     heads += [{"pooling": "max", "embedding": "projection", "embedding_dim": 4, "dropout": 0.5}]
     networks = [frozen(**head) for head in heads]
-    folders = {embeddings.frozen_features(network, images).folder for network in networks}
+    folders = {inference.frozen_features(network, images).folder for network in networks}
     unseen = protocols.view(images, "unseen_classes", unseen=1, draw=1)
-    folders.add(embeddings.frozen_features(networks[0], unseen).folder)
+    folders.add(inference.frozen_features(networks[0], unseen).folder)
     assert len(folders) == 1
     assert seen == ["features"]
     features = np.load(folders.pop() / "features.npy")
@@ -188,22 +188,22 @@ def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
     done = train_network(
-        networks[0], images, features=embeddings.frozen_features(networks[0], images), epochs=1
+        networks[0], images, features=inference.frozen_features(networks[0], images), epochs=1
     )
     for whitening in (0, 4):
-        embeddings.embed(networks[0], done, images, whitening=whitening)
+        architecture.embed(networks[0], done, images, whitening=whitening)
     assert seen == ["features", "embeddings", "embeddings"]
 
 
 def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images):
     ways = [{"pooling": "gem"}, {"pooling": "attention"}, {"feature_maps": True}]
-    found = [embeddings.frozen_features(frozen(**way), images) for way in ways]
+    found = [inference.frozen_features(frozen(**way), images) for way in ways]
     assert len({each.folder for each in found}) == 1
     path = found[0].folder / "features.npy"
     maps = np.load(path)
     assert (maps.dtype, maps.shape) == (np.float16, (len(images.images), 8, 8, 128))
     assert path.stat().st_size == 128 + len(images.images) * 8 * 8 * 128 * 2
-    pooled = embeddings.frozen_features(frozen(), images)
+    pooled = inference.frozen_features(frozen(), images)
     features = np.load(pooled.folder / "features.npy")
     assert (features.dtype, features.shape) == (np.float32, (len(images.images), 128))
     assert (pooled.folder / "features.npy").stat().st_size == 128 + features.nbytes
@@ -214,20 +214,20 @@ def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images)
 
 
 def test_a_pooling_that_learns_nothing_has_features_of_its_own(frozen, images):
-    found = [embeddings.frozen_features(frozen(pooling=way), images) for way in ("avg", "max")]
+    found = [inference.frozen_features(frozen(pooling=way), images) for way in ("avg", "max")]
     assert found[0].folder != found[1].folder
 
 
 def test_seeds_share_no_frozen_features_of_random_weights(images):
     networks = [build_network(train="head", seed=seed) for seed in (0, 1)]
-    assert len({embeddings.frozen_features(network, images).folder for network in networks}) == 2
+    assert len({inference.frozen_features(network, images).folder for network in networks}) == 2
 
 
 def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
     network = build_network(train="head")
-    frozen = embeddings.frozen_features(network, images)
+    frozen = inference.frozen_features(network, images)
     training = train_network(network, images, features=frozen, epochs=2)
-    embedded = embeddings.embed(network, training, images)
+    embedded = architecture.embed(network, training, images)
     expected, probabilities = network.encoder(np.asarray(images.images), training=False)
     np.testing.assert_allclose(embedded.vectors, normalise(expected), atol=1e-4)
     np.testing.assert_allclose(embedded.probabilities, probabilities, atol=1e-4)
@@ -239,9 +239,9 @@ def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
     ids=str,
 )
 def test_pictures_are_encoded_as_the_embeddings_were_made(given, trained, images, monkeypatch):
-    found = embeddings.embed(*trained, images, **given)
+    found = architecture.embed(*trained, images, **given)
     monkeypatch.setattr(inference, "BATCH_SIZE", 20)
-    encode = embeddings.make_encoder(trained[0], found)
+    encode = inference.make_encoder(trained[0], found)
     many, probabilities = encode(images.images)
     np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-5)
     assert many.shape == (len(images.images), 3 if "whitening" in given else 16)
@@ -252,7 +252,7 @@ def test_pictures_are_encoded_as_the_embeddings_were_made(given, trained, images
 def test_embeddings_with_flips_are_means_over_an_image_and_its_mirror_image(
     embedded, trained, images
 ):
-    found = embeddings.embed(*trained, images, test_time_flips=True)
+    found = architecture.embed(*trained, images, test_time_flips=True)
     assert found.artifact.folder != embedded.artifact.folder
     there = np.asarray(images.images)
     both = [trained[0].encoder(each, training=False) for each in (there, there[:, :, ::-1])]
@@ -265,7 +265,7 @@ def test_embeddings_with_flips_are_means_over_an_image_and_its_mirror_image(
 def test_an_image_and_its_mirror_image_get_the_same_embedding_with_flips(trained, images):
     mirrored = replace(images, images=images.images[:, :, ::-1], fingerprint="mirrored")
     pairs = [
-        [embeddings.embed(*trained, each, test_time_flips=flips).vectors
+        [architecture.embed(*trained, each, test_time_flips=flips).vectors
          for each in (images, mirrored)]
         for flips in (True, False)
     ]  # fmt: skip
@@ -289,13 +289,13 @@ def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_hea
     for seed in (0, 1):
         given = {"weights": given_weights, "train": "head", "pooling": pooling, "seed": seed}
         network = build_network(**given)
-        frozen = embeddings.frozen_features(network, images)
+        frozen = inference.frozen_features(network, images)
         done = train_network(network, images, features=frozen, epochs=1)
         if not seed:
             # Whoever does not ask for flips does not pay for them.
-            embeddings.embed(network, done, images)
+            architecture.embed(network, done, images)
             assert seen == [("features", 1), ("embeddings", 1)]
-        found = embeddings.embed(network, done, images, test_time_flips=True)
+        found = architecture.embed(network, done, images, test_time_flips=True)
         both = [network.encoder(each, training=False) for each in (there, there[:, :, ::-1])]
         vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*both, strict=True))
         # Maps are kept as float16.
@@ -308,7 +308,7 @@ def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_hea
 
 
 def test_whitened_training_images_vary_alike_in_every_dimension(embedded, trained, images):
-    found = embeddings.embed(*trained, images, whitening=4)
+    found = architecture.embed(*trained, images, whitening=4)
     assert found.artifact.folder != embedded.artifact.folder
     assert found.vectors.shape == (len(images.images), 4)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
@@ -321,7 +321,7 @@ def test_whitened_training_images_vary_alike_in_every_dimension(embedded, traine
 
 
 def test_whitening_keeps_the_widest_directions_of_the_training_images(embedded, trained, images):
-    found = embeddings.embed(*trained, images, whitening=3)
+    found = architecture.embed(*trained, images, whitening=3)
     unit = np.asarray(embedded.vectors, np.float64)
     learnt = unit[images.train]
     widths, directions = np.linalg.eigh(np.cov(learnt.T))
@@ -333,7 +333,7 @@ def test_whitening_keeps_the_widest_directions_of_the_training_images(embedded, 
 
 def test_other_training_images_whiten_otherwise(trained, images):
     unseen = protocols.view(images, "unseen_classes", unseen=1, draw=0)
-    found = [embeddings.embed(*trained, view, whitening=3).vectors for view in (images, unseen)]
+    found = [architecture.embed(*trained, view, whitening=3).vectors for view in (images, unseen)]
     assert not np.allclose(*(np.abs(vectors) for vectors in found), atol=1e-2)
 
 

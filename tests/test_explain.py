@@ -9,7 +9,7 @@ from conftest import build_network, load_shapes, train_network
 
 from cbir import StudyError, explain
 from cbir.images.pictures import enlarge_map
-from cbir.networks import embeddings
+from cbir.networks import architecture
 from cbir.retrieval import ranking, uncertainty
 
 SIDE = 32
@@ -187,7 +187,7 @@ def trained(images):
 
 def explained(trained, images, network=None, rankings=None, finish=None, **given):
     """Explanations of three queries; the network is only used where nothing is cached."""
-    embedded = embeddings.embed(*trained, images, **(finish or {}))
+    embedded = architecture.embed(*trained, images, **(finish or {}))
     found, similarities = ranking.search(embedded.query, embedded.gallery, 2)
     rankings = found if rankings is None else rankings
     given = {"count": 3, "steps": 4, "random_maps": 1} | given

@@ -9,7 +9,7 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import embeddings, precision, training
+from cbir.networks import inference, precision, training
 from cbir.networks.choices import AUGMENTATIONS, LEARNT_POOLINGS
 from cbir.networks.training import Batches
 
@@ -240,7 +240,7 @@ def stages(images):
     frozen = build_network(train="head", pooling="avg")
     return {
         "": (build_network(), None),
-        "head_": (frozen, embeddings.frozen_features(frozen, images)),
+        "head_": (frozen, inference.frozen_features(frozen, images)),
     }
 
 
@@ -308,7 +308,7 @@ def of_head(images):
 @pytest.fixture(scope="module")
 def maps(of_head, images):
     """The feature maps that the heads of this backbone pool, each in its way."""
-    found = [embeddings.frozen_features(of_head(way), images) for way in LEARNT_POOLINGS]
+    found = [inference.frozen_features(of_head(way), images) for way in LEARNT_POOLINGS]
     (features,) = {each.folder: each for each in found}.values()
     assert np.load(features.folder / "features.npy", mmap_mode="r").dtype == np.float16
     return features
@@ -332,7 +332,7 @@ def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, im
 def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     early_stopping, of_head, images, tmp_path, monkeypatch
 ):
-    maps = embeddings.frozen_features(of_head(), images)
+    maps = inference.frozen_features(of_head(), images)
     given = {"features": maps, "epochs": 4, "measured_epochs": [], "batch_size": 4}
     given |= {"early_stopping": early_stopping}
 
@@ -413,7 +413,7 @@ def test_how_many_steps_are_taken_at_once_changes_nothing(
 @pytest.mark.usefixtures("elsewhere")
 def test_a_head_learns_in_each_way(changes, given, of_head, images):
     network = of_head("avg", **changes)
-    features = embeddings.frozen_features(network, images)
+    features = inference.frozen_features(network, images)
     given = given | {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
     before = network.head.get_weights()
     history = train_network(network, images, features=features, **given).history
@@ -534,7 +534,7 @@ def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
 def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, images):
     network = build_network(backbone, train="head")
     start = [weight.copy() for weight in network.backbone.get_weights()]
-    frozen = embeddings.frozen_features(network, images)
+    frozen = inference.frozen_features(network, images)
     trained = train_network(network, images, features=frozen, epochs=5)
     assert are_equal(start, network.backbone.get_weights())
     features = np.load(frozen.folder / "features.npy")

@@ -10,7 +10,6 @@ import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import keras
@@ -29,7 +28,7 @@ from keras.src.utils import file_utils
 
 from cbir import StudyError
 from cbir.images.dataset import load_dataset
-from cbir.networks import backbones, weights
+from cbir.networks import backbones, models, weights
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 
 CLOSED_PORT = "http://127.0.0.1:9"
@@ -418,7 +417,7 @@ def test_imagenet_weights_that_need_another_network_are_refused(constructor, mon
     monkeypatch.setitem(BACKBONES, "efficientnet", row)
     found = weights.Weights("some.h5", Path("some.h5"), "", "imagenet")
     with pytest.raises(StudyError) as caught:
-        weights.load(None, found, "efficientnet")
+        models.load_weights(None, found, "efficientnet")
     assert str(caught.value) == (
         f"weights: some.h5: {constructor} cannot start from ImageNet weights here: use none, or a "
         "row with an EfficientNetV2"
@@ -438,7 +437,7 @@ def numbered() -> keras.Model:
 def test_an_h5_file_of_layers_that_keras_counts_is_refused(place):
     path = save(numbered(), place / "only.h5")
     with pytest.raises(StudyError) as caught:
-        weights.load(numbered(), weights.Weights("only.h5", path, "", "imagenet"), "cnn")
+        models.load_weights(numbered(), weights.Weights("only.h5", path, "", "imagenet"), "cnn")
     assert f"{path} does not fit cnn: Keras numbers its layers (batch_norm" in str(caught.value)
     assert "use a .weights.h5 or .keras file" in str(caught.value)
 
@@ -446,7 +445,7 @@ def test_an_h5_file_of_layers_that_keras_counts_is_refused(place):
 def test_what_keras_numbers_is_called_as_in_the_first_network_of_a_process():
     number_on()
     model = numbered()
-    weights.renumber_layers(model)
+    models.renumber_layers(model)
     names = [layer.name for layer in model.layers if layer.weights]
     assert names == ["conv2d", "batch_normalization", "conv2d_1", "batch_normalization_1", "own"]
 
@@ -586,9 +585,8 @@ def test_a_file_that_the_server_does_not_have_is_reported(served):
 
 def register(place, study, architecture, backbone, *, pixels="scaled", training="artifacts/t"):
     """Note a trained backbone, as a run does."""
-    network = SimpleNamespace(parameters={"backbone": backbone, "pixels": pixels})
-    artifact = SimpleNamespace(folder=place / training)
-    weights.register_backbone(study, architecture, network, SimpleNamespace(artifact=artifact))
+    parameters = {"backbone": backbone, "pixels": pixels}
+    weights.register_backbone(study, architecture, parameters, place / training)
 
 
 def write_weights(place, body: keras.Model, training="artifacts/t") -> Path:

@@ -17,8 +17,9 @@ from scipy.ndimage import gaussian_filter
 from cbir import StudyError
 from cbir.cache import Artifact, cached
 from cbir.images.pictures import enlarge_map
-from cbir.networks.embeddings import Embeddings, Encode, make_encoder
+from cbir.networks.embeddings import Embeddings, Encode
 from cbir.networks.gradients import Maps, attention_maps, similarity_maps
+from cbir.networks.inference import make_encoder
 from cbir.networks.models import Network
 from cbir.progress import progress
 
@@ -161,7 +162,7 @@ def perturbation_curves(
     2 (steps - 1) (2 + random_maps) + 2 embeddings.
 
     Args:
-        encode: from `embeddings.make_encoder`.
+        encode: from `inference.make_encoder`.
         query_images: (n, size, size, 3) uint8.
         result_vectors: (n, d) float32 of unit length.
         query_maps: (n, h, w), large values for important parts of the query.

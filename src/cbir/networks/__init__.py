@@ -9,8 +9,8 @@
 - `optimisers`: optimizers, learning-rate schedules, the loss, augmentation.
 - `precision`: half precision on a GPU.
 - `training`: trains a network, with checkpoints.
-- `inference`: computes a network's outputs for many images, in batches, from disk to disk.
-- `embeddings`: stored embeddings, whitening, and encoders for further images.
+- `embeddings`: stored embeddings, unit length, whitening.
+- `inference`: a network's outputs for many images, in batches; encoders for further images.
 - `architecture`: builds, trains and embeds as a study describes it.
 - `baselines`: embeddings without a network.
 - `gradients`: maps of the parts of two images that make them similar.

@@ -1,13 +1,29 @@
 """An architecture as a study describes it: builds and trains its network, and embeds images."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from cbir.cache import cached
 from cbir.images import protocols
 from cbir.images.dataset import Dataset
-from cbir.networks import embeddings, models, training
-from cbir.networks.embeddings import Embeddings, check_whitening
+from cbir.networks import inference, models, training
+from cbir.networks.embeddings import (
+    PROBABILITIES,
+    VECTORS,
+    WHITENING,
+    Embeddings,
+    check_whitening,
+    finish,
+    fit_whitening,
+)
 from cbir.networks.models import Network
 from cbir.networks.training import Training
+
+# The number of rows that are normalised and whitened at once.
+BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,7 @@ class Architecture:
         training: settings of `training.train`, and `head_epochs`, `head_batch_size` and
             `head_learning_rate`. With `head_epochs` the head is trained first, on the features of
             the frozen backbone.
-        embedding: `test_time_flips` and `whitening` of `embeddings.embed`.
+        embedding: `test_time_flips` and `whitening` of `embed`.
     """
 
     network: dict
@@ -65,7 +81,7 @@ class Architecture:
             epoch: a measured epoch; the final state by default.
         """
         network, trained = self.train(dataset, seed)
-        return embeddings.embed(network, trained, dataset, epoch, **self.embedding)
+        return embed(network, trained, dataset, epoch, **self.embedding)
 
     def _train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         settings = dict(self.training)
@@ -79,7 +95,7 @@ class Architecture:
         if head_settings["epochs"]:
             frozen = Architecture(self.network | {"train": "head"}, self.training, self.embedding)
             network = frozen.build(dataset, seed)
-            features = embeddings.frozen_features(network, dataset)
+            features = inference.frozen_features(network, dataset)
             head = training.train(network, dataset, head_settings, seed=seed, features=features)
             if self.network["train"] == "head":
                 return network, head
@@ -92,3 +108,69 @@ def _describe_view(dataset: Dataset) -> str:
         return f"protocol {dataset.protocol}"
     names = ", ".join(dataset.classes[label] for label in protocols.unseen_labels(dataset))
     return f"protocol {dataset.protocol}, draw {dataset.draw}: without {names}"
+
+
+def embed(
+    network: Network,
+    training: Training,
+    dataset: Dataset,
+    epoch: int | None = None,
+    *,
+    test_time_flips: bool = False,
+    whitening: int = 0,
+) -> Embeddings:
+    """Embed all images with a trained network, and predict their class probabilities.
+
+    Args:
+        network: the network that was trained.
+        training: its training.
+        dataset: the images.
+        epoch: one of the training's measured epochs; the final state by default.
+        test_time_flips: whether to average the outputs for an image and its mirror image. A frozen
+            backbone processes each of the two once, whatever the number of heads.
+        whitening: number of dimensions that PCA whitening, fitted on the training images, keeps; 0
+            for no whitening.
+
+    Raises:
+        StudyError: `whitening` exceeds what `check_whitening` allows, an embedding contains NaN or
+            infinite values, or one image does not fit in memory.
+    """
+
+    def make(folder: Path) -> None:
+        network.model.load_weights(training.weights_path(epoch))
+        raw_path = folder / "raw.npy"
+        outputs = {raw_path: np.float32, folder / PROBABILITIES: np.float32}
+        if training.features:
+            features = [training.features]
+            if test_time_flips:
+                features.append(inference.frozen_features(network, dataset, mirrored=True))
+            inputs = [inference.open_features(artifact) for artifact in features]
+            inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
+        else:
+            encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder
+            inference.predict(encoder, dataset.images, outputs, "embeddings")
+        raw = np.load(raw_path, mmap_mode="r")
+        fitted = fit_whitening(raw[dataset.train], whitening) if whitening else None
+        if fitted:
+            np.savez(folder / WHITENING, **fitted)
+        shape = len(raw), whitening or raw.shape[1]
+        vectors = open_memmap(folder / VECTORS, "w+", np.float32, shape)
+        for start in range(0, len(raw), BLOCK):
+            vectors[start : start + BLOCK] = finish(raw[start : start + BLOCK], fitted)
+        vectors.flush()
+        del raw
+        raw_path.unlink()
+        network.model.load_weights(training.weights_path())
+
+    artifact = cached(
+        "embeddings",
+        make,
+        parameters={
+            "epoch": epoch or training.best_epoch,
+            "test_time_flips": test_time_flips,
+            "whitening": whitening,
+        },
+        reads=[training.artifact.key, dataset.fingerprint, dataset.split_fingerprint],
+        package="networks",
+    )
+    return Embeddings.open(artifact.folder, dataset)

@@ -1,35 +1,24 @@
 """Embeddings of a data set: raw vectors, unit length, optional PCA whitening, and their storage.
 
 A folder of embeddings contains `vectors.npy`, `probabilities.npy` if there is a classifier, and
-`whitening.npz` if the vectors are whitened. Only this module reads and writes these files. It does
-not import Keras, so stored embeddings open quickly.
+`whitening.npz` if the vectors are whitened. This module does not import Keras, so stored embeddings
+open quickly; `architecture.embed` makes those of a network.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.lib.format import open_memmap
 
 from cbir import StudyError
 from cbir.cache import Artifact, cached, read
 from cbir.images.dataset import Dataset, take_rows
-from cbir.networks import baselines, inference
-
-if TYPE_CHECKING:  # Keras takes seconds to import
-    from cbir.networks.models import Network
-    from cbir.networks.training import Training
+from cbir.networks import baselines
 
 VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
-FEATURES = "features.npy"
-# The parameters of a network that do not change the features of its frozen backbone.
-OF_HEAD = ("train", "first_trained", "was_frozen", "embedding", "embedding_dim", "n_classes")
-# The number of rows that are normalised and whitened at once.
-BLOCK = 8192
 # A function from images to embeddings and class probabilities.
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
@@ -52,7 +41,7 @@ class Embeddings:
 
     @classmethod
     def open(cls, folder: Path, dataset: Dataset) -> "Embeddings":
-        """Open stored embeddings, as `embed` and `embed_baseline` write them.
+        """Open stored embeddings, as `architecture.embed` and `embed_baseline` write them.
 
         Args:
             folder: of the artifact.
@@ -183,135 +172,6 @@ def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> n
     if whitening is None:
         return vectors
     return normalise((vectors - whitening["mean"]) @ whitening["axes"])
-
-
-def frozen_features(
-    network: "Network", dataset: Dataset, *, mirrored: bool = False
-) -> Artifact | None:
-    """Features of a frozen backbone for all images, computed once; None if it is trained.
-
-    Heads, seeds and epochs share the array `features.npy`: (n, channels) float32 pooled features,
-    or (n, h, w, channels) float16 maps if the head pools.
-
-    Args:
-        mirrored: whether to compute the features of the mirror images, a separate array.
-    """
-    if not network.is_frozen:
-        return None
-    ignored = {*OF_HEAD, "pooling" if network.has_maps else "feature_maps"}
-    if network.weights.path:
-        # Random weights depend on the seed, and on dropout, which draws from the same seed.
-        ignored |= {"seed", "dropout"}
-    dtype = np.float16 if network.has_maps else np.float32
-
-    def make(folder: Path) -> None:
-        backbone = inference.mirrored(network.backbone) if mirrored else network.backbone
-        inference.predict(backbone, dataset.images, {folder / FEATURES: dtype}, "features")
-
-    return cached(
-        "features",
-        make,
-        parameters={k: v for k, v in network.parameters.items() if k not in ignored}
-        | {"mirrored": mirrored},
-        reads=[dataset.fingerprint, network.weights.sha256],
-        package="networks",
-    )
-
-
-def open_features(features: Artifact) -> np.ndarray:
-    """The array of `frozen_features`, memory-mapped."""
-    return np.load(features.folder / FEATURES, mmap_mode="r")
-
-
-def embed(
-    network: "Network",
-    training: "Training",
-    dataset: Dataset,
-    epoch: int | None = None,
-    *,
-    test_time_flips: bool = False,
-    whitening: int = 0,
-) -> Embeddings:
-    """Embed all images with a trained network, and predict their class probabilities.
-
-    Args:
-        network: the network that was trained.
-        training: its training.
-        dataset: the images.
-        epoch: one of the training's measured epochs; the final state by default.
-        test_time_flips: whether to average the outputs for an image and its mirror image. A frozen
-            backbone processes each of the two once, whatever the number of heads.
-        whitening: number of dimensions that PCA whitening, fitted on the training images, keeps; 0
-            for no whitening.
-
-    Raises:
-        StudyError: `whitening` exceeds what `check_whitening` allows, an embedding contains NaN or
-            infinite values, or one image does not fit in memory.
-    """
-
-    def make(folder: Path) -> None:
-        network.model.load_weights(training.weights_path(epoch))
-        raw_path = folder / "raw.npy"
-        outputs = {raw_path: np.float32, folder / PROBABILITIES: np.float32}
-        if training.features:
-            inputs = [open_features(training.features)]
-            if test_time_flips:
-                inputs.append(open_features(frozen_features(network, dataset, mirrored=True)))
-            inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
-        else:
-            encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder
-            inference.predict(encoder, dataset.images, outputs, "embeddings")
-        raw = np.load(raw_path, mmap_mode="r")
-        fitted = fit_whitening(raw[dataset.train], whitening) if whitening else None
-        if fitted:
-            np.savez(folder / WHITENING, **fitted)
-        shape = len(raw), whitening or raw.shape[1]
-        vectors = open_memmap(folder / VECTORS, "w+", np.float32, shape)
-        for start in range(0, len(raw), BLOCK):
-            vectors[start : start + BLOCK] = finish(raw[start : start + BLOCK], fitted)
-        vectors.flush()
-        del raw
-        raw_path.unlink()
-        network.model.load_weights(training.weights_path())
-
-    artifact = cached(
-        "embeddings",
-        make,
-        parameters={
-            "epoch": epoch or training.best_epoch,
-            "test_time_flips": test_time_flips,
-            "whitening": whitening,
-        },
-        reads=[training.artifact.key, dataset.fingerprint, dataset.split_fingerprint],
-        package="networks",
-    )
-    return Embeddings.open(artifact.folder, dataset)
-
-
-def make_encoder(network: "Network", embeddings: Embeddings) -> Encode:
-    """A function that embeds further images in the same way as the stored embeddings.
-
-    Args:
-        network: the network that computed the embeddings.
-        embeddings: from `embed`.
-
-    Returns:
-        (n, size, size, 3) uint8 images -> (n, d) float32 vectors of unit length and (n, n_classes)
-        float32 probabilities.
-    """
-    flips = embeddings.artifact.manifest["parameters"]["test_time_flips"]
-    model = inference.flipped(network.encoder) if flips else network.encoder
-
-    def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        starts = range(0, len(images), inference.BATCH_SIZE)
-        batches = [
-            inference.predict_batch(model, images[start : start + inference.BATCH_SIZE])
-            for start in starts
-        ]
-        raw, probabilities = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return finish(raw, embeddings.whitening), probabilities
-
-    return encode
 
 
 def embed_baseline(baseline: str, dataset: Dataset, seed: int) -> Embeddings:

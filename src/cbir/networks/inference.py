@@ -1,22 +1,26 @@
-"""A network's outputs for many images, in batches, from disk to disk."""
+"""A network's outputs for many images, in batches: features, and encoders for further images."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from cbir import StudyError
+from cbir.cache import Artifact, cached
+from cbir.images.dataset import Dataset
+from cbir.networks.embeddings import Embeddings, Encode, finish
+from cbir.networks.models import Network
 from cbir.progress import Ticker
 
-if TYPE_CHECKING:  # Keras takes seconds to import
-    import keras
-
+FEATURES = "features.npy"
+# The parameters of a network that do not change the features of its frozen backbone.
+OF_HEAD = ("train", "first_trained", "was_frozen", "embedding", "embedding_dim", "n_classes")
 BATCH_SIZE = 256
 
 
-def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
+def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
     """Write a model's outputs for all inputs, in their order, into `.npy` files.
 
     Memory does not grow with the number of images.
@@ -34,7 +38,7 @@ def predict(model: "keras.Model", inputs: np.ndarray, outputs: dict[Path, type],
 
 
 def predict_means(
-    model: "keras.Model", inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
+    model: keras.Model, inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
 ) -> None:
     """Like `predict`, for several arrays of inputs whose outputs are averaged row by row."""
     arrays, count = [], len(inputs[0])
@@ -63,7 +67,7 @@ def predict_means(
         array.flush()
 
 
-def predict_batch(model: "keras.Model", inputs: np.ndarray) -> list[np.ndarray]:
+def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
     """The outputs of a model for one batch; a batch that does not fit in memory is halved.
 
     Raises:
@@ -84,18 +88,14 @@ def predict_batch(model: "keras.Model", inputs: np.ndarray) -> list[np.ndarray]:
     return outputs if isinstance(outputs, list) else [outputs]
 
 
-def mirrored(model: "keras.Model") -> "keras.Model":
+def mirrored(model: keras.Model) -> keras.Model:
     """A model that mirrors its inputs first."""
-    import keras
-
     images = keras.Input(model.input_shape[1:])
     return keras.Model(images, model(keras.ops.flip(images, axis=2)))
 
 
-def flipped(encoder: "keras.Model") -> "keras.Model":
+def flipped(encoder: keras.Model) -> keras.Model:
     """An encoder whose outputs are means over an image and its mirror image."""
-    import keras
-
     images = keras.Input(encoder.input_shape[1:])
     pairs = zip(encoder(images), encoder(keras.ops.flip(images, axis=2)), strict=True)
     return keras.Model(images, [keras.layers.Average()(list(pair)) for pair in pairs])
@@ -107,3 +107,64 @@ def is_out_of_memory(error: BaseException) -> bool:
     phrases = ("resource_exhausted", "out of memory", "can't allocate memory")
     message = str(error).lower()
     return type(error).__name__ in names or any(phrase in message for phrase in phrases)
+
+
+def frozen_features(
+    network: Network, dataset: Dataset, *, mirrored: bool = False
+) -> Artifact | None:
+    """Features of a frozen backbone for all images, computed once; None if it is trained.
+
+    Heads, seeds and epochs share the array `features.npy`: (n, channels) float32 pooled features,
+    or (n, h, w, channels) float16 maps if the head pools.
+
+    Args:
+        mirrored: whether to compute the features of the mirror images, a separate array.
+    """
+    if not network.is_frozen:
+        return None
+    ignored = {*OF_HEAD, "pooling" if network.has_maps else "feature_maps"}
+    if network.weights.path:
+        # Random weights depend on the seed, and on dropout, which draws from the same seed.
+        ignored |= {"seed", "dropout"}
+    dtype = np.float16 if network.has_maps else np.float32
+
+    def make(folder: Path) -> None:
+        backbone = mirrored(network.backbone) if mirrored else network.backbone
+        predict(backbone, dataset.images, {folder / FEATURES: dtype}, "features")
+
+    return cached(
+        "features",
+        make,
+        parameters={k: v for k, v in network.parameters.items() if k not in ignored}
+        | {"mirrored": mirrored},
+        reads=[dataset.fingerprint, network.weights.sha256],
+        package="networks",
+    )
+
+
+def open_features(features: Artifact) -> np.ndarray:
+    """The array of `frozen_features`, memory-mapped."""
+    return np.load(features.folder / FEATURES, mmap_mode="r")
+
+
+def make_encoder(network: Network, embeddings: Embeddings) -> Encode:
+    """A function that embeds further images in the same way as the stored embeddings.
+
+    Args:
+        network: the network that computed the embeddings.
+        embeddings: from `architecture.embed`.
+
+    Returns:
+        (n, size, size, 3) uint8 images -> (n, d) float32 vectors of unit length and (n, n_classes)
+        float32 probabilities.
+    """
+    flips = embeddings.artifact.manifest["parameters"]["test_time_flips"]
+    model = flipped(network.encoder) if flips else network.encoder
+
+    def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts = range(0, len(images), BATCH_SIZE)
+        batches = [predict_batch(model, images[start : start + BATCH_SIZE]) for start in starts]
+        raw, probabilities = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return finish(raw, embeddings.whitening), probabilities
+
+    return encode

@@ -8,10 +8,15 @@ frozen backbone.
 
 import functools
 import inspect
+import itertools
 import math
+import re
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import keras
 import pandas as pd
 from keras import layers
@@ -22,7 +27,7 @@ from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
 from cbir.networks.pooling import make_pooling
 from cbir.networks.precision import FULL, use_precision
-from cbir.networks.weights import Weights, find, load, renumber_layers
+from cbir.networks.weights import Weights, find
 
 # With Keras' default of 0.99, the moving statistics are still close to their initial values after
 # the few hundred steps of a small study, and validation accuracy stays at chance.
@@ -211,7 +216,7 @@ def build(
     with use_precision(mixed_precision) as policy:
         body = _body(row, input_size, dropout)
         if started_from.path:
-            load(body, started_from, backbone)
+            load_weights(body, started_from, backbone)
         first_trained = _freeze(body, row, train, was_frozen)
 
         images = keras.Input((image_size, image_size, 3))
@@ -335,3 +340,82 @@ def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> s
         for layer in _batch_norms(body):
             layer.trainable = False
     return first
+
+
+def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
+    """Load a file's weights into a backbone; a classifier in the file is ignored.
+
+    Args:
+        body: the backbone without resizing, preprocessing and pooling.
+        weights: from `weights.find`, with a path.
+        backbone: its name, for the error.
+
+    Raises:
+        StudyError: the file does not contain this backbone, or Keras builds another network for it.
+    """
+    path, constructor = weights.path, BACKBONES[backbone].constructor
+    if weights.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
+        # For ImageNet weights, Keras builds these with an additional rescaling layer.
+        raise StudyError(
+            f"weights: {weights.source}: {constructor} cannot start from ImageNet weights here: "
+            "use none, or a row with an EfficientNetV2"
+        )
+    try:
+        # Keras warns about each layer missing from a file before it rejects the file.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.name.endswith((".weights.h5", ".keras")):
+                body.load_weights(path)
+            else:
+                _check_names(body, path)
+                body.load_weights(path, by_name=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise StudyError(
+            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _check_names(body: keras.Model, path: Path) -> None:
+    """Check the layers of a file in the older format (.h5), since Keras skips layers that differ.
+
+    Raises:
+        ValueError: a layer has no fixed name, the file lacks a layer with weights, or it has
+            another layer among them; only a classifier may follow them.
+    """
+    names = [layer.name for layer in body.layers if layer.weights]
+    if numbered := [layer.name for *_, layer in _numbered_layers(body) if layer.weights]:
+        raise ValueError(
+            f"Keras numbers its layers ({numbered[0]}), so names in an .h5 file may differ: "
+            "use a .weights.h5 or .keras file"
+        )
+    with h5py.File(path) as file:
+        group = file if "layer_names" in file.attrs else file["model_weights"]
+        stored = [
+            name for name in group.attrs["layer_names"] if group[name].attrs["weight_names"].size
+        ]
+        stored = [name.decode() if isinstance(name, bytes) else name for name in stored]
+    if lacking := [name for name in names if name not in stored]:
+        raise ValueError(f"the file has no layer {lacking[0]}")
+    if others := [name for name in stored[: len(names)] if name not in names]:
+        raise ValueError(f"the file also has a layer {others[0]}, which the network lacks")
+
+
+def renumber_layers(body: keras.Model) -> None:
+    """Number unnamed layers from 0, as in the first network of a process.
+
+    Keras numbers layers without a name (`conv2d_2`) across all networks that a process builds, so a
+    row of `BACKBONES` could not name its blocks.
+    """
+    for kind, group in itertools.groupby(_numbered_layers(body), key=lambda entry: entry[0]):
+        for place, (_, _, layer) in enumerate(group):
+            layer.name = f"{kind}_{place}" if place else kind
+
+
+def _numbered_layers(body: keras.Model) -> list[tuple[str, int, layers.Layer]]:
+    """Kind, number and layer, sorted, of the layers that Keras named by their class."""
+    numbered = []
+    for layer in body.layers:
+        kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer.name).groups()
+        if kind.replace("_", "") == type(layer).__name__.lower():
+            numbered.append((kind, int(number or 0), layer))
+    return sorted(numbered, key=lambda entry: entry[:2])

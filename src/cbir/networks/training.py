@@ -16,8 +16,7 @@ from cbir import StudyError
 from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
 from cbir.images.dataset import Dataset
 from cbir.networks import optimisers
-from cbir.networks.embeddings import open_features
-from cbir.networks.inference import is_out_of_memory
+from cbir.networks.inference import is_out_of_memory, open_features
 from cbir.networks.models import Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
 from cbir.progress import Ticker, duration
@@ -145,7 +144,7 @@ def train(
             and restores the weights of the best epoch; 0 trains for all epochs;
             and those of `optimisers.optimizer`, `optimisers.loss` and `optimisers.augmented`.
         seed: seed of the image order and of the random layers.
-        features: from `embeddings.frozen_features`, to train the head on; None to train on the
+        features: from `inference.frozen_features`, to train the head on; None to train on the
             images themselves.
         head: an earlier training of only the head of the same network, to continue from.
 

@@ -17,10 +17,11 @@ from cbir import StudyError, project_root
 from cbir.cache import MANIFEST, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
+from cbir.networks import weights
+from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
 
 if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers need them
-    from cbir.networks.embeddings import Embeddings
     from cbir.networks.models import Network
     from cbir.networks.training import Training
     from cbir.retrieval.evaluation import Speed, State
@@ -100,14 +101,12 @@ class Run:
         return protocols.view(dataset, self.protocol)
 
     @functools.cached_property
-    def embeddings(self) -> "Embeddings":
+    def embeddings(self) -> Embeddings:
         """The embeddings of all images with the first seed.
 
         Raises:
             StudyError: they are missing, or the images have changed.
         """
-        from cbir.networks.embeddings import Embeddings
-
         folder = project_root() / self.summary["artifacts"]["embeddings"]
         if not folder.is_dir():
             raise self._error("the embeddings are missing")
@@ -209,9 +208,7 @@ def save_run(
             if state.epoch is None and state.embeddings.dataset.protocol == dataset.protocol
         }
     if network:
-        from cbir.networks import weights  # reads HDF5 files, which few callers need
-
-        weights.register_backbone(study, architecture, network, training)
+        weights.register_backbone(study, architecture, network.parameters, training.artifact.folder)
         # The artifact of a resumed training records only its last part.
         summary["seconds"]["training"] = float(training.history["seconds"].sum())
         summary |= {

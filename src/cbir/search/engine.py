@@ -13,7 +13,7 @@ import numpy as np
 
 from cbir import StudyError, project_root
 from cbir.images.pictures import dataset_folder
-from cbir.networks.embeddings import Encode, make_encoder
+from cbir.networks.embeddings import Encode
 from cbir.reporting import feedback, tidy
 from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
 from cbir.retrieval import ranking, searches
@@ -106,6 +106,8 @@ class Engine:
     @functools.cached_property
     def encode(self) -> Encode:
         """(n, size, size, 3) uint8 images -> (n, d) vectors and (n, n_classes) probabilities."""
+        from cbir.networks.inference import make_encoder  # imports Keras, which takes seconds
+
         return make_encoder(self.run.network, self.run.embeddings)
 
     @functools.cached_property
