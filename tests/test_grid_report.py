@@ -42,7 +42,7 @@ def around(mean: float, n_queries: int = 200) -> list[float]:
 @pytest.fixture(scope="module")
 def runs():
     """Two architectures, two sizes, frozen or not: training helps vgg alone, size helps both."""
-    found = {}
+    runs = {}
     means = {"vgg": (0.3, 0.5, 0.7, 0.9), "cnn": (0.2, 0.2, 0.4, 0.4)}
     points = [(size, train) for size in (32, 64) for train in ("head", "all")]
     for name, values in means.items():
@@ -52,8 +52,8 @@ def runs():
                 # Half of the queries gain 0.0012, the others lose 0.001.
                 scores = [mean + (0.0022 if place % 2 else -0.002) for place in range(200)]
             point = {"input_size": size, "train": train}
-            found |= run(name, point, scores, right=mean, speed=32000.0 / size**2 * 32)
-    return found
+            runs |= run(name, point, scores, right=mean, speed=32000.0 / size**2 * 32)
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def points(runs):
 
 def learning(*counts: int) -> dict:
     """One architecture, by how many images it learnt from: 0.2 better with each."""
-    found = {}
+    runs = {}
     for place, count in enumerate(counts):
         mean = 0.2 + 0.2 * place
         point = {"learn_from": count}
-        found |= run("cnn", point, around(mean), right=mean, known=1.0 - 0.1 * place)
-    return found
+        runs |= run("cnn", point, around(mean), right=mean, known=1.0 - 0.1 * place)
+    return runs
 
 
 # Tables
@@ -107,10 +107,10 @@ def test_dimensions_are_the_parameters_of_the_grid_in_their_order(points):
 def test_figures_run_along_numbers_and_of_these_along_the_most():
     def axis(**values):
         points = configs.points([values])
-        found = {}
+        runs = {}
         for point in points:
-            found |= run("cnn", point, [0.5])
-        return grids.axis_of(grids.points_table(found))
+            runs |= run("cnn", point, [0.5])
+        return grids.axis_of(grids.points_table(runs))
 
     assert axis(train=["head", "all", "last_blocks:1"], input_size=[32, 64]) == "input_size"
     assert axis(dropout=[0.1, 0.2], learn_from=[10, 20, 50]) == "learn_from"
@@ -131,11 +131,11 @@ def test_a_series_differs_along_the_axis_alone(points):
 
 
 def test_a_reader_sees_numbers_with_their_intervals(points):
-    shown = grids.readable(points)
-    assert shown.index.tolist() == ["vgg"] * 4 + ["cnn"] * 4
+    table = grids.readable(points)
+    assert table.index.tolist() == ["vgg"] * 4 + ["cnn"] * 4
     columns = ["input_size", "train", ACCURACY, TRAINING, MAP, SPEED, SECONDS, INDEX]
-    assert list(shown.columns) == columns
-    first = shown.iloc[0]
+    assert list(table.columns) == columns
+    first = table.iloc[0]
     assert str(first[TRAINING]) == "1.00 [0.90,\u00a01.05]"
     assert str(first[ACCURACY]) == "0.300 [0.295,\u00a00.312]"
     assert first[[SPEED, SECONDS, INDEX]].tolist() == ["1,000", "70", "3.0"]
@@ -145,8 +145,8 @@ def test_a_reader_sees_numbers_with_their_intervals(points):
 
 
 def test_pairs_differ_in_one_parameter_alone(runs, points):
-    found = grids.pairs(runs, points)
-    both = {frozenset(pair) for pair in zip(found["ahead"], found["behind"], strict=True)}
+    pairs = grids.pairs(runs, points)
+    both = {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)}
     expected = {
         frozenset((f"{name}-{one}", f"{name}-{other}"))
         for name in ("vgg", "cnn")
@@ -156,43 +156,43 @@ def test_pairs_differ_in_one_parameter_alone(runs, points):
         )
     }  # fmt: skip
     assert both == expected
-    assert len(found) == 8
+    assert len(pairs) == 8
 
 
 def test_pairs_are_corrected_for_those_of_the_table_alone(runs, points):
-    found = grids.pairs(runs, points)
-    assert found["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(found["p"].to_numpy()))
-    assert (found["is_significant"] == (found["p_holm"] < 0.05)).all()
+    pairs = grids.pairs(runs, points)
+    assert pairs["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(pairs["p"].to_numpy()))
+    assert (pairs["is_significant"] == (pairs["p_holm"] < 0.05)).all()
     # All 28 pairs of points would have been corrected for more.
     every = tables.pairs(runs).set_index(["ahead", "behind"])["p_holm"]
-    own = found.set_index(["ahead", "behind"])["p_holm"]
-    assert (own <= every[own.index]).all()
-    assert (own < every[own.index]).any()
+    p_values = pairs.set_index(["ahead", "behind"])["p_holm"]
+    assert (p_values <= every[p_values.index]).all()
+    assert (p_values < every[p_values.index]).any()
     # No choice of signs is as far from 0, in all but the two pairs of cnn.
-    told = found[found["is_significant"]]
-    assert len(told) == 6
-    assert told["p"].to_numpy() == pytest.approx(1 / 10_001)
-    assert told["p_holm"].to_numpy() == pytest.approx(8 / 10_001)
-    tied = found[~found["is_significant"]]
+    significant = pairs[pairs["is_significant"]]
+    assert len(significant) == 6
+    assert significant["p"].to_numpy() == pytest.approx(1 / 10_001)
+    assert significant["p_holm"].to_numpy() == pytest.approx(8 / 10_001)
+    tied = pairs[~pairs["is_significant"]]
     assert tied["ahead"].tolist() == ["cnn-64-all", "cnn-32-all"]
     assert tied["difference"].to_numpy() == pytest.approx(0.0001)
 
 
 def test_a_grid_of_which_one_run_has_results_has_no_pairs():
-    found = run("cnn", {"dropout": 0.1}, [0.5, 0.6])
-    pairs = grids.pairs(found, grids.points_table(found))
+    runs = run("cnn", {"dropout": 0.1}, [0.5, 0.6])
+    pairs = grids.pairs(runs, grids.points_table(runs))
     assert pairs.empty
     assert tables.pairs_table(pairs).empty
-    assert "dropout 0.1" in grids.best_points(grids.points_table(found), pairs)
+    assert "dropout 0.1" in grids.best_points(grids.points_table(runs), pairs)
 
 
 # Sentences
 
 
 def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points):
-    said = grids.best_points(points, grids.pairs(runs, points)).split("\n\n")
-    assert len(said) == 2
-    assert said[0] == (
+    paragraphs = grids.best_points(points, grids.pairs(runs, points)).split("\n\n")
+    assert len(paragraphs) == 2
+    assert paragraphs[0] == (
         "**vgg**: the highest mAP is 0.900 [0.884,\u00a00.902], with input_size 64, train all "
         "(accuracy 0.900 [0.884,\u00a00.902], 250 images/s). The fastest is input_size 32, train "
         "head, 4.0 times as fast, with an mAP of 0.300 [0.295,\u00a00.312]."
@@ -200,54 +200,61 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points)
 
 
 def test_what_is_not_significantly_different_from_the_best_is_named(runs, points):
-    said = grids.best_points(points, grids.pairs(runs, points)).split("\n\n")
-    assert "Not significantly" not in said[0]
-    assert said[1].startswith("**cnn**: the highest mAP is 0.40")
-    assert "with input_size 64, train all (" in said[1]
-    assert "Not significantly different from it: input_size 64, train head. The fastest" in said[1]
+    paragraphs = grids.best_points(points, grids.pairs(runs, points)).split("\n\n")
+    assert "Not significantly" not in paragraphs[0]
+    assert paragraphs[1].startswith("**cnn**: the highest mAP is 0.40")
+    assert "with input_size 64, train all (" in paragraphs[1]
+    assert (
+        "Not significantly different from it: input_size 64, train head. The fastest"
+        in paragraphs[1]
+    )
 
 
 @pytest.mark.parametrize("order", [["avg", "gem"], ["gem", "avg"]])
 def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
-    found = {}
+    runs = {}
     for pooling in order:
-        found |= run("cnn", {"pooling": pooling}, around(0.5))
-    points = grids.points_table(found)
-    said = grids.best_points(points, grids.pairs(found, points))
-    assert f"with pooling {order[0]} (" in said
-    assert f"Not significantly different from it: pooling {order[1]}." in said
+        runs |= run("cnn", {"pooling": pooling}, around(0.5))
+    points = grids.points_table(runs)
+    text = grids.best_points(points, grids.pairs(runs, points))
+    assert f"with pooling {order[0]} (" in text
+    assert f"Not significantly different from it: pooling {order[1]}." in text
 
 
 def test_a_point_that_is_both_best_and_fastest_is_told_once():
-    found = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
-    found |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
-    points = grids.points_table(found)
-    said = grids.best_points(points, grids.pairs(found, points))
-    assert said.endswith("with dropout 0.1 (accuracy 1.000 [0.982,\u00a01.000], 900 images/s).")
+    runs = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
+    runs |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
+    points = grids.points_table(runs)
+    text = grids.best_points(points, grids.pairs(runs, points))
+    assert text.endswith("with dropout 0.1 (accuracy 1.000 [0.982,\u00a01.000], 900 images/s).")
 
 
 def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
-    found = run("cnn", {"input_size": 32, "train": "head"}, [0.1, 0.9, 0.5] * 50)
-    found |= run("cnn", {"input_size": 64, "train": "all"}, [0.2, 0.9, 0.5] * 50)
-    found |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0] * 50)
-    points = grids.points_table(found)
-    said = grids.best_points(points, grids.pairs(found, points))
-    assert "with input_size 64, train all (" in said
+    runs = run("cnn", {"input_size": 32, "train": "head"}, [0.1, 0.9, 0.5] * 50)
+    runs |= run("cnn", {"input_size": 64, "train": "all"}, [0.2, 0.9, 0.5] * 50)
+    runs |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0] * 50)
+    points = grids.points_table(runs)
+    text = grids.best_points(points, grids.pairs(runs, points))
+    assert "with input_size 64, train all (" in text
     assert (
         "Not tested against it, because more than one parameter differs, but with overlapping "
-        "intervals: input_size 32, train head." in said
+        "intervals: input_size 32, train head." in text
     )
 
 
 def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
-    given = {"train": "all", "input_size": 64, "training": {"dropout": 0.5, "augmentation": []}}
-    found = {}
+    parameters = {
+        "train": "all",
+        "input_size": 64,
+        "training": {"dropout": 0.5, "augmentation": []},
+    }
+    runs = {}
     for size in (32, 96):
-        found |= run("cnn", {"input_size": size, "dropout": 0.1}, around(0.5))
+        runs |= run("cnn", {"input_size": size, "dropout": 0.1}, around(0.5))
     scores = rows(around(0.7), architecture="vgg", correct=1.0)
-    fixed = result(scores, parameters=given)
+    fixed = result(scores, parameters=parameters)
     fixed.summary["dataset"] |= {"train": 40, "validation": 10}
-    points = grids.points_table(found | {"vgg": fixed})
+    points = grids.points_table(runs | {"vgg": fixed})
     assert points.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
     names = grids.series(points, "input_size")
     assert list(names.unique()) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
@@ -255,14 +262,14 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     points = grids.points_table(learning(10, 20) | {"vgg": fixed})
     assert points.loc["vgg", "learn_from"] == 50
     # Of a head's training, whose epochs are not those of the backbone, nothing is known.
-    frozen = result(scores, parameters=given | {"train": "head"})
-    found = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
-    points = grids.points_table(found | {"vgg": frozen})
+    frozen = result(scores, parameters=parameters | {"train": "head"})
+    runs = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
+    points = grids.points_table(runs | {"vgg": frozen})
     assert points["dropout"].tolist() == [0.1, 0.2, "–"]
     # Mixed with numbers, a dash is a column of its own, and there is no order to run along.
     assert not grids.is_number(points, "dropout")
     axis = grids.heat_maps(points).axes[0]
-    assert [each.get_text() for each in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
 
 
 def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict:
@@ -270,19 +277,19 @@ def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict
     return run(name, {"learn_from": count, **more}, [0.5] * 1000, right=right, known=known)
 
 
-def told_of(found: dict, **differing: list) -> str:
+def overfitting_text(runs: dict, **differing: list) -> str:
     """What is said of overfitting where the points differ, besides the backbone, in these alone."""
-    backbones = [name.partition("-")[0] for name in found]
-    described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(found))
-    return grids.overfitting(grids.points_table(found), described, "vgg16")
+    backbones = [name.partition("-")[0] for name in runs]
+    described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(runs))
+    return grids.overfitting(grids.points_table(runs), described, "vgg16")
 
 
 def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
     # One of two queries is right.
     frame = rows([0.5, 0.5], architecture="cnn-500", variant="learn_from=500", correct=[1.0, 0.0])
     accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
-    found = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
-    points = grids.points_table(found)
+    runs = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
+    points = grids.points_table(runs)
     value, low, high = points.loc["cnn-500", list(interval_columns(ACCURACY))]
     expected = scipy.stats.binomtest(1, 2).proportion_ci()
     assert (value, low, high) == pytest.approx((0.5, expected.low, expected.high))
@@ -292,69 +299,69 @@ def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
 
 
 def test_gaps_are_told_of_every_size_in_order_with_intervals():
-    found = learnt("cnn", 50000, known=0.8, right=0.6) | learnt("cnn", 500, known=1.0, right=0.2)
-    said = told_of(found)
-    assert said.splitlines()[-1] == (
+    runs = learnt("cnn", 50000, known=0.8, right=0.6) | learnt("cnn", 500, known=1.0, right=0.2)
+    text = overfitting_text(runs)
+    assert text.splitlines()[-1] == (
         "- **cnn**: 0.80 [0.70,\u00a00.85] with 500, 0.20 [0.10,\u00a00.25] with 50,000"
     )
     # Nothing is said of an architecture that is not there.
-    assert "gap of" not in said
+    assert "gap of" not in text
 
 
 def test_the_deep_network_is_significant_only_where_intervals_lie_apart():
-    found = learnt("vgg16", 500, known=0.9, right=0.3)  # 0.5 to 0.65
-    found |= learnt("cnn", 500, known=0.6, right=0.3)  # 0.2 to 0.35
-    found |= learnt("resnet50", 500, known=0.8, right=0.3)  # 0.4 to 0.55
-    found |= learnt("mobilenet", 500, known=1.0, right=0.1)  # 0.8 to 0.95
+    runs = learnt("vgg16", 500, known=0.9, right=0.3)  # 0.5 to 0.65
+    runs |= learnt("cnn", 500, known=0.6, right=0.3)  # 0.2 to 0.35
+    runs |= learnt("resnet50", 500, known=0.8, right=0.3)  # 0.4 to 0.55
+    runs |= learnt("mobilenet", 500, known=1.0, right=0.1)  # 0.8 to 0.95
     # With more images it is the other way round, which is not asked.
-    found |= learnt("vgg16", 1000, known=0.5, right=0.5) | learnt("cnn", 1000, known=1.0, right=0.1)
-    said = told_of(found).splitlines()
-    assert said[-1] == (
+    runs |= learnt("vgg16", 1000, known=0.5, right=0.5) | learnt("cnn", 1000, known=1.0, right=0.1)
+    lines = overfitting_text(runs).splitlines()
+    assert lines[-1] == (
         "With 500 images, the gap of vgg16 is larger than that of cnn; smaller than that of "
         "mobilenet; not clearly different from that of resnet50."
     )
-    assert sum(line.startswith("- **") for line in said) == 4
+    assert sum(line.startswith("- **") for line in lines) == 4
 
 
 def test_in_what_else_the_compared_networks_differ_is_said():
-    found = learnt("vgg16", 500, known=0.9, right=0.3) | learnt("cnn", 500, known=0.9, right=0.3)
-    found |= learnt("vgg16", 1000, known=0.9, right=0.3)
-    assert "also differ" not in told_of(found)
+    runs = learnt("vgg16", 500, known=0.9, right=0.3) | learnt("cnn", 500, known=0.9, right=0.3)
+    runs |= learnt("vgg16", 1000, known=0.9, right=0.3)
+    assert "also differ" not in overfitting_text(runs)
     # With more images, where it is not compared, it may be what it will.
-    assert "also differ" not in told_of(found, dropout=["no", "no", "0.5"])
-    said = told_of(found, dropout=["no", "0.5", "no"], epochs=["3", "5", "3"])
-    assert said.endswith(
+    assert "also differ" not in overfitting_text(runs, dropout=["no", "no", "0.5"])
+    text = overfitting_text(runs, dropout=["no", "0.5", "no"], epochs=["3", "5", "3"])
+    assert text.endswith(
         "is not clearly different from that of cnn. The networks also differ in other settings, "
         "which may explain the gap: dropout, epochs."
     )
 
 
 def test_each_way_of_training_the_deep_network_is_told_against_all_others():
-    found = learnt("vgg16", 500, known=0.9, right=0.3)
-    found |= learnt("vgg16_frozen", 500, known=0.5, right=0.3)
-    found |= learnt("cnn", 500, known=0.9, right=0.3)
-    *_, one, _, other = told_of(found).splitlines()
+    runs = learnt("vgg16", 500, known=0.9, right=0.3)
+    runs |= learnt("vgg16_frozen", 500, known=0.5, right=0.3)
+    runs |= learnt("cnn", 500, known=0.9, right=0.3)
+    *_, one, _, other = overfitting_text(runs).splitlines()
     assert one == "With 500 images, the gap of vgg16 is not clearly different from that of cnn."
     assert other == "With 500 images, the gap of vgg16_frozen is smaller than that of cnn."
 
 
 def test_the_deep_network_alone_is_compared_with_nothing():
-    found = learnt("vgg16", 500, known=0.9, right=0.3)
-    assert "gap of" not in told_of(found)
+    runs = learnt("vgg16", 500, known=0.9, right=0.3)
+    assert "gap of" not in overfitting_text(runs)
 
 
 def test_gaps_are_told_for_each_point_of_what_else_differs():
-    found = {}
+    runs = {}
     for train, known in (("head", 0.5), ("all", 0.9)):
         for size in (500, 1000):
-            found |= learnt("vgg16", size, known=known, right=0.3, train=train)
-            found |= learnt("cnn", size, known=0.9, right=0.3, train=train)
-    said = told_of(found)
+            runs |= learnt("vgg16", size, known=known, right=0.3, train=train)
+            runs |= learnt("cnn", size, known=0.9, right=0.3, train=train)
+    text = overfitting_text(runs)
     for name in ("vgg16, train head", "cnn, train head", "vgg16, train all", "cnn, train all"):
-        assert said.count(f"- **{name}**: ") == 1
+        assert text.count(f"- **{name}**: ") == 1
     assert (
         "With 500 images, the gap of vgg16, train head is smaller than that of cnn, train head, "
-        "cnn, train all." in said
+        "cnn, train all." in text
     )
 
 
@@ -370,10 +377,10 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
     assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, SPEED]
     assert {axis.get_xlabel() for axis in figure.axes} == {"input_size"}
     first = figure.axes[0]
-    assert [each.get_text() for each in first.get_xticklabels()] == ["32", "64"]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["32", "64"]
     names = grids.series(points, "input_size").unique()
-    assert [each.get_text() for each in first.get_yticklabels()] == list(names)
-    texts = [[each.get_text() for each in axis.texts] for axis in figure.axes]
+    assert [label.get_text() for label in first.get_yticklabels()] == list(names)
+    texts = [[label.get_text() for label in axis.texts] for axis in figure.axes]
     values = ["0.300", "0.700", "0.500", "0.900", "0.200", "0.400", "0.200", "0.400"]
     assert texts == [values, values, ["1,000", "250"] * 4]
 
@@ -381,7 +388,7 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
 def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
     def columns(runs):
         axis = grids.heat_maps(grids.points_table(runs)).axes[0]
-        return [each.get_text() for each in axis.get_xticklabels()]
+        return [label.get_text() for label in axis.get_xticklabels()]
 
     named = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
     assert columns(named) == ["max", "avg"]
@@ -390,7 +397,7 @@ def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
 
 def test_a_point_without_results_stays_empty(points):
     figure = grids.heat_maps(points.drop(index="vgg-32-head"))
-    texts = [each.get_text() for each in figure.axes[0].texts]
+    texts = [label.get_text() for label in figure.axes[0].texts]
     assert len(texts) == 7
     assert "0.300" not in texts
 
@@ -417,10 +424,10 @@ def test_curves_run_along_the_axis_with_training_images_dashed():
 
 @pytest.mark.parametrize(("values", "scale"), [([0, 64, 128], "linear"), ([32, 64, 128], "log")])
 def test_curves_have_a_place_for_zero(values, scale):
-    found = {}
+    runs = {}
     for value in values:
-        found |= run("cnn", {"whitening": value}, around(0.5))
-    figure = grids.curves(grids.points_table(found))
+        runs |= run("cnn", {"whitening": value}, around(0.5))
+    figure = grids.curves(grids.points_table(runs))
     axis = figure.axes[0]
     assert axis.get_xscale() == scale
     places = axis.transData.transform([(value, 0.5) for value in values])[:, 0]
@@ -434,8 +441,8 @@ def test_curves_bear_their_intervals(points):
     assert (len(left.lines), len(right.lines)) == (8, 4)
     assert len({line.get_color() for line in right.lines}) == 4
     band = right.collections[0].get_paths()[0].vertices
-    own = points.loc[["vgg-32-head", "vgg-64-head"]]
-    ends = own[list(interval_columns(MAP)[1:])].to_numpy()
+    rows_of_line = points.loc[["vgg-32-head", "vgg-64-head"]]
+    ends = rows_of_line[list(interval_columns(MAP)[1:])].to_numpy()
     for size, (low, high) in zip((32, 64), ends, strict=True):
         at = band[band[:, 0] == size, 1]
         assert (at.min(), at.max()) == pytest.approx((low, high))
