@@ -99,7 +99,7 @@ def test_memory_does_not_grow_with_the_number_of_images(encoder, tmp_path):
 
 
 def test_mirrored_outputs_are_those_of_the_mirror_images(encoder, images):
-    found = inference.predict_batch(inference.mirrored(encoder), images)
+    found = inference.predict_batch(inference.mirror_inputs(encoder), images)
     expected = inference.predict_batch(encoder, images[:, :, ::-1])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -88,7 +88,7 @@ def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
     return outputs if isinstance(outputs, list) else [outputs]
 
 
-def mirrored(model: keras.Model) -> keras.Model:
+def mirror_inputs(model: keras.Model) -> keras.Model:
     """A model that mirrors its inputs first."""
     images = keras.Input(model.input_shape[1:])
     return keras.Model(images, model(keras.ops.flip(images, axis=2)))
@@ -129,7 +129,7 @@ def frozen_features(
     dtype = np.float16 if network.has_maps else np.float32
 
     def make(folder: Path) -> None:
-        backbone = mirrored(network.backbone) if mirrored else network.backbone
+        backbone = mirror_inputs(network.backbone) if mirrored else network.backbone
         predict(backbone, dataset.images, {folder / FEATURES: dtype}, "features")
 
     return cached(
