@@ -14,7 +14,7 @@ import scipy.special
 ALPHA = 0.05
 # Fewer differences give no p-value; docs/evaluation.md shows why.
 MIN_QUERIES = 30
-# How far rounding errors may lead beyond a limit of the scores.
+# Scores this close to a limit are at it, and may exceed it by as much.
 ROUNDING = 1e-6
 # The number of weights or signs per batch: 16 MB in float64.
 BATCH = 2_000_000
@@ -59,19 +59,19 @@ def confidence_bounds(
     n_given = (~np.isnan(values)).sum(axis=0)
     if limits is None:
         reach = np.abs(np.nan_to_num(values)).max(axis=0, initial=0)
-        reach[reach == 0] = 1
+        reach[reach < ROUNDING] = 1
         limits = (-reach, reach)
     lowest, highest = (np.broadcast_to(limit, n_given.shape).astype(float) for limit in limits)
     span = highest - lowest
-    # Scores may exceed a limit by rounding errors.
     if (values < lowest - ROUNDING).any() or (values > highest + ROUNDING).any():
         raise ValueError("a value is beyond the limits of its column")
 
     bounds = np.full((2, len(span)), np.nan)
-    at_highest, tail = values == highest, (1 - level) / 2
-    is_share = ((values == lowest) | at_highest | np.isnan(values)).all(axis=0) & (n_given > 1)
+    at_lowest, at_highest = values <= lowest + ROUNDING, values >= highest - ROUNDING
+    is_share = (at_lowest | at_highest | np.isnan(values)).all(axis=0) & (n_given > 1)
+    tail = (1 - level) / 2
     n, k = n_given[is_share], at_highest[:, is_share].sum(axis=0)
-    # Ranks of a beta distribution; the share 0 has the low end 0, and the share 1 the high end 1.
+    # Quantiles of beta distributions; the share 0 has the low end 0, and 1 the high end 1.
     shares = [
         np.where(k > 0, scipy.special.betaincinv(k, n - k + 1, tail), 0),
         np.where(k < n, scipy.special.betaincinv(k + 1, n - k, 1 - tail), 1),
