@@ -283,3 +283,13 @@ def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
         f"and their nearest results; {n_empty} of them are empty."
         for name, n_empty in (("cnn", 0), ("vgg16", 3))
     ]
+
+
+def test_few_pairs_have_no_verdict(project, monkeypatch):
+    monkeypatch.setattr(uncertainty, "MIN_QUERIES", 30)
+    rows = saved(cnn=explanation(0.1, 0.1, 0.1))
+    assert (rows["verdict"] == "untested").all()
+    assert "**untested** for cnn" in explanations.compare(rows)
+    text = explanations.trust("tiny", "cnn")
+    assert "such maps are untested against random maps by deletion and insertion" in text
+    assert explanations.table(rows)["p_holm"].map(str).tolist() == ["–"] * 4

@@ -483,3 +483,20 @@ def test_leaks_are_counted_in_words(identical, near, n_queries, words):
     sentence = sentences.describe_leaks(leaking_pairs(identical, near), n_queries)
     limit = "Limit: a pixel distance of 0.08 (0: identical, 1.41: unrelated)."
     assert sentence == f"Queries that are also in the gallery: {words}. {limit}"
+
+
+def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):
+    monkeypatch.setattr(uncertainty, "MIN_QUERIES", 30)
+    low, high, baseline = apart(0.2, 0.8, 0.1)
+    runs = make_runs({"cnn": low, "vgg": high, "pixels": baseline}, baselines=1)
+    pairs = tables.pairs(runs)
+    answer = sentences.in_short(tables.quality_and_cost(runs), pairs)
+    assert " It is untested against cnn (difference 0." in answer
+    verdict = sentences.verdict(pairs, runs)
+    assert "- **vgg** is untested against cnn (difference 0." in verdict
+    assert "- The baseline pixels: untested against it: cnn, vgg." in verdict
+    for text in (answer, verdict.partition("\n\n")[0]):
+        assert "fewer than 30 queries)" in text
+        assert "significant" not in text
+        assert "tied" not in text
+    assert tables.pairs_table(pairs)["significant"].tolist() == ["–"] * 3
