@@ -124,9 +124,9 @@ def test_limits_are_of_a_column_and_differences_have_their_own():
 
 
 def test_values_beyond_a_limit_are_refused_but_not_rounding_errors():
-    with pytest.raises(ValueError, match="beyond the limits"):
+    with pytest.raises(ValueError, match="column 0: .* beyond its limits, 0 to 1"):
         uncertainty.confidence_bounds(np.array([[0.5], [1.01]]))
-    with pytest.raises(ValueError, match="beyond the limits"):
+    with pytest.raises(ValueError, match="column 0: .* beyond its limits, 0 to 1"):
         uncertainty.confidence_bounds(np.array([[0.5], [-0.01]]))
     exact = uncertainty.confidence_bounds(np.array([[1.0], [0.0], [1.0]]))
     rounded = uncertainty.confidence_bounds(np.array([[1 + 1e-15], [1e-15], [1 - 1e-15]]))

@@ -63,8 +63,11 @@ def confidence_bounds(
         limits = (-reach, reach)
     lowest, highest = (np.broadcast_to(limit, n_given.shape).astype(float) for limit in limits)
     span = highest - lowest
-    if (values < lowest - ROUNDING).any() or (values > highest + ROUNDING).any():
-        raise ValueError("a value is beyond the limits of its column")
+    is_beyond = ((values < lowest - ROUNDING) | (values > highest + ROUNDING)).any(axis=0)
+    if is_beyond.any():
+        column = is_beyond.argmax()
+        ends = f"{lowest[column]:g} to {highest[column]:g}"
+        raise ValueError(f"column {column}: a value is beyond its limits, {ends}")
 
     bounds = np.full((2, len(span)), np.nan)
     at_lowest, at_highest = values <= lowest + ROUNDING, values >= highest - ROUNDING
