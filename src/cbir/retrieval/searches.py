@@ -29,6 +29,10 @@ SEARCHES = ("unrestricted", "predicted_class", "soft", "label_lookup", "oracle_c
 # searches all classes.
 MASSES = (0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 LOOKUP_SEED = 0
+# The standard deviation of a temperature's logarithm, before any image is seen. Few errors then
+# cannot move the temperature far from 1: with two among 143 images, networks trained on the digits
+# had a higher cross-entropy on other images with the temperature that fits best.
+TEMPERATURE_SPREAD = 0.25
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,8 @@ def calibrate(embeddings: Embeddings) -> Calibration:
     """Choose temperature and mass on the validation images, with the training images as gallery.
 
     The temperature minimises the cross-entropy (Guo et al., "On calibration of modern neural
-    networks", 2017). The mass maximises the mean average precision; among equal scores, the
-    smallest mass is chosen. Cached.
+    networks", 2017), with a prior that draws it towards 1 if there are few images. The mass
+    maximises the mean average precision; among equal scores, the smallest mass is chosen. Cached.
     """
     dataset = embeddings.dataset
 
@@ -132,10 +136,10 @@ def calibrate(embeddings: Embeddings) -> Calibration:
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature between 1/20 and 20 that minimises the cross-entropy of the labels.
+    """The most probable temperature, between 1/20 and 20, given the labels and a prior around 1.
 
-    It is 1 if every label is the most probable class. The cross-entropy then has no minimum,
-    because it falls with the temperature.
+    It minimises the labels' mean cross-entropy plus log(T)² / (2 n `TEMPERATURE_SPREAD`²). It is 1
+    if every label is the most probable class, since only errors show how sure is too sure.
 
     Args:
         probabilities: (n, n_classes) of a softmax.
@@ -147,12 +151,13 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return 1.0
     rows = np.arange(len(labels))
 
-    def cross_entropy(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         softened = calibrated(probabilities, np.exp(log_temperature))
-        return -np.log(np.maximum(softened[rows, labels], 1e-300)).mean()
+        cross_entropy = -np.log(np.maximum(softened[rows, labels], 1e-300)).mean()
+        return cross_entropy + (log_temperature / TEMPERATURE_SPREAD) ** 2 / (2 * len(labels))
 
     bounds = (-np.log(20), np.log(20))
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
