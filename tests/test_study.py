@@ -1,7 +1,8 @@
 """A study through the real command, small enough for every `make test`; and what a plan knows.
 
-The study is one of baselines, whose notebooks run in seconds. test_study_networks.py and
-test_study_changes.py, which `make test-slow` runs, are about networks.
+The study is one of baselines, with one of the deeper pages, so that it takes seconds.
+test_study_networks.py and test_study_changes.py, which `make test-slow` runs, are about networks
+and have all pages.
 """
 
 import dataclasses
@@ -23,7 +24,17 @@ from conftest import (
     load_shapes,
     write_study,
 )
-from studies import BASELINE, BASELINES, PROTOCOLS, check_pages, make_study, ran, report, snapshot
+from studies import (
+    BASELINE,
+    BASELINES,
+    PROTOCOLS,
+    check_pages,
+    leave_out_notebooks,
+    make_study,
+    ran,
+    report,
+    snapshot,
+)
 
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
@@ -41,6 +52,7 @@ def study(tmp_path_factory) -> SimpleNamespace:
         "random": BASELINES | {"baseline": "random"},
     }
     root = make_study(tmp_path_factory.mktemp("study"), architectures)
+    leave_out_notebooks(root, "explanations", "failures", "feedback")
     before = snapshot(root)
     plan = cbir(root, "plan", "--study", "tiny")
     planned = snapshot(root)
@@ -84,7 +96,7 @@ def test_leaks_are_told_before_anything_runs(study):
 
 
 def test_pages_show_figures_with_texts_and_fetch_nothing(study):
-    check_pages(study.reports, RUNS, figures={"index": 2, BASELINE: 1})
+    check_pages(study.reports, RUNS, figures={"index": 2, BASELINE: 1}, deeper=["metrics"])
 
 
 def test_the_notebooks_of_the_project_are_left_as_they_were(study):
