@@ -150,14 +150,19 @@ def test_the_page_of_feedback_shows_every_run(runs, monkeypatch):
     assert "mAP by round of feedback" in shown
 
 
-@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
-def test_the_grid_shows_whatever_has_results(chosen, project, monkeypatch):
-    grid = {
+@pytest.fixture(scope="module")
+def grid(project):
+    """Two points of a grid."""
+    return {
         f"cnn-{size}": invented.save_network(
             f"cnn-{size}", blur, epochs=(), variant=f"input_size={size}"
         )
         for size, blur in ((32, 3.0), (64, 2.0))
     }
+
+
+@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
+def test_the_grid_shows_whatever_has_results(chosen, grid, monkeypatch):
     shown = outputs_of("grid", monkeypatch, **chosen_of(list(grid), chosen))
     best = mean_ap(grid["cnn-64"])
     assert best > mean_ap(grid["cnn-32"])

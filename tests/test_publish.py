@@ -3,13 +3,15 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import invented
 import pandas as pd
 import pytest
-from conftest import ROOT, cbir, make_project, write_study
+from conftest import ROOT, make_project, write_study
 
 from cbir import StudyError
+from cbir.__main__ import main
 from cbir.reporting import publish, runs, tidy
 
 MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
@@ -200,12 +202,13 @@ def test_the_page_is_written_where_it_changed(project):
     assert not publish.write_results(project)
 
 
-def test_a_study_without_a_report_cannot_be_published(tmp_path):
+def test_a_study_without_a_report_cannot_be_published(tmp_path, monkeypatch, capfd):
     write_study(tmp_path, "tiny", {}, {})
     (tmp_path / "notebooks").mkdir()
-    done = cbir(tmp_path, "publish", "--study", "tiny")
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: no results in {tmp_path}/reports/tiny: run `make report")
+    monkeypatch.chdir(tmp_path)
+    assert main(["publish", "--study", "tiny"]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: no results in {tmp_path}/reports/tiny: run `make report")
     assert not (tmp_path / "reports").exists()
 
 
@@ -266,18 +269,28 @@ def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_
     assert not (tmp_path / "reports" / "published").exists()
 
 
-@pytest.fixture
-def parts(finished, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def published_in_part(finished, tmp_path_factory) -> Path:
     """The study `tiny`: published of vgg16 and the baseline, reported of cnn alone."""
-    monkeypatch.chdir(tmp_path)
+    root = tmp_path_factory.mktemp("parts")
     for name in ("params", "notebooks", "reports/tiny", "artifacts"):
-        shutil.copytree(finished / name, tmp_path / name)
-    folder = tmp_path / "reports" / "tiny"
+        shutil.copytree(finished / name, root / name)
+    folder = root / "reports" / "tiny"
     told = json.loads((folder / "manifest.json").read_text())
     about = {key: told[key] for key in ("study", "command", "failures", "versions")}
-    runs.write_study(folder, ["vgg16", "random"], about)
-    publish.publish_study(tmp_path, "tiny")
-    runs.write_study(folder, ["cnn"], about)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        runs.write_study(folder, ["vgg16", "random"], about)
+        publish.publish_study(root, "tiny")
+        runs.write_study(folder, ["cnn"], about)
+    return root
+
+
+@pytest.fixture
+def parts(published_in_part, tmp_path, monkeypatch) -> Path:
+    """A copy that a test may change."""
+    shutil.copytree(published_in_part, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
