@@ -11,8 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from cbir.retrieval import uncertainty
-from cbir.studies import params
+# jsonschema compiles a grammar for a format that no notebook has, which takes a second.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+from cbir.retrieval import uncertainty  # noqa: E402
+from cbir.studies import params  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +126,28 @@ def shared_project(tmp_path_factory):
         patch.chdir(root)
         patch.setenv("KERAS_HOME", str(root / "keras"))
         yield root
+
+
+@pytest.fixture(scope="module")
+def small_cnn():
+    """The plain CNN becomes narrow, with one convolution per stage: it trains faster."""
+    from keras import Input, Model, layers
+
+    from cbir.networks import cnns
+
+    def small(*, input_shape, include_top, weights, dropout):
+        inputs = maps = Input(input_shape)
+        for stage, filters in ((1, 8), (2, 16)):
+            name = f"stage{stage}_conv1"
+            maps = layers.Conv2D(filters, 3, padding="same", activation="relu", name=name)(maps)
+            maps = layers.MaxPooling2D()(maps)
+            maps = layers.Dropout(dropout / 2)(maps)
+        maps = layers.Conv2D(128, 3, padding="same", activation="relu", name="stage3_conv1")(maps)
+        return Model(inputs, maps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cnns, "plain_cnn", small)
+        yield
 
 
 def empty_project(root: Path) -> Path:

@@ -11,6 +11,8 @@ from cbir.images import protocols
 from cbir.networks import architecture, baselines, embeddings, inference
 from cbir.networks.embeddings import fit_whitening, normalise
 
+pytestmark = pytest.mark.usefixtures("small_cnn", "shared_project")
+
 
 @pytest.fixture(scope="module")
 def images(shared_project):

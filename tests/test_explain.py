@@ -180,7 +180,7 @@ def images(shared_project):
 
 
 @pytest.fixture(scope="module")
-def trained(images):
+def trained(images, small_cnn):
     network = build_network("cnn", pooling="attention", dropout=0.0)
     return network, train_network(network, images, epochs=6, measured_epochs=[])
 

@@ -13,7 +13,7 @@ from cbir.networks import inference, precision, training
 from cbir.networks.choices import AUGMENTATIONS, LEARNT_POOLINGS
 from cbir.networks.training import Batches
 
-pytestmark = pytest.mark.usefixtures("shared_project")
+pytestmark = pytest.mark.usefixtures("small_cnn", "shared_project")
 
 
 @pytest.fixture(scope="module")
