@@ -20,6 +20,10 @@ REPORT = ROOT / "reports" / "digits"
 PAGES = [*MADE, *(path.name for path in sorted(REPORT.glob("*.html")))]
 A4 = 672  # CSS pixels between the margins of a sheet
 PHONE, DESK = 400, 1400
+LOOKS = [("light", DESK), ("dark", PHONE), ("dark", DESK), ("light", PHONE)]
+# All pages have the same style sheet: the report's are opened in two looks, which have each scheme
+# and each width.
+OPENED = [(name, *look) for name in PAGES for look in (LOOKS if name in MADE else LOOKS[:2])]
 MOST_BYTES = 8 * 1024**2
 
 
@@ -58,19 +62,12 @@ def path(request, made_pages) -> Path:
     return made_pages.get(request.param, REPORT / request.param)
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
-def scheme(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module", params=[PHONE, DESK])
-def width(request) -> int:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def opened(browser, path, scheme, width):
+@pytest.fixture(scope="module", params=OPENED, ids=lambda opened: "-".join(map(str, opened)))
+def opened(request, browser, made_pages):
+    name, scheme, width = request.param
+    path = made_pages.get(name, REPORT / name)
     window = open_page(browser, path, color_scheme=scheme, viewport={"width": width, "height": 900})
+    window.scheme, window.width = scheme, width
     yield window
     window.close()
 
@@ -101,11 +98,11 @@ def test_a_page_fetches_nothing_and_reports_no_errors(opened):
     assert opened.errors == []
 
 
-def test_the_background_follows_the_scheme(opened, scheme):
+def test_the_background_follows_the_scheme(opened):
     ink, paper = opened.page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )
-    assert (brightness(ink) > brightness(paper)) == (scheme == "dark")
+    assert (brightness(ink) > brightness(paper)) == (opened.scheme == "dark")
 
 
 def brightness(colour: str) -> int:
@@ -113,9 +110,11 @@ def brightness(colour: str) -> int:
     return sum(int(channel) for channel in colour.strip("rgb()").split(",")[:3])
 
 
-def test_contents_lead_to_every_section(opened, width):
+def test_contents_lead_to_every_section(opened):
     sections = opened.page.locator("main h2").all_inner_texts()
-    links = opened.page.locator(".contents > ol a" if width == DESK else ".contents details a")
+    links = opened.page.locator(
+        ".contents > ol a" if opened.width == DESK else ".contents details a"
+    )
     if len(sections) < 2 or opened.path.name == "search.html":
         assert links.count() == 0
         return
