@@ -75,7 +75,7 @@ def test_relevant_images_are_counted_with_the_unreachable_ones():
     assert metrics.n_relevant(ranks([1, 4, INF], [2], [])).tolist() == [3, 1, 0]
 
 
-def test_precision_of_the_worked_example():
+def test_mixed_precision_of_the_worked_example():
     # Ranks <= 3: {1, 3}, 2 of 3. Ranks <= 5: the same two of 5. Ranks <= 10: all four of 10.
     assert metrics.precision_at_k(EXAMPLE, 3) == pytest.approx([2 / 3])
     assert metrics.precision_at_k(EXAMPLE, 5) == pytest.approx([2 / 5])

@@ -12,7 +12,7 @@ from nbformat import v4
 
 from cbir.reporting import display
 from cbir.reporting.pages import log_of, write_page
-from cbir.studies import run
+from cbir.studies import runner
 from cbir.studies.study import Page
 
 LINKS = [("Comparison", "index.html"), ("cnn", "cnn.html"), ("vgg16", "vgg16.html")]
@@ -273,10 +273,10 @@ def test_files_of_tables_that_are_no_more_go_and_those_of_other_pages_stay(tmp_p
 def test_a_page_too_large_to_send_is_said_to_be(tmp_path, monkeypatch, capsys):
     study = SimpleNamespace(folder=tmp_path, root=tmp_path, name="tiny", links=LINKS)
     page = Page("vgg16", tmp_path / "vgg16.ipynb")
-    run._write_note(study, page, "why")
+    runner._write_note(study, page, "why")
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(run, "LARGEST_PAGE", 1000)
-    run._write_note(study, page, "why")
+    monkeypatch.setattr(runner, "LARGEST_PAGE", 1000)
+    runner._write_note(study, page, "why")
     assert "warning: vgg16.html has 0.0 MB, more than 0 MB" in capsys.readouterr().out
 
 

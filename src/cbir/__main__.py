@@ -80,9 +80,9 @@ def report(arguments: argparse.Namespace) -> bool:
     """Bring a study's report up to date."""
     study = _open_study(arguments)
     # Importing what runs notebooks takes seconds, so errors in the study are reported before it.
-    from cbir.studies import run
+    from cbir.studies import runner
 
-    return run.bring_up_to_date(study)
+    return runner.bring_up_to_date(study)
 
 
 def plan(arguments: argparse.Namespace) -> bool:

@@ -6,7 +6,7 @@
 - `pooling`: feature maps to one vector per image.
 - `models`: builds a network of backbone, pooling, embedding and classifier.
 - `weights`: the weights that a backbone starts from.
-- `optimisers`: optimizers, learning-rate schedules, the loss, augmentation.
+- `optimizers`: optimizers, learning-rate schedules, the loss, augmentation.
 - `precision`: half precision on a GPU.
 - `training`: trains a network, with checkpoints.
 - `embeddings`: stored embeddings, unit length, whitening.

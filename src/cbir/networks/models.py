@@ -25,8 +25,8 @@ from cbir import StudyError
 from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
+from cbir.networks.mixed_precision import FULL, use_precision
 from cbir.networks.pooling import make_pooling
-from cbir.networks.precision import FULL, use_precision
 from cbir.networks.weights import Weights, find
 
 # With Keras' default of 0.99, the moving statistics are still close to their initial values after

@@ -15,7 +15,7 @@ import pandas as pd
 from cbir import StudyError
 from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
 from cbir.images.dataset import Dataset
-from cbir.networks import optimisers
+from cbir.networks import optimizers
 from cbir.networks.inference import is_out_of_memory, open_features
 from cbir.networks.models import Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
@@ -142,7 +142,7 @@ def train(
             `measured_epochs`: epochs whose weights are kept in addition to the final ones;
             `early_stopping`: epochs without a better validation accuracy after which training ends
             and restores the weights of the best epoch; 0 trains for all epochs;
-            and those of `optimisers.optimizer`, `optimisers.loss` and `optimisers.augmented`.
+            and those of `optimizers.optimizer`, `optimizers.loss` and `optimizers.augmented`.
         seed: seed of the image order and of the random layers.
         features: from `inference.frozen_features`, to train the head on; None to train on the
             images themselves.
@@ -163,10 +163,10 @@ def train(
         if head:
             network.model.load_weights(head.weights_path())
         steps = math.ceil(len(dataset.train) / batch_size)
-        trained = optimisers.augmented(model, settings["augmentation"])
+        trained = optimizers.augmented(model, settings["augmentation"])
         trained.compile(
-            optimisers.optimizer(settings, steps),
-            loss=optimisers.loss(settings),
+            optimizers.optimizer(settings, steps),
+            loss=optimizers.loss(settings),
             metrics=["accuracy"],
             steps_per_execution=STEPS_AT_ONCE if features and backend() == "tensorflow" else 1,
         )

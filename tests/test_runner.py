@@ -6,7 +6,7 @@ import pytest
 from cbir import StudyError
 from cbir.cache import write_text
 from cbir.reporting.runs import STUDY_FILES
-from cbir.studies import run
+from cbir.studies import runner
 from cbir.studies.study import open_study
 
 DEEPER = ["failures", "explanations", "feedback", "metrics"]
@@ -34,16 +34,16 @@ def bring(project, monkeypatch):
             write_text(folder / name, " ".join(architectures))
 
     broken: set[str] = set()
-    monkeypatch.setattr(run, "_execute", execute)
-    monkeypatch.setattr(run, "write_study", write_study)
-    monkeypatch.setattr(run, "is_whole", lambda study, name: True)
+    monkeypatch.setattr(runner, "_execute", execute)
+    monkeypatch.setattr(runner, "write_study", write_study)
+    monkeypatch.setattr(runner, "is_whole", lambda study, name: True)
 
     def bring_up_to_date(*names: str, architectures: str = "") -> tuple[bool, list[str]]:
         broken.clear()
         broken.update(names)
         executed.clear()
         study = open_study(project, "tiny", architectures=architectures)
-        return run.bring_up_to_date(study), list(executed)
+        return runner.bring_up_to_date(study), list(executed)
 
     bring_up_to_date.had_index = had_index
     return bring_up_to_date

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import build_network
 
-from cbir.networks import optimisers, precision
-from cbir.networks.precision import _compute_capability, best, use_precision
+from cbir.networks import mixed_precision, optimizers
+from cbir.networks.mixed_precision import _compute_capability, best, use_precision
 
 HALF = ["mixed_bfloat16", "mixed_float16"]
 
@@ -26,7 +26,7 @@ def gpus(monkeypatch):
             "list_devices",
             lambda kind=None: devices if kind == "gpu" else ["cpu:0"],
         )
-        monkeypatch.setattr(precision, "_compute_capability", lambda: capability)
+        monkeypatch.setattr(mixed_precision, "_compute_capability", lambda: capability)
 
     return have
 
@@ -55,7 +55,7 @@ def test_a_backend_that_lists_no_devices_is_known_by_the_driver(monkeypatch, cap
         raise AttributeError("no distribution_lib")
 
     monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
-    monkeypatch.setattr(precision, "_compute_capability", lambda: capability)
+    monkeypatch.setattr(mixed_precision, "_compute_capability", lambda: capability)
     assert best() == policy
 
 
@@ -126,7 +126,7 @@ def test_xla_compiles_on_a_gpu_where_neither_a_layer_nor_determinism_excludes_it
     monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: is_deterministic)
     devices = [SimpleNamespace(device_type="GPU" if has_gpu else "CPU")]
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: devices)
-    model = optimisers.augmented(build_network().model, augmentation)
+    model = optimizers.augmented(build_network().model, augmentation)
     model.compile("adam", "sparse_categorical_crossentropy")
     assert model.jit_compile == compiles
 
@@ -144,7 +144,7 @@ def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_requested(mon
 @pytest.mark.parametrize("policy", HALF)
 @pytest.mark.parametrize("pooling", ["avg", "gem", "attention"])
 def test_embeddings_and_probabilities_are_in_full_precision(monkeypatch, policy, pooling):
-    monkeypatch.setattr(precision, "best", lambda: policy)
+    monkeypatch.setattr(mixed_precision, "best", lambda: policy)
     network = build_network("cnn_strong", mixed_precision=True, pooling=pooling)
     assert network.parameters["precision"] == policy
     half = policy.removeprefix("mixed_")
@@ -160,13 +160,13 @@ def test_embeddings_and_probabilities_are_in_full_precision(monkeypatch, policy,
 
 
 def test_a_pooled_embedding_is_in_full_precision(monkeypatch):
-    monkeypatch.setattr(precision, "best", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(mixed_precision, "best", lambda: "mixed_bfloat16")
     network = build_network("cnn_strong", mixed_precision=True, embedding="pooled")
     assert network.head.get_layer("embedding").output.dtype == "float32"
 
 
 def test_attention_in_half_precision_sums_to_one(monkeypatch):
-    monkeypatch.setattr(precision, "best", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(mixed_precision, "best", lambda: "mixed_bfloat16")
     network = build_network("cnn_strong", mixed_precision=True, pooling="attention")
     weights = np.asarray(network.attention(np.zeros((2, 32, 32, 3), np.uint8)), np.float32)
     np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5)
@@ -174,7 +174,7 @@ def test_attention_in_half_precision_sums_to_one(monkeypatch):
 
 @pytest.mark.parametrize("policy", HALF)
 def test_a_network_learns_in_half_precision(monkeypatch, policy):
-    monkeypatch.setattr(precision, "best", lambda: policy)
+    monkeypatch.setattr(mixed_precision, "best", lambda: policy)
     network = build_network("cnn", mixed_precision=True, pooling="gem", dropout=0.0)
     images = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
     network.model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -185,9 +185,9 @@ def test_a_network_learns_in_half_precision(monkeypatch, policy):
 
 @pytest.mark.parametrize("augmentation", [[], ["flip"]])
 def test_the_loss_is_scaled_in_float16_behind_augmentation_too(monkeypatch, augmentation):
-    monkeypatch.setattr(precision, "best", lambda: "mixed_float16")
+    monkeypatch.setattr(mixed_precision, "best", lambda: "mixed_float16")
     network = build_network("cnn_strong", mixed_precision=True)
-    trained = optimisers.augmented(network.model, augmentation)
+    trained = optimizers.augmented(network.model, augmentation)
     trained.compile("adam", "sparse_categorical_crossentropy")
     assert isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
     assert trained.output.dtype == "float32"
