@@ -191,7 +191,7 @@ def test_the_simulated_user_is_the_slow_one(dataset, protocol, marked):
     assert (view.exclude >= 0).all() == (protocol == "held_out_gallery")
     # Marking has moved something, and images that are equal were among them.
     assert (table[MEASURED[0]] != table[MEASURED[1]])[table["round"] > 0].any()
-    assert (ranking.first_of_equals(embeddings.gallery) != np.arange(len(embeddings.gallery))).any()
+    assert len(np.unique(embeddings.gallery, axis=0)) < len(embeddings.gallery)
 
 
 def test_blocks_make_no_difference(dataset, monkeypatch):

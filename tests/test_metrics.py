@@ -428,9 +428,9 @@ def test_float64_beyond_the_range_of_float32(scale):
     assert table.equals(far)
 
 
-def test_rows_that_are_equal_once_they_are_float32_of_unit_length_are_exact_ties():
-    # Both of the direction [3, 4], the second a little off in float64; the first one is relevant.
-    gallery = np.array([[3, 4], [6 + 1e-10, 8]])
+def test_rows_whose_directions_differ_by_rounding_errors_are_ties():
+    # Both of the direction [3, 4], the second a little off.
+    gallery = np.array([[3, 4], [6 + 1e-12, 8]])
     for labels, rank in (([0, 1], 1), ([1, 0], 2)):
         table = metrics.evaluate_retrieval(np.array([[1.0, 0.3]]), [0], gallery, labels)
         assert table["reciprocal_rank"].tolist() == [1 / rank]
@@ -472,6 +472,21 @@ def test_excluded_image_does_not_count_where_the_search_is_restricted_either():
     assert scores["n_relevant"].tolist() == missed["n_relevant"].tolist() == [1]
     assert scores["average_precision"].tolist() == [1]
     assert missed["average_precision"].tolist() == [0]
+
+
+def test_copies_of_a_query_score_alike():
+    # Computed with integers: the average precision is 0.0970 for each.
+    random = np.random.default_rng(0)
+    gallery, gallery_labels = random.choice([-1.0, 1.0], (2000, 12)), random.integers(0, 10, 2000)
+    query = random.choice([-1.0, 1.0], (1, 12))
+    products = gallery.astype(int) @ query[0].astype(int)
+    hits = gallery_labels[np.argsort(-products, kind="stable")] == 0
+    expected = (np.cumsum(hits) / np.arange(1, 2001))[hits].mean()
+    assert expected == pytest.approx(0.0970, abs=5e-5)
+    table = metrics.evaluate_retrieval(
+        np.tile(query, (300, 1)), np.zeros(300, int), gallery, gallery_labels
+    )
+    assert table["average_precision"].to_numpy() == pytest.approx(np.full(300, expected))
 
 
 def test_evaluation_is_the_same_each_time_bit_for_bit():
@@ -546,7 +561,7 @@ def test_what_does_not_fit_is_refused_by_name_and_first_row(name, value, message
 
 
 def test_first_row_at_fault_is_named_beyond_the_first_rows_measured():
-    query, labels, gallery, gallery_labels = question(3, 2 * metrics.ROWS + 5)
+    query, labels, gallery, gallery_labels = question(3, 5000)
     gallery[-3] = 0
     with pytest.raises(ValueError, match=f"gallery_embeddings: row {len(gallery) - 3} is zero"):
         metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)

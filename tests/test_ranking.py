@@ -1,5 +1,9 @@
 """Rankings against a brute-force reference, in the presence of ties and of identical rows."""
 
+import math
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,14 +47,29 @@ def reachable(gallery_labels, row: int, restrict_to=None, exclude=None) -> list[
     return found
 
 
+def exact_dot(one, other) -> Fraction:
+    return sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(one, other, strict=True))
+
+
+def signed_square(vector, other) -> Fraction:
+    """The signed square of the cosine, times the squared length of `vector`: it has no root."""
+    product = exact_dot(vector, other)
+    return product * abs(product) / exact_dot(other, other)
+
+
+def cosine(vector, other) -> float:
+    square = signed_square(vector, other) / exact_dot(vector, vector)
+    return math.copysign(math.sqrt(abs(square)), square)
+
+
 def ranked(query, gallery, gallery_labels, **limits) -> list[list[tuple[int, float]]]:
     """(position, similarity) of all that may be returned, nearest first, equals in order."""
     answers = []
     for row, vector in enumerate(query):
-        similarity = [float(np.dot(vector, other)) for other in gallery]
+        falling = [signed_square(vector, other) for other in gallery]
         places = reachable(gallery_labels, row, **limits)
-        order = sorted(places, key=lambda at: (-similarity[at], at))
-        answers.append([(at, similarity[at]) for at in order])
+        order = sorted(places, key=lambda at: (-falling[at], at))
+        answers.append([(at, cosine(vector, gallery[at])) for at in order])
     return answers
 
 
@@ -71,8 +90,6 @@ def padded(rows: list[list[float]]) -> np.ndarray:
     return np.array([row + [np.nan] * (width - len(row)) for row in rows], np.float32)
 
 
-# Multiples of a quarter: their products are exact in float32 and below 1, so that ties are ties
-# in any implementation.
 values = st.sampled_from([-0.5, -0.25, -0.0, 0.0, 0.25, 0.5])
 
 
@@ -92,6 +109,8 @@ def problems(draw):
         draw(arrays(np.float32, (size, dimensions), elements=values))
         for size in (n_queries, n_gallery)
     )
+    for rows in (query, gallery):
+        rows[~rows.any(axis=1)] = 0.25
     labels, gallery_labels = ids(n_queries), ids(n_gallery)
     limits = {}
     kind = draw(st.sampled_from(["all", "one", "some"]))
@@ -117,7 +136,7 @@ def test_search_equals_brute_force(problem, k):
         positions = [at for at, _ in answer[:k]] + [-1] * missing
         assert rankings[row].tolist() == positions
         expected = [similarity for _, similarity in answer[:k]] + [np.nan] * missing
-        assert np.array_equal(similarities[row], expected, equal_nan=True)
+        np.testing.assert_allclose(similarities[row], expected, rtol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,42 +150,56 @@ def test_relevant_ranks_equal_brute_force(problem):
 
 
 def crowded(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and gallery whose exact similarities crowd, each kind in another way."""
+    """Integer queries and gallery whose similarities crowd, each kind in another way."""
     random = np.random.default_rng(0)
     n = ranking.PIECE + 500
+    first, ones = np.tile([1, 0], (MANY, 1)), np.ones((n, 1), int)
     if kind == "one value":
-        return np.full((MANY, 1), 0.5), np.full((n, 1), 0.5)
-    if kind == "near one":  # Steps of the last bit, which a coarse bucket would not tell apart.
-        return np.ones((MANY, 1)), 1 - random.integers(0, 300, (n, 1)) / 2**24
+        return np.ones((MANY, 1), int), ones
+    if kind == "near one":
+        return first, np.hstack([4096 * ones, random.integers(0, 300, (n, 1))])
     if kind == "powers of two":  # Most of them in a tiny part of the range.
         signs = random.choice([-1, 1], (n, 1))
-        return np.ones((MANY, 1)), signs * 2.0 ** -random.integers(0, 140, (n, 1))
+        return first, np.hstack([signs, 2 ** random.integers(0, 20, (n, 1))])
     if kind == "two clusters":
-        near = random.random((n, 1)) < 0.1
-        return np.ones((MANY, 1)), np.where(near, 1, 0) - random.integers(0, 99, (n, 1)) / 2**20
-    classes = np.eye(10)
-    return random.integers(0, 100, (MANY, 10)) / 128, classes[random.integers(0, 10, n)]
+        pairs = np.hstack([1000 * ones, random.integers(0, 99, (n, 1))])
+        return first, np.where(random.random((n, 1)) < 0.1, pairs, pairs[:, ::-1])
+    if kind == "one-hot":
+        return random.integers(1, 100, (MANY, 10)), np.eye(10, dtype=int)[random.integers(0, 10, n)]
+    values = [0, 1] if kind == "codes of 0 and 1" else [-1, 1]
+    query, gallery = random.choice(values, (MANY, 32)), random.choice(values, (n, 32))
+    gallery[:, 0] = 1
+    query[:, 1] = 1
+    return query, gallery
 
 
 KINDS = ["one value", "near one", "powers of two", "two clusters", "one-hot"]
+KINDS += ["codes of 0 and 1", "codes of -1 and 1"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_crowded_similarities_of_many_queries_are_ranked_as_by_a_stable_sort(kind):
-    query, gallery = (vectors.astype(np.float32) for vectors in crowded(kind))
+    query, gallery = crowded(kind)
     random = np.random.default_rng(1)
     labels = random.integers(0, 4, len(query))
     gallery_labels = random.integers(0, 3, len(gallery))
-    ranks = all_ranks(query, labels, gallery, gallery_labels)
-    similarity = query.astype(np.float64) @ gallery.astype(np.float64).T
-    rankings = np.argsort(-similarity, axis=1, kind="stable")
+    products = query @ gallery.T
+    # Quotients of integers are rounded correctly, so that equal ones are equal in float64.
+    squares = products * abs(products) / np.square(gallery).sum(axis=1)
+    rankings = np.argsort(-squares, axis=1, kind="stable")
     rows = [
         (np.flatnonzero(gallery_labels[ranking] == label) + 1).tolist()
         for ranking, label in zip(rankings, labels, strict=True)
     ]
-    assert np.array_equal(ranks, padded(rows), equal_nan=True)
-    found, _ = ranking.search(query, gallery, 300)
-    assert (found == rankings[:, :300]).all()
+    # Rows of unit length in float32 are ties where the integers are, if all values are of one size.
+    kinds = [(query, gallery)]
+    if "codes" in kind:
+        kinds.append((unit(query), unit(gallery)))
+    for vectors in kinds:
+        ranks = all_ranks(vectors[0], labels, vectors[1], gallery_labels)
+        assert np.array_equal(ranks, padded(rows), equal_nan=True)
+        found, _ = ranking.search(*vectors, 300)
+        assert (found == rankings[:, :300]).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -355,30 +388,76 @@ def test_class_ids_may_be_few_and_far_between():
     assert np.array_equal(*ranks)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_other_floats_are_ranked_as_float32(dtype):
-    query, gallery = random_unit(5, 4, 0).astype(dtype), random_unit(40, 4, 1).astype(dtype)
-    labels = np.arange(5) % 3, np.arange(40) % 3
-    narrow = query.astype(np.float32), gallery.astype(np.float32)
-    ranks = all_ranks(query, labels[0], gallery, labels[1])
-    expected = all_ranks(narrow[0], labels[0], narrow[1], labels[1])
-    assert np.array_equal(ranks, expected, equal_nan=True)
-    for one, other in zip(
-        ranking.search(query, gallery, 9), ranking.search(*narrow, 9), strict=True
-    ):
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, np.uint8, np.int64, bool])
+def test_numbers_of_any_type_are_ranked_as_float64(dtype):
+    random = np.random.default_rng(0)
+    query, gallery = (random.integers(0, 5, (n, 6)).astype(dtype) for n in (20, 40))
+    query[:, 0] = gallery[:, 1] = 1
+    expected = everything(query.astype(np.float64), gallery.astype(np.float64))
+    for one, other in zip(everything(query, gallery), expected, strict=True):
         assert one.tobytes() == other.tobytes()
 
 
-@pytest.mark.parametrize("value", [2, -3, np.inf, np.nan])
-def test_rows_that_are_not_of_unit_length_are_refused(value):
-    gallery = np.array([[1, 0], [value, 0]], np.float32)
-    with pytest.raises(ValueError, match="unit length"):
-        all_ranks(unit([[1, 0]]), np.array([0]), gallery, np.array([0, 1]))
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 3, 1e30, 1e300])
+def test_lengths_make_no_difference(scale):
+    query, gallery = (random_unit(n, 6, n).astype(np.float64) for n in (20, 40))
+    for one, other in zip(
+        everything(query * scale, gallery / scale), everything(query, gallery), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+ROWS = np.eye(3, dtype=np.float32)
+REFUSED = [
+    ("query_embeddings", ROWS[0], r"got \(3,\)"),
+    ("query_embeddings", np.where(ROWS[::-1] == 1, np.nan, 0), "row 0 is NaN or infinite"),
+    ("query_embeddings", np.ma.masked_array(ROWS, ROWS == 1), "masked arrays"),
+    ("query_embeddings", ROWS[:, :2] + 1, "2 dimensions, gallery_embeddings: 3"),
+    ("gallery_embeddings", np.where(ROWS == 1, 0, np.inf), "row 0 is NaN or infinite"),
+    ("gallery_embeddings", ROWS * [[1], [0], [1]], "row 1 is zero"),
+    ("gallery_embeddings", ROWS[:0], r"got \(0, 3\)"),
+    ("gallery_labels", np.array([0, -1, 1]), "row 1 is -1, below 0"),
+    ("gallery_labels", np.ma.masked_array([0, 1, 1], [0, 0, 1]), "masked arrays"),
+    ("restrict_to", np.ones((3, 2), int), "of bool, got .* of int64"),
+    ("restrict_to", np.ma.masked_array(np.ones((3, 2), bool), False), "masked arrays"),
+    ("restrict_to", np.ones((3, 1), bool), "1 classes, but gallery_labels: row 1 is 1"),
+    ("restrict_to", np.array([0, -2, 1]), "row 1 is -2, below 0"),
+    ("exclude", np.array([0.0, 1, 2]), "got .* of float64"),
+    ("k", -1, "expected an integer of . or more, got -1"),
+    ("k", 2.0, "got 2.0"),
+    ("k", True, "got True"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED)
+def test_invalid_arguments_are_refused_by_name(name, value, message):
+    labels = {"gallery_labels": np.array([0, 1, 1])}
+    arguments = {"query_embeddings": ROWS, "gallery_embeddings": ROWS, "k": 1} | labels
+    ranking.search(**arguments)
+    query_labels = np.zeros(3, int)
+    ranking.relevant_ranks(**arguments, query_labels=query_labels)
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        ranking.search(**arguments | {name: value})
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        ranking.relevant_ranks(**arguments | {name: value}, query_labels=query_labels)
+
+
+def test_search_for_no_results_is_refused():
+    with pytest.raises(ValueError, match="^k: expected an integer of 1 or more, got 0"):
+        ranking.search(ROWS, ROWS, 0)
+
+
+def test_negative_query_labels_are_refused():
+    with pytest.raises(ValueError, match="^query_labels: row 2 is -1"):
+        ranking.relevant_ranks(ROWS, np.array([0, 1, -1]), ROWS, np.arange(3))
 
 
 @pytest.mark.parametrize("name", ["query_labels", "gallery_labels", "restrict_to", "exclude"])
 def test_lengths_that_do_not_fit_are_refused_before_anything_is_ranked(name):
-    given = {"query": random_unit(3, 4, 0), "gallery": random_unit(6, 4, 1)}
+    given = {
+        "query_embeddings": random_unit(3, 4, 0),
+        "gallery_embeddings": random_unit(6, 4, 1),
+    }
     labels = {"query_labels": np.zeros(3, int), "gallery_labels": np.zeros(6, int)}
     limits = {"restrict_to": np.zeros(3, int), "exclude": np.zeros(3, int)}
     everything = given | labels | limits
@@ -439,45 +518,49 @@ def test_blocks_of_a_large_gallery_are_smaller(monkeypatch):
     assert np.array_equal(all_ranks(query, labels[0], gallery, labels[1]), expected)
 
 
-class Watched:
-    """Queries that note how far they have been read."""
+def test_relevant_ranks_are_computed_block_by_block(monkeypatch):
+    lengths, multiply = [], ranking._multiply
 
-    def __init__(self, rows: np.ndarray):
-        self.rows, self.read = rows, 0
+    def watch(threads, block, *arguments):
+        lengths.append(len(block))
+        multiply(threads, block, *arguments)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        self.read = max(self.read, rows.stop)
-        return self.rows[rows]
-
-
-def test_relevant_ranks_are_computed_block_by_block():
-    query, gallery = Watched(random_unit(MANY, 8, 0)), random_unit(20, 8, 1)
-    blocks = ranking.relevant_ranks(query, np.zeros(MANY, int), gallery, np.zeros(20, int))
-    assert query.read == 0
-    start = 0
-    for end in (ranking.BLOCK, 2 * ranking.BLOCK, MANY):
+    monkeypatch.setattr(ranking, "_multiply", watch)
+    blocks = ranking.relevant_ranks(
+        random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
+    )
+    assert lengths == []
+    for number, length in enumerate([ranking.BLOCK, ranking.BLOCK, 1], start=1):
         ranks, *_ = next(blocks)
-        assert query.read == end
-        assert ranks.shape == (end - start, 20)
-        start = end
+        assert ranks.shape == (length, 20)
+        assert len(lengths) == number and lengths[-1] == length
     with pytest.raises(StopIteration):
         next(blocks)
 
 
-def test_matrix_products_elsewhere_keep_their_threads():
-    def threads() -> list[int]:
-        return [
-            library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
-        ]
+def blas_threads() -> list[int]:
+    return [
+        library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
+    ]
 
-    before = threads()
+
+def test_matrix_products_elsewhere_keep_their_threads():
+    before = blas_threads()
     for _ in ranking.relevant_ranks(
         random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
     ):
-        assert threads() == before
+        assert blas_threads() == before
+
+
+def test_calls_on_several_threads_agree_and_leave_blas_as_it_was():
+    before = blas_threads()
+    query, gallery = random_unit(300, 65, 0), random_unit(ranking.PIECE + 700, 65, 1)
+    expected = everything(query, gallery)
+    with ThreadPoolExecutor(4) as threads:
+        for answers in threads.map(lambda _: everything(query, gallery), range(8)):
+            for one, other in zip(answers, expected, strict=True):
+                assert one.tobytes() == other.tobytes()
+    assert blas_threads() == before
 
 
 @pytest.mark.parametrize("restricted", [False, True])
@@ -498,24 +581,6 @@ def test_results_and_ranks_of_one_similarity_matrix_are_those_of_a_search(restri
     assert np.array_equal(
         ranks, all_ranks(query, labels[0], gallery, labels[1], **limits), equal_nan=True
     )
-
-
-def test_first_of_equals_names_the_first_of_each_group():
-    rows = np.array([[1, 0], [0, 1], [1, 0], [-0.0, 1], [1, 1], [0, 1]], np.float32)
-    assert ranking.first_of_equals(rows).tolist() == [0, 1, 0, 1, 4, 1]
-
-
-def test_rows_that_float32_cannot_tell_apart_are_equals():
-    gallery = np.array([[0.6, 0.8], [0.6 + 1e-12, 0.8], [0.8, 0.6]])
-    assert (gallery[0] != gallery[1]).any()
-    assert ranking.first_of_equals(gallery).tolist() == [0, 0, 2]
-
-
-@settings(max_examples=50, deadline=None)
-@given(rows=arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 2)), elements=values))
-def test_first_of_equals_equals_brute_force(rows):
-    expected = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in rows]
-    assert ranking.first_of_equals(rows).tolist() == expected
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -548,3 +613,124 @@ def test_beyond_the_class_size_precision_within_the_predicted_class_falls_below_
     )
     # All ten of the class are found: 10 of 40.
     assert metrics.precision_at_k(ranks, 40) == pytest.approx([10 / 40] * 3)
+
+
+# Ties
+
+
+def close_vectors(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and a gallery with many ties or near ties."""
+    random = np.random.default_rng(seed)
+    n_queries, n, d = 23, 150, int(random.integers(2, 70))
+    if kind == "codes":
+        return random.choice([-1.0, 1.0], (n_queries, d)), random.choice([-1.0, 1.0], (n, d))
+    if kind == "counts":
+        return random.integers(0, 4, (n_queries, d)) + 1, random.integers(0, 4, (n, d)) + 1
+    # A few directions, most of their copies off by single bits.
+    directions = random_unit(5, d, seed)
+    gallery = directions[random.integers(0, 5, n)]
+    off = random.random(gallery.shape) < 0.05
+    gallery[off] = np.nextafter(gallery[off], np.float32(2))
+    if kind == "permuted":
+        gallery = gallery[:, random.permutation(d)]
+        return np.full((n_queries, d), 0.5, np.float32), gallery
+    return random_unit(n_queries, d, seed + 1), gallery
+
+
+CLOSE = ["codes", "counts", "near copies", "permuted"]
+
+
+@pytest.mark.parametrize("kind", CLOSE)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6), cores=st.integers(1, 4), data=st.data())
+def test_a_query_has_one_answer_whatever_else_is_computed(kind, seed, cores, data):
+    query, gallery = close_vectors(kind, seed)
+    labels, gallery_labels = np.arange(len(query)) % 3, np.arange(len(gallery)) % 3
+
+    def answers(rows) -> list[np.ndarray]:
+        ranks = all_ranks(query[rows], labels[rows], gallery, gallery_labels)
+        return [ranks, *ranking.search(query[rows], gallery, 40)]
+
+    rows = [answers([row]) for row in range(23)]
+    alone = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    order = data.draw(st.permutations(range(23)))
+    cut = data.draw(st.integers(1, 22))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking.os, "cpu_count", lambda: cores)
+        patch.setattr(ranking, "BLOCK", data.draw(st.integers(1, 30)))
+        patch.setattr(ranking, "PIECE", data.draw(st.integers(1, 200)))
+        patch.setattr(ranking, "MAX_SIMILARITIES", data.draw(st.sampled_from([1, 1000, 2**24])))
+        parts = [answers(order[:cut]), answers(order[cut:])]
+    for together, expected in zip(zip(*parts, strict=True), alone, strict=True):
+        assert np.concatenate(together).tobytes() == expected[order].tobytes()
+
+
+@pytest.mark.parametrize("kind", CLOSE)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_rankings_are_those_of_exact_similarities(kind, seed):
+    query, gallery = close_vectors(kind, seed)
+    query = query[:2]
+    rankings, _ = ranking.search(query, gallery, len(gallery))
+    for vector, positions in zip(query, rankings, strict=True):
+        similarity = np.array([cosine(vector, other) for other in gallery])
+        order = np.argsort(-similarity, kind="stable")
+        first = np.append(True, similarity[order][:-1] - similarity[order][1:] > ranking.TIE)
+        ties = np.split(order, np.flatnonzero(first)[1:])
+        assert positions.tolist() == np.concatenate([np.sort(tie) for tie in ties]).tolist()
+
+
+@pytest.mark.parametrize(("angle", "is_tie"), [(5e-13, True), (1e-10, False)])
+def test_similarities_up_to_the_tolerance_are_ties(angle, is_tie):
+    # At a right angle, similarities differ by as much as angles.
+    angles = np.array([0, 2, 1]) * angle
+    gallery = np.column_stack([angles, np.ones(3)])
+    rankings, similarities = ranking.search(np.array([[1.0, 0]]), gallery, 3)
+    # The outer two differ by 1e-12; a chain would tie them even if they differed by more.
+    assert rankings.tolist() == [[0, 1, 2] if is_tie else [1, 2, 0]]
+    assert (len(set(similarities[0])) == 1) == is_tie
+
+
+def test_ties_on_both_sides_of_any_grid_are_ties():
+    # Similarities are m / 512, and the last half are the first with their bits in another order.
+    random = np.random.default_rng(5)
+    n_positive = random.integers(0, 1024, (400, 1))
+    codes = random.permuted(np.where(np.arange(1024) < n_positive, 1, -1), axis=1)
+    codes = np.concatenate([codes, random.permuted(codes, axis=1)])
+    query = np.ones((1, 1024))
+    expected = np.argsort(-codes.sum(axis=1), kind="stable")
+    for scale in (1, 1 / 32, 0.1, np.pi):
+        rankings, _ = ranking.search(query, codes * scale, len(codes))
+        assert (rankings == expected).all()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1])
+def test_larger_errors_than_expected_are_noticed(size, monkeypatch):
+    query, gallery = close_vectors("codes", 1)
+    expected, multiply = everything(query, gallery), ranking._multiply
+
+    def multiply_badly(threads, block, gallery, out):
+        multiply(threads, block, gallery, out)
+        out += np.random.default_rng(0).normal(scale=size, size=out.shape)
+
+    monkeypatch.setattr(ranking, "_multiply", multiply_badly)
+    for one, other in zip(everything(query, gallery), expected, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.slow
+def test_ranks_beyond_the_integers_of_float32_are_exact():
+    n = 2**24 + 3
+    gallery, labels = np.ones((n, 1), np.int8), np.zeros(n, np.int8)
+    labels[-3:] = 1
+    ((ranks, *_),) = ranking.relevant_ranks(np.ones((1, 1), np.int8), [1], gallery, labels)
+    assert ranks.tolist() == [[n - 2, n - 1, n]]
+
+
+def test_ranks_of_large_galleries_are_float64(monkeypatch):
+    arguments = random_unit(9, 4, 0), np.zeros(9, int), random_unit(20, 4, 1), np.arange(20) % 2
+    expected = all_ranks(*arguments)
+    monkeypatch.setattr(ranking, "MAX_FLOAT32", 19)
+    ranks = all_ranks(*arguments)
+    assert (expected.dtype, ranks.dtype) == (np.float32, np.float64)
+    assert (ranks == expected).all()

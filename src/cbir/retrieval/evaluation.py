@@ -208,7 +208,7 @@ def measure_speed(embeddings: Embeddings, encode: Encode) -> Speed:
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
-        first = ranking.first_of_equals(embeddings.gallery)
+        gallery = ranking.prepare(embeddings.gallery)
         images = np.asarray(dataset.images[:TIMED_IMAGES])
         encode(images)
         started = time.perf_counter()
@@ -218,7 +218,7 @@ def measure_speed(embeddings: Embeddings, encode: Encode) -> Speed:
         for position in dataset.queries[:TIMED_QUERIES]:
             started = time.perf_counter()
             vector, _ = encode(dataset.images[position][None])
-            ranking.search(vector, embeddings.gallery, N_RESULTS, first=first)
+            ranking.search(vector, gallery, N_RESULTS)
             seconds.append(time.perf_counter() - started)
         # The first query includes the time to compile the network for a single image.
         speed = Speed(throughput, 1000 * statistics.median(seconds[1:] or seconds))

@@ -271,24 +271,20 @@ class _QueryBlock:
     Attributes:
         rows: the rows of these queries among all.
         query, labels, exclude: (b, d), (b,) and (b,), of these queries.
-        gallery: (n_gallery, d) float32.
+        gallery: of n_gallery images, prepared.
         gallery_labels: (n_gallery + 1,) int; the last one, at -1, stands for no image.
-        first: `ranking.first_of_equals` of the gallery.
     """
 
     rows: slice
     query: np.ndarray
     labels: np.ndarray
     exclude: np.ndarray
-    gallery: np.ndarray
+    gallery: ranking.PreparedGallery
     gallery_labels: np.ndarray
-    first: np.ndarray
 
     def rank(self, query: np.ndarray) -> np.ndarray:
         """(b, n_gallery) int32 gallery positions, nearest first, -1 for excluded images."""
-        rankings, _ = ranking.search(
-            query, self.gallery, len(self.gallery), exclude=self.exclude, first=self.first
-        )
+        rankings, _ = ranking.search(query, self.gallery, len(self.gallery), exclude=self.exclude)
         return rankings
 
     def is_positive(self, marks: np.ndarray) -> np.ndarray:
@@ -324,7 +320,7 @@ def _query_blocks(
     gallery_labels: np.ndarray,
 ) -> Iterator[_QueryBlock]:
     """Yield the queries block by block, so that few full rankings are in memory at once."""
-    searched = gallery, np.append(gallery_labels, -1), ranking.first_of_equals(gallery)
+    searched = ranking.prepare(gallery), np.append(gallery_labels, -1)
     size = min(BLOCK, max(1, MAX_PLACES // len(gallery)))
     starts = range(0, len(query), size)
     for start in progress(starts, len(starts), f"relevance feedback: blocks of {size} queries"):
@@ -355,7 +351,7 @@ def _rounds(
         is_positive = block.is_positive(marks)
         is_negative = (marks >= 0) & ~is_positive
         refined = refine_queries(
-            block.query, block.gallery[marks], is_positive, is_negative, weights
+            block.query, block.gallery.rows[marks], is_positive, is_negative, weights
         )
         unmarked = block.unmarked(block.rank(refined), marks)
         yield unmarked, marks

@@ -16,9 +16,6 @@ import pandas as pd
 
 from cbir.retrieval import ranking
 
-# The number of rows scaled to unit length at a time, in float64: 8 MB at 512 dimensions.
-ROWS = 2048
-
 
 def evaluate_retrieval(
     query_embeddings: np.ndarray,
@@ -33,10 +30,10 @@ def evaluate_retrieval(
     """Compute all metrics of every query's full ranking by cosine similarity.
 
     Args:
-        query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) float16, float32 or
-            float64, of any length except zero. They are scaled to unit length in float32. Gallery
-            rows that are then equal are exact ties and keep their order in the gallery; the order
-            of similarities closer than 1e-6 is arbitrary, but always the same.
+        query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) numbers, rows of any
+            length except zero. Similarities that differ by at most 1e-12 are ties and keep the
+            order of the gallery; the similarities of integers, such as binary codes, are exact. A
+            query's scores depend on neither the other queries nor the number of threads.
         query_labels, gallery_labels: (n_queries,) and (n_gallery,) int class ids, 0 or greater; an
             image is relevant to queries of its class.
         ks: depths at which to measure, 1 or greater; they may exceed the size of the gallery.
@@ -50,8 +47,8 @@ def evaluate_retrieval(
         One row per query, in their order, with the columns of `per_query`.
 
     Raises:
-        ValueError: empty inputs, shapes or types that do not fit, NaN, infinite or zero vectors, or
-            ids out of range; the message names the argument and the first invalid row.
+        ValueError: empty or masked arrays, shapes or types that do not fit, NaN, infinite or zero
+            rows, or ids out of range; the message names the argument and the first invalid row.
 
     Example: for query [1, 0] of class 0, the ranking is [2, 0], [1, 1], [0, 3], with the classes 0,
     1 and 0. The relevant ranks are 1 and 3, and the average precision is (1/1 + 2/3) / 2 = 0.833.
@@ -83,21 +80,10 @@ def search_and_evaluate(
     if not isinstance(ks, Iterable):
         raise ValueError(f"ks must be a sequence of depths, such as (1, 10), not {ks!r}")
     ks = [_check_depth(k) for k in dict.fromkeys(ks)]
-    query = _unit("query_embeddings", query_embeddings)
-    gallery = _unit("gallery_embeddings", gallery_embeddings)
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query_embeddings: {query.shape[1]} dimensions, gallery_embeddings: {gallery.shape[1]}"
-        )
-    query_labels = _check_ids("query_labels", query_labels, len(query))
-    gallery_labels = _check_ids("gallery_labels", gallery_labels, len(gallery))
-    if restrict_to is not None:
-        restrict_to = _check_classes(restrict_to, len(query), gallery_labels)
-    if exclude is not None:
-        exclude = _check_ids("exclude", exclude, len(query), least=-1, beyond=len(gallery))
     blocks = ranking.relevant_ranks(
-        query, query_labels, gallery, gallery_labels, restrict_to=restrict_to, exclude=exclude, k=k
-    )
+        query_embeddings, query_labels, gallery_embeddings, gallery_labels,
+        restrict_to=restrict_to, exclude=exclude, k=k,
+    )  # fmt: skip
     scores, rankings, similarities = zip(
         *((per_query(ranks, ks), *nearest) for ranks, *nearest in _ahead(blocks)), strict=True
     )
@@ -250,63 +236,6 @@ def _ahead(blocks: Iterator) -> Iterator:
         while (block := pending.result()) is not None:
             pending = thread.submit(next, blocks, None)
             yield block
-
-
-def _unit(name: str, embeddings: np.ndarray) -> np.ndarray:
-    """The rows as float32 of unit length; equal rows stay equal."""
-    embeddings = np.asarray(embeddings)
-    if embeddings.ndim != 2 or not embeddings.size or embeddings.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{name}: expected (rows, dimensions) of numbers, not empty; "
-            f"got {embeddings.shape} of {embeddings.dtype}"
-        )
-    unit = np.empty(embeddings.shape, np.float32)
-    for start in range(0, len(embeddings), ROWS):
-        rows = np.array(embeddings[start : start + ROWS], np.float64, order="C")
-        largest = np.abs(rows).max(axis=1, keepdims=True)
-        bad = ~((largest > 0) & (largest < np.inf))
-        if bad.any():
-            row = bad.argmax()
-            what = "zero" if largest[row] == 0 else "NaN or infinite"
-            raise ValueError(f"{name}: row {start + row} is {what}")
-        rows /= largest  # No square is then too large or too small for float64.
-        unit[start : start + ROWS] = rows / np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
-    return unit
-
-
-def _check_ids(
-    name: str, values: np.ndarray, n: int, least: int = 0, beyond: int = 2**63
-) -> np.ndarray:
-    """(n,) int64, each at least `least` and below `beyond`."""
-    values = np.asarray(values)
-    if values.shape != (n,) or values.dtype.kind not in "iu":
-        raise ValueError(f"{name}: expected ({n},) of int, got {values.shape} of {values.dtype}")
-    bad = (values < least) | (values >= beyond)
-    if bad.any():
-        row = bad.argmax()
-        limit = f"below {least}" if values[row] < least else f"beyond {beyond - 1}"
-        raise ValueError(f"{name}: row {row} is {values[row]}, {limit}")
-    return values.astype(np.int64)
-
-
-def _check_classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.ndarray:
-    """(n,) class ids, or (n, n_classes) bool with a column for each class of the gallery."""
-    restrict_to = np.asarray(restrict_to)
-    if restrict_to.ndim == 1:
-        return _check_ids("restrict_to", restrict_to, n)
-    if restrict_to.ndim != 2 or len(restrict_to) != n or restrict_to.dtype != bool:
-        raise ValueError(
-            f"restrict_to: expected ({n},) of int or ({n}, n_classes) of bool, "
-            f"got {restrict_to.shape} of {restrict_to.dtype}"
-        )
-    beyond = gallery_labels >= restrict_to.shape[1]
-    if beyond.any():
-        row = beyond.argmax()
-        raise ValueError(
-            f"restrict_to: {restrict_to.shape[1]} classes, "
-            f"but gallery_labels: row {row} is {gallery_labels[row]}"
-        )
-    return restrict_to
 
 
 def _check_depth(k: int) -> int:

@@ -1,14 +1,27 @@
 """Rankings of the gallery for each query, by cosine similarity.
 
-Rows of embeddings have unit length, so a matrix product yields the cosine similarities. Queries are
-processed in blocks, so the full rankings of a study are never in memory at once. All cores work on
-the same block: memory does not grow with their number, and results do not depend on it.
+Similarities that differ by at most `TIE` = 1e-12 are ties, and ties keep the order of the gallery.
+(Ties form chains: if a is tied with b, and b with c, so is a with c.) The ranking of a query
+depends on the query and the gallery alone; other queries, blocks, threads and the BLAS library make
+no difference:
+
+1. A float32 matrix product yields approximate similarities. Their last bits depend on all of these.
+2. A radix sort orders them. Neighbours that are closer than the rounding errors form a group;
+   images of different groups are in their final order.
+3. Within a group, float64 dot products of the embeddings as given decide. Each depends on its two
+   vectors alone, and is exact if they are integers, such as codes of 0 and 1 or of -1 and 1.
+
+Only groups whose order matters are refined, so this takes little longer than the first two steps.
+
+Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
+cores work on the same block: memory does not grow with their number.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -16,6 +29,16 @@ from threadpoolctl import ThreadpoolController
 
 from cbir.progress import progress
 
+# The largest difference between neighbouring similarities that are ties. It is above the rounding
+# error of a float64 dot product of unit vectors, even in many thousands of dimensions.
+TIE = 1e-12
+# The rounding error of an approximate similarity s is expected to be below ROUNDING *
+# (SPREAD_ERROR * radius + sqrt(d) * abs(s)). Errors of sums grow with the square root of the number
+# of terms (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019); the
+# first term is above the largest that was seen for many kinds of vectors. If the error of a refined
+# image, or of one of `SAMPLES` others, turns out to be larger, float64 products decide the whole
+# ranking of the query.
+ROUNDING, SPREAD_ERROR, SAMPLES = 2.0**-24, 5, 8
 # The number of queries per block, or fewer if the similarities to a large gallery would exceed
 # 64 MB.
 BLOCK = 256
@@ -24,66 +47,114 @@ MAX_SIMILARITIES = 2**24
 PIECE = 4096
 # The library that NumPy uses for products. Its idle threads would keep the cores busy.
 BLAS = ThreadpoolController().select(user_api="blas")
-# The bits of a float32: `SIGN` is its sign, `TOO_LARGE` is set if it is 2 or more, or NaN, and
-# `SIZE` is its size if not.
-SIGN, TOO_LARGE, SIZE = np.uint32(2**31), np.uint32(2**30), np.uint32(2**30 - 1)
-# The radix sort reads digits of `DIGIT` values. `LAST` is the key of an image that is not searched;
-# its last bit says that it is not relevant.
-DIGIT, LAST = 2**11, np.uint32(2**32 - 2)
+# The radix sort moves items of 64 bits: a key of two digits, whether the image is relevant, and its
+# position. `LAST` is the key of an image that is not searched.
+BITS = 11
+DIGIT, LAST = 2**BITS, 2 ** (2 * BITS) - 1
+POSITION, RELEVANT = np.uint64(2**32 - 1), np.uint64(2**32)
+KEY, UPPER_DIGIT = np.uint64(33), np.uint64(33 + BITS)
+# Merge sort begins with parts of this size, which are sorted by insertion.
+SMALL = 16
+# The largest galleries whose ranks are exact in float32, and whose positions are int32.
+MAX_FLOAT32, MAX_GALLERY = 2**24, 2**31 - 1
+
+
+@dataclass(frozen=True)
+class PreparedGallery:
+    """A gallery that can be searched many times, from `prepare`.
+
+    Attributes:
+        rows: (n_gallery, d) float32 or float64, the embeddings.
+        scales: (n_gallery,) float64, 1 / length of each embedding.
+        mean: (d,) float64, the mean of the embeddings at unit length.
+        axes: (d,) int, the dimensions by rising variance. Sums in this order have smaller rounding
+            errors.
+        centred: (n_gallery, d) float32, the embeddings at unit length minus the mean, with
+            dimensions in the order of `axes`. Without the mean, all similarities to a query differ
+            by the same amount, and rounding errors are smaller.
+        radius: the greatest length of a centred embedding.
+    """
+
+    rows: np.ndarray
+    scales: np.ndarray
+    mean: np.ndarray
+    axes: np.ndarray
+    centred: np.ndarray
+    radius: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def prepare(gallery_embeddings: np.ndarray) -> PreparedGallery:
+    """Check and prepare a gallery, to save time if it is searched many times.
+
+    Args:
+        gallery_embeddings: (n_gallery, d) as for `search`.
+
+    Raises:
+        ValueError: as for `search`.
+    """
+    rows, scales = _rows("gallery_embeddings", gallery_embeddings)
+    if len(rows) > MAX_GALLERY:
+        raise ValueError(f"gallery_embeddings: {len(rows)} rows, but at most {MAX_GALLERY} fit")
+    mean, variance = _moments(rows, scales)
+    axes = np.argsort(variance)
+    centred = np.empty(rows.shape, np.float32)
+    radius = _centre(rows, scales, mean, axes, centred)
+    return PreparedGallery(rows, scales, mean, axes, centred, radius)
 
 
 def search(
-    query: np.ndarray,
-    gallery: np.ndarray,
+    query_embeddings: np.ndarray,
+    gallery_embeddings: np.ndarray | PreparedGallery,
     k: int,
     *,
     gallery_labels: np.ndarray | None = None,
     restrict_to: np.ndarray | None = None,
     exclude: np.ndarray | None = None,
-    first: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest gallery images of each query.
 
     Args:
-        query, gallery: (n_queries, d) and (n_gallery, d) float32, rows of unit length.
-        k: number of results, limited to the size of the gallery.
-        gallery_labels: (n_gallery,) int; only needed with `restrict_to`.
+        query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) numbers, rows of any
+            length except zero; or the result of `prepare` for the gallery.
+        k: number of results, 1 or greater, limited to the size of the gallery.
+        gallery_labels: (n_gallery,) int, 0 or greater; only needed with `restrict_to`.
         restrict_to: the classes that a query's search may return: one, (n_queries,) int ids, or
-            several, (n_queries, n_classes) bool; all by default.
+            several, (n_queries, n_classes) bool with a column for each class of the gallery; all by
+            default.
         exclude: (n_queries,) int, the gallery position of the query itself, which is not returned;
             -1 if it is not in the gallery.
-        first: `first_of_equals(gallery)`, to save time if a gallery is searched many times.
 
     Returns:
         Rankings, (n_queries, k) int32 gallery positions, nearest first, ties in gallery order; and
-        their similarities, float32. If the search may return fewer than k images, the remaining
-        places are -1 and NaN.
+        their cosine similarities, float32, equal for ties. If the search may return fewer than k
+        images, the remaining places are -1 and NaN.
 
     Raises:
-        ValueError: lengths or positions do not fit, or `gallery_labels` are missing.
+        ValueError: empty or masked arrays, shapes or types that do not fit, NaN, infinite or zero
+            rows, ids out of range, or `gallery_labels` missing; the message names the argument and
+            the first invalid row.
     """
+    _check_count("k", k, least=1)
     if gallery_labels is None:
         if restrict_to is not None:
             raise ValueError("gallery_labels: required with restrict_to")
-        gallery_labels = np.zeros(len(gallery), np.int32)
-    _, codes, exclude, searchable = _limits(query, gallery, gallery_labels, restrict_to, exclude)
-    first = first_of_equals(gallery) if first is None else first
-    k = min(k, len(gallery))
-
-    def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if restrict_to is not None:
-            similarity[~searchable(rows)[:, codes]] = -np.inf
-        return _nearest(similarity, exclude[rows], k)
-
-    empty = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
-    rankings, similarities = zip(empty, *_blocks(query, gallery, first, rank), strict=True)
+        gallery_labels = np.zeros(len(gallery_embeddings), np.int32)
+    questions = _questions(
+        query_embeddings, gallery_embeddings, gallery_labels, restrict_to, exclude
+    )
+    no_class, n_relevant = (np.full(len(questions.rows), value, np.int32) for value in (-1, 0))
+    blocks = _blocks(questions, no_class, n_relevant, min(k, len(questions.codes)))
+    _, rankings, similarities = zip(*blocks, strict=True)
     return np.concatenate(rankings), np.concatenate(similarities)
 
 
 def relevant_ranks(
-    query: np.ndarray,
+    query_embeddings: np.ndarray,
     query_labels: np.ndarray,
-    gallery: np.ndarray,
+    gallery_embeddings: np.ndarray | PreparedGallery,
     gallery_labels: np.ndarray,
     *,
     restrict_to: np.ndarray | None = None,
@@ -93,214 +164,249 @@ def relevant_ranks(
     """The ranks of each query's relevant images in its full ranking, and its k nearest images.
 
     Args:
-        query, gallery, restrict_to, exclude: as for `search`; an excluded image is neither ranked
-            nor relevant.
-        query_labels, gallery_labels: (n_queries,) and (n_gallery,) int; an image is relevant to a
-            query of its own class.
+        query_embeddings, gallery_embeddings, restrict_to, exclude: as for `search`; an excluded
+            image is neither ranked nor relevant.
+        query_labels, gallery_labels: (n_queries,) and (n_gallery,) int, 0 or greater; an image is
+            relevant to a query of its own class.
         k: number of results, 0 or greater.
 
     Yields:
         For each block of queries, in their order:
-        - (b, R) float32 ranks, starting at 1 and ascending, exact up to 2**24 images. R is the
-          largest number of relevant images of any query, so all blocks have the same width. A rank
-          is infinite for a relevant image that the search may not return, and NaN in the remaining
-          places of a query with fewer relevant images.
-        - Rankings and similarities, as from `search`, of the same similarity matrix.
+        - (b, R) ranks, starting at 1 and ascending; float32, or float64 if the gallery has more
+          than 2**24 images. R is the largest number of relevant images of any query, so all blocks
+          have the same width. A rank is infinite for a relevant image that the search may not
+          return, and NaN in the remaining places of a query with fewer relevant images.
+        - Rankings and similarities, as from `search`.
 
     Raises:
-        ValueError: lengths or positions do not fit, or (during iteration) rows are not of unit
-            length.
+        ValueError: as for `search`.
 
     Example: a query of class 1 with similarities 0.9, 0.8, 0.7 to images of classes 1, 0, 1 has the
     ranks [1, 3]; restricted to class 0, it has [inf, inf]; with position 0 excluded, [2, nan].
     """
-    classes, codes, exclude, searchable = _limits(
-        query, gallery, gallery_labels, restrict_to, exclude
+    _check_count("k", k, least=0)
+    questions = _questions(
+        query_embeddings, gallery_embeddings, gallery_labels, restrict_to, exclude
     )
-    _check_length("query_labels", query_labels, query)
+    query_labels = _check_ids("query_labels", query_labels, len(questions.rows))
+    classes, codes = questions.classes, questions.codes
     is_known = np.isin(query_labels, classes)
     wanted = np.where(is_known, np.searchsorted(classes, query_labels), -1).astype(np.int32)
     # The appended values are at -1: the class of a query without one, and no excluded image.
     n_relevant = np.append(np.bincount(codes), 0)[wanted]
-    n_relevant -= np.append(codes, -2)[exclude] == wanted
-    places = np.arange(n_relevant.max(initial=0))
-    k = min(k, len(gallery))
-
-    def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, ...]:
-        is_relevant = places < n_relevant[rows, None]
-        ranks = np.where(is_relevant, np.float32(np.inf), np.float32(np.nan))
-        bits, may_return = similarity.view(np.uint32), searchable(rows)
-        if not _write_ranks(bits, codes, may_return, wanted[rows], exclude[rows], ranks):
-            raise ValueError("query, gallery: rows must have unit length")
-        if k and restrict_to is not None:
-            similarity[~may_return[:, codes]] = -np.inf
-        return ranks, *_nearest(similarity, exclude[rows], k)
-
-    return _blocks(query, gallery, first_of_equals(gallery), rank)
+    n_relevant -= np.append(codes, -2)[questions.exclude] == wanted
+    return _blocks(questions, wanted, n_relevant, min(k, len(codes)))
 
 
-def first_of_equals(gallery: np.ndarray) -> np.ndarray:
-    """(n_gallery,) int32, the position of the first row that equals each row in float32."""
-    positions: dict[bytes, int] = {}
-    first = np.empty(len(gallery), np.int32)
-    for position, row in enumerate(np.asarray(gallery, np.float32)):
-        # -0.0 and 0.0 are equal but have different bits; adding 0 gives them the same.
-        digest = hashlib.blake2b((row + 0).tobytes(), digest_size=16).digest()
-        first[position] = positions.setdefault(digest, position)
-    return first
+@dataclass(frozen=True)
+class _Questions:
+    """Queries, the gallery, and which images the search of each query may return.
 
-
-def _nearest(similarity: np.ndarray, exclude: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rankings and similarities as from `search`; overwrites similarities of excluded images."""
-    rankings = np.full((len(similarity), k), -1, np.int32)
-    similarities = np.full((len(similarity), k), np.nan, np.float32)
-    for row in range(len(similarity) if k else 0):
-        values, excluded = similarity[row], exclude[row]
-        values[excluded : excluded + 1] = -np.inf  # -1 excludes nothing: -1:0 is empty.
-        # Thousands of equal values would slow down the partition.
-        reachable = values[values > -np.inf]
-        place = max(0, len(reachable) - k)
-        least = np.partition(reachable, place)[place] if len(reachable) else np.inf
-        candidates = np.flatnonzero(values >= least)
-        best = candidates[np.argsort(-values[candidates], kind="stable")][:k]
-        rankings[row, : len(best)] = best
-        similarities[row, : len(best)] = values[best]
-    return rankings, similarities
-
-
-@njit(nogil=True, cache=True)
-def _write_ranks(bits, codes, searchable, wanted, exclude, ranks):  # noqa: PLR0917
-    """Write the ranks of each row's relevant images; False if a similarity is 2 or more.
-
-    A radix sort takes the same time for any similarities and keeps ties in gallery order. A cosine
-    needs only 31 of the 32 bits of a float32. The last bit of a key marks relevant images, so only
-    keys need to be moved.
-
-    Args:
-        bits: (b, n_gallery) uint32, the bits of the float32 similarities.
-        codes: (n_gallery,) int32, the class of each image.
-        searchable: (b, n_classes) bool.
-        wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
-        ranks: (b, R) float32, written from the left.
+    Attributes:
+        rows, scales: (n_queries, d) and (n_queries,), of the queries as in `PreparedGallery`.
+        gallery: the gallery.
+        classes: the classes of the gallery, ascending.
+        codes: (n_gallery,) int32, the position in `classes` of each image's class.
+        exclude: (n_queries,) int32, the excluded position or -1.
+        restrict_to: as for `search`.
     """
-    n = len(codes)
-    keys, moved = np.empty(n, np.uint32), np.empty(n, np.uint32)
-    starts = np.empty((3, DIGIT), np.int32)
-    for row in range(len(bits)):
-        starts[:] = 0
-        all_bits = np.uint32(0)
-        for place in range(n):
-            value = bits[row, place]
-            all_bits |= value
-            # A greater similarity has a smaller key; 0.0 and -0.0 have the same key.
-            size = value & SIZE
-            key = SIZE + size if value & SIGN else SIZE - size
-            key = np.uint32(key << 1 | (codes[place] == wanted[row]))
-            if not searchable[row, codes[place]] or place == exclude[row]:
-                key = LAST
-            keys[place] = key
-            starts[0, (key >> 1) % DIGIT] += 1
-            starts[1, (key >> 12) % DIGIT] += 1
-            starts[2, key >> 23] += 1
-        if all_bits & TOO_LARGE:
-            return False
-        for digit in range(3):
-            start = starts[digit]
-            total = 0
-            for value in range(DIGIT):
-                count = start[value]
-                start[value] = total
-                total += count
-            for place in range(n):
-                key = keys[place]
-                value = (key >> (1 + 11 * digit)) % DIGIT
-                moved[start[value]] = key
-                start[value] += 1
-            keys, moved = moved, keys
-        n_relevant = 0
-        for place in range(n):  # A branch would often be mispredicted, so there is none.
-            moved[n_relevant] = place + 1
-            n_relevant += keys[place] & 1
-        for place in range(n_relevant):
-            ranks[row, place] = moved[place]
-    return True
+
+    rows: np.ndarray
+    scales: np.ndarray
+    gallery: PreparedGallery
+    classes: np.ndarray
+    codes: np.ndarray
+    exclude: np.ndarray
+    restrict_to: np.ndarray | None
+
+    def searchable(self, rows: slice) -> np.ndarray:
+        """(b, number of the gallery's classes) bool, for a slice of the queries."""
+        if self.restrict_to is None:
+            return np.ones((len(self.rows[rows]), len(self.classes)), bool)
+        if self.restrict_to.ndim == 1:
+            return self.restrict_to[rows, None] == self.classes
+        return self.restrict_to[rows][:, self.classes]
 
 
-def _limits(
-    query: np.ndarray,
-    gallery: np.ndarray,
+def _questions(
+    query_embeddings: np.ndarray,
+    gallery_embeddings: np.ndarray | PreparedGallery,
     gallery_labels: np.ndarray,
     restrict_to: np.ndarray | None,
     exclude: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Callable[[slice], np.ndarray]]:
-    """The images that the search of each query may return.
-
-    Returns:
-        The classes of the gallery, rising; (n_gallery,) int32, the position in them of each image's
-        class; (n_queries,) int32, the excluded position or -1; and a function from a slice of the
-        queries to (b, number of the gallery's classes) bool.
-    """
-    _check_length("gallery_labels", gallery_labels, gallery)
-    restriction = None if restrict_to is None else np.asarray(restrict_to)
-    if restriction is not None:
-        _check_length("restrict_to", restriction, query)
-    exclude = np.full(len(query), -1) if exclude is None else np.asarray(exclude)
-    _check_length("exclude", exclude, query)
-    if ((exclude < -1) | (exclude >= len(gallery))).any():
-        raise ValueError(f"exclude: positions must be from -1 to {len(gallery) - 1}")
+) -> _Questions:
+    """Check the arguments of a search."""
+    rows, scales = _rows("query_embeddings", query_embeddings)
+    gallery = gallery_embeddings
+    if not isinstance(gallery, PreparedGallery):
+        gallery = prepare(gallery)
+    if rows.shape[1] != len(gallery.mean):
+        raise ValueError(
+            f"query_embeddings: {rows.shape[1]} dimensions, gallery_embeddings: {len(gallery.mean)}"
+        )
+    gallery_labels = _check_ids("gallery_labels", gallery_labels, len(gallery))
+    if restrict_to is not None:
+        restrict_to = _check_classes(restrict_to, len(rows), gallery_labels)
+    exclude = np.full(len(rows), -1) if exclude is None else exclude
+    exclude = _check_ids("exclude", exclude, len(rows), least=-1, beyond=len(gallery))
     classes, codes = np.unique(gallery_labels, return_inverse=True)
+    return _Questions(
+        rows,
+        scales,
+        gallery,
+        classes,
+        codes.astype(np.int32),
+        exclude.astype(np.int32),
+        restrict_to,
+    )
 
-    def searchable(rows: slice) -> np.ndarray:
-        if restriction is None:
-            return np.ones((len(query[rows]), len(classes)), bool)
-        if restriction.ndim == 1:
-            return restriction[rows, None] == classes
-        return restriction[rows][:, classes]
 
-    return classes, codes.astype(np.int32), exclude.astype(np.int32), searchable
+def _rows(name: str, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings as read-only float32 or float64, without rounding, and 1 / length of each row."""
+    array = _array(name, embeddings)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{name}: expected (rows, dimensions) of numbers, not empty; "
+            f"got {array.shape} of {array.dtype}"
+        )
+    is_small = np.can_cast(array.dtype, np.float32)
+    rows = _read_only(np.ascontiguousarray(array, np.float32 if is_small else np.float64))
+    lengths = _lengths(rows)
+    if not ((lengths > 1e-100) & (lengths < 1e100)).all():
+        # Squares of float64 may be too large or too small. Scaling by powers of two is exact.
+        exponents = np.frexp(np.abs(rows).max(axis=1, keepdims=True))[1]
+        rows = _read_only(np.ldexp(rows, -exponents))
+        lengths = _lengths(rows)
+    bad = ~((lengths > 0) & (lengths < np.inf))
+    if bad.any():
+        row = bad.argmax()
+        raise ValueError(
+            f"{name}: row {row} is {'zero' if lengths[row] == 0 else 'NaN or infinite'}"
+        )
+    return rows, 1 / lengths
 
 
-def _check_length(name: str, array: np.ndarray, rows: np.ndarray) -> None:
-    if len(array) != len(rows):
-        raise ValueError(f"{name}: {len(array)} values for {len(rows)} rows")
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view; Numba compiles one version of each function if no array can be written."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _array(name: str, values: np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name}: masked arrays are not supported; leave the masked rows out")
+    return np.asarray(values)
+
+
+def _check_ids(
+    name: str, values: np.ndarray, n: int, least: int = 0, beyond: int = 2**63
+) -> np.ndarray:
+    """(n,) int64, each at least `least` and below `beyond`."""
+    values = _array(name, values)
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected ({n},) of int, got {values.shape} of {values.dtype}")
+    bad = (values < least) | (values >= beyond)
+    if bad.any():
+        row = bad.argmax()
+        limit = f"below {least}" if values[row] < least else f"beyond {beyond - 1}"
+        raise ValueError(f"{name}: row {row} is {values[row]}, {limit}")
+    return values.astype(np.int64)
+
+
+def _check_classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.ndarray:
+    """(n,) class ids, or (n, n_classes) bool with a column for each class of the gallery."""
+    restrict_to = _array("restrict_to", restrict_to)
+    if restrict_to.ndim == 1:
+        return _check_ids("restrict_to", restrict_to, n)
+    if restrict_to.ndim != 2 or len(restrict_to) != n or restrict_to.dtype != bool:
+        raise ValueError(
+            f"restrict_to: expected ({n},) of int or ({n}, n_classes) of bool, "
+            f"got {restrict_to.shape} of {restrict_to.dtype}"
+        )
+    beyond = gallery_labels >= restrict_to.shape[1]
+    if beyond.any():
+        row = beyond.argmax()
+        raise ValueError(
+            f"restrict_to: {restrict_to.shape[1]} classes, "
+            f"but gallery_labels: row {row} is {gallery_labels[row]}"
+        )
+    return restrict_to
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
+        raise ValueError(f"{name}: expected an integer of {least} or more, got {count!r}")
 
 
 def _blocks(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    first: np.ndarray,
-    rank: Callable[[slice, np.ndarray], tuple[np.ndarray, ...]],
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield the arrays that `rank` returns for each block of queries.
+    questions: _Questions, wanted: np.ndarray, n_relevant: np.ndarray, k: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The blocks of `relevant_ranks`.
 
-    `rank` is called with a share of a block's rows at a time and their (b, n_gallery) float32
-    similarities, which the next block overwrites.
+    Args:
+        questions: what is searched.
+        wanted: (n_queries,) int32, the code of the relevant class, or -1.
+        n_relevant: (n_queries,) int, the number of relevant images.
+        k: number of results, 0 to n_gallery.
     """
-    gallery = np.asarray(gallery, np.float32)
+    gallery = questions.gallery
     size = min(BLOCK, max(1, MAX_SIMILARITIES // len(gallery)))
-    similarity = np.empty((min(size, len(query)), len(gallery)), np.float32)
-    repeated = np.flatnonzero(first != np.arange(len(gallery)))
+    similarity = np.empty((min(size, len(wanted)), len(gallery)), np.float32)
+    places = np.arange(n_relevant.max(initial=0))
+    ranks_type = np.float32 if len(gallery) <= MAX_FLOAT32 else np.float64
 
-    def rank_share(rows: slice, part: np.ndarray) -> tuple[np.ndarray, ...]:
-        # A blocked product may yield different last bits for equal rows. They are exact ties, so
-        # all get the similarity of the first one.
-        part[:, repeated] = part[:, first[repeated]]
-        return rank(rows, part)
+    def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, ...]:
+        is_relevant = places < n_relevant[rows, None]
+        ranks = np.where(is_relevant, ranks_type(np.inf), ranks_type(np.nan))
+        rankings = np.full((len(ranks), k), -1, np.int32)
+        similarities = np.full((len(ranks), k), np.nan, np.float32)
+        query = questions.rows[rows].astype(np.float64)
+        _write_rankings(
+            similarity, query, questions.scales[rows], query @ gallery.mean,
+            gallery.rows, gallery.scales, gallery.radius, questions.codes,
+            questions.searchable(rows), wanted[rows], questions.exclude[rows],
+            ranks, rankings, similarities,
+        )  # fmt: skip
+        return ranks, rankings, similarities
 
-    starts = range(0, len(query), size)
+    starts = range(0, len(wanted), size)
     cores = os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as threads:
         for start in progress(starts, len(starts), f"blocks of {size} queries"):
-            rows = slice(start, min(start + size, len(query)))
-            block = similarity[: rows.stop - start]
-            _multiply(threads, np.asarray(query[rows], np.float32), gallery, block)
+            rows = slice(start, min(start + size, len(wanted)))
+            query = questions.rows[rows] * questions.scales[rows, None]  # float64
+            block = similarity[: len(query)]
+            _multiply(threads, query[:, gallery.axes].astype(np.float32), gallery.centred, block)
             # There are more shares than cores, since one core may be slower than another.
             share = -(-len(block) // (4 * cores))
             cuts = range(start, rows.stop, share)
             shares = [slice(cut, min(cut + share, rows.stop)) for cut in cuts]
             parts = [block[cut - start : cut - start + share] for cut in cuts]
-            results = threads.map(rank_share, shares, parts)
+            results = threads.map(rank, shares, parts)
             yield tuple(map(np.concatenate, zip(*results, strict=True)))
+
+
+class _OneBlasThread:
+    """A context in which the BLAS library uses one thread, for any number of callers at once."""
+
+    def __init__(self):
+        self._lock, self._callers, self._limit = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self._lock:
+            if not self._callers:
+                self._limit = BLAS.limit(limits=1)
+            self._callers += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._callers -= 1
+            if not self._callers:
+                self._limit.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
 
 
 def _multiply(
@@ -312,5 +418,292 @@ def _multiply(
         piece = slice(place, place + PIECE)
         np.matmul(block, gallery[piece].T, out=out[:, piece])
 
-    with BLAS.limit(limits=1):
+    with _one_blas_thread:
         list(threads.map(multiply, range(0, len(gallery), PIECE)))
+
+
+@njit(nogil=True, cache=True)
+def _write_rankings(  # noqa: PLR0917
+    approximate, queries, query_scales, offsets, rows, scales, radius, codes, searchable, wanted,
+    exclude, ranks, rankings, similarities,
+):  # fmt: skip
+    """Write the ranks of each query's relevant images, its nearest images and their similarities.
+
+    Args:
+        approximate: (b, n_gallery) float32, the products of the queries at unit length and the
+            centred gallery.
+        queries, query_scales: (b, d) float64 and (b,), as given, and 1 / length.
+        offsets: (b,) float64, the products of `queries` and the mean of the gallery.
+        rows, scales, radius: of the gallery.
+        codes: (n_gallery,) int32, the class of each image.
+        searchable: (b, n_classes) bool.
+        wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
+        ranks: (b, R) float, written from the left.
+        rankings, similarities: (b, k) int32 and float32, written from the left.
+    """
+    n, k, d = len(codes), rankings.shape[1], queries.shape[1]
+    keys, items, moved = np.empty(n, np.uint32), np.empty(n, np.uint64), np.empty(n, np.uint64)
+    exact, positions, is_mixed = np.empty(n), np.empty(n, np.int32), np.empty(n, np.bool_)
+    # No approximate similarity is beyond `top`, rounding errors included.
+    top = np.float32(radius * (1 + (d + 9) * ROUNDING) + TIE)
+    scale = np.float32((LAST - 1) / (2 * top))
+    # The error of a similarity s is expected to be below `errors[0] + errors[1] * abs(s)`.
+    errors = (SPREAD_ERROR * ROUNDING * radius + TIE, ROUNDING * np.sqrt(d))
+    gaps = np.empty(DIGIT, np.uint64)
+    for digit in range(DIGIT):
+        size = abs(top - digit * np.float64(DIGIT) / scale) + 2 * DIGIT / scale
+        # Two keys may be off by one in sum, and are rounded down.
+        gaps[digit] = np.ceil(2 * (errors[0] + errors[1] * size) * scale) + 2
+    for row in range(len(queries)):
+        n_ranked = _sort_approximately(
+            approximate[row], top, scale, codes, searchable[row], wanted[row], exclude[row],
+            keys, items, moved,
+        )  # fmt: skip
+        arguments = (
+            approximate[row], queries[row], query_scales[row], offsets[row], rows, scales,
+            codes, wanted[row], k, n_ranked, items, exact, positions, is_mixed,
+        )  # fmt: skip
+        if not _refine(gaps, errors, *arguments):
+            _refine(np.full(DIGIT, LAST, np.uint64), (np.inf, 0.0), *arguments)
+        for place in range(min(k, n_ranked)):
+            rankings[row, place] = items[place] & POSITION
+            similarities[row, place] = exact[place]
+        n_relevant = 0
+        for place in range(n_ranked):  # A branch would often be mispredicted, so there is none.
+            moved[n_relevant] = place + 1
+            n_relevant += items[place] // RELEVANT & np.uint64(1)
+        for place in range(n_relevant):
+            ranks[row, place] = moved[place]
+
+
+@njit(nogil=True, cache=True)
+def _sort_approximately(  # noqa: PLR0917
+    approximate, top, scale, codes, searchable, wanted, exclude, keys, items, moved
+):
+    """Sort the gallery by keys that count down the similarity from `top` in equal steps.
+
+    Returns:
+        The number of images that are searched; they are the first of the sorted `items`.
+    """
+    n, wanted = len(codes), np.int32(wanted)
+    one, low_bits, shift = np.uint32(1), np.uint32(DIGIT - 1), np.uint32(1 + BITS)
+    least, largest = np.float32(0), np.float32(LAST - 1)
+    for place in range(n):
+        step = (top - approximate[place]) * scale
+        step = step if step > least else least  # Only larger errors than expected lead beyond.
+        step = step if step < largest else largest
+        keys[place] = np.uint32(step) << one | np.uint32(codes[place] == wanted)
+    if not searchable.all():
+        for place in range(n):
+            if not searchable[codes[place]]:
+                keys[place] = 2 * LAST
+    if exclude >= 0:
+        keys[exclude] = 2 * LAST
+    low, high = np.zeros(DIGIT, np.int32), np.zeros(DIGIT, np.int32)
+    for place in range(n):
+        low[keys[place] >> one & low_bits] += 1
+        high[keys[place] >> shift] += 1
+    low_start = high_start = 0
+    for digit in range(DIGIT):
+        low_count, high_count = low[digit], high[digit]
+        low[digit], high[digit] = low_start, high_start
+        low_start += low_count
+        high_start += high_count
+    for place in range(n):
+        digit = keys[place] >> one & low_bits
+        start = low[digit]
+        moved[start] = np.uint64(keys[place]) * RELEVANT | np.uint64(place)
+        low[digit] = start + 1
+    for place in range(n):
+        digit = moved[place] >> UPPER_DIGIT
+        start = high[digit]
+        items[start] = moved[place]
+        high[digit] = start + 1
+    while n and items[n - 1] >> KEY == LAST:
+        n -= 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _refine(  # noqa: PLR0912, PLR0917
+    gaps, errors, approximate, query, query_scale, offset, rows, scales, codes, wanted, k,
+    n_ranked, items, exact, positions, is_mixed,
+):  # fmt: skip
+    """Put images that the rounding errors may have mixed up in the order of exact similarities.
+
+    Beyond the first k places, only the order of relevant images and others matters.
+
+    Args:
+        gaps: the difference of keys from which on their order is certain, by upper digit.
+        errors: of approximate similarities.
+
+    Returns:
+        False if an approximate similarity is found to have a larger error.
+    """
+    for sample in range(min(SAMPLES, n_ranked)):
+        position = items[sample * (n_ranked - 1) // SAMPLES] & POSITION
+        product = _product(query, rows[position]) * (scales[position] * query_scale)
+        error = abs(approximate[position] + offset * query_scale - product)
+        if error > errors[0] + errors[1] * abs(approximate[position]):
+            return False
+    start = 0
+    while start < n_ranked:
+        end = start + 1
+        if start >= k:
+            while end < n_ranked and not (
+                ((items[end] ^ items[end - 1]) & RELEVANT != 0) & _is_near(items, end, gaps)
+            ):
+                end += 1
+            if end >= n_ranked:
+                return True
+            first = end - 1
+            while first > start and _is_near(items, first, gaps):
+                first -= 1
+            start = first
+        while end < n_ranked and _is_near(items, end, gaps):
+            end += 1
+        for place in range(start, end):
+            positions[place] = items[place] & POSITION
+            exact[place] = approximate[positions[place]]
+        if start < k:
+            is_mixed[start:end] = True
+        else:
+            _sort(exact[start:end], positions[start:end])
+            is_relevant = codes[positions[start:end]] == wanted
+            _find_mixed(exact[start:end], is_relevant, errors, is_mixed[start:end])
+        for place in range(start, end):
+            similarity = exact[place] + offset * query_scale
+            if is_mixed[place]:
+                position = positions[place]
+                product = _product(query, rows[position]) * (scales[position] * query_scale)
+                if abs(similarity - product) > errors[0] + errors[1] * abs(exact[place]):
+                    return False
+                similarity = product
+            exact[place] = similarity
+        _sort(exact[start:end], positions[start:end])
+        first = start
+        for place in range(start + 1, end + 1):
+            if place == end or exact[place - 1] - exact[place] > TIE:
+                if place - first > 1:
+                    exact[first:place] = exact[first]
+                    _sort(exact[first:place], positions[first:place])
+                first = place
+        for place in range(start, end):
+            is_wanted = np.uint64(codes[positions[place]] == wanted)
+            key = items[place] >> KEY << KEY
+            items[place] = key | is_wanted * RELEVANT | np.uint64(positions[place])
+        start = end
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _is_near(items, place, gaps):
+    """Whether the images at `place` and before it may have been mixed up."""
+    return (items[place] >> KEY) - (items[place - 1] >> KEY) < gaps[items[place] >> UPPER_DIGIT]
+
+
+@njit(nogil=True, cache=True)
+def _find_mixed(values, is_relevant, errors, is_mixed):
+    """Find relevant images and others whose falling similarities differ by less than the errors."""
+    is_mixed[:] = False
+    for direction in (1, -1):
+        last = np.full(2, np.nan)
+        for step in range(len(values)):
+            place = step if direction == 1 else len(values) - 1 - step
+            kind = np.int64(is_relevant[place])
+            value, other = values[place], last[1 - kind]
+            if abs(value - other) <= 2 * errors[0] + errors[1] * (abs(value) + abs(other)):
+                is_mixed[place] = True
+            last[kind] = value
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _product(query, row):
+    """The float64 dot product. The order of its sums is fixed when this function is compiled."""
+    total = 0.0
+    for place in range(len(query)):
+        total += query[place] * row[place]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _sort(values, positions):
+    """Sort both arrays by falling values, and by positions where values are equal.
+
+    Merge sort, since NumPy's sorts take Numba seconds to compile.
+    """
+    n = len(values)
+    for start in range(0, n, SMALL):
+        for end in range(start + 1, min(start + SMALL, n)):
+            value, position, place = values[end], positions[end], end
+            while place > start and _precedes(
+                value, position, values[place - 1], positions[place - 1]
+            ):
+                values[place], positions[place] = values[place - 1], positions[place - 1]
+                place -= 1
+            values[place], positions[place] = value, position
+    width = SMALL
+    while width < n:
+        for start in range(0, n - width, 2 * width):
+            right, end = start + width, min(start + 2 * width, n)
+            if _precedes(values[right - 1], positions[right - 1], values[right], positions[right]):
+                continue
+            left_values = values[start:right].copy()
+            left_positions = positions[start:right].copy()
+            left, place = 0, start
+            while left < width:
+                if right < end and _precedes(
+                    values[right], positions[right], left_values[left], left_positions[left]
+                ):
+                    values[place], positions[place] = values[right], positions[right]
+                    right += 1
+                else:
+                    values[place], positions[place] = left_values[left], left_positions[left]
+                    left += 1
+                place += 1
+        width *= 2
+
+
+@njit(nogil=True, cache=True)
+def _precedes(value, position, other_value, other_position):
+    return value > other_value or (value == other_value and position < other_position)
+
+
+@njit(nogil=True, cache=True)
+def _lengths(rows):
+    """(n,) float64, the Euclidean length of each row."""
+    lengths = np.empty(len(rows))
+    for place in range(len(rows)):
+        total = 0.0
+        for value in rows[place]:
+            total += np.float64(value) * np.float64(value)
+        lengths[place] = np.sqrt(total)
+    return lengths
+
+
+@njit(nogil=True, cache=True)
+def _moments(rows, scales):
+    """(d,) float64, mean and variance of the rows at unit length."""
+    mean, mean_square = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    for place in range(len(rows)):
+        for axis in range(rows.shape[1]):
+            value = rows[place, axis] * scales[place]
+            mean[axis] += value
+            mean_square[axis] += value * value
+    mean /= len(rows)
+    return mean, mean_square / len(rows) - mean * mean
+
+
+@njit(nogil=True, cache=True)
+def _centre(rows, scales, mean, axes, centred):
+    """Write `PreparedGallery.centred`, and return the radius."""
+    largest = 0.0
+    for place in range(len(rows)):
+        total = 0.0
+        for column in range(len(axes)):
+            axis = axes[column]
+            value = rows[place, axis] * scales[place] - mean[axis]
+            centred[place, column] = value
+            total += value * value
+        largest = max(largest, total)
+    return np.sqrt(largest)

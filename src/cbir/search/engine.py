@@ -44,9 +44,9 @@ class Gallery:
     label_kind: str = "class"
 
     @functools.cached_property
-    def first_of_equals(self) -> np.ndarray:
-        """`ranking.first_of_equals` of the vectors, computed once."""
-        return ranking.first_of_equals(self.vectors)
+    def prepared(self) -> ranking.PreparedGallery:
+        """The vectors, prepared once for all searches."""
+        return ranking.prepare(self.vectors)
 
     def positions(self, paths: Iterable[Path]) -> set[int]:
         """Positions of the images in these files; files outside the gallery are ignored."""
@@ -69,12 +69,7 @@ class Gallery:
                 all by default.
         """
         return ranking.search(
-            vectors,
-            self.vectors,
-            k,
-            gallery_labels=self.labels,
-            restrict_to=searchable,
-            first=self.first_of_equals,
+            vectors, self.prepared, k, gallery_labels=self.labels, restrict_to=searchable
         )
 
 
