@@ -152,11 +152,12 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
     scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
     pairs = uncertainty.compare(pd.DataFrame(scores))
     pairs["is_significant"] = pairs["behind"] == "cnn"
+    pairs["covers_seeds"] = pairs["ahead"] == "vgg"
     figure = charts.pair_matrix(uncertainty.pair_outcomes(pairs, list(scores)), pairs)
     # By row and column; the diagonal stays empty.
     texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
     assert [" ".join(text[:2]) for text in texts] == [
-        "loss -0.35", "loss -0.05", "win +0.35", "tie +0.30", "win +0.05", "tie -0.30",
+        "loss -0.35", "loss* -0.05", "win +0.35", "tie +0.30", "win* +0.05", "tie -0.30",
     ]  # fmt: skip
     # Seen from the other side, an interval is turned round.
     there, back = (

@@ -1,6 +1,7 @@
 """Architectures side by side: what each cell of the tables is a number of."""
 
 import json
+import math
 import re
 
 import invented
@@ -8,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import load_shapes
+from hypothesis import given
+from hypothesis import strategies as st
 from invented import result, rows
 
 from cbir.images import leaks, protocols
-from cbir.reporting import provenance, tables, tidy
-from cbir.reporting.estimates import Estimate
+from cbir.reporting import provenance, sentences, tables, tidy
+from cbir.reporting.estimates import Estimate, from_row
 from cbir.reporting.runs import write_study
 from cbir.retrieval import metrics, uncertainty
 
@@ -173,7 +176,8 @@ def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(runs, da
     assert list(table.columns) == ["cnn", "vgg16", "raw_pixels"]
     labels = list(table.index)
     assert labels[:2] == ["closed", "held_out_gallery"]
-    apart = [label.removeprefix("unseen_classes: ") for label in labels[2:]]
+    assert labels[4:] == ["unseen_classes, mean over classes (2) of all draws"]
+    apart = [label.removeprefix("unseen_classes: ") for label in labels[2:4]]
     for draw, name in enumerate(apart):
         view = protocols.view(dataset, "unseen_classes", unseen=1, draw=draw)
         assert {dataset.classes[label] for label in view.query_labels} == {name}
@@ -182,7 +186,10 @@ def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(runs, da
     assert len(set(apart)) == 2
     # Not measured is not the same as no good.
     assert (table["vgg16"].iloc[1:].map(str) == "–").all()
-    others = [*table["cnn"], *table["raw_pixels"], table["vgg16"].iloc[0]]
+    # An interval over queries would speak only of the one class of a draw.
+    one_class = [cell for name in ("cnn", "raw_pixels") for cell in table[name].iloc[2:]]
+    assert all(re.fullmatch(r"[01]\.\d+", str(cell)) for cell in one_class)
+    others = [*table["cnn"].iloc[:2], *table["raw_pixels"].iloc[:2], table["vgg16"].iloc[0]]
     assert all(re.fullmatch(CELL, str(cell)) for cell in others)
 
 
@@ -339,3 +346,46 @@ def test_the_provenance_names_weights_only_of_what_has_some(runs, project):
     about["git"] = {"commit": None, "clean": None}
     write_study(folder, list(runs), about | {"versions": {}})
     assert provenance.provenance_table("tiny")["value"]["commit"] == "not under git"
+
+
+def uneven_run(n_large: int):
+    """A run with `n_large` queries of a class with mAP 0.9, and 4 of one with mAP 0.5."""
+    scores, labels = [0.85, 0.95] * (n_large // 2) + [0.4, 0.6] * 2, [0] * n_large + [1] * 4
+    run = result(rows(scores, labels=labels, correct=1.0, n_relevant=9))
+    object.__setattr__(run, "metrics", tidy.metrics(run.per_query, ["circle", "cross"]))
+    return run
+
+
+def test_where_classes_are_uneven_means_over_classes_stand_beside_those_over_queries():
+    run = uneven_run(12)
+    table = tables.quality({"cnn": run}, ["cnn"])["cnn"]
+    assert first(table["mAP, unrestricted"]) == pytest.approx((12 * 0.9 + 4 * 0.5) / 16)
+    mean = table["mAP, unrestricted, mean over classes"]
+    # (0.9 + 0.5) / 2; half of each class's interval, as independent errors of a mean of two.
+    assert mean.value == pytest.approx(0.7)
+    of_class = [from_row(tidy.select(run.metrics, **{"metric": "mean_average_precision",
+                "search": "unrestricted", "k": None, "class": name}).iloc[0])
+                for name in ("circle", "cross")]  # fmt: skip
+    below = np.hypot(*(one.value - one.low for one in of_class)) / 2
+    assert mean.low == pytest.approx(0.7 - below)
+    assert first(table["accuracy, mean over classes"]) == 1
+    assert math.isnan(table["mAP, soft, mean over classes"].value)
+    assert tables.scores(run)["metric"].tolist()[:2] == [
+        "mean_average_precision", "mean_average_precision, mean over classes",
+    ]  # fmt: skip
+    said = sentences.uneven_classes({"cnn": run})
+    assert said.startswith("Classes are uneven: they have 4 to 12 queries (even: up to 1.5 times")
+
+
+def test_where_classes_are_even_one_mean_is_enough():
+    run = uneven_run(6)
+    assert list(tables.quality({"cnn": run}, ["cnn"]).index) == list(tables.QUALITY)
+    assert not tables.scores(run)["metric"].str.contains("mean over classes").any()
+    assert sentences.uneven_classes({"cnn": run}) == ""
+
+
+@given(sizes=st.lists(st.floats(1, tables.UNEVEN), min_size=2, max_size=9), seed=st.integers(0, 99))
+def test_of_even_classes_the_two_means_are_close(sizes, seed):
+    means = np.random.default_rng(seed).uniform(size=len(sizes))
+    off = abs(np.average(means, weights=sizes) - means.mean())
+    assert off <= means.std() * 0.2042

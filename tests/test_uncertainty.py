@@ -306,6 +306,134 @@ def test_holm_keeps_the_order_and_lies_between_no_correction_and_that_of_bonferr
     assert (np.diff(adjusted[np.argsort(p_values)]) >= 0).all()
 
 
+# --- seed_test
+
+
+def test_seeds_and_queries_worked_out():
+    # Queries: 2 +- 1, variance of the mean 4/3 / 4 = 1/3. Seeds of two sides: variances of the
+    # means 1 / 3 and 0. The standard error is sqrt(2/3), and each part has the weight 1/2.
+    differences = np.array([1.0, 3.0, 1.0, 3.0])
+    low, high, p = uncertainty.seed_test(differences, [np.array([4.0, 5, 6]), np.array([3.0] * 3)])
+    t_seeds, t_queries = scipy.stats.t.isf(0.025, 2), scipy.stats.t.isf(0.025, 3)
+    half = np.sqrt(2 / 3) * (t_seeds + t_queries) / 2
+    assert (low, high) == pytest.approx((2 - half, 2 + half))
+    reached = (scipy.stats.t.isf(p / 2, 2) + scipy.stats.t.isf(p / 2, 3)) / 2
+    assert reached == pytest.approx(2 / np.sqrt(2 / 3))
+
+
+def test_without_a_difference_between_queries_it_is_the_test_of_welch():
+    one, other = np.array([0.70, 0.74, 0.71, 0.75]), np.array([0.68, 0.69, 0.67])
+    differences = np.full(50, one.mean() - other.mean())
+    low, high, p = uncertainty.seed_test(differences, [one, other])
+    welch = scipy.stats.ttest_ind(one, other, equal_var=False)
+    assert p == pytest.approx(welch.pvalue)
+    assert (low, high) == pytest.approx(tuple(welch.confidence_interval(0.95)))
+
+
+def test_seeds_that_do_not_differ_leave_the_t_test_over_queries():
+    differences = normal(40) + 0.3
+    low, high, p = uncertainty.seed_test(differences, [np.full(3, 0.5), np.full(3, 0.2)])
+    student = scipy.stats.ttest_1samp(differences, 0)
+    assert p == pytest.approx(student.pvalue)
+    assert (low, high) == pytest.approx(tuple(student.confidence_interval(0.95)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    shift=st.floats(-0.1, 0.1),
+    n_seeds=st.tuples(*[st.integers(3, 5)] * 2),
+)
+def test_the_interval_over_seeds_excludes_0_if_and_only_if_p_is_below_alpha(seed, shift, n_seeds):
+    random = np.random.default_rng(seed)
+    means = [random.normal(0, 0.01, n) for n in n_seeds]
+    differences = random.normal(shift, 0.08, 359)
+    low, high, p = uncertainty.seed_test(differences, means)
+    assert 0 < p <= 1
+    assert (p < 0.05) == (low > 0 or high < 0)
+    mirrored = uncertainty.seed_test(-differences, means)
+    assert mirrored == pytest.approx((-high, -low, p))
+
+
+def test_differences_that_are_all_equal_have_the_least_p_and_none_has_p_1():
+    equal = [np.full(3, 0.5)]
+    assert uncertainty.seed_test(np.zeros(40), equal) == (0, 0, 1)
+    low, high, p = uncertainty.seed_test(np.full(40, 0.25), equal)
+    assert (low, high) == (0.25, 0.25)
+    assert 0 < p < 1e-20
+
+
+def test_the_same_architecture_under_other_seeds_is_rarely_told_apart():
+    # 400 pairs of 3 seeds each, sd between seeds .010, standard error over queries .004.
+    random = np.random.default_rng(0)
+    seeds, queries = random.normal(0, 0.010, (400, 2, 3)), random.normal(0, 0.076, (400, 359))
+    p_values = [
+        uncertainty.seed_test(noise + one.mean() - other.mean(), [one, other])[2]
+        for (one, other), noise in zip(seeds, queries, strict=True)
+    ]
+    # 5 % of 400 are 20, with a standard deviation of 4.4.
+    assert np.mean(np.array(p_values) < 0.05) <= 0.06
+    alone = [scipy.stats.ttest_1samp(one.mean() - other.mean() + noise, 0).pvalue
+             for (one, other), noise in zip(seeds, queries, strict=True)]  # fmt: skip
+    assert np.mean(np.array(alone) < 0.05) > 0.2
+
+
+# --- class_test
+
+
+def by_class(draws: list[list[float]], first_label: int = 0) -> pd.Series:
+    """Means by draw and class; every draw has classes of its own."""
+    places = [(draw, first_label + 10 * draw + place)
+              for draw, means in enumerate(draws) for place in range(len(means))]  # fmt: skip
+    index = pd.MultiIndex.from_tuples(places, names=["draw", "label"])
+    return pd.Series([mean for means in draws for mean in means], index)
+
+
+def test_the_wider_interval_and_the_larger_p_of_classes_and_draws():
+    # cnn against hand_crafted on six classes of the digits: thousands of queries say p < 0.001.
+    similar = by_class([[-0.096, -0.037], [-0.118, 0.056], [0.017, -0.219]])
+    differing = by_class([[0.09, 0.11], [0.29, 0.31], [0.19, 0.21]])
+    table = uncertainty.class_test(pd.DataFrame({"similar": similar, "differing": differing}))
+    for name, values in (("similar", similar), ("differing", differing)):
+        tests = [scipy.stats.ttest_1samp(values.groupby(level=level).mean(), 0) for level in (0, 1)]
+        bounds = [test.confidence_interval(0.95) for test in tests]
+        row = table.loc[name]
+        assert row["value"] == pytest.approx(values.mean())
+        assert row["p"] == pytest.approx(max(test.pvalue for test in tests))
+        assert row["ci_low"] == pytest.approx(min(low for low, _ in bounds))
+        assert row["ci_high"] == pytest.approx(max(high for _, high in bounds))
+    assert (table["n_classes"] == 6).all()
+    assert table.loc["similar", "p"] > 0.15
+
+
+@pytest.mark.parametrize("draws", [[[0.5, 0.6]] * 2, [[0.5]] * 5, [[0.1 * n for n in range(9)]]])
+def test_too_few_classes_or_draws_give_neither_an_interval_nor_a_p(draws):
+    (row,) = uncertainty.class_test(by_class(draws).to_frame()).itertuples()
+    assert row.value == pytest.approx(np.mean(np.concatenate(draws)))
+    assert np.isnan([row.ci_low, row.ci_high, row.p]).all()
+
+
+def test_a_class_of_two_draws_counts_once():
+    index = pd.MultiIndex.from_product([range(4), range(6)], names=["draw", "label"])
+    values = pd.DataFrame({"a": np.tile([0.1, 0.2, 0.3, 0.4, 0.5, 0.9], 4)}, index)
+    row = uncertainty.class_test(values).loc["a"]
+    once = scipy.stats.ttest_1samp([0.1, 0.2, 0.3, 0.4, 0.5, 0.9], 0)
+    assert (row["n_classes"], row["p"]) == (6, pytest.approx(once.pvalue))
+
+
+def test_classes_are_compared_pair_by_pair_and_corrected():
+    cnn = by_class([[0.6, 0.7], [0.65, 0.75], [0.55, 0.72], [0.7, 0.6]])
+    noise = [0.01, -0.01, 0.02, -0.02, 0.01, 0.0, -0.01, 0.0]
+    pairs = uncertainty.compare_classes(
+        pd.DataFrame({"cnn": cnn, "alike": cnn + noise - 0.001, "low": 0.1 * cnn})
+    ).set_index(["ahead", "behind"])
+    assert pairs.loc[("cnn", "low"), "is_significant"]
+    assert not pairs.loc[("cnn", "alike"), "is_significant"]
+    assert (pairs["n_classes"] == 8).all()
+    assert pairs["covers_seeds"].all()
+    np.testing.assert_allclose(pairs["p_holm"], uncertainty.holm(pairs["p"].to_numpy()))
+
+
 # --- compare, outcomes
 
 
@@ -325,7 +453,7 @@ def pairs(scores) -> pd.DataFrame:
 def test_compare_has_a_row_per_pair(pairs):
     assert list(pairs) == [
         "ahead", "behind", "difference", "ci_low", "ci_high", "p", "p_holm", "effect_size",
-        "n_queries", "is_significant",
+        "n_queries", "is_significant", "covers_seeds",
     ]  # fmt: skip
     assert {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)} == {
         frozenset("ab"),
@@ -429,3 +557,49 @@ def test_outcomes_of_some_architectures_and_of_one_without_results(pairs):
     table = uncertainty.pair_outcomes(pairs, ["c", "x", "a"])
     assert table.index.tolist() == table.columns.tolist() == ["c", "x", "a"]
     assert table.to_numpy().tolist() == [["", "", "win"], ["", "", ""], ["loss", "", ""]]
+
+
+def of_seeds(level: float, n_seeds: int, seed: int) -> pd.DataFrame:
+    """Scores of 60 queries under several seeds, whose means differ."""
+    random = np.random.default_rng(seed)
+    noise = random.normal(0, 0.05, (60, n_seeds)) + random.normal(0, 0.01, n_seeds)
+    return pd.DataFrame(skewed(60)[:, None] + level + noise)
+
+
+def test_several_seeds_of_both_make_it_a_comparison_of_architectures():
+    scores = {"a": of_seeds(0, 3, 1), "b": of_seeds(0.1, 4, 2), "c": of_seeds(0.2, 1, 3)}
+    pairs = uncertainty.compare(scores).set_index(["ahead", "behind"])
+    assert pairs["covers_seeds"].to_dict() == {
+        ("c", "b"): False, ("c", "a"): False, ("b", "a"): True,
+    }  # fmt: skip
+    row, differences = pairs.loc[("b", "a")], scores["b"].mean(axis=1) - scores["a"].mean(axis=1)
+    means = [scores[name].mean().to_numpy() for name in "ba"]
+    expected = uncertainty.seed_test(differences.to_numpy(), means)
+    assert tuple(row[["ci_low", "ci_high", "p"]]) == pytest.approx(expected)
+    assert row["difference"] == pytest.approx(differences.mean())
+    one = pd.DataFrame({name: frame.mean(axis=1) for name, frame in scores.items()})
+    alone = uncertainty.compare(one).set_index(["ahead", "behind"])
+    assert not alone["covers_seeds"].any()
+    assert alone.loc[("c", "b"), "ci_low"] == pairs.loc[("c", "b"), "ci_low"]
+
+
+def test_baselines_have_no_seeds_to_cover():
+    scores = {"a": of_seeds(0.3, 3, 1), "b": of_seeds(0, 1, 2), "c": of_seeds(0.1, 1, 3)}
+    pairs = uncertainty.compare(scores, baselines=["b", "c"]).set_index(["ahead", "behind"])
+    assert pairs["covers_seeds"].all()
+    differences = (scores["a"].mean(axis=1) - scores["b"][0]).to_numpy()
+    expected = uncertainty.seed_test(differences, [scores["a"].mean().to_numpy()])
+    assert tuple(pairs.loc[("a", "b"), ["ci_low", "ci_high", "p"]]) == pytest.approx(expected)
+    queries = (scores["c"][0] - scores["b"][0]).to_numpy()
+    assert pairs.loc[("c", "b"), "p"] == pytest.approx(
+        uncertainty.permutation_test(queries), abs=0.02
+    )
+
+
+def test_searches_of_the_same_networks_are_paired_by_seed():
+    # Networks differ far more than what another search changes.
+    one = of_seeds(0, 3, 1) + [0, 0.1, 0.2]
+    scores = {"soft": one + 0.02 + 0.01 * normal(60, 3), "unrestricted": one}
+    paired = uncertainty.compare(scores, same_networks=True)
+    assert paired["is_significant"].all()
+    assert not uncertainty.compare(scores)["is_significant"].any()

@@ -247,6 +247,8 @@ def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | Non
 def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """Who is significantly better: a win, a tie or a loss of the row against the column.
 
+    An asterisk marks what holds only for the trained networks, because the test covers no seeds.
+
     Args:
         table: from `uncertainty.pair_outcomes`.
         pairs: from `uncertainty.compare`.
@@ -255,6 +257,9 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
+        if not pair.covers_seeds:
+            texts.loc[pair.ahead, pair.behind] += "*"
+            texts.loc[pair.behind, pair.ahead] += "*"
         texts.loc[pair.ahead, pair.behind] += "\n" + f"{gain:+}".replace(" ", "\n")
         texts.loc[pair.behind, pair.ahead] += "\n" + f"{-gain:+}".replace(" ", "\n")
     side = 1.25 * len(table) + 1.5

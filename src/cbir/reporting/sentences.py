@@ -44,16 +44,33 @@ PUBLISHED_MAP = {
     "hashing_1k": "DSDH .790, GreedyHash .817, ADSH .92, which trains on the gallery's labels "
     "(1,000 queries, 5,000 training images, 59,000 in the gallery).",
 }
-# What the tests of the comparison cover.
+# What the intervals of a protocol cover.
+_SAME_CLASSES = "Its intervals cover other queries of the same classes, but no other classes."
+INTERVAL_TEXTS = {
+    "closed": _SAME_CLASSES,
+    "held_out_gallery": f"{_SAME_CLASSES} They hold the gallery fixed, although it consists of the "
+    "queries: for new images they are too narrow (docs/evaluation.md shows by how much).",
+    "unseen_classes": "Its intervals and tests over all draws cover other classes.",
+    "hashing_1k": _SAME_CLASSES,
+}
+# What the tests of the comparison cover: all of them, those that cover seeds, and the others.
 SCOPE = (
-    "Values in brackets are 95 % intervals of means over the queries. p is the p-value of a paired "
-    "permutation test on the queries, after Holm's correction for all pairs of the table; pairs "
-    f"with fewer than {uncertainty.MIN_QUERIES} queries are untested. The verdict follows p. "
-    "Intervals also allow for queries unlike those in the sample, so the interval of a significant "
-    "difference may include 0. "
-    "Both cover the choice of queries, but not the choice of the seed: with other seeds, training "
-    "settings or images, the order of the architectures may differ."
+    "Values in brackets are 95 % intervals. p is corrected by Holm's method for all pairs of the "
+    f"table; pairs with fewer than {uncertainty.MIN_QUERIES} queries are untested. The verdict "
+    "follows p; the interval of a significant difference may include 0, since it is computed in "
+    "another way."
 )
+SEEDS_COVERED = (
+    f"If each trained side has {uncertainty.MIN_SEEDS} seeds or more, interval and p cover seeds "
+    "and queries (t test), and the line is about architectures."
+)
+SEEDS_NOT_COVERED = (
+    f"If a trained side has fewer than {uncertainty.MIN_SEEDS} seeds, they cover only the queries "
+    "(paired permutation test), and the line is about these trained networks: with other seeds, "
+    "the order may differ."
+)
+# Said of a comparison that does not cover seeds.
+NETWORKS_ONLY = "these trained networks only"
 # How architectures compare with a baseline, by the outcome of the test.
 OUTCOMES = {
     "win": "significantly ahead of it",
@@ -64,17 +81,55 @@ OUTCOMES = {
 
 
 def protocol(name: str) -> str:
-    """The explanation of a protocol for readers of a report."""
-    return PROTOCOL_TEXTS[name]
+    """The explanation of a protocol, and of its intervals, for readers of a report."""
+    return f"{PROTOCOL_TEXTS[name]} {INTERVAL_TEXTS[name]}"
 
 
-def in_short(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
+def intervals(runs: dict[str, Run]) -> str:
+    """What the intervals of each protocol of the study cover, a line each."""
+    measured = {name for run in runs.values() for name in run.summary["measurement"]["protocols"]}
+    return "\n".join(
+        f"- `{name}`: {INTERVAL_TEXTS[name]}" for name in INTERVAL_TEXTS if name in measured
+    )
+
+
+def uneven_classes(runs: dict[str, Run]) -> str:
+    """That classes are uneven, so that means over classes are shown; empty if they are not."""
+    sizes = tables.class_sizes(tables.first_protocol_rows(runs))
+    if not tables.are_uneven(sizes):
+        return ""
+    return (
+        f"Classes are uneven: they have {sizes.min():,} to {sizes.max():,} queries (even: up to "
+        f"{tables.UNEVEN:g} times as many in one as in another). A mean over queries mostly shows "
+        "the large classes. Beside it stands the mean over classes, in which all count the same."
+    )
+
+
+def between_seeds(runs: dict[str, Run]) -> str:
+    """How large a difference in mAP between seeds is known to be, for use in a sentence.
+
+    It is the largest one between two seeds of one network, of the network where it is largest.
+    """
+    spreads = {}
+    for name, run in networks(runs).items():
+        means = tables.average_precision_by_seed(run, "unrestricted", run.protocol).mean()
+        if len(means) > 1:
+            spreads[name] = (means.max() - means.min(), len(means))
+    if not spreads:
+        return "no architecture here has several seeds, so how much seeds differ is unknown"
+    name = max(spreads, key=spreads.get)
+    spread, n_seeds = spreads[name]
+    return f"the {n_seeds} seeds of {name} alone differ by up to {spread:.3f}"
+
+
+def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     """The answer in short: the highest mAP, the gain over the baselines, and the cost per image.
 
     Args:
         points: from `tables.quality_and_cost`.
         pairs: from `tables.pairs` of the same runs.
     """
+    note = between_seeds(runs)
     ordered = points.sort_values("value", ascending=False, kind="stable")
     trained, baselines = ordered[~ordered["is_baseline"]], ordered[ordered["is_baseline"]]
     if trained.empty:
@@ -83,13 +138,18 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     outcomes = uncertainty.pair_outcomes(pairs, trained.index).loc[first]
     tied, untested = ([*outcomes.index[outcomes == name]] for name in ("tie", "untested"))
     different = [name for name in others if name not in (*tied, *untested)]
-    relations = [_relation(pairs, first, name) for name in [*tied, *untested, *different[:1]]]
+    relations = [_relation(pairs, first, name, note) for name in [*tied, *untested, *different[:1]]]
     if further := different[1:]:
-        relations.append(f"significantly different from {', '.join(further)}")
-    rivals = f"It is {'; '.join(relations)}." if others else "No other architecture has results."
+        further = [(name, _pair_of(pairs, first, name).covers_seeds) for name in further]
+        relations.append(f"significantly different from {_names(further, note)}")
+    # The sentence says only once how much seeds differ.
+    first_part, mark, rest = "; ".join(relations).partition(f": {note}")
+    rivals = f"It is {first_part}{mark}{rest.replace(mark or note, '')}."
+    if not others:
+        rivals = "No other architecture has results."
     sentences = [f"**{first}** has the highest mAP, {estimates.from_row(trained.iloc[0])}.", rivals]
     for baseline in baselines.index[:1]:
-        relation = _relation(pairs, baseline, first)
+        relation = _relation(pairs, baseline, first, note)
         sentences.append(f"The baseline with the highest mAP, {baseline}, is {relation}.")
     fastest = trained.loc[[first, *tied], "milliseconds"].idxmin()
     if tied:
@@ -109,24 +169,31 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     Args:
         pairs: from `tables.pairs`.
     """
-    architectures = networks(runs)
+    architectures, note = networks(runs), between_seeds(runs)
     baselines = [name for name in runs if name not in architectures]
     is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
     lines = [
-        f"- **{pair.ahead}** is {_relation(pairs, pair.ahead, pair.behind)}."
+        f"- **{pair.ahead}** is {_relation(pairs, pair.ahead, pair.behind, note)}."
         for pair in pairs[is_pair].itertuples()
     ]
     if len(architectures) < 2:
         number = "Only one" if architectures else "No"
         lines = [f"{number} architecture has results, so there is nothing to compare."]
-    outcomes = uncertainty.pair_outcomes(pairs, list(runs)).loc[list(architectures)]
+    outcomes = uncertainty.pair_outcomes(pairs, list(runs))
     for baseline in baselines if architectures else []:
-        names = outcomes.index.to_series().groupby(outcomes[baseline]).agg(", ".join)
-        groups = [
-            f"{OUTCOMES[outcome]}: {names[outcome]}" for outcome in OUTCOMES if outcome in names
+        groups = {}
+        for name in architectures:
+            covers_seeds = _pair_of(pairs, name, baseline).covers_seeds
+            groups.setdefault(outcomes.loc[name, baseline], []).append((name, covers_seeds))
+        parts = [
+            f"{text}: {_names(groups[outcome], note)}"
+            for outcome, text in OUTCOMES.items()
+            if outcome in groups
         ]
-        lines.append(f"- The baseline {baseline}: {'; '.join(groups)}.")
-    return "\n".join([*lines, f"\n{SCOPE}"])
+        lines.append(f"- The baseline {baseline}: {'; '.join(parts)}.")
+    scopes = {True: SEEDS_COVERED, False: SEEDS_NOT_COVERED}
+    scope = " ".join([SCOPE, *(scopes[covered] for covered in pairs["covers_seeds"].unique())])
+    return "\n".join([*lines, f"\n{scope}"])
 
 
 def cheapest(costs: pd.DataFrame) -> str:
@@ -197,29 +264,38 @@ def retrieval_or_classification(runs: dict[str, Run]) -> str:
             scores[name] = pd.DataFrame(
                 {search: tables.average_precision(run, search, run.protocol) for search in searches}
             )
-            compared = [uncertainty.compare(scores[name][searches]) for searches in comparisons]
+            by_seed = {
+                search: tables.average_precision_by_seed(run, search, run.protocol)
+                for search in searches
+            }
+            compared = [
+                uncertainty.compare(
+                    {search: by_seed[search] for search in pair}, same_networks=True
+                )
+                for pair in comparisons
+            ]
             tests[name] = pd.concat(compared)
     if not tests:
         return ""
-    pairs = uncertainty.corrected(pd.concat(tests))
+    pairs, note = uncertainty.corrected(pd.concat(tests)), between_seeds(runs)
     return "\n".join(
-        f"- **{name}**: {_embedding_against_label(scores[name], pairs.loc[name])} "
-        f"{_soft_against_predicted_class(runs[name], pairs.loc[name])}"
+        f"- **{name}**: {_embedding_against_label(scores[name], pairs.loc[name], note)} "
+        f"{_soft_against_predicted_class(runs[name], pairs.loc[name], note)}"
         for name in tests
     )
 
 
-def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame) -> str:
+def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame, note: str) -> str:
     """What the embedding adds to the predicted class probabilities."""
     means = uncertainty.intervals(scores).apply(estimates.from_row, axis=1)
     return (
         f"ranking the whole gallery by embedding gives an mAP of {means['unrestricted']}, and "
         f"ranking it by predicted class probabilities {means['label_lookup']}: unrestricted is "
-        f"{_relation(pairs, 'unrestricted', 'label_lookup')}."
+        f"{_relation(pairs, 'unrestricted', 'label_lookup', note)}."
     )
 
 
-def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
+def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame, note: str) -> str:
     """Queries lost to a wrong prediction, and what the soft search wins back."""
     counts = tables.lost_and_won_back({run.architecture: run})[run.architecture]
     digits, of_seeds = (0, "") if counts["seeds"] == 1 else (1, ", a mean over seeds")
@@ -231,32 +307,42 @@ def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
         f"is predicted wrongly. The soft search includes the most probable classes up to a total "
         f"probability of {mass} ({percentage(counts['searched'])} of the gallery on average), "
         f"which contain the true class of {counts['won back']:,.{digits}f} of these queries: soft "
-        f"is {_relation(pairs, 'soft', 'predicted_class')}."
+        f"is {_relation(pairs, 'soft', 'predicted_class', note)}."
     )
 
 
 def unseen(runs: dict[str, Run]) -> str:
     """Does an embedding generalise to classes it was not trained on? A line per architecture."""
-    scores = {
-        name: tables.average_precision(run, "unrestricted", "unseen_classes")
-        for name, run in runs.items()
-        if "unseen_classes" in run.summary["measurement"]["protocols"]
-    }
-    pairs, lines = uncertainty.compare(pd.DataFrame(scores)), []
-    baselines = [name for name in scores if runs[name].is_baseline]
-    for name in (name for name in scores if name not in baselines):
-        mean = tidy.number(uncertainty.intervals(scores[name].to_frame()))
-        draws = scores[name].groupby(level="draw").mean()
+    means = tables.unseen_class_means(runs)
+    architectures = [name for name in means if not runs[name].is_baseline]
+    if not architectures:
+        return ""
+    baselines = [name for name in means if runs[name].is_baseline]
+    pairs, tested, lines = uncertainty.compare_classes(means), uncertainty.class_test(means), []
+    for name in architectures:
+        by_draw = estimates.span(means[name].groupby(level="draw").mean(), 3)
         line = (
-            f"- **{name}** reaches an mAP of {mean} on classes that it was not trained on "
-            f"({estimates.span(draws, 3)} by draw; the interval does not cover the "
-            "choice of classes)."
+            f"- **{name}** reaches an mAP of {estimates.from_row(tested.loc[name])} on classes "
+            f"that it was not trained on ({by_draw} by draw)."
         )
         if baselines:
             relations = [_relation(pairs, name, baseline) for baseline in baselines]
             line += f" It is {'; '.join(relations)}."
         lines.append(line)
-    return "\n".join(lines)
+    n_classes, n_draws = tested["n_classes"].iloc[0], len(means.index.unique("draw"))
+    counts = f"Classes: {n_classes}, draws: {n_draws}."
+    if tested["ci_low"].isna().all():
+        scope = (
+            f"{counts} That is too few for an interval or a verdict, which need "
+            f"{uncertainty.MIN_CLASSES} classes and {uncertainty.MIN_DRAWS} draws."
+        )
+    else:
+        scope = (
+            f"{counts} Each mean is over the classes. Two t tests, over the classes and over the "
+            "draws, each of which trained another network, give the interval (the wider one) and p "
+            "(the larger one, after Holm's correction)."
+        )
+    return "\n".join([*lines, f"\n{scope}"])
 
 
 def published(runs: dict[str, Run]) -> str:
@@ -318,11 +404,35 @@ def _pair_of(pairs: pd.DataFrame, one: str, other: str):
     return next(pairs[pairs["ahead"].isin(both) & pairs["behind"].isin(both)].itertuples())
 
 
-def _relation(pairs: pd.DataFrame, name: str, other: str) -> str:
-    """How one of a pair compares with the other, with the difference and its p-value."""
+def _relation(pairs: pd.DataFrame, name: str, other: str, note: str = "") -> str:
+    """How one of a pair compares with the other, with the difference and its p-value.
+
+    Args:
+        note: from `between_seeds`, shown if the test does not cover seeds.
+    """
     pair = _pair_of(pairs, name, other)
-    relation = "untested against" if math.isnan(pair.p) else "not significantly different from"
+    relation, evidence = "not significantly different from", p_value(pair.p_holm)
     if pair.is_significant:
         relation = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
+    if math.isnan(pair.p):
+        relation = "untested against"
+        evidence = "too few classes" if "n_classes" in pairs else evidence
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-    return f"{relation} {other} (difference {difference}, {p_value(pair.p_holm)})"
+    numbers = f"difference {difference}, {evidence}"
+    scope = "" if pair.covers_seeds else f"; {NETWORKS_ONLY}: {note}"
+    return f"{relation} {other} ({numbers}{scope})"
+
+
+def _names(compared: list[tuple[str, bool]], note: str) -> str:
+    """Names, and for which of them the test does not cover seeds.
+
+    Args:
+        compared: names, and whether the test covers seeds.
+        note: from `between_seeds`.
+    """
+    text = ", ".join(name for name, _ in compared)
+    uncovered = [name for name, covers_seeds in compared if not covers_seeds]
+    if not uncovered:
+        return text
+    which = "" if len(uncovered) == len(compared) else f" for {', '.join(uncovered)}"
+    return f"{text} ({NETWORKS_ONLY}{which}: {note})"

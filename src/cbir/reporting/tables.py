@@ -39,6 +39,14 @@ METRICS = [
 ]  # fmt: skip
 
 
+# Classes are uneven if one has more than this many times the queries of another. Up to then, the
+# mean over queries and the mean over classes differ by at most a fifth of the standard deviation of
+# the classes' means: sizes between 1 and r have a coefficient of variation of at most
+# (r - 1) / (2 sqrt(r)).
+UNEVEN = 1.5
+BY_CLASS = ", mean over classes"  # The suffix of the name of such a measure.
+
+
 def average_rows(runs: dict[str, Run]) -> pd.DataFrame:
     """Rows as in metrics.csv, of all runs, with each query's scores averaged over the seeds."""
     return pd.concat([run.averaged for run in runs.values()], ignore_index=True)
@@ -55,14 +63,57 @@ def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
 
     Args:
         architectures: the columns; dashes for architectures without a run.
+
+    Returns:
+        A row for each of `QUALITY`. If classes are uneven, the mean over classes follows each.
     """
-    rows = first_protocol_rows(runs)
-    by_name = {name: rows[rows["architecture"] == name] for name in architectures}
-    columns = {
-        name: [tidy.number(tidy.select(part, **selection)) for selection in QUALITY.values()]
-        for name, part in by_name.items()
-    }
-    return pd.DataFrame(columns, index=list(QUALITY))
+    rows, cells = first_protocol_rows(runs), {}
+    is_uneven = are_uneven(class_sizes(rows))
+    for measure, selection in QUALITY.items():
+        parts = [(rows[rows["architecture"] == name], selection) for name in architectures]
+        cells[measure] = [tidy.number(tidy.select(part, **chosen)) for part, chosen in parts]
+        if is_uneven:
+            cells[measure + BY_CLASS] = [class_mean(part, **chosen) for part, chosen in parts]
+    return pd.DataFrame.from_dict(cells, orient="index", columns=architectures)
+
+
+def class_sizes(rows: pd.DataFrame) -> pd.Series:
+    """The number of queries of each class, by name, in rows of metrics.csv under one protocol."""
+    by_class = rows[rows["class"].notna() & rows["epoch"].isna()]
+    return by_class.groupby("class")["n_queries"].max()
+
+
+def are_uneven(sizes: pd.Series) -> bool:
+    """Whether the classes have such different numbers of queries that their mean is shown, too."""
+    return sizes.max() > UNEVEN * sizes.min()
+
+
+def class_mean(rows: pd.DataFrame, **selection) -> Estimate:
+    """`mean_of_classes` of one number.
+
+    Args:
+        rows: as in metrics.csv, of one architecture, with those of its classes.
+        selection: as for `tidy.select`.
+    """
+    classes = rows["class"].dropna().unique()
+    return mean_of_classes(
+        [tidy.number(tidy.select(rows, **(selection | {"class": name}))) for name in classes]
+    )
+
+
+def mean_of_classes(estimates: list[Estimate]) -> Estimate:
+    """The mean over classes, in which each class counts the same, with its interval.
+
+    The interval follows from those of the classes, whose queries are independent, and speaks of
+    these classes alone. It is missing if a class has none; a class without a value is left out.
+    Source: Zou and Donner, Construction of Confidence Limits about Effect Measures (2008).
+    """
+    values = np.array([[one.value, one.low, one.high] for one in estimates]).reshape(-1, 3)
+    value, low, high = values[~np.isnan(values[:, 0])].T
+    if not len(value):
+        return Estimate(np.nan)
+    mean, (below, above) = value.mean(), np.linalg.norm([value - low, high - value], axis=1)
+    return Estimate(mean, mean - below / len(value), mean + above / len(value))
 
 
 def costs(runs: dict[str, Run]) -> pd.DataFrame:
@@ -106,16 +157,36 @@ def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
     return rows.groupby(place)["average_precision"].mean()
 
 
+def average_precision_by_seed(run: Run, search: str, protocol: str) -> pd.DataFrame:
+    """Average precision of each query (rows) and seed (columns) in the final state."""
+    rows = tidy.select(run.per_query, search=search, protocol=protocol)
+    return rows.pivot(index="query", columns="seed", values="average_precision")
+
+
 def pairs(runs: dict[str, Run]) -> pd.DataFrame:
     """Every pair of architectures and baselines, compared query by query in average precision.
 
-    The scores are those of the unrestricted search, averaged over the seeds for each query. See
-    `uncertainty.compare` for the columns.
+    The scores are those of the unrestricted search. See `uncertainty.compare` for the columns.
     """
     scores = {
-        name: average_precision(run, "unrestricted", run.protocol) for name, run in runs.items()
+        name: average_precision_by_seed(run, "unrestricted", run.protocol)
+        for name, run in runs.items()
     }
-    return uncertainty.compare(pd.DataFrame(scores))
+    baselines = [name for name, run in runs.items() if run.is_baseline]
+    return uncertainty.compare(scores, baselines=baselines)
+
+
+def unseen_class_means(runs: dict[str, Run]) -> pd.DataFrame:
+    """mAP over the queries of each unseen class: a row per draw and label, a column per run.
+
+    Runs that were not measured under `unseen_classes` have no column.
+    """
+    means = {}
+    for name, run in runs.items():
+        rows = tidy.select(run.per_query, search="unrestricted", protocol="unseen_classes")
+        if len(rows):
+            means[name] = rows.groupby(["draw", "label"])["average_precision"].mean()
+    return pd.DataFrame(means)
 
 
 def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
@@ -135,6 +206,7 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
             "significant": np.select(
                 [compared["p"].isna(), compared["is_significant"]], ["–", "yes"], "no"
             ),
+            "covers seeds": compared["covers_seeds"].map({True: "yes", False: "no"}),
         }
     )
 
@@ -185,7 +257,10 @@ def seeds(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def classification(embeddings: Embeddings) -> pd.DataFrame:
-    """How many queries of each class (rows) are classified correctly, and the share."""
+    """How many queries of each class (rows) are classified correctly, and the share.
+
+    If classes are uneven, the last row has the mean over classes.
+    """
     labels, classes = embeddings.dataset.query_labels, embeddings.dataset.classes
     right = pd.DataFrame({"right": embeddings.query_predictions == labels}, dtype=float)
     parts = {name: right[labels == label] for label, name in enumerate(classes)} | {"all": right}
@@ -197,6 +272,9 @@ def classification(embeddings: Embeddings) -> pd.DataFrame:
         }
         for name, part in parts.items()
     }
+    if are_uneven(right.groupby(labels).size()):
+        shares = [row["accuracy"] for name, row in rows.items() if name != "all"]
+        rows["mean over classes"] = rows["all"] | {"accuracy": mean_of_classes(shares)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
@@ -233,7 +311,10 @@ def states(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
-    """mAP of the unrestricted search: a row per protocol and draw, a column per architecture."""
+    """mAP of the unrestricted search: a row per protocol and draw, a column per architecture.
+
+    One draw has too few classes for an interval: that of all draws is `uncertainty.class_test`'s.
+    """
     rows = tidy.select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
     # mAP over the whole ranking (k = 0 here), and at the depth that papers on hashing report.
     rows = rows.assign(k=rows["k"].fillna(0))
@@ -244,6 +325,11 @@ def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
         unseen = "" if pd.isna(draw) else f": {', '.join(_unseen_classes(runs, int(draw)))}"
         label = f"{protocol}{unseen}" + (f", mAP@{k:.0f}" if k else "")
         table[label] = {name: tidy.number(group[group["architecture"] == name]) for name in runs}
+    if len(means := unseen_class_means(runs)):
+        tested = uncertainty.class_test(means)
+        label = f"unseen_classes{BY_CLASS} ({tested['n_classes'].iloc[0]}) of all draws"
+        cells = tested.apply(from_row, axis=1).reindex(list(runs))
+        table[label] = cells.where(cells.notna(), Estimate(float("nan"))).to_dict()
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("protocol")
 
 
@@ -292,7 +378,8 @@ def scores(run: Run) -> pd.DataFrame:
     """Retrieval metrics of the first seed under the first protocol, over all queries.
 
     Returns:
-        A row per metric and k, a column per search.
+        A row per metric and k, a column per search. If classes are uneven, the second row is the
+        mean over classes of the average precision.
     """
     rows = run.first_rows()
     rows = tidy.select(rows[rows["search"].notna()])
@@ -302,7 +389,12 @@ def scores(run: Run) -> pd.DataFrame:
     order = [name for name in SEARCH_ORDER if name in wide]
     measured = dict.fromkeys(wide.index.get_level_values("metric"))
     metrics = sorted(measured, key=[*METRICS, *measured].index)
-    return wide.loc[metrics, order].rename_axis(columns=None).reset_index()
+    table = wide.loc[metrics, order].rename_axis(columns=None).reset_index()
+    if are_uneven(class_sizes(run.first_rows())):
+        of_classes = {name: class_mean(run.first_rows(), **_MAP, search=name) for name in order}
+        row = {"metric": METRICS[0] + BY_CLASS, "k": "all"} | of_classes
+        table = pd.concat([table.iloc[:1], pd.DataFrame([row]), table.iloc[1:]], ignore_index=True)
+    return table
 
 
 def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:

@@ -55,7 +55,9 @@ def average_seeds(per_query: pd.DataFrame) -> pd.DataFrame:
 def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """The rows of metrics.csv: means over all queries (`class` empty) and by the query's class.
 
-    Each has its 95 % interval over its queries. Accuracy has no search.
+    Each has its 95 % interval over its queries, except for all queries of a draw of
+    `unseen_classes`: `uncertainty.class_test` gives the interval of all draws. Accuracy has no
+    search.
 
     Args:
         per_query: from `per_query` or `average_seeds`.
@@ -75,6 +77,9 @@ def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
             for class_name, part in parts:
                 limits = _limits(part, group["n_relevant"].loc[part.index], search)
                 intervals = uncertainty.intervals(part, limits=limits)
+                if where["protocol"] == "unseen_classes" and class_name is None:
+                    # An interval over queries would speak only of the few classes of this draw.
+                    intervals[["ci_low", "ci_high"]] = float("nan")
                 names = intervals.index.to_series().str.partition("@")
                 frames.append(
                     intervals.assign(

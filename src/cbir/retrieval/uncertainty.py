@@ -1,19 +1,25 @@
 """Confidence intervals of means over queries, and paired tests between architectures.
 
-Both treat the queries as a sample: they show how a mean would vary with other queries of the same
-kind, but not with other seeds or training settings. All columns are computed at once, as the
-product of a matrix of random weights or signs and the matrix of values per query.
+Intervals and tests treat the queries as a sample: they show how a mean would vary with other
+queries of the same kind. `seed_test` covers other seeds as well, and `class_test` other classes.
+All columns are computed at once, as the product of a matrix of random weights or signs and the
+matrix of values per query.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import scipy.special
+from scipy.special import stdtr, stdtrit
 
 ALPHA = 0.05
 # Fewer differences give no p-value; docs/evaluation.md shows why.
 MIN_QUERIES = 30
+# Fewer seeds, classes or draws give no test over them; docs/evaluation.md shows why.
+MIN_SEEDS, MIN_CLASSES, MIN_DRAWS = 3, 6, 3
+# No p-value is 0. SciPy's t quantiles are infinite from about 1e-300 on.
+LEAST_P = 1e-30
 # Scores this close to a limit are at it, and may exceed it by as much.
 ROUNDING = 1e-6
 # The number of weights or signs per batch: 16 MB in float64.
@@ -176,45 +182,185 @@ def corrected(tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(
-    values: pd.DataFrame, *, resamples: int = 2000, permutations: int = 10_000, seed: int = 0
+    values: Mapping[str, pd.DataFrame | pd.Series],
+    *,
+    baselines: Collection[str] = (),
+    same_networks: bool = False,
+    resamples: int = 2000,
+    permutations: int = 10_000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Compare every pair of architectures on the same queries.
 
+    If both have at least `MIN_SEEDS` seeds, or one has and the other is a baseline, the test and
+    the interval are those of `seed_test`: they speak of the architectures. Otherwise they are
+    those of `permutation_test` and `intervals` over the queries alone, and speak only of the
+    networks that were trained.
+
     Args:
-        values: (n_queries, n_architectures), one score per query, averaged over seeds. A pair is
-            compared on the queries for which both have a value.
+        values: by architecture, one score per query (rows) and seed (columns, or a series for one
+            seed). A pair is compared on the queries for which both have a value.
+        baselines: those that are not trained, and therefore have no variance between seeds.
+        same_networks: whether all columns with the same number, such as two searches, come from the
+            same trained network, so that seeds are paired.
 
     Returns:
-        One row per pair, the architectures with the highest means first: ahead, behind (names of
-        columns), difference (mean of ahead - behind, >= 0), ci_low, ci_high (its 95 % interval,
-        only for this pair), p (`permutation_test`; NaN for too few queries), p_holm (`holm` over
-        these rows), effect_size (Cohen's d_z: mean / standard deviation of the differences; 0 if
-        all are 0, NaN if they are equal otherwise), n_queries, is_significant (p_holm < 0.05).
-        Source of d_z: Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative
-        Science (2013).
+        One row per pair, the architectures with the highest means first: ahead, behind (names),
+        difference (mean of ahead - behind over queries and seeds, >= 0), ci_low, ci_high (its 95 %
+        interval, only for this pair), p (NaN for too few queries), p_holm (`holm` over these rows),
+        effect_size (Cohen's d_z of scores averaged over seeds: mean / standard deviation of the
+        differences; 0 if all are 0, NaN if they are equal otherwise), n_queries, covers_seeds
+        (whether the row speaks of architectures), is_significant (p_holm < 0.05). Source of d_z:
+        Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative Science (2013).
 
     Raises:
         ValueError: two columns have the same name, or a value is infinite.
     """
-    if not values.columns.is_unique:
+    by_name = {name: pd.DataFrame(values[name]) for name in sorted(dict.fromkeys(values))}
+    if len(by_name) < len(list(values)):
         raise ValueError("two architectures have the same name")
+    means = pd.DataFrame({name: scores.mean(axis=1) for name, scores in by_name.items()})
+    pairs, differences = _pairs(means)
+    table = intervals(differences, limits=None, resamples=resamples, seed=seed)
+    p_values = _permutation_tests(differences.to_numpy(), permutations, seed)
+    covers_seeds = np.zeros(len(pairs), bool)
+    for row, pair in enumerate(pairs.itertuples()):
+        trained = [by_name[name] for name in (pair.ahead, pair.behind) if name not in baselines]
+        covers_seeds[row] = all(scores.shape[1] >= MIN_SEEDS for scores in trained)
+        if trained and covers_seeds[row] and not np.isnan(p_values[row]):
+            kept = differences[row].dropna()
+            seed_means = [scores.loc[kept.index].mean().to_numpy() for scores in trained]
+            if same_networks:
+                seed_means = [np.subtract(*seed_means)]
+            *bounds, p_values[row] = seed_test(kept.to_numpy(), seed_means)
+            table.loc[row, ["ci_low", "ci_high"]] = bounds
+    return _compared(pairs, table, differences, p_values).assign(covers_seeds=covers_seeds)
+
+
+def compare_classes(values: pd.DataFrame) -> pd.DataFrame:
+    """Compare every pair of architectures on classes that they were not trained on.
+
+    Args:
+        values: (n, n_architectures), means over the queries of a class, indexed by draw and class.
+
+    Returns:
+        As from `compare`, with n_classes in the place of n_queries; difference, interval and p are
+        those of `class_test`. covers_seeds is True, since each draw is another training.
+    """
+    pairs, differences = _pairs(values)
+    table = class_test(differences)
+    p_values = table.pop("p").to_numpy()
+    return _compared(pairs, table, differences, p_values).assign(covers_seeds=True)
+
+
+def seed_test(
+    differences: np.ndarray, seed_means: Sequence[np.ndarray], *, level: float = 1 - ALPHA
+) -> tuple[float, float, float]:
+    """Interval and two-sided test of a mean difference, over both seeds and queries.
+
+    The difference between two architectures varies with the queries and, independently, with the
+    seeds of each. Its variance is estimated by the sum of the variances of these means: that of
+    the differences over queries / n_queries, and of each side's means over seeds / n_seeds. The sum
+    counts what a seed changes for single queries twice, which errs on the safe side. The quantile
+    is the mean of the t quantiles of both parts, weighted by their variances (Cochran's
+    approximation); the seeds have Welch's degrees of freedom. `tests/benchmarks/comparisons.py`
+    measures how often the test errs.
+
+    Sources: Cochran and Cox, Experimental Designs (1957), section 4.14; Welch, The Generalization
+    of `Student's' Problem when Several Different Population Variances are Involved (1947);
+    McCullagh, Resampling and Exchangeable Arrays (2000), for the sum of the variances.
+
+    Args:
+        differences: (n_queries,), of scores averaged over the seeds, finite; at least two.
+        seed_means: for each side that was trained, (n_seeds,) its mean over queries by seed, at
+            least two; if seeds are paired, one array of the mean differences.
+
+    Returns:
+        low, high, p: p above 0, at most 1.
+    """
+    from scipy.optimize import brentq  # takes a third of a second, and few callers need it
+
+    n, mean = len(differences), float(np.mean(differences))
+    by_query = np.var(differences, ddof=1) / n
+    by_side = np.array([np.var(means, ddof=1) / len(means) for means in seed_means])
+    by_seed, n_free = by_side.sum(), np.array([len(means) - 1 for means in seed_means])
+    error = np.sqrt(by_query + by_seed)
+    # Equal means may differ in their last digits.
+    if error <= 1e-12 * np.abs(differences).max(initial=0):
+        return mean, mean, 1.0 if mean == 0 else LEAST_P
+    weight = by_seed / error**2
+    seeds_free = by_seed**2 / (by_side**2 / n_free).sum() if by_seed > 0 else n - 1
+
+    def quantile(p: float) -> float:
+        return -weight * stdtrit(seeds_free, p / 2) - (1 - weight) * stdtrit(n - 1, p / 2)
+
+    half = quantile(1 - level) * error
+
+    def excess(log_p: float) -> float:
+        return quantile(np.exp(log_p)) - abs(mean) / error
+
+    least = np.log(LEAST_P)
+    p = np.exp(brentq(excess, least, 0)) if excess(least) > 0 else LEAST_P
+    return mean - half, mean + half, float(p)
+
+
+def class_test(values: pd.DataFrame) -> pd.DataFrame:
+    """Intervals and two-sided tests of means over classes, which speak of other classes, too.
+
+    Classes differ, and so do the networks of different draws. Therefore each column is tested twice
+    with Student's t, over the means of the classes and over the means of the draws. The interval
+    reaches from the lower low end to the higher high end, and p is the larger of the two. With
+    fewer than `MIN_CLASSES` classes or `MIN_DRAWS` draws, there is neither an interval nor a p.
+    `tests/benchmarks/comparisons.py` measures how often the test errs.
+
+    Args:
+        values: (n, m), means over the queries of a class, or differences of them, indexed by draw
+            and class. A class may be in several draws; it counts once.
+
+    Returns:
+        One row per column: value (mean over classes), ci_low, ci_high, p, n_classes.
+    """
+    by_class, by_draw = (values.groupby(level=level).mean() for level in (1, 0))
+    table = pd.DataFrame({"value": by_class.mean()}, index=values.columns)
+    n_classes, n_draws = len(by_class), len(by_draw)
+    bounds, p_values = [], []
+    for means in (by_class, by_draw):
+        n, mean, error = len(means), means.mean(), means.sem()
+        half = -stdtrit(n - 1, ALPHA / 2) * error if n > 1 else np.nan
+        bounds += [mean - half, mean + half]
+        # Without any spread, a mean that is not 0 has the smallest p.
+        ratio = (mean.abs() / error).fillna(0)
+        p_values.append((2 * stdtr(max(n - 1, 1), -ratio)).clip(LEAST_P))
+    is_enough = n_classes >= MIN_CLASSES and n_draws >= MIN_DRAWS
+    table["ci_low"] = np.min(bounds, axis=0) if is_enough else np.nan
+    table["ci_high"] = np.max(bounds, axis=0) if is_enough else np.nan
+    table["p"] = np.max(p_values, axis=0) if is_enough else np.nan
+    return table.assign(n_classes=n_classes)
+
+
+def _pairs(values: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every pair of columns, the higher mean first: ahead and behind, and their differences."""
     scores = _matrix(values.sort_index(axis="columns"))
     names = values.columns.sort_values()
     order = np.argsort(-pd.DataFrame(scores).mean().to_numpy(), kind="stable")
     one, other = order[np.array(np.triu_indices(len(order), 1))]
-    differences = pd.DataFrame(scores[:, one] - scores[:, other])
+    differences = pd.DataFrame(scores[:, one] - scores[:, other], index=values.index)
     # If some queries have no value, the architecture with the higher mean can be behind.
     is_turned = (differences.mean() < 0).to_numpy()
     differences *= np.where(is_turned, -1, 1)
-    mean, spread = differences.mean(), differences.std()
+    ahead = names[np.where(is_turned, other, one)]
+    behind = names[np.where(is_turned, one, other)]
+    return pd.DataFrame({"ahead": ahead, "behind": behind}), differences
 
-    table = intervals(differences, limits=None, resamples=resamples, seed=seed)
-    table = table.rename(columns={"value": "difference"})
-    table.insert(0, "ahead", names[np.where(is_turned, other, one)])
-    table.insert(1, "behind", names[np.where(is_turned, one, other)])
-    p_values = _permutation_tests(differences.to_numpy(), permutations, seed)
+
+def _compared(
+    pairs: pd.DataFrame, table: pd.DataFrame, differences: pd.DataFrame, p_values: np.ndarray
+) -> pd.DataFrame:
+    """The rows of `compare`: pairs beside their differences, which `table` summarises."""
+    table = pairs.join(table.rename(columns={"value": "difference"}))
     table.insert(5, "p", p_values)
     table.insert(6, "p_holm", p_values)
+    mean, spread = differences.mean(), differences.std()
     # The spread of equal differences is 0, except for rounding.
     effect = (mean / spread).where(spread > 1e-12 * mean, mean.where(mean == 0))
     table.insert(7, "effect_size", effect)
