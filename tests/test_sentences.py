@@ -569,7 +569,7 @@ def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):
     low, high, baseline = apart(0.2, 0.8, 0.1)
     runs = make_runs({"cnn": low, "vgg": high, "pixels": baseline}, baselines=1)
     pairs = tables.pairs(runs)
-    answer = sentences.in_short(tables.quality_and_cost(runs), pairs)
+    answer = sentences.in_short(tables.quality_and_cost(runs), pairs, runs)
     assert " It is untested against cnn (difference 0." in answer
     verdict = sentences.verdict(pairs, runs)
     assert "- **vgg** is untested against cnn (difference 0." in verdict

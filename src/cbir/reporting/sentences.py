@@ -140,8 +140,7 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) ->
     different = [name for name in others if name not in (*tied, *untested)]
     relations = [_relation(pairs, first, name, note) for name in [*tied, *untested, *different[:1]]]
     if further := different[1:]:
-        further = [(name, _pair_of(pairs, first, name).covers_seeds) for name in further]
-        relations.append(f"significantly different from {_names(further, note)}")
+        relations.append(f"significantly different from {_names(pairs, further, first, note)}")
     # The sentence says only once how much seeds differ.
     first_part, mark, rest = "; ".join(relations).partition(f": {note}")
     rivals = f"It is {first_part}{mark}{rest.replace(mark or note, '')}."
@@ -183,10 +182,9 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     for baseline in baselines if architectures else []:
         groups = {}
         for name in architectures:
-            covers_seeds = _pair_of(pairs, name, baseline).covers_seeds
-            groups.setdefault(outcomes.loc[name, baseline], []).append((name, covers_seeds))
+            groups.setdefault(outcomes.loc[name, baseline], []).append(name)
         parts = [
-            f"{text}: {_names(groups[outcome], note)}"
+            f"{text}: {_names(pairs, groups[outcome], baseline, note)}"
             for outcome, text in OUTCOMES.items()
             if outcome in groups
         ]
@@ -419,20 +417,24 @@ def _relation(pairs: pd.DataFrame, name: str, other: str, note: str = "") -> str
         evidence = "too few classes" if "n_classes" in pairs else evidence
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     numbers = f"difference {difference}, {evidence}"
-    scope = "" if pair.covers_seeds else f"; {NETWORKS_ONLY}: {note}"
+    scope = f"; {NETWORKS_ONLY}: {note}" if _is_of_networks(pair) else ""
     return f"{relation} {other} ({numbers}{scope})"
 
 
-def _names(compared: list[tuple[str, bool]], note: str) -> str:
-    """Names, and for which of them the test does not cover seeds.
+def _is_of_networks(pair) -> bool:
+    """Whether a pair was tested, but without seeds, so that the verdict is about the networks."""
+    return not (pair.covers_seeds or math.isnan(pair.p))
+
+
+def _names(pairs: pd.DataFrame, names: list[str], other: str, note: str) -> str:
+    """Names that compare alike with another one, and for which of them that is of the networks.
 
     Args:
-        compared: names, and whether the test covers seeds.
         note: from `between_seeds`.
     """
-    text = ", ".join(name for name, _ in compared)
-    uncovered = [name for name, covers_seeds in compared if not covers_seeds]
-    if not uncovered:
+    text = ", ".join(names)
+    of_networks = [name for name in names if _is_of_networks(_pair_of(pairs, name, other))]
+    if not of_networks:
         return text
-    which = "" if len(uncovered) == len(compared) else f" for {', '.join(uncovered)}"
+    which = "" if len(of_networks) == len(names) else f" for {', '.join(of_networks)}"
     return f"{text} ({NETWORKS_ONLY}{which}: {note})"
