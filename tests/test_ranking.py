@@ -684,11 +684,18 @@ def test_rankings_are_those_of_exact_similarities(kind, seed):
 def test_similarities_up_to_the_tolerance_are_ties(angle, is_tie):
     # At a right angle, similarities differ by as much as angles.
     angles = np.array([0, 2, 1]) * angle
-    gallery = np.column_stack([angles, np.ones(3)])
-    rankings, similarities = ranking.search(np.array([[1.0, 0]]), gallery, 3)
+    gallery = np.column_stack([np.ones(3), 2 * angles - 1])
+    rankings, similarities = ranking.search(np.array([[1.0, 1]]), gallery, 3)
     # The outer two differ by 1e-12; a chain would tie them even if they differed by more.
     assert rankings.tolist() == [[0, 1, 2] if is_tie else [1, 2, 0]]
     assert (len(set(similarities[0])) == 1) == is_tie
+
+
+def test_small_similarities_are_ranked_if_they_are_exact():
+    # As by `label_lookup`: probabilities of a query, and images that show one class each.
+    query = np.array([[1, 1e-20, 1e-13, 1e-16, 1e-30]], np.float32)
+    rankings, _ = ranking.search(query, np.eye(5), 5)
+    assert rankings.tolist() == [[0, 2, 3, 1, 4]]
 
 
 def test_ties_on_both_sides_of_any_grid_are_ties():

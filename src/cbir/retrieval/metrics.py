@@ -31,9 +31,10 @@ def evaluate_retrieval(
 
     Args:
         query_embeddings, gallery_embeddings: (n_queries, d) and (n_gallery, d) numbers, rows of any
-            length except zero. Similarities that differ by at most 1e-12 are ties and keep the
-            order of the gallery; the similarities of integers, such as binary codes, are exact. A
-            query's scores depend on neither the other queries nor the number of threads.
+            length except zero. Similarities that differ by at most 1e-12, relative to the sum of
+            the absolute products that they consist of, are ties and keep the order of the gallery;
+            the similarities of integers, such as binary codes, are exact. A query's scores depend
+            on neither the other queries nor the number of threads.
         query_labels, gallery_labels: (n_queries,) and (n_gallery,) int class ids, 0 or greater; an
             image is relevant to queries of its class.
         ks: depths at which to measure, 1 or greater; they may exceed the size of the gallery.

@@ -1,9 +1,9 @@
 """Rankings of the gallery for each query, by cosine similarity.
 
-Similarities that differ by at most `TIE` = 1e-12 are ties, and ties keep the order of the gallery.
-(Ties form chains: if a is tied with b, and b with c, so is a with c.) The ranking of a query
-depends on the query and the gallery alone; other queries, blocks, threads and the BLAS library make
-no difference:
+Similarities that differ by at most `TIE` = 1e-12, relative to the sum of the absolute products that
+they consist of (which is 1 at most), are ties, and ties keep the order of the gallery. (Ties form
+chains: if a is tied with b, and b with c, so is a with c.) The ranking of a query depends on the
+query and the gallery alone; other queries, blocks, threads and the BLAS library make no difference:
 
 1. A float32 matrix product yields approximate similarities. Their last bits depend on all of these.
 2. A radix sort orders them. Neighbours that are closer than the rounding errors form a group;
@@ -11,7 +11,9 @@ no difference:
 3. Within a group, float64 dot products of the embeddings as given decide. Each depends on its two
    vectors alone, and is exact if they are integers, such as codes of 0 and 1 or of -1 and 1.
 
-Only groups whose order matters are refined, so this takes little longer than the first two steps.
+Only groups whose order matters are refined, so this takes little time unless most similarities are
+ties. How large rounding errors become is known from experience only (see `SPREAD_ERROR`); larger
+ones are looked for in every ranking.
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.
@@ -29,8 +31,9 @@ from threadpoolctl import ThreadpoolController
 
 from cbir.progress import progress
 
-# The largest difference between neighbouring similarities that are ties. It is above the rounding
-# error of a float64 dot product of unit vectors, even in many thousands of dimensions.
+# The largest difference between neighbouring similarities that are ties, relative to the sum of
+# absolute products, as rounding errors are. It is above those of a float64 dot product, even in
+# many thousands of dimensions.
 TIE = 1e-12
 # The rounding error of an approximate similarity s is expected to be below ROUNDING *
 # (SPREAD_ERROR * radius + sqrt(d) * abs(s)). Errors of sums grow with the square root of the number
@@ -443,7 +446,8 @@ def _write_rankings(  # noqa: PLR0917
     """
     n, k, d = len(codes), rankings.shape[1], queries.shape[1]
     keys, items, moved = np.empty(n, np.uint32), np.empty(n, np.uint64), np.empty(n, np.uint64)
-    exact, positions, is_mixed = np.empty(n), np.empty(n, np.int32), np.empty(n, np.bool_)
+    exact, sizes = np.empty(n), np.empty(n)
+    positions, is_mixed = np.empty(n, np.int32), np.empty(n, np.bool_)
     # No approximate similarity is beyond `top`, rounding errors included.
     top = np.float32(radius * (1 + (d + 9) * ROUNDING) + TIE)
     scale = np.float32((LAST - 1) / (2 * top))
@@ -461,7 +465,7 @@ def _write_rankings(  # noqa: PLR0917
         )  # fmt: skip
         arguments = (
             approximate[row], queries[row], query_scales[row], offsets[row], rows, scales,
-            codes, wanted[row], k, n_ranked, items, exact, positions, is_mixed,
+            codes, wanted[row], k, n_ranked, items, exact, sizes, positions, is_mixed,
         )  # fmt: skip
         if not _refine(gaps, errors, *arguments):
             _refine(np.full(DIGIT, LAST, np.uint64), (np.inf, 0.0), *arguments)
@@ -527,7 +531,7 @@ def _sort_approximately(  # noqa: PLR0917
 @njit(nogil=True, cache=True)
 def _refine(  # noqa: PLR0912, PLR0917
     gaps, errors, approximate, query, query_scale, offset, rows, scales, codes, wanted, k,
-    n_ranked, items, exact, positions, is_mixed,
+    n_ranked, items, exact, sizes, positions, is_mixed,
 ):  # fmt: skip
     """Put images that the rounding errors may have mixed up in the order of exact similarities.
 
@@ -542,7 +546,7 @@ def _refine(  # noqa: PLR0912, PLR0917
     """
     for sample in range(min(SAMPLES, n_ranked)):
         position = items[sample * (n_ranked - 1) // SAMPLES] & POSITION
-        product = _product(query, rows[position]) * (scales[position] * query_scale)
+        product = _product(query, rows[position])[0] * (scales[position] * query_scale)
         error = abs(approximate[position] + offset * query_scale - product)
         if error > errors[0] + errors[1] * abs(approximate[position]):
             return False
@@ -573,9 +577,12 @@ def _refine(  # noqa: PLR0912, PLR0917
             _find_mixed(exact[start:end], is_relevant, errors, is_mixed[start:end])
         for place in range(start, end):
             similarity = exact[place] + offset * query_scale
+            sizes[positions[place]] = 0.0
             if is_mixed[place]:
                 position = positions[place]
-                product = _product(query, rows[position]) * (scales[position] * query_scale)
+                product, size = _product(query, rows[position])
+                product *= scales[position] * query_scale
+                sizes[position] = size * (scales[position] * query_scale)
                 if abs(similarity - product) > errors[0] + errors[1] * abs(exact[place]):
                     return False
                 similarity = product
@@ -583,7 +590,9 @@ def _refine(  # noqa: PLR0912, PLR0917
         _sort(exact[start:end], positions[start:end])
         first = start
         for place in range(start + 1, end + 1):
-            if place == end or exact[place - 1] - exact[place] > TIE:
+            if place == end or exact[place - 1] - exact[place] > TIE * max(
+                sizes[positions[place - 1]], sizes[positions[place]]
+            ):
                 if place - first > 1:
                     exact[first:place] = exact[first]
                     _sort(exact[first:place], positions[first:place])
@@ -619,11 +628,16 @@ def _find_mixed(values, is_relevant, errors, is_mixed):
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
 def _product(query, row):
-    """The float64 dot product. The order of its sums is fixed when this function is compiled."""
-    total = 0.0
+    """The dot product in float64, and the sum of the absolute products.
+
+    The order of the sums is fixed when this function is compiled.
+    """
+    total = size = 0.0
     for place in range(len(query)):
-        total += query[place] * row[place]
-    return total
+        product = query[place] * row[place]
+        total += product
+        size += abs(product)
+    return total, size
 
 
 @njit(nogil=True, cache=True)
