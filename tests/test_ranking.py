@@ -675,7 +675,9 @@ def test_rankings_are_those_of_exact_similarities(kind, seed):
     for vector, positions in zip(query, rankings, strict=True):
         similarity = np.array([cosine(vector, other) for other in gallery])
         order = np.argsort(-similarity, kind="stable")
-        first = np.append(True, similarity[order][:-1] - similarity[order][1:] > ranking.TIE)
+        size = np.array([cosine(abs(vector), abs(other)) for other in gallery])[order]
+        tolerance = ranking.TIE * np.maximum(size[:-1], size[1:])
+        first = np.append(True, similarity[order][:-1] - similarity[order][1:] > tolerance)
         ties = np.split(order, np.flatnonzero(first)[1:])
         assert positions.tolist() == np.concatenate([np.sort(tie) for tie in ties]).tolist()
 
