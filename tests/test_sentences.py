@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented import all_of_one, result, rows
 
+from cbir.images import leaks
 from cbir.images.protocols import PROTOCOLS
 from cbir.reporting import sentences, tables, tidy
 from cbir.reporting.estimates import Estimate
@@ -529,39 +530,63 @@ def test_with_one_architecture_or_none_the_answer_says_so():
     assert none == "No architecture has results; only baselines do."
 
 
-def leaking_pairs(identical: list[int], near: list[int]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "query": identical + near,
-            "kind": ["identical"] * len(identical) + ["near-duplicate"] * len(near),
-        }
-    )
+def copies(
+    identical: tuple[int, ...] = (), near: tuple[int, ...] = (), conflicts: tuple[int, ...] = ()
+) -> pd.DataFrame:
+    queries = [*identical, *near]
+    kinds = ["identical"] * len(identical) + ["near-duplicate"] * len(near)
+    is_conflict = pd.Series([query in conflicts for query in queries], dtype=bool)
+    return pd.DataFrame({"query": queries, "kind": kinds, "is_conflict": is_conflict})
 
 
 @pytest.mark.parametrize(
-    ("identical", "near", "n_queries", "words"),
+    ("pairs", "n_queries", "words"),
     [
-        ([], [], 359, "none of 359"),
+        (copies(), 359, "none found among 359"),
         (
-            [1, 2, 3],
-            [*range(10, 19)],
+            copies((1, 2, 3), tuple(range(10, 19))),
             10_000,
             "12 of 10,000 (0.1 %); with identical pixels: 3, near-duplicates: 9",
         ),
-        ([], [4, 4], 100, "1 of 100 (1.0 %); with identical pixels: 0, near-duplicates: 1"),
-        ([4], [4, 5], 8, "2 of 8 (25.0 %); with identical pixels: 1, near-duplicates: 1"),
         (
-            [7],
-            [],
+            copies((), (4, 4)),
+            100,
+            "1 of 100 (1.0 %); with identical pixels: 0, near-duplicates: 1",
+        ),
+        (
+            copies((4,), (4, 5)),
+            8,
+            "2 of 8 (25.0 %); with identical pixels: 1, near-duplicates: 1",
+        ),
+        (
+            copies((7,)),
             10_000,
             "1 of 10,000 (less than 0.1 %); with identical pixels: 1, near-duplicates: 0",
         ),
     ],
 )
-def test_leaks_are_counted_in_words(identical, near, n_queries, words):
-    sentence = sentences.describe_leaks(leaking_pairs(identical, near), n_queries)
-    limit = "Limit: a pixel distance of 0.08 (0: identical, 1.41: unrelated)."
-    assert sentence == f"Queries that are also in the gallery: {words}. {limit}"
+def test_leaks_are_counted_in_the_sentence_that_says_what_is_missed(pairs, n_queries, words):
+    text = sentences.describe_leaks(leaks.Audit(pairs, copies(), n_queries, 30, 0))
+    first = text.split(". ")[0]
+    assert first.startswith(f"Queries that are also in the gallery: {words}; the search misses ")
+    assert "crops to less than 90 % of the side" in first
+    assert "shifts by more than 6 %" in first
+
+
+def test_label_conflicts_and_copies_for_validation_are_counted():
+    audit = leaks.Audit(
+        leaks=copies((1, 2), (3, 3, 4), conflicts=(2, 3)),
+        validation_copies=copies((), (5, 6, 6), conflicts=(6,)),
+        n_queries=100,
+        n_validation=40,
+        n_identical_conflicts=7,
+    )
+    text = sentences.describe_leaks(audit)
+    assert (
+        "Label conflicts, copies with another label: 2 of these queries, 1 validation images, and, "
+        "with identical pixels, 7 images of the whole data set. "
+        "Validation images with a copy in the training images: 2 of 40 (5.0 %)."
+    ) in text
 
 
 def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):

@@ -1,215 +1,431 @@
 """Leaks: queries that are also in the gallery, which would make retrieval look too good.
 
-A pair of images leaks if their pixels are identical, or if they are near-duplicates: the same
-picture saved again, brighter, or shifted by one pixel of 32. A near-duplicate passes both
-thresholds:
+Two images are copies if their pixels are identical, or if they are near-duplicates: the same
+picture saved again, brighter, noisier, blurred, in grey, mirrored, turned by a multiple of 90
+degrees, shifted by up to two pixels of 32, or cropped by up to a tenth. The search has four steps.
 
-- `HASH_BITS`: the difference hashes (is a cell brighter than its neighbour?) differ in at most 24
-  of 128 bits; those of unrelated pictures differ in about 64.
-- `PIXEL_DISTANCE`: the root mean square difference of the pixels is at most 0.08. The images are
-  scaled to a width of 32 pixels, centred in each colour channel, scaled to contrast 1, and shifted
-  by up to 2 pixels. The same picture in any brightness has distance 0, two unrelated pictures 1.41.
+1. Images with identical pixels form a group, which is searched once.
+2. Every image becomes a map of its details: 32x32 pixels of brightness, band-passed, so that shapes
+   count and shading does not. The descriptor of an image is the low frequencies of the cosine
+   transform of this map, as in perceptual hashes (Zauner, "Implementation and benchmarking of
+   perceptual image hash functions", 2010). Pairs whose descriptors have a cosine similarity of at
+   least `CANDIDATE` are candidates. Exact matrix products compare all pairs, with each query in
+   eight orientations and nine shifts.
+3. A candidate is a near-duplicate if its maps correlate by at least `MIN_CORRELATION`, in the best
+   of 25 shifts and some crops, and by much more than maps of unrelated pictures would:
+   arctanh(r) >= `MIN_DEVIATIONS` * s. Here s is the standard deviation of the correlation over all
+   shifts that the two power spectra imply. It is large if the maps show few details (the effective
+   sample size of Clifford, Richardson and Hémon, "Assessing the significance of the correlation
+   between two spatial processes", Biometrics 1989): an aeroplane in the sky resembles many others.
+4. If both images are simple, which means blurred or of two tones, such as handwritten digits, they
+   must correlate by at least `MIN_SIMPLE_CORRELATION`.
 
-The hashes are computed on pictures that are not shifted. Therefore, most copies shifted by one
-pixel are found, but only some of those shifted by two.
-
-The threshold is the same for all data sets. The two most similar of scikit-learn's digits have a
-distance of 0.09, so no digit is a near-duplicate of another. Photographs differ more, and a larger
-threshold would find more copies among them, such as those with strong compression, another tint or
-another crop: Barz and Denzler ("Do we train on test data?", 2020), who judged pairs by eye, list
-286 of the 10,000 test images of CIFAR-10.
+`tests/benchmarks/leaks.py` measures the share of copies found, by kind of change.
 """
 
 import hashlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import as_strided
+from scipy.fft import dct, fft2
+from scipy.ndimage import gaussian_filter1d
 
 from cbir.cache import cached
 from cbir.images.dataset import Dataset, take_rows
 from cbir.progress import progress
 
-HASH_BITS = 24
-PIXEL_DISTANCE = 0.08
-# `SHIFT` is the largest shift between two images, in pixels of images that are `WIDTH` wide.
-WIDTH, SHIFT = 32, 2
-# The root mean square contrast, in grey levels of 255. Images of less contrast show too little, and
-# leak only if all pixels are identical.
-MIN_CONTRAST = 8.0
-# Pairs whose 8x8 sketches differ by more are not compared pixel by pixel. Sketches are not shifted,
-# and a shift by one pixel changes them by up to about 0.4.
-SKETCH_DISTANCE = 0.5
-# The number of queries, or of pairs, compared at a time. 64 queries and a gallery of 50,000 take
-# 26 MB per array.
-BLOCK = 64
 KINDS = ("identical", "near-duplicate")
+COLUMNS = ["query", "gallery", "copies", "kind", "correlation", "is_conflict"]
+MIN_CORRELATION, MIN_DEVIATIONS, MIN_SIMPLE_CORRELATION = 0.9, 6.5, 0.995
+# Descriptors that are less similar are not compared pixel by pixel.
+CANDIDATE, SIMPLE_CANDIDATE = 0.8, 0.95
+# Maps are `WIDTH` pixels wide. `SHIFT` is the largest shift of a copy, in such pixels.
+WIDTH, SHIFT = 32, 2
+INNER = WIDTH - 2 * SHIFT
+# The widths, in pixels, of the Gaussian filters whose difference passes the band of details.
+FINE, COARSE = 0.7, 3.0
+# A descriptor holds the cosines of fewer than this many half periods.
+FREQUENCIES = 7
+# Sides of the centre crops that are compared if the whole images correlate by `MIN_WHOLE`.
+CROPS, MIN_WHOLE = (0.95, 0.9), 0.6
+# An image is blurred if less than this share of the power of its gradient has more than
+# `BLURRED_ABOVE` half periods, and of two tones if its brightness has a bimodality coefficient
+# (Sarle's; 1 for two values) above `TWO_TONES`.
+BLURRED, BLURRED_ABOVE, TWO_TONES = 0.15, 10.5, 0.9
+# The root mean square of a map, in grey levels of 255. Images of less contrast show too little, and
+# are copies only if all pixels are identical.
+MIN_CONTRAST = 3.0
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# The number of queries, gallery images and pairs that are compared at a time.
+QUERIES, GALLERY, PAIRS = 512, 4096, 512
 
 
-def find_leaks(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
-    """Find every pair of a query and a gallery image that show the same picture.
+def find_leaks(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    itself: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Find the queries that show the same picture as a gallery image.
 
     Args:
         queries, gallery: (n, size, size, 3) uint8 RGB of the same size; they are read in blocks and
             may be memory-mapped.
+        query_labels, gallery_labels: (n,) int.
+        itself: (n_queries,) int, the gallery position of the query itself, or -1.
 
     Returns:
-        One row per pair, sorted by query, pixel distance and gallery image: `query`, `gallery`
-        (positions, int64), `kind` (a name in `KINDS`), `hash_distance` (int64, of 128 bits) and
-        `pixel_distance` (float64).
+        One row per query and group of gallery images with identical pixels and the same label,
+        sorted by query, correlation (descending) and gallery image: `query`, `gallery` (positions,
+        int64; the first image of the group), `copies` (int64, the size of the group), `kind` (a
+        name in `KINDS`), `correlation` (float64, 1 if identical) and `is_conflict` (bool, whether
+        the labels differ).
     """
-    query_signatures = _Signatures(queries, "queries")
-    gallery_signatures = _Signatures(gallery, "gallery")
-    identical = _find_identical(query_signatures, gallery_signatures)
-    similar = _find_similar(queries, gallery, query_signatures, gallery_signatures)
-    # Identical images also pass the thresholds of near-duplicates, and are counted once.
-    pairs = pd.concat([identical, similar]).drop_duplicates(["query", "gallery"])
-    return pairs.sort_values(["query", "pixel_distance", "gallery"], ignore_index=True)
-
-
-def audit(dataset: Dataset) -> pd.DataFrame:
-    """The leaks of a data set, as from `find_leaks`; cached."""
-
-    def make(folder: Path) -> None:
-        images = dataset.images
-        pairs = find_leaks(take_rows(images, dataset.queries), take_rows(images, dataset.gallery))
-        # If the queries form the gallery, a query is no leak of itself.
-        is_itself = dataset.queries[pairs["query"]] == dataset.gallery[pairs["gallery"]]
-        pairs[~is_itself].reset_index(drop=True).to_parquet(folder / "pairs.parquet")
-
-    artifact = cached(
-        "leaks", make, parameters={}, reads=[dataset.search_fingerprint], package="images"
-    )
-    return pd.read_parquet(artifact.folder / "pairs.parquet")
-
-
-class _Signatures:
-    """Signatures of images that help to find their copies, about 0.8 kB per image.
-
-    Attributes:
-        digests: n digests of 16 bytes, equal only if all pixels are equal.
-        hashes: (n, 2) uint64, whether brightness rises to the right (64 bits) and downwards (64).
-        sketches: (n, 192) float32, the image as 8x8 pixels, centred, of length 1.
-        has_contrast: (n,) bool.
-    """
-
-    def __init__(self, images: np.ndarray, name: str):
-        self.digests: list[bytes] = []
-        self.hashes = np.empty((len(images), 2), np.uint64)
-        self.sketches = np.empty((len(images), 192), np.float32)
-        self.has_contrast = np.empty(len(images), bool)
-        # A block of images has about 1 MB, whatever their size.
-        step = max(1, 2**20 // max(1, images[:1].nbytes))
-        starts = range(0, len(images), step)
-        for start in progress(starts, len(starts), f"looking for leaks: {name}, blocks"):
-            block = np.ascontiguousarray(images[start : start + step])
-            rows = slice(start, start + len(block))
-            self.digests += [hashlib.blake2b(image, digest_size=16).digest() for image in block]
-            pictures = _shrink(block, WIDTH)
-            self.hashes[rows] = _difference_hash(pictures)
-            centred = _centre(pictures)
-            self.has_contrast[rows] = np.sqrt((centred**2).mean((1, 2, 3))) >= MIN_CONTRAST
-            sketch = _centre(_area(WIDTH, 8) @ pictures @ _area(WIDTH, 8).T).reshape(len(block), -1)
-            self.sketches[rows] = sketch / np.maximum(np.linalg.norm(sketch, axis=1), 1e-6)[:, None]
-
-
-def _find_identical(query_signatures: _Signatures, gallery_signatures: _Signatures) -> pd.DataFrame:
-    queries, gallery = (
-        pd.DataFrame({"digest": signatures.digests, name: range(len(signatures.digests))})
-        for name, signatures in (("query", query_signatures), ("gallery", gallery_signatures))
-    )
-    pairs = queries.merge(gallery, on="digest")
-    zeros = np.zeros(len(pairs))
-    return _pairs(pairs["query"], pairs["gallery"], KINDS[0], zeros, zeros)
-
-
-def _find_similar(
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    query_signatures: _Signatures,
-    gallery_signatures: _Signatures,
-) -> pd.DataFrame:
-    """Pairs that pass the thresholds of near-duplicates, identical ones among them."""
-    query_rows = np.flatnonzero(query_signatures.has_contrast)
-    gallery_rows = np.flatnonzero(gallery_signatures.has_contrast)
-    hashes = gallery_signatures.hashes[gallery_rows].T.copy()
-    sketches = gallery_signatures.sketches[gallery_rows].T.copy()
-    # The dot product of two vectors of length 1 follows from their distance.
-    min_similarity = 1 - SKETCH_DISTANCE**2 / 2
-    pairs = [_pairs([], [], KINDS[1], [], [])]
-    starts = range(0, len(query_rows), BLOCK)
-    for start in progress(starts, len(starts), f"looking for leaks: comparing, blocks of {BLOCK}"):
-        rows = query_rows[start : start + BLOCK]
-        bits = sum(
-            np.bitwise_count(query_signatures.hashes[rows, half, None] ^ hashes[half])
-            for half in (0, 1)
-        )
-        is_similar = query_signatures.sketches[rows] @ sketches >= min_similarity
-        left, right = np.nonzero((bits <= HASH_BITS) & is_similar)
-        query, image = rows[left], gallery_rows[right]
-        distance = np.empty(len(query))
-        for first in range(0, len(query), BLOCK):
-            part = slice(first, first + BLOCK)
-            distance[part] = _pixel_distance(queries[query[part]], gallery[image[part]])
-        is_near = distance <= PIXEL_DISTANCE
-        bits = bits[left, right]
-        pairs.append(
-            _pairs(query[is_near], image[is_near], KINDS[1], bits[is_near], distance[is_near])
-        )
-    return pd.concat(pairs)
-
-
-def _pairs(query, gallery, kind: str, hash_distance, pixel_distance) -> pd.DataFrame:
-    return pd.DataFrame(
+    pictures = pd.factorize(np.array(_digests(queries) + _digests(gallery), object))[0]
+    queried = pd.DataFrame(
         {
-            "query": np.asarray(query, np.int64),
-            "gallery": np.asarray(gallery, np.int64),
-            "kind": np.full(len(query), kind, object),
-            "hash_distance": np.asarray(hash_distance, np.int64),
-            "pixel_distance": np.asarray(pixel_distance, np.float64),
+            "query": range(len(queries)),
+            "picture": pictures[: len(queries)],
+            "query_label": query_labels,
+            "itself": -1 if itself is None else itself,
         }
     )
+    stored = pd.DataFrame(
+        {
+            "gallery": range(len(gallery)),
+            "picture": pictures[len(queries) :],
+            "label": gallery_labels,
+        }
+    )
+    groups = stored.groupby(["picture", "label"])["gallery"].agg(
+        gallery="min", last="max", copies="size"
+    )
+    groups = groups.reset_index()
+    near = _near_duplicates(
+        _Maps(queries, queried.drop_duplicates("picture"), "query", "queries"),
+        _Maps(gallery, stored.drop_duplicates("picture"), "gallery", "gallery"),
+    )
+    identical = pd.DataFrame({"picture": pictures, "other": pictures}).drop_duplicates()
+    identical = identical.assign(kind=KINDS[0], correlation=1.0)
+    pairs = queried.merge(pd.concat([identical, near]), on="picture")
+    pairs = pairs.drop(columns="picture").merge(groups, left_on="other", right_on="picture")
+    # A query that is itself in the gallery is no copy of itself.
+    has_itself = (
+        (pairs["itself"] >= 0)
+        & (pairs["kind"] == KINDS[0])
+        & (pairs["label"] == pairs["query_label"])
+    )
+    pairs["copies"] -= has_itself
+    pairs["gallery"] = pairs["gallery"].where(pairs["gallery"] != pairs["itself"], pairs["last"])
+    pairs["is_conflict"] = pairs["label"] != pairs["query_label"]
+    pairs = pairs.loc[pairs["copies"] > 0, COLUMNS].astype({"kind": object})
+    order = {"query": True, "correlation": False, "gallery": True}
+    return pairs.sort_values([*order], ascending=[*order.values()], ignore_index=True)
 
 
-def _area(size: int, cells: int) -> np.ndarray:
-    """(cells, size) float32: the weight of each of `size` pixels in the mean of each cell."""
+@dataclass(frozen=True)
+class Audit:
+    """The copies in a data set.
+
+    Attributes:
+        leaks: from `find_leaks`, of the queries in the gallery.
+        validation_copies: from `find_leaks`, of the validation images in the training images.
+        n_queries, n_validation: the number of images that were searched for.
+        n_identical_conflicts: the number of images, in the whole data set, whose pixels are
+            identical to those of an image with another label.
+    """
+
+    leaks: pd.DataFrame
+    validation_copies: pd.DataFrame
+    n_queries: int
+    n_validation: int
+    n_identical_conflicts: int
+
+
+def audit(dataset: Dataset) -> Audit:
+    """Search a data set for copies; cached."""
+
+    def make(folder: Path) -> None:
+        for name, left, right in (
+            ("leaks", dataset.queries, dataset.gallery),
+            ("validation", dataset.validation, dataset.train),
+        ):
+            places = np.minimum(np.searchsorted(right, left), len(right) - 1)
+            pairs = find_leaks(
+                take_rows(dataset.images, left),
+                dataset.labels[left],
+                take_rows(dataset.images, right),
+                dataset.labels[right],
+                itself=np.where(right[places] == left, places, -1),
+            )
+            pairs.to_parquet(folder / f"{name}.parquet")
+        pictures = pd.Series(dataset.labels).groupby(_digests(dataset.images))
+        n_conflicts = int((pictures.transform("nunique") > 1).sum())
+        (folder / "conflicts.json").write_text(json.dumps(n_conflicts), encoding="utf-8")
+
+    folder = cached(
+        "leaks",
+        make,
+        parameters={},
+        reads=[dataset.search_fingerprint, dataset.split_fingerprint],
+        package="images",
+    ).folder
+    return Audit(
+        leaks=pd.read_parquet(folder / "leaks.parquet"),
+        validation_copies=pd.read_parquet(folder / "validation.parquet"),
+        n_queries=len(dataset.queries),
+        n_validation=len(dataset.validation),
+        n_identical_conflicts=json.loads((folder / "conflicts.json").read_text("utf-8")),
+    )
+
+
+def _digests(images: np.ndarray) -> list[bytes]:
+    """Digests of 16 bytes, equal only if all pixels are equal."""
+    return [
+        hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images
+    ]
+
+
+class _Maps:
+    """The maps of details of the images that are searched, about 2 kB per image.
+
+    Args:
+        images: (n, size, size, 3) uint8.
+        rows: one row per image to search: its `picture`, and its position in the column `column`.
+
+    Attributes:
+        pictures: (m,) int, numbers of the pictures.
+        maps: (m, WIDTH, WIDTH) float16, brightness in grey levels, band-passed.
+        is_simple: (m,) bool, blurred or of two tones.
+
+    Images without contrast are left out.
+    """
+
+    def __init__(self, images: np.ndarray, rows: pd.DataFrame, column: str, name: str):
+        positions = rows[column].to_numpy()
+        maps = np.empty((len(rows), WIDTH, WIDTH), np.float16)
+        is_simple = np.empty(len(rows), bool)
+        # A block of images has about 4 MB, whatever their size.
+        step = max(1, 2**22 // max(1, images[:1].nbytes))
+        starts = range(0, len(rows), step)
+        for start in progress(starts, len(starts), f"looking for leaks: {name}, blocks"):
+            part = slice(start, start + step)
+            thumbnails = _thumbnails(images[positions[part]])
+            maps[part] = _both_axes(FINE_FILTER, thumbnails) - _both_axes(COARSE_FILTER, thumbnails)
+            is_simple[part] = _is_simple(thumbnails)
+        contrast = np.sqrt(np.einsum("nyx,nyx->n", maps, maps, dtype=np.float32)) / WIDTH
+        has_contrast = contrast >= MIN_CONTRAST
+        self.pictures = rows["picture"].to_numpy()[has_contrast]
+        self.maps, self.is_simple = maps[has_contrast], is_simple[has_contrast]
+
+
+def _near_duplicates(queries: _Maps, gallery: _Maps) -> pd.DataFrame:
+    """`picture`, `other`, `kind` and `correlation` of all pairs of two near-duplicates."""
+    right = np.empty((len(gallery.maps), IS_LOW.sum()), np.float32)
+    for start in range(0, len(right), GALLERY):
+        part = slice(start, start + GALLERY)
+        right[part] = _descriptors(gallery.maps[part], SHIFT, SHIFT)
+    right = _with_simple(right, gallery.is_simple, 1)
+    pairs = [pd.DataFrame({"picture": [], "other": [], "correlation": []}, dtype=np.int64)]
+    starts = range(0, len(queries.maps), QUERIES)
+    for start in progress(
+        starts, len(starts), f"looking for leaks: comparing, blocks of {QUERIES}"
+    ):
+        maps = queries.maps[start : start + QUERIES].astype(np.float32)
+        simple = queries.is_simple[start : start + QUERIES]
+        for turned in _orientations(maps):
+            left, image = _candidates(turned, simple, right)
+            correlation = _confirmed_correlations(
+                turned, left, gallery.maps, image, simple[left] & gallery.is_simple[image]
+            )
+            is_near = correlation > 0
+            pairs.append(
+                pd.DataFrame(
+                    {
+                        "picture": queries.pictures[start + left[is_near]],
+                        "other": gallery.pictures[image[is_near]],
+                        "correlation": correlation[is_near],
+                    }
+                )
+            )
+    best = pd.concat(pairs).groupby(["picture", "other"], as_index=False)["correlation"].max()
+    return best[best["picture"] != best["other"]].assign(kind=KINDS[1])
+
+
+def _candidates(
+    maps: np.ndarray, simple: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of pairs with similar descriptors, in one of nine shifts of the first image.
+
+    From every shift by up to `SHIFT` pixels, one of the nine is at most half as far.
+
+    Args:
+        maps, simple: of the first images.
+        right: descriptors of the second images, as from `_with_simple`.
+    """
+    pairs = [np.empty(0, np.int64)]
+    starts = (0, SHIFT, 2 * SHIFT)
+    left = [
+        _with_simple(_descriptors(maps, top, side), simple, CANDIDATE - SIMPLE_CANDIDATE)
+        for top in starts
+        for side in starts
+    ]
+    for first in range(0, len(right), GALLERY):
+        part = right[first : first + GALLERY].T
+        for descriptors in left:
+            places = np.flatnonzero(descriptors @ part >= CANDIDATE)
+            row, column = np.divmod(places, part.shape[1])
+            pairs.append(row * len(right) + column + first)
+    return np.divmod(np.unique(np.concatenate(pairs)), max(1, len(right)))
+
+
+def _with_simple(descriptors: np.ndarray, simple: np.ndarray, weight: float) -> np.ndarray:
+    """Descriptors with one more column: the dot product of two simple images changes by a weight.
+
+    The pairs of `SIMPLE_CANDIDATE` then reach `CANDIDATE`.
+    """
+    return np.column_stack([descriptors, weight * simple]).astype(np.float32)
+
+
+def _confirmed_correlations(
+    maps: np.ndarray, left: np.ndarray, gallery: np.ndarray, right: np.ndarray, simple: np.ndarray
+) -> np.ndarray:
+    """(n_pairs,) float64, the correlations of near-duplicates, and 0 for all other pairs."""
+    best = np.zeros(len(left))
+    for start in range(0, len(left), PAIRS):
+        part = slice(start, start + PAIRS)
+        query, image = maps[left[part]], gallery[right[part]].astype(np.float32)
+        correlation = _correlate(query, image)
+        rows = np.flatnonzero(correlation >= MIN_WHOLE)
+        for crop in CROPS_OF_MAPS:
+            enlarged = _both_axes(crop, query[rows]), _both_axes(crop, image[rows])
+            for pair in ((enlarged[0], image[rows]), (query[rows], enlarged[1])):
+                correlation[rows] = np.maximum(correlation[rows], _correlate(*pair))
+        correlation = np.minimum(correlation, 1)
+        least = np.where(simple[part], MIN_SIMPLE_CORRELATION, MIN_CORRELATION)
+        rows = np.flatnonzero(correlation >= least)
+        deviation = _deviation(query[rows], image[rows])
+        with np.errstate(divide="ignore"):  # A correlation of 1 is any number of deviations.
+            rows = rows[np.arctanh(correlation[rows]) >= MIN_DEVIATIONS * deviation]
+        best[start + rows] = correlation[rows]
+    return best
+
+
+def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(n,) float64, the largest cosine similarity of the inner part of `right` and any of `left`.
+
+    Args:
+        left, right: (n, WIDTH, WIDTH) float32. Maps have a mean of about 0, so that their cosine
+            similarity is their correlation.
+    """
+    inner = np.zeros_like(right)
+    inner[:, SHIFT:-SHIFT, SHIFT:-SHIFT] = right[:, SHIFT:-SHIFT, SHIFT:-SHIFT]
+    # With zeros around the inner part, a shift of the picture is a shift of its flattened pixels.
+    first, last = (SHIFT * (WIDTH + 1), (WIDTH - SHIFT - 1) * (WIDTH + 1) + 1)
+    inner = inner.reshape(len(inner), WIDTH**2)[:, first:last]
+    left = np.ascontiguousarray(left)
+    steps, shifts = left.strides, 2 * SHIFT + 1
+    shifted = as_strided(
+        left, (len(left), shifts, shifts, last - first), (*steps, steps[2]), writeable=False
+    )
+    common = np.einsum("nyxp,np->nyx", shifted, inner)
+    power = _both_axes(WINDOWS, left**2) * np.einsum("np,np->n", inner, inner)[:, None, None]
+    return (common / np.sqrt(np.maximum(power, 1e-6))).max((1, 2)).astype(np.float64)
+
+
+def _deviation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(n,) the standard deviation of the correlation of unrelated maps like these.
+
+    Over all circular shifts, the mean square of the correlation is the sum of the product of both
+    power spectra. It assumes that details fill the maps. Where they fill a smaller part, the
+    kurtosis of the maps is above 3, that of normal noise, and fewer values are independent.
+    """
+    spectra, kurtoses = [], []
+    for maps in (left, right):
+        inner = maps[:, SHIFT:-SHIFT, SHIFT:-SHIFT]
+        inner = inner - inner.mean((1, 2), keepdims=True)
+        power = np.abs(fft2(inner)) ** 2
+        spectra.append(power / np.maximum(power.sum((1, 2), keepdims=True), 1e-6))
+        squares = inner * inner
+        mean_square = np.maximum(squares.mean((1, 2)), 1e-6)
+        kurtoses.append((squares * squares).mean((1, 2)) / mean_square**2)
+    variance = (spectra[0] * spectra[1]).sum((1, 2))
+    return np.sqrt(variance * np.maximum(1, np.minimum(*kurtoses) / 3))
+
+
+def _orientations(maps: np.ndarray) -> list[np.ndarray]:
+    """Maps as they are and mirrored, each turned by 0, 90, 180 and 270 degrees."""
+    return [
+        np.rot90(side, turns, axes=(1, 2))
+        for side in (maps, maps[:, :, ::-1])
+        for turns in range(4)
+    ]
+
+
+def _descriptors(maps: np.ndarray, top: int, left: int) -> np.ndarray:
+    """(n, d) float32 of length 1, the low frequencies of the part that begins at a pixel."""
+    part = maps[:, top : top + INNER, left : left + INNER].astype(np.float32)
+    low = _both_axes(COSINES[:FREQUENCIES], part)[:, IS_LOW]
+    return low / np.maximum(np.linalg.norm(low, axis=1), 1e-6)[:, None]
+
+
+def _thumbnails(images: np.ndarray) -> np.ndarray:
+    """(n, size, size, 3) uint8 to (n, WIDTH, WIDTH) float32, brightness in grey levels."""
+    size = images.shape[1]
+    return _both_axes(_resizing(size, WIDTH), images.astype(np.float32) @ LUMA)
+
+
+def _is_simple(thumbnails: np.ndarray) -> np.ndarray:
+    inner = thumbnails[:, SHIFT:-SHIFT, SHIFT:-SHIFT]
+    power = (_both_axes(COSINES, inner) * HALF_PERIODS) ** 2
+    fine = power[:, HALF_PERIODS > BLURRED_ABOVE].sum(1)
+    is_blurred = fine < BLURRED * power.sum((1, 2))
+    pixels = thumbnails.reshape(len(thumbnails), -1)
+    pixels = pixels - pixels.mean(1, keepdims=True)
+    squares = pixels * pixels
+    second, fourth = squares.mean(1), (squares * squares).mean(1)
+    third = (squares * pixels).mean(1)
+    bimodality = (third**2 / np.maximum(second, 1e-6) + second**2) / np.maximum(fourth, 1e-6)
+    return is_blurred | (bimodality > TWO_TONES)
+
+
+def _both_axes(matrix: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """A matrix applied to the rows and the columns of each image."""
+    return matrix @ images @ matrix.T
+
+
+def _resizing(size: int, cells: int) -> np.ndarray:
+    """(cells, size) float32: the weights of pixels in the mean of each cell, or between pixels."""
+    if size < cells:
+        return _sampling((np.arange(cells) + 0.5) * size / cells - 0.5, size)
     edges, pixels = np.linspace(0, size, cells + 1), np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (np.maximum(overlap, 0) * (cells / size)).astype(np.float32)
 
 
-def _shrink(images: np.ndarray, width: int) -> np.ndarray:
-    """(n, size, size, 3) uint8 to (n, 3, width, width) float32, by the mean over each area."""
-    area = _area(images.shape[1], width)
-    return area @ images.transpose(0, 3, 1, 2).astype(np.float32) @ area.T
+def _sampling(places: np.ndarray, size: int) -> np.ndarray:
+    """(n, size) float32: the weights of linear interpolation between the pixels of a line."""
+    distance = np.abs(np.clip(places, 0, size - 1)[:, None] - np.arange(size))
+    return np.maximum(1 - distance, 0).astype(np.float32)
 
 
-def _difference_hash(pictures: np.ndarray) -> np.ndarray:
-    """(n, 3, WIDTH, WIDTH) to (n, 2) uint64: which of two neighbouring cells is brighter."""
-    grey, eight, nine = pictures.mean(1), _area(WIDTH, 8), _area(WIDTH, 9)
-    rightwards = np.diff(eight @ grey @ nine.T, axis=2) > 0
-    downwards = np.diff(nine @ grey @ eight.T, axis=1) > 0
-    bits = np.stack([rightwards, downwards], axis=1).reshape(len(pictures), 2, 64)
-    return np.packbits(bits, axis=2).view(np.uint64)[..., 0]
+def _gaussian(width: float) -> np.ndarray:
+    return gaussian_filter1d(np.eye(WIDTH), width, axis=0, mode="nearest").astype(np.float32)
 
 
-def _centre(pictures: np.ndarray) -> np.ndarray:
-    """(n, 3, height, width), minus the mean of each channel."""
-    return pictures - pictures.mean((2, 3), keepdims=True)
-
-
-def _pixel_distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(n,) root mean square difference at contrast 1, the smallest over all shifts."""
-    left, right = _shrink(left, WIDTH), _shrink(right, WIDTH)
-    inner = WIDTH - 2 * SHIFT
-    right = _centre(right[..., SHIFT:-SHIFT, SHIFT:-SHIFT])
-    right_power = np.einsum("nchw,nchw->n", right, right)
-    best = np.full(len(left), -1.0)
-    for down in range(2 * SHIFT + 1):
-        for across in range(2 * SHIFT + 1):
-            moved = _centre(left[..., down : down + inner, across : across + inner])
-            power = np.einsum("nchw,nchw->n", moved, moved) * right_power
-            common = np.einsum("nchw,nchw->n", moved, right)
-            best = np.maximum(best, common / np.sqrt(np.maximum(power, 1e-6)))
-    # The distance of two images at contrast 1 follows from their correlation.
-    return np.sqrt(np.maximum(2 - 2 * best, 0))
+FINE_FILTER, COARSE_FILTER = _gaussian(FINE), _gaussian(COARSE)
+CENTRE = (WIDTH - 1) / 2
+CROPS_OF_MAPS = [_sampling((np.arange(WIDTH) - CENTRE) * crop + CENTRE, WIDTH) for crop in CROPS]
+COSINES = dct(np.eye(INNER), axis=0, norm="ortho").astype(np.float32)
+HALF_PERIODS = np.hypot(*np.mgrid[:INNER, :INNER]).astype(np.float32)
+IS_LOW = (HALF_PERIODS > 0) & (HALF_PERIODS < FREQUENCIES - 0.5)
+IS_LOW = IS_LOW[:FREQUENCIES, :FREQUENCIES]
+# Row s is 1 at the pixels of the window that begins at pixel s.
+WINDOWS = np.array(
+    [(np.arange(WIDTH) >= s) & (np.arange(WIDTH) < s + INNER) for s in range(2 * SHIFT + 1)]
+).astype(np.float32)

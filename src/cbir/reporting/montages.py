@@ -182,7 +182,7 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
     """Queries (above) and their copies in the gallery (below), twelve pairs in a row.
 
     Args:
-        pairs: from `leaks.audit`; without any, there is no figure.
+        pairs: from `leaks.find_leaks`; without any, there is no figure.
         most: maximum number of pairs: the nearest ones of queries spread evenly over all leaks.
     """
     nearest = pairs.drop_duplicates("query")

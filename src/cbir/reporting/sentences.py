@@ -362,25 +362,42 @@ def without_results(missing: list[str]) -> str:
     return "\n".join(f"- **{name}** has no results:{reason}" for name, reason in lines)
 
 
-def describe_leaks(pairs: pd.DataFrame, n_queries: int) -> str:
-    """How many queries are also in the gallery; a query with pairs of both kinds is identical.
+def describe_leaks(audit: leaks.Audit) -> str:
+    """How many images have copies, how many copies have another label, and what is not found.
 
-    Args:
-        pairs: from `leaks.audit`.
-        n_queries: the number of queries that were checked.
+    A query with identical and with near-duplicate copies counts as identical.
     """
+    pairs = audit.leaks
     n_leaking = pairs["query"].nunique()
     n_identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
-    count = f"none of {n_queries:,}"
+    found = f"none found among {audit.n_queries:,}"
     if n_leaking:
-        share = n_leaking / n_queries
-        text = percentage(share) if share >= 0.0005 else "less than 0.1 %"
-        count = (
-            f"{n_leaking:,} of {n_queries:,} ({text}); with identical pixels: {n_identical:,}, "
+        found = (
+            f"{_share(n_leaking, audit.n_queries)}; with identical pixels: {n_identical:,}, "
             f"near-duplicates: {n_leaking - n_identical:,}"
         )
-    limit = f"Limit: a pixel distance of {leaks.PIXEL_DISTANCE:g} (0: identical, 1.41: unrelated)."
-    return f"Queries that are also in the gallery: {count}. {limit}"
+    crop, shift = 100 * min(leaks.CROPS), 100 * leaks.SHIFT / leaks.WIDTH
+    return (
+        f"Queries that are also in the gallery: {found}; the search misses crops to less than "
+        f"{crop:.0f} % of the side, shifts by more than {shift:.0f} % of it, turns by other angles "
+        "than 90°, strong filters and changed contents, and among blurred and two-tone pictures "
+        "all but almost identical copies. "
+        f"Label conflicts, copies with another label: {_n_conflicts(pairs):,} of these queries, "
+        f"{_n_conflicts(audit.validation_copies):,} validation images, and, with identical pixels, "
+        f"{audit.n_identical_conflicts:,} images of the whole data set. "
+        "Validation images with a copy in the training images: "
+        f"{_share(audit.validation_copies['query'].nunique(), audit.n_validation)}."
+    )
+
+
+def _n_conflicts(pairs: pd.DataFrame) -> int:
+    return pairs.loc[pairs["is_conflict"], "query"].nunique()
+
+
+def _share(count: int, total: int) -> str:
+    share = count / total
+    text = "less than 0.1 %" if 0 < share < 0.0005 else percentage(share)
+    return f"{count:,} of {total:,} ({text})"
 
 
 def p_value(p: float) -> str:

@@ -344,7 +344,7 @@ def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.Da
     """mAP of the unrestricted search over all queries, and over those without leaks.
 
     Args:
-        leaking: from `leaks.audit`.
+        leaking: from `leaks.find_leaks`.
     """
     table, leaking_queries = {}, shared_dataset(runs).queries[leaking["query"].unique()]
     for name, run in runs.items():

@@ -98,7 +98,7 @@ def _check_images(study: Study) -> None:
         names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **names))
     first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
-    print(describe_leaks(leaks.audit(first), len(first.queries)), flush=True)
+    print(describe_leaks(leaks.audit(first)), flush=True)
 
 
 def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
