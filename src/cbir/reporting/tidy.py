@@ -63,32 +63,29 @@ def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
         per_query: from `per_query` or `average_seeds`.
         classes: names by label.
     """
-    frames = []
+    places, means = [], []
     for place, group in per_query.groupby(PLACE, dropna=False, sort=False):
-        where = dict(zip(PLACE, place, strict=True))
+        *where, protocol, search = place
         described = [name for name in (*PLACE, *QUERY, "n_relevant") if name in group]
-        scores = group.drop(columns=[*described, "correct"])
-        measured = [(where["search"], scores)]
-        if where["search"] == "unrestricted" and group["correct"].notna().any():
-            measured.append((None, group[["correct"]]))
-        for search, values in measured:
-            parts = [(None, values)]
-            parts += [(classes[label], part) for label, part in values.groupby(group["label"])]
-            for class_name, part in parts:
-                limits = _limits(part, group["n_relevant"].loc[part.index], search)
+        measured = {search: group.drop(columns=[*described, "correct"])}
+        if search == "unrestricted" and group["correct"].notna().any():
+            measured[None] = group[["correct"]]
+        for name, scores in measured.items():
+            parts = [(None, scores), *scores.groupby(group["label"])]
+            for label, part in parts:
+                limits = _limits(part, group["n_relevant"].loc[part.index], name)
                 intervals = uncertainty.intervals(part, limits=limits)
-                if where["protocol"] == "unseen_classes" and class_name is None:
+                if protocol == "unseen_classes" and label is None:
                     # An interval over queries would speak only of the few classes of this draw.
                     intervals[["ci_low", "ci_high"]] = float("nan")
-                names = intervals.index.to_series().str.partition("@")
-                frames.append(
-                    intervals.assign(
-                        **(where | {"search": search, "class": class_name}),
-                        metric=names[0].replace(MEANS),
-                        k=pd.to_numeric(names[2]),
-                    )
-                )
-    return sort(pd.concat(frames, ignore_index=True).reindex(columns=COLUMNS))
+                class_name = None if label is None else classes[label]
+                places.append((*where, protocol, name, class_name))
+                means.append(intervals)
+    rows = pd.concat(means, keys=range(len(means)), names=["place", "column"]).reset_index()
+    rows = rows.join(pd.DataFrame(places, columns=[*PLACE, "class"]), on="place")
+    columns = rows["column"].str.partition("@")
+    rows = rows.assign(metric=columns[0].replace(MEANS), k=pd.to_numeric(columns[2]))
+    return sort(rows[COLUMNS])
 
 
 def _limits(
