@@ -251,7 +251,7 @@ def test_a_perfect_embedding_stays_perfect(dataset):
     assert set(scored["round"]) == {0, 1}  # Of fourteen relevant images, ten a round are marked.
     # All weights do equally well.
     assert set(table["weight_positive"]) == {min(feedback.POSITIVE)}
-    assert set(table["weight_negative"]) == {min(feedback.NEGATIVE)}
+    assert set(table["weight_negative"]) == {min(feedback.POSITIVE) * min(feedback.NEGATIVE_SHARES)}
 
 
 def test_marks_help_where_a_class_has_a_direction_and_not_where_there_is_none():
@@ -308,7 +308,7 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
     embeddings = toy_embeddings(dataset, classes_with_ties(dataset))
     as_asked = replace(dataset, gallery=dataset.train, queries=dataset.validation)
     scores = feedback.score_weights(embeddings)
-    assert len(scores) == len(feedback.POSITIVE) * len(feedback.NEGATIVE)
+    assert len(scores) == len(feedback.POSITIVE) * len(feedback.NEGATIVE_SHARES)
     for row in scores.iloc[[0, 7, -1]].itertuples():
         weights = Rocchio(positive=row.positive, negative=row.negative)
         slow = slowly(replace(embeddings, dataset=as_asked), weights, 1, feedback.MARKED)
@@ -322,10 +322,11 @@ def test_the_scores_of_weights_are_those_of_one_round(dataset):
         ([0.1, 0.5, 0.2, 0.4], (0.5, 1.0)),
         ([0.5, 0.1, 0.5, 0.5], (0.5, 0.1)),  # the smallest of equals, whatever the order
         ([0.1, 0.1, 0.7, 0.7], (2.0, 0.1)),
+        ([0.1, 0.699, 0.697, 0.7], (0.5, 1.0)),  # hardly worse than the best, and smaller
         ([np.nan] * 4, (0.5, 0.1)),
     ],
 )
-def test_the_best_weights_are_chosen_the_smaller_of_equals(monkeypatch, scores, expected):
+def test_of_the_best_weights_the_smallest_are_chosen(monkeypatch, scores, expected):
     pairs = {"positive": [0.5, 0.5, 2.0, 2.0], "negative": [0.1, 1.0, 0.1, 1.0]}
     frame = pd.DataFrame(pairs | {"mean_average_precision": scores}).iloc[::-1]
     monkeypatch.setattr(feedback, "score_weights", lambda embeddings: frame)
@@ -337,7 +338,8 @@ def test_a_training_set_that_is_all_marked_leaves_the_smallest_weights():
     assert len(dataset.train) <= feedback.MARKED
     embeddings = toy_embeddings(dataset)
     assert feedback.score_weights(embeddings)["mean_average_precision"].isna().all()
-    smallest = min(feedback.POSITIVE), min(feedback.NEGATIVE)
+    positive = min(feedback.POSITIVE)
+    smallest = positive, positive * min(feedback.NEGATIVE_SHARES)
     assert feedback.choose_weights(embeddings) == Rocchio(1, *smallest)
 
 

@@ -23,8 +23,12 @@ from cbir.progress import progress
 from cbir.retrieval import metrics, ranking
 
 # The weights to choose from; the query has a weight of 1. None is 0, so that an example always
-# counts. Larger ones would leave little of the query if a user marks one image instead of ten.
-POSITIVE, NEGATIVE = (0.5, 1.0, 2.0, 4.0), (0.1, 0.5, 1.0, 2.0)
+# counts, and no negative one is as large as the positive one, which would leave nothing of it.
+POSITIVE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+NEGATIVE_SHARES = (0.1, 0.25, 0.5, 0.75)
+# Of weights whose mAP differs less from the highest, the smallest are chosen. Larger ones would
+# leave little of the query if a user marks one image instead of ten.
+MAP_TOLERANCE = 0.002
 # The number of images that the simulated user marks per round.
 MARKED = 10
 # The largest number of validation images that serve as queries to choose the weights, and the seed
@@ -150,10 +154,11 @@ def measure_feedback(embeddings: Embeddings) -> pd.DataFrame:
 
 
 def choose_weights(embeddings: Embeddings) -> Rocchio:
-    """The weights with the highest mAP in `score_weights`; the smallest among equal scores."""
-    order = {"mean_average_precision": False, "positive": True, "negative": True}
-    scores = score_weights(embeddings).sort_values(list(order), ascending=list(order.values()))
-    best = scores[["positive", "negative"]].iloc[0]
+    """The smallest weights whose mAP in `score_weights` is within `MAP_TOLERANCE` of the highest."""
+    scores = score_weights(embeddings)
+    means = scores["mean_average_precision"].fillna(0)
+    good_enough = scores[means >= means.max() - MAP_TOLERANCE]
+    best = good_enough.sort_values(["positive", "negative"])[["positive", "negative"]].iloc[0]
     return Rocchio(**best.astype(float))
 
 
@@ -163,7 +168,7 @@ def score_weights(embeddings: Embeddings) -> pd.DataFrame:
     Cached. Queries are not used.
 
     Returns:
-        One row per pair of `POSITIVE` and `NEGATIVE`: positive, negative, mean_average_precision
+        One row per pair of `POSITIVE` and `NEGATIVE_SHARES`: positive, negative, mean_average_precision
         (after one round, on the images not yet marked; NaN if no query has a relevant one left).
     """
     dataset = embeddings.dataset
@@ -171,7 +176,10 @@ def score_weights(embeddings: Embeddings) -> pd.DataFrame:
     def make(folder: Path) -> None:
         labels = dataset.labels[dataset.validation]
         rows = _sample(labels, MAX_VALIDATION, VALIDATION_SEED)
-        pairs = list(itertools.product(POSITIVE, NEGATIVE))
+        pairs = [
+            (positive, share * positive)
+            for positive, share in itertools.product(POSITIVE, NEGATIVE_SHARES)
+        ]
         scores = [[] for _ in pairs]
         for block in _query_blocks(
             embeddings.vectors[dataset.validation[rows]],
