@@ -14,7 +14,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from nbformat import v4
 
-from cbir.reporting import display, grids
+from cbir.reporting import display, grids, sentences
 from cbir.reporting.pages import write_page
 from cbir.search import cli
 from cbir.search.answers import Answer, Picture, Result
@@ -126,7 +126,7 @@ def write_grid(folder: Path) -> Path:
         figure_of(grids.heat_maps(points), "What each point reaches."),
         figure_of(grids.curves(points), "Along the size."),
     ]
-    answer = grids.best_points(points, grids.pairs(runs, points))
+    answer = grids.best_points(points, grids.pairs(runs, points), sentences.between_seeds(runs))
     text = v4.new_output("display_data", {"text/markdown": answer})
     cells = [
         v4.new_markdown_cell(f"# Point by point\n\n{PROSE}\n\n## The answer"),

@@ -125,7 +125,8 @@ def describe(rows: pd.DataFrame) -> str:
     lines.append(
         f"\nThe simulated user of {span(first['n_queries'] + first['n_left_out'])} queries marks "
         f"the {first['marked'].max():.3g} nearest images in each round. p is Holm-corrected over "
-        "all rounds and architectures shown."
+        "all rounds and architectures shown. The gains are those of one trained network of each "
+        "architecture, that of the first seed."
     )
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from cbir.reporting import charts, estimates, provenance, tables
 from cbir.reporting.display import LOOKS
 from cbir.reporting.estimates import from_row, interval_columns
 from cbir.reporting.runs import Run, networks, parse_point
+from cbir.reporting.sentences import NETWORKS_ONLY
 from cbir.retrieval import uncertainty
 
 ARCHITECTURE = "architecture"
@@ -91,18 +92,19 @@ def pairs(runs: dict[str, Run], points: pd.DataFrame) -> pd.DataFrame:
     return uncertainty.corrected(compared[is_fair].reset_index(drop=True))
 
 
-def best_points(points: pd.DataFrame, compared: pd.DataFrame) -> str:
+def best_points(points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
     """The best point of each architecture, and which others may be as good, in words.
 
     Args:
         points: from `points_table`.
         compared: from `pairs`.
+        note: from `sentences.between_seeds`, shown if the tests do not cover seeds.
     """
     groups = points.groupby(ARCHITECTURE, sort=False)
-    return "\n\n".join(_best_point(name, group, compared) for name, group in groups)
+    return "\n\n".join(_best_point(name, group, compared, note) for name, group in groups)
 
 
-def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame) -> str:
+def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
     names = dimensions(points)
     texts = {run: ", ".join(_describe(row, names)) for run, row in points.iterrows()}
     best, fastest = points.loc[points[MAP].idxmax()], points.loc[points[SPEED].idxmax()]
@@ -111,10 +113,12 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame)
         f"(accuracy {from_row(best, ACCURACY)}, {best[SPEED]:,.0f} images/s)."
     )
     is_tie = ~compared["is_significant"] & compared["p"].notna()
-    ties = compared.loc[is_tie, ["ahead", "behind"]]
-    ties = ties[(ties == best.name).any(axis=1)].to_numpy().ravel()
-    if rivals := [texts[run] for run in ties if run != best.name]:
-        text += f" Not significantly different from it: {'; '.join(rivals)}."
+    is_of_best = (compared[["ahead", "behind"]] == best.name).any(axis=1)
+    ties = compared[is_tie & is_of_best]
+    names_of_ties = ties[["ahead", "behind"]].to_numpy().ravel()
+    if rivals := [texts[run] for run in names_of_ties if run != best.name]:
+        scope = "" if ties["covers_seeds"].all() else f" ({NETWORKS_ONLY}: {note})"
+        text += f" Not significantly different from it: {'; '.join(rivals)}{scope}."
     is_untested = points[names].ne(best[names]).sum(axis=1) > 1
     _, low, high = interval_columns(MAP)
     is_near = points[high] >= best[low]
