@@ -111,8 +111,9 @@ CHANGES = {
 }
 
 
-SCENES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "rocket")
-TEXTURES = ("brick", "grass", "gravel")
+SCENES = ("astronaut", "chelsea", "coffee", "rocket")
+# Close-ups of textures, the sky through a telescope, and tissue under a microscope.
+OTHERS = ("brick", "grass", "gravel", "hubble_deep_field", "immunohistochemistry")
 
 
 def photographs(size: int) -> np.ndarray:
@@ -122,9 +123,9 @@ def photographs(size: int) -> np.ndarray:
     )
 
 
-def textures(size: int) -> np.ndarray:
-    """(n, size, size, 3) uint8: parts of close-ups of brick, grass and gravel."""
-    return parts_of([getattr(data, name)() for name in TEXTURES], size)
+def others(size: int) -> np.ndarray:
+    """(n, size, size, 3) uint8: parts of pictures that show no scenes."""
+    return parts_of([getattr(data, name)() for name in OTHERS], size)
 
 
 def parts_of(pictures: list[np.ndarray], size: int) -> np.ndarray:
@@ -179,13 +180,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="the list of ciFAIR")
     arguments = parser.parse_args()
     table = {}
-    for size in SIZES:
-        parts = photographs(size)
-        detailed = parts[has_detail(parts)]
-        print(f"{len(parts) - len(detailed)} of {len(parts)} parts of {size} pixels lack detail.")
-        table[f"{len(detailed)} parts, {size} px"] = shares_found(detailed, detailed)
-    parts = textures(SIZES[0])
-    table[f"{len(parts)} textures, {SIZES[0]} px"] = shares_found(parts, parts)
+    for name, parts_of_size in (("photographs", photographs), ("others", others)):
+        for size in SIZES:
+            parts = parts_of_size(size)
+            detailed = parts[has_detail(parts)]
+            print(f"{len(parts) - len(detailed)} of {len(parts)} {name}, {size} px, lack detail.")
+            table[f"{len(detailed)} {name}, {size} px"] = shares_found(detailed, detailed)
     if arguments.cifar10:
         images = np.load(arguments.cifar10)["x_test"]
         images = images[np.random.default_rng(3).permutation(len(images))]

@@ -12,9 +12,9 @@ degrees, shifted by up to two pixels of 32, or cropped by up to a tenth. The sea
    least `CANDIDATE` are candidates. Exact matrix products compare all pairs, with each query in
    eight orientations and nine shifts.
 3. A candidate is a near-duplicate if its maps correlate by at least `MIN_CORRELATION`, in the best
-   of 25 shifts and some crops, and by much more than maps of unrelated pictures would:
-   arctanh(r) >= `MIN_DEVIATIONS` * s. Here s is the standard deviation of the correlation over all
-   shifts that the two power spectra imply. It is large if the maps show few details (the effective
+   of some shifts and crops, and by much more than those of unrelated pictures would: arctanh(r) >=
+   `MIN_DEVIATIONS` * s. Here s is the standard deviation of the correlation over all shifts that
+   the two power spectra imply. It is large if the maps show few details (the effective
    sample size of Clifford, Richardson and Hémon, "Assessing the significance of the correlation
    between two spatial processes", Biometrics 1989): an aeroplane in the sky resembles many others.
 4. If both images are simple, which means blurred or of two tones, such as handwritten digits, they
@@ -50,7 +50,8 @@ INNER = WIDTH - 2 * SHIFT
 FINE, COARSE = 0.7, 3.0
 # A descriptor holds the cosines of fewer than this many half periods.
 FREQUENCIES = 7
-# Sides of the centre crops that are compared if the whole images correlate by `MIN_WHOLE`.
+# Sides of the centre crops that are compared, as are shifts by half a pixel, if the whole images
+# correlate by `MIN_WHOLE`.
 CROPS, MIN_WHOLE = (0.95, 0.9), 0.6
 # An image is blurred if less than this share of the power of its gradient has more than
 # `BLURRED_ABOVE` half periods, and of two tones if its brightness has a bimodality coefficient
@@ -302,10 +303,14 @@ def _confirmed_correlations(
         query, image = maps[left[part]], gallery[right[part]].astype(np.float32)
         correlation = _correlate(query, image)
         rows = np.flatnonzero(correlation >= MIN_WHOLE)
-        for crop in CROPS_OF_MAPS:
-            enlarged = _both_axes(crop, query[rows]), _both_axes(crop, image[rows])
-            for pair in ((enlarged[0], image[rows]), (query[rows], enlarged[1])):
-                correlation[rows] = np.maximum(correlation[rows], _correlate(*pair))
+        for left_rows, left_columns, right_rows, right_columns in RESAMPLINGS:
+            correlation[rows] = np.maximum(
+                correlation[rows],
+                _correlate(
+                    left_rows @ query[rows] @ left_columns.T,
+                    right_rows @ image[rows] @ right_columns.T,
+                ),
+            )
         correlation = np.minimum(correlation, 1)
         least = np.where(simple[part], MIN_SIMPLE_CORRELATION, MIN_CORRELATION)
         rows = np.flatnonzero(correlation >= least)
@@ -420,7 +425,18 @@ def _gaussian(width: float) -> np.ndarray:
 
 FINE_FILTER, COARSE_FILTER = _gaussian(FINE), _gaussian(COARSE)
 CENTRE = (WIDTH - 1) / 2
-CROPS_OF_MAPS = [_sampling((np.arange(WIDTH) - CENTRE) * crop + CENTRE, WIDTH) for crop in CROPS]
+WHOLE = np.eye(WIDTH, dtype=np.float32)
+CROPPED = [_sampling((np.arange(WIDTH) - CENTRE) * crop + CENTRE, WIDTH) for crop in CROPS]
+# Half a pixel between two images is a quarter for each, so that both are smoothed alike.
+FORTH, BACK = (_sampling(np.arange(WIDTH) + shift, WIDTH) for shift in (0.25, -0.25))
+# Pairs of maps are also compared after these resamplings of the rows and columns of both.
+RESAMPLINGS = [
+    *((crop, crop, WHOLE, WHOLE) for crop in CROPPED),
+    *((WHOLE, WHOLE, crop, crop) for crop in CROPPED),
+    (FORTH, WHOLE, BACK, WHOLE),
+    (WHOLE, FORTH, WHOLE, BACK),
+    (FORTH, FORTH, BACK, BACK),
+]
 COSINES = dct(np.eye(INNER), axis=0, norm="ortho").astype(np.float32)
 HALF_PERIODS = np.hypot(*np.mgrid[:INNER, :INNER]).astype(np.float32)
 IS_LOW = (HALF_PERIODS > 0) & (HALF_PERIODS < FREQUENCIES - 0.5)

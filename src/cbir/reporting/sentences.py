@@ -378,7 +378,7 @@ def describe_leaks(audit: leaks.Audit) -> str:
         )
     crop, shift = 100 * min(leaks.CROPS), 100 * leaks.SHIFT / leaks.WIDTH
     return (
-        f"Queries that are also in the gallery: {found}; the search misses crops to less than "
+        f"Queries that are also in the gallery: {found}; the search misses most crops to less than "
         f"{crop:.0f} % of the side, shifts by more than {shift:.0f} % of it, turns by other angles "
         "than 90°, strong filters and changed contents, and among blurred and two-tone pictures "
         "all but almost identical copies. "
