@@ -2,5 +2,5 @@
 
 `pictures` lists and decodes files, and `dataset` splits them into training, validation, gallery
 and query images. `protocols` provides other views of a data set, with other galleries and queries.
-`leaks` detects queries that are also in the gallery.
+`leaks` detects copies: queries that are also in the gallery, and validation images in training.
 """

@@ -35,7 +35,7 @@ from scipy.fft import dct, fft2
 from scipy.ndimage import gaussian_filter1d
 
 from cbir.cache import cached
-from cbir.images.dataset import Dataset, take_rows
+from cbir.images.dataset import Dataset
 from cbir.progress import progress
 
 KINDS = ("identical", "near-duplicate")
@@ -66,9 +66,9 @@ QUERIES, GALLERY, PAIRS = 512, 4096, 512
 
 
 def find_leaks(
-    queries: np.ndarray,
+    queries: "np.ndarray | _Rows",
     query_labels: np.ndarray,
-    gallery: np.ndarray,
+    gallery: "np.ndarray | _Rows",
     gallery_labels: np.ndarray,
     itself: np.ndarray | None = None,
 ) -> pd.DataFrame:
@@ -158,9 +158,9 @@ def audit(dataset: Dataset) -> Audit:
         ):
             places = np.minimum(np.searchsorted(right, left), len(right) - 1)
             pairs = find_leaks(
-                take_rows(dataset.images, left),
+                _Rows(dataset.images, left),
                 dataset.labels[left],
-                take_rows(dataset.images, right),
+                _Rows(dataset.images, right),
                 dataset.labels[right],
                 itself=np.where(right[places] == left, places, -1),
             )
@@ -185,7 +185,20 @@ def audit(dataset: Dataset) -> Audit:
     )
 
 
-def _digests(images: np.ndarray) -> list[bytes]:
+class _Rows:
+    """The images at some positions; only those that are asked for are read."""
+
+    def __init__(self, images: np.ndarray, positions: np.ndarray):
+        self.images, self.positions = images, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, places) -> np.ndarray:
+        return self.images[self.positions[places]]
+
+
+def _digests(images: np.ndarray | _Rows) -> list[bytes]:
     """Digests of 16 bytes, equal only if all pixels are equal."""
     return [
         hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images
@@ -207,7 +220,7 @@ class _Maps:
     Images without contrast are left out.
     """
 
-    def __init__(self, images: np.ndarray, rows: pd.DataFrame, column: str, name: str):
+    def __init__(self, images: np.ndarray | _Rows, rows: pd.DataFrame, column: str, name: str):
         positions = rows[column].to_numpy()
         maps = np.empty((len(rows), WIDTH, WIDTH), np.float16)
         is_simple = np.empty(len(rows), bool)
