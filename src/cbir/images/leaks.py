@@ -310,12 +310,14 @@ def _confirmed_correlations(
     maps: np.ndarray, left: np.ndarray, gallery: np.ndarray, right: np.ndarray, simple: np.ndarray
 ) -> np.ndarray:
     """(n_pairs,) float64, the correlations of near-duplicates, and 0 for all other pairs."""
-    best = np.zeros(len(left))
+    confirmed = np.zeros(len(left))
     for start in range(0, len(left), PAIRS):
         part = slice(start, start + PAIRS)
         query, image = maps[left[part]], gallery[right[part]].astype(np.float32)
         correlation = _correlate(query, image)
-        rows = np.flatnonzero(correlation >= MIN_WHOLE)
+        is_near = _is_near(correlation, query, image, simple[part])
+        # Only pairs that are not yet confirmed are resampled, which takes several times as long.
+        rows = np.flatnonzero(~is_near & (correlation >= MIN_WHOLE))
         for left_rows, left_columns, right_rows, right_columns in RESAMPLINGS:
             correlation[rows] = np.maximum(
                 correlation[rows],
@@ -324,14 +326,21 @@ def _confirmed_correlations(
                     right_rows @ image[rows] @ right_columns.T,
                 ),
             )
-        correlation = np.minimum(correlation, 1)
-        least = np.where(simple[part], MIN_SIMPLE_CORRELATION, MIN_CORRELATION)
-        rows = np.flatnonzero(correlation >= least)
-        deviation = _deviation(query[rows], image[rows])
-        with np.errstate(divide="ignore"):  # A correlation of 1 is any number of deviations.
-            rows = rows[np.arctanh(correlation[rows]) >= MIN_DEVIATIONS * deviation]
-        best[start + rows] = correlation[rows]
-    return best
+        is_near[rows] = _is_near(correlation[rows], query[rows], image[rows], simple[part][rows])
+        confirmed[part] = np.where(is_near, correlation, 0)
+    return confirmed
+
+
+def _is_near(
+    correlation: np.ndarray, left: np.ndarray, right: np.ndarray, simple: np.ndarray
+) -> np.ndarray:
+    """(n,) bool, whether pairs of maps with these correlations are near-duplicates."""
+    is_near = correlation >= np.where(simple, MIN_SIMPLE_CORRELATION, MIN_CORRELATION)
+    rows = np.flatnonzero(is_near)
+    with np.errstate(divide="ignore"):  # A correlation of 1 is any number of deviations.
+        deviations = np.arctanh(correlation[rows]) / _deviation(left[rows], right[rows])
+    is_near[rows] = deviations >= MIN_DEVIATIONS
+    return is_near
 
 
 def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -353,7 +362,8 @@ def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     )
     common = np.einsum("nyxp,np->nyx", shifted, inner)
     power = _both_axes(WINDOWS, left**2) * np.einsum("np,np->n", inner, inner)[:, None, None]
-    return (common / np.sqrt(np.maximum(power, 1e-6))).max((1, 2)).astype(np.float64)
+    correlations = common / np.sqrt(np.maximum(power, 1e-6))
+    return np.minimum(correlations.max((1, 2)), 1).astype(np.float64)
 
 
 def _deviation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
