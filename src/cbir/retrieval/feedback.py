@@ -154,7 +154,7 @@ def measure_feedback(embeddings: Embeddings) -> pd.DataFrame:
 
 
 def choose_weights(embeddings: Embeddings) -> Rocchio:
-    """The smallest weights whose mAP in `score_weights` is within `MAP_TOLERANCE` of the highest."""
+    """The smallest weights with an mAP in `score_weights` within `MAP_TOLERANCE` of the highest."""
     scores = score_weights(embeddings)
     means = scores["mean_average_precision"].fillna(0)
     good_enough = scores[means >= means.max() - MAP_TOLERANCE]
@@ -168,8 +168,9 @@ def score_weights(embeddings: Embeddings) -> pd.DataFrame:
     Cached. Queries are not used.
 
     Returns:
-        One row per pair of `POSITIVE` and `NEGATIVE_SHARES`: positive, negative, mean_average_precision
-        (after one round, on the images not yet marked; NaN if no query has a relevant one left).
+        One row per pair of `POSITIVE` and `NEGATIVE_SHARES`: positive, negative,
+        mean_average_precision (after one round, on the images not yet marked; NaN if no query has a
+        relevant one left).
     """
     dataset = embeddings.dataset
 
