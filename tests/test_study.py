@@ -1,9 +1,4 @@
-"""A study through the real command, small enough for every `make test`; and what a plan knows.
-
-The study is one of baselines, with one of the deeper pages, so that it takes seconds.
-test_study_networks.py and test_study_changes.py, which `make test-slow` runs, are about networks
-and have all pages.
-"""
+"""A small study of baselines through the real command (slow tests), and what a plan knows."""
 
 import dataclasses
 import json
@@ -68,6 +63,7 @@ def study(tmp_path_factory) -> SimpleNamespace:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_would_run_and_makes_nothing(study):
     assert study.plan.returncode == 0, study.plan.stderr
     assert not [path for path in study.new if "/reports/" in path or "/artifacts/" in path]
@@ -79,6 +75,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(study):
     assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", study.plan.stdout)
 
 
+@pytest.mark.slow
 def test_a_study_ends_well_and_says_nothing_on_stderr(study):
     assert study.done.returncode == 0, study.done.stderr
     assert study.done.stderr == ""
@@ -88,6 +85,7 @@ def test_a_study_ends_well_and_says_nothing_on_stderr(study):
         assert f"{name}: done in" in study.done.stdout
 
 
+@pytest.mark.slow
 def test_leaks_are_told_before_anything_runs(study):
     lines = study.done.stdout.splitlines()
     (told,) = [place for place, line in enumerate(lines) if "also in the gallery" in line]
@@ -95,15 +93,18 @@ def test_leaks_are_told_before_anything_runs(study):
     assert told < next(place for place, line in enumerate(lines) if "running" in line)
 
 
+@pytest.mark.slow
 def test_pages_show_figures_with_texts_and_fetch_nothing(study):
     check_pages(study.reports, RUNS, figures={"index": 2, BASELINE: 1}, deeper=["metrics"])
 
 
+@pytest.mark.slow
 def test_the_notebooks_of_the_project_are_left_as_they_were(study):
     for path in (study.root / "notebooks").glob("*.ipynb"):
         assert path.read_bytes() == (ROOT / "notebooks" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_table_has_every_run_under_its_protocols(study):
     table = pd.read_csv(study.reports / "metrics.csv")
     pairs = table[["architecture", "protocol"]].drop_duplicates().to_numpy().tolist()
@@ -112,10 +113,15 @@ def test_the_table_has_every_run_under_its_protocols(study):
     assert set(table["search"].dropna()) == {"unrestricted"}
     assert set(table["k"].dropna()) == set(STUDY["ks"])
     assert table["value"].between(0, 1).all()
-    assert (table["ci_low"] <= table["value"]).all()
-    assert (table["value"] <= table["ci_high"]).all()
+    # A draw has too few classes for an interval over them.
+    is_draw = (table["protocol"] == "unseen_classes") & table["class"].isna()
+    assert table.loc[is_draw, ["ci_low", "ci_high"]].isna().all(axis=None)
+    given = table[~is_draw].dropna(subset="value")
+    assert given["ci_low"].le(given["value"]).all()
+    assert given["value"].le(given["ci_high"]).all()
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_the_numbers_were_made_from(study):
     manifest = json.loads((study.reports / "manifest.json").read_text())
     assert manifest["study"] == "tiny"
@@ -133,6 +139,7 @@ def test_the_manifest_says_what_the_numbers_were_made_from(study):
     assert baseline["parameters"]["baseline"] == BASELINE
 
 
+@pytest.mark.slow
 def test_a_second_run_has_nothing_to_do(study):
     assert study.again.returncode == 0, study.again.stderr
     assert "nothing to do: reports/tiny/index.html is up to date" in study.again.stdout
@@ -140,6 +147,7 @@ def test_a_second_run_has_nothing_to_do(study):
     assert study.is_untouched
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_finished_study_takes_no_time(study):
     assert study.plan_again.returncode == 0, study.plan_again.stderr
     assert study.plan_again.stdout.count("up to date") == len(RUNS)

@@ -112,7 +112,7 @@ def wide() -> keras.Model:
 FORMATS = ["whole.h5", "only.h5", "net.weights.h5", "net.keras"]
 
 
-@pytest.mark.parametrize("include_top", [False, True])
+@pytest.mark.parametrize("include_top", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
 def test_weights_of_every_format_are_loaded_with_and_without_a_classifier(
     saved, place, name, include_top
@@ -126,11 +126,12 @@ def test_weights_of_every_format_are_loaded_with_and_without_a_classifier(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("backbone", ["cnn", "cnn_strong"])
+@pytest.mark.parametrize("backbone", ["cnn", pytest.param("cnn_strong", marks=pytest.mark.slow)])
 def test_weights_of_another_backbone_are_refused(saved, place, name, backbone):
     assert does_not_fit(backbone, save(saved[False], place / name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_weights_of_the_same_backbone_in_another_width_are_refused(wide, place, name):
     assert does_not_fit("mobilenet", save(wide, place / name))
