@@ -66,8 +66,7 @@ SEEDS_COVERED = (
 )
 SEEDS_NOT_COVERED = (
     f"If a trained side has fewer than {uncertainty.MIN_SEEDS} seeds, they cover only the queries "
-    "(paired permutation test), and the line is about these trained networks: with other seeds, "
-    "the order may differ."
+    "(paired permutation test), and the line is about these trained networks."
 )
 # Said of a comparison that does not cover seeds.
 NETWORKS_ONLY = "these trained networks only"
@@ -105,6 +104,13 @@ def uneven_classes(runs: dict[str, Run]) -> str:
     )
 
 
+def other_seeds(runs: dict[str, Run], *pairs: pd.DataFrame) -> str:
+    """The sentence about other seeds; empty if the tests of all pairs cover seeds."""
+    if not any(_is_of_networks(pair) for frame in pairs for pair in frame.itertuples()):
+        return ""
+    return f"With other seeds, the order may differ: {between_seeds(runs)}."
+
+
 def between_seeds(runs: dict[str, Run]) -> str:
     """How large a difference in mAP between seeds is known to be, for use in a sentence.
 
@@ -129,7 +135,6 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) ->
         points: from `tables.quality_and_cost`.
         pairs: from `tables.pairs` of the same runs.
     """
-    note = between_seeds(runs)
     ordered = points.sort_values("value", ascending=False, kind="stable")
     trained, baselines = ordered[~ordered["is_baseline"]], ordered[ordered["is_baseline"]]
     if trained.empty:
@@ -138,18 +143,18 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) ->
     outcomes = uncertainty.pair_outcomes(pairs, trained.index).loc[first]
     tied, untested = ([*outcomes.index[outcomes == name]] for name in ("tie", "untested"))
     different = [name for name in others if name not in (*tied, *untested)]
-    relations = [_relation(pairs, first, name, note) for name in [*tied, *untested, *different[:1]]]
+    relations = [_relation(pairs, first, name) for name in [*tied, *untested, *different[:1]]]
     if further := different[1:]:
-        relations.append(f"significantly different from {_names(pairs, further, first, note)}")
-    # The sentence says only once how much seeds differ.
-    first_part, mark, rest = "; ".join(relations).partition(f": {note}")
-    rivals = f"It is {first_part}{mark}{rest.replace(mark or note, '')}."
+        relations.append(f"significantly different from {_names(pairs, further, first)}")
+    rivals = f"It is {'; '.join(relations)}."
     if not others:
         rivals = "No other architecture has results."
     sentences = [f"**{first}** has the highest mAP, {estimates.from_row(trained.iloc[0])}.", rivals]
     for baseline in baselines.index[:1]:
-        relation = _relation(pairs, baseline, first, note)
+        relation = _relation(pairs, baseline, first)
         sentences.append(f"The baseline with the highest mAP, {baseline}, is {relation}.")
+    is_shown = pairs["ahead"].eq(first) | pairs["behind"].eq(first)
+    sentences.append(other_seeds(runs, pairs[is_shown]))
     fastest = trained.loc[[first, *tied], "milliseconds"].idxmin()
     if tied:
         sentences.append(f"Among the statistically tied leaders, {fastest} is the fastest.")
@@ -159,7 +164,7 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) ->
         for name, row in trained.loc[shown].iterrows()
     ]
     sentences.append(f"Embedding and storing an image takes {'; '.join(costs)}.")
-    return " ".join(sentences)
+    return " ".join(filter(None, sentences))
 
 
 def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
@@ -168,11 +173,11 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     Args:
         pairs: from `tables.pairs`.
     """
-    architectures, note = networks(runs), between_seeds(runs)
+    architectures = networks(runs)
     baselines = [name for name in runs if name not in architectures]
     is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
     lines = [
-        f"- **{pair.ahead}** is {_relation(pairs, pair.ahead, pair.behind, note)}."
+        f"- **{pair.ahead}** is {_relation(pairs, pair.ahead, pair.behind)}."
         for pair in pairs[is_pair].itertuples()
     ]
     if len(architectures) < 2:
@@ -184,13 +189,14 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
         for name in architectures:
             groups.setdefault(outcomes.loc[name, baseline], []).append(name)
         parts = [
-            f"{text}: {_names(pairs, groups[outcome], baseline, note)}"
+            f"{text}: {_names(pairs, groups[outcome], baseline)}"
             for outcome, text in OUTCOMES.items()
             if outcome in groups
         ]
         lines.append(f"- The baseline {baseline}: {'; '.join(parts)}.")
     scopes = {True: SEEDS_COVERED, False: SEEDS_NOT_COVERED}
-    scope = " ".join([SCOPE, *(scopes[covered] for covered in pairs["covers_seeds"].unique())])
+    scope = [SCOPE, *(scopes[covered] for covered in pairs["covers_seeds"].unique())]
+    scope = " ".join(filter(None, [*scope, other_seeds(runs, pairs)]))
     return "\n".join([*lines, f"\n{scope}"])
 
 
@@ -275,25 +281,26 @@ def retrieval_or_classification(runs: dict[str, Run]) -> str:
             tests[name] = pd.concat(compared)
     if not tests:
         return ""
-    pairs, note = uncertainty.corrected(pd.concat(tests)), between_seeds(runs)
-    return "\n".join(
-        f"- **{name}**: {_embedding_against_label(scores[name], pairs.loc[name], note)} "
-        f"{_soft_against_predicted_class(runs[name], pairs.loc[name], note)}"
+    pairs = uncertainty.corrected(pd.concat(tests))
+    lines = [
+        f"- **{name}**: {_embedding_against_label(scores[name], pairs.loc[name])} "
+        f"{_soft_against_predicted_class(runs[name], pairs.loc[name])}"
         for name in tests
-    )
+    ]
+    return "\n".join([*lines, f"\n{other_seeds(runs, pairs)}"]).rstrip()
 
 
-def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame, note: str) -> str:
+def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """What the embedding adds to the predicted class probabilities."""
     means = uncertainty.intervals(scores).apply(estimates.from_row, axis=1)
     return (
         f"ranking the whole gallery by embedding gives an mAP of {means['unrestricted']}, and "
         f"ranking it by predicted class probabilities {means['label_lookup']}: unrestricted is "
-        f"{_relation(pairs, 'unrestricted', 'label_lookup', note)}."
+        f"{_relation(pairs, 'unrestricted', 'label_lookup')}."
     )
 
 
-def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame, note: str) -> str:
+def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
     """Queries lost to a wrong prediction, and what the soft search wins back."""
     counts = tables.lost_and_won_back({run.architecture: run})[run.architecture]
     digits, of_seeds = (0, "") if counts["seeds"] == 1 else (1, ", a mean over seeds")
@@ -305,7 +312,7 @@ def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame, note: str) -> s
         f"is predicted wrongly. The soft search includes the most probable classes up to a total "
         f"probability of {mass} ({percentage(counts['searched'])} of the gallery on average), "
         f"which contain the true class of {counts['won back']:,.{digits}f} of these queries: soft "
-        f"is {_relation(pairs, 'soft', 'predicted_class', note)}."
+        f"is {_relation(pairs, 'soft', 'predicted_class')}."
     )
 
 
@@ -419,12 +426,8 @@ def _pair_of(pairs: pd.DataFrame, one: str, other: str):
     return next(pairs[pairs["ahead"].isin(both) & pairs["behind"].isin(both)].itertuples())
 
 
-def _relation(pairs: pd.DataFrame, name: str, other: str, note: str = "") -> str:
-    """How one of a pair compares with the other, with the difference and its p-value.
-
-    Args:
-        note: from `between_seeds`, shown if the test does not cover seeds.
-    """
+def _relation(pairs: pd.DataFrame, name: str, other: str) -> str:
+    """How one of a pair compares with the other, with the difference and its p-value."""
     pair = _pair_of(pairs, name, other)
     relation, evidence = "not significantly different from", p_value(pair.p_holm)
     if pair.is_significant:
@@ -434,7 +437,7 @@ def _relation(pairs: pd.DataFrame, name: str, other: str, note: str = "") -> str
         evidence = "too few classes" if "n_classes" in pairs else evidence
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     numbers = f"difference {difference}, {evidence}"
-    scope = f"; {NETWORKS_ONLY}: {note}" if _is_of_networks(pair) else ""
+    scope = f"; {NETWORKS_ONLY}" if _is_of_networks(pair) else ""
     return f"{relation} {other} ({numbers}{scope})"
 
 
@@ -443,15 +446,11 @@ def _is_of_networks(pair) -> bool:
     return not (pair.covers_seeds or math.isnan(pair.p))
 
 
-def _names(pairs: pd.DataFrame, names: list[str], other: str, note: str) -> str:
-    """Names that compare alike with another one, and for which of them that is of the networks.
-
-    Args:
-        note: from `between_seeds`.
-    """
+def _names(pairs: pd.DataFrame, names: list[str], other: str) -> str:
+    """Names that compare alike with another one, and for which of them that is of the networks."""
     text = ", ".join(names)
     of_networks = [name for name in names if _is_of_networks(_pair_of(pairs, name, other))]
     if not of_networks:
         return text
     which = "" if len(of_networks) == len(names) else f" for {', '.join(of_networks)}"
-    return f"{text} ({NETWORKS_ONLY}{which}: {note})"
+    return f"{text} ({NETWORKS_ONLY}{which})"
