@@ -168,7 +168,7 @@ def test_with_one_seed_a_line_is_about_the_trained_networks_and_shows_what_seeds
     line, _, scope = text.split("\n")
     assert line.startswith("- **vgg16** is significantly ahead of cnn (difference 0.39")
     assert line.endswith("; these trained networks only).")
-    assert scope.endswith("may differ: the 3 seeds of cnn alone differ by up to 0.020.")
+    assert scope.endswith("may differ: the 3 seeds of cnn alone differ by up to 0.020 in mAP.")
     assert "about these trained networks" in scope
     assert "about architectures" not in scope
 
@@ -196,7 +196,9 @@ def test_the_largest_difference_between_seeds_is_named_and_baselines_have_none()
         "vgg16": seeded("vgg16", 0.5, 4),
         "random": seeded("random", 0.1, 9, baseline=True),
     }
-    assert sentences.between_seeds(runs) == "the 4 seeds of vgg16 alone differ by up to 0.030"
+    assert (
+        sentences.between_seeds(runs) == "the 4 seeds of vgg16 alone differ by up to 0.030 in mAP"
+    )
 
 
 def test_a_baseline_is_compared_with_architectures_and_with_networks():
@@ -220,7 +222,7 @@ def test_the_answer_says_once_how_much_seeds_differ():
     text = sentences.in_short(tables.quality_and_cost(runs), tables.pairs(runs), runs)
     (relations,) = (part for part in text.split(". ") if part.startswith("It is "))
     assert relations.count("these trained networks only") == 2
-    assert text.count("the 3 seeds of d alone differ by up to 0.020") == 1
+    assert text.count("the 3 seeds of d alone differ by up to 0.020 in mAP") == 1
 
 
 @pytest.mark.parametrize(

@@ -223,12 +223,25 @@ def test_fewer_differences_than_needed_have_no_p_value():
     assert uncertainty.pair_outcomes(pair, ["a", "b"]).loc["b", "a"] == "untested"
 
 
+def test_an_interval_over_classes_ends_at_the_limits_of_the_score():
+    index = pd.MultiIndex.from_product([range(3), range(6)])
+    means = pd.DataFrame({"a": [1.0, 0.6, 1.0, 1.0, 0.9, 1.0] * 3}, index=index)
+    assert uncertainty.class_test(means).loc["a", "ci_high"] == 1
+    shifted = uncertainty.class_test(means - 1, limits=(-1, 0)).loc["a"]
+    assert shifted["ci_high"] == 0
+    assert -1 < shifted["ci_low"] < shifted["value"] < 0
+
+
 def test_a_mean_of_0_with_skewed_differences_is_not_what_is_tested():
-    # Samples of 30 centred exponential values: exchangeable ones would give p < 0.05 in 5 %.
     random = np.random.default_rng(0)
-    samples = random.exponential(size=(400, 30)) - 1
-    p_values = [uncertainty.permutation_test(sample, permutations=499) for sample in samples]
-    assert 0.04 < np.mean(np.array(p_values) < 0.05) < 0.1
+    skewed = random.lognormal(sigma=1.5, size=(500, 30)) - np.exp(1.5**2 / 2)
+    symmetric = skewed * random.choice([-1, 1], skewed.shape)
+    errors = [
+        np.mean([uncertainty.permutation_test(row, permutations=199) < 0.05 for row in samples])
+        for samples in (symmetric, skewed)
+    ]
+    assert errors[0] < 0.08
+    assert errors[1] > 0.12
 
 
 @pytest.mark.parametrize("shift", [0, 0.1, 0.2, 0.5])

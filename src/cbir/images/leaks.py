@@ -2,7 +2,8 @@
 
 Two images are copies if their pixels are identical, or if they are near-duplicates: the same
 picture saved again, brighter, noisier, blurred, in grey, mirrored, turned by a multiple of 90
-degrees, shifted by up to two pixels of 32, or cropped by up to a tenth. The search has four steps.
+degrees, shifted by up to two pixels of 32, or cropped by up to a tenth. The search finds most
+of them, in four steps.
 
 1. Images with identical pixels form a group, which is searched once.
 2. Every image becomes a map of its details: 32x32 pixels of brightness, band-passed, so that shapes

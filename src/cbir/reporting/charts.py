@@ -1,5 +1,6 @@
 """Charts: a data frame in, a matplotlib figure out; without rows, there is no figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -257,7 +258,7 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-        if not pair.covers_seeds:
+        if not (pair.covers_seeds or math.isnan(pair.p)):
             texts.loc[pair.ahead, pair.behind] += "*"
             texts.loc[pair.behind, pair.ahead] += "*"
         texts.loc[pair.ahead, pair.behind] += "\n" + f"{gain:+}".replace(" ", "\n")

@@ -56,8 +56,8 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
 
     Returns:
         One row per architecture and round: with_feedback and without_feedback (mAPs on the same
-        images) and gain (their difference), as in `effects.mean_row`, but p is NaN for round 0,
-        where both are the same query; n_left_out (queries without a relevant image left), marked
+        images) and gain (their difference), as in `effects.mean_row`, but for round 0, where both
+        are the same query, the gain's interval is a point and p is NaN; n_left_out (queries without a relevant image left), marked
         and positive (how many images a query has marked so far, and how many of these are positive
         examples: means over all queries), and the weights of `Rocchio`.
     """
@@ -69,7 +69,8 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
             values = values.assign(gain=values[WITH] - values[WITHOUT])
             row = {"study": study, "architecture": architecture, "round": number}
             row |= effects.mean_row(values)
-            row |= {} if number else {"p": np.nan}
+            if number == 0:
+                row |= dict.fromkeys(interval_columns("gain"), 0.0) | {"p": np.nan}
             row["n_left_out"] = len(group) - row["n_queries"]
             row |= {"marked": group["n_marked"].mean(), "positive": group["n_positive"].mean()}
             rows.append(row | group[WEIGHTS].iloc[0].to_dict())

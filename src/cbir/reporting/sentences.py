@@ -57,8 +57,9 @@ INTERVAL_TEXTS = {
 SCOPE = (
     "Values in brackets are 95 % intervals. p is corrected by Holm's method for all pairs of the "
     f"table; pairs with fewer than {uncertainty.MIN_QUERIES} queries are untested. The verdict "
-    "follows p; the interval of a significant difference may include 0, since it is computed in "
-    "another way."
+    "is based on p; the interval is computed by another method, so that of a significant "
+    "difference may include 0. With fewer than 100 queries, both may be too optimistic "
+    "if two architectures differ on few queries."
 )
 SEEDS_COVERED = (
     f"If each trained side has {uncertainty.MIN_SEEDS} seeds or more, interval and p cover seeds "
@@ -99,8 +100,9 @@ def uneven_classes(runs: dict[str, Run]) -> str:
         return ""
     return (
         f"Classes are uneven: they have {sizes.min():,} to {sizes.max():,} queries (even: up to "
-        f"{tables.UNEVEN:g} times as many in one as in another). A mean over queries mostly shows "
-        "the large classes. Beside it stands the mean over classes, in which all count the same."
+        f"{tables.UNEVEN:g} times as many in one as in another). A mean over queries is "
+        "dominated by the large classes. The mean over classes, in which all count the same, is "
+        "shown beside it."
     )
 
 
@@ -114,7 +116,7 @@ def other_seeds(runs: dict[str, Run], *pairs: pd.DataFrame) -> str:
 def between_seeds(runs: dict[str, Run]) -> str:
     """How large a difference in mAP between seeds is known to be, for use in a sentence.
 
-    It is the largest one between two seeds of one network, of the network where it is largest.
+    This is the largest difference between two seeds of one network, over all networks.
     """
     spreads = {}
     for name, run in networks(runs).items():
@@ -125,7 +127,7 @@ def between_seeds(runs: dict[str, Run]) -> str:
         return "no architecture here has several seeds, so how much seeds differ is unknown"
     name = max(spreads, key=spreads.get)
     spread, n_seeds = spreads[name]
-    return f"the {n_seeds} seeds of {name} alone differ by up to {spread:.3f}"
+    return f"the {n_seeds} seeds of {name} alone differ by up to {spread:.3f} in mAP"
 
 
 def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
@@ -323,7 +325,8 @@ def unseen(runs: dict[str, Run]) -> str:
     if not architectures:
         return ""
     baselines = [name for name in means if runs[name].is_baseline]
-    pairs, tested, lines = uncertainty.compare_classes(means), uncertainty.class_test(means), []
+    pairs, lines = uncertainty.compare_classes(means), []
+    tested = uncertainty.class_test(means, limits=(0, 1))
     for name in architectures:
         by_draw = estimates.span(means[name].groupby(level="draw").mean(), 3)
         line = (
@@ -386,9 +389,9 @@ def describe_leaks(audit: leaks.Audit) -> str:
     crop, shift = 100 * min(leaks.CROPS), 100 * leaks.SHIFT / leaks.WIDTH
     return (
         f"Queries that are also in the gallery: {found}; the search misses most crops to less than "
-        f"{crop:.0f} % of the side, shifts by more than {shift:.0f} % of it, turns by other angles "
-        "than 90°, strong filters and changed contents, and among blurred and two-tone pictures "
-        "all but almost identical copies. "
+        f"{crop:.0f} % of the side, shifts by more than {shift:.0f} % of it, rotations by "
+        "other angles than multiples of 90°, strong filters, edited content and, among faint, "
+        "blurred or two-tone pictures, all copies that are not almost identical. "
         f"Label conflicts, copies with another label: {_n_conflicts(pairs):,} of these queries, "
         f"{_n_conflicts(audit.validation_copies):,} validation images, and, with identical pixels, "
         f"{audit.n_identical_conflicts:,} images of the whole data set. "
@@ -447,7 +450,7 @@ def _is_of_networks(pair) -> bool:
 
 
 def _names(pairs: pd.DataFrame, names: list[str], other: str) -> str:
-    """Names that compare alike with another one, and for which of them that is of the networks."""
+    """Names with one outcome against another architecture; marks those about networks only."""
     text = ", ".join(names)
     of_networks = [name for name in names if _is_of_networks(_pair_of(pairs, name, other))]
     if not of_networks:

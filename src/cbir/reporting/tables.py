@@ -326,7 +326,7 @@ def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
         label = f"{protocol}{unseen}" + (f", mAP@{k:.0f}" if k else "")
         table[label] = {name: tidy.number(group[group["architecture"] == name]) for name in runs}
     if len(means := unseen_class_means(runs)):
-        tested = uncertainty.class_test(means)
+        tested = uncertainty.class_test(means, limits=(0, 1))
         label = f"unseen_classes{BY_CLASS} ({tested['n_classes'].iloc[0]}) of all draws"
         cells = tested.apply(from_row, axis=1).reindex(list(runs))
         table[label] = cells.where(cells.notna(), Estimate(float("nan"))).to_dict()

@@ -26,8 +26,8 @@ from cbir.retrieval import metrics, ranking
 # counts, and no negative one is as large as the positive one, which would leave nothing of it.
 POSITIVE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 NEGATIVE_SHARES = (0.1, 0.25, 0.5, 0.75)
-# Of weights whose mAP differs less from the highest, the smallest are chosen. Larger ones would
-# leave little of the query if a user marks one image instead of ten.
+# Among weights whose mAP is within this distance of the highest, the smallest are chosen. Larger
+# ones would leave little of the query if a user marks one image instead of ten.
 MAP_TOLERANCE = 0.002
 # The number of images that the simulated user marks per round.
 MARKED = 10

@@ -1,8 +1,8 @@
 """Rankings of the gallery for each query, by cosine similarity.
 
 Similarities that differ by at most `TIE` = 1e-12, relative to the sum of the absolute products that
-they consist of (which is 1 at most), are ties, and ties keep the order of the gallery. (Ties form
-chains: if a is tied with b, and b with c, so is a with c.) The ranking of a query depends on the
+they consist of (which is 1 at most), are ties, and ties keep the order of the gallery. (Ties are
+transitive: if a is tied with b and b with c, a is tied with c.) A query's ranking depends on the
 query and the gallery alone; other queries, blocks, threads and the BLAS library make no difference:
 
 1. A float32 matrix product yields approximate similarities. Their last bits depend on all of these.
@@ -12,8 +12,8 @@ query and the gallery alone; other queries, blocks, threads and the BLAS library
    vectors alone, and is exact if they are integers, such as codes of 0 and 1 or of -1 and 1.
 
 Only groups whose order matters are refined, so this takes little time unless most similarities are
-ties. How large rounding errors become is known from experience only (see `SPREAD_ERROR`); larger
-ones are looked for in every ranking.
+ties. The bound on rounding errors is empirical (see `SPREAD_ERROR`), so every ranking is
+spot-checked for larger ones.
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.

@@ -29,9 +29,9 @@ SEARCHES = ("unrestricted", "predicted_class", "soft", "label_lookup", "oracle_c
 # searches all classes.
 MASSES = (0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 LOOKUP_SEED = 0
-# The standard deviation of a temperature's logarithm, before any image is seen. Few errors then
-# cannot move the temperature far from 1: with two among 143 images, networks trained on the digits
-# had a higher cross-entropy on other images with the temperature that fits best.
+# The standard deviation of the prior of log(temperature). It keeps a few errors from moving the
+# temperature far from 1. Without it, two errors among 143 validation images of the digits led to a
+# temperature that raised the cross-entropy on other images from .081 to .101; with it, to .085.
 TEMPERATURE_SPREAD = 0.25
 
 
@@ -139,7 +139,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The most probable temperature, between 1/20 and 20, given the labels and a prior around 1.
 
     It minimises the labels' mean cross-entropy plus log(T)² / (2 n `TEMPERATURE_SPREAD`²). It is 1
-    if every label is the most probable class, since only errors show how sure is too sure.
+    if every label is the most probable class, since only errors reveal overconfidence.
 
     Args:
         probabilities: (n, n_classes) of a softmax.

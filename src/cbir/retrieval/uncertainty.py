@@ -193,8 +193,8 @@ def compare(
     """Compare every pair of architectures on the same queries.
 
     If both have at least `MIN_SEEDS` seeds, or one has and the other is a baseline, the test and
-    the interval are those of `seed_test`: they speak of the architectures. Otherwise they are
-    those of `permutation_test` and `intervals` over the queries alone, and speak only of the
+    the interval are those of `seed_test`, and apply to the architectures. Otherwise they are
+    those of `permutation_test` and `intervals` over the queries alone, and apply only to the
     networks that were trained.
 
     Args:
@@ -261,7 +261,7 @@ def seed_test(
     The difference between two architectures varies with the queries and, independently, with the
     seeds of each. Its variance is estimated by the sum of the variances of these means: that of
     the differences over queries / n_queries, and of each side's means over seeds / n_seeds. The sum
-    counts what a seed changes for single queries twice, which errs on the safe side. The quantile
+    counts interactions of seeds and queries twice, so the test is conservative. The quantile
     is the mean of the t quantiles of both parts, weighted by their variances (Cochran's
     approximation); the seeds have Welch's degrees of freedom. `tests/benchmarks/comparisons.py`
     measures how often the test errs.
@@ -304,7 +304,7 @@ def seed_test(
     return mean - half, mean + half, float(p)
 
 
-def class_test(values: pd.DataFrame) -> pd.DataFrame:
+def class_test(values: pd.DataFrame, limits: tuple[float, float] = (-1, 1)) -> pd.DataFrame:
     """Intervals and two-sided tests of means over classes, which speak of other classes, too.
 
     Classes differ, and so do the networks of different draws. Therefore each column is tested twice
@@ -316,6 +316,7 @@ def class_test(values: pd.DataFrame) -> pd.DataFrame:
     Args:
         values: (n, m), means over the queries of a class, or differences of them, indexed by draw
             and class. A class may be in several draws; it counts once.
+        limits: the lowest and the highest possible value; intervals end there.
 
     Returns:
         One row per column: value (mean over classes), ci_low, ci_high, p, n_classes.
@@ -332,8 +333,8 @@ def class_test(values: pd.DataFrame) -> pd.DataFrame:
         ratio = (mean.abs() / error).fillna(0)
         p_values.append((2 * stdtr(max(n - 1, 1), -ratio)).clip(LEAST_P))
     is_enough = n_classes >= MIN_CLASSES and n_draws >= MIN_DRAWS
-    table["ci_low"] = np.min(bounds, axis=0) if is_enough else np.nan
-    table["ci_high"] = np.max(bounds, axis=0) if is_enough else np.nan
+    table["ci_low"] = np.min(bounds, axis=0).clip(*limits) if is_enough else np.nan
+    table["ci_high"] = np.max(bounds, axis=0).clip(*limits) if is_enough else np.nan
     table["p"] = np.max(p_values, axis=0) if is_enough else np.nan
     return table.assign(n_classes=n_classes)
 
