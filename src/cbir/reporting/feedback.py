@@ -57,9 +57,10 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
     Returns:
         One row per architecture and round: with_feedback and without_feedback (mAPs on the same
         images) and gain (their difference), as in `effects.mean_row`, but for round 0, where both
-        are the same query, the gain's interval is a point and p is NaN; n_left_out (queries without a relevant image left), marked
-        and positive (how many images a query has marked so far, and how many of these are positive
-        examples: means over all queries), and the weights of `Rocchio`.
+        are the same query, the gain's interval is a point and p is NaN; n_left_out (queries without
+        a relevant image left), marked and positive (how many images a query has marked so far, and
+        how many of these are positive examples: means over all queries), and the weights of
+        `Rocchio`.
     """
     rows = []
     for architecture, scores in measured.items():
