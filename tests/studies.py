@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import yaml
 from conftest import ROOT, STUDY, cbir, write_pictures, write_study
 from test_pages import Tags
@@ -98,6 +99,17 @@ def links_between_pages(reports: Path, name: str) -> list[str]:
     html = (reports / f"{name}.html").read_text("utf-8")
     (navigation,) = re.findall('<nav[^>]*class="pages".*?</nav>', html, re.DOTALL)
     return [link["href"].removesuffix(".html") for link in Tags(navigation).of("a")]
+
+
+def check_values(table: pd.DataFrame) -> None:
+    """Each number of a metrics.csv is a share, within its interval if it has one."""
+    assert table["value"].between(0, 1).all()
+    # A draw has too few classes for an interval over them.
+    is_draw = (table["protocol"] == "unseen_classes") & table["class"].isna()
+    assert table.loc[is_draw, ["ci_low", "ci_high"]].isna().all(axis=None)
+    rest = table[~is_draw]
+    assert rest["ci_low"].le(rest["value"]).all()
+    assert rest["value"].le(rest["ci_high"]).all()
 
 
 def check_pages(
