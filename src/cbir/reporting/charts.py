@@ -1,6 +1,5 @@
 """Charts: a data frame in, a matplotlib figure out; without rows, there is no figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -258,7 +257,7 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-        if not (pair.covers_seeds or math.isnan(pair.p)):
+        if tables.is_of_networks(pair):
             texts.loc[pair.ahead, pair.behind] += "*"
             texts.loc[pair.behind, pair.ahead] += "*"
         texts.loc[pair.ahead, pair.behind] += "\n" + f"{gain:+}".replace(" ", "\n")

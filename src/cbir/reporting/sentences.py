@@ -106,9 +106,9 @@ def uneven_classes(runs: dict[str, Run]) -> str:
     )
 
 
-def other_seeds(runs: dict[str, Run], *pairs: pd.DataFrame) -> str:
+def other_seeds(runs: dict[str, Run], pairs: pd.DataFrame) -> str:
     """The sentence about other seeds; empty if the tests of all pairs cover seeds."""
-    if not any(_is_of_networks(pair) for frame in pairs for pair in frame.itertuples()):
+    if not any(map(tables.is_of_networks, pairs.itertuples())):
         return ""
     return f"With other seeds, the order may differ: {between_seeds(runs)}."
 
@@ -197,7 +197,9 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
         ]
         lines.append(f"- The baseline {baseline}: {'; '.join(parts)}.")
     scopes = {True: SEEDS_COVERED, False: SEEDS_NOT_COVERED}
-    scope = [SCOPE, *(scopes[covered] for covered in pairs["covers_seeds"].unique())]
+    # Seeds hardly matter between two baselines.
+    of_trained = pairs[pairs["ahead"].isin(architectures) | pairs["behind"].isin(architectures)]
+    scope = [SCOPE, *(scopes[covered] for covered in of_trained["covers_seeds"].unique())]
     scope = " ".join(filter(None, [*scope, other_seeds(runs, pairs)]))
     return "\n".join([*lines, f"\n{scope}"])
 
@@ -440,19 +442,14 @@ def _relation(pairs: pd.DataFrame, name: str, other: str) -> str:
         evidence = "too few classes" if "n_classes" in pairs else evidence
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     numbers = f"difference {difference}, {evidence}"
-    scope = f"; {NETWORKS_ONLY}" if _is_of_networks(pair) else ""
+    scope = f"; {NETWORKS_ONLY}" if tables.is_of_networks(pair) else ""
     return f"{relation} {other} ({numbers}{scope})"
-
-
-def _is_of_networks(pair) -> bool:
-    """Whether a pair was tested, but without seeds, so that the verdict is about the networks."""
-    return not (pair.covers_seeds or math.isnan(pair.p))
 
 
 def _names(pairs: pd.DataFrame, names: list[str], other: str) -> str:
     """Names with one outcome against another architecture; marks those about networks only."""
     text = ", ".join(names)
-    of_networks = [name for name in names if _is_of_networks(_pair_of(pairs, name, other))]
+    of_networks = [name for name in names if tables.is_of_networks(_pair_of(pairs, name, other))]
     if not of_networks:
         return text
     which = "" if len(of_networks) == len(names) else f" for {', '.join(of_networks)}"

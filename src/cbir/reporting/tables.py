@@ -1,5 +1,7 @@
 """Tables that compare the numbers of runs: quality, cost, differences, seeds, protocols."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -148,6 +150,11 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
         bytes=[summary["index_bytes"] / summary["dataset"]["gallery"] for summary in summaries],
         is_baseline=[run.is_baseline for run in runs.values()],
     )
+
+
+def is_of_networks(pair) -> bool:
+    """Whether a pair, a row of `pairs`, was tested without seeds: it is about the networks only."""
+    return not (pair.covers_seeds or math.isnan(pair.p))
 
 
 def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
