@@ -110,6 +110,15 @@ def cbir(root: Path, *arguments: str, timeout: float = 900, **environment: str):
 
 
 @pytest.fixture
+def closed_figures():
+    """Close the test's figures, of which matplotlib otherwise keeps all."""
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A fresh project, made the working directory."""
     root = make_project(tmp_path)

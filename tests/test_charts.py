@@ -3,7 +3,6 @@
 import itertools
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,15 +13,9 @@ from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import networks, other_networks, plain_cnns
 from cbir.retrieval import uncertainty
 
-pytestmark = pytest.mark.usefixtures("few_queries")
+pytestmark = pytest.mark.usefixtures("few_queries", "closed_figures")
 
 CLASSES = ["circle", "cross", "square"]
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def test_confusions_are_counted_by_true_and_predicted_class():

@@ -3,7 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,15 +15,11 @@ from cbir.reporting import display, effects, explanations, montages
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
+pytestmark = pytest.mark.usefixtures("closed_figures")
+
 pytestmark = pytest.mark.usefixtures("few_queries")
 
 SHARES = [0, 0.5, 1]
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def explanation(deletion, insertion, over_other=0.0, n_pairs=20, empty=0, **changes):

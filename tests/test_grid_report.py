@@ -1,6 +1,5 @@
 """A grid told from its numbers: tables, sentences, figures, worked out by hand."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import scipy.stats
@@ -12,14 +11,10 @@ from cbir.reporting.grids import ACCURACY, INDEX, MAP, SECONDS, SPEED, TRAINING
 from cbir.retrieval import uncertainty
 from cbir.studies import configs
 
+pytestmark = pytest.mark.usefixtures("closed_figures")
+
 NOTE = "how much seeds differ is unknown"
 ONLY = f" (these trained networks only: {NOTE})"
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def run(architecture: str, point: dict, scores, *, right=1.0, known=1.0, speed=1000.0) -> dict:

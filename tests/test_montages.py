@@ -3,7 +3,6 @@
 import itertools
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,13 +10,9 @@ from matplotlib.colors import to_hex
 
 from cbir.reporting import display, montages
 
+pytestmark = pytest.mark.usefixtures("closed_figures")
+
 CLASSES = ["circle", "cross", "square"]
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

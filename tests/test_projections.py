@@ -3,12 +3,13 @@
 from types import SimpleNamespace
 
 import invented
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from cbir.reporting import projections
 from cbir.retrieval import projections as computed
+
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def groups(n_each=60, d=12, apart=8.0) -> tuple[np.ndarray, np.ndarray]:
@@ -127,12 +128,6 @@ def test_all_runs_have_a_map_by_a_method_with_enough_queries(saved):
     # A dozen queries are too few for t-SNE.
     assert projections.project_all({"cnn": saved}, "tsne") == {}
     assert projections.figure(saved.dataset, {}, {}) is None
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
