@@ -100,6 +100,61 @@ def test_results_are_labelled_with_what_they_started_from(names, said):
     assert provenance.weights_label(runs(*names) | BASELINE) == said
 
 
+PRUNED, VGG16, MOBILENET = provenance.KNOWN_WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("digest", "name"),
+    [
+        (PRUNED, "ImageNet (pruned, 8-bit)"), (VGG16, "ImageNet"), (MOBILENET, "ImageNet"),
+        (SHA, "b.h5"),
+    ],
+)  # fmt: skip
+def test_a_file_is_shown_by_what_it_is_wherever_weights_are_named(digest, name):
+    weights = {"source": "/home/me/a/b.h5", "started from": digest}
+    networks = {"net": run("imagenet"), "cnn": run("none")}
+    networks["net"].summary["weights"] = weights
+    label = f"{name}, {digest[:12]}…"
+    assert provenance.weights_and_digest(weights) == label
+    assert provenance.networks_table(networks).loc["net", "weights"] == label
+    start = "a weights file"
+    if digest != SHA:
+        start = f"{name} weights (SHA-256 {digest[:12]}…)"
+    said = f"Started from {start}: net; from random weights: cnn."
+    assert provenance.weights_label(networks) == said
+    source = Weights(weights["source"], Path(weights["source"]), digest, "imagenet")
+    assert f"the weights `{name}` (SHA-256 {digest[:12]}…)." in of_network(source, "all", False)
+
+
+def test_known_files_are_named_by_whole_digests():
+    assert {len(digest) for digest in provenance.KNOWN_WEIGHTS} == {64}
+    cut = {"source": "a.h5", "started from": PRUNED[:12]}
+    assert provenance.weights_name(cut) == "a.h5"
+
+
+@pytest.mark.parametrize(
+    ("source", "digest", "train", "treatment"),
+    [
+        ("none", "random", "all", "from random weights"),
+        ("none", "random", "last_blocks:2", "from random weights"),
+        ("none", "random", "head", "frozen, from random weights"),
+        ("imagenet", SHA, "head", "frozen, from ImageNet weights"),
+        ("a/b.h5", PRUNED, "head", "frozen, from ImageNet weights"),
+        ("a/b.h5", VGG16, "last_blocks:2", "fine-tuned, from ImageNet weights"),
+        ("imagenet", SHA, "all", "fine-tuned, from ImageNet weights"),
+        ("a/b.h5", SHA, "all", "fine-tuned, from a weights file"),
+        (
+            "study:tiny/vgg16", SHA, "all",
+            "fine-tuned, from a backbone trained in another study of this project (tiny)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_treatment_is_read_from_parameters(source, digest, train, treatment):
+    network = run(source, train=train)
+    network.summary["weights"] = {"source": source, "started from": digest}
+    assert provenance.treatment(network) == treatment
+
+
 def test_baselines_alone_started_from_nothing():
     assert provenance.weights_label(BASELINE) == ""
     assert provenance.networks_table(BASELINE).empty
@@ -125,9 +180,9 @@ def test_the_table_says_what_each_network_is_and_was_trained_from():
     assert table.index.tolist() == ["cnn", "vgg", "resnet", "mobile"]
     assert table["weights"].tolist() == [
         "random",
-        "imagenet (0123456789ab…)",
-        "study:tiny (0123456789ab…)",
-        "mobile.h5 (0123456789ab…)",
+        "ImageNet, 0123456789ab…",
+        "study:tiny, 0123456789ab…",
+        "mobile.h5, 0123456789ab…",
     ]
     assert table["trained"].tolist() == [
         "all layers",
@@ -320,7 +375,8 @@ def test_a_network_of_random_weights_says_so():
 @pytest.mark.parametrize("source", [*SOURCES.values()][1:])
 def test_a_network_names_its_weights_and_what_of_it_is_trained(source):
     weights = Weights(source, Path("x.h5"), SHA, "imagenet")
-    start = f"It starts from the weights `{source}` (SHA-256 0123456789ab…). Training changes "
+    name = {"imagenet": "ImageNet", "weights/mobile.h5": "mobile.h5"}.get(source, source)
+    start = f"It starts from the weights `{name}` (SHA-256 0123456789ab…). Training changes "
     assert of_network(weights, "head", True) == (start + "only the head, on a frozen backbone.")
     assert of_network(weights, "last_blocks:3", True) == (
         start + "the head and the last 3 blocks. The head is trained first, and batch "

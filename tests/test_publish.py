@@ -135,9 +135,9 @@ def test_epochs_of_the_head_alone_are_shown_as_such(given, told, project):
     write_runs(project, cnn=run_of("imagenet", 7, 3700, **given))
     final, *states = [line for line in publish.results_page(project).splitlines()
                       if line.startswith("| cnn |")]  # fmt: skip
-    assert final.startswith(f"| cnn | imagenet | {told} |")
+    assert final.startswith(f"| cnn | ImageNet | {told} |")
     if "head_epochs" in given:
-        assert states[0].startswith("| cnn | imagenet | 20 head + 3 |")
+        assert states[0].startswith("| cnn | ImageNet | 20 head + 3 |")
 
 
 def test_each_table_is_labelled_with_what_its_networks_started_from(project):
@@ -168,7 +168,7 @@ def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
 
 def test_a_point_of_a_grid_is_named_by_its_values(project):
     write_runs(project, **{"cnn-gem": run_of("imagenet", 2, 5, variant="pooling=gem")})
-    assert cells(project, "cnn, pooling=gem")[1:3] == ["imagenet", "2"]
+    assert cells(project, "cnn, pooling=gem")[1:3] == ["ImageNet", "2"]
 
 
 def test_a_section_says_what_was_run_and_on_what(project):

@@ -264,7 +264,7 @@ def test_steps_before_the_training_are_told_too(network):
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ({"source": "imagenet", "started from": "abc"}, "imagenet, SHA-256 abc"),
+        ({"source": "imagenet", "started from": "abc"}, "ImageNet, SHA-256 abc"),
         ({"source": "study:a/b", "started from": "abc"}, "study:a/b, SHA-256 abc"),
         ({"source": "none", "started from": "random"}, "random"),
     ],

@@ -27,6 +27,17 @@ OPTIONAL = {
     "whitening": "whitening (dimensions)",
 }
 UNUSED, UNKNOWN = "none", "–"
+IMAGENET, RANDOM = "ImageNet", "random"
+_ORIGINS = {"none": "from random weights", "imagenet": f"from {IMAGENET} weights"}
+# What files of weights are, by their SHA-256, whatever their names and folders.
+KNOWN_WEIGHTS = {
+    # An ImageNet-trained ResNet-50 whose publishers pruned it by about 80 % and quantised it.
+    "9cc9db1f5ca12982d61c890bee636cc85cde81050dd99b5882325e63d828d29a": "ImageNet (pruned, 8-bit)",
+    # VGG16, converted from the values that Keras publishes.
+    "a2f51117308129c3de9a523c91d35160eb75a6a9e5db1e2afb4f48e48dfb733a": IMAGENET,
+    # MobileNet with a width of 0.25, with its classifier.
+    "dc1ff623e6cd99c3cc0dd2821ca0807ba013606af5a4e2afd4488fbf26a8b589": IMAGENET,
+}
 
 
 def provenance_table(study: str) -> pd.DataFrame:
@@ -46,8 +57,9 @@ def provenance_table(study: str) -> pd.DataFrame:
     }
     for name, run in manifest["architectures"].items():
         if weights := run["weights"]:
-            file = f"{weights['source']}, SHA-256 {weights['started from']}"
-            rows[f"{name}, started from"] = "random" if weights["source"] == "none" else file
+            start = weights_name(weights)
+            digest = "" if start == RANDOM else f", SHA-256 {weights['started from']}"
+            rows[f"{name}, started from"] = start + digest
             rows[f"{name}, weights, SHA-256"] = weights["trained"]
         steps = run["seconds"].items()
         rows[f"{name}, seconds"] = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps)
@@ -84,7 +96,8 @@ def describe_network(network: "Network") -> str:
     weights, parameters = network.weights, network.parameters
     start = "random weights"
     if weights.path:
-        start = f"the weights `{weights.source}` (SHA-256 {weights.sha256[:12]}…)"
+        name = weights_name({"source": weights.source, "started from": weights.sha256})
+        start = f"the weights `{name}` (SHA-256 {_first_digits(weights.sha256)})"
     text = f"It starts from {start}. Training changes {_trained_layers(parameters['train'])}."
     if parameters["was_frozen"] and parameters["train"] != "head":
         text += " The head is trained first, and batch normalisation stays in inference mode."
@@ -106,8 +119,6 @@ def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
 def _settings(run: Run) -> dict:
     summary, parameters = run.summary, run.summary["parameters"]
     training, head = parameters["training"], _artifact_parameters(run, "head")
-    weights, source = summary["weights"], summary["weights"]["source"]
-    file = source if source.startswith(STUDY_PREFIX) else Path(source).name
 
     def by_stage(name: str) -> str:
         value = _number(training.get(name))
@@ -118,7 +129,7 @@ def _settings(run: Run) -> dict:
     optional = parameters | training | _artifact_parameters(run, "embeddings")
     return {
         "backbone": parameters["backbone"],
-        "weights": "random" if source == "none" else f"{file} ({weights['started from'][:12]}…)",
+        "weights": weights_and_digest(summary["weights"]),
         "trained": _trained_layers(parameters["train"]),
         "input (px)": parameters["input_size"],
         "pooling": parameters["pooling"],
@@ -161,8 +172,39 @@ def epochs(summary: dict, epoch: int | None = None) -> str:
     return f"{head} head + {last}" if head else f"{last}"
 
 
+def weights_name(weights: dict) -> str:
+    """What the initial weights of a network are: `random`, `ImageNet`, a study, a file's name.
+
+    Args:
+        weights: `weights` of a run's summary.
+    """
+    source = weights["source"]
+    names = {"none": RANDOM, "imagenet": IMAGENET}
+    if known := KNOWN_WEIGHTS.get(weights.get("started from")):
+        return known
+    return source if source.startswith(STUDY_PREFIX) else names.get(source, Path(source).name)
+
+
+def weights_and_digest(weights: dict) -> str:
+    """`weights_name` with the first digits of the file's SHA-256, if it is recorded."""
+    name, digest = weights_name(weights), weights.get("started from", "")
+    return f"{name}, {_first_digits(digest)}" if digest and name != RANDOM else name
+
+
+def treatment(run: Run) -> str:
+    """How a network was trained, in words, from its parameters: frozen, fine-tuned or from scratch.
+
+    Networks of one treatment can be compared. Each started from weights of its own architecture,
+    but of the same origin.
+    """
+    train, start = run.summary["parameters"]["train"], _origin(run.summary["weights"])
+    if train == "head":
+        return f"frozen, {start}"
+    return start if start == _ORIGINS["none"] else f"fine-tuned, {start}"
+
+
 def weights_label(runs: Mapping[str, Run | dict]) -> str:
-    """The initial weights of the networks, shown with all their results.
+    """The initial weights of the networks in a sentence, shown with all their results.
 
     A grid is named by its architecture if all its runs started from the same weights.
 
@@ -172,7 +214,7 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
     summaries = {name: run.summary if isinstance(run, Run) else run for name, run in runs.items()}
     table = pd.DataFrame(
         [
-            (name, parse_point(name, summary["variant"])[0], _start(summary["weights"]["source"]))
+            (name, parse_point(name, summary["variant"])[0], _start(summary["weights"]))
             for name, summary in summaries.items()
             if summary.get("weights")
         ],
@@ -204,13 +246,27 @@ def pretrained_warning(runs: dict[str, Run]) -> str:
     )
 
 
-def _start(source: str) -> str:
-    """The initial weights of a network in words, by their source."""
+def _start(weights: dict) -> str:
+    """The initial weights of a network in words; a known file with its SHA-256."""
+    digest = weights.get("started from")
+    if digest in KNOWN_WEIGHTS:
+        return f"from {weights_name(weights)} weights (SHA-256 {_first_digits(digest)})"
+    return _origin(weights)
+
+
+def _origin(weights: dict) -> str:
+    """The kind of a network's initial weights in words."""
+    source = weights["source"]
+    if weights.get("started from") in KNOWN_WEIGHTS:
+        return _ORIGINS["imagenet"]
     if source.startswith(STUDY_PREFIX):
         study = source.removeprefix(STUDY_PREFIX).partition("/")[0]
         return f"from a backbone trained in another study of this project ({study})"
-    texts = {"none": "from random weights", "imagenet": "from ImageNet weights"}
-    return texts.get(source, "from a weights file")
+    return _ORIGINS.get(source, "from a weights file")
+
+
+def _first_digits(digest: str) -> str:
+    return f"{digest[:12]}…"
 
 
 def _trained_layers(train: str) -> str:

@@ -158,7 +158,7 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
     for name, run in runs.items():
         run_rows = rows[rows["architecture"] == name]
         architecture, _ = parse_point(name, run["variant"])
-        weights = run["weights"]["source"] if run["weights"] else "–"
+        weights = provenance.weights_and_digest(run["weights"]) if run["weights"] else "–"
         seconds, speed = run["training_seconds"], run["speed"]["images_per_second"]
         for epoch in [None, *sorted(run_rows["epoch"].dropna().astype(int).unique())]:
             states = {
@@ -168,7 +168,7 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
             table.append(
                 {
                     "architecture": ", ".join(filter(None, [architecture, run["variant"]])),
-                    "weights": "random" if weights == "none" else weights,
+                    "weights": weights,
                     "epochs": provenance.epochs(run, epoch) if run["weights"] else "–",
                     **states,
                     "trained in": duration(seconds) if seconds and epoch is None else "–",
