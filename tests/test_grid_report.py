@@ -1,8 +1,6 @@
 """A grid told from its numbers: tables, sentences, figures, worked out by hand."""
 
-import pandas as pd
 import pytest
-import scipy.stats
 from invented import result, rows
 
 from cbir.reporting import grids, tables
@@ -268,103 +266,6 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     assert not grids.is_number(points, "dropout")
     axis = grids.heat_maps(points).axes[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
-
-
-def learnt(name: str, count: int, *, known: float, right: float, **more) -> dict:
-    """A run whose accuracy on training images has an interval of 0.1 below and 0.05 above."""
-    return run(name, {"learn_from": count, **more}, [0.5] * 1000, right=right, known=known)
-
-
-def overfitting_text(runs: dict, **differing: list) -> str:
-    """What is said of overfitting where the points differ, besides the backbone, in these alone."""
-    backbones = [name.partition("-")[0] for name in runs]
-    described = pd.DataFrame({"backbone": backbones, "batch": "64", **differing}, index=list(runs))
-    return grids.overfitting(grids.points_table(runs), described, "vgg16")
-
-
-def test_a_gap_has_the_widest_interval_that_both_accuracies_allow():
-    # One of two queries is right.
-    frame = rows([0.5, 0.5], architecture="cnn-500", variant="learn_from=500", correct=[1.0, 0.0])
-    accuracy = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
-    runs = {"cnn-500": result(frame, variant="learn_from=500", training_accuracy=accuracy)}
-    points = grids.points_table(runs)
-    value, low, high = points.loc["cnn-500", list(interval_columns(ACCURACY))]
-    expected = scipy.stats.binomtest(1, 2).proportion_ci()
-    assert (value, low, high) == pytest.approx((0.5, expected.low, expected.high))
-    row = grids.gaps(points).loc["cnn-500"]
-    assert row["value"] == pytest.approx(0.9 - 0.5)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.8 - high, 0.95 - low))
-
-
-def test_gaps_are_told_of_every_size_in_order_with_intervals():
-    runs = learnt("cnn", 50000, known=0.8, right=0.6) | learnt("cnn", 500, known=1.0, right=0.2)
-    text = overfitting_text(runs)
-    assert text.splitlines()[-1] == (
-        "- **cnn**: 0.80 [0.70,\u00a00.85] with 500, 0.20 [0.10,\u00a00.25] with 50,000"
-    )
-    # Nothing is said of an architecture that is not there.
-    assert "gap of" not in text
-
-
-def test_the_deep_network_is_significant_only_where_intervals_lie_apart():
-    runs = learnt("vgg16", 500, known=0.9, right=0.3)  # 0.5 to 0.65
-    runs |= learnt("cnn", 500, known=0.6, right=0.3)  # 0.2 to 0.35
-    runs |= learnt("resnet50", 500, known=0.8, right=0.3)  # 0.4 to 0.55
-    runs |= learnt("mobilenet", 500, known=1.0, right=0.1)  # 0.8 to 0.95
-    # With more images it is the other way round, which is not asked.
-    runs |= learnt("vgg16", 1000, known=0.5, right=0.5) | learnt("cnn", 1000, known=1.0, right=0.1)
-    lines = overfitting_text(runs).splitlines()
-    assert lines[-1] == (
-        "With 500 images, the gap of vgg16 is larger than that of cnn; smaller than that of "
-        "mobilenet; not clearly different from that of resnet50."
-    )
-    assert sum(line.startswith("- **") for line in lines) == 4
-
-
-def test_in_what_else_the_compared_networks_differ_is_said():
-    runs = learnt("vgg16", 500, known=0.9, right=0.3) | learnt("cnn", 500, known=0.9, right=0.3)
-    runs |= learnt("vgg16", 1000, known=0.9, right=0.3)
-    assert "also differ" not in overfitting_text(runs)
-    # With more images, where it is not compared, it may be what it will.
-    assert "also differ" not in overfitting_text(runs, dropout=["no", "no", "0.5"])
-    text = overfitting_text(runs, dropout=["no", "0.5", "no"], epochs=["3", "5", "3"])
-    assert text.endswith(
-        "is not clearly different from that of cnn. The networks also differ in other settings, "
-        "which may explain the gap: dropout, epochs."
-    )
-
-
-def test_each_way_of_training_the_deep_network_is_told_against_all_others():
-    runs = learnt("vgg16", 500, known=0.9, right=0.3)
-    runs |= learnt("vgg16_frozen", 500, known=0.5, right=0.3)
-    runs |= learnt("cnn", 500, known=0.9, right=0.3)
-    *_, one, _, other = overfitting_text(runs).splitlines()
-    assert one == "With 500 images, the gap of vgg16 is not clearly different from that of cnn."
-    assert other == "With 500 images, the gap of vgg16_frozen is smaller than that of cnn."
-
-
-def test_the_deep_network_alone_is_compared_with_nothing():
-    runs = learnt("vgg16", 500, known=0.9, right=0.3)
-    assert "gap of" not in overfitting_text(runs)
-
-
-def test_gaps_are_told_for_each_point_of_what_else_differs():
-    runs = {}
-    for train, known in (("head", 0.5), ("all", 0.9)):
-        for size in (500, 1000):
-            runs |= learnt("vgg16", size, known=known, right=0.3, train=train)
-            runs |= learnt("cnn", size, known=0.9, right=0.3, train=train)
-    text = overfitting_text(runs)
-    for name in ("vgg16, train head", "cnn, train head", "vgg16, train all", "cnn, train all"):
-        assert text.count(f"- **{name}**: ") == 1
-    assert (
-        "With 500 images, the gap of vgg16, train head is smaller than that of cnn, train head, "
-        "cnn, train all." in text
-    )
-
-
-def test_of_other_grids_nothing_is_said_of_overfitting(points):
-    assert grids.overfitting(points, pd.DataFrame(), "vgg16") == ""
 
 
 # Figures

@@ -34,6 +34,16 @@ class Estimate:
     def __neg__(self) -> "Estimate":
         return Estimate(-self.value, -self.high, -self.low)
 
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference of two independent estimates, with the interval that theirs imply.
+
+        Source: Zou and Donner, Construction of Confidence Limits about Effect Measures (2008).
+        """
+        value = self.value - other.value
+        below = math.hypot(self.value - self.low, other.high - other.value)
+        above = math.hypot(self.high - self.value, other.value - other.low)
+        return Estimate(value, value - below, value + above)
+
     def __str__(self) -> str:
         return format(self, "")
 

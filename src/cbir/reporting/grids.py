@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from cbir.reporting import charts, estimates, provenance, tables
+from cbir.reporting import charts, estimates, tables
 from cbir.reporting.display import LOOKS
 from cbir.reporting.estimates import from_row, interval_columns
 from cbir.reporting.runs import Run, networks, parse_point
@@ -131,76 +131,6 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame,
         text += (
             f" The fastest is {texts[fastest.name]}, {fastest[SPEED] / best[SPEED]:.1f} times as "
             f"fast, with an mAP of {from_row(fastest, MAP)}."
-        )
-    return text
-
-
-def gaps(points: pd.DataFrame) -> pd.DataFrame:
-    """By how much accuracy on training images exceeds accuracy on the queries.
-
-    The interval is computed from opposite ends of the two intervals. The two accuracies are means
-    over different images, so it is wider than a 95 % interval of their difference: if two such
-    intervals are disjoint, the gaps differ.
-
-    Returns:
-        A row per run, by `learn_from`: series (its architecture, and its point except for
-        `learn_from`), learn_from, value, ci_low, ci_high.
-    """
-    training, training_low, training_high = (points[name] for name in interval_columns(TRAINING))
-    accuracy, accuracy_low, accuracy_high = (points[name] for name in interval_columns(ACCURACY))
-    table = pd.DataFrame(
-        {
-            "series": series(points, LEARN_FROM),
-            LEARN_FROM: points[LEARN_FROM],
-            "value": training - accuracy,
-            "ci_low": training_low - accuracy_high,
-            "ci_high": training_high - accuracy_low,
-        }
-    )
-    return table.sort_values(LEARN_FROM, kind="stable")
-
-
-def overfitting(points: pd.DataFrame, settings: pd.DataFrame, architecture: str) -> str:
-    """Each network's gap between training and test accuracy, and how one architecture's compares.
-
-    Args:
-        points: from `points_table`; without `learn_from` among its dimensions, the text is empty.
-        settings: of the same runs, from `provenance.networks_table`.
-        architecture: the beginning of the names of the networks that are compared with all others.
-    """
-    if LEARN_FROM not in dimensions(points):
-        return ""
-    table = gaps(points)
-    lines = [
-        "By how much accuracy on the training images exceeds accuracy on the queries, for each "
-        "number of images for training and validation. The intervals in brackets are wide, because "
-        "they are computed from the ends of the intervals of the two accuracies:\n"
-    ]
-    for name, rows in table.groupby("series", sort=False):
-        values = [f"{from_row(row)} with {row[LEARN_FROM]:,}" for _, row in rows.iterrows()]
-        lines.append(f"- **{name}**: {', '.join(values)}")
-    smallest = table[table[LEARN_FROM] == table[LEARN_FROM].min()]
-    is_named = smallest["series"].str.startswith(architecture)
-    if not is_named.all():
-        for run in smallest.index[is_named]:
-            lines.append("\n" + _against_others(smallest.loc[run], smallest[~is_named], settings))
-    return "\n".join(lines)
-
-
-def _against_others(gap: pd.Series, others: pd.DataFrame, settings: pd.DataFrame) -> str:
-    """How a network's gap compares with others, and how else these networks differ."""
-    is_below, is_above = others["ci_high"] < gap["ci_low"], others["ci_low"] > gap["ci_high"]
-    groups = {
-        "larger than that of": others["series"][is_below],
-        "smaller than that of": others["series"][is_above],
-        "not clearly different from that of": others["series"][~(is_below | is_above)],
-    }
-    parts = [f"{how} {', '.join(names)}" for how, names in groups.items() if len(names)]
-    text = f"With {gap[LEARN_FROM]:,} images, the gap of {gap['series']} is {'; '.join(parts)}."
-    compared = provenance.differing_settings(settings.loc[[gap.name, *others.index]])
-    if differing := ", ".join(column for column in compared if column != "backbone"):
-        text += (
-            f" The networks also differ in other settings, which may explain the gap: {differing}."
         )
     return text
 

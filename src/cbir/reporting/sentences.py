@@ -145,7 +145,7 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) ->
     outcomes = uncertainty.pair_outcomes(pairs, trained.index).loc[first]
     tied, untested = ([*outcomes.index[outcomes == name]] for name in ("tie", "untested"))
     different = [name for name in others if name not in (*tied, *untested)]
-    relations = [_relation(pairs, first, name) for name in [*tied, *untested, *different[:1]]]
+    relations = [relation(pairs, first, name) for name in [*tied, *untested, *different[:1]]]
     if further := different[1:]:
         relations.append(f"significantly different from {_names(pairs, further, first)}")
     rivals = f"It is {'; '.join(relations)}."
@@ -153,8 +153,8 @@ def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) ->
         rivals = "No other architecture has results."
     sentences = [f"**{first}** has the highest mAP, {estimates.from_row(trained.iloc[0])}.", rivals]
     for baseline in baselines.index[:1]:
-        relation = _relation(pairs, baseline, first)
-        sentences.append(f"The baseline with the highest mAP, {baseline}, is {relation}.")
+        text = relation(pairs, baseline, first)
+        sentences.append(f"The baseline with the highest mAP, {baseline}, is {text}.")
     is_shown = pairs["ahead"].eq(first) | pairs["behind"].eq(first)
     sentences.append(other_seeds(runs, pairs[is_shown]))
     fastest = trained.loc[[first, *tied], "milliseconds"].idxmin()
@@ -179,7 +179,7 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     baselines = [name for name in runs if name not in architectures]
     is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
     lines = [
-        f"- **{pair.ahead}** is {_relation(pairs, pair.ahead, pair.behind)}."
+        f"- **{pair.ahead}** is {relation(pairs, pair.ahead, pair.behind)}."
         for pair in pairs[is_pair].itertuples()
     ]
     if len(architectures) < 2:
@@ -260,7 +260,7 @@ def describe_run(run: Run) -> str:
 
 
 def retrieval_or_classification(runs: dict[str, Run]) -> str:
-    """Is it retrieval or just classification? A line for each architecture, from its numbers.
+    """Is it retrieval or just classification? The answer, and a line for each architecture.
 
     All tests of these lines are corrected together.
     """
@@ -291,7 +291,27 @@ def retrieval_or_classification(runs: dict[str, Run]) -> str:
         f"{_soft_against_predicted_class(runs[name], pairs.loc[name])}"
         for name in tests
     ]
-    return "\n".join([*lines, f"\n{other_seeds(runs, pairs)}"]).rstrip()
+    answer = _lookup_against_embedding({name: pairs.loc[name] for name in tests})
+    return "\n".join([f"{answer}\n", *lines, f"\n{other_seeds(runs, pairs)}"]).rstrip()
+
+
+def _lookup_against_embedding(tests: dict[str, pd.DataFrame]) -> str:
+    """For which architectures a search without embeddings is ahead, in a sentence."""
+    groups, is_of_networks = {}, False
+    for name, pairs in tests.items():
+        outcomes = uncertainty.pair_outcomes(pairs, ["label_lookup", "unrestricted"])
+        groups.setdefault(outcomes.loc["label_lookup", "unrestricted"], []).append(name)
+        is_of_networks |= tables.is_of_networks(pair_of(pairs, "label_lookup", "unrestricted"))
+    parts = [
+        f"{text}: {', '.join(groups[outcome])}"
+        for outcome, text in OUTCOMES.items()
+        if outcome in groups
+    ]
+    scope = f" ({NETWORKS_ONLY})" if is_of_networks else ""
+    return (
+        "Ranking by predicted class probabilities, without an embedding, compared with ranking by "
+        f"embedding is {'; '.join(parts)}{scope}."
+    )
 
 
 def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -300,7 +320,7 @@ def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return (
         f"ranking the whole gallery by embedding gives an mAP of {means['unrestricted']}, and "
         f"ranking it by predicted class probabilities {means['label_lookup']}: unrestricted is "
-        f"{_relation(pairs, 'unrestricted', 'label_lookup')}."
+        f"{relation(pairs, 'unrestricted', 'label_lookup')}."
     )
 
 
@@ -316,7 +336,7 @@ def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
         f"is predicted wrongly. The soft search includes the most probable classes up to a total "
         f"probability of {mass} ({percentage(counts['searched'])} of the gallery on average), "
         f"which contain the true class of {counts['won back']:,.{digits}f} of these queries: soft "
-        f"is {_relation(pairs, 'soft', 'predicted_class')}."
+        f"is {relation(pairs, 'soft', 'predicted_class')}."
     )
 
 
@@ -336,7 +356,7 @@ def unseen(runs: dict[str, Run]) -> str:
             f"that it was not trained on ({by_draw} by draw)."
         )
         if baselines:
-            relations = [_relation(pairs, name, baseline) for baseline in baselines]
+            relations = [relation(pairs, name, baseline) for baseline in baselines]
             line += f" It is {'; '.join(relations)}."
         lines.append(line)
     n_classes, n_draws = tested["n_classes"].iloc[0], len(means.index.unique("draw"))
@@ -425,31 +445,36 @@ def percentage(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _pair_of(pairs: pd.DataFrame, one: str, other: str):
+def pair_of(pairs: pd.DataFrame, one: str, other: str):
     """The row of a pair, whichever of the two is ahead."""
     both = [one, other]
     return next(pairs[pairs["ahead"].isin(both) & pairs["behind"].isin(both)].itertuples())
 
 
-def _relation(pairs: pd.DataFrame, name: str, other: str) -> str:
-    """How one of a pair compares with the other, with the difference and its p-value."""
-    pair = _pair_of(pairs, name, other)
-    relation, evidence = "not significantly different from", p_value(pair.p_holm)
+def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str:
+    """How one of a pair compares with the other, with the difference and its p-value.
+
+    Args:
+        pairs: from `uncertainty.compare`.
+        label: what the other one is called; its name by default.
+    """
+    pair = pair_of(pairs, name, other)
+    outcome, evidence = "not significantly different from", p_value(pair.p_holm)
     if pair.is_significant:
-        relation = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
+        outcome = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
     if math.isnan(pair.p):
-        relation = "untested against"
+        outcome = "untested against"
         evidence = "too few classes" if "n_classes" in pairs else evidence
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     numbers = f"difference {difference}, {evidence}"
     scope = f"; {NETWORKS_ONLY}" if tables.is_of_networks(pair) else ""
-    return f"{relation} {other} ({numbers}{scope})"
+    return f"{outcome} {label or other} ({numbers}{scope})"
 
 
 def _names(pairs: pd.DataFrame, names: list[str], other: str) -> str:
     """Names with one outcome against another architecture; marks those about networks only."""
     text = ", ".join(names)
-    of_networks = [name for name in names if tables.is_of_networks(_pair_of(pairs, name, other))]
+    of_networks = [name for name in names if tables.is_of_networks(pair_of(pairs, name, other))]
     if not of_networks:
         return text
     which = "" if len(of_networks) == len(names) else f" for {', '.join(of_networks)}"

@@ -1,0 +1,209 @@
+"""The paper's claims, each answered from a study's numbers.
+
+Networks are compared if they had the same treatment (`provenance.treatment`). Backbones and
+treatments are read from parameters, because names of runs mean nothing.
+"""
+
+import itertools
+
+import pandas as pd
+
+from cbir.reporting import estimates, grids, provenance, sentences, tables
+from cbir.reporting.runs import Run, networks, parse_point
+from cbir.retrieval import uncertainty
+
+RESIDUAL, DEEP = "resnet50", "vgg16"
+AGREES, DISAGREES, UNDECIDED = (
+    "as the paper says", "contrary to the paper", "so these numbers do not decide",
+)  # fmt: skip
+
+
+def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None) -> str:
+    """Do residual connections help? A line for each ResNet-50 and VGG16 of one treatment.
+
+    Of several networks of one treatment, those are compared that also share input size, pooling,
+    trained layers and number of training images, if there are any.
+
+    Args:
+        pairs: from `tables.pairs`; by default, tests are corrected for these lines only.
+
+    Returns:
+        Empty if the study lacks such networks.
+    """
+    rivals = _rivals(networks(runs))
+    if not rivals:
+        return ""
+    if pairs is None:
+        compared = tables.pairs({name: runs[name] for rival in rivals for name in rival})
+        is_shown = [
+            (one, other) in rivals or (other, one) in rivals
+            for one, other in zip(compared["ahead"], compared["behind"], strict=True)
+        ]
+        pairs = uncertainty.corrected(compared[is_shown])
+    accuracies = tables.quality(runs, list(runs)).loc["accuracy"]
+    lines = [
+        "The paper says that residual connections let ResNet-50 learn better. ResNet-50 and VGG16 "
+        "also differ in depth, width and batch normalisation, so this compares whole networks:\n"
+    ]
+    for one, other in rivals:
+        pair = sentences.pair_of(pairs, one, other)
+        verdict = UNDECIDED
+        if pair.is_significant:
+            verdict = AGREES if pair.ahead == one else DISAGREES
+        treatment = provenance.treatment(runs[one])
+        lines.append(
+            f"- {treatment[0].upper()}{treatment[1:]}: **{one}** is "
+            f"{sentences.relation(pairs, one, other)}, {verdict}. Accuracy: {accuracies[one]} "
+            f"against {accuracies[other]}.{_other_differences(runs, [one, other])}"
+        )
+    return "\n".join(lines)
+
+
+def _rivals(runs: dict[str, Run]) -> list[tuple[str, str]]:
+    """The names of each ResNet-50 and the VGG16 that it is compared with."""
+    rivals, treatments = [], {}
+    for name, run in runs.items():
+        if run.backbone in (RESIDUAL, DEEP):
+            treatments.setdefault(provenance.treatment(run), []).append(name)
+    for names in treatments.values():
+        sides = [[n for n in names if runs[n].backbone == side] for side in (RESIDUAL, DEEP)]
+        both = list(itertools.product(*sides))
+        alike = [(one, other) for one, other in both if _setup(runs[one]) == _setup(runs[other])]
+        rivals += alike or both
+    return rivals
+
+
+def _setup(run: Run) -> tuple:
+    shared = ("input_size", "pooling", "train")
+    return run.summary["dataset"]["train"], *(run.summary["parameters"][key] for key in shared)
+
+
+def overfitting(runs: dict[str, Run]) -> str:
+    """Does VGG16 overfit, above all with few images? The gap of every network, and how it compares.
+
+    The gap is the accuracy on training images minus the accuracy on the queries. A VGG16 is
+    compared with networks of the same treatment and the same number of images; if a grid varies
+    this number, with the fewest images.
+
+    Returns:
+        Empty without networks, or if a grid varies only other parameters.
+    """
+    runs = networks(runs)
+    points = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
+    variants = [point for _, point in points.values() if point]
+    if not runs or (variants and not any(grids.LEARN_FROM in point for point in variants)):
+        return ""
+    accuracies, entries = tables.quality(runs, list(runs)).loc["accuracy"], {}
+    for name, run in runs.items():
+        architecture, point = points[name]
+        words = [f"{key} {value}" for key, value in point.items() if key != grids.LEARN_FROM]
+        images = run.summary["dataset"]["train"] + run.summary["dataset"]["validation"]
+        # Different images: the two accuracies are independent.
+        gap = estimates.from_row(run.summary["training_accuracy"]) - accuracies[name]
+        entries[name] = {
+            "series": ", ".join([architecture, *words]),
+            "treatment": provenance.treatment(run),
+            "images": int(point.get(grids.LEARN_FROM, images)),
+            "gap": gap,
+        }
+    table = pd.DataFrame.from_dict(entries, orient="index").sort_values("images", kind="stable")
+    lines = [
+        'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets". The gap '
+        "by which accuracy on training images exceeds accuracy on the queries, by the number of "
+        "images for training and validation:\n"
+    ]
+    by_series = {
+        series: table[table["series"] == series]
+        for series in dict.fromkeys(table.loc[list(runs), "series"])
+    }
+    for series, rows in by_series.items():
+        gaps = [f"{row.gap} with {row.images:,}" for row in rows.itertuples()]
+        treatment = rows["treatment"].iloc[0]
+        lines.append(f"- **{series}** ({treatment}): {', '.join(gaps)}{_change(rows)}.")
+    firsts = [rows.index[0] for rows in by_series.values()]
+    lines += [_against_others(runs, n, table) for n in firsts if runs[n].backbone == DEEP]
+    n_seeds = min(len(run.summary["measurement"]["seeds"]) for run in runs.values())
+    if n_seeds < uncertainty.MIN_SEEDS:
+        lines.append("\nOther seeds may give other gaps: these are of the trained networks only.")
+    return "\n".join(filter(None, lines))
+
+
+def _change(series: pd.DataFrame) -> str:
+    """How the gap of a network with the fewest images compares with that with the most."""
+    if len(series) < 2:
+        return ""
+    fewest, change = series.iloc[0], series["gap"].iloc[0] - series["gap"].iloc[-1]
+    if (direction := _direction(change)) is None:
+        return f"; with {fewest['images']:,}, it is not clearly different from that with the most"
+    size = change if direction == "larger" else -change
+    return f"; with {fewest['images']:,}, it is {direction} than with the most, by {size}"
+
+
+def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str:
+    """How the gap of a VGG16 compares with those of other networks that were trained alike."""
+    row, groups = table.loc[name], {"larger": [], "smaller": [], None: []}
+    is_comparable = (table["treatment"] == row["treatment"]) & (table["images"] == row["images"])
+    others = [n for n in table.index[is_comparable] if runs[n].backbone != DEEP]
+    if not others:
+        return ""
+    for other in others:
+        # Both gaps are of the same images. They are usually easy or hard for both networks, so that
+        # the interval of the difference is too wide rather than too narrow.
+        difference = row["gap"] - table.loc[other, "gap"]
+        direction = _direction(difference)
+        size = f" (by {-difference if direction == 'smaller' else difference})"
+        groups[direction].append(table.loc[other, "series"] + size)
+    relations = ("larger than", "smaller than", "not clearly different from")
+    parts = [
+        f"{relation} that of {', '.join(names)}"
+        for relation, names in zip(relations, groups.values(), strict=True)
+        if names
+    ]
+    verdict = UNDECIDED
+    if groups["larger"]:
+        verdict = AGREES if len(parts) == 1 else "as the paper says for some of them only"
+    elif groups["smaller"]:
+        verdict = DISAGREES
+    return (
+        f"\nWith {row['images']:,} images, {row['treatment']}, the gap of {row['series']} is "
+        f"{'; '.join(parts)}, {verdict}.{_other_differences(runs, [name, *others])}"
+    )
+
+
+def _direction(difference: estimates.Estimate) -> str | None:
+    """Whether a difference is clearly above or below 0; None if its interval contains 0."""
+    return "larger" if difference.low > 0 else "smaller" if difference.high < 0 else None
+
+
+def _other_differences(runs: dict[str, Run], names: list[str]) -> str:
+    """In which settings networks differ besides the backbone, as a sentence; empty if in none."""
+    compared = {name: runs[name] for name in names}
+    settings = provenance.networks_table(compared).drop(columns=["backbone"])
+    # Each architecture has its own file of weights.
+    weights = [provenance.weights_name(run.summary["weights"]) for run in compared.values()]
+    differing = ", ".join(provenance.differing_settings(settings.assign(weights=weights)))
+    return f" They also differ in other settings: {differing}." if differing else ""
+
+
+def input_size(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """What larger inputs bring and cost, step by step, a line per network; else empty.
+
+    Args:
+        points: from `grids.points_table`.
+        pairs: from `grids.pairs`.
+    """
+    size = "input_size"
+    if size not in grids.dimensions(points) or not grids.is_number(points, size):
+        return ""
+    lines = []
+    points = points.sort_values(size, kind="stable")
+    for name, rows in points.groupby(grids.series(points, size), sort=False):
+        steps = []
+        for (small, before), (large, after) in itertools.pairwise(rows.iterrows()):
+            relation = sentences.relation(pairs, large, small, f"{before[size]} px")
+            speed = after[grids.SPEED] / before[grids.SPEED]
+            steps.append(f"{after[size]} px is {relation}, at {speed:.2f} times the speed")
+        if steps:
+            lines.append(f"- **{name}**: {'; '.join(steps)}.")
+    heading = "What larger inputs bring in mAP, and what they cost:\n"
+    return "\n".join([heading, *lines]) if lines else ""
