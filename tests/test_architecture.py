@@ -1,15 +1,19 @@
 """An architecture as a study describes it: first the head is trained, then the whole network."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from conftest import empty_project, load_shapes
 
-from cbir import StudyError
+from cbir import StudyError, cache
 from cbir.images import protocols
+from cbir.images.dataset import Dataset
 from cbir.networks import architecture, inference, models, training
 from cbir.networks.embeddings import normalise
+from cbir.studies import params
 
 NETWORK = {
     "backbone": "cnn_strong",
@@ -150,6 +154,10 @@ def values_of(model):
     return [weight.copy() for weight in model.get_weights()]
 
 
+def learnt_values_of(model):
+    return [np.array(weight) for weight in model.trainable_variables]
+
+
 def are_equal(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -160,7 +168,8 @@ def both(images, tmp_path_factory):
     starts, fit = [], training._fit_epoch
 
     def watch(model, *given, **names):
-        starts.append((values_of(model), float(model.optimizer.learning_rate)))
+        learnt = learnt_values_of(model)
+        starts.append((values_of(model), learnt, float(model.optimizer.learning_rate)))
         return fit(model, *given, **names)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -204,10 +213,10 @@ def test_a_whitening_that_cannot_be_is_refused_before_anything_is_trained(images
 
 def test_the_backbone_is_trained_from_where_the_head_ended(both, untrained):
     network, done, starts = both
-    weights, rates = zip(*starts, strict=True)
+    weights, learnt, rates = zip(*starts, strict=True)
     assert rates == pytest.approx((0.03, 0.03, 0.001))
     head, backbone = values_of(untrained.head), values_of(untrained.backbone)
-    assert are_equal(weights[0], head)
+    assert are_equal(learnt[0], learnt_values_of(untrained.head))
     untrained.model.load_weights(done.head.weights_path())
     assert are_equal(weights[2], values_of(untrained.model))
     # Of a frozen backbone the head alone has moved; in the end, both have.
@@ -250,3 +259,112 @@ def test_a_trained_network_embeds_the_images_themselves(both, images, tmp_path, 
     found = architecture.embed(network, done, images, epoch=1, **EMBEDDING)
     raw, _ = network.encoder(np.asarray(images.images), training=False)
     np.testing.assert_allclose(found.vectors, normalise(raw), atol=1e-5)
+
+
+# Heads on features of a frozen backbone
+
+
+def features_of(vectors: np.ndarray, monkeypatch) -> None:
+    """Give every architecture these features instead of those of its backbone."""
+
+    def make(folder):
+        np.save(folder / inference.FEATURES, vectors)
+
+    key = hashlib.sha256(vectors.tobytes()).hexdigest()
+    artifact = cache.cached("features", make, parameters={"of": key}, package="networks")
+    monkeypatch.setattr(inference, "frozen_features", lambda *_, **__: artifact)
+
+
+def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path):
+    """The trained head of 256 units, and its data set; the last half are queries."""
+    monkeypatch.chdir(empty_project(tmp_path))
+    features_of(vectors.astype(np.float32), monkeypatch)
+    classes = [str(label) for label in np.unique(labels)]
+    n = len(labels)
+    dataset = Dataset(
+        parameters={},
+        classes=classes,
+        images=np.zeros((n, 32, 32, 3), np.uint8),
+        labels=labels.astype(np.int64),
+        names=[str(place) for place in range(n)],
+        train=np.arange(n_train),
+        validation=np.arange(n_train, n_train + n_train // 4),
+        gallery=np.arange(n_train + n_train // 4),
+        queries=np.arange(n_train + n_train // 4, n),
+        fingerprint="",
+        skipped=[],
+    )
+    settings = params.complete(
+        data={"dataset": "digits"},
+        measurement={"seeds": [0], "protocols": ["closed"]},
+        network={"backbone": "cnn", "train": "head", "dropout": 0.5},
+        training={"head_epochs": 20},
+    )
+    recipe = architecture.Architecture(settings.network, settings.training, settings.embedding)
+    return recipe.train(dataset, 0), dataset
+
+
+def accuracies(network, vectors, dataset) -> tuple[float, float]:
+    """Of the head, and of a logistic regression whose C is chosen on validation images."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def score(model, part):
+        return model.score(vectors[part], dataset.labels[part])
+
+    models_of_c = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500)).fit(
+            vectors[dataset.train], dataset.labels[dataset.train]
+        )
+        for c in (1e-3, 1e-2, 1e-1, 1)
+    ]
+    best = max(models_of_c, key=lambda model: score(model, dataset.validation))
+    probabilities = network.head.predict(vectors[dataset.queries], verbose=0)
+    correct = probabilities.argmax(axis=1) == dataset.labels[dataset.queries]
+    return correct.mean(), score(best, dataset.queries)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_a_head_is_as_good_as_a_logistic_regression_whatever_the_scale(
+    scale, monkeypatch, tmp_path
+):
+    digits = sklearn.datasets.load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    # The backbone `cnn` has 128 channels; those without information are constant.
+    vectors = np.pad(digits.data[order], ((0, 0), (0, 64))) * scale
+    (network, done), dataset = head_on(vectors, digits.target[order], 640, monkeypatch, tmp_path)
+    head, regression = accuracies(network, vectors.astype(np.float32), dataset)
+    assert regression > 0.94
+    assert head >= regression - 0.01
+    # It ended by itself.
+    assert len(done.history) == done.best_epoch + 5
+
+
+def test_a_head_standardises_its_features_with_the_training_images(monkeypatch, tmp_path):
+    random = np.random.default_rng(0)
+    scales = np.exp(random.normal(0, 1, 128))
+    vectors = (random.normal(3, 1, (400, 128)) * scales).astype(np.float32)
+    labels = np.arange(400) % 4
+    (network, _), dataset = head_on(vectors, labels, 160, monkeypatch, tmp_path)
+    mean, variance = network.head.get_layer("standardise").get_weights()
+    of_training = vectors[dataset.train]
+    np.testing.assert_allclose(mean, of_training.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(variance, of_training.var(axis=0), rtol=1e-3)
+
+
+def test_few_images_train_a_head_for_as_many_steps(monkeypatch, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(40, 128))
+    labels = np.arange(40) % 4
+    steps = []
+    with monkeypatch.context() as patch:
+        fit = training._fit_epoch
+
+        def count(model, batches, *given, **names):
+            steps.append(len(batches))
+            return fit(model, batches, *given, **names)
+
+        patch.setattr(training, "_fit_epoch", count)
+        head_on(vectors, labels, 20, patch, tmp_path)
+    # Every batch is full, although it is larger than the training set.
+    assert set(steps) == {100}

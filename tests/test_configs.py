@@ -87,7 +87,18 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
     [
         ("digits", ["cnn", "resnet50", "vgg16"]),
         ("folder", ["cnn", "mobilenet", "resnet50", "vgg16"]),
-        ("cifar10", ["cnn", "cnn_strong", "mobilenet", "mobilenet_96", "resnet50", "vgg16"]),
+        (
+            "cifar10",
+            [
+                "cnn",
+                "cnn_strong",
+                "mobilenet",
+                "resnet50",
+                "resnet50_finetuned",
+                "vgg16",
+                "vgg16_finetuned",
+            ],
+        ),
     ],
 )
 def test_a_study_without_a_grid_has_a_run_a_file_and_the_baselines_last(study, networks):

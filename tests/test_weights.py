@@ -561,6 +561,19 @@ def test_imagenet_weights_are_downloaded_once_into_the_folder_of_keras(saved, se
     assert weights.missing("mobilenet", "imagenet") == ""
 
 
+@pytest.mark.parametrize("name", ["mobilenet.weights.h5", "mobilenet.h5"])
+def test_a_file_of_the_project_replaces_the_download_and_is_named(name, place):
+    own = place / "data" / "weights" / name
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"some weights")
+    (own.parent / "mobilenet_v2.h5").write_bytes(b"those of another")
+    assert weights.missing("mobilenet", "imagenet") == ""
+    found = weights.find("mobilenet", "imagenet")
+    assert (found.path, found.source) == (own, f"data/weights/{name}")
+    assert found.sha256 == hashlib.sha256(b"some weights").hexdigest()
+    assert found.pixels == "imagenet"
+
+
 def test_nothing_else_is_downloaded(place):
     assert weights.missing("mobilenet", "none") == ""
     assert weights.missing("mobilenet", "nowhere.h5") == ""

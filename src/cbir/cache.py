@@ -12,8 +12,11 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
+import re
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -188,7 +191,10 @@ def is_current(folder: Path, key: str) -> bool:
 
 def write_manifest(folder: Path, **content) -> None:
     """Mark a folder as finished, with `key`, `seconds` and further information for readers."""
-    write_text(folder / MANIFEST, json.dumps({**content, "versions": versions()}, indent=1))
+    write_text(
+        folder / MANIFEST,
+        json.dumps({**content, "versions": versions(), "machine": machine()}, indent=1),
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -214,6 +220,22 @@ def _keras_settings() -> dict:
     path = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
     defaults = {"backend": "tensorflow", "floatx": "float32", "epsilon": 1e-07}
     return defaults | (json.loads(path.read_text("utf-8")) if path.exists() else {})
+
+
+@functools.cache
+def machine() -> dict:
+    """Processor, number of cores, and the names of GPUs as reported by the driver."""
+    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
+        cpu = names[0].strip() if names else cpu
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        gpus = done.stdout.strip().splitlines()
+    except (OSError, subprocess.SubprocessError):
+        gpus = []
+    return {"system": platform.system(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
 
 
 def peak_memory() -> int:

@@ -10,6 +10,7 @@ from cbir.cache import cached
 from cbir.images import protocols
 from cbir.images.dataset import Dataset
 from cbir.networks import inference, models, training
+from cbir.networks.choices import HEAD_PATIENCE
 from cbir.networks.embeddings import (
     PROBABILITIES,
     VECTORS,
@@ -34,7 +35,7 @@ class Architecture:
         network: arguments of `models.build`, except those determined by images and seed.
         training: settings of `training.train`, and `head_epochs`, `head_batch_size` and
             `head_learning_rate`. With `head_epochs` the head is trained first, on the features of
-            the frozen backbone.
+            the frozen backbone, and stops early.
         embedding: `test_time_flips` and `whitening` of `embed`.
     """
 
@@ -91,6 +92,7 @@ class Architecture:
             if name.startswith("head_")
         }
         head_settings = settings | head_settings | {"measured_epochs": [], "augmentation": []}
+        head_settings["early_stopping"] = settings["early_stopping"] or HEAD_PATIENCE
         head = None
         if head_settings["epochs"]:
             frozen = Architecture(self.network | {"train": "head"}, self.training, self.embedding)

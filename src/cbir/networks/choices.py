@@ -92,3 +92,10 @@ AUGMENTATIONS = {
         "RandomErasing", {"factor": (0.5, 0.5), "scale": (0.02, 0.2), "value_range": (0, 255)}
     ),
 }
+
+# An epoch of a head on features has at least this number of steps; it passes over few images
+# several times. A few hundred images have too few steps in one pass to train it in so many epochs.
+HEAD_STEPS = 100
+# The epochs without a better validation accuracy after which the training of a head ends. They take
+# seconds, so no study needs to choose their number.
+HEAD_PATIENCE = 5

@@ -33,6 +33,8 @@ from cbir.networks.weights import Weights, find
 # the few hundred steps of a small study, and validation accuracy stays at chance.
 BATCH_NORM_MOMENTUM = 0.9
 LAST_BLOCKS = "last_blocks:"
+# The first layer after the pooling in a head that is trained on features of a frozen backbone.
+STANDARDISATION = "standardise"
 # A body with at least this number of layers is a single row in the table of layers.
 DEEP = 30
 
@@ -200,7 +202,9 @@ def build(
         mixed_precision: whether to compute in half precision if the machine supports it.
         n_classes: number of classes.
         seed: of the random initial weights.
-        was_frozen: whether the backbone was frozen before; its BatchNorm then stays frozen.
+        was_frozen: whether the head is trained first, on features of the frozen backbone; the
+            backbone's BatchNorm then stays frozen. With this or `train: head`, the head
+            standardises the features.
 
     Raises:
         StudyError: the backbone is unknown, the images are too small for it, or its
@@ -237,6 +241,8 @@ def build(
 
         vectors = keras.Input(features.shape[1:])
         pooled = pool(vectors) if head_pools else vectors
+        if was_frozen or train == "head":
+            pooled = _standardised(pooled, dropout)
         head = keras.Model(
             vectors, _head(pooled, embedding, embedding_dim, dropout, n_classes), name="head"
         )
@@ -287,6 +293,25 @@ def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes:
     return layers.Dense(n_classes, activation="softmax", dtype="float32", name="classifier")(
         dropped
     )
+
+
+def _standardised(pooled, dropout: float):
+    """Features with mean 0 and variance 1 per channel, some of which are dropped in training.
+
+    Backbones give features of very different scales, and a head learns best from features of one
+    scale. `training.train` sets the statistics to those of the training images; nothing trains
+    them.
+    """
+    standardise = layers.BatchNormalization(
+        center=False,
+        scale=False,
+        epsilon=0.0,
+        trainable=False,  # so that it uses the same statistics in training as later
+        dtype="float32",
+        name=STANDARDISATION,
+    )
+    # With a few hundred images, a head on thousands of channels overfits without this.
+    return layers.Dropout(dropout / 2, dtype="float32")(standardise(pooled))
 
 
 def _output_shape(layer: layers.Layer) -> str:

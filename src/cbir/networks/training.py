@@ -16,8 +16,9 @@ from cbir import StudyError
 from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
 from cbir.images.dataset import Dataset
 from cbir.networks import optimizers
-from cbir.networks.inference import is_out_of_memory, open_features
-from cbir.networks.models import Network, rebuild
+from cbir.networks.choices import HEAD_STEPS
+from cbir.networks.inference import BATCH_SIZE, is_out_of_memory, open_features, predict_batch
+from cbir.networks.models import STANDARDISATION, Network, rebuild
 from cbir.networks.weights import BACKBONE_FILE
 from cbir.progress import Ticker, duration
 
@@ -137,7 +138,8 @@ def train(
         network: from `models.build`.
         dataset: trains on `dataset.train`, reports on `dataset.validation`.
         settings: all of these, as checked by `params.complete`:
-            `epochs`: passes over the training images;
+            `epochs`: passes over the training images; on features, an epoch consists of as many
+            passes as `HEAD_STEPS` steps need;
             `batch_size`: images per step;
             `measured_epochs`: epochs whose weights are kept in addition to the final ones;
             `early_stopping`: epochs without a better validation accuracy after which training ends
@@ -158,11 +160,14 @@ def train(
     if features:
         inputs = open_features(features)
         model, prefix = network.head, "head_"
+    passes = math.ceil(HEAD_STEPS * batch_size / len(dataset.train)) if features else 1
+    steps = math.ceil(passes * len(dataset.train) / batch_size)
 
     def make(folder: Path) -> None:
         if head:
             network.model.load_weights(head.weights_path())
-        steps = math.ceil(len(dataset.train) / batch_size)
+        if features:
+            _standardise(network.head, inputs, dataset.train)
         trained = optimizers.augmented(model, settings["augmentation"])
         trained.compile(
             optimizers.optimizer(settings, steps),
@@ -180,7 +185,8 @@ def train(
         history = _resume(folder, trained)
         while len(history) < epochs and not _is_over(history, early_stopping):
             epoch, started = len(history) + 1, time.perf_counter()
-            order = np.random.default_rng([seed, epoch]).permutation(dataset.train)
+            random = np.random.default_rng([seed, epoch])
+            order = np.concatenate([random.permutation(dataset.train) for _ in range(passes)])
             _seed_random_layers(trained, seed, epoch)
             ticker = EpochProgress(steps, f"epoch {epoch}/{epochs}, batches")
             row = _fit_epoch(
@@ -237,6 +243,25 @@ def open_network(folder: Path) -> Network:
     if artifact is None or not path.is_file():
         raise StudyError(f"no trained network in {folder}: run the study again")
     return rebuild(artifact.manifest["parameters"], path)
+
+
+def _standardise(head: keras.Model, inputs: np.ndarray, positions: np.ndarray) -> None:
+    """Set the statistics of the head's standardisation to those of some features or maps.
+
+    Maps are pooled first, with the initial weights of the pooling.
+    """
+    layer = head.get_layer(STANDARDISATION)
+    pool = keras.Model(head.inputs, layer.input)
+    sums, squares = np.zeros((2, layer.input.shape[-1]))
+    for start in range(0, len(positions), BATCH_SIZE):
+        (pooled,) = predict_batch(pool, inputs[positions[start : start + BATCH_SIZE]])
+        sums += pooled.sum(axis=0, dtype=np.float64)
+        squares += np.square(pooled, dtype=np.float64).sum(axis=0)
+    mean = sums / len(positions)
+    variance = squares / len(positions) - mean**2
+    # A channel that hardly varies carries no information and must not be blown up.
+    least = max(1e-3 * variance.mean(), np.finfo(np.float32).tiny)
+    layer.set_weights([mean, np.maximum(variance, least)])
 
 
 def _create_variables(model: keras.Model, batches: Batches) -> None:

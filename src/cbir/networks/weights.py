@@ -11,6 +11,8 @@ from cbir.networks.backbones import BACKBONES
 # The file of the trained backbone in the folder of a training.
 BACKBONE_FILE = "backbone.weights.h5"
 STUDY_PREFIX = "study:"
+# The folder of the project for files of ImageNet weights that replace those of Keras.
+OWN_FILES = "data/weights"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Weights:
 
 
 def find(backbone: str, weights: str) -> Weights:
-    """Find the weights of a backbone; ImageNet's are downloaded once.
+    """Find the weights of a backbone.
+
+    Those of ImageNet come from the file `data/weights/<backbone>.*` of the project if there is one;
+    otherwise Keras downloads its own file once.
 
     Args:
         backbone: a name in `BACKBONES`.
@@ -49,6 +54,8 @@ def find(backbone: str, weights: str) -> Weights:
         return _find_in_study(backbone, weights)
     if weights == "imagenet":
         path = _download(backbone)
+        if path.parent == project_root() / OWN_FILES:
+            weights = f"{OWN_FILES}/{path.name}"
     else:
         path = project_root() / weights
         if not path.is_file():
@@ -70,7 +77,7 @@ def missing(backbone: str, weights: str) -> str:
 
 
 def imagenet_path(backbone: str) -> Path:
-    """Where Keras keeps the ImageNet weights of a backbone, without its classifier.
+    """The project's own file of a backbone's ImageNet weights, or the one that Keras keeps.
 
     Raises:
         StudyError: the backbone has none.
@@ -80,7 +87,8 @@ def imagenet_path(backbone: str) -> Path:
         raise StudyError(
             f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path"
         )
-    return keras_home() / "models" / imagenet.file
+    own = sorted((project_root() / OWN_FILES).glob(f"{backbone}.*"))
+    return own[0] if own else keras_home() / "models" / imagenet.file
 
 
 def _download(backbone: str) -> Path:

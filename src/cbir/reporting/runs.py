@@ -2,10 +2,6 @@
 
 import functools
 import json
-import os
-import platform
-import re
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import MANIFEST, write_text
+from cbir.cache import MANIFEST, machine, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks import weights
@@ -341,21 +337,6 @@ def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
-
-
-def machine() -> dict:
-    """Processor, number of cores, and the names of GPUs as reported by the driver."""
-    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
-        cpu = names[0].strip() if names else cpu
-    try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        gpus = done.stdout.strip().splitlines()
-    except (OSError, subprocess.SubprocessError):
-        gpus = []
-    return {"system": platform.system(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
 
 
 def shared_dataset(runs: dict[str, Run]) -> Dataset:

@@ -148,17 +148,18 @@ PARAMETERS = {
     "embedding_dim": Parameter("network", "int",
         "Units of that dense layer; not used with `pooled`.", 256, _POSITIVE),
     "dropout": Parameter("network", "float",
-        "Share of the embedding dropped in training; the plain CNN also drops half of that share "
-        "after each stage.", 0.0, _SHARE),
+        "Share of the embedding dropped in training; half of it is dropped after each stage of the "
+        "plain CNN, and of the features on which a head is trained first.", 0.0, _SHARE),
     "mixed_precision": Parameter("network", "bool",
         "Whether a GPU computes in half precision where possible; a CPU never does.", True),
     # How it is trained.
     "head_epochs": Parameter("training", "int",
-        "Epochs in which only the head is trained, on features of the frozen backbone, before "
-        "`epochs`.",
+        "Most epochs in which only the head is trained, on features of the frozen backbone, before "
+        "`epochs`. Each has at least 100 steps, and training ends after 5 epochs, or "
+        "`early_stopping`, without a better validation accuracy.",
         0, _NOT_NEGATIVE),
     "head_batch_size": Parameter("training", "int",
-        "Images per step in those epochs.", 512, _POSITIVE),
+        "Images per step in those epochs.", 256, _POSITIVE),
     "head_learning_rate": Parameter("training", "float",
         "Highest learning rate in those epochs.", 1e-3, _RATE),
     "epochs": Parameter("training", "int",
