@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from conftest import load_shapes
 
-from cbir.cache import cached
+from cbir.cache import Artifact, cached
 from cbir.networks import embeddings
 from cbir.networks.embeddings import Embeddings, normalise
 from cbir.reporting import tidy
@@ -117,11 +117,14 @@ def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarra
     return np.hstack([logits, blur * random.normal(size=(len(view.labels), 5))])
 
 
-def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=None, **measurement):
+def save_network(
+    name: str, blur: float, *, epochs=(1,), variant="", weights=None, elsewhere=None, **measurement
+):
     """What passes for a network, without Keras: its embeddings are `blurred`.
 
     Args:
         weights: its `source` and `sha256`; random by default.
+        elsewhere: what the manifest of its training says of another machine.
     """
     dataset, measurement = load_shapes(), MEASUREMENT | measurement
 
@@ -153,6 +156,7 @@ def save_network(name: str, blur: float, *, epochs=(1,), variant="", weights=Non
         parameters=settings | {"augmentation": []},
         package="networks",
     )
+    artifact = Artifact(artifact.folder, artifact.manifest | (elsewhere or {}))
     shape = {"backbone": name, "train": "all", "input_size": 32, "pooling": "avg"}
     shape |= {"embedding": "penultimate", "precision": "float32", "pixels": "scaled"}
     return save_run(

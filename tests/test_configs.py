@@ -125,6 +125,12 @@ def test_each_layer_lies_over_the_one_before(project):
     assert found(overrides="batch_size=5") == 5
 
 
+def test_an_architecture_may_have_seeds_of_its_own(project):
+    write_study(project, "tiny", STUDY, {"cnn": CNN | {"seeds": [0, 1, 2]}})
+    seeds = {run.file: run.parameters["seeds"] for run in configs.load(project, "tiny")}
+    assert seeds == {"cnn": [0, 1, 2], "resnet50": [0], "vgg16": [0]}
+
+
 def test_defaults_reach_every_architecture_and_no_baseline(project):
     least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
     write_study(project, "tiny", STUDY, least | {"chance": BASELINE})

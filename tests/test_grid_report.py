@@ -137,6 +137,15 @@ def test_a_reader_sees_numbers_with_their_intervals(points):
     assert first[[SPEED, SECONDS, INDEX]].tolist() == ["1,000", "70", "3.0"]
 
 
+def test_a_training_time_on_another_machine_names_it():
+    runs = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
+    place = {"cpu": "a processor", "cores": 2, "gpus": ["A GPU"]}
+    runs["cnn-0.2"].summary["trained_on"] = {"machine": place, "versions": {}}
+    points = grids.points_table(runs)
+    assert grids.readable(points)[SECONDS].tolist() == ["70", "70 (on A GPU)"]
+    assert grids.dimensions(points) == ["dropout"]
+
+
 # Which differences are significant
 
 

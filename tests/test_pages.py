@@ -1,17 +1,20 @@
 """Pages: what a reader sees of an executed notebook, and that nothing is fetched for it."""
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from nbformat import v4
+from PIL import Image
 
-from cbir.reporting import display
-from cbir.reporting.pages import log_of, write_page
+from cbir.reporting import display, pages
+from cbir.reporting.pages import log_of, published_copy, write_page
 from cbir.studies import runner
 from cbir.studies.study import Page
 
@@ -288,3 +291,85 @@ def test_code_is_hidden_but_for_the_parameters_of_a_run(tmp_path):
     assert "data = {" in html
     assert "missing" not in html
     assert "hidden" not in html.partition("<main")[2]
+
+
+# Copies that are published
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A page with a photograph in PNG, a drawing with a picture in it, a table and links."""
+    picture = io.BytesIO()
+    noise = np.random.default_rng(0).normal(128, 30, (200, 200, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noise).save(picture, "png")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg"><path d="M 1.23456 7.5 L 2.000001 3"/>'
+        f'<g transform="scale(0.001234)"/><image href="data:image/png;base64,{encoded}"/></svg>'
+    )
+    shown = [
+        v4.new_output("display_data", {kind: data}, metadata={kind: {"alt": alt, "width": 200}})
+        for kind, data, alt in (
+            ("image/png", encoded, "A picture"), ("image/svg+xml", drawing, "A drawing")
+        )
+    ]  # fmt: skip
+    table = v4.new_output(
+        "display_data",
+        {"text/html": "<table><caption>Scores</caption></table>", "text/csv": "score\n1\n"},
+        metadata={"text/html": {"caption": "Scores"}},
+    )
+    prose = (
+        "# The answer\n\nSee [failures](failures.html), [numbers](metrics.csv), "
+        "[others](https://example.org) and [below](#End).\n\n## Start\n\n## End"
+    )
+    cells = [v4.new_markdown_cell(prose), v4.new_code_cell("1", outputs=[*shown, table])]
+    notebook = tmp_path_factory.mktemp("copied") / "comparison.ipynb"
+    nbformat.write(v4.new_notebook(cells=cells), notebook)
+    page = notebook.with_name("index.html")
+    write_page(notebook, page, report="tiny", title="tiny", links=LINKS)
+    return page
+
+
+def test_a_copy_has_no_links_to_what_is_not_beside_it(original):
+    html = published_copy(original, kept=["metrics.csv"], note="A copy of <it>.")
+    before, after = (Tags(text) for text in (original.read_text("utf-8"), html))
+    assert {"index.html", "failures.html"} < {link["href"] for link in before.of("a")}
+    targets = {link["href"] for link in after.of("a")}
+    assert {target for target in targets if target[0] != "#"} == {
+        "metrics.csv", "https://example.org",
+    }  # fmt: skip
+    assert {"#End", "#content"} < targets
+    # The words of a link stay, except for those of the navigation and of the tables' files.
+    assert "See failures, numbers, others and below." in after.text
+    assert "A copy of <it>." in after.text
+    assert "vgg16" not in after.text
+    assert "as CSV" not in after.text
+    assert all(image["src"].startswith("data:image/") for image in after.of("img"))
+    assert not after.of("script")
+
+
+def test_figures_of_a_copy_take_fewer_bytes_and_show_the_same(original):
+    images = Tags(published_copy(original, kept=[], note="")).of("img")
+    assert [image["alt"] for image in images] == ["A picture", "A drawing"]
+    data = [base64.b64decode(image["src"].partition(",")[2]) for image in images]
+    before = Tags(original.read_text("utf-8")).of("img")
+    assert all(
+        len(image["src"]) < 0.7 * len(old["src"]) for image, old in zip(images, before, strict=True)
+    )
+    assert Image.open(io.BytesIO(data[0])).size == (200, 200)
+    drawing = data[1].decode()
+    assert 'd="M 1.23 7.5 L 2.00 3"' in drawing
+    assert "scale(0.001234)" in drawing
+    within = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]*)", drawing)[1])
+    assert Image.open(io.BytesIO(within)).size == (200, 200)
+
+
+def test_a_copy_keeps_to_its_size_and_says_which_figures_it_lacks(original, monkeypatch):
+    whole = published_copy(original, kept=[], note="")
+    sizes = [len(image["src"]) for image in Tags(whole).of("img")]
+    monkeypatch.setattr(pages, "LARGEST_COPY", len(whole.encode()) - 1)
+    html = published_copy(original, kept=[], note="")
+    assert len(html.encode()) < len(whole.encode()) - max(sizes) + 500
+    (left,) = Tags(html).of("img")
+    assert len(left["src"]) == min(sizes)
+    assert html.count("Too large for this copy.") == 1

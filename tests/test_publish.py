@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 import invented
+import nbformat
 import pandas as pd
 import pytest
 from conftest import ROOT, make_project, write_study
+from nbformat import v4
 
-from cbir import StudyError
+from cbir import StudyError, cache
 from cbir.__main__ import main
-from cbir.reporting import publish, runs, tidy
+from cbir.reporting import pages, publish, runs, tidy
 
 MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
 
@@ -92,8 +94,17 @@ def test_the_page_of_results_agrees_with_what_is_published():
 
 def test_what_is_published_of_a_study_is_small_and_over_all_queries():
     paths = list((ROOT / "reports" / "published").glob("*/metrics.csv"))
-    assert max(path.stat().st_size for path in paths) < 200_000
+    assert max(path.stat().st_size for path in paths) < 600_000
     assert all(tidy.read_csv(path)["class"].isna().all() for path in paths)
+
+
+def test_published_pages_are_small_and_need_nothing_else():
+    for path in (ROOT / "reports" / "published").glob("*/index.html"):
+        html = path.read_text("utf-8")
+        assert path.stat().st_size <= pages.LARGEST_COPY
+        files = set(re.findall(r'href="([^"#:]+)"', html))
+        assert all((path.parent / file).exists() for file in files)
+        assert not re.search(r"(?<![\w/+])/(home|root|tmp|Users)/", html)
 
 
 def test_every_published_figure_is_small_and_shown():
@@ -229,18 +240,29 @@ def finished(tmp_path_factory):
         for name in names:
             ran = {"parameters": ASKED | (EPOCHS if name != "random" else {})}
             path = root / "reports" / "tiny" / name / "manifest.json"
-            path.write_text(json.dumps(ran | {"seconds": 1.0}))
+            path.write_text(json.dumps(ran | {"seconds": 1.0, "versions": {"keras": "3"}}))
         about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}}
         about["versions"] = {"keras": "3"}
         runs.write_study(root / "reports" / "tiny", names, about)
+        write_index(root)
         yield root
+
+
+def write_index(root: Path) -> None:
+    """The first page of the study `tiny`."""
+    text = f"# Which one?\n\nSee [failures](failures.html) and {root}/data/shapes."
+    notebook = root / "reports" / "tiny" / "comparison.ipynb"
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(text)]), notebook)
+    links = [("Comparison", "index.html"), ("cnn", "cnn.html")]
+    page = notebook.with_name("index.html")
+    pages.write_page(notebook, page, report="tiny", title="tiny", links=links)
 
 
 def test_what_is_published_is_what_the_report_holds(finished):
     folder = publish.publish_study(finished, "tiny")
     assert folder == finished / "reports" / "published" / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json", "metrics.csv", "results.png",
+        "index.html", "manifest.json", "metrics.csv", "results.png",
     ]  # fmt: skip
     source = finished / "reports" / "tiny"
     assert (folder / "manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
@@ -273,7 +295,7 @@ def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_
 def published_in_part(finished, tmp_path_factory) -> Path:
     """The study `tiny`: published of vgg16 and the baseline, reported of cnn alone."""
     root = tmp_path_factory.mktemp("parts")
-    for name in ("params", "notebooks", "reports/tiny", "artifacts"):
+    for name in ("params", "notebooks", "data", "reports/tiny", "artifacts"):
         shutil.copytree(finished / name, root / name)
     folder = root / "reports" / "tiny"
     told = json.loads((folder / "manifest.json").read_text())
@@ -291,6 +313,7 @@ def parts(published_in_part, tmp_path, monkeypatch) -> Path:
     """A copy that a test may change."""
     shutil.copytree(published_in_part, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    write_index(tmp_path)
     return tmp_path
 
 
@@ -312,11 +335,8 @@ def test_a_study_is_published_in_parts(parts, finished):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"versions": {"keras": "4"}}, "other versions"),
-        ({"machine": MACHINE}, "other machine"),
         ({"data": {"queries": 3}}, "other data"),
         ({"protocols": ["hashing_1k"]}, "other protocols"),
-        ({"seeds": [0, 1]}, "several seeds"),
         ({"variant": "dropout=0.5"}, "a grid"),
     ],
 )
@@ -325,7 +345,7 @@ def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, part
     manifest = json.loads(path.read_text())
     for key, value in changes.items():
         run = manifest["architectures"]["cnn"]
-        place = {"variant": run, "seeds": run["parameters"], "protocols": run["parameters"]}
+        place = {"variant": run, "protocols": run["parameters"]}
         place.get(key, manifest)[key] = value
     path.write_text(json.dumps(manifest))
     folder = parts / "reports" / "published" / "tiny"
@@ -337,6 +357,92 @@ def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, part
         f"with it ({why}): run these too, or delete that folder"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_runs_of_other_machines_and_versions_stand_in_one_table_that_says_so(parts):
+    path = parts / "reports" / "published" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"machine": MACHINE, "versions": {"keras": "2"}}
+    # As earlier versions wrote it.
+    for run in manifest["architectures"].values():
+        del run["machine"], run["versions"]
+    path.write_text(json.dumps(manifest))
+    publish.publish_study(parts, "tiny")
+    architectures = json.loads(path.read_text())["architectures"]
+    assert architectures["vgg16"]["machine"] == MACHINE
+    assert architectures["vgg16"]["versions"] == {"keras": "2"}
+    here = architectures["cnn"]["machine"]
+    assert here == cache.machine()
+    text = publish.results_page(parts)
+    assert "a processor, 2 cores (vgg16, random)." in text
+    assert f"{here['cpu']}, {here['cores']} cores" in text
+    assert " (cnn); " in text
+
+
+def test_an_architecture_may_have_more_seeds_than_another(parts):
+    run = invented.save_network("cnn", 2.0, epochs=(), seeds=[0, 1, 2])
+    folder = parts / "reports" / "tiny"
+    ran = {"parameters": ASKED | EPOCHS | {"seeds": [0, 1, 2]}, "seconds": 1.0, "versions": {}}
+    (folder / "cnn" / "manifest.json").write_text(json.dumps(ran))
+    about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}, "versions": {}}
+    # Whether the other ones are kept, or published anew with it.
+    for names in (["cnn"], ["cnn", "vgg16", "random"]):
+        runs.write_study(folder, names, about)
+        published = tidy.read_csv(publish.publish_study(parts, "tiny") / "metrics.csv")
+        counts = published.groupby("architecture")["seed"].nunique()
+        assert counts.to_dict() == {"cnn": 3, "vgg16": 1, "random": 1}
+        lines = publish.results_page(parts).splitlines()
+        (line,) = [line for line in lines if line.startswith("| cnn | random | 3 |")]
+        selected = publish.MEASURES["mAP"]
+        mean = tidy.number(tidy.select(run.averaged, **selected))
+        values = sorted(tidy.select(run.metrics, **selected)["value"])
+        assert f"| {mean} ({values[0]:.3f} to {values[-1]:.3f}, 3 seeds) |" in line
+        assert any(line.startswith("| vgg16 | random | 3 | 0.") for line in lines)
+        assert "seeds" not in next(line for line in lines if line.startswith("| vgg16 |"))
+    # A run of several seeds is kept, too.
+    runs.write_study(folder, ["vgg16"], about)
+    kept = tidy.read_csv(publish.publish_study(parts, "tiny") / "metrics.csv")
+    pd.testing.assert_frame_equal(kept, published)
+
+
+def test_the_first_page_is_published_on_its_own(parts):
+    folder = publish.publish_study(parts, "tiny")
+    html = (folder / "index.html").read_text("utf-8")
+    assert "See failures and data/shapes." in html
+    assert "A copy of the page that `make report STUDY=tiny` wrote." in html
+    assert not re.findall(r'href="(?!#|data:)', html)
+    assert "[index.html](../reports/published/tiny/index.html)" in publish.results_page(parts)
+    (parts / "reports" / "tiny" / "index.html").unlink()
+    with pytest.raises(StudyError, match="no index.html in .*: run `make report STUDY=tiny`"):
+        publish.publish_study(parts, "tiny")
+
+
+def test_paths_of_this_machine_are_not_published(parts):
+    path = parts / "reports" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    command = 'make report STUDY=tiny DATA="/home/me/pictures"'
+    manifest |= {"command": command}
+    manifest["data"]["parameters"]["dataset"] = "/home/me/pictures"
+    manifest["architectures"]["cnn"]["weights"]["source"] = "/home/me/weights/vgg.h5"
+    path.write_text(json.dumps(manifest))
+    (parts / "reports" / "published" / "tiny" / "manifest.json").unlink()
+    page = path.with_name("index.html")
+    page.write_text(page.read_text() + f"{command} {Path.home()}/other AB/home/me/pictures=")
+    folder = publish.publish_study(parts, "tiny")
+    for name in ("manifest.json", "index.html"):
+        text = (folder / name).read_text("utf-8")
+        assert str(parts) not in text
+        assert f"{Path.home()}/" not in text
+        # The data of an image stays, whatever its characters are.
+        assert text.count("/home/me") == (name == "index.html")
+    published = json.loads((folder / "manifest.json").read_text())
+    assert published["command"] == 'make report STUDY=tiny DATA="pictures"'
+    assert published["architectures"]["cnn"]["weights"]["source"] == "vgg.h5"
+
+
+def test_a_training_on_another_machine_names_it(project):
+    elsewhere = {"machine": MACHINE | {"gpus": ["A GPU", "A GPU"]}, "versions": {}}
+    write_runs(project, cnn=run_of("none", 7, 3700) | {"trained_on": elsewhere})
+    assert cells(project, "cnn | random | 7")[-2] == "1 h 01 min (on A GPU)"
 
 
 def test_a_trial_is_not_published(finished, tmp_path):

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from conftest import empty_project, load_shapes, make_project
 
-from cbir import StudyError
+from cbir import StudyError, cache
 from cbir.cache import Artifact
 from cbir.networks.training import Training
-from cbir.reporting import provenance, tidy
+from cbir.reporting import provenance, runs, tidy
 from cbir.reporting.runs import is_whole, read_run, read_runs, write_study
 from cbir.retrieval import evaluation, uncertainty
 
@@ -214,6 +214,40 @@ def test_a_network_says_where_it_came_from(network):
     }
     assert network.summary["parameters"]["backbone"] == "vgg16-64"
     assert network.summary["parameters"]["training"]["batch_size"] == 8
+
+
+def test_a_training_on_this_machine_is_not_called_one_on_another(network):
+    same = invented.save_network("cnn", 2.0, epochs=(), elsewhere={"machine": cache.machine()})
+    assert same.summary["trained_on"] == network.summary["trained_on"]
+    assert network.summary["trained_on"] == {"machine": None, "versions": {}}
+    assert runs.training_place(network.summary) == ""
+    assert "trained on" not in provenance.networks_table({"vgg16-64": network})
+
+
+@pytest.mark.parametrize(
+    ("place", "versions", "time", "where"),
+    [
+        (
+            {"cpu": "a processor", "cores": 16, "gpus": ["A GPU", "A GPU"]},
+            {"backend": "jax", "jax": "0.7"},
+            " (on A GPU)",
+            "A GPU, backend jax, jax 0.7",
+        ),
+        ({"cpu": "a processor", "cores": 16, "gpus": []}, {}, " (on a processor)", "a processor"),
+        # Manifests of earlier versions do not name the machine.
+        (None, {"keras": "3.99"}, "", "keras 3.99"),
+    ],
+)
+def test_a_training_elsewhere_is_recorded_as_far_as_it_differed(
+    place, versions, time, where, network
+):
+    manifest = {"versions": cache.versions() | versions}
+    manifest |= {"machine": place} if place else {}
+    run = invented.save_network("cnn", 2.0, epochs=(), elsewhere=manifest)
+    assert run.summary["trained_on"] == {"machine": place, "versions": versions}
+    assert runs.training_place(run.summary) == time
+    table = provenance.networks_table({"cnn": run, "vgg16-64": network})
+    assert table["trained on"].tolist() == [where, "–"]
 
 
 def test_every_row_and_the_summary_name_the_point_of_a_grid(network):

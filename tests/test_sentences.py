@@ -418,12 +418,27 @@ def test_the_least_cost_of_each_kind_is_named_with_its_number():
         "random": [np.nan, 128, np.nan, 1e6, 0.1, 1.0],
     }
     costs = pd.DataFrame(columns, index=list(tables.COSTS))
-    said = sentences.cheapest(costs)
+    runs = make_runs({"cnn": [0.5], "vgg16": [0.5], "random": [0.1]}, baselines=1)
+    said = sentences.cheapest(costs, runs)
     assert "training (s): vgg16 (20)" in said
     assert "embedding (images/s): cnn (900)" in said
     assert "query (ms, median): vgg16 (4.0)" in said
     assert "random" not in said
-    assert sentences.cheapest(costs[["cnn", "random"]]) == ""
+    assert sentences.cheapest(costs, {name: runs[name] for name in ("cnn", "random")}) == ""
+
+
+def test_training_times_of_several_machines_are_not_compared():
+    runs = make_runs({"cnn": [0.5], "vgg16": [0.5]})
+    place = {"cpu": "a processor", "cores": 2, "gpus": ["A GPU"]}
+    runs["vgg16"].summary["trained_on"] = {"machine": place, "versions": {}}
+    costs = tables.costs(runs)
+    said = sentences.cheapest(costs, runs)
+    assert "training (s)" not in said
+    assert said.endswith("Training times are not comparable, because machines differ.")
+    table = tables.costs_table(costs, runs)
+    assert table.loc["training (s)"].tolist() == [70.0, "70 (on A GPU)"]
+    runs["cnn"].summary["trained_on"] = runs["vgg16"].summary["trained_on"]
+    assert "training (s): cnn (70)" in sentences.cheapest(costs, runs)
 
 
 def test_reasons_with_colons_are_told_whole():

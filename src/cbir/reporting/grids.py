@@ -12,7 +12,7 @@ from matplotlib.ticker import ScalarFormatter
 from cbir.reporting import charts, estimates, tables
 from cbir.reporting.display import LOOKS
 from cbir.reporting.estimates import from_row, interval_columns
-from cbir.reporting.runs import Run, networks, parse_point
+from cbir.reporting.runs import Run, networks, parse_point, training_place
 from cbir.reporting.sentences import NETWORKS_ONLY
 from cbir.retrieval import uncertainty
 
@@ -20,6 +20,8 @@ ARCHITECTURE = "architecture"
 ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
 SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
 LEARN_FROM = "learn_from"
+# The machine of a training, if it is another one.
+PLACE = "training place"
 
 
 def points_table(runs: dict[str, Run]) -> pd.DataFrame:
@@ -41,6 +43,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
             **quality.loc[[ACCURACY, MAP], name],
             TRAINING: from_row(run.summary["training_accuracy"]),
             **costs.loc[[SPEED, SECONDS, INDEX], name],
+            PLACE: training_place(run.summary),
         }
     return estimates.split(pd.DataFrame.from_dict(rows, orient="index"))
 
@@ -76,6 +79,7 @@ def readable(points: pd.DataFrame) -> pd.DataFrame:
         table[measure] = [from_row(row, measure) for _, row in points.iterrows()]
     for cost in (SPEED, SECONDS, INDEX):
         table[cost] = points[cost].map("{:,.1f}".format if cost == INDEX else "{:,.0f}".format)
+    table[SECONDS] += points[PLACE]
     return table.set_index(ARCHITECTURE)
 
 

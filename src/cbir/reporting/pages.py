@@ -1,8 +1,10 @@
 """Turns executed notebooks into HTML pages that are self-contained, linked, and hide code."""
 
 import base64
+import io
 import re
-from html import unescape
+from collections.abc import Collection
+from html import escape, unescape
 from pathlib import Path
 from textwrap import shorten
 from urllib.parse import quote
@@ -11,6 +13,7 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html, strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from PIL import Image
 
 from cbir.cache import write_text
 
@@ -20,6 +23,11 @@ HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
 # Search engines and shared links truncate longer descriptions.
 LONGEST_DESCRIPTION = 200
 LONGEST_NAME = 60
+# A page that is committed.
+LARGEST_COPY = 3_000_000  # bytes
+_LINK = re.compile(r'<a\b[^>]*\bhref="(?!#|https?://)([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
+# An image of a page, or one within an SVG.
+_IMAGE = re.compile(r"data:image/([a-z+]+);base64,\s*([A-Za-z0-9+/=\s]+)")
 
 
 def write_page(
@@ -70,6 +78,48 @@ def log_of(notebook: Path) -> str:
             elif output.output_type == "error":
                 lines.append(strip_ansi("\n".join(output.traceback)) + "\n")
     return "".join(lines)
+
+
+def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
+    """The HTML of a page on its own: without links to other files, and with smaller figures.
+
+    Args:
+        page: an HTML file that `write_page` wrote.
+        kept: the names of files that stay beside the copy, so that links to them stay, too.
+        note: a text for the beginning of the copy.
+
+    Returns:
+        At most `LARGEST_COPY` bytes in UTF-8: if necessary, texts take the place of the largest
+        figures.
+    """
+    html = page.read_text("utf-8")
+    html = re.sub(r'<nav\b[^>]*class="pages".*?</nav>', "", html, flags=re.DOTALL)
+    html = re.sub(r'<p class="csv">.*?</p>', "", html, flags=re.DOTALL)
+    html = _LINK.sub(lambda link: link[0] if link[1] in kept else link[2], html)
+    html = html.replace('<main id="content">', f'<main id="content">\n<p>{escape(note)}</p>', 1)
+    html = _IMAGE.sub(_smaller, html)
+    figures = sorted(re.findall(r"<img\b[^>]*>", html), key=len, reverse=True)
+    while len(html.encode()) > LARGEST_COPY and figures:
+        html = html.replace(figures.pop(0), "<em>Too large for this copy.</em>")
+    return html
+
+
+def _smaller(image: re.Match) -> str:
+    """A data URL with fewer bytes: pixels as WebP, paths of an SVG with two decimals."""
+    kind, content = image[1], base64.b64decode(image[2])
+    if kind == "svg+xml":
+        drawing = _IMAGE.sub(_smaller, content.decode())
+        content = re.sub(r' d="[^"]*"', _round_path, drawing).encode()
+    else:
+        recoded = io.BytesIO()
+        Image.open(io.BytesIO(content)).save(recoded, "webp", quality=85)
+        if len(recoded.getvalue()) < len(content):
+            kind, content = "webp", recoded.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _round_path(path: re.Match) -> str:
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])
 
 
 def _number_figures(outputs: list) -> None:

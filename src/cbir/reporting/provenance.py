@@ -12,7 +12,14 @@ import pandas as pd
 
 from cbir import cache, project_root
 from cbir.networks.weights import STUDY_PREFIX
-from cbir.reporting.runs import Run, networks, parse_point, read_manifest, run_folder
+from cbir.reporting.runs import (
+    Run,
+    machine_name,
+    networks,
+    parse_point,
+    read_manifest,
+    run_folder,
+)
 
 if TYPE_CHECKING:  # Keras takes seconds to import
     from cbir.networks.models import Network
@@ -26,6 +33,8 @@ OPTIONAL = {
     "test_time_flips": "test-time flips",
     "whitening": "whitening (dimensions)",
 }
+# The column of networks that were trained elsewhere than they were measured.
+TRAINED_ON = "trained on"
 UNUSED, UNKNOWN = "none", "–"
 IMAGENET, RANDOM = "ImageNet", "random"
 _ORIGINS = {"none": "from random weights", "imagenet": f"from {IMAGENET} weights"}
@@ -61,6 +70,8 @@ def provenance_table(study: str) -> pd.DataFrame:
             digest = "" if start == RANDOM else f", SHA-256 {weights['started from']}"
             rows[f"{name}, started from"] = start + digest
             rows[f"{name}, weights, SHA-256"] = weights["trained"]
+            if place := trained_on(run):
+                rows[f"{name}, {TRAINED_ON}"] = place
         steps = run["seconds"].items()
         rows[f"{name}, seconds"] = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps)
         rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
@@ -107,13 +118,15 @@ def describe_network(network: "Network") -> str:
 def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
     """What each architecture is and how it was trained; untrained baselines are left out.
 
-    A setting of `OPTIONAL` has a column only if a network uses it. If the head was trained first,
-    a cell has both values: `512 head, 32`.
+    A setting of `OPTIONAL` has a column only if a network uses it, and `trained on` only if a
+    network was trained on another machine, or with other versions, than it was measured with. If
+    the head was trained first, a cell has both values: `512 head, 32`.
     """
     settings = {name: _settings(run) for name, run in networks(runs).items()}
     table = pd.DataFrame.from_dict(settings, orient="index").rename_axis("architecture")
     is_empty = table.isin([UNUSED, UNKNOWN]).all()
-    return table.drop(columns=[name for name in OPTIONAL.values() if is_empty.get(name)])
+    optional = [*OPTIONAL.values(), TRAINED_ON]
+    return table.drop(columns=[name for name in optional if is_empty.get(name)])
 
 
 def _settings(run: Run) -> dict:
@@ -142,7 +155,19 @@ def _settings(run: Run) -> dict:
         "augmentation": ", ".join(training["augmentation"]) or "none",
         **{column: _number(optional.get(name)) for name, column in OPTIONAL.items()},
         "precision": parameters["precision"].removeprefix("mixed_"),
+        TRAINED_ON: trained_on(summary) or UNKNOWN,
     }
+
+
+def trained_on(summary: dict) -> str:
+    """Machine and versions of a training, as far as they differ from those of the measurement.
+
+    Args:
+        summary: a run's summary, or its entry in a study's manifest.
+    """
+    place = summary.get("trained_on") or {"machine": None, "versions": {}}
+    machine = [machine_name(place["machine"])] if place["machine"] else []
+    return ", ".join(machine + [f"{name} {value}" for name, value in place["versions"].items()])
 
 
 def shared_settings(table: pd.DataFrame) -> str:

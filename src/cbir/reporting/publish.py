@@ -1,12 +1,14 @@
 """Results that the project publishes: copied from a report, and shown in docs/results.md.
 
 `reports/published/<study>/` contains a study's manifest.json, its figure, the rows of its
-metrics.csv over all queries, and an optional notes.md. docs/results.md is written only from these
-files. A study can be published in parts, because some of its runs take hours: the manifest records
-the commit of each run.
+metrics.csv over all queries, a copy of its comparison page, and an optional notes.md.
+docs/results.md is written only from these files. A study can be published in parts, because some of
+its runs take hours: the manifest records the commit of each run.
 """
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +16,12 @@ import pandas as pd
 from cbir import StudyError
 from cbir.cache import MANIFEST, write_text
 from cbir.progress import duration
-from cbir.reporting import charts, estimates, grids, provenance, sentences, tables, tidy
+from cbir.reporting import charts, estimates, grids, pages, provenance, sentences, tables, tidy
 from cbir.reporting.display import TEMPLATES
-from cbir.reporting.estimates import Estimate
-from cbir.reporting.runs import parse_point, read_manifest, read_run
+from cbir.reporting.runs import parse_point, read_manifest, read_run, training_place
 
 RESULTS = "docs/results.md"
+PAGE = "index.html"
 # The columns of a study's table, and which rows of metrics.csv they show.
 MEASURES = {
     "accuracy": tables.QUALITY["accuracy"],
@@ -31,18 +33,24 @@ MEASURES = {
 
 
 def publish_study(root: Path, study: str) -> Path:
-    """Copy a finished report's numbers into reports/published/<study>/ and draw its figure.
+    """Copy a finished report's numbers and comparison page into reports/published/<study>/.
 
+    Its figure is drawn, too, and paths of this machine are replaced by the names of their files.
     Published runs that the report does not contain are kept.
 
     Raises:
-        StudyError: the study is a trial, has no report, has a report in which an architecture
-            failed, or does not fit its published runs.
+        StudyError: the study is a trial, has no report or no page, has a report in which an
+            architecture failed, or does not fit its published runs.
     """
     source, folder = root / "reports" / study, root / "reports" / "published" / study
-    manifest = _finished_manifest(source)
+    finished = _finished_manifest(source)
+    manifest = json.loads(_without_paths(json.dumps(finished), finished, root))
     runs = {name: read_run(study, name) for name in manifest["architectures"]}
-    rows, figure_rows = tidy.read_csv(source / "metrics.csv"), tables.first_protocol_rows(runs)
+    averaged = [
+        run.averaged for run in runs.values() if len(run.summary["measurement"]["seeds"]) > 1
+    ]
+    rows = pd.concat([tidy.read_csv(source / "metrics.csv"), *averaged])
+    figure_rows = tables.first_protocol_rows(runs)
     if kept := _kept_runs(folder, manifest):
         published = tidy.read_csv(folder / "metrics.csv")
         published = published[published["architecture"].isin(kept)]
@@ -51,7 +59,10 @@ def publish_study(root: Path, study: str) -> Path:
         names = sorted(architectures, key=lambda name: (not architectures[name]["weights"], name))
         manifest["architectures"] = {name: architectures[name] for name in names}
         manifest["command"] = f'make report STUDY={study} ARCHITECTURES="{" ".join(names)}"'
-        rows, figure_rows = pd.concat([rows, published]), pd.concat([figure_rows, published])
+        rows = pd.concat([rows, published])
+        # Of several seeds, a figure shows the mean, whose rows name no seed.
+        n_seeds = published.groupby("architecture")["seed"].transform("nunique")
+        figure_rows = pd.concat([figure_rows, published[(n_seeds == 1) | published["seed"].isna()]])
         figure_rows = figure_rows[figure_rows["protocol"] == figure_rows["protocol"].iloc[0]]
         figure_rows = figure_rows.sort_values("architecture", key=lambda row: row.map(names.index))
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +73,32 @@ def publish_study(root: Path, study: str) -> Path:
     else:
         figure = charts.by_search(figure_rows)
     figure.savefig(folder / "results.png", dpi=100)
+    note = (
+        f"A copy of the page that `{finished['command']}` wrote. The other pages that it mentions "
+        "are not published; the same command writes them."
+    )
+    page = pages.published_copy(source / PAGE, kept=["metrics.csv", MANIFEST], note=note)
+    write_text(folder / PAGE, _without_paths(page, finished, root))
     return folder
+
+
+def _without_paths(text: str, manifest: dict, root: Path) -> str:
+    """A text with the names of files and folders instead of their absolute paths."""
+    paths = {f"{root}/": "", f"{Path.home()}/": "~/"}
+    paths |= {value: Path(value).name for value in _texts(manifest) if Path(value).is_absolute()}
+    for path in sorted(paths, key=len, reverse=True):
+        # The data of an image may contain the same characters.
+        text = re.sub(rf"(?<![\w/+.]){re.escape(path)}", paths[path], text)
+    return text
+
+
+def _texts(content) -> Iterator[str]:
+    """Every text within JSON content, except for names."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _texts(part)
 
 
 def _finished_manifest(source: Path) -> dict:
@@ -75,6 +111,8 @@ def _finished_manifest(source: Path) -> dict:
         )
     if not manifest.get("architectures"):
         raise StudyError(f"no results in {source}: run `make report STUDY={study}` first")
+    if not (source / PAGE).is_file():
+        raise StudyError(f"no {PAGE} in {source}: run `make report STUDY={study}` again")
     if failures := manifest["failures"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise StudyError(
@@ -95,14 +133,14 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
             for name in published.get("architectures", {}) if name not in runs}  # fmt: skip
     if not kept:
         return {}
+    for run in kept.values():
+        # Earlier manifests record machine and versions only for all runs.
+        run |= {key: run.get(key) or published[key] for key in ("machine", "versions")}
     together = [*kept.values(), *runs.values()]
-    parameters = [run["parameters"] for run in together]
-    shared = ("data", "machine", "versions")
-    reasons = [f"other {key}" for key in shared if published[key] != manifest[key]]
-    if any(row["protocols"] != parameters[0]["protocols"] for row in parameters):
+    reasons = ["other data"] if published["data"] != manifest["data"] else []
+    first, *protocols = [run["parameters"]["protocols"] for run in together]
+    if any(names != first for names in protocols):
         reasons.append("other protocols")
-    if any(len(row["seeds"]) > 1 for row in parameters):
-        reasons.append("several seeds")
     if any(run["variant"] for run in together):
         reasons.append("a grid")
     if reasons:
@@ -139,13 +177,20 @@ def _section(folder: Path) -> dict[str, str]:
     manifest, rows = read_manifest(folder), tidy.read_csv(folder / "metrics.csv")
     runs, data, machine = manifest["architectures"], manifest["data"], manifest["machine"]
     protocol, notes = next(iter(runs.values()))["parameters"]["protocols"][0], folder / "notes.md"
-    processors = [machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]]
+    machines = {}
+    for name, run in runs.items():
+        machines.setdefault(_describe_machine(run.get("machine") or machine), []).append(name)
+    measured_on = [
+        text if len(machines) == 1 else f"{text} ({', '.join(names)})"
+        for text, names in machines.items()
+    ]
     return {
         "name": folder.name,
         "command": manifest["command"],
         "protocol": protocol,
         "counts": f"{data['queries']:,} queries, {data['gallery']:,} gallery images",
-        "machine": ", ".join(processors),
+        "machine": "; ".join(measured_on),
+        "page": (folder / PAGE).exists(),
         "weights": provenance.weights_label(runs),
         "table": _markdown(_results_table(rows[rows["protocol"] == protocol], runs)),
         "notes": notes.read_text("utf-8").strip() if notes.exists() else "",
@@ -160,7 +205,9 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
         architecture, _ = parse_point(name, run["variant"])
         weights = provenance.weights_and_digest(run["weights"]) if run["weights"] else "–"
         seconds, speed = run["training_seconds"], run["speed"]["images_per_second"]
+        place = training_place(run)
         for epoch in [None, *sorted(run_rows["epoch"].dropna().astype(int).unique())]:
+            is_timed = seconds and epoch is None
             states = {
                 measure: _mean(tidy.select(run_rows, epoch=epoch, **selection))
                 for measure, selection in MEASURES.items()
@@ -171,19 +218,30 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
                     "weights": weights,
                     "epochs": provenance.epochs(run, epoch) if run["weights"] else "–",
                     **states,
-                    "trained in": duration(seconds) if seconds and epoch is None else "–",
+                    "trained in": f"{duration(seconds)}{place}" if is_timed else "–",
                     "images/s": f"{speed:,.0f}" if epoch is None else "–",
                 }
             )
     return pd.DataFrame(table)
 
 
-def _mean(rows: pd.DataFrame) -> Estimate | str:
-    """The number of one seed with its interval, or the mean, lowest and highest of several."""
-    if len(rows) < 2:
-        return tidy.number(rows)
-    values = rows["value"]
-    return f"{values.mean():.3f} ({estimates.span(values, 3)}, {len(values)} seeds)"
+def _describe_machine(machine: dict) -> str:
+    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
+
+
+def _mean(rows: pd.DataFrame) -> str:
+    """The number of one seed, or the mean of several, with its interval; their range follows.
+
+    Without a row of the mean, which names no seed, there is no interval.
+    """
+    by_seed = rows[rows["seed"].notna()]
+    if len(by_seed) < 2:
+        return str(tidy.number(rows))
+    of_seeds, mean = f"{len(by_seed)} seeds", rows[rows["seed"].isna()]
+    values = estimates.span(by_seed["value"], 3)
+    if mean.empty:
+        return f"{by_seed['value'].mean():.3f} ({values}, {of_seeds})"
+    return f"{tidy.number(mean)} ({values}, {of_seeds})"
 
 
 def _markdown(frame: pd.DataFrame) -> str:

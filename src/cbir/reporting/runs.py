@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import MANIFEST, machine, write_text
+from cbir.cache import MANIFEST, machine, versions, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.networks import weights
@@ -27,7 +27,7 @@ STUDY_FILES = ("metrics.csv", "per_query.parquet", MANIFEST)
 # The keys that a study's manifest copies from a run's summary.
 IN_MANIFEST = (
     "weights", "variant", "size", "epochs", "head_epochs", "training_accuracy",
-    "training_seconds", "speed", "peak_memory_bytes", "artifacts",
+    "training_seconds", "trained_on", "machine", "speed", "peak_memory_bytes", "artifacts",
 )  # fmt: skip
 # The paper's first architecture; its figures 3 to 6 show it.
 CNN = "cnn"
@@ -169,6 +169,7 @@ def save_run(
     scores = tidy.per_query(study, architecture, states, variant)
     tidy.write_parquet(scores, folder / "per_query.parquet")
     tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
+    here = machine()
     steps = {
         **(training.artifacts if training else {}),
         "embeddings": embeddings.artifact,
@@ -194,7 +195,7 @@ def save_run(
         "seconds": {name: step.seconds for name, step in steps.items()},
         "artifacts": {name: path.as_posix() for name, path in folders.items()},
         "searches": [one.search for one in evaluations],
-        "machine": machine(),
+        "machine": here,
         "peak_memory_bytes": max(step.manifest["peak_memory_bytes"] for step in steps.values()),
     }
     if "soft" in summary["searches"]:
@@ -219,6 +220,7 @@ def save_run(
             "epochs": training.best_epoch,
             "head_epochs": training.head.best_epoch if training.head else 0,
             "training_seconds": training.seconds,
+            "trained_on": _elsewhere(training.artifact.manifest, here),
             "training_accuracy": evaluation.training_accuracy(states, measurement),
         }
         training.stages.to_csv(folder / "history.csv", float_format="%.6g")
@@ -316,6 +318,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
             **{key: summary.get(key) for key in IN_MANIFEST},
             "seconds": summary["seconds"] | {"notebook": ran["seconds"]},
             "git": ran.get("git"),
+            "versions": ran.get("versions"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
@@ -337,6 +340,41 @@ def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
+
+
+def machine_name(machine: dict) -> str:
+    """The GPUs of a machine, or its processor if it has none."""
+    return ", ".join(dict.fromkeys(machine["gpus"])) or machine["cpu"]
+
+
+def training_place(summary: dict) -> str:
+    """` (on <GPU>)` after the time of a training on another machine than that of the run, else "".
+
+    Args:
+        summary: a run's summary, or its entry in a study's manifest.
+    """
+    place = (summary.get("trained_on") or {}).get("machine")
+    return f" (on {machine_name(place)})" if place else ""
+
+
+def _elsewhere(manifest: dict, here: dict) -> dict:
+    """In what a training's machine and versions differ from those of its run.
+
+    Args:
+        manifest: that of the training's artifact.
+        here: from `machine`.
+
+    Returns:
+        machine (None if it is the same or unknown) and versions (those that differ).
+    """
+    place = manifest.get("machine")
+    is_here = not place or all(here[key] == place.get(key) for key in ("cpu", "cores", "gpus"))
+    differing = {
+        name: version
+        for name, version in manifest.get("versions", {}).items()
+        if version != versions().get(name)
+    }
+    return {"machine": None if is_here else place, "versions": differing}
 
 
 def shared_dataset(runs: dict[str, Run]) -> Dataset:

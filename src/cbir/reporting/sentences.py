@@ -12,7 +12,7 @@ from cbir.images import leaks
 from cbir.progress import duration
 from cbir.reporting import estimates, tables, tidy
 from cbir.reporting.estimates import Estimate, PValue
-from cbir.reporting.runs import Run, networks
+from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
 
 # What the numbers of a protocol mean, for readers of a report.
@@ -204,13 +204,15 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     return "\n".join([*lines, f"\n{scope}"])
 
 
-def cheapest(costs: pd.DataFrame) -> str:
+def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
     """Which trained architecture has the lowest cost of each kind; empty with fewer than two.
 
+    Training times are compared only if all networks were trained on one machine.
+
     Args:
-        costs: from `tables.costs`.
+        costs: from `tables.costs` of the same runs.
     """
-    trained = costs.loc[:, costs.loc["training (s)"].notna()]
+    trained = costs[list(networks(runs))]
     if len(trained.columns) < 2:
         return ""
     best = {
@@ -218,11 +220,17 @@ def cheapest(costs: pd.DataFrame) -> str:
         "embedding (images/s)": trained.loc["embedding (images/s)"].idxmax(),
         "query (ms, median)": trained.loc["query (ms, median)"].idxmin(),
     }
+    places = {training_place(runs[name].summary) for name in trained}
+    if len(places) > 1:
+        del best["training (s)"]
     parts = [
         f"{row}: {name} ({trained.loc[row, name]:,.{tables.COSTS[row]}f})"
         for row, name in best.items()
     ]
-    return f"The lowest costs, each measured once: {'; '.join(parts)}."
+    text = f"The lowest costs, each measured once: {'; '.join(parts)}."
+    if len(places) > 1:
+        text += " Training times are not comparable, because machines differ."
+    return text
 
 
 def describe_run(run: Run) -> str:
@@ -254,7 +262,7 @@ def describe_run(run: Run) -> str:
         f"gallery take {summary['index_bytes'] / 1e6:.1f} MB."
     )
     if not run.is_baseline:
-        seconds = duration(summary["training_seconds"])
+        seconds = duration(summary["training_seconds"]) + training_place(summary)
         sentences.append(f"Training took {seconds}; epochs: {len(run.history)}.")
     return " ".join(sentences)
 

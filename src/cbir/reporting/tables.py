@@ -9,7 +9,7 @@ from cbir.images import protocols
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
 from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns
-from cbir.reporting.runs import Run, networks, shared_dataset
+from cbir.reporting.runs import Run, networks, shared_dataset, training_place
 from cbir.retrieval import uncertainty
 
 # The order of columns in a table.
@@ -119,7 +119,10 @@ def mean_of_classes(estimates: list[Estimate]) -> Estimate:
 
 
 def costs(runs: dict[str, Run]) -> pd.DataFrame:
-    """The costs of each architecture on the machine of the run (rows of `COSTS`)."""
+    """The costs of each architecture (rows of `COSTS`), on the machine of the run.
+
+    A network may have been trained on another machine: see `runs.training_place`.
+    """
     columns = {}
     for name, run in runs.items():
         summary, speed = run.summary, run.summary["speed"]
@@ -132,6 +135,15 @@ def costs(runs: dict[str, Run]) -> pd.DataFrame:
             summary["index_bytes"] / 1e6,
         ]
     return pd.DataFrame(columns, index=list(COSTS))
+
+
+def costs_table(costs: pd.DataFrame, runs: dict[str, Run]) -> pd.DataFrame:
+    """The `costs` for readers: a training time on another machine names that machine."""
+    table, row = costs.astype(object), "training (s)"
+    for name, run in runs.items():
+        if place := training_place(run.summary):
+            table.loc[row, name] = f"{costs.loc[row, name]:,.{COSTS[row]}f}{place}"
+    return table
 
 
 def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
