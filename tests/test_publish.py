@@ -336,7 +336,7 @@ def test_a_study_is_published_in_parts(parts, finished):
     ("changes", "why"),
     [
         ({"data": {"queries": 3}}, "other data"),
-        ({"protocols": ["hashing_1k"]}, "other protocols"),
+        ({"protocols": ["hashing_1k", "closed"]}, "another first protocol"),
         ({"variant": "dropout=0.5"}, "a grid"),
     ],
 )
@@ -376,6 +376,15 @@ def test_runs_of_other_machines_and_versions_stand_in_one_table_that_says_so(par
     assert "a processor, 2 cores (vgg16, random)." in text
     assert f"{here['cpu']}, {here['cores']} cores" in text
     assert " (cnn); " in text
+
+
+def test_runs_may_differ_in_further_protocols(parts):
+    path = parts / "reports" / "tiny" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["architectures"]["cnn"]["parameters"]["protocols"] = ["closed", "unseen_classes"]
+    path.write_text(json.dumps(manifest))
+    published = json.loads((publish.publish_study(parts, "tiny") / "manifest.json").read_text())
+    assert list(published["architectures"]) == ["cnn", "vgg16", "random"]
 
 
 def test_an_architecture_may_have_more_seeds_than_another(parts):

@@ -138,9 +138,8 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
         run |= {key: run.get(key) or published[key] for key in ("machine", "versions")}
     together = [*kept.values(), *runs.values()]
     reasons = ["other data"] if published["data"] != manifest["data"] else []
-    first, *protocols = [run["parameters"]["protocols"] for run in together]
-    if any(names != first for names in protocols):
-        reasons.append("other protocols")
+    if len({run["parameters"]["protocols"][0] for run in together}) > 1:
+        reasons.append("another first protocol")
     if any(run["variant"] for run in together):
         reasons.append("a grid")
     if reasons:
