@@ -309,7 +309,7 @@ def test_published_figures_stand_beside_their_own_protocol_alone(dataset, asked)
     run = result(*[rows([0.5], protocol=each) for each in asked], dataset=dataset)
     said = sentences.published({"cnn": run})
     is_it = dataset == "cifar10"
-    assert ("GreedyHash .944" in said) == (is_it and "closed" in asked)
+    assert ("GreedyHash .932" in said) == (is_it and "closed" in asked)
     assert ("DSDH .790" in said) == (is_it and "hashing_1k" in asked)
     assert bool(said) == (is_it and bool({"closed", "hashing_1k"} & {*asked}))
     for name in ("held_out_gallery", "unseen_classes"):
