@@ -331,7 +331,7 @@ def original(tmp_path_factory):
 
 
 def test_a_copy_has_no_links_to_what_is_not_beside_it(original):
-    html = published_copy(original, kept=["metrics.csv"], note="A copy of <it>.")
+    html = published_copy(original, kept=["metrics.csv"], note="A copy of `it`.")
     before, after = (Tags(text) for text in (original.read_text("utf-8"), html))
     assert {"index.html", "failures.html"} < {link["href"] for link in before.of("a")}
     targets = {link["href"] for link in after.of("a")}
@@ -341,7 +341,7 @@ def test_a_copy_has_no_links_to_what_is_not_beside_it(original):
     assert {"#End", "#content"} < targets
     # The words of a link stay, except for those of the navigation and of the tables' files.
     assert "See failures, numbers, others and below." in after.text
-    assert "A copy of <it>." in after.text
+    assert "A copy of it." in after.text
     assert "vgg16" not in after.text
     assert "as CSV" not in after.text
     assert all(image["src"].startswith("data:image/") for image in after.of("img"))

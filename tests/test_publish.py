@@ -417,7 +417,7 @@ def test_the_first_page_is_published_on_its_own(parts):
     folder = publish.publish_study(parts, "tiny")
     html = (folder / "index.html").read_text("utf-8")
     assert "See failures and data/shapes." in html
-    assert "A copy of the page that `make report STUDY=tiny` wrote." in html
+    assert "A copy of the page that <code>make report STUDY=tiny</code> wrote." in html
     assert not re.findall(r'href="(?!#|data:)', html)
     assert "[index.html](../reports/published/tiny/index.html)" in publish.results_page(parts)
     (parts / "reports" / "tiny" / "index.html").unlink()

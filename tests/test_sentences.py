@@ -267,6 +267,29 @@ def test_an_embedding_is_ahead_of_the_label_only_where_the_test_says_so(scores):
         assert f"probabilities {lookup}: " in text
 
 
+def test_the_answer_names_for_whom_the_classifier_alone_is_ahead():
+    low, high, noise = 0.3, 0.7, np.random.default_rng(0).normal(0, 0.02, 40)
+    runs = {}
+    for name, embedding, lookup, seeds in (
+        ("ahead", low, high, 1), ("ahead3", low, high, 3), ("behind", high, low, 1),
+        ("tied", low, low, 1),
+    ):  # fmt: skip
+        values = {"unrestricted": embedding, "label_lookup": lookup}
+        frames = [
+            rows(values.get(search, 0.5) + noise + 0.001 * seed, architecture=name, search=search,
+                 seed=seed, correct=1.0)
+            for seed in range(seeds) for search in WAYS
+        ]  # fmt: skip
+        runs[name] = result(*frames)
+    answer = sentences.retrieval_or_classification(runs).splitlines()[0]
+    assert answer == (
+        "Predicted class probabilities alone, compared with the embedding, are significantly ahead "
+        "of it for ahead, ahead3 (these trained networks only for ahead); not significantly "
+        "different from it for tied (these trained networks only); significantly behind it for "
+        "behind (these trained networks only)."
+    )
+
+
 def lost_and_found(seeds: dict[int, tuple[list, list]]):
     """A run from, by seed, whether each query's class is predicted and what `soft` scores."""
     frames = []

@@ -108,9 +108,9 @@ def overfitting(runs: dict[str, Run]) -> str:
         }
     table = pd.DataFrame.from_dict(entries, orient="index").sort_values("images", kind="stable")
     lines = [
-        'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets". The gap '
-        "by which accuracy on training images exceeds accuracy on the queries, by the number of "
-        "images for training and validation:\n"
+        'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets". For each '
+        "network, this is the gap between accuracy on training images and accuracy on the queries, "
+        "with the number of images for training and validation:\n"
     ]
     by_series = {
         series: table[table["series"] == series]
@@ -122,9 +122,7 @@ def overfitting(runs: dict[str, Run]) -> str:
         lines.append(f"- **{series}** ({treatment}): {', '.join(gaps)}{_change(rows)}.")
     firsts = [rows.index[0] for rows in by_series.values()]
     lines += [_against_others(runs, n, table) for n in firsts if runs[n].backbone == DEEP]
-    n_seeds = min(len(run.summary["measurement"]["seeds"]) for run in runs.values())
-    if n_seeds < uncertainty.MIN_SEEDS:
-        lines.append("\nOther seeds may give other gaps: these are of the trained networks only.")
+    lines.append("\nThese intervals cover other images, but not other seeds.")
     return "\n".join(filter(None, lines))
 
 
@@ -151,7 +149,7 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str
         # the interval of the difference is too wide rather than too narrow.
         difference = row["gap"] - table.loc[other, "gap"]
         direction = _direction(difference)
-        size = f" (by {-difference if direction == 'smaller' else difference})"
+        size = f" (difference {-difference if direction == 'smaller' else difference})"
         groups[direction].append(table.loc[other, "series"] + size)
     relations = ("larger than", "smaller than", "not clearly different from")
     parts = [

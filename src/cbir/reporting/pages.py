@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Collection
-from html import escape, unescape
+from html import unescape
 from pathlib import Path
 from textwrap import shorten
 from urllib.parse import quote
@@ -86,7 +86,7 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
     Args:
         page: an HTML file that `write_page` wrote.
         kept: the names of files that stay beside the copy, so that links to them stay, too.
-        note: a text for the beginning of the copy.
+        note: a text in Markdown for the beginning of the copy.
 
     Returns:
         At most `LARGEST_COPY` bytes in UTF-8: if necessary, texts take the place of the largest
@@ -96,7 +96,7 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
     html = re.sub(r'<nav\b[^>]*class="pages".*?</nav>', "", html, flags=re.DOTALL)
     html = re.sub(r'<p class="csv">.*?</p>', "", html, flags=re.DOTALL)
     html = _LINK.sub(lambda link: link[0] if link[1] in kept else link[2], html)
-    html = html.replace('<main id="content">', f'<main id="content">\n<p>{escape(note)}</p>', 1)
+    html = html.replace('<main id="content">', f'<main id="content">\n{markdown2html(note)}', 1)
     html = _IMAGE.sub(_smaller, html)
     figures = sorted(re.findall(r"<img\b[^>]*>", html), key=len, reverse=True)
     while len(html.encode()) > LARGEST_COPY and figures:

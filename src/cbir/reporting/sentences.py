@@ -306,20 +306,19 @@ def retrieval_or_classification(runs: dict[str, Run]) -> str:
 
 def _lookup_against_embedding(tests: dict[str, pd.DataFrame]) -> str:
     """For which architectures a search without embeddings is ahead, in a sentence."""
-    groups, is_of_networks = {}, False
+    groups, of_networks = {}, []
     for name, pairs in tests.items():
         outcomes = uncertainty.pair_outcomes(pairs, ["label_lookup", "unrestricted"])
         groups.setdefault(outcomes.loc["label_lookup", "unrestricted"], []).append(name)
-        is_of_networks |= tables.is_of_networks(pair_of(pairs, "label_lookup", "unrestricted"))
+        if tables.is_of_networks(pair_of(pairs, "label_lookup", "unrestricted")):
+            of_networks.append(name)
     parts = [
-        f"{text}: {', '.join(groups[outcome])}"
+        f"{text} for {_with_scope(groups[outcome], of_networks)}"
         for outcome, text in OUTCOMES.items()
         if outcome in groups
     ]
-    scope = f" ({NETWORKS_ONLY})" if is_of_networks else ""
     return (
-        "Ranking by predicted class probabilities, without an embedding, compared with ranking by "
-        f"embedding is {'; '.join(parts)}{scope}."
+        f"Predicted class probabilities alone, compared with the embedding, are {'; '.join(parts)}."
     )
 
 
@@ -482,9 +481,14 @@ def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str
 
 def _names(pairs: pd.DataFrame, names: list[str], other: str) -> str:
     """Names with one outcome against another architecture; marks those about networks only."""
-    text = ", ".join(names)
     of_networks = [name for name in names if tables.is_of_networks(pair_of(pairs, name, other))]
-    if not of_networks:
+    return _with_scope(names, of_networks)
+
+
+def _with_scope(names: list[str], of_networks: list[str]) -> str:
+    """Names, with a mark of those whose comparison is about the trained networks only."""
+    text, marked = ", ".join(names), [name for name in names if name in of_networks]
+    if not marked:
         return text
-    which = "" if len(of_networks) == len(names) else f" for {', '.join(of_networks)}"
+    which = "" if len(marked) == len(names) else f" for {', '.join(marked)}"
     return f"{text} ({NETWORKS_ONLY}{which})"
