@@ -460,6 +460,7 @@ def test_training_times_of_several_machines_are_not_compared():
     assert said.endswith("Training times are not comparable, because machines differ.")
     table = tables.costs_table(costs, runs)
     assert table.loc["training (s)"].tolist() == [70.0, "70 (on A GPU)"]
+    assert "Training took 1 min 10 s (on A GPU);" in sentences.describe_run(runs["vgg16"])
     runs["cnn"].summary["trained_on"] = runs["vgg16"].summary["trained_on"]
     assert "training (s): cnn (70)" in sentences.cheapest(costs, runs)
 
