@@ -72,7 +72,7 @@ def test_residual_connections_help_hinder_or_neither(resnet, vgg, outcome, verdi
         f"- Frozen, from ImageNet weights: **vgg16** is {outcome} resnet50 (difference 0."
     )
     assert f"{ONLY}, {verdict}. Accuracy: 0.80 [0.76,\u00a00.84] against 0.70 [0.65," in line
-    assert line.endswith(" They also differ in other settings: weights.")
+    assert line.endswith(" They also differ in other settings, which may explain this: weights.")
 
 
 def test_too_few_queries_decide_nothing():
@@ -106,7 +106,7 @@ def test_only_networks_of_one_treatment_are_compared():
     assert "**scratch** is not significantly different from scratch_vgg (" in scratch
     assert "They also" not in scratch
     assert "**blocks** is not significantly different from tuned (" in tuned
-    assert tuned.endswith("settings: weights, trained.")
+    assert tuned.endswith("may explain this: weights, trained.")
 
 
 def test_of_several_sizes_the_same_ones_are_compared_and_otherwise_all():
@@ -119,7 +119,7 @@ def test_of_several_sizes_the_same_ones_are_compared_and_otherwise_all():
     runs |= network("vgg-64", "vgg16", input_size=96)
     lines = residual_lines(runs)
     assert [re.search(r"\*\*(.*?)\*\*", line)[1] for line in lines] == ["resnet-32", "resnet-64"]
-    assert all(line.endswith("other settings: weights, input (px).") for line in lines)
+    assert all(line.endswith("may explain this: weights, input (px).") for line in lines)
 
 
 def test_in_a_grid_only_the_tests_that_are_shown_are_corrected():
@@ -206,7 +206,9 @@ def test_gaps_are_compared_within_a_treatment_and_with_other_settings_named():
     (line,) = [line for line in claims.overfitting(runs).splitlines() if line.startswith("With ")]
     assert "With 500 images, frozen, from ImageNet weights, the gap of deep is larger" in line
     assert "cnn" not in line
-    assert line.endswith("They also differ in other settings: weights, input (px).")
+    assert line.endswith(
+        "They also differ in other settings, which may explain this: weights, input (px)."
+    )
 
 
 def learnt(architecture: str, backbone: str, count: int, **given) -> dict:

@@ -180,7 +180,8 @@ def _other_differences(runs: dict[str, Run], names: list[str]) -> str:
     # Each architecture has its own file of weights.
     weights = [provenance.weights_name(run.summary["weights"]) for run in compared.values()]
     differing = ", ".join(provenance.differing_settings(settings.assign(weights=weights)))
-    return f" They also differ in other settings: {differing}." if differing else ""
+    text = f" They also differ in other settings, which may explain this: {differing}."
+    return text if differing else ""
 
 
 def input_size(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
