@@ -275,7 +275,7 @@ def features_of(vectors: np.ndarray, monkeypatch) -> None:
     monkeypatch.setattr(inference, "frozen_features", lambda *_, **__: artifact)
 
 
-def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path):
+def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path, epochs: int = 1):
     """The trained head of 256 units, and its data set; the last half are queries."""
     monkeypatch.chdir(empty_project(tmp_path))
     features_of(vectors.astype(np.float32), monkeypatch)
@@ -298,7 +298,7 @@ def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path):
         data={"dataset": "digits"},
         measurement={"seeds": [0], "protocols": ["closed"]},
         network={"backbone": "cnn", "train": "head", "dropout": 0.5},
-        training={"head_epochs": 20},
+        training={"head_epochs": epochs},
     )
     recipe = architecture.Architecture(settings.network, settings.training, settings.embedding)
     return recipe.train(dataset, 0), dataset
@@ -333,7 +333,9 @@ def test_a_head_is_as_good_as_a_logistic_regression_whatever_the_scale(
     order = np.random.default_rng(0).permutation(len(digits.target))
     # The backbone `cnn` has 128 channels; those without information are constant.
     vectors = np.pad(digits.data[order], ((0, 0), (0, 64))) * scale
-    (network, done), dataset = head_on(vectors, digits.target[order], 640, monkeypatch, tmp_path)
+    (network, done), dataset = head_on(
+        vectors, digits.target[order], 640, monkeypatch, tmp_path, 20
+    )
     head, regression = accuracies(network, vectors.astype(np.float32), dataset)
     assert regression > 0.94
     assert head >= regression - 0.01
