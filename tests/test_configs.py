@@ -94,6 +94,7 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
                 "cnn_strong",
                 "mobilenet",
                 "resnet50",
+                "resnet50_64",
                 "resnet50_finetuned",
                 "vgg16",
                 "vgg16_finetuned",
