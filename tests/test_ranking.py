@@ -665,6 +665,17 @@ def test_a_query_has_one_answer_whatever_else_is_computed(kind, seed, cores, dat
         assert np.concatenate(together).tobytes() == expected[order].tobytes()
 
 
+@pytest.mark.parametrize("kind", ["codes", "counts"])
+def test_integer_queries_have_the_same_answer_beside_others(kind):
+    query, gallery = close_vectors(kind, 3)
+    together = everything(np.vstack([query, query[:1] * np.pi]), gallery)
+    for one, other in zip(everything(query, gallery), together, strict=True):
+        assert one.tobytes() == other[:-1].tobytes()
+    # Multiples have the same similarities, but products beyond the integers of float32.
+    for one, other in zip(everything(query, 10**5 * gallery), together, strict=True):
+        assert one.tobytes() == other[:-1].tobytes()
+
+
 @pytest.mark.parametrize("kind", CLOSE)
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6))
@@ -715,7 +726,7 @@ def test_ties_on_both_sides_of_any_grid_are_ties():
 
 @pytest.mark.parametrize("size", [1e-4, 1])
 def test_larger_errors_than_expected_are_noticed(size, monkeypatch):
-    query, gallery = close_vectors("codes", 1)
+    query, gallery = close_vectors("near copies", 1)
     expected, multiply = everything(query, gallery), ranking._multiply
 
     def multiply_badly(threads, block, gallery, out):

@@ -10,10 +10,11 @@ query and the gallery alone; other queries, blocks, threads and the BLAS library
    images of different groups are in their final order.
 3. Within a group, float64 dot products of the embeddings as given decide. Each depends on its two
    vectors alone, and is exact if they are integers, such as codes of 0 and 1 or of -1 and 1.
+   Float32 products of small integers are exact already and are not computed again.
 
 Only groups whose order matters are refined, so this takes little time unless most similarities are
-ties. The bound on rounding errors is empirical (see `SPREAD_ERROR`), so every ranking is
-spot-checked for larger ones.
+ties. The bound on rounding errors is empirical: they are measured in every ranking (see
+`DEVIATIONS`).
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.
@@ -35,13 +36,17 @@ from cbir.progress import progress
 # absolute products, as rounding errors are. It is above those of a float64 dot product, even in
 # many thousands of dimensions.
 TIE = 1e-12
-# The rounding error of an approximate similarity s is expected to be below ROUNDING *
-# (SPREAD_ERROR * radius + sqrt(d) * abs(s)). Errors of sums grow with the square root of the number
-# of terms (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019); the
-# first term is above the largest that was seen for many kinds of vectors. If the error of a refined
-# image, or of one of `SAMPLES` others, turns out to be larger, float64 products decide the whole
-# ranking of the query.
-ROUNDING, SPREAD_ERROR, SAMPLES = 2.0**-24, 5, 8
+# Rounding errors of sums grow with the square root of the number of terms (Higham and Mary, "A new
+# approach to probabilistic rounding error analysis", 2019). Those of an approximate similarity s
+# are measured, in units of radius + sqrt(d) * abs(s), on `SAMPLES` images of each ranking. Their
+# bound is `DEVIATIONS` times the root mean square plus `LEAST_ERROR`. If the error of a refined
+# image turns out to be larger, the bound is doubled.
+SAMPLES, DEVIATIONS, LEAST_ERROR = 16, 6, 2.0**-25
+# The relative rounding error of a float32.
+ROUNDING = 2.0**-24
+# Products of integers below 2**24 are exact in float32, whatever the order of their sums. They are
+# if no vector is longer than this.
+MAX_LENGTH = 2**12
 # The number of queries per block, or fewer if the similarities to a large gallery would exceed
 # 64 MB.
 BLOCK = 256
@@ -76,6 +81,7 @@ class PreparedGallery:
             dimensions in the order of `axes`. Without the mean, all similarities to a query differ
             by the same amount, and rounding errors are smaller.
         radius: the greatest length of a centred embedding.
+        integers: (n_gallery, d) float32, the embeddings if they are small integers, or None.
     """
 
     rows: np.ndarray
@@ -84,6 +90,7 @@ class PreparedGallery:
     axes: np.ndarray
     centred: np.ndarray
     radius: float
+    integers: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +112,7 @@ def prepare(gallery_embeddings: np.ndarray) -> PreparedGallery:
     axes = np.argsort(variance)
     centred = np.empty(rows.shape, np.float32)
     radius = _centre(rows, scales, mean, axes, centred)
-    return PreparedGallery(rows, scales, mean, axes, centred, radius)
+    return PreparedGallery(rows, scales, mean, axes, centred, radius, _integers(rows, scales))
 
 
 def search(
@@ -289,6 +296,15 @@ def _rows(name: str, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, 1 / lengths
 
 
+def _integers(rows: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
+    """The rows in float32 if they are integers whose products are exact in it (`MAX_LENGTH`)."""
+    # The first row rules out most embeddings in no time.
+    for part in (rows[:1], rows):
+        if scales.min() * MAX_LENGTH < 1 or not (part == np.rint(part)).all():
+            return None
+    return rows.astype(np.float32, copy=False)
+
+
 def _read_only(array: np.ndarray) -> np.ndarray:
     """A view; Numba compiles one version of each function if no array can be written."""
     view = array.view()
@@ -358,6 +374,9 @@ def _blocks(
     similarity = np.empty((min(size, len(wanted)), len(gallery)), np.float32)
     places = np.arange(n_relevant.max(initial=0))
     ranks_type = np.float32 if len(gallery) <= MAX_FLOAT32 else np.float64
+    integers = None
+    if gallery.integers is not None:
+        integers = _integers(questions.rows, questions.scales)
 
     def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, ...]:
         is_relevant = places < n_relevant[rows, None]
@@ -366,7 +385,7 @@ def _blocks(
         similarities = np.full((len(ranks), k), np.nan, np.float32)
         query = questions.rows[rows].astype(np.float64)
         _write_rankings(
-            similarity, query, questions.scales[rows], query @ gallery.mean,
+            similarity, integers is not None, query, questions.scales[rows], query @ gallery.mean,
             gallery.rows, gallery.scales, gallery.radius, questions.codes,
             questions.searchable(rows), wanted[rows], questions.exclude[rows],
             ranks, rankings, similarities,
@@ -378,9 +397,13 @@ def _blocks(
     with ThreadPoolExecutor(cores) as threads:
         for start in progress(starts, len(starts), f"blocks of {size} queries"):
             rows = slice(start, min(start + size, len(wanted)))
-            query = questions.rows[rows] * questions.scales[rows, None]  # float64
-            block = similarity[: len(query)]
-            _multiply(threads, query[:, gallery.axes].astype(np.float32), gallery.centred, block)
+            block = similarity[: rows.stop - start]
+            if integers is not None:
+                _multiply(threads, integers[rows], gallery.integers, block)
+            else:
+                query = questions.rows[rows] * questions.scales[rows, None]  # float64
+                query = query[:, gallery.axes].astype(np.float32)
+                _multiply(threads, query, gallery.centred, block)
             # There are more shares than cores, since one core may be slower than another.
             share = -(-len(block) // (4 * cores))
             cuts = range(start, rows.stop, share)
@@ -427,14 +450,14 @@ def _multiply(
 
 @njit(nogil=True, cache=True)
 def _write_rankings(  # noqa: PLR0917
-    approximate, queries, query_scales, offsets, rows, scales, radius, codes, searchable, wanted,
-    exclude, ranks, rankings, similarities,
+    approximate, is_exact, queries, query_scales, offsets, rows, scales, radius, codes, searchable,
+    wanted, exclude, ranks, rankings, similarities,
 ):  # fmt: skip
     """Write the ranks of each query's relevant images, its nearest images and their similarities.
 
     Args:
         approximate: (b, n_gallery) float32, the products of the queries at unit length and the
-            centred gallery.
+            centred gallery; or if `is_exact`, the products of both as given, which are overwritten.
         queries, query_scales: (b, d) float64 and (b,), as given, and 1 / length.
         offsets: (b,) float64, the products of `queries` and the mean of the gallery.
         rows, scales, radius: of the gallery.
@@ -444,34 +467,50 @@ def _write_rankings(  # noqa: PLR0917
         ranks: (b, R) float, written from the left.
         rankings, similarities: (b, k) int32 and float32, written from the left.
     """
-    n, k, d = len(codes), rankings.shape[1], queries.shape[1]
+    n, k = len(codes), rankings.shape[1]
     keys, items, moved = np.empty(n, np.uint32), np.empty(n, np.uint64), np.empty(n, np.uint64)
-    exact, sizes = np.empty(n), np.empty(n)
-    positions, is_mixed = np.empty(n, np.int32), np.empty(n, np.bool_)
-    # No approximate similarity is beyond `top`, rounding errors included.
-    top = np.float32(radius * (1 + (d + 9) * ROUNDING) + TIE)
-    scale = np.float32((LAST - 1) / (2 * top))
-    # The error of a similarity s is expected to be below `errors[0] + errors[1] * abs(s)`.
-    errors = (SPREAD_ERROR * ROUNDING * radius + TIE, ROUNDING * np.sqrt(d))
-    gaps = np.empty(DIGIT, np.uint64)
-    for digit in range(DIGIT):
-        size = abs(top - digit * np.float64(DIGIT) / scale) + 2 * DIGIT / scale
-        # Two keys may be off by one in sum, and are rounded down.
-        gaps[digit] = np.ceil(2 * (errors[0] + errors[1] * size) * scale) + 2
+    values, positions, gaps = np.empty(n), np.empty(n, np.int32), np.empty(DIGIT, np.uint64)
+    groups, refined = np.empty((n, 2), np.int32), np.empty(n, np.int32)
+    similarity, is_mixed = np.empty(n), np.empty(n, np.bool_)
     for row in range(len(queries)):
+        # The error of a similarity s is expected to be below `errors[0] + errors[1] * abs(s)`.
+        errors = (TIE, ROUNDING)
+        if is_exact:
+            for place in range(n):
+                similarity[place] = approximate[row, place] * (scales[place] * query_scales[row])
+                approximate[row, place] = similarity[place]
+        top, bottom = _extremes(approximate[row])
+        scale = np.float32((LAST - 1) / max(top - bottom, TIE))
         n_ranked = _sort_approximately(
             approximate[row], top, scale, codes, searchable[row], wanted[row], exclude[row],
             keys, items, moved,
         )  # fmt: skip
-        arguments = (
-            approximate[row], queries[row], query_scales[row], offsets[row], rows, scales,
-            codes, wanted[row], k, n_ranked, items, exact, sizes, positions, is_mixed,
+        if not is_exact:
+            errors = _error_bound(
+                approximate[row], queries[row], query_scales[row], offsets[row], rows, scales,
+                radius, items[:n_ranked],
+            )  # fmt: skip
+        while True:
+            for digit in range(DIGIT):
+                size = abs(top - digit * np.float64(DIGIT) / scale) + 2 * DIGIT / scale
+                # Two keys may be off by one in sum, and are rounded down.
+                gap = np.ceil(2 * (errors[0] + errors[1] * size) * scale) + 2
+                gaps[digit] = min(gap, LAST)
+            n_groups = _find_groups(gaps, k, n_ranked, items, groups)
+            if is_exact or _refine(
+                groups[:n_groups], errors, approximate[row], queries[row], query_scales[row],
+                offsets[row], rows, scales, codes, wanted[row], k, items, similarity, values,
+                positions, is_mixed, refined,
+            ):  # fmt: skip
+                break
+            errors = (2 * errors[0], 2 * errors[1])
+        _sort_groups(
+            groups[:n_groups], similarity, queries[row], query_scales[row], rows, scales, codes,
+            wanted[row], items, values, positions,
         )  # fmt: skip
-        if not _refine(gaps, errors, *arguments):
-            _refine(np.full(DIGIT, LAST, np.uint64), (np.inf, 0.0), *arguments)
         for place in range(min(k, n_ranked)):
             rankings[row, place] = items[place] & POSITION
-            similarities[row, place] = exact[place]
+            similarities[row, place] = values[place]
         n_relevant = 0
         for place in range(n_ranked):  # A branch would often be mispredicted, so there is none.
             moved[n_relevant] = place + 1
@@ -491,12 +530,9 @@ def _sort_approximately(  # noqa: PLR0917
     """
     n, wanted = len(codes), np.int32(wanted)
     one, low_bits, shift = np.uint32(1), np.uint32(DIGIT - 1), np.uint32(1 + BITS)
-    least, largest = np.float32(0), np.float32(LAST - 1)
     for place in range(n):
-        step = (top - approximate[place]) * scale
-        step = step if step > least else least  # Only larger errors than expected lead beyond.
-        step = step if step < largest else largest
-        keys[place] = np.uint32(step) << one | np.uint32(codes[place] == wanted)
+        step = np.uint32((top - approximate[place]) * scale)
+        keys[place] = step << one | np.uint32(codes[place] == wanted)
     if not searchable.all():
         for place in range(n):
             if not searchable[codes[place]]:
@@ -529,28 +565,34 @@ def _sort_approximately(  # noqa: PLR0917
 
 
 @njit(nogil=True, cache=True)
-def _refine(  # noqa: PLR0912, PLR0917
-    gaps, errors, approximate, query, query_scale, offset, rows, scales, codes, wanted, k,
-    n_ranked, items, exact, sizes, positions, is_mixed,
-):  # fmt: skip
-    """Put images that the rounding errors may have mixed up in the order of exact similarities.
+def _error_bound(  # noqa: PLR0917
+    approximate, query, query_scale, offset, rows, scales, radius, items
+):
+    """The bound on rounding errors that those of `SAMPLES` images suggest (see `DEVIATIONS`)."""
+    root, total, n_samples = np.sqrt(len(query)), 0.0, min(SAMPLES, len(items))
+    for sample in range(n_samples):
+        position = items[sample * (len(items) - 1) // SAMPLES] & POSITION
+        product = _product(query, rows[position]) * (scales[position] * query_scale)
+        error = approximate[position] + offset * query_scale - product
+        total += (error / (radius + root * abs(approximate[position]) + TIE)) ** 2
+    bound = LEAST_ERROR + DEVIATIONS * np.sqrt(total / max(n_samples, 1))
+    return bound * radius + TIE, bound * root
+
+
+@njit(nogil=True, cache=True)
+def _find_groups(gaps, k, n_ranked, items, groups):
+    """Find groups of neighbours that may have been mixed up, if their order matters.
 
     Beyond the first k places, only the order of relevant images and others matters.
 
     Args:
         gaps: the difference of keys from which on their order is certain, by upper digit.
-        errors: of approximate similarities.
+        groups: (n, 2), the first place of each group and the one after its last are written here.
 
     Returns:
-        False if an approximate similarity is found to have a larger error.
+        The number of groups. All of the first k places are in one.
     """
-    for sample in range(min(SAMPLES, n_ranked)):
-        position = items[sample * (n_ranked - 1) // SAMPLES] & POSITION
-        product = _product(query, rows[position])[0] * (scales[position] * query_scale)
-        error = abs(approximate[position] + offset * query_scale - product)
-        if error > errors[0] + errors[1] * abs(approximate[position]):
-            return False
-    start = 0
+    n_groups = start = 0
     while start < n_ranked:
         end = start + 1
         if start >= k:
@@ -559,50 +601,92 @@ def _refine(  # noqa: PLR0912, PLR0917
             ):
                 end += 1
             if end >= n_ranked:
-                return True
+                break
             first = end - 1
             while first > start and _is_near(items, first, gaps):
                 first -= 1
             start = first
         while end < n_ranked and _is_near(items, end, gaps):
             end += 1
+        groups[n_groups] = start, end
+        n_groups += 1
+        start = end
+    return n_groups
+
+
+@njit(nogil=True, cache=True)
+def _refine(  # noqa: PLR0917
+    groups, errors, approximate, query, query_scale, offset, rows, scales, codes, wanted, k, items,
+    similarity, values, positions, is_mixed, refined,
+):  # fmt: skip
+    """Write the similarities of the groups; those that rounding errors may have mixed up are exact.
+
+    Returns:
+        False if an approximate similarity is found to have a larger error.
+    """
+    offset *= query_scale
+    n_refined = 0
+    for start, end in groups:
         for place in range(start, end):
             positions[place] = items[place] & POSITION
-            exact[place] = approximate[positions[place]]
-        if start < k:
-            is_mixed[start:end] = True
-        else:
-            _sort(exact[start:end], positions[start:end])
-            is_relevant = codes[positions[start:end]] == wanted
-            _find_mixed(exact[start:end], is_relevant, errors, is_mixed[start:end])
+            values[place] = approximate[positions[place]]
+        is_mixed[start:end] = True
+        if start >= k:
+            _sort(values[start:end], positions[start:end])
+            _find_mixed(
+                values[start:end], positions[start:end], codes, wanted, errors, is_mixed[start:end]
+            )
         for place in range(start, end):
-            similarity = exact[place] + offset * query_scale
-            sizes[positions[place]] = 0.0
+            similarity[positions[place]] = values[place] + offset
             if is_mixed[place]:
-                position = positions[place]
-                product, size = _product(query, rows[position])
-                product *= scales[position] * query_scale
-                sizes[position] = size * (scales[position] * query_scale)
-                if abs(similarity - product) > errors[0] + errors[1] * abs(exact[place]):
-                    return False
-                similarity = product
-            exact[place] = similarity
-        _sort(exact[start:end], positions[start:end])
+                refined[n_refined] = positions[place]
+                n_refined += 1
+    # Memory is read faster in its order.
+    _sort(np.zeros(n_refined), refined[:n_refined])
+    for position in refined[:n_refined]:
+        product = _product(query, rows[position]) * (scales[position] * query_scale)
+        error = abs(approximate[position] + offset - product)
+        if error > errors[0] + errors[1] * abs(approximate[position]):
+            return False
+        similarity[position] = product
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _sort_groups(  # noqa: PLR0917
+    groups, similarity, query, query_scale, rows, scales, codes, wanted, items, values, positions
+):
+    """Sort the items of each group by similarity, with ties in the order of the gallery."""
+    for start, end in groups:
+        is_sorted_tie = True
+        for place in range(start, end):
+            positions[place] = items[place] & POSITION
+            values[place] = similarity[positions[place]]
+            if place > start:
+                is_sorted_tie &= values[place] == values[start]
+                is_sorted_tie &= positions[place] > positions[place - 1]
+        if is_sorted_tie:
+            continue
+        _sort(values[start:end], positions[start:end])
         first = start
         for place in range(start + 1, end + 1):
-            if place == end or exact[place - 1] - exact[place] > TIE * max(
-                sizes[positions[place - 1]], sizes[positions[place]]
-            ):
-                if place - first > 1:
-                    exact[first:place] = exact[first]
-                    _sort(exact[first:place], positions[first:place])
-                first = place
+            if place < end:
+                difference, tolerance = values[place - 1] - values[place], TIE
+                if 0 < difference <= TIE:  # No sum of absolute products is above 1.
+                    tolerance *= query_scale * max(
+                        _size(query, rows[positions[place - 1]]) * scales[positions[place - 1]],
+                        _size(query, rows[positions[place]]) * scales[positions[place]],
+                    )
+                if difference <= tolerance:
+                    continue
+            if place - first > 1:
+                values[first:place] = values[first]
+                _sort(values[first:place], positions[first:place])
+            first = place
         for place in range(start, end):
             is_wanted = np.uint64(codes[positions[place]] == wanted)
             key = items[place] >> KEY << KEY
             items[place] = key | is_wanted * RELEVANT | np.uint64(positions[place])
-        start = end
-    return True
 
 
 @njit(nogil=True, cache=True)
@@ -611,33 +695,49 @@ def _is_near(items, place, gaps):
     return (items[place] >> KEY) - (items[place - 1] >> KEY) < gaps[items[place] >> UPPER_DIGIT]
 
 
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def _extremes(values):
+    top = bottom = values[0]
+    for value in values:
+        top = value if value > top else top
+        bottom = value if value < bottom else bottom
+    return top, bottom
+
+
 @njit(nogil=True, cache=True)
-def _find_mixed(values, is_relevant, errors, is_mixed):
+def _find_mixed(values, positions, codes, wanted, errors, is_mixed):  # noqa: PLR0917
     """Find relevant images and others whose falling similarities differ by less than the errors."""
+    n = len(values)
     is_mixed[:] = False
-    for direction in (1, -1):
-        last = np.full(2, np.nan)
-        for step in range(len(values)):
-            place = step if direction == 1 else len(values) - 1 - step
-            kind = np.int64(is_relevant[place])
-            value, other = values[place], last[1 - kind]
-            if abs(value - other) <= 2 * errors[0] + errors[1] * (abs(value) + abs(other)):
+    for places in (range(n), range(n - 1, -1, -1)):
+        last_relevant = last_other = np.nan
+        for place in places:
+            value, is_relevant = values[place], codes[positions[place]] == wanted
+            last = last_other if is_relevant else last_relevant
+            if abs(value - last) <= 2 * errors[0] + errors[1] * (abs(value) + abs(last)):
                 is_mixed[place] = True
-            last[kind] = value
+            if is_relevant:
+                last_relevant = value
+            else:
+                last_other = value
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
 def _product(query, row):
-    """The dot product in float64, and the sum of the absolute products.
-
-    The order of the sums is fixed when this function is compiled.
-    """
-    total = size = 0.0
+    """The dot product in float64; the order of the sums is fixed when this is compiled."""
+    total = 0.0
     for place in range(len(query)):
-        product = query[place] * row[place]
-        total += product
-        size += abs(product)
-    return total, size
+        total += query[place] * row[place]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _size(query, row):
+    """The sum of the absolute products in float64."""
+    total = 0.0
+    for place in range(len(query)):
+        total += abs(query[place] * row[place])
+    return total
 
 
 @njit(nogil=True, cache=True)
