@@ -275,7 +275,7 @@ def features_of(vectors: np.ndarray, monkeypatch) -> None:
     monkeypatch.setattr(inference, "frozen_features", lambda *_, **__: artifact)
 
 
-def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path, epochs: int = 1):
+def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path, *, epochs: int = 1):
     """The trained head of 256 units, and its data set; the last half are queries."""
     monkeypatch.chdir(empty_project(tmp_path))
     features_of(vectors.astype(np.float32), monkeypatch)
