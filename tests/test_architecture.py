@@ -334,7 +334,7 @@ def test_a_head_is_as_good_as_a_logistic_regression_whatever_the_scale(
     # The backbone `cnn` has 128 channels; those without information are constant.
     vectors = np.pad(digits.data[order], ((0, 0), (0, 64))) * scale
     (network, done), dataset = head_on(
-        vectors, digits.target[order], 640, monkeypatch, tmp_path, 20
+        vectors, digits.target[order], 640, monkeypatch, tmp_path, epochs=20
     )
     head, regression = accuracies(network, vectors.astype(np.float32), dataset)
     assert regression > 0.94
