@@ -35,6 +35,8 @@ BASELINE_TEXTS = {
     "raw_pixels": "The vector of an image consists of its pixel values, minus their mean.",
     "hand_crafted": "The vector of an image combines a colour histogram and histograms of oriented "
     "gradients (HOG), with equal weight.",
+    "vectors": "Another program made the vector of each image; the study reads it from a file and "
+    "matches it by the image's name. On which images that program was trained is unknown here.",
 }
 # mAP over the whole ranking of binary codes, as published. Each figure is shown only for the
 # protocol under which it was measured.
@@ -247,21 +249,24 @@ def describe_run(run: Run) -> str:
         f"**{name}** ranks the whole gallery of {images['gallery']:,} images with a mean average "
         f"precision of {quality['mAP, unrestricted']}{of_seeds}."
     ]
-    if not run.is_baseline:
-        training_accuracy = estimates.from_row(summary["training_accuracy"])
+    if run.predicts_classes:
+        of_training = ""
+        if not run.is_baseline:
+            training_accuracy = estimates.from_row(summary["training_accuracy"])
+            of_training = f", and its training images with an accuracy of {training_accuracy}"
         sentences.append(
             f"It classifies {images['queries']:,} queries with an accuracy of "
-            f"{quality['accuracy']}, and its training images with an accuracy of "
-            f"{training_accuracy}."
+            f"{quality['accuracy']}{of_training}."
         )
     if n_left_out := images["queries"] - n_scored:
         sentences.append(
             f"Queries without a relevant image in the gallery were left out: {n_left_out:,}."
         )
-    sentences.append(
-        f"A query takes {speed['query_milliseconds']:.1f} ms (median), and the embeddings of the "
-        f"gallery take {summary['index_bytes'] / 1e6:.1f} MB."
-    )
+    index = f"he embeddings of the gallery take {summary['index_bytes'] / 1e6:.1f} MB."
+    if milliseconds := speed["query_milliseconds"]:
+        sentences.append(f"A query takes {milliseconds:.1f} ms (median), and t{index}")
+    else:
+        sentences.append(f"T{index} How long it takes to make them is unknown here.")
     if not run.is_baseline:
         seconds = duration(summary["training_seconds"]) + training_place(summary)
         sentences.append(f"Training took {seconds}; epochs: {len(run.history)}.")
@@ -276,7 +281,7 @@ def retrieval_or_classification(runs: dict[str, Run]) -> str:
     comparisons = [["unrestricted", "label_lookup"], ["soft", "predicted_class"]]
     scores, tests = {}, {}
     for name, run in runs.items():
-        if "label_lookup" in run.summary["searches"]:
+        if run.predicts_classes:
             searches = [search for comparison in comparisons for search in comparison]
             scores[name] = pd.DataFrame(
                 {search: tables.average_precision(run, search, run.protocol) for search in searches}
