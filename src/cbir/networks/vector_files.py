@@ -67,8 +67,10 @@ def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]
         columns = _columns(path)
         rows = _match(_texts(columns[PATH]), dataset)
         values = _numbers(VECTOR, columns, rows, dataset.names)
-        lengths = np.linalg.norm(values, axis=1)  # 0 or infinite also by the limits of float32
-        _refuse((lengths == 0) | np.isinf(lengths), dataset.names, f"{VECTOR!r} has no direction")
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(values, axis=1)
+        is_wrong = (lengths == 0) | np.isinf(lengths)
+        _refuse(is_wrong, dataset.names, f"the length of {VECTOR!r} is 0 or infinite in float32")
         if PROBABILITIES not in columns:
             return values, None
         probabilities = _numbers(PROBABILITIES, columns, rows, dataset.names)

@@ -43,32 +43,36 @@ def export_study(study: str) -> list[Path]:
         path.unlink()
     paths = {name: folder / f"{name}.parquet" for name in runs}
     for name, path in paths.items():
-        tidy.write_parquet(table(runs[name]).assign(image=images), path)
+        tidy.write_parquet(table(runs[name], images), path)
     return [*paths.values()]
 
 
-def table(run: Run) -> pd.DataFrame:
-    """All images of a study as a run's first seed sees them, under the study's first protocol.
+def table(run: Run, images: list[bytes]) -> pd.DataFrame:
+    """All images of a study with their embeddings by a run's first seed, under its first protocol.
+
+    Args:
+        images: from `encode_images`.
 
     Returns:
-        A row per image, in the order of `Dataset.images`: path (as in `Run.image_names`), class,
-        split ("training", "validation" or "query", else "gallery"), average_precision (of the
-        unrestricted search; NaN except for queries), predicted_class and probabilities (only with a
-        classifier), vector (of unit length), x and y (its first two principal components),
-        neighbours: the ids of the ten most similar gallery images (rows of this table) and their
-        distances (1 - cosine similarity), nearest first.
+        A row per image, in the order of `Dataset.images`: path (as in `Run.image_names`), image (a
+        JPEG file), class, split (as from `splits`), average_precision (of the unrestricted search;
+        NaN except for queries), predicted_class (only with a classifier), x and y (the first two
+        principal components), neighbours (as from `neighbours`), vector (of unit length),
+        probabilities (only with a classifier).
     """
     dataset, embeddings = run.dataset, run.embeddings
     classes, scores = np.array(dataset.classes), examples.query_scores(run)
-    frame = pd.DataFrame({PATH: run.image_names, "class": classes[dataset.labels]})
+    frame = pd.DataFrame({PATH: run.image_names, "image": images, "class": classes[dataset.labels]})
     frame["split"] = splits(dataset)
     frame.loc[scores["query"], "average_precision"] = scores["average_precision"].to_numpy()
-    if run.predicts_classes:
+    if embeddings.probabilities is not None:
         frame["predicted_class"] = classes[embeddings.probabilities.argmax(axis=1)]
-        frame[PROBABILITIES] = list(embeddings.probabilities)
-    frame[VECTOR] = list(embeddings.vectors)
     frame[["x", "y"]], _ = project(embeddings.vectors)
-    return frame.assign(neighbours=neighbours(dataset, embeddings.vectors))
+    frame["neighbours"] = neighbours(dataset, embeddings.vectors)
+    frame[VECTOR] = list(embeddings.vectors)
+    if embeddings.probabilities is not None:
+        frame[PROBABILITIES] = list(embeddings.probabilities)
+    return frame
 
 
 def splits(dataset: Dataset) -> np.ndarray:
@@ -81,10 +85,14 @@ def splits(dataset: Dataset) -> np.ndarray:
 
 
 def neighbours(dataset: Dataset, vectors: np.ndarray) -> list[dict[str, list]]:
-    """The ids and distances of the gallery images that are most similar to each image.
+    """The ten gallery images that are most similar to each image, without the image itself.
 
     Args:
-        vectors: (n, d) float32 of unit length; the image itself is not among its neighbours.
+        vectors: (n, d) float32 of unit length.
+
+    Returns:
+        n dictionaries: ids (positions among all images, nearest first) and distances (1 - cosine
+        similarity).
     """
     place = np.full(len(vectors), -1)
     place[dataset.gallery] = np.arange(len(dataset.gallery))
@@ -105,6 +113,6 @@ def encode_images(dataset: Dataset) -> list[bytes]:
     files = []
     for image in progress(dataset.images, len(dataset.images), "encoding images"):
         stream = io.BytesIO()
-        Image.fromarray(image).save(stream, "JPEG", quality=90)
+        Image.fromarray(image).save(stream, "JPEG", quality=90, subsampling=0)
         files.append(stream.getvalue())
     return files

@@ -64,11 +64,6 @@ class Run:
         return self.history is None
 
     @property
-    def predicts_classes(self) -> bool:
-        """Whether there are class probabilities: from a network, or with vectors from elsewhere."""
-        return "label_lookup" in self.summary["searches"]
-
-    @property
     def backbone(self) -> str:
         """The backbone of its network; empty for a baseline."""
         return "" if self.is_baseline else self.summary["parameters"]["backbone"]

@@ -249,7 +249,7 @@ def describe_run(run: Run) -> str:
         f"**{name}** ranks the whole gallery of {images['gallery']:,} images with a mean average "
         f"precision of {quality['mAP, unrestricted']}{of_seeds}."
     ]
-    if run.predicts_classes:
+    if not math.isnan(quality["accuracy"].value):
         of_training = ""
         if not run.is_baseline:
             training_accuracy = estimates.from_row(summary["training_accuracy"])
@@ -262,11 +262,13 @@ def describe_run(run: Run) -> str:
         sentences.append(
             f"Queries without a relevant image in the gallery were left out: {n_left_out:,}."
         )
-    index = f"he embeddings of the gallery take {summary['index_bytes'] / 1e6:.1f} MB."
-    if milliseconds := speed["query_milliseconds"]:
-        sentences.append(f"A query takes {milliseconds:.1f} ms (median), and t{index}")
-    else:
-        sentences.append(f"T{index} How long it takes to make them is unknown here.")
+    size = f"{summary['index_bytes'] / 1e6:.1f} MB"
+    sentences.append(
+        f"A query takes {milliseconds:.1f} ms (median), and the embeddings of the gallery take "
+        f"{size}."
+        if (milliseconds := speed["query_milliseconds"])
+        else f"The embeddings of the gallery take {size}; the time to make them is unknown."
+    )
     if not run.is_baseline:
         seconds = duration(summary["training_seconds"]) + training_place(summary)
         sentences.append(f"Training took {seconds}; epochs: {len(run.history)}.")
@@ -281,7 +283,7 @@ def retrieval_or_classification(runs: dict[str, Run]) -> str:
     comparisons = [["unrestricted", "label_lookup"], ["soft", "predicted_class"]]
     scores, tests = {}, {}
     for name, run in runs.items():
-        if run.predicts_classes:
+        if "label_lookup" in run.summary["searches"]:
             searches = [search for comparison in comparisons for search in comparison]
             scores[name] = pd.DataFrame(
                 {search: tables.average_precision(run, search, run.protocol) for search in searches}

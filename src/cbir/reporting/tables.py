@@ -244,7 +244,7 @@ def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
     """
     counts = {}
     for name, run in runs.items():
-        if not run.predicts_classes:
+        if "soft" not in run.summary["searches"]:
             continue
         soft = tidy.select(run.per_query, protocol=run.protocol, search="soft")
         n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
@@ -422,9 +422,9 @@ def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     """`confusion_counts` of each run with a classifier: first seed, first protocol."""
     counts = {}
     for name, run in runs.items():
-        if run.predicts_classes:
-            place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
-            scores = tidy.select(run.per_query, **place)
+        place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
+        scores = tidy.select(run.per_query, **place)
+        if scores["predicted"].ge(0).any():
             classes = run.summary["dataset"]["classes"]
             counts[name] = confusion_counts(scores["label"], scores["predicted"], classes)
     return counts
