@@ -281,7 +281,7 @@ def test_path_and_sha256_are_recorded(images, pixels, write):
     (sha256, _) = vector_files.fingerprints(file, images)
     assert run.summary["vectors"] == {"source": file, "sha256": sha256}
     assert provenance.weights_label({"pixels": run}) == (
-        f"The vectors of pixels were made elsewhere: vectors.npz ({sha256[:12]}…)."
+        f"The vectors of pixels were made elsewhere: vectors.npz (SHA-256 {sha256[:12]}…)."
     )
 
 
