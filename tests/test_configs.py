@@ -70,7 +70,7 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
         own.pop("notebook", None)
         grid = own.pop("grid", study_grid)
         several = grid if isinstance(grid, list) else [grid]
-        known = set(params.names_for(own.get("baseline")))
+        known = set(params.names_for(own))
         assert own.keys() <= known
         assert not shared.keys() & own.keys() - set(params.MEASUREMENT)
         point = {key: run.parameters[key] for key in several[0] if key in known}

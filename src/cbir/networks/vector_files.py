@@ -95,7 +95,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         if name not in columns:
             raise ValueError(f"no column {name!r}, only {', '.join(map(repr, names)) or 'none'}")
     for name, values in columns.items():
-        if values.shape[:1] != columns[PATH].shape:
+        if values.shape[:1] != columns[PATH].shape[:1]:
             raise ValueError(
                 f"{name!r} must have a row for each value of {PATH!r}, not the shape "
                 f"{values.shape} for {columns[PATH].shape}"

@@ -114,9 +114,7 @@ def load(
     if not paths:
         raise StudyError(f"params/{study}/ has no architecture: add a file such as cnn.yaml")
     files = {path.stem: _read_yaml(path, root) for path in paths}
-    known = {
-        name: params.names_for(content.get("baseline")) for name, (_, content) in files.items()
-    }
+    known = {name: params.names_for(content) for name, (_, content) in files.items()}
     runs = []
     for name, (source, content) in files.items():
         # Parameters that only other kinds of runs have are ignored here: a baseline has no epochs.

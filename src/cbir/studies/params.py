@@ -241,11 +241,11 @@ OF_VECTORS = (*OF_BASELINES, "vectors")
 OF_NETWORKS = names_in("data", "network", "training", "embedding", "measurement")
 
 
-def names_for(baseline: str | None) -> tuple[str, ...]:
-    """The parameters of a run with this baseline; None is a network."""
-    if baseline is None:
+def names_for(parameters: Mapping) -> tuple[str, ...]:
+    """The names of all parameters of a run, given some of them: of a network or of a baseline."""
+    if "baseline" not in parameters:
         return OF_NETWORKS
-    return OF_VECTORS if baseline == VECTORS else OF_BASELINES
+    return OF_VECTORS if parameters["baseline"] == VECTORS else OF_BASELINES
 
 
 def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
@@ -311,7 +311,7 @@ def complete(
     groups |= {"measurement": measurement}
     if baseline is not None:
         given = {"baseline": baseline} | ({"vectors": vectors} if vectors else {})
-        names = [name for name in names_in("baseline") if name in names_for(baseline)]
+        names = [name for name in names_in("baseline") if name in names_for(given)]
         merge({"this notebook": given}, names)
     completed = {}
     for group, parameters in groups.items():
