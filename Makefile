@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ARGUMENTS = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-browser lint bench publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-browser lint bench export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: $(STAMP)  ## check code style, and that notebooks have no outputs
 bench: $(BENCH)  ## compare the speed of ranking and networks with other libraries (installs PyTorch)
 	@$(BIN)/python tests/benchmarks/retrieval.py
 	@$(BIN)/python tests/benchmarks/networks.py
+
+export: $(STAMP)  ## write the images and embeddings of STUDY to Parquet files for other programs
+	@$(CBIR) export --study "$(STUDY)"
 
 publish: $(STAMP)  ## copy the results of STUDY into reports/published/, which is committed
 	@$(CBIR) publish --study "$(STUDY)"

@@ -206,6 +206,17 @@ def test_each_point_stands_at_its_cost_with_its_name():
         assert axis.get_xscale() == "log"
 
 
+def test_a_cost_that_is_unknown_has_no_point():
+    table = costs_of(cnn=[0.5, 2, 1024], vgg=[0.51, 40, 2048], vectors=[0.9, np.nan, 512])
+    figure = charts.against_cost(table)
+    names = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert names == [["cnn", "vgg"], ["cnn", "vgg", "vectors"]]
+    assert [len(axis.containers) for axis in figure.axes] == [2, 3]
+    assert figure.axes[0].get_ylim()[1] > 0.9
+    figure = charts.against_cost(table.loc[["vectors"]])
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], ["vectors"]]
+
+
 @pytest.mark.parametrize(
     ("heights", "expected"),
     [

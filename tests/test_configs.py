@@ -70,7 +70,7 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
         own.pop("notebook", None)
         grid = own.pop("grid", study_grid)
         several = grid if isinstance(grid, list) else [grid]
-        known = set(params.OF_BASELINES if "baseline" in own else params.OF_NETWORKS)
+        known = set(params.names_for(own))
         assert own.keys() <= known
         assert not shared.keys() & own.keys() - set(params.MEASUREMENT)
         point = {key: run.parameters[key] for key in several[0] if key in known}
@@ -206,6 +206,34 @@ def test_a_study_of_baselines_alone_needs_no_parameters_of_networks(project):
     assert run.is_baseline
     with pytest.raises(StudyError, match="SET: unknown parameter 'epochs'"):
         configs.load(project, "bounds", overrides="epochs=3")
+
+
+def test_vectors_name_a_file_and_all_other_runs_do_not_know_it(project):
+    dino = {"baseline": "vectors", "vectors": "data/dino.npz"}
+    write_study(project, "tiny", STUDY, {"chance": BASELINE, "dino": dino})
+    cnn, *_, chance, vectors = configs.load(project, "tiny", overrides="vectors=clip.parquet")
+    assert vectors.is_baseline
+    assert vectors.vectors == vectors.parameters["vectors"] == "clip.parquet"
+    assert vectors.notebook == project / "notebooks" / "baseline.ipynb"
+    given = vectors.notebook_parameters
+    assert (given["baseline"], given["vectors"]) == ("vectors", "clip.parquet")
+    for run in (cnn, chance):
+        assert run.vectors == ""
+        assert "vectors" not in run.parameters
+        assert "vectors" not in run.notebook_parameters
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"baseline": "vectors"}, "missing parameter vectors: add it"),
+        (BASELINE | {"vectors": "dino.npz"}, "unknown parameter 'vectors'"),
+        (CNN | {"vectors": "dino.npz"}, "unknown parameter 'vectors'"),
+    ],
+)
+def test_vectors_belong_to_their_baseline_and_to_no_other_run(content, reason, project):
+    write_study(project, "tiny", STUDY, {"one": content})
+    assert reason in error_of(project)
 
 
 @pytest.mark.parametrize("value", ["chance", "''", "Random"])

@@ -4,9 +4,10 @@ import os
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from conftest import STUDY, cbir, make_project, write_pictures, write_study
+from conftest import CNN, STUDY, cbir, make_project, write_pictures, write_study
 
 from cbir.__main__ import main
 from cbir.studies.study import open_study
@@ -91,6 +92,18 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, re
 )
 def test_a_parameter_that_does_not_fit_is_named(given, expected, place, refused):
     assert expected in refused(place, "report", "--study", "tiny", "--set", given)
+
+
+def test_vectors_that_do_not_fit_are_refused_before_anything_runs(place, refused):
+    dino = {"baseline": "vectors", "vectors": "data/dino.npz"}
+    write_study(place, "vectors", STUDY, {"cnn": CNN, "dino": dino})
+    arguments = ("report", "--study", "vectors")
+    assert "vectors: no readable file" in refused(place, *arguments)
+    np.savez(place / "data" / "dino.npz", path=np.array(["a.png"]), vector=np.ones((1, 2)))
+    line = refused(place, *arguments)
+    assert "dino.npz: no row for 48 of 48 images, the first is 'circle/circle-" in line
+    assert line.endswith("its paths are like 'a.png'")
+    assert not [*(place / "reports" / "vectors").glob("*.html")]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import tokenize
 import invented
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, STUDY, load_shapes
 
-from cbir.reporting import display, tables
+from cbir.reporting import display, sentences, tables
 from cbir.studies import params
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -178,3 +179,23 @@ def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
     assert "The run is **vgg16**" in shown
     assert shown.count("<caption") == 3
     assert f">{mean_ap(runs['vgg16']):.2f}" in shown
+
+
+@pytest.mark.parametrize("has_classifier", [True, False])
+def test_the_page_of_vectors_shows_every_search_that_they_allow(
+    has_classifier, project, monkeypatch
+):
+    images = load_shapes()
+    columns = {"path": np.array(images.names), "vector": np.random.default_rng(0).random((48, 4))}
+    if has_classifier:
+        columns["probabilities"] = np.eye(3)[images.labels]
+    np.savez(project / "data" / "four.npz", **columns)
+    shown = outputs_of(
+        "baseline", monkeypatch, study="tiny", architecture="four", baseline="vectors",
+        vectors="data/four.npz",
+        data={name: STUDY[name] for name in params.DATA},
+        measurement={name: STUDY[name] for name in params.MEASUREMENT},
+    )  # fmt: skip
+    assert sentences.BASELINE_TEXTS["vectors"] in shown
+    assert ("label_lookup" in shown) == has_classifier
+    assert ("It classifies 12 queries with an accuracy of 1" in shown) == has_classifier

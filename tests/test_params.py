@@ -10,13 +10,15 @@ from cbir import StudyError
 from cbir.networks import choices
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.baselines import BASELINES
+from cbir.networks.vector_files import VECTORS
 from cbir.studies import configs, params
 
 BASELINE = {"notebook": "baseline", "baseline": "random"}
 # As somebody would type them in YAML: the least and the most that fits, or every name.
 ALLOWED = {
     "backbone": [*BACKBONES],
-    "baseline": [*BASELINES],
+    "baseline": [*BASELINES, VECTORS],
+    "vectors": ["data/dino.npz", "/data/dino v2.parquet"],
     "image_size": ["8", "224"],
     "training_images": ["0", "1", "5000"],
     "test_images": ["0", "1", "5000"],
@@ -59,6 +61,7 @@ ALLOWED = {
 REFUSED = {
     "backbone": ["alexnet", "CNN", "''"],
     "baseline": ["chance", "Random", "''"],
+    "vectors": ["''", "data/dino.csv", "data/dino.npz.gz"],
     "image_size": ["7", "0", "-32"],
     "training_images": ["-1"],
     "test_images": ["-1"],
@@ -105,6 +108,7 @@ NEEDS = {
     ("weights", "imagenet"): {"backbone": "vgg16", "head_epochs": 1},
     **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
     **{("early_stopping", value): {"measured_epochs": []} for value in ("1", "9")},
+    ("baseline", VECTORS): {"vectors": "dino.npz"},
     **{("protocols", ALLOWED["protocols"][place]): {"dataset": "cifar10"} for place in (2, 3)},
 }
 
@@ -115,8 +119,9 @@ def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 def load(root, key: str, value: str) -> tuple[str, dict]:
     """The file that a parameter was typed into, and the parameters of its run."""
-    own = BASELINE if key == "baseline" else CNN
+    own = {"baseline": BASELINE, "vectors": {"baseline": VECTORS}}.get(key, CNN)
     needs = NEEDS.get((key, value), {})
+    own = {name: None for name in needs if name == "vectors"} | own
     layers = {
         "study": {name: needs.get(name, each) for name, each in STUDY.items()},
         "cnn": {name: needs.get(name, each) for name, each in own.items()},

@@ -1,7 +1,10 @@
 """Running a study with notebooks that do nothing: in which order, what again, what fails."""
 
 import nbformat
+import numpy as np
 import pytest
+from conftest import STUDY, load_shapes
+from conftest import write_study as write_study_files
 
 from cbir import StudyError
 from cbir.cache import write_text
@@ -55,6 +58,24 @@ def test_the_index_is_written_before_the_deeper_pages(bring, project):
     assert all(bring.had_index[name] for name in DEEPER)
     pages = {path.stem for path in (project / "reports" / "tiny").glob("*.html")}
     assert pages == {"index", *RUNS, *DEEPER}
+
+
+def test_vectors_are_measured_again_when_their_file_has_changed(bring, project):
+    dino = {"baseline": "vectors", "vectors": "data/dino.npz"}
+    write_study_files(project, "tiny", STUDY, {"dino": dino})
+    names = np.array(load_shapes().names)
+
+    def write_vectors(seed: int) -> None:
+        vectors = np.random.default_rng(seed).normal(size=(len(names), 4))
+        np.savez(project / "data" / "dino.npz", path=names, vector=vectors)
+
+    write_vectors(1)
+    assert bring() == (True, [*RUNS, "dino", "comparison", *DEEPER])
+    write_vectors(1)
+    assert bring() == (True, [])
+    write_vectors(2)
+    # The page of metrics shows only the first run.
+    assert bring() == (True, ["dino", "comparison", *DEEPER[:-1]])
 
 
 def test_what_is_up_to_date_does_not_run_again(bring, capsys):

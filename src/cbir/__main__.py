@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "is 0 on success, 1 on failure, 2 for invalid arguments, 130 after an interruption.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for run in (report, plan, publish, results, docs):
+    for run in (report, plan, export, publish, results, docs):
         text = run.__doc__
         command = commands.add_parser(
             run.__name__, description=text, help=f"{text[0].lower()}{text[1:].rstrip('.')}"
@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         for option, (metavar, meaning) in OPTIONS.items() if run in (report, plan) else ():
             command.add_argument(option, default="", metavar=metavar, help=meaning)
+        if run is export:
+            command.add_argument(
+                "--study", default="", metavar="NAME", help="a folder in reports/ (default: digits)"
+            )
         if run is publish:
             command.add_argument(
                 "--study", required=True, metavar="NAME", help="a folder in reports/"
@@ -91,6 +95,15 @@ def plan(arguments: argparse.Namespace) -> bool:
     from cbir.studies import plan
 
     print(plan.describe(study))
+    return True
+
+
+def export(arguments: argparse.Namespace) -> bool:
+    """Write a study's images and embeddings to Parquet files for other programs."""
+    from cbir.reporting.export import export_study
+
+    for path in export_study(arguments.study or "digits"):
+        print(f"{path.relative_to(project_root())} written")
     return True
 
 

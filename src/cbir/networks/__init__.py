@@ -13,5 +13,6 @@
 - `inference`: a network's outputs for many images, in batches; encoders for further images.
 - `architecture`: builds, trains and embeds as a study describes it.
 - `baselines`: embeddings without a network.
+- `vector_files`: embeddings that another program made.
 - `gradients`: maps of the parts of two images that make them similar.
 """

@@ -16,7 +16,7 @@ import pandas as pd
 from cbir import StudyError
 from cbir.cache import Artifact, cached, read
 from cbir.images.dataset import Dataset, take_rows
-from cbir.networks import baselines
+from cbir.networks import baselines, vector_files
 
 VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
 # A function from images to embeddings and class probabilities.
@@ -31,7 +31,8 @@ class Embeddings:
         artifact: the stored embeddings and their manifest.
         dataset: the images, and which of them are gallery and queries.
         vectors: (n, d) float32 of unit length, memory-mapped, in the order of the images.
-        probabilities: (n, n_classes) float32 predicted class probabilities; None for a baseline.
+        probabilities: (n, n_classes) float32 predicted class probabilities; None without a
+            classifier, as for most baselines.
     """
 
     artifact: Artifact
@@ -174,33 +175,47 @@ def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> n
     return normalise((vectors - whitening["mean"]) @ whitening["axes"])
 
 
-def embed_baseline(baseline: str, dataset: Dataset, seed: int) -> Embeddings:
-    """Embed all images with a baseline, which learns nothing and has no classifier.
+def embed_baseline(baseline: str, dataset: Dataset, seed: int, vectors: str = "") -> Embeddings:
+    """Embed all images without a network: by a fixed rule, or with vectors made elsewhere.
 
     Args:
-        baseline: a name in `baselines.BASELINES`.
+        baseline: a name in `baselines.BASELINES`, or `vector_files.VECTORS`.
         dataset: the images.
         seed: of the random vectors.
+        vectors: the file, for `vector_files.VECTORS`.
+
+    Raises:
+        StudyError: as for `vector_files.read`.
     """
 
     def make(folder: Path) -> None:
-        vectors = baselines.describe_images(baseline, dataset.images, seed)
-        np.save(folder / VECTORS, normalise(vectors))
+        if vectors:
+            raw, probabilities = vector_files.read(vectors, dataset)
+            if probabilities is not None:
+                np.save(folder / PROBABILITIES, probabilities)
+        else:
+            raw = baselines.describe_images(baseline, dataset.images, seed)
+        np.save(folder / VECTORS, normalise(raw))
 
-    artifact = cached(
-        "embeddings",
-        make,
-        parameters={"baseline": baseline, "seed": seed},
-        reads=[dataset.fingerprint],
-        package="networks",
-    )
+    parameters, reads = {"baseline": baseline, "seed": seed}, [dataset.fingerprint]
+    if vectors:
+        # The vectors are the same for all seeds.
+        file, names = vector_files.fingerprints(vectors, dataset)
+        parameters = {"baseline": baseline, "vectors": vectors, "sha256": file}
+        reads += [names]
+    artifact = cached("embeddings", make, parameters=parameters, reads=reads, package="networks")
     return Embeddings.open(artifact.folder, dataset)
 
 
-def baseline_encoder(baseline: str, seed: int) -> Encode:
+def baseline_encoder(baseline: str, seed: int) -> Encode | None:
     """A function that embeds further images with a baseline: vectors, and None as probabilities.
 
     Args:
         baseline, seed: as for `embed_baseline`.
+
+    Returns:
+        None for vectors made elsewhere, because what made them is not here.
     """
+    if baseline == vector_files.VECTORS:
+        return None
     return lambda images: (normalise(baselines.describe_images(baseline, images, seed)), None)

@@ -6,6 +6,6 @@ and `provenance` records what a report was made from. Texts: `sentences`. Figure
 numbers, `montages` of images, `projections` of embeddings, and a `diagram` of the system.
 `explanations` shows why images match, and `feedback` the gains of relevance feedback; both store
 their rows with `effects`. `grids` compares the points of a grid. `display` shows tables and figures
-in notebooks, `pages` turns notebooks into HTML, and `publish` keeps the results that the project
-publishes.
+in notebooks, `pages` turns notebooks into HTML, `export` writes embeddings for other programs, and
+`publish` keeps the results that the project publishes.
 """

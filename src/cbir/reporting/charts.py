@@ -178,8 +178,9 @@ def against_cost(table: pd.DataFrame) -> Figure:
     highest = table[["value", "ci_high"]].max(axis=None)
     axes[0].set(ylim=(0, 1.13 * highest), ylabel="mAP, unrestricted search")
     for axis, (cost, label) in zip(axes, COST_AXES.items(), strict=True):
-        for name, is_baseline in table["is_baseline"].items():
-            (colour, marker), point = by_name[name], table.loc[[name]]
+        shown = table[table[cost].notna()]  # the time to make vectors elsewhere is unknown
+        for name, is_baseline in shown["is_baseline"].items():
+            (colour, marker), point = by_name[name], shown.loc[[name]]
             axis.errorbar(
                 point[cost], point["value"], interval_lengths(point[INTERVAL]), fmt=marker,
                 color=NEUTRAL if is_baseline else colour, capsize=3, markersize=8,
@@ -188,9 +189,10 @@ def against_cost(table: pd.DataFrame) -> Figure:
         axis.set(xscale="log", xlabel=label)
         axis.xaxis.set_major_formatter("{x:,g}")
         # Names are to the right of their points.
-        low, high = table[cost].min(), table[cost].max()
-        axis.set_xlim(low / (high / low) ** 0.06 / 1.15, high * (high / low) ** 0.25 * 1.9)
-        _label_points(axis, table[cost], table["value"])
+        if len(shown):
+            low, high = shown[cost].min(), shown[cost].max()
+            axis.set_xlim(low / (high / low) ** 0.06 / 1.15, high * (high / low) ** 0.25 * 1.9)
+            _label_points(axis, shown[cost], shown["value"])
     figure.tight_layout()
     return figure
 

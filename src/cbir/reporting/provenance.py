@@ -72,6 +72,8 @@ def provenance_table(study: str) -> pd.DataFrame:
             rows[f"{name}, weights, SHA-256"] = weights["trained"]
             if place := trained_on(run):
                 rows[f"{name}, {TRAINED_ON}"] = place
+        if vectors := run.get("vectors"):
+            rows[f"{name}, vectors"] = f"{vectors['source']}, SHA-256 {vectors['sha256']}"
         steps = run["seconds"].items()
         rows[f"{name}, seconds"] = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps)
         rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
@@ -229,7 +231,7 @@ def treatment(run: Run) -> str:
 
 
 def weights_label(runs: Mapping[str, Run | dict]) -> str:
-    """The initial weights of the networks in a sentence, shown with all their results.
+    """The initial weights of the networks, and the files of vectors, shown with all results.
 
     A grid is named by its architecture if all its runs started from the same weights.
 
@@ -237,6 +239,16 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
         runs: the runs of a study, or their entries in its manifest.
     """
     summaries = {name: run.summary if isinstance(run, Run) else run for name, run in runs.items()}
+    files = {name: row["vectors"] for name, row in summaries.items() if row.get("vectors")}
+    vectors = [
+        f"The vectors of {name} were made elsewhere: {Path(file['source']).name} "
+        f"(SHA-256 {_first_digits(file['sha256'])})."
+        for name, file in files.items()
+    ]
+    return " ".join(filter(None, [_initial_weights(summaries), *vectors]))
+
+
+def _initial_weights(summaries: Mapping[str, dict]) -> str:
     table = pd.DataFrame(
         [
             (name, parse_point(name, summary["variant"])[0], _start(summary["weights"]))
@@ -256,19 +268,30 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
 
 
 def pretrained_warning(runs: dict[str, Run]) -> str:
-    """A warning if unseen classes may have been seen in pretraining; else empty."""
+    """A warning if unseen classes may have been seen in pretraining or elsewhere; else empty."""
+    summaries = {
+        name: run.summary
+        for name, run in runs.items()
+        if "unseen_classes" in run.summary["measurement"]["protocols"]
+    }
     pretrained = [
         name
-        for name, run in networks(runs).items()
-        if "unseen_classes" in run.summary["measurement"]["protocols"]
-        and run.summary["weights"]["started from"] != "random"
+        for name, summary in summaries.items()
+        if "weights" in summary and summary["weights"]["started from"] != "random"
     ]
-    if not pretrained:
-        return ""
-    return (
-        f"{', '.join(pretrained)} started from pretrained weights. Their pretraining may have "
-        "included the classes that are called unseen here."
-    )
+    elsewhere = [name for name, summary in summaries.items() if "vectors" in summary]
+    warnings = []
+    if pretrained:
+        warnings.append(
+            f"{', '.join(pretrained)} started from pretrained weights. Their pretraining may have "
+            "included the classes that are called unseen here."
+        )
+    if elsewhere:
+        warnings.append(
+            f"The vectors of {', '.join(elsewhere)} were made elsewhere, where a network may have "
+            "been trained on the classes that are called unseen here."
+        )
+    return " ".join(warnings)
 
 
 def _start(weights: dict) -> str:

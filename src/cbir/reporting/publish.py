@@ -218,7 +218,7 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
                     "epochs": provenance.epochs(run, epoch) if run["weights"] else "–",
                     **states,
                     "trained in": f"{duration(seconds)}{place}" if is_timed else "–",
-                    "images/s": f"{speed:,.0f}" if epoch is None else "–",
+                    "images/s": f"{speed:,.0f}" if speed and epoch is None else "–",
                 }
             )
     return pd.DataFrame(table)

@@ -13,6 +13,7 @@ from cbir import StudyError, project_root
 from cbir.cache import MANIFEST, machine, versions, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
+from cbir.images.pictures import dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
@@ -26,8 +27,9 @@ if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers nee
 STUDY_FILES = ("metrics.csv", "per_query.parquet", MANIFEST)
 # The keys that a study's manifest copies from a run's summary.
 IN_MANIFEST = (
-    "weights", "variant", "size", "epochs", "head_epochs", "training_accuracy",
-    "training_seconds", "trained_on", "machine", "speed", "peak_memory_bytes", "artifacts",
+    "weights", "vectors", "variant", "size", "epochs", "head_epochs",
+    "training_accuracy", "training_seconds", "trained_on", "machine", "speed", "peak_memory_bytes",
+    "artifacts",
 )  # fmt: skip
 # The paper's first architecture; its figures 3 to 6 show it.
 CNN = "cnn"
@@ -95,6 +97,14 @@ class Run:
         if dataset.fingerprint != self.summary["dataset"]["fingerprint"]:
             raise self._error("the pictures have changed since the run")
         return protocols.view(dataset, self.protocol)
+
+    @functools.cached_property
+    def image_names(self) -> list[str]:
+        """Paths of the images, relative to the project, if they are files, else their names."""
+        folder = dataset_folder(self.dataset.parameters["dataset"])
+        is_folder = (project_root() / folder).is_dir()
+        names = self.dataset.names
+        return [f"{folder}/{name}" for name in names] if is_folder else names
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
@@ -204,6 +214,9 @@ def save_run(
             for state in states
             if state.epoch is None and state.embeddings.dataset.protocol == dataset.protocol
         }
+    made_by = embeddings.artifact.manifest["parameters"]
+    if vectors := made_by.get("vectors"):
+        summary["vectors"] = {"source": vectors, "sha256": made_by["sha256"]}
     if network:
         weights.register_backbone(study, architecture, network.parameters, training.artifact.folder)
         # The artifact of a resumed training records only its last part.

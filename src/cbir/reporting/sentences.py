@@ -35,6 +35,8 @@ BASELINE_TEXTS = {
     "raw_pixels": "The vector of an image consists of its pixel values, minus their mean.",
     "hand_crafted": "The vector of an image combines a colour histogram and histograms of oriented "
     "gradients (HOG), with equal weight.",
+    "vectors": "Another program made the vector of each image; the study reads it from a file and "
+    "matches it by the image's name. On which images that program was trained is unknown here.",
 }
 # mAP over the whole ranking of binary codes, as published. Each figure is shown only for the
 # protocol under which it was measured.
@@ -247,20 +249,25 @@ def describe_run(run: Run) -> str:
         f"**{name}** ranks the whole gallery of {images['gallery']:,} images with a mean average "
         f"precision of {quality['mAP, unrestricted']}{of_seeds}."
     ]
-    if not run.is_baseline:
-        training_accuracy = estimates.from_row(summary["training_accuracy"])
+    if not math.isnan(quality["accuracy"].value):
+        of_training = ""
+        if not run.is_baseline:
+            training_accuracy = estimates.from_row(summary["training_accuracy"])
+            of_training = f", and its training images with an accuracy of {training_accuracy}"
         sentences.append(
             f"It classifies {images['queries']:,} queries with an accuracy of "
-            f"{quality['accuracy']}, and its training images with an accuracy of "
-            f"{training_accuracy}."
+            f"{quality['accuracy']}{of_training}."
         )
     if n_left_out := images["queries"] - n_scored:
         sentences.append(
             f"Queries without a relevant image in the gallery were left out: {n_left_out:,}."
         )
+    size = f"{summary['index_bytes'] / 1e6:.1f} MB"
     sentences.append(
-        f"A query takes {speed['query_milliseconds']:.1f} ms (median), and the embeddings of the "
-        f"gallery take {summary['index_bytes'] / 1e6:.1f} MB."
+        f"A query takes {milliseconds:.1f} ms (median), and the embeddings of the gallery take "
+        f"{size}."
+        if (milliseconds := speed["query_milliseconds"])
+        else f"The embeddings of the gallery take {size}; the time to make them is unknown."
     )
     if not run.is_baseline:
         seconds = duration(summary["training_seconds"]) + training_place(summary)

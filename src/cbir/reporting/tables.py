@@ -151,14 +151,16 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
 
     Returns:
         A row per run: value, ci_low, ci_high (mAP of the unrestricted search under the first
-        protocol), milliseconds (to embed an image within a batch), bytes (of an image's embedding
-        in the index), is_baseline.
+        protocol), milliseconds (to embed an image within a batch; NaN for vectors that were made
+        elsewhere), bytes (of an image's embedding in the index), is_baseline.
     """
     rows = tidy.select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"])
     table = rows.set_index("architecture").loc[list(runs), ["value", "ci_low", "ci_high"]]
     summaries = [run.summary for run in runs.values()]
     return table.assign(
-        milliseconds=[1000 / summary["speed"]["images_per_second"] for summary in summaries],
+        milliseconds=[
+            1000 / (summary["speed"]["images_per_second"] or math.nan) for summary in summaries
+        ],
         bytes=[summary["index_bytes"] / summary["dataset"]["gallery"] for summary in summaries],
         is_baseline=[run.is_baseline for run in runs.values()],
     )
@@ -233,7 +235,7 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
 def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
     """Counts of queries by outcome under the first protocol, by architecture, averaged over seeds.
 
-    Baselines, which predict nothing, are left out.
+    Runs without a classifier, such as most baselines, are left out.
 
     Returns:
         right: predicted correctly; won back: predicted wrongly, but the soft search includes the
@@ -417,12 +419,12 @@ def scores(run: Run) -> pd.DataFrame:
 
 
 def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
-    """`confusion_counts` of each network, of its first seed under the first protocol."""
+    """`confusion_counts` of each run with a classifier: first seed, first protocol."""
     counts = {}
     for name, run in runs.items():
-        if not run.is_baseline:
-            place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
-            scores = tidy.select(run.per_query, **place)
+        place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
+        scores = tidy.select(run.per_query, **place)
+        if scores["predicted"].ge(0).any():
             classes = run.summary["dataset"]["classes"]
             counts[name] = confusion_counts(scores["label"], scores["predicted"], classes)
     return counts

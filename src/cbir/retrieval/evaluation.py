@@ -187,24 +187,26 @@ def training_accuracy(states: list[State], measurement: dict) -> dict[str, float
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of embedding and searching on this machine.
+    """The speed of embedding and searching on this machine; None if images cannot be embedded here.
 
     Attributes:
         images_per_second: speed of embedding images that are in memory, in batches.
         query_milliseconds: median time to embed one image and search the gallery with it.
     """
 
-    images_per_second: float
-    query_milliseconds: float
+    images_per_second: float | None
+    query_milliseconds: float | None
 
 
-def measure_speed(embeddings: Embeddings, encode: Encode) -> Speed:
+def measure_speed(embeddings: Embeddings, encode: Encode | None) -> Speed:
     """Time the embedding of images, and single queries, after a warm-up; cached.
 
     Args:
         embeddings: the embeddings of the gallery to search.
-        encode: images -> vectors and probabilities.
+        encode: images -> vectors and probabilities; None for vectors that were made elsewhere.
     """
+    if encode is None:
+        return Speed(None, None)
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:

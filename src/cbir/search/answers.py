@@ -124,7 +124,7 @@ def picture_of_query(engine: Engine, query: int) -> Picture:
     embeddings, dataset = engine.run.embeddings, engine.run.dataset
     position = dataset.queries[query]
     return Picture(
-        engine.image_names[position],
+        engine.run.image_names[position],
         np.asarray(dataset.images[position]),
         np.asarray(embeddings.vectors[position]),
         np.asarray(embeddings.probabilities[position]),

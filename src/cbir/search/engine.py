@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.images.pictures import dataset_folder
 from cbir.networks.embeddings import Encode
 from cbir.reporting import feedback, tidy
 from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
@@ -113,17 +112,9 @@ class Engine:
             self.run.study,
             self.run.embeddings.gallery,
             dataset.gallery_labels,
-            [self.image_names[position] for position in dataset.gallery],
+            [self.run.image_names[position] for position in dataset.gallery],
             lambda position: dataset.images[dataset.gallery[position]],
         )
-
-    @functools.cached_property
-    def image_names(self) -> list[str]:
-        """Paths of the study's images if they are files in the project, else their names."""
-        dataset = self.run.dataset
-        folder = dataset_folder(dataset.parameters["dataset"])
-        is_folder = (project_root() / folder).is_dir()
-        return [f"{folder}/{name}" for name in dataset.names] if is_folder else dataset.names
 
     @functools.cached_property
     def chosen_weights(self) -> Rocchio | None:
@@ -164,15 +155,15 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
         architecture: a folder in it; by default the one with the highest mAP.
 
     Raises:
-        StudyError: the run does not exist, or is a baseline.
+        StudyError: the run does not exist, or has no network.
     """
     study = study or "digits"
     names = architectures(study)
     if architecture not in ("", *names):
-        raise StudyError(
-            f"no trained architecture {architecture!r} in reports/{study}: "
-            f"choose from {', '.join(names)}"
-        )
+        reason = f"no trained architecture {architecture!r} in reports/{study}"
+        if (run_folder(study, architecture) / "summary.json").exists():
+            reason = f"{architecture} in reports/{study} has no network that could embed pictures"
+        raise StudyError(f"{reason}: choose from {', '.join(names)}")
     return Engine(read_run(study, architecture or best_architecture(study)))
 
 
@@ -197,8 +188,10 @@ def architectures(study: str) -> list[str]:
     if study not in runs:
         is_known = (project_root() / "params" / study).is_dir()
         command = f"make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}"
+        has_baselines = any(run_folder(study).glob("*/summary.json"))
+        first = ", only baselines: add an architecture, and" if has_baselines else ":"
         raise StudyError(
-            f"no trained architecture in {run_folder(study)}: run `{command}` first"
+            f"no trained architecture in {run_folder(study)}{first} run `{command}` first"
             + (f", or choose a finished study: {', '.join(runs)}" if runs else "")
         )
     return runs[study]

@@ -58,15 +58,19 @@ class RunConfig:
         return self.parameters.get("backbone", ""), self.parameters.get("weights", "none")
 
     @property
+    def vectors(self) -> str:
+        """The file of vectors that replaces a network; empty for all others."""
+        return self.parameters.get("vectors", "")
+
+    @property
     def notebook_parameters(self) -> dict:
-        """The parameters of the notebook: those in `PLACED`, and the others by group."""
-        groups = {key: self.parameters[key] for key in params.PLACED}
+        """The parameters of the notebook: those in `PLACED`, a baseline's, and others by group."""
+        flat = (*params.PLACED, *params.names_in("baseline"))
+        groups = {key: self.parameters[key] for key in flat if key in self.parameters}
         for group in params.GROUPS:
             names = [name for name in params.names_in(group) if name in self.parameters]
-            if names:
+            if names and group != "baseline":
                 groups[group] = {name: self.parameters[name] for name in names}
-        if self.is_baseline:
-            groups["baseline"] = self.parameters["baseline"]
         return groups
 
 
@@ -110,10 +114,7 @@ def load(
     if not paths:
         raise StudyError(f"params/{study}/ has no architecture: add a file such as cnn.yaml")
     files = {path.stem: _read_yaml(path, root) for path in paths}
-    known = {
-        name: params.OF_BASELINES if "baseline" in content else params.OF_NETWORKS
-        for name, (_, content) in files.items()
-    }
+    known = {name: params.names_for(content) for name, (_, content) in files.items()}
     runs = []
     for name, (source, content) in files.items():
         # Parameters that only other kinds of runs have are ignored here: a baseline has no epochs.

@@ -17,6 +17,7 @@ from cbir.images.protocols import PROTOCOLS
 from cbir.networks import choices
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.baselines import BASELINES
+from cbir.networks.vector_files import SUFFIXES, VECTORS
 
 # Set from the path of the file, params/<study>/<architecture>.yaml, and from the point of a grid.
 PLACED = ("study", "architecture", "variant")
@@ -27,7 +28,7 @@ GROUPS = {
     "first.",
     "embedding": "How embeddings are made from the trained network.",
     "measurement": "What is measured.",
-    "baseline": "A fixed rule that replaces the network.",
+    "baseline": "What replaces the network: a fixed rule, or vectors that another program made.",
 }
 
 
@@ -213,8 +214,14 @@ PARAMETERS = {
         "Depths at which rankings are measured.", [1, 5, 10, 100], _each_at_least(1, "k")),
     # What can replace a network.
     "baseline": Parameter("baseline", "str",
-        "Embeddings made without a network; set instead of `backbone`.",
-        bound=_one_of(*BASELINES)),
+        "Embeddings made without a network of the study; set instead of `backbone`.",
+        bound=_one_of(*BASELINES, VECTORS)),
+    "vectors": Parameter("baseline", "str",
+        "Path of the file with the embeddings, only for `baseline: vectors`. Its columns (Parquet) "
+        "or arrays (`numpy.savez`) are `path`, the names of the images or paths that end in them, "
+        "`vector` and optionally `probabilities`, one for each class in their order.",
+        bound=Bound(lambda value: value.endswith(SUFFIXES),
+                    f"must end in {' or '.join(SUFFIXES)}")),
 }
 # fmt: on
 # Parameters of the backbone; those of the head have the prefix `head_`.
@@ -230,7 +237,15 @@ def names_in(*groups: str) -> tuple[str, ...]:
 DATA = tuple(name for name in names_in("data") if name != "learn_from")
 MEASUREMENT = names_in("measurement")
 OF_BASELINES = (*DATA, *MEASUREMENT, "baseline")
+OF_VECTORS = (*OF_BASELINES, "vectors")
 OF_NETWORKS = names_in("data", "network", "training", "embedding", "measurement")
+
+
+def names_for(parameters: Mapping) -> tuple[str, ...]:
+    """The names of all parameters of a run, given some of them: of a network or of a baseline."""
+    if "baseline" not in parameters:
+        return OF_NETWORKS
+    return OF_VECTORS if parameters["baseline"] == VECTORS else OF_BASELINES
 
 
 def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
@@ -279,12 +294,14 @@ def complete(
     embedding: dict | None = None,
     measurement: dict,
     baseline: str | None = None,
+    vectors: str = "",
 ) -> Settings:
     """Check the groups of parameters of a notebook and fill in defaults.
 
     Args:
         data, network, training, embedding, measurement: parameters by name, as in `PARAMETERS`.
         baseline: the name of a baseline that replaces the network.
+        vectors: its file, if there is one.
 
     Raises:
         StudyError: a parameter is unknown, missing, ill-typed or out of bounds, or contradicts
@@ -293,7 +310,9 @@ def complete(
     groups = {"data": data, "network": network, "training": training, "embedding": embedding}
     groups |= {"measurement": measurement}
     if baseline is not None:
-        merge({"this notebook": {"baseline": baseline}}, ["baseline"])
+        given = {"baseline": baseline} | ({"vectors": vectors} if vectors else {})
+        names = [name for name in names_in("baseline") if name in names_for(given)]
+        merge({"this notebook": given}, names)
     completed = {}
     for group, parameters in groups.items():
         for key in parameters or ():

@@ -4,7 +4,7 @@ from cbir import StudyError, project_root
 from cbir.cache import backend, is_current, keras_home, machine
 from cbir.images.dataset import is_cached
 from cbir.images.pictures import dataset_folder, list_folder
-from cbir.networks import weights
+from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import HEAD_STEPS
 from cbir.progress import duration
@@ -54,6 +54,8 @@ def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, 
         return f"will download {missing} and run", True
     try:
         weights.find(*run.weights)
+        if run.vectors:
+            vector_files.find(run.vectors)
     except StudyError as error:
         return f"cannot run: {error}", False
     # The key contains the fingerprint of the images, which only cached images have.

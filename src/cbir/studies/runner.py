@@ -9,6 +9,8 @@ from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, versions, write_manifest, write_text
 from cbir.images import leaks, protocols
 from cbir.networks import weights
+from cbir.networks.embeddings import embed_baseline
+from cbir.networks.vector_files import VECTORS
 from cbir.progress import describe_skipped, duration
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
@@ -86,7 +88,7 @@ def _check_writable(study: Study) -> None:
 
 
 def _check_images(study: Study) -> None:
-    """Read the images, describe them, and reject protocols that do not fit them."""
+    """Read the images, describe them, and reject protocols and vectors that do not fit them."""
     dataset = study.dataset
     print(
         f"{study.name}: {len(dataset.gallery):,} gallery images, "
@@ -97,6 +99,8 @@ def _check_images(study: Study) -> None:
     for run in study.runs:
         names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **names))
+        if run.vectors and run.architecture in study.chosen:
+            embed_baseline(VECTORS, dataset, 0, run.vectors)
     first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
     print(describe_leaks(leaks.audit(first)), flush=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from cbir import StudyError
 from cbir.cache import digest, make_key, package_digest
 from cbir.images.dataset import Dataset, load_dataset
-from cbir.networks import weights
+from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import configs, params
 
@@ -139,10 +139,10 @@ def open_study(
     name += "-trial" if overrides else ""
     runs = configs.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
     for run in runs:
-        if run.architecture in ("index", *INDEX, *DEEPER):
+        if run.architecture in ("index", "export", *INDEX, *DEEPER):
             raise StudyError(
-                f"params/{study}/{run.file}.yaml: the report already has a page called {run.file}: "
-                "rename the file"
+                f"params/{study}/{run.file}.yaml: the report already has a page or folder called "
+                f"{run.file}: rename the file"
             )
     chosen = _choose(runs, architectures.split(), study)
     _check_overrides(overrides, [run for run in runs if run.architecture in chosen])
@@ -184,11 +184,13 @@ def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
 
 
 def run_key(study: Study, run: configs.RunConfig) -> str:
-    """The key of an architecture's run: parameters, backbone, data, weights, notebook and code."""
+    """The key of a run: parameters, backbone, data, weights or vectors, notebook and code."""
     parameters = dict(run.parameters)
     if not run.is_baseline:
         parameters["row"] = BACKBONES[parameters["backbone"]].key_fields()
     reads = [study.dataset.split_fingerprint, weights.find(*run.weights).sha256]
+    if run.vectors:
+        reads += vector_files.fingerprints(run.vectors, study.dataset)
     return notebook_key("run", run.notebook, parameters, reads)
 
 
