@@ -393,7 +393,7 @@ def test_an_architecture_may_have_more_seeds_than_another(parts):
     ran = {"parameters": ASKED | EPOCHS | {"seeds": [0, 1, 2]}, "seconds": 1.0, "versions": {}}
     (folder / "cnn" / "manifest.json").write_text(json.dumps(ran))
     about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}, "versions": {}}
-    # Whether the other ones are kept, or published anew with it.
+    # The other runs are either kept or published again together with it.
     for names in (["cnn"], ["cnn", "vgg16", "random"]):
         runs.write_study(folder, names, about)
         published = tidy.read_csv(publish.publish_study(parts, "tiny") / "metrics.csv")

@@ -7,7 +7,7 @@
 - `models`: builds a network of backbone, pooling, embedding and classifier.
 - `weights`: the weights that a backbone starts from.
 - `optimizers`: optimizers, learning-rate schedules, the loss, augmentation.
-- `precision`: half precision on a GPU.
+- `mixed_precision`: half precision on a GPU.
 - `training`: trains a network, with checkpoints.
 - `embeddings`: stored embeddings, unit length, whitening.
 - `inference`: a network's outputs for many images, in batches; encoders for further images.

@@ -42,7 +42,7 @@ _ORIGINS = {"none": "from random weights", "imagenet": f"from {IMAGENET} weights
 KNOWN_WEIGHTS = {
     # An ImageNet-trained ResNet-50 whose publishers pruned it by about 80 % and quantised it.
     "9cc9db1f5ca12982d61c890bee636cc85cde81050dd99b5882325e63d828d29a": "ImageNet (pruned, 8-bit)",
-    # VGG16, converted from the values that Keras publishes.
+    # VGG16 with the values that its authors published.
     "a2f51117308129c3de9a523c91d35160eb75a6a9e5db1e2afb4f48e48dfb733a": IMAGENET,
     # MobileNet with a width of 0.25, with its classifier.
     "dc1ff623e6cd99c3cc0dd2821ca0807ba013606af5a4e2afd4488fbf26a8b589": IMAGENET,
