@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ARGUMENTS = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-browser lint bench export publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-faults test-browser lint bench export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,10 +42,13 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 test: $(STAMP)  ## run the quick tests
-	@$(PYTEST) -m "not browser and not slow"
+	@$(PYTEST) -m "not browser and not slow and not faults"
 
 test-slow: $(STAMP)  ## run the slow tests: whole studies and further architectures
-	@$(PYTEST) -m "slow and not browser"
+	@$(PYTEST) -m "slow and not browser and not faults"
+
+test-faults: $(STAMP)  ## run the tests with crashes, damaged files and hostile input
+	@$(PYTEST) -m "faults and not browser"
 
 test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium
 	@$(BIN)/python -m pytest tests/browser
