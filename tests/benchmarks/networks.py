@@ -86,7 +86,8 @@ def embed_folder(network, paths: list[Path]) -> None:
 
 def embed_as_a_study(network, paths: list[Path], folder: Path) -> None:
     """From files to one array of images on disk, and from there to vectors on disk."""
-    from cbir.images.pictures import Pictures, decode_pictures
+    from cbir.images.folders import Pictures
+    from cbir.images.pictures import decode_pictures
     from cbir.networks import inference
 
     none = np.zeros(len(paths), np.int64)

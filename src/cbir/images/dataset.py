@@ -14,16 +14,14 @@ import pandas as pd
 
 from cbir import StudyError, project_root
 from cbir.cache import cached, digest, find
-from cbir.images.pictures import (
+from cbir.images.folders import (
     Pictures,
-    cifar10_pictures,
     dataset_folder,
-    decode_pictures,
-    digits_pictures,
     folder_pictures,
     folder_state,
     list_folder,
 )
+from cbir.images.pictures import cifar10_pictures, decode_pictures, digits_pictures
 
 # The number of images hashed at a time.
 BLOCK = 1024

@@ -1,7 +1,7 @@
-"""Pictures: their sources, and their decoding into square RGB images by a centre crop.
+"""Pictures: their decoding into square RGB images by a centre crop.
 
-A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, `folder_pictures`)
-and then decoded into one array on disk (`decode_pictures`).
+A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, or
+`folders.folder_pictures`) and then decoded into one array on disk (`decode_pictures`).
 
 The format of a file is detected from its content. Decoding applies the EXIF orientation, puts
 transparent pictures on white, takes the first frame of an animation, and scales channels of more
@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,20 +20,13 @@ from numpy.lib.format import open_memmap
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cbir import StudyError
-from cbir.cache import digest, keras_home
+from cbir.cache import keras_home
+from cbir.images.folders import Pictures
 from cbir.progress import progress
 
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
-# The file name endings of formats that Pillow can decode. A folder without any is not a class.
-# Pillow recognises MPEG but has no decoder, and calls another program for EPS.
-Image.init()
-SUFFIXES = {
-    suffix
-    for suffix, image_format in Image.registered_extensions().items()
-    if image_format in Image.OPEN and image_format not in ("MPEG", "EPS")
-}
 # The number of pictures that a thread reads at a time, and of such chunks that are read ahead.
 CHUNK, CHUNKS_AHEAD = 64, 8
 # A size in bytes. Threads that read smaller files mostly wait for Python's global lock, so that one
@@ -44,25 +36,6 @@ SMALL_FILE = 16_000
 
 class Unreadable(Exception):
     """A picture cannot be read; the message is the reason, in one line."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures of a data set, not yet decoded.
-
-    Attributes:
-        classes: class names; a label is an index into them.
-        items: n paths, or arrays as for `read_square`.
-        labels: (n,) int64.
-        names: n unique names, such as paths relative to the folder.
-        is_test: (n,) bool, or None if the data has no test split.
-    """
-
-    classes: list[str]
-    items: list
-    labels: np.ndarray
-    names: list[str]
-    is_test: np.ndarray | None = None
 
 
 def digits_pictures() -> Pictures:
@@ -104,125 +77,6 @@ def cifar10_pictures() -> Pictures:
         + [f"test-{row:05d}" for row in range(len(test))],
         is_test=np.arange(len(train) + len(test)) >= len(train),
     )
-
-
-def dataset_folder(dataset: str) -> Path:
-    """The folder of a data set's pictures, relative to the project's; it need not exist.
-
-    Args:
-        dataset: as for `load_dataset`.
-    """
-    return Path("data/cifar10" if dataset == "cifar10" else dataset)
-
-
-def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pictures:
-    """The pictures of a folder; `paths` as from `list_folder`."""
-    classes = list(paths["train"])
-    rows = [
-        (path, classes.index(name), part == "test")
-        for part, paths_by_class in paths.items()
-        for name, files in paths_by_class.items()
-        for path in files
-    ]
-    items, labels, is_test = zip(*rows, strict=True)
-    return Pictures(
-        classes=classes,
-        items=list(items),
-        labels=np.array(labels, np.int64),
-        names=[path.relative_to(folder).as_posix() for path in items],
-        is_test=np.array(is_test) if "test" in paths else None,
-    )
-
-
-def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """The files of a folder by part ("train", and "test" if there is one) and class.
-
-    A folder is a class if it contains a file with the extension of a picture format.
-
-    Raises:
-        StudyError: the folder is missing, unreadable or empty, has a single class, or test has
-            a class that train lacks.
-    """
-    layout = f"{folder}/<class>/*.png or {folder}/{{train,test}}/<class>/*.png"
-    roots = {"train": folder / "train", "test": folder / "test"}
-    try:
-        # A folder `train` without subfolders is a class of that name.
-        if not any(path.is_dir() for path in roots["train"].glob("*")):
-            roots = {"train": folder}
-        paths = {
-            part: {
-                child.name: list_files(child)
-                for child in sorted(root.iterdir())
-                if child.is_dir() and not child.name.startswith(".")
-            }
-            for part, root in roots.items()
-            if part == "train" or root.is_dir()
-        }
-    except OSError as error:
-        raise StudyError(
-            f"cannot read the folder {error.filename} ({error.strerror}): "
-            f"arrange the pictures as {layout}"
-        ) from None
-    paths = {
-        part: {name: files for name, files in paths_by_class.items() if _has_picture(files)}
-        for part, paths_by_class in paths.items()
-    }
-    if not paths["train"]:
-        raise StudyError(f"no pictures in the subfolders of {folder}: arrange them as {layout}")
-    if len(paths["train"]) < 2:
-        raise StudyError(
-            f"{folder} has only one class ({next(iter(paths['train']))}): "
-            f"a study needs at least two, arranged as {layout}"
-        )
-    if unknown := paths.get("test", {}).keys() - paths["train"].keys():
-        raise StudyError(
-            f"{folder}/test has a class that train lacks: {', '.join(sorted(unknown))}"
-        )
-    return paths
-
-
-def list_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, without hidden ones.
-
-    Files of any kind are listed; unreadable files are reported while decoding.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if not name.startswith(".")
-    )
-
-
-def _has_picture(files: list[Path]) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in files)
-
-
-def folder_state(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> str:
-    """Digest of the names, sizes and modification times of a folder's pictures."""
-    state = [
-        [part, name, path.relative_to(folder).as_posix(), file_state(path)]
-        for part, paths_by_class in paths.items()
-        for name, files in paths_by_class.items()
-        for path in files
-    ]
-    return digest(state)
-
-
-def file_state(path: Path) -> str:
-    """The size and modification time of a file; "gone" if there is none, as for a broken link."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return "gone"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def decode_pictures(

@@ -13,7 +13,7 @@ from cbir import StudyError, project_root
 from cbir.cache import MANIFEST, machine, versions, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
-from cbir.images.pictures import dataset_folder
+from cbir.images.folders import dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cbir import StudyError
-from cbir.images.pictures import Unreadable, list_files, read_square
+from cbir.images.folders import list_files
+from cbir.images.pictures import Unreadable, read_square
 from cbir.networks.embeddings import normalise
 from cbir.retrieval.feedback import refine
 from cbir.search.engine import Engine, Gallery

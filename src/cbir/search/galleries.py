@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.images.pictures import Unreadable, file_state, list_files, read_square, read_squares
+from cbir.images.folders import file_state, list_files
+from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
 from cbir.search.engine import Engine, Gallery, open_engine
 

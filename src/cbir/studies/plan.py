@@ -3,7 +3,7 @@
 from cbir import StudyError, project_root
 from cbir.cache import backend, is_current, keras_home, machine
 from cbir.images.dataset import is_cached
-from cbir.images.pictures import dataset_folder, list_folder
+from cbir.images.folders import dataset_folder, list_folder
 from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import HEAD_STEPS
