@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pickle
+import shutil
 import socket
 import tarfile
 import threading
@@ -153,6 +154,26 @@ def test_folder_of_classes_is_split_class_by_class(project):
     # 16 a class: a quarter, 4, are queries; a fifth of the other 12, 2.4, validate.
     assert shapes.counts().loc["cross"].tolist() == [10, 2, 12, 4]
     assert shapes.counts().loc["all"].tolist() == [30, 6, 36, 12]
+
+
+def test_classes_with_the_names_of_sums_keep_their_rows(root):
+    write_pictures(root / "data" / "shapes", classes=("all", "none"), count=8)
+    counts = load().counts()
+    assert counts.index.tolist() == ["all", "none", "all"]
+    assert counts["gallery"].tolist() == [6, 6, 12]
+
+
+def test_names_that_are_not_utf8_are_escaped_and_stay_apart(root):
+    write_pictures(root / "data" / "shapes", classes=("red", "summer"), count=6)
+    (root / "data" / "shapes" / "summer").rename(
+        root / "data" / "shapes" / os.fsdecode(b"\xe9t\xe9")
+    )
+    for byte in (b"\xe8", b"\xe9"):
+        first = root / "data" / "shapes" / "red" / "red-00.png"
+        shutil.copy(first, first.with_name(os.fsdecode(byte + b".png")))
+    shapes = load()
+    assert shapes.classes == ["red", r"\xe9t\xe9"]
+    assert {r"red/\xe8.png", r"red/\xe9.png", r"\xe9t\xe9/summer-00.png"} <= set(shapes.names)
 
 
 def test_labels_and_pictures_stay_with_their_names(root):

@@ -2,12 +2,20 @@
 
 import base64
 import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from PIL import Image
 
 from cbir.reporting import display
@@ -177,3 +185,111 @@ def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other():
     assert display.looks(["mine"])["mine"] == display.looks(["mine", "cnn", "other"])["mine"]
     # More than there are looks still have one each.
     assert len(display.looks(map(str, range(60)))) == 60
+
+
+AS_SVG = {"format": "svg", "metadata": {"Date": None}}
+
+
+def bars(*names: str) -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(4, 2))
+    axis.plot([0, 1], label=display.entry(names[0]))
+    axis.legend()
+    axis.set_yticks(range(len(names)), names)
+    axis.set_title(f"{names[-1]}, 0.5")
+    return figure
+
+
+@pytest.fixture
+def drawn_texts(monkeypatch) -> list[str]:
+    """The texts of the figures that are drawn."""
+    texts, save = [], plt.Figure.savefig
+
+    def record(figure, *arguments, **settings):
+        save(figure, *arguments, **settings)
+        texts.extend(text.get_text() for text in figure.findobj(display.Text))
+
+    monkeypatch.setattr(plt.Figure, "savefig", record)
+    return texts
+
+
+@pytest.fixture
+def only_fonts(monkeypatch):
+    """A function that makes the given files the only fonts besides matplotlib's own."""
+
+    def install(*paths) -> None:
+        manager, own = font_manager.fontManager, matplotlib.get_data_path()
+        fonts = [font for font in manager.ttflist if font.fname.startswith(own)]
+        monkeypatch.setattr(manager, "ttflist", fonts)
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: list(map(str, paths)))
+        for cache in (display._fonts_for, display._letters_of):
+            cache.cache_clear()
+
+    yield install
+    for cache in (display._fonts_for, display._letters_of):
+        cache.cache_clear()
+
+
+def write_font(path, letters: str) -> None:
+    """A font in which every letter is a box."""
+    pen = TTGlyphPen(None)
+    for move, *point in (("moveTo", 0, 0), ("lineTo", 0, 700), ("lineTo", 700, 0)):
+        getattr(pen, move)(tuple(point))
+    pen.closePath()
+    names = [".notdef", *(f"u{ord(letter):04X}" for letter in letters)]
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap(dict(zip(map(ord, letters), names[1:], strict=True)))
+    builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (800, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_words_that_no_font_can_draw_are_numbered_and_named_below(
+    shown, drawn_texts, only_fonts, recwarn
+):
+    only_fonts()
+    display.show(bars("dog", "猫", "black 犬_2"), "Classes.")
+    ((_, _, about),) = shown
+    assert {"dog", "[1]", "black [2]", "black [2], 0.5"} <= set(drawn_texts)
+    assert "Classes. [1] is 猫, [2] is 犬_2. No font" in about["alt"]
+    assert not [warning for warning in recwarn if "missing from" in str(warning.message)]
+
+
+def test_letters_are_drawn_by_the_fonts_of_the_machine_that_have_them(
+    shown, only_fonts, tmp_path, recwarn
+):
+    write_font(tmp_path / "Cats.ttf", "猫")
+    write_font(tmp_path / "Pets.ttf", "猫犬")
+    write_font(tmp_path / "LastResort.ttf", "猫犬🐱")
+    only_fonts(*tmp_path.iterdir())
+    assert display._fonts_for(frozenset(map(ord, "猫犬"))) == (["Pets"], frozenset())
+    figure = bars("猫", "犬")
+    display.show(figure, "Classes.")
+    assert shown[0][2]["alt"] == "Classes."
+    assert figure.axes[0].title.get_fontfamily() == [display.FONT, "Pets"]
+    assert not [warning for warning in recwarn if "missing from" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", ["$1_to_$5", "a$b_c$d{", "\\frac", "_background", "a\\$b"])
+def test_names_are_never_formulas_and_never_hidden(name, drawn_texts, shown):
+    display.show(bars(name, "dog"), "Classes.")
+    assert (
+        drawn_texts.count(name) + drawn_texts.count(f"\u200a{name}") == 3
+    )  # two of them labels of a tick
+
+
+def test_settings_of_the_user_do_not_reach_figures(tmp_path):
+    settings = "text.usetex: True\nfont.size: 30\naxes.titleweight: bold\nfigure.dpi: 30\n"
+    settings += "lines.linewidth: 9\nlegend.loc: lower left\nsvg.fonttype: none\n"
+    (tmp_path / "matplotlibrc").write_text(settings)
+    code = "from test_display import *; bars('a').savefig(sys.stdout.buffer, **AS_SVG)"
+    environment = os.environ | {"MATPLOTLIBRC": str(tmp_path)}
+    folder = Path(__file__).parent
+    drawn = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=folder)
+    expected = io.BytesIO()
+    bars("a").savefig(expected, **AS_SVG)
+    assert drawn == expected.getvalue()

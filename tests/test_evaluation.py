@@ -408,6 +408,14 @@ def test_classification_counts_what_is_right_by_class(embedded):
     assert table.loc["all", "accuracy"] == Estimate(is_right.mean(), low[0], high[0])
 
 
+def test_classes_with_the_names_of_sums_keep_their_rows(embedded):
+    names = ["all", "mean over classes", "c", "d"]
+    renamed = replace(embedded.dataset, classes=names)
+    table = tables.classification(replace(embedded, dataset=renamed))
+    assert table.index.tolist() == [*names, "all"]
+    assert table["queries"].tolist() == [12, 12, 12, 12, 48]
+
+
 def test_speed_is_that_of_single_queries_and_measured_once(embedded):
     batch_sizes = []
 

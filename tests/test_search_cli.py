@@ -327,6 +327,24 @@ def test_broken_link_and_pipe_are_skipped(engine, folder):
     assert [line.partition(":")[0] for line in changes.skipped] == ["gone.png", "pipe.png"]
 
 
+def test_names_that_are_not_utf8_are_shown_escaped(finished_study, engine, folder, capfd):
+    picture = (folder / "circle" / "circle-00.png").rename(folder / os.fsdecode(b"\xe9.png"))
+    (folder / os.fsdecode(b"\xea.png")).write_text("no picture")
+    _, changes = galleries.index_folder(folder, engine)
+    assert changes.skipped[0].startswith(r"\xea.png: ")
+    page = folder.parent / "page.html"
+    arguments = ("search", str(picture), "--gallery", "mine", "--html", str(page))
+    code, out, _ = run(capfd, *arguments)
+    assert code == 0
+    assert r"\xe9.png" in out
+    assert r"\xe9.png" in page.read_text("utf-8")
+    # The picture is not returned for itself.
+    assert len(re.findall(r"(?m)^ +\d+ .*mine", out)) == 5
+    _, gallery = galleries.open_gallery("mine")
+    (position,) = gallery.positions([picture])
+    assert gallery.names[position].endswith(r"/\xe9.png")
+
+
 def test_gallery_of_a_folder_shows_predicted_classes(finished_study, folder, capfd):
     galleries.index_folder(folder, open_engine("tiny", "cnn"))
     _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine")

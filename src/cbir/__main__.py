@@ -25,8 +25,9 @@ OPTIONS = {
 def main(words: list[str] | None = None) -> int:
     """Run a command; return 0 on success, 1 on failure, 2 for invalid arguments."""
     arguments = _parser().parse_args(words)
-    # Lines appear as soon as they are printed, even if the output is not a terminal.
-    sys.stdout.reconfigure(line_buffering=True)
+    # Lines appear as soon as they are printed, even if the output is not a terminal; letters that
+    # it cannot show are escaped.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     with own_stderr(Path(os.devnull)):
         return _run(arguments)
 

@@ -82,7 +82,8 @@ def own_stderr(log: Path) -> Iterator[None]:
     terminal = os.dup(2)
     ours = sys.stderr
     try:
-        with log.open("w") as file, os.fdopen(os.dup(terminal), "w") as sys.stderr:
+        terminal_stream = os.fdopen(os.dup(terminal), "w", errors="backslashreplace")
+        with log.open("w") as file, terminal_stream as sys.stderr:
             os.dup2(file.fileno(), 2)
             yield
     finally:

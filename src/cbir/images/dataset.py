@@ -88,7 +88,7 @@ class Dataset:
         return np.where(self.gallery[places] == self.queries, places, -1)
 
     def counts(self) -> pd.DataFrame:
-        """Number of images by class (rows; the last one is "all") and by role (columns)."""
+        """Number of images by class (rows; the last one is all classes) and by role (columns)."""
         uses = {
             "training": self.train,
             "validation": self.validation,
@@ -100,8 +100,8 @@ class Dataset:
             for use, positions in uses.items()
         }
         table = pd.DataFrame(columns, index=pd.Index(self.classes, name="class"))
-        table.loc["all"] = table.sum()
-        return table
+        # A class may be called "all", so the sum is appended.
+        return pd.concat([table, table.sum().to_frame("all").T]).rename_axis("class")
 
 
 def load_dataset(

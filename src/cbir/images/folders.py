@@ -72,12 +72,17 @@ def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pi
     ]
     items, labels, is_test = zip(*rows, strict=True)
     return Pictures(
-        classes=classes,
+        classes=list(map(readable_name, classes)),
         items=list(items),
         labels=np.array(labels, np.int64),
-        names=[path.relative_to(folder).as_posix() for path in items],
+        names=[readable_name(path.relative_to(folder).as_posix()) for path in items],
         is_test=np.array(is_test) if "test" in paths else None,
     )
+
+
+def readable_name(name: str) -> str:
+    """The name of a file or folder as text: each byte that is not UTF-8 as \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:

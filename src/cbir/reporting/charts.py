@@ -8,12 +8,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from matplotlib.transforms import offset_copy
 from scipy.optimize import isotonic_regression
 
 from cbir.reporting import tables, tidy
-from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, NEUTRAL, looks
+from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, NEUTRAL, entry, looks
 from cbir.reporting.estimates import Estimate, from_row, interval_columns
 from cbir.reporting.montages import shorten
 
@@ -49,7 +49,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
             for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
                 axis.plot(
                     history[prefix + measure], style, color=colour, marker=marker,
-                    markevery=every, markersize=4, label=f"{name}, {part}",
+                    markevery=every, markersize=4, label=entry(f"{name}, {part}"),
                 )  # fmt: skip
     for axis, label in zip(axes, ("accuracy", "loss (cross-entropy)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
@@ -102,7 +102,7 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 3.8))
     for name, (colour, marker) in looks(metric_rows["architecture"].unique()).items():
         means = metric_rows[metric_rows["architecture"] == name]
-        draw_mean(axis, means, color=colour, marker=marker, label=name)
+        draw_mean(axis, means, color=colour, marker=marker, label=entry(name))
     ks = metric_rows.index.unique()
     axis.set(xscale="log", xlabel="k (number of results)", ylabel=f"{metric} at k, {search}")
     axis.set_xticks(ks, ks)
@@ -188,6 +188,7 @@ def against_cost(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set(xscale="log", xlabel=label)
         axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_minor_formatter(LogFormatter())  # the usual one writes formulas
         # Names are to the right of their points.
         if len(shown):
             low, high = shown[cost].min(), shown[cost].max()

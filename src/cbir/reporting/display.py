@@ -1,7 +1,10 @@
 """How notebooks show figures, tables and texts. Empty ones are not shown."""
 
+import contextlib
+import functools
 import hashlib
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +14,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import SVG, Image, Markdown, display
+from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 from cbir.reporting import estimates
 from cbir.reporting.estimates import Estimate, PValue
@@ -54,7 +60,20 @@ TEMPLATES = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 
-sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE)
+# matplotlib brings this font along; others are used only for letters that it lacks.
+FONT = "DejaVu Sans"
+# Fonts with the same box for every letter.
+BOXES = ("lastresort", ".lastresort", "adobeblank")
+NO_FONT = (
+    "No font on this machine has their letters; Noto fonts do (on Debian and Ubuntu, the packages "
+    "fonts-noto-core and fonts-noto-cjk)."
+)
+
+# Figures are the same for every user, whatever their matplotlibrc says.
+plt.rcdefaults()
+sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, font=FONT)
+# Names may contain "$", and are never formulas.
+plt.rcParams["text.parse_math"] = False
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
 plt.rcParams["savefig.bbox"] = "tight"
 # Drawing the same figure again yields the same bytes.
@@ -75,6 +94,8 @@ def show(figure: Figure | None, alt: str) -> None:
     """
     if figure is None:
         return
+    if legend := _make_drawable(figure):
+        alt = f"{alt} {legend}"
     if layout := figure.get_layout_engine():
         layout.execute(figure)
     box = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
@@ -96,6 +117,78 @@ def show(figure: Figure | None, alt: str) -> None:
     about = {"alt": alt, "width": round(box.width * PIXELS_PER_INCH)}
     display(display_type(drawing.getvalue()), metadata={f"image/{kind}": about})
     plt.close(figure)
+
+
+def _make_drawable(figure: Figure) -> str:
+    """Draw letters that `FONT` lacks in other fonts, and number the words that no font can draw.
+
+    Returns:
+        The words by number, and which fonts to install; empty if all can be drawn.
+    """
+    texts = figure.findobj(Text)
+    letters = {letter for text in texts for letter in text.get_text() if not letter.isspace()}
+    unknown = frozenset(map(ord, letters)) - _letters_of(FONT)
+    if not unknown:
+        return ""
+    families, undrawable = _fonts_for(unknown)
+    for text in texts:
+        text.set_fontfamily([FONT, *families])
+    if not undrawable:
+        return ""
+    numbers, within = {}, r"[^\s,:;()]*"
+    letters = "".join(map(chr, sorted(undrawable)))
+    words = re.compile(f"{within}[{re.escape(letters)}]{within}")
+
+    def number(text: str) -> str:
+        return words.sub(lambda word: f"[{numbers.setdefault(word[0], len(numbers) + 1)}]", text)
+
+    for axes in figure.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            # Labels of ticks are written anew when they are drawn.
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            if any(map(words.search, labels)):
+                axis.set_ticks(axis.get_ticklocs(), list(map(number, labels)))
+    for text in texts:
+        text.set_text(number(text.get_text()))
+    return f"{', '.join(f'[{place}] is {word}' for word, place in numbers.items())}. {NO_FONT}"
+
+
+@functools.cache
+def _fonts_for(letters: frozenset[int]) -> tuple[list[str], frozenset[int]]:
+    """The fewest fonts of the machine that draw these letters, and the letters that none draws."""
+    manager = font_manager.fontManager
+    # matplotlib's own list may be older than a font.
+    for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:
+        with contextlib.suppress(Exception):
+            manager.addfont(path)
+    names = {font.name for font in manager.ttflist}
+    names = {name for name in names if not name.replace(" ", "").lower().startswith(BOXES)}
+    drawn_by = {
+        name: letters & _letters_of(name)
+        for name in sorted(names, key=lambda name: ("Sans" not in name, name))
+    }
+    families = []
+    while drawn_by and (best := max(drawn_by, key=lambda name: len(drawn_by[name] & letters))):
+        if not drawn_by[best] & letters:
+            break
+        families.append(best)
+        letters -= drawn_by.pop(best)
+    return families, letters
+
+
+@functools.cache
+def _letters_of(family: str) -> frozenset[int]:
+    """The code points that a font can draw; none if the font cannot be read."""
+    try:
+        path = font_manager.findfont(family, fallback_to_default=False)
+        return frozenset(font_manager.get_font(path).get_charmap())
+    except (ValueError, RuntimeError, OSError):
+        return frozenset()
+
+
+def entry(name: str) -> str:
+    """A name as the label of a legend's entry: matplotlib hides labels that begin with "_"."""
+    return f"\u200a{name}" if name.startswith("_") else name
 
 
 def say(text: str | None) -> None:

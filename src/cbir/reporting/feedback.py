@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cbir.reporting import charts, effects
-from cbir.reporting.display import NEUTRAL, looks
+from cbir.reporting.display import NEUTRAL, entry, looks
 from cbir.reporting.estimates import from_row, interval_columns, span
 from cbir.reporting.runs import Run
 from cbir.reporting.sentences import p_value
@@ -101,9 +101,10 @@ def figure(rows: pd.DataFrame) -> Figure | None:
         x = of_run["round"] + 0.06 * (place - (len(by_name) - 1) / 2)
         for mean, style, fill in ((WITH, "-", colour), (WITHOUT, "--", "white")):
             around = charts.interval_lengths(of_run[list(interval_columns(mean))])
+            label = entry(name) if mean == WITH else None
             axis.errorbar(
                 x, of_run[mean], around, color=colour, linestyle=style, marker=marker,
-                markerfacecolor=fill, markersize=5, capsize=3, label=name if mean == WITH else None,
+                markerfacecolor=fill, markersize=5, capsize=3, label=label,
             )  # fmt: skip
     for style, label in (("-", "with feedback"), ("--", "without, same images")):
         axis.plot([], [], style, color=NEUTRAL, label=label)

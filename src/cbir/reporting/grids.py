@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from cbir.reporting import charts, estimates, tables
-from cbir.reporting.display import LOOKS
+from cbir.reporting.display import LOOKS, entry
 from cbir.reporting.estimates import from_row, interval_columns
 from cbir.reporting.runs import Run, networks, parse_point, training_place
 from cbir.reporting.sentences import NETWORKS_ONLY
@@ -200,9 +200,9 @@ def curves(points: pd.DataFrame) -> Figure | None:
     groups = points.groupby(series(points, dimension), sort=False)
     for (name, group), (colour, marker) in zip(groups, itertools.cycle(LOOKS), strict=False):
         lines = (
-            (axes[0], ACCURACY, "-", name),
+            (axes[0], ACCURACY, "-", entry(name)),
             (axes[1], MAP, "-", None),
-            (axes[0], TRAINING, "--", f"{name}, training images"),
+            (axes[0], TRAINING, "--", entry(f"{name}, training images")),
         )
         for axis, measure, style, label in lines:
             means = group.set_index(dimension)[list(interval_columns(measure))]

@@ -238,5 +238,6 @@ def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
 
 
 def shorten(name: str, most: int = MOST_LETTERS) -> str:
-    """A name shortened to at most `most` letters, with an ellipsis."""
+    """A name on one line, shortened to at most `most` letters, with an ellipsis."""
+    name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from cbir.images.dataset import Dataset
 from cbir.reporting import charts, tables
+from cbir.reporting.display import entry
 from cbir.reporting.montages import shorten
 from cbir.reporting.runs import Run
 from cbir.retrieval.projections import METHODS, TSNE_FROM, Projection, project_queries
@@ -66,7 +67,7 @@ def figure(
         for label, colour, marker in looks:
             axis.scatter(
                 *projection.points[shown_labels == label].T, s=size, color=colour, marker=marker,
-                alpha=0.75, linewidths=0, label=shorten(classes[label], 24),
+                alpha=0.75, linewidths=0, label=entry(shorten(classes[label], 24)),
             )  # fmt: skip
         axis.scatter(
             *wrong.T, s=2.4 * size + 12, facecolors="none", edgecolors="black", linewidths=0.6,

@@ -284,19 +284,21 @@ def classification(embeddings: Embeddings) -> pd.DataFrame:
     """
     labels, classes = embeddings.dataset.query_labels, embeddings.dataset.classes
     right = pd.DataFrame({"right": embeddings.query_predictions == labels}, dtype=float)
-    parts = {name: right[labels == label] for label, name in enumerate(classes)} | {"all": right}
-    rows = {
-        name: {
+    parts = [right[labels == label] for label in range(len(classes))] + [right]
+    rows = [
+        {
             "queries": len(part),
             "right": int(part["right"].sum()),
             "accuracy": tidy.number(uncertainty.intervals(part)),
         }
-        for name, part in parts.items()
-    }
+        for part in parts
+    ]
+    names = [*classes, "all"]  # a class may have one of the names of the last rows
     if are_uneven(right.groupby(labels).size()):
-        shares = [row["accuracy"] for name, row in rows.items() if name != "all"]
-        rows["mean over classes"] = rows["all"] | {"accuracy": mean_of_classes(shares)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
+        shares = [row["accuracy"] for row in rows[:-1]]
+        rows.append(rows[-1] | {"accuracy": mean_of_classes(shares)})
+        names.append("mean over classes")
+    return pd.DataFrame(rows, pd.Index(names, name="class"))
 
 
 def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:

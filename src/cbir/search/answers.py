@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cbir import StudyError
-from cbir.images.folders import list_files
+from cbir.images.folders import list_files, readable_name
 from cbir.images.pictures import Unreadable, read_square
 from cbir.networks.embeddings import normalise
 from cbir.retrieval.feedback import refine
@@ -204,4 +204,4 @@ def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
             files = [file for file in matches if file.is_file()]
         if not files:
             raise StudyError(f"no {'files in' if path.is_dir() else 'picture'} {argument}")
-        yield from ((str(file), file) for file in files)
+        yield from ((readable_name(str(file)), file) for file in files)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
+from cbir.images.folders import readable_name
 from cbir.networks.embeddings import Encode
 from cbir.reporting import feedback, tidy
 from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
@@ -49,12 +50,13 @@ class Gallery:
 
     def positions(self, paths: Iterable[Path]) -> set[int]:
         """Positions of the images in these files; files outside the gallery are ignored."""
-        wanted = {path.resolve() for path in paths}
+        wanted = {readable_name(str(path.resolve())) for path in paths}
         root = project_root()
         # Each folder is resolved only once, because resolving every file would read the disk.
         resolve = functools.cache(lambda folder: folder.resolve())
         files = [root / name for name in self.names]
-        return {at for at, file in enumerate(files) if resolve(file.parent) / file.name in wanted}
+        files = [readable_name(str(resolve(file.parent) / file.name)) for file in files]
+        return {at for at, file in enumerate(files) if file in wanted}
 
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None

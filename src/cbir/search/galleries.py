@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cbir import StudyError, project_root
-from cbir.images.folders import file_state, list_files
+from cbir.images.folders import file_state, list_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
 from cbir.search.engine import Engine, Gallery, open_engine
@@ -137,7 +137,7 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
         name,
         np.stack(vectors),
         np.array(labels),
-        [str(path) for path in paths],
+        [readable_name(str(path)) for path in paths],
         lambda position: _image(paths[position], engine.image_size),
         label_kind="predicted class",
     )
@@ -167,7 +167,9 @@ def _embed(
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
         images = {name: square for name, square in batch if isinstance(square, np.ndarray)}
-        skipped += [f"{name}: {reason}" for name, reason in batch if name not in images]
+        skipped += [
+            f"{readable_name(name)}: {reason}" for name, reason in batch if name not in images
+        ]
         if images:
             vectors, probabilities = engine.encode(np.stack(list(images.values())))
             labels = probabilities.argmax(axis=1)
