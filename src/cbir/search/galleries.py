@@ -167,9 +167,8 @@ def _embed(
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
         images = {name: square for name, square in batch if isinstance(square, np.ndarray)}
-        skipped += [
-            f"{readable_name(name)}: {reason}" for name, reason in batch if name not in images
-        ]
+        reasons = [(name, reason) for name, reason in batch if name not in images]
+        skipped += [f"{readable_name(name)}: {reason}" for name, reason in reasons]
         if images:
             vectors, probabilities = engine.encode(np.stack(list(images.values())))
             labels = probabilities.argmax(axis=1)
