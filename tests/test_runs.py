@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from conftest import empty_project, load_shapes, make_project
 
-from cbir import StudyError, cache
-from cbir.cache import Artifact
+from cbir import StudyError, cache, project_root
+from cbir.cache import Artifact, write_text
 from cbir.networks.training import Training
 from cbir.reporting import provenance, runs, tidy
-from cbir.reporting.runs import is_whole, read_run, read_runs, write_study
+from cbir.reporting.runs import is_whole, read_run, read_runs, report_command, write_study
 from cbir.retrieval import evaluation, uncertainty
 
 CLASSES = ["circle", "cross"]
@@ -95,8 +95,14 @@ def test_a_page_shows_the_first_seed_and_the_comparison_the_average(reports):
 
 
 def test_a_missing_result_is_reported_with_what_makes_it(reports):
+    with pytest.raises(StudyError, match="no results in .*make report DATA=path/to/folder"):
+        read_run("tiny", "cnn")
+    (project_root() / "params" / "tiny").mkdir()
     with pytest.raises(StudyError, match="no results in .*make report STUDY=tiny"):
         read_run("tiny", "cnn")
+    command = 'make report STUDY=folder DATA="some/tiny" SET="epochs=3"'
+    write_text(reports / "manifest.json", json.dumps({"command": f'{command} ARCHITECTURES="cnn"'}))
+    assert report_command("tiny", "vgg16") == f'{command} ARCHITECTURES="vgg16"'
     assert not is_whole("tiny", "cnn")
 
 
@@ -105,7 +111,7 @@ def test_results_whose_artifacts_are_gone_are_reported(reports):
     assert is_whole("tiny", "cnn")
     place = reports.parent.parent / "artifacts" / "rankings"
     (place / "cnn").rename(place / "elsewhere")
-    with pytest.raises(StudyError, match="artifacts/rankings/cnn is missing: delete .*cnn"):
+    with pytest.raises(StudyError, match="artifacts/rankings/cnn is missing: run `make report"):
         read_run("tiny", "cnn")
     assert not is_whole("tiny", "cnn")
 

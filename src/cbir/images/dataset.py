@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import cached, digest, find
+from cbir.cache import cached, digest, find, read
 from cbir.images.folders import (
     Pictures,
     dataset_folder,
@@ -144,7 +144,7 @@ def load_dataset(
     }
     images = cached(**_images_step(**parameters))
     content = json.loads((images.folder / "content.json").read_text("utf-8"))
-    n_train = content.pop("n_train")
+    n_train = content["n_train"]
     labels = np.load(images.folder / "labels.npy")
 
     def make(folder: Path) -> None:
@@ -167,18 +167,36 @@ def load_dataset(
         )
         for part in ("train", "validation")
     )
-    loaded = Dataset(
-        parameters=parameters | {"validation_fraction": validation_fraction},
-        images=np.load(images.folder / "images.npy", mmap_mode="r"),
-        labels=labels,
-        train=train,
-        validation=validation,
-        gallery=np.arange(n_train),
-        queries=np.arange(n_train, len(labels)),
-        **content,
-    )
-    _check_disjoint(loaded)
-    return loaded
+    parameters["validation_fraction"] = validation_fraction
+    return _open(images.folder, parameters, train, validation)
+
+
+def stored_dataset(fingerprint: str, *, validation_fraction: float, **parameters) -> Dataset | None:
+    """A data set as it was read earlier, even if its pictures have changed or are gone.
+
+    Args:
+        fingerprint: of the data set.
+        validation_fraction, parameters: `Dataset.parameters`.
+
+    Returns:
+        None if its images are not stored.
+    """
+    paths = (project_root() / "artifacts" / "images").glob("*/content.json")
+    # Renamed pictures have the same fingerprint, and the newest names fit best.
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        images = read(path.parent)
+        if images is None or images.manifest["parameters"] != parameters:
+            continue
+        content = json.loads(path.read_text("utf-8"))
+        if content["fingerprint"] == fingerprint:
+            n_train, labels = content["n_train"], np.load(path.with_name("labels.npy"))
+            train, validation = stratified_split(
+                labels[:n_train], validation_fraction, parameters["split_seed"],
+                content["classes"], "validation",
+            )  # fmt: skip
+            parameters["validation_fraction"] = validation_fraction
+            return _open(path.parent, parameters, train, validation)
+    return None
 
 
 def is_cached(*, validation_fraction: float, **parameters) -> bool:
@@ -191,6 +209,24 @@ def is_cached(*, validation_fraction: float, **parameters) -> bool:
     split = {"validation_fraction": validation_fraction, "split_seed": parameters["split_seed"]}
     reads = [content["fingerprint"]]
     return find("split", parameters=split, reads=reads, package="images") is not None
+
+
+def _open(folder: Path, parameters: dict, train: np.ndarray, validation: np.ndarray) -> Dataset:
+    """The data set whose images are stored in a folder."""
+    content = json.loads((folder / "content.json").read_text("utf-8"))
+    n_train, labels = content.pop("n_train"), np.load(folder / "labels.npy")
+    loaded = Dataset(
+        parameters=parameters,
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        labels=labels,
+        train=train,
+        validation=validation,
+        gallery=np.arange(n_train),
+        queries=np.arange(n_train, len(labels)),
+        **content,
+    )
+    _check_disjoint(loaded)
+    return loaded
 
 
 def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -16,7 +16,14 @@ from cbir.images.dataset import Dataset
 from cbir.networks.vector_files import PATH, PROBABILITIES, VECTOR
 from cbir.progress import progress
 from cbir.reporting import examples, tidy
-from cbir.reporting.runs import Run, read_manifest, read_run, run_folder, shared_dataset
+from cbir.reporting.runs import (
+    Run,
+    read_manifest,
+    read_run,
+    report_command,
+    run_folder,
+    shared_dataset,
+)
 from cbir.retrieval import ranking
 from cbir.retrieval.evaluation import N_RESULTS
 from cbir.retrieval.projections import project
@@ -35,7 +42,7 @@ def export_study(study: str) -> list[Path]:
     """
     folder = run_folder(study) / FOLDER
     if not (names := read_manifest(folder.parent).get("architectures")):
-        raise StudyError(f"no results in {folder.parent}: run `make report STUDY={study}` first")
+        raise StudyError(f"no results in {folder.parent}: run `{report_command(study)}` first")
     runs = {name: read_run(study, name) for name in names}
     images = encode_images(shared_dataset(runs))
     folder.mkdir(exist_ok=True)

@@ -18,7 +18,13 @@ from cbir.cache import MANIFEST, write_text
 from cbir.progress import duration
 from cbir.reporting import charts, estimates, grids, pages, provenance, sentences, tables, tidy
 from cbir.reporting.display import TEMPLATES
-from cbir.reporting.runs import parse_point, read_manifest, read_run, training_place
+from cbir.reporting.runs import (
+    parse_point,
+    read_manifest,
+    read_run,
+    report_command,
+    training_place,
+)
 
 RESULTS = "docs/results.md"
 PAGE = "index.html"
@@ -110,14 +116,14 @@ def _finished_manifest(source: Path) -> dict:
             "publish that study"
         )
     if not manifest.get("architectures"):
-        raise StudyError(f"no results in {source}: run `make report STUDY={study}` first")
+        raise StudyError(f"no results in {source}: run `{report_command(study)}` first")
     if not (source / PAGE).is_file():
-        raise StudyError(f"no {PAGE} in {source}: run `make report STUDY={study}` again")
+        raise StudyError(f"no {PAGE} in {source}: run `{report_command(study)}` again")
     if failures := manifest["failures"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise StudyError(
             f"{source} cannot be published: {reasons}: fix this and run "
-            f"`make report STUDY={study}` again"
+            f"`{report_command(study)}` again"
         )
     return manifest
 

@@ -12,7 +12,7 @@ import pandas as pd
 from cbir import StudyError, project_root
 from cbir.cache import MANIFEST, machine, versions, write_text
 from cbir.images import protocols
-from cbir.images.dataset import Dataset, load_dataset
+from cbir.images.dataset import Dataset, load_dataset, stored_dataset
 from cbir.images.folders import dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
@@ -31,6 +31,8 @@ IN_MANIFEST = (
     "training_accuracy", "training_seconds", "trained_on", "machine", "speed", "peak_memory_bytes",
     "artifacts",
 )  # fmt: skip
+# The data sets that need not be folders.
+PACKAGED = ("digits", "cifar10")
 # The paper's first architecture; its figures 3 to 6 show it.
 CNN = "cnn"
 
@@ -88,23 +90,31 @@ class Run:
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """The images, as the study's first protocol uses them.
+        """The images with which the run was made, as the study's first protocol uses them.
 
         Raises:
-            StudyError: they are not the images with which the run was made.
+            StudyError: they are not stored any more, and the pictures have changed.
         """
-        dataset = load_dataset(**self.summary["dataset"]["parameters"])
-        if dataset.fingerprint != self.summary["dataset"]["fingerprint"]:
+        made_with = self.summary["dataset"]
+        dataset = stored_dataset(made_with["fingerprint"], **made_with["parameters"])
+        dataset = dataset or load_dataset(**made_with["parameters"])
+        if dataset.fingerprint != made_with["fingerprint"]:
             raise self._error("the pictures have changed since the run")
         return protocols.view(dataset, self.protocol)
+
+    @property
+    def picture_folder(self) -> Path | None:
+        """The folder of the pictures, relative to the project's; None if they are not files."""
+        name = self.summary["dataset"]["parameters"]["dataset"]
+        folder = dataset_folder(name)
+        has_files = name not in PACKAGED or (project_root() / folder).is_dir()
+        return folder if has_files else None
 
     @functools.cached_property
     def image_names(self) -> list[str]:
         """Paths of the images, relative to the project, if they are files, else their names."""
-        folder = dataset_folder(self.dataset.parameters["dataset"])
-        is_folder = (project_root() / folder).is_dir()
-        names = self.dataset.names
-        return [f"{folder}/{name}" for name in names] if is_folder else names
+        folder = self.picture_folder
+        return [f"{folder}/{name}" for name in self.dataset.names] if folder else self.dataset.names
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
@@ -138,7 +148,7 @@ class Run:
         return self.metrics[is_first & (self.metrics["protocol"] == self.protocol)]
 
     def _error(self, reason: str) -> StudyError:
-        command = f'make report STUDY={self.study} ARCHITECTURES="{self.architecture}"'
+        command = report_command(self.study, self.architecture)
         return StudyError(
             f"{self.architecture} in reports/{self.study}: {reason}: run `{command}` again"
         )
@@ -147,6 +157,20 @@ class Run:
 def run_folder(study: str, architecture: str = "") -> Path:
     """The folder of a study's results, or of one architecture's."""
     return project_root() / "reports" / study / architecture
+
+
+def report_command(study: str, architecture: str = "") -> str:
+    """The command that makes a report, or only one of its architectures.
+
+    The name of a report is that of a study only if it is neither a trial nor a study of a folder.
+    """
+    command = read_manifest(run_folder(study)).get("command", "")
+    if not command:
+        is_known = (project_root() / "params" / study).is_dir()
+        command = f"make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}"
+    if architecture:
+        command = command.partition(" ARCHITECTURES=")[0] + f' ARCHITECTURES="{architecture}"'
+    return command
 
 
 def save_run(
@@ -250,7 +274,8 @@ def read_run(study: str, architecture: str) -> Run:
     folder, summary = run_folder(study, architecture), read_summary(study, architecture)
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
     if gone := [path for path in steps.values() if not path.is_dir()]:
-        raise StudyError(f"{gone[0]} is missing: delete {folder} and run `make report` again")
+        command = report_command(study, architecture)
+        raise StudyError(f"{gone[0]} is missing: run `{command}` again")
 
     def arrays(file: str) -> dict[str, np.ndarray]:
         return {name: np.load(path / file, "r") for name, path in steps.items()}
@@ -278,7 +303,7 @@ def read_summary(study: str, architecture: str) -> dict:
     summary = _read_json(path) if path.exists() else {}
     if "measurement" not in summary:
         which = "results of an earlier version" if summary else "no results"
-        raise StudyError(f"{which} in {path.parent}: run `make report STUDY={study}` first")
+        raise StudyError(f"{which} in {path.parent}: run `{report_command(study)}` first")
     return summary
 
 
@@ -294,10 +319,11 @@ def trained_runs() -> dict[str, list[str]]:
 def is_whole(study: str, architecture: str) -> bool:
     """Whether all of a run's files, and the artifacts that they point to, exist."""
     try:
-        read_run(study, architecture)
+        folders = read_run(study, architecture).summary["artifacts"]
     except (StudyError, OSError):
         return False
-    return True
+    needed = [folders[step] for step in ("training", "embeddings") if step in folders]
+    return all((project_root() / folder).is_dir() for folder in needed)
 
 
 def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[str, Run]:
