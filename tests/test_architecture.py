@@ -325,7 +325,7 @@ def accuracies(network, vectors, dataset) -> tuple[float, float]:
     return correct.mean(), score(best, dataset.queries)
 
 
-@pytest.mark.parametrize("scale", [0.01, 100.0])
+@pytest.mark.parametrize("scale", [0.01, pytest.param(100.0, marks=pytest.mark.slow)])
 def test_a_head_is_as_good_as_a_logistic_regression_whatever_the_scale(
     scale, monkeypatch, tmp_path
 ):

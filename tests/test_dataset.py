@@ -712,6 +712,7 @@ def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
     assert not (root / "artifacts" / "split").exists()
 
 
+@pytest.mark.slow
 def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     root, monkeypatch, server
 ):

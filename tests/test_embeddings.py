@@ -275,7 +275,7 @@ def test_an_image_and_its_mirror_image_get_the_same_embedding_with_flips(trained
     assert not np.allclose(*pairs[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("pooling", ["avg", "gem"])
+@pytest.mark.parametrize("pooling", ["avg", pytest.param("gem", marks=pytest.mark.slow)])
 def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_heads(
     pooling, given_weights, images, tmp_path, monkeypatch
 ):

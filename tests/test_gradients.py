@@ -171,7 +171,7 @@ def test_maps_that_are_all_small_are_refused():
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("feature_maps", [False, True])
+@pytest.mark.parametrize("feature_maps", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_both_parts_of_a_network_together_are_its_encoder(pooling, feature_maps):
     network = build_network(
         "cnn_strong", pooling=pooling, feature_maps=feature_maps, embedding="projection",

@@ -142,7 +142,9 @@ def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_requested(mon
 
 
 @pytest.mark.parametrize("policy", HALF)
-@pytest.mark.parametrize("pooling", ["avg", "gem", "attention"])
+@pytest.mark.parametrize(
+    "pooling", ["avg", "gem", pytest.param("attention", marks=pytest.mark.slow)]
+)
 def test_embeddings_and_probabilities_are_in_full_precision(monkeypatch, policy, pooling):
     monkeypatch.setattr(mixed_precision, "best", lambda: policy)
     network = build_network("cnn_strong", mixed_precision=True, pooling=pooling)
@@ -172,6 +174,7 @@ def test_attention_in_half_precision_sums_to_one(monkeypatch):
     np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", HALF)
 def test_a_network_learns_in_half_precision(monkeypatch, policy):
     monkeypatch.setattr(mixed_precision, "best", lambda: policy)

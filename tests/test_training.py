@@ -60,6 +60,7 @@ def test_batches_read_a_memory_mapped_array(tmp_path):
     assert inputs.max() == 255  # scaling is the network's own work
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_pictures_that_can_be_learnt(images, elsewhere):
     history = train_network(build_network(), images, epochs=8).history
     assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
@@ -202,11 +203,11 @@ def invented(monkeypatch):
     ("accuracies", "early_stopping", "ends"),
     [
         ([0.5, 0.9, 0.9, 0.7, 1.0], 2, (4, 2)),
-        ([0.5, 0.9, 0.9, 0.7, 1.0], 3, (5, 5)),
         ([0.5, 0.9, 0.9, 0.7, 0.8], 0, (5, 5)),
-        ([0.8, 0.8, 0.9, 0.9, 0.9], 1, (2, 1)),
-        ([0.6, 0.7, 0.8, 0.9, 0.9], 1, (5, 4)),
-        ([0.9, 0.5, 0.95, 0.5, 0.5], 2, (5, 3)),
+        pytest.param([0.5, 0.9, 0.9, 0.7, 1.0], 3, (5, 5), marks=pytest.mark.slow),
+        pytest.param([0.8, 0.8, 0.9, 0.9, 0.9], 1, (2, 1), marks=pytest.mark.slow),
+        pytest.param([0.6, 0.7, 0.8, 0.9, 0.9], 1, (5, 4), marks=pytest.mark.slow),
+        pytest.param([0.9, 0.5, 0.95, 0.5, 0.5], 2, (5, 3), marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("elsewhere")
@@ -406,7 +407,7 @@ def test_how_many_steps_are_taken_at_once_changes_nothing(
     ("changes", "given"),
     [
         ({"embedding": "projection"}, {}),
-        ({}, {"optimizer": "adamw", "weight_decay": 0.01}),
+        pytest.param({}, {"optimizer": "adamw", "weight_decay": 0.01}, marks=pytest.mark.slow),
     ],
     ids=["projection", "adamw"],
 )
@@ -453,7 +454,9 @@ def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("elsewhere")
 def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
     monkeypatch.setattr(mixed_precision, "best", lambda: policy)
@@ -530,7 +533,7 @@ def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
         training.open_network(tmp_path)
 
 
-@pytest.mark.parametrize("backbone", ["cnn", "cnn_strong"])
+@pytest.mark.parametrize("backbone", ["cnn", pytest.param("cnn_strong", marks=pytest.mark.slow)])
 def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, images):
     network = build_network(backbone, train="head")
     start = [weight.copy() for weight in network.backbone.get_weights()]
