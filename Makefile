@@ -17,7 +17,22 @@ BROWSER := $(dir $(STAMP)).cbir-browser
 CBIR := $(BIN)/python -m cbir
 # The tests of a file share fixtures, so they stay on one worker. The slowest files come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-ARGUMENTS = --study "$(STUDY)" --architectures "$(ARCHITECTURES)" --data "$(DATA)" --set "$(SET)"
+# The values reach the command through its environment: neither make nor the shell expands them.
+unexport STUDY ARCHITECTURES DATA SET
+export CBIR_STUDY := $(value STUDY)
+export CBIR_ARCHITECTURES := $(value ARCHITECTURES)
+export CBIR_DATA := $(value DATA)
+export CBIR_SET := $(value SET)
+ARGUMENTS = --study="$$CBIR_STUDY" --architectures="$$CBIR_ARCHITECTURES" --data="$$CBIR_DATA" --set="$$CBIR_SET"
+# Variables on the command line that the named commands do not use are refused.
+USED := PYTHON BIN STAMP CBIR PYTEST
+USED += $(if $(filter report plan,$(MAKECMDGOALS)),STUDY ARCHITECTURES DATA SET)
+USED += $(if $(filter export publish,$(MAKECMDGOALS)),STUDY)
+GIVEN := $(foreach name,$(filter-out -%,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(filter-out $(USED),$(GIVEN)),)
+$(error $(firstword $(filter-out $(USED),$(GIVEN))) has no effect here: `make report` and `make plan` \
+use STUDY, ARCHITECTURES, DATA and SET, `make export` and `make publish` use STUDY)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help report plan lab test test-slow test-faults test-browser lint bench export publish results docs lock clean distclean
@@ -63,10 +78,10 @@ bench: $(BENCH)  ## compare the speed of ranking and networks with other librari
 	@$(BIN)/python tests/benchmarks/networks.py
 
 export: $(STAMP)  ## write the images and embeddings of STUDY to Parquet files for other programs
-	@$(CBIR) export --study "$(STUDY)"
+	@$(CBIR) export --study="$$CBIR_STUDY"
 
 publish: $(STAMP)  ## copy the results of STUDY into reports/published/, which is committed
-	@$(CBIR) publish --study "$(STUDY)"
+	@$(CBIR) publish --study="$$CBIR_STUDY"
 
 results: $(STAMP)  ## write docs/results.md from reports/published/
 	@$(CBIR) results

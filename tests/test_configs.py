@@ -208,6 +208,18 @@ def test_a_study_of_baselines_alone_needs_no_parameters_of_networks(project):
         configs.load(project, "bounds", overrides="epochs=3")
 
 
+def test_overrides_must_fit_only_the_chosen_architectures(project):
+    changes = {"overrides": "weights=imagenet head_epochs=1"}
+    assert "weights: cnn has no ImageNet weights" in error_of(project, **changes)
+    assert "weights: cnn" in error_of(project, architectures=["cnn"], **changes)
+    runs = configs.load(project, "tiny", architectures=["vgg16"], **changes)
+    assert [run.architecture for run in runs] == ["resnet50", "vgg16"]
+    assert "'epoch'" in error_of(project, architectures=["vgg16"], overrides="epoch=1")
+    # A mistake in a file is an error, whatever is chosen.
+    write_line(project, "epochs: -1", "epochs")
+    assert error_of(project, architectures=["vgg16"], **changes).startswith(f"{FILE}: epochs")
+
+
 def test_vectors_name_a_file_and_all_other_runs_do_not_know_it(project):
     dino = {"baseline": "vectors", "vectors": "data/dino.npz"}
     write_study(project, "tiny", STUDY, {"chance": BASELINE, "dino": dino})

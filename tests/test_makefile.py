@@ -106,6 +106,52 @@ def test_make_alone_lists_every_variable_and_installs_nothing(copy):
     assert not (copy / ".venv").exists()
 
 
+COMMAND = """#!/bin/sh
+printf '%s\\n' "$@"
+"""
+
+
+@pytest.fixture
+def installed(copy) -> Path:
+    """The same folder, as if everything were installed; the command prints its arguments."""
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    write_script(copy / ".venv" / "bin" / "python", COMMAND)
+    (copy / ".venv" / ".cbir-installed").touch()
+    return copy
+
+
+@needs_make
+def test_values_reach_the_command_whatever_they_contain(installed):
+    for value in ("dol$HOME", 'q"uote', "it's", "a b", "`id`", "x#y", r"a\b", "-x", "猫", "%;&|(,"):
+        done = make(installed, "plan", f"DATA={value}", "SET=ks=[1,2] epochs=3", "STUDY=digits")
+        assert done.stdout.splitlines()[2:] == [
+            "plan", "--study=digits", "--architectures=", f"--data={value}",
+            "--set=ks=[1,2] epochs=3",
+        ], done.stderr  # fmt: skip
+    done = make(installed, "export", "STUDY=dol$HOME")
+    assert done.stdout.splitlines()[2:] == ["export", "--study=dol$HOME"]
+
+
+@needs_make
+def test_values_never_run_commands(installed):
+    done = make(installed, "plan", "DATA=$(shell touch ran)$$(touch ran)", "SET=`touch ran`")
+    assert "--data=$(shell touch ran)$$(touch ran)" in done.stdout.splitlines()
+    assert not (installed / "ran").exists()
+
+
+@needs_make
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan", "data=x"), ("DATA=x",), ("export", "STUDY=digits", "DATA=x"), ("test", "STUDY=x")],
+)
+def test_variable_without_effect_is_named_in_one_line(installed, arguments):
+    done = make(installed, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert f"{arguments[-1].partition('=')[0]} has no effect here" in line
+    assert "`make plan` use STUDY, ARCHITECTURES, DATA and SET" in line
+
+
 @needs_make
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.14", "3.15", "4.0"])
 @pytest.mark.parametrize("target", ["report", "test"])

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from studies import (
     snapshot,
 )
 
+from cbir import StudyError
 from cbir.networks import weights
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import plan
@@ -65,6 +68,17 @@ def study(tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.mark.slow
+def test_folder_whose_name_is_not_utf8_is_an_error(project):
+    with pytest.raises(StudyError, match=r"DATA: .*\\xe9 is not UTF-8"):
+        open_study(project, "tiny", dataset=os.fsdecode(b"\xe9"))
+
+
+@pytest.mark.parametrize("value", ["my folder", "dol$HOME", "it's", 'q"uote', "`id`", "a\\b!"])
+def test_command_of_a_study_names_its_folder_as_the_shell_reads_it(value, project):
+    command = open_study(project, "tiny", dataset=value, overrides="epochs=1").command
+    assert shlex.split(command)[2:] == ["STUDY=tiny", f"DATA={value}", "SET=epochs=1"]
+
+
 def test_a_plan_says_what_would_run_and_makes_nothing(study):
     assert study.plan.returncode == 0, study.plan.stderr
     assert not [path for path in study.new if "/reports/" in path or "/artifacts/" in path]

@@ -86,6 +86,7 @@ def load(
     report: str | None = None,
     dataset: str | None = None,
     overrides: str = "",
+    architectures: Collection[str] = (),
 ) -> list[RunConfig]:
     """Read and check a study's files, before any work starts.
 
@@ -95,14 +96,16 @@ def load(
         report: name of the folder in reports/ that the notebooks write to; the study's by default.
         dataset: overrides the study's `dataset`.
         overrides: "key=value key=value", values in YAML; overrides everything in the files.
+        architectures: names of files or of points of a grid, which must fit the overrides.
 
     Returns:
         One run per architecture, and per point of its grid, in the order of their file names, with
-        baselines last.
+        baselines last. Architectures that are not chosen and do not fit the overrides are left out.
 
     Raises:
-        StudyError: the study is unknown, or a parameter is unknown, missing, ill-typed or out of
-            bounds; the message names the file, the key and the nearest known key.
+        StudyError: the study or an architecture is unknown, or a parameter is unknown, missing,
+            ill-typed or out of bounds; the message names the file, the key and the nearest known
+            key.
     """
     folder = root / "params" / study
     if study not in studies(root):
@@ -115,7 +118,7 @@ def load(
         raise StudyError(f"params/{study}/ has no architecture: add a file such as cnn.yaml")
     files = {path.stem: _read_yaml(path, root) for path in paths}
     known = {name: params.names_for(content) for name, (_, content) in files.items()}
-    runs = []
+    runs, names = [], set(files)
     for name, (source, content) in files.items():
         # Parameters that only other kinds of runs have are ignored here: a baseline has no epochs.
         elsewhere = set().union(*known.values()) - set(known[name])
@@ -129,15 +132,33 @@ def load(
                 "DATA or SET" if dataset else "SET": _without(elsewhere, changes),
             }
             architecture = point_name(name, point)
+            names.add(architecture)
             parameters = {"study": report or study, "architecture": architecture}
-            parameters |= {"variant": variant(point)} | _resolve(layers, known[name], changes)
+            try:
+                resolved = _resolve(layers, known[name], changes)
+            except StudyError:
+                if is_chosen(architectures, name, architecture) or not changes:
+                    raise
+                layers.popitem()  # without the overrides, the files must be valid
+                _resolve(layers, known[name], {})
+                continue
+            parameters |= {"variant": variant(point)} | resolved
             runs.append(RunConfig(architecture, name, notebook, parameters))
+    if unknown := [name for name in architectures if name not in names]:
+        raise StudyError(
+            f"unknown architecture {unknown[0]!r}: params/{study}/ contains {', '.join(files)}"
+        )
     (architecture, count), *_ = Counter(run.architecture for run in runs).most_common()
     if count > 1:
         raise StudyError(f"params/{study}/: grid: two points are called {architecture}")
     for run in runs:
         _check_together(run, runs[0])
     return sorted(runs, key=lambda run: run.is_baseline)
+
+
+def is_chosen(names: Collection[str], *run: str) -> bool:
+    """Whether a run, given by its file and its architecture, is among the names; all if empty."""
+    return not names or not set(names).isdisjoint(run)
 
 
 def _without(names: Collection[str], values: dict) -> dict:

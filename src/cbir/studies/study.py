@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import shlex
 import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from cbir import StudyError
 from cbir.cache import digest, make_key, package_digest
 from cbir.images.dataset import Dataset, load_dataset
+from cbir.images.folders import readable_name
 from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import configs, params
@@ -132,39 +134,34 @@ def open_study(
     name = study
     if dataset:
         dataset = str(Path(dataset).expanduser())
+        if dataset != readable_name(dataset):
+            raise StudyError(f"DATA: {readable_name(dataset)} is not UTF-8: rename the folder")
         name = Path(dataset).resolve().name or "folder"
         # A report of a folder of pictures must not overwrite that of a study.
         taken = [*configs.studies(root), "lab", "published"]
         name += "-folder" if name in taken or name.endswith("-trial") else ""
     name += "-trial" if overrides else ""
-    runs = configs.load(root, study, report=name, dataset=dataset or None, overrides=overrides)
+    names = architectures.split()
+    runs = configs.load(
+        root, study, report=name, dataset=dataset or None, overrides=overrides, architectures=names
+    )
     for run in runs:
         if run.architecture in ("index", "export", *INDEX, *DEEPER):
             raise StudyError(
                 f"params/{study}/{run.file}.yaml: the report already has a page or folder called "
                 f"{run.file}: rename the file"
             )
-    chosen = _choose(runs, architectures.split(), study)
-    _check_overrides(overrides, [run for run in runs if run.architecture in chosen])
+    chosen = [run for run in runs if configs.is_chosen(names, run.file, run.architecture)]
+    _check_overrides(overrides, chosen)
     command = f"make report STUDY={study}"
-    command += f' DATA="{dataset}"' if dataset else ""
-    command += f' SET="{overrides}"' if overrides else ""
-    return Study(name, runs, chosen, command, root)
+    command += f" DATA={_quoted(dataset)}" if dataset else ""
+    command += f" SET={_quoted(overrides)}" if overrides else ""
+    return Study(name, runs, [run.architecture for run in chosen], command, root)
 
 
-def _choose(runs: list[configs.RunConfig], names: list[str], study: str) -> list[str]:
-    """The architectures selected by names of files or of points of a grid; all without names."""
-    files = dict.fromkeys(run.file for run in runs)
-    for name in names:
-        if not any(name in (run.file, run.architecture) for run in runs):
-            raise StudyError(
-                f"unknown architecture {name!r}: params/{study}/ contains {', '.join(files)}"
-            )
-    return [
-        run.architecture
-        for run in runs
-        if not names or run.file in names or run.architecture in names
-    ]
+def _quoted(value: str) -> str:
+    """A value as the shell reads it."""
+    return shlex.quote(value) if set(value) & set('"$`\\!') else f'"{value}"'
 
 
 def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
