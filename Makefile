@@ -14,6 +14,7 @@ STAMP := $(CONDA_PREFIX)/.cbir-installed
 endif
 BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
+SCALE := $(dir $(STAMP)).cbir-scale
 CBIR := $(BIN)/python -m cbir
 # The tests of a file share fixtures, so they stay on one worker. The slowest files come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -35,7 +36,7 @@ use STUDY, ARCHITECTURES, DATA and SET, `make export` and `make publish` use STU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-faults test-browser lint bench export publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-faults test-browser lint bench scale export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,8 @@ lint: $(STAMP)  ## check code style, and that notebooks have no outputs
 bench: $(BENCH)  ## compare the speed of ranking and networks with other libraries (installs PyTorch)
 	@$(BIN)/python tests/benchmarks/retrieval.py
 	@$(BIN)/python tests/benchmarks/networks.py
+
+scale: $(SCALE)  ## install faiss and Milvus, which hold galleries that outgrow a machine
 
 export: $(STAMP)  ## write the images and embeddings of STUDY to Parquet files for other programs
 	@$(CBIR) export --study="$$CBIR_STUDY"
@@ -118,8 +121,8 @@ distclean: clean  ## also delete caches and the environment
 	@touch $@
 
 # The additional packages of an extra; the locked versions stay as they are.
-$(BENCH) $(BROWSER): EXTRA = $(subst .cbir-,,$(notdir $@))
-$(BENCH) $(BROWSER): $(STAMP)
+$(BENCH) $(BROWSER) $(SCALE): EXTRA = $(subst .cbir-,,$(notdir $@))
+$(BENCH) $(BROWSER) $(SCALE): $(STAMP)
 	@echo "installing additional packages for $(EXTRA) (only once)"
 	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
 	@if command -v uv >/dev/null; then \

@@ -1,0 +1,439 @@
+"""Engines that hold a gallery's embeddings and find the nearest ones: exact, faiss and Milvus.
+
+An engine is chosen by one text, and all engines are asked in the same way:
+
+    exact                           computes every similarity; ties keep the gallery's order
+    faiss:HNSW32;efSearch=128       a faiss factory string, and faiss' own search parameters
+    milvus:./folder                 Milvus Lite, in a folder
+    milvus:http://host:19530        a Milvus server; MILVUS_TOKEN holds the token, if it needs one
+
+Loading can be repeated. An engine keeps what it already holds, adds what is new and removes what
+the gallery no longer has, so an interruption loses at most one block and doubles nothing.
+
+faiss and Milvus are optional extras, imported only if they are chosen.
+"""
+
+import contextlib
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from filelock import FileLock
+
+from cbir import StudyError
+from cbir.progress import Ticker
+from cbir.retrieval import ranking
+
+# The number of embeddings that are added at a time, and between two versions of a faiss index on
+# disk, each of which takes a second or more to write.
+BLOCK, BLOCKS_PER_FILE = 10_000, 25
+# faiss is trained on a random sample of this size: it uses at most 256 embeddings per centroid.
+MOST_TRAINING, SEED = 262_144, 0
+# The largest number of results of a Milvus server. Milvus Lite has no such limit.
+MOST_RESULTS = 16_384
+# A server that fails is asked this often, with pauses of 1, 2, 4 … seconds.
+TRIES = 4
+
+
+class Engine(Protocol):
+    """A gallery's embeddings, which can be searched."""
+
+    def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
+        """Make the engine hold these embeddings and no others, with progress.
+
+        Args:
+            embeddings: (n, d) float32 of unit length; may be memory-mapped.
+            labels: (n,) int, the classes.
+            ids: (n,) int64, unique; an id stands for the same embedding for ever.
+
+        Raises:
+            StudyError: the disk is full, or a server fails.
+        """
+
+    def search(
+        self, queries: np.ndarray, k: int, restrict_to: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the k nearest images of each query, among those that were loaded.
+
+        Args:
+            queries: (n_queries, d) float32 of unit length.
+            k: number of results, 1 or greater, limited to the size of the gallery.
+            restrict_to: (n_queries, n_classes) bool, the classes that each query may return; all
+                by default.
+
+        Returns:
+            (n_queries, k) int64 rows of the loaded arrays, nearest first, and their float32 cosine
+            similarities; -1 and NaN where the engine found fewer.
+
+        Raises:
+            StudyError: k is more than a server can return, or the server fails.
+        """
+
+    def n_bytes(self) -> int:
+        """The bytes of what it holds, in memory or on disk."""
+
+    def close(self) -> None:
+        """Release files and connections."""
+
+
+def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path) -> Engine:
+    """Open an engine.
+
+    Args:
+        text: as in the module's description.
+        dimensions: d.
+        name: the gallery's name.
+        key: fingerprint of the network; embeddings of two networks are never mixed.
+        folder: for the files of faiss.
+
+    Raises:
+        StudyError: the text is not understood, a package is missing, a server does not answer, or
+            the engine holds this gallery embedded by another network.
+    """
+    kind, _, choice = text.partition(":")
+    if text == "exact":
+        return Exact()
+    if kind == "faiss" and choice:
+        return Faiss(choice, dimensions, folder / f"{name}-{key[:12]}.faiss")
+    if kind == "milvus" and choice:
+        return Milvus(choice, dimensions, name, key)
+    raise StudyError(
+        f"engine: {text!r} is unknown: use exact, faiss:HNSW32 (any faiss factory string), "
+        "milvus:./folder or milvus:http://host:19530"
+    )
+
+
+class Exact:
+    """Computes every similarity (`ranking.search`)."""
+
+    def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
+        self._labels = labels
+        self._gallery = ranking.prepare(embeddings)
+
+    def search(
+        self, queries: np.ndarray, k: int, restrict_to: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return ranking.search(
+            queries, self._gallery, k, gallery_labels=self._labels, restrict_to=restrict_to
+        )
+
+    def n_bytes(self) -> int:
+        return self._gallery.rows.nbytes + self._gallery.centred.nbytes
+
+    def close(self) -> None:
+        del self._gallery
+
+
+class Faiss:
+    """An index of faiss in a file. Distances are squared and Euclidean: some indexes have no other.
+
+    Args:
+        choice: a factory string; after a semicolon, parameters for faiss' `ParameterSpace`.
+        dimensions: d.
+        path: the file of the index.
+
+    Raises:
+        StudyError: faiss is missing or does not accept `choice`.
+    """
+
+    def __init__(self, choice: str, dimensions: int, path: Path):
+        with _extra("faiss"):
+            import faiss
+        self._faiss, self._path = faiss, path
+        factory, _, self._parameters = choice.partition(";")
+        self._factory = factory
+        self._space = faiss.ParameterSpace()
+        try:
+            self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_L2)
+            self._set_parameters()
+        except RuntimeError as error:
+            reason = str(error).rpartition("Error: ")[2]
+            raise StudyError(f"engine: faiss does not accept {choice!r}: {reason}") from None
+
+    def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
+        self._labels = np.asarray(labels)
+        held = self._read()
+        # An index only grows. If the gallery lost an image, it is built again.
+        if not np.array_equal(held, ids[: len(held)]):
+            self._index.reset()
+            held = ids[:0]
+        if not self._index.is_trained:
+            rows = np.random.default_rng(SEED).permutation(len(embeddings))[:MOST_TRAINING]
+            self._index.train(np.ascontiguousarray(embeddings[np.sort(rows)], np.float32))
+        ticker = Ticker(len(ids), "embeddings")
+        for block, start in enumerate(range(len(held), len(ids), BLOCK), start=1):
+            end = min(start + BLOCK, len(ids))
+            self._index.add(np.ascontiguousarray(embeddings[start:end], np.float32))
+            if block % BLOCKS_PER_FILE == 0 or end == len(ids):
+                self._write(ids[:end])
+            ticker.reached(end)
+
+    def search(
+        self, queries: np.ndarray, k: int, restrict_to: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.full((len(queries), k), -1)
+        distances = np.full((len(queries), k), np.nan, np.float32)
+        for of_group, classes in _groups(len(queries), restrict_to):
+            selector = None
+            if classes is not None:
+                is_searched = np.packbits(np.isin(self._labels, classes), bitorder="little")
+                selector = self._faiss.IDSelectorBitmap(is_searched)
+            distances[of_group], rows[of_group] = self._index.search(
+                np.ascontiguousarray(queries[of_group], np.float32), k,
+                params=self._search_parameters(self._index, selector),
+            )  # fmt: skip
+        # Of unit vectors: the squared distance is 2 - 2 * similarity.
+        return rows, np.where(rows < 0, np.float32(np.nan), 1 - distances / 2)
+
+    def n_bytes(self) -> int:
+        return len(self._faiss.serialize_index(self._index))
+
+    def close(self) -> None:
+        del self._index
+
+    def _search_parameters(self, index, selector):
+        """The index's parameters for a search of selected images; None for all images."""
+        if selector is None:
+            return None
+        faiss, index = self._faiss, self._faiss.downcast_index(index)
+        if isinstance(index, faiss.IndexPreTransform):
+            parameters = self._search_parameters(index.index, selector)
+            return faiss.SearchParametersPreTransform(index_params=parameters)
+        if isinstance(index, faiss.IndexRefine):
+            parameters = self._search_parameters(index.base_index, selector)
+            return faiss.IndexRefineSearchParameters(
+                k_factor=index.k_factor, base_index_params=parameters
+            )
+        if isinstance(index, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        if isinstance(index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+        return faiss.SearchParameters(sel=selector)
+
+    def _set_parameters(self) -> None:
+        if self._parameters:
+            self._space.set_index_parameters(self._index, self._parameters)
+
+    def _read(self) -> np.ndarray:
+        """The ids of the file, whose index is opened; none if there is no file for this choice."""
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                if str(file["factory"]) == self._factory:
+                    self._index = self._faiss.deserialize_index(file["index"])
+                    self._set_parameters()
+                    return file["ids"]
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+            pass  # no file, or a damaged one: the index is built again
+        return np.empty(0, np.int64)
+
+    def _write(self, ids: np.ndarray) -> None:
+        """Write the index with its ids, as one file under a temporary name, moved into place."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        index = self._faiss.serialize_index(self._index)
+        with temporary.open("wb") as file:
+            np.savez(file, factory=self._factory, ids=ids, index=index)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+
+
+class Milvus:
+    """A collection of Milvus, in a folder (Milvus Lite) or on a server.
+
+    The name of the collection ends in the fingerprint of the network, so that embeddings of
+    different networks never mix. Milvus ranks by inner product, with its index FLAT, which finds
+    the same images as `Exact`, on Lite, and AUTOINDEX, which is approximate, on a server.
+
+    Args:
+        where: a folder, or the URI of a server, `http://host:port`.
+        dimensions, name, key: as for `open_engine`.
+
+    Raises:
+        StudyError: as for `open_engine`.
+    """
+
+    def __init__(self, where: str, dimensions: int, name: str, key: str):
+        with _extra("pymilvus"):
+            import pymilvus
+        self._where = where
+        self._error = pymilvus.MilvusException
+        self._is_server = "://" in where
+        token = os.environ.get("MILVUS_TOKEN", "")
+        if self._is_server:
+            self._uri = where
+        else:
+            folder = Path(where).expanduser().resolve()
+            # pymilvus recognises a folder of Milvus Lite by this ending.
+            folder = folder if folder.suffix == ".db" else folder.with_name(folder.name + ".db")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _wait_for(folder)
+            self._uri = str(folder)
+            # Milvus Lite logs an error each time it is asked for a time stamp, which it has not.
+            logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
+        self._client = self._ask(lambda: pymilvus.MilvusClient(self._uri, token=token, timeout=30))
+        self._collection = f"{_identifier(name)}_{key[:12]}"
+        others = [
+            other for other in self._ask(self._client.list_collections)
+            if other.startswith(f"{_identifier(name)}_") and other != self._collection
+        ]  # fmt: skip
+        if others:
+            raise StudyError(
+                f"{where} holds the gallery {name!r} embedded by another network: choose another "
+                f"name for the gallery, or drop the collection {others[0]}"
+            )
+        if not self._ask(lambda: self._client.has_collection(self._collection)):
+            self._create(pymilvus, dimensions)
+        self._ask(lambda: self._client.load_collection(self._collection))
+
+    def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
+        self._order = np.argsort(ids)
+        self._ids = ids[self._order]
+        held = self._held()
+        removed = np.setdiff1d(held, ids)
+        for start in range(0, len(removed), BLOCK):
+            gone = removed[start : start + BLOCK].tolist()
+            self._ask(lambda gone=gone: self._client.delete(self._collection, ids=gone))
+        missing = np.flatnonzero(~np.isin(ids, held))
+        ticker = Ticker(len(missing), "embeddings")
+        # A message to a server holds 64 MB at most.
+        block = max(1, min(BLOCK, 2**24 // max(1, embeddings.shape[1] * 4)))
+        for start in range(0, len(missing), block):
+            rows = missing[start : start + block]
+            data = [
+                {"id": int(ids[row]), "label": int(labels[row]), "vector": vector}
+                for row, vector in zip(rows, np.asarray(embeddings[rows], np.float32), strict=True)
+            ]
+            self._ask(lambda data=data: self._client.upsert(self._collection, data))
+            ticker.reached(start + len(rows))
+
+    def search(
+        self, queries: np.ndarray, k: int, restrict_to: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if k > MOST_RESULTS:
+            raise StudyError(f"engine: Milvus returns at most {MOST_RESULTS:,} results, not {k:,}")
+        rows = np.full((len(queries), k), -1)
+        similarities = np.full((len(queries), k), np.nan, np.float32)
+        for of_group, classes in _groups(len(queries), restrict_to):
+            condition = "" if classes is None else f"label in {classes.tolist()}"
+            answers = self._ask(
+                lambda of_group=of_group, condition=condition: self._client.search(
+                    self._collection, list(np.asarray(queries[of_group], np.float32)),
+                    filter=condition, limit=k, consistency_level="Strong",
+                )
+            )  # fmt: skip
+            for query, hits in zip(of_group, answers, strict=True):
+                found = np.array([hit["id"] for hit in hits], np.int64)
+                places = np.searchsorted(self._ids, found)
+                rows[query, : len(hits)] = self._order[places]
+                similarities[query, : len(hits)] = [hit["distance"] for hit in hits]
+        return rows, similarities
+
+    def n_bytes(self) -> int:
+        files = Path(self._uri).rglob("*")
+        return 0 if self._is_server else sum(f.stat().st_size for f in files if f.is_file())
+
+    def close(self) -> None:
+        self._client.close()
+        if not self._is_server:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(self._uri)
+            self._lock.release()
+
+    def _create(self, pymilvus, dimensions: int) -> None:
+        schema = pymilvus.MilvusClient.create_schema(auto_id=False)
+        schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("label", pymilvus.DataType.INT64)
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=dimensions)
+        index = self._client.prepare_index_params()
+        kind = "AUTOINDEX" if self._is_server else "FLAT"
+        index.add_index("vector", index_type=kind, metric_type="IP")
+        self._ask(
+            lambda: self._client.create_collection(
+                self._collection, schema=schema, index_params=index
+            )
+        )
+
+    def _held(self) -> np.ndarray:
+        """The ids in the collection."""
+
+        def read_all() -> list[int]:
+            pages = self._client.query_iterator(
+                self._collection, batch_size=BLOCK, filter="", output_fields=["id"],
+                consistency_level="Strong",
+            )  # fmt: skip
+            ids = []
+            while rows := pages.next():
+                ids += [row["id"] for row in rows]
+            pages.close()
+            return ids
+
+        return np.array(self._ask(read_all), np.int64)
+
+    def _ask(self, request):
+        """The answer to a request, which is repeated a few times if a server fails.
+
+        Raises:
+            StudyError: the last try failed.
+        """
+        tries = TRIES if self._is_server else 1
+        for attempt in range(tries):
+            try:
+                return request()
+            except self._error as error:
+                reason = " ".join(str(error.message).split())[:200]
+            if attempt < tries - 1:
+                time.sleep(2**attempt)
+        remedy = "start the server, or check its address" if self._is_server else "check the folder"
+        raise StudyError(
+            f"Milvus at {self._where} failed: {reason}: {remedy}; what it holds is kept"
+        )
+
+
+@contextlib.contextmanager
+def _extra(package: str) -> Iterator[None]:
+    """Raise StudyError if an optional package is missing."""
+    try:
+        yield
+    except ImportError:
+        raise StudyError(
+            f"engine: {package} is not installed: run `make scale` first, or use exact"
+        ) from None
+
+
+def _groups(
+    n_queries: int, restrict_to: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Queries that search the same classes, and these classes; None for all."""
+    if restrict_to is None:
+        yield np.arange(n_queries), None
+        return
+    patterns, group = np.unique(restrict_to, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        yield np.flatnonzero(group == number), np.flatnonzero(pattern)
+
+
+def _identifier(name: str) -> str:
+    """A name for Milvus: letters, digits and underscores, beginning with a letter."""
+    return "g_" + "".join(letter if letter.isascii() and letter.isalnum() else f"_{ord(letter):x}_"
+                          for letter in name)  # fmt: skip
+
+
+def _wait_for(folder: Path) -> FileLock:
+    """Lock a folder of Milvus Lite, which one process at a time can use, and say who has it."""
+    owner = folder.with_name(folder.name + ".owner")
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    with contextlib.suppress(TimeoutError):
+        lock.acquire(timeout=0)
+    if not lock.is_locked:
+        holder = owner.read_text("utf-8") if owner.exists() else "another process"
+        print(f"waiting for {folder}, used by {holder}", flush=True)
+        lock.acquire()
+    owner.write_text(f"process {os.getpid()}", "utf-8")
+    return lock

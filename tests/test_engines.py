@@ -1,0 +1,257 @@
+"""Engines for large galleries: the same answers, whichever holds the embeddings."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cbir import StudyError
+from cbir.retrieval import engines
+
+N, D, CLASSES = 600, 16, 5
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(N + 20, D)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors[:N], random.integers(0, CLASSES, N), np.arange(N) * 7 + 3, vectors[N:]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    pytest.importorskip("milvus_lite")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("milvus-lite")
+    folder = tmp_path_factory.mktemp("server")
+    # Without --host, the server would listen on all interfaces.
+    command = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--data-dir", folder]
+    process = subprocess.Popen(command)
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+def open_named(text, folder, name="pictures", key="k" * 64):
+    package = {"faiss": "faiss", "milvus": "pymilvus"}.get(text.partition(":")[0])
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not installed: `make scale` does it")
+    return engines.open_engine(text, D, name=name, key=key, folder=folder)
+
+
+# Milvus takes seconds to start.
+@pytest.fixture(
+    params=[
+        "faiss:Flat",
+        pytest.param("milvus:lite", marks=pytest.mark.slow),
+        pytest.param("milvus:server", marks=pytest.mark.slow),
+    ]
+)
+def other(request, tmp_path):
+    text = request.param
+    if text == "milvus:lite":
+        text = f"milvus:{tmp_path}/lite"
+    elif text == "milvus:server":
+        text = "milvus:" + request.getfixturevalue("server")
+    engine = open_named(text, tmp_path, name=request.node.name.replace("[", "-").replace("]", ""))
+    yield engine
+    if hasattr(engine, "close"):
+        engine.close()
+
+
+def exact(data):
+    engine = engines.Exact()
+    engine.load(*data[:3])
+    return engine
+
+
+def test_engines_find_the_same_images_as_an_exact_search(other, data):
+    other.load(*data[:3])
+    rows, similarities = other.search(data[3], 10)
+    right, right_similarities = exact(data).search(data[3], 10)
+    np.testing.assert_array_equal(rows, right)
+    np.testing.assert_allclose(similarities, right_similarities, atol=1e-6)
+
+
+def test_engines_restrict_a_search_to_classes(other, data):
+    other.load(*data[:3])
+    restrict_to = np.random.default_rng(1).random((20, CLASSES)) < 0.4
+    restrict_to[0] = False
+    rows, similarities = other.search(data[3], 10, restrict_to)
+    right, _ = exact(data).search(data[3], 10, restrict_to)
+    np.testing.assert_array_equal(rows, right)
+    assert (rows[0] == -1).all()
+    assert np.isnan(similarities[0]).all()
+
+
+def test_loading_again_adds_what_is_new_and_removes_what_is_gone(other, data):
+    embeddings, labels, ids, queries = data
+    first = np.arange(0, 400)
+    second = np.arange(200, N)
+    other.load(embeddings[first], labels[first], ids[first])
+    other.load(embeddings[second], labels[second], ids[second])
+    rows, _ = other.search(queries, 5)
+    right, _ = exact((embeddings[second], labels[second], ids[second])).search(queries, 5)
+    np.testing.assert_array_equal(rows, right)
+
+
+@pytest.mark.parametrize(
+    ("choice", "least"),
+    [
+        ("HNSW16;efSearch=64", 0.9),
+        ("IVF8,Flat;nprobe=4", 0.6),
+        ("IVF8,PQ4,RFlat;nprobe=8,k_factor_rf=8", 0.6),
+        ("LSH64r,RFlat;k_factor_rf=10", 0.6),
+    ],
+)
+def test_approximate_indexes_find_most_neighbours_with_true_similarities(
+    choice, least, data, tmp_path
+):
+    engine = open_named(f"faiss:{choice}", tmp_path)
+    engine.load(*data[:3])
+    rows, similarities = engine.search(data[3], 10)
+    right, _ = exact(data).search(data[3], 10)
+    recall = np.mean([np.isin(found, true).mean() for found, true in zip(rows, right, strict=True)])
+    assert recall >= least
+    true = (data[0][rows] * data[3][:, None]).sum(axis=2)
+    np.testing.assert_allclose(similarities, true, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["HNSW16", "IVF8,Flat;nprobe=8"])
+def test_approximate_indexes_return_only_the_classes_asked_for(choice, data, tmp_path):
+    engine = open_named(f"faiss:{choice}", tmp_path)
+    engine.load(*data[:3])
+    restrict_to = np.zeros((20, CLASSES), bool)
+    restrict_to[:, 2] = True
+    rows, _ = engine.search(data[3], 10, restrict_to)
+    assert (rows >= 0).all()
+    assert (data[1][rows] == 2).all()
+
+
+def test_faiss_index_is_read_again_and_a_damaged_one_is_built_again(data, tmp_path):
+    open_named("faiss:Flat", tmp_path).load(*data[:3])
+    (path,) = tmp_path.glob("*.faiss")
+    written = path.stat().st_mtime_ns
+    open_named("faiss:Flat", tmp_path).load(*data[:3])
+    assert path.stat().st_mtime_ns == written
+    content = path.read_bytes()
+    for damaged in (content[:1000], b"", content[: len(content) // 2] + bytes(len(content) // 2)):
+        path.write_bytes(damaged)
+        engine = open_named("faiss:Flat", tmp_path)
+        engine.load(*data[:3])
+        right, _ = exact(data).search(data[3], 10)
+        np.testing.assert_array_equal(engine.search(data[3], 10)[0], right)
+
+
+def test_another_faiss_choice_does_not_read_the_index_of_the_first(data, tmp_path):
+    open_named("faiss:Flat", tmp_path).load(*data[:3])
+    engine = open_named("faiss:SQ8", tmp_path)
+    engine.load(*data[:3])
+    exact_similarities = exact(data).search(data[3], 10)[1]
+    assert not np.array_equal(engine.search(data[3], 10)[1], exact_similarities)
+
+
+KILLED = """
+import sys, numpy as np
+from pathlib import Path
+from cbir.retrieval import engines
+text, folder = sys.argv[1:]
+engines.BLOCK, engines.BLOCKS_PER_FILE = 50, 1
+data = np.load(Path(folder, "data.npz"))
+engine = engines.open_engine(text, 16, name="killed", key="k" * 64, folder=Path(folder))
+print("loading", flush=True)
+engine.load(data["vectors"], data["labels"], data["ids"])
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["faiss:Flat", "milvus:lite"])
+def test_killed_loading_goes_on_and_doubles_nothing(kind, data, tmp_path):
+    text = f"milvus:{tmp_path}/lite" if kind == "milvus:lite" else kind
+    engine = open_named(text, tmp_path, name="warm")
+    if hasattr(engine, "close"):
+        engine.close()
+    np.savez(tmp_path / "data.npz", vectors=data[0], labels=data[1], ids=data[2])
+    for delay in (0.01, 0.05, 0.1):
+        command = [sys.executable, "-c", KILLED, text, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    engine = open_named(text, tmp_path, name="killed")
+    engine.load(*data[:3])
+    rows, _ = engine.search(data[3], 10)
+    right, _ = exact(data).search(data[3], 10)
+    np.testing.assert_array_equal(rows, right)
+    if hasattr(engine, "close"):
+        engine.close()
+
+
+@pytest.mark.slow
+def test_milvus_refuses_a_gallery_of_another_network(data, tmp_path):
+    engine = open_named(f"milvus:{tmp_path}/lite", tmp_path, key="a" * 64)
+    engine.load(*data[:3])
+    engine.close()
+    with pytest.raises(StudyError, match="another network"):
+        open_named(f"milvus:{tmp_path}/lite", tmp_path, key="b" * 64)
+
+
+@pytest.mark.faults
+def test_second_process_waits_for_a_folder_of_milvus_lite_and_names_the_first(data, tmp_path):
+    np.savez(tmp_path / "data.npz", vectors=data[0], labels=data[1], ids=data[2])
+    engine = open_named(f"milvus:{tmp_path}/lite", tmp_path)
+    command = [sys.executable, "-c", KILLED, f"milvus:{tmp_path}/lite", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert f"process {os.getpid()}" in process.stdout.readline()
+    engine.close()
+    assert process.stdout.readline() == "loading\n"
+    assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_milvus_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "TRIES", 2)
+    with pytest.raises(StudyError, match="http://127.0.0.1:1 failed.*start the server"):
+        open_named("milvus:http://127.0.0.1:1", tmp_path)
+
+
+@pytest.mark.slow
+def test_more_results_than_a_milvus_server_returns_are_refused(data, tmp_path):
+    engine = open_named(f"milvus:{tmp_path}/lite", tmp_path)
+    with pytest.raises(StudyError, match="16,384"):
+        engine.search(data[3], 16_385)
+    engine.close()
+
+
+@pytest.mark.parametrize("text", ["exakt", "faiss", "faiss:", "milvus:", ""])
+def test_unknown_engines_are_refused_with_the_known_ones(text, tmp_path):
+    with pytest.raises(StudyError, match="use exact, faiss:HNSW32"):
+        engines.open_engine(text, D, name="pictures", key="k" * 64, folder=tmp_path)
+
+
+@pytest.mark.parametrize("choice", ["NoSuchIndex", "HNSW32;nosuch=3"])
+def test_faiss_choices_that_faiss_does_not_know_are_refused(choice, tmp_path):
+    with pytest.raises(StudyError, match="faiss does not accept"):
+        open_named(f"faiss:{choice}", tmp_path)
+
+
+@pytest.mark.parametrize(("text", "package"), [("faiss:Flat", "faiss"), ("milvus:x", "pymilvus")])
+def test_missing_package_is_named_with_the_command(text, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StudyError, match=f"{package} is not installed: run `make"):
+        engines.open_engine(text, D, name="pictures", key="k" * 64, folder=tmp_path)
