@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from cbir import StudyError
 from cbir.images import dataset, pictures
 from cbir.images.dataset import Dataset, is_cached, load_dataset, take_rows
-from cbir.images.pictures import CIFAR10_CLASSES
+from cbir.images.pictures import CIFAR10_CLASSES, DAMAGED
 from cbir.studies import params
 
 LOADED_WITH = {
@@ -419,9 +419,19 @@ def picture_bytes(suffix: str) -> bytes:
 BROKEN = {
     "no picture": b"this is a text",
     "empty": b"",
-    "half a PNG": picture_bytes("png")[:200],
-    "half a JPEG": picture_bytes("jpg")[:400],
+    "header of a PNG": picture_bytes("png")[:50],
+    "header of a JPEG": picture_bytes("jpg")[:400],
 }
+
+
+def test_damaged_picture_is_used_and_named(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 6, "blue": 6})
+    (folder / "blue" / "3.png").write_bytes(picture_bytes("png")[:400])
+    shapes = load()
+    assert ("blue/3.png", DAMAGED) in shapes.remarks
+    assert "blue/3.png" in shapes.names
+    assert shapes.skipped == []
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)

@@ -1,13 +1,16 @@
 """Pictures of every format become RGB squares; what cannot be read says why."""
 
 import io
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
-from cbir.images.pictures import Unreadable, read_square
+from cbir.images.pictures import DAMAGED, Unreadable, read_picture, read_square
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -191,7 +194,87 @@ def test_picture_cut_anywhere_is_read_or_says_in_one_line_why_not(suffix):
     assert broken > 10
 
 
-def test_picture_that_would_fill_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(Unreadable, match="exceeds limit of 100 pixels"):
-        read_square(io.BytesIO(content("png")), 8)
+def test_picture_that_would_fill_the_memory_is_refused_in_one_line_with_its_limit(capsys, recwarn):
+    picture = saved(Image.new("L", (1500, 1000)), "PNG")
+    assert read_picture(io.BytesIO(picture), 8, max_megapixels=2).image is not None
+    image, reason = read_picture(io.BytesIO(picture), 8, max_megapixels=1)
+    assert image is None
+    assert reason == "more than 1 million pixels, the limit set by max_megapixels"
+    # Pillow itself refuses pictures of more than twice the limit.
+    larger = io.BytesIO(saved(Image.new("L", (2500, 1000)), "PNG"))
+    assert read_picture(larger, 8, max_megapixels=1).remark == reason
+    assert not recwarn.list
+    assert capsys.readouterr() == ("", "")
+
+
+# Damaged files
+
+
+def scene(width=400, height=300) -> Image.Image:
+    """A picture of blurred noise, which compresses as a photograph does."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(picture: Image.Image, image_format: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_jpeg_without_its_last_two_bytes_is_read_whole(options):
+    whole = saved(scene(), "JPEG", quality=90, **options)
+    image, remark = read_picture(io.BytesIO(whole[:-2]), 32)
+    assert (image == read_square(io.BytesIO(whole), 32)).all()
+    assert remark == DAMAGED
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        ("JPEG", {"quality": 90}), ("PNG", {}), ("BMP", {}), ("GIF", {}), ("PPM", {}),
+        ("TIFF", {}), ("TGA", {}),
+    ],
+)  # fmt: skip
+def test_cut_file_is_read_as_far_as_it_goes_and_named_or_skipped(image_format, options):
+    whole = saved(scene(), image_format, **options)
+    cut = whole[: int(len(whole) * 0.9)]
+    image, remark = read_picture(io.BytesIO(cut), 32)
+    assert remark == DAMAGED
+    wanted = read_square(io.BytesIO(whole), 32)
+    if image_format in ("BMP", "TGA"):  # written from below
+        image, wanted = image[::-1], wanted[::-1]
+    assert np.abs(image[:20].astype(int) - wanted[:20]).max() <= 1
+    assert read_picture(io.BytesIO(cut), 32, damaged="skip") == (None, DAMAGED)
+    assert read_picture(io.BytesIO(whole), 32, damaged="skip").remark == ""
+
+
+def test_file_without_any_pixels_is_unreadable():
+    whole = saved(scene(), "PNG")
+    image, reason = read_picture(io.BytesIO(whole[: whole.index(b"IDAT") + 6]), 32)
+    assert image is None
+    assert "truncated" in reason
+
+
+def test_warnings_of_pillow_become_remarks_of_their_picture(recwarn):
+    whole = saved(scene(), "PNG")
+    frames = b"acTL" + bytes(8)  # an animation of no frames
+    chunk = struct.pack(">I", 8) + frames + struct.pack(">I", zlib.crc32(frames))
+    place = whole.index(b"IDAT") - 4
+    odd = whole[:place] + chunk + whole[place:]
+    remarks = [read_picture(io.BytesIO(content), 16).remark for content in (odd, whole, odd)]
+    warning = "Pillow warns: Invalid APNG, will use default PNG image if possible"
+    assert remarks == [warning, "", warning]
+    assert not recwarn.list
+    warnings.warn("of somebody else", stacklevel=1)
+    assert len(recwarn.list) == 1
+
+
+def test_nearly_black_or_uniform_pictures_are_named():
+    grey = np.full((40, 40), 128, np.uint8)
+    shaded = np.tile(np.arange(40, dtype=np.uint8) * 4, (40, 1))
+    remarks = {}
+    for name, values in {"uniform": grey, "black": shaded // 20, "shaded": shaded}.items():
+        remarks[name] = read_picture(io.BytesIO(saved(Image.fromarray(values), "PNG")), 16).remark
+    assert remarks == {"uniform": "nearly uniform", "black": "nearly black", "shaded": ""}

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 # The number of unreadable files that a terminal lists; reports list all of them.
 LISTED = 20
+NOTED = "used {:,} file(s) with a remark:"
 
 
 class Ticker:
@@ -58,15 +59,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def describe_skipped(files: Sequence[str]) -> str:
-    """Lines that count the unreadable files and name the first ones.
+def describe_skipped(files: Sequence[str], counted="skipped {:,} unreadable file(s):") -> str:
+    """Lines that count files, by default unreadable ones, and name the first ones.
 
     Args:
         files: "name: reason" each; the text is empty if there are none.
+        counted: the first line, with a place for their number.
     """
     if not files:
         return ""
-    lines = [f"skipped {len(files):,} unreadable file(s):"]
+    lines = [counted.format(len(files))]
     lines += [f"  {file}" for file in files[:LISTED]]
     if len(files) > LISTED:
         lines.append(f"  and {len(files) - LISTED:,} more")

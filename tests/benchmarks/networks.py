@@ -80,7 +80,8 @@ def embed_folder(network, paths: list[Path]) -> None:
 
     found = read_squares(paths, SHAPE["image_size"])
     for _ in range(0, len(paths), inference.BATCH_SIZE):
-        images = np.stack(list(itertools.islice(found, inference.BATCH_SIZE)))
+        readings = itertools.islice(found, inference.BATCH_SIZE)
+        images = np.stack([image for image, _ in readings])
         inference.predict_batch(network.encoder, images)
 
 

@@ -6,7 +6,7 @@ of RGB images of one size, training images before test images.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from cbir import StudyError, project_root
 from cbir.cache import cached, digest, find, read
 from cbir.images.folders import (
+    LeftOut,
     Pictures,
     dataset_folder,
     folder_pictures,
@@ -40,6 +41,7 @@ class Dataset:
         train, validation, gallery, queries: positions in `images`, each sorted.
         fingerprint: SHA-256 of all images and labels.
         skipped: the unreadable files, each "name: reason".
+        remarks: the files that are used though something is odd about them, such as damage.
         protocol: which images are gallery and which are queries; see `protocols`.
         draw: number of the draw, if the protocol draws classes.
 
@@ -57,6 +59,7 @@ class Dataset:
     queries: np.ndarray
     fingerprint: str
     skipped: list[str]
+    remarks: list[LeftOut] = field(default_factory=list)
     protocol: str = "closed"
     draw: int | None = None
 
@@ -215,6 +218,7 @@ def _open(folder: Path, parameters: dict, train: np.ndarray, validation: np.ndar
     """The data set whose images are stored in a folder."""
     content = json.loads((folder / "content.json").read_text("utf-8"))
     n_train, labels = content.pop("n_train"), np.load(folder / "labels.npy")
+    content["remarks"] = [LeftOut(*row) for row in content["remarks"]]
     loaded = Dataset(
         parameters=parameters,
         images=np.load(folder / "images.npy", mmap_mode="r"),
@@ -272,7 +276,7 @@ def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> Non
         readable = np.setdiff1d(np.arange(len(pictures.items)), list(skipped))
         train, test = _select(pictures, readable, **selection)
         order = np.concatenate([train, test])
-        unreadable = decode_pictures(pictures, order, image_size, into / "images.npy")
+        unreadable, remarks = decode_pictures(pictures, order, image_size, into / "images.npy")
         if unreadable.keys() <= skipped.keys():
             break
         skipped |= unreadable
@@ -288,6 +292,7 @@ def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> Non
         "names": [pictures.names[row] for row in order],
         "n_train": len(train),
         "skipped": [f"{pictures.names[row]}: {skipped[row]}" for row in sorted(skipped)],
+        "remarks": [[pictures.names[row], remark] for row, remark in remarks.items()],
         "fingerprint": fingerprint.hexdigest(),
     }
     (into / "content.json").write_text(json.dumps(content), encoding="utf-8")

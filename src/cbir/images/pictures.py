@@ -3,21 +3,27 @@
 A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, or
 `folders.folder_pictures`) and then decoded into one array on disk (`decode_pictures`).
 
-The format of a file is detected from its content. Decoding applies the EXIF orientation, puts
-transparent pictures on white, takes the first frame of an animation, and scales channels of more
-than 8 bits down to 8.
+The format of a file is detected from its content. Decoding applies the EXIF orientation, converts
+colours to sRGB, puts transparent pictures on white, takes the first frame of an animation, and
+scales channels of more than 8 bits down to 8.
 """
 
+import contextlib
+import io
+import math
 import os
+import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from cbir import StudyError
 from cbir.cache import keras_home
@@ -34,8 +40,65 @@ CHUNK, CHUNKS_AHEAD = 64, 8
 SMALL_FILE = 16_000
 
 
+# The formats that are read, of those that this Pillow can decode.
+Image.init()
+FORMATS = [
+    name
+    for name in (
+        "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
+        "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+    )
+    if name in Image.OPEN
+]  # fmt: skip
+# A PNG may carry long texts; Pillow bounds their sum.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# The bytes that reading a picture may take while other threads read too.
+MEMORY = 256 * 2**20
+# The bytes that Pillow's decoders take for a pixel, where it is not 4.
+BYTES_PER_PIXEL = {"AVIF": 16, "GIF": 12, "HEIF": 16, "JPEG2000": 20, "WEBP": 16}
+LARGE_PICTURE = threading.Lock()
+# The most pixels that are converted at once.
+BAND = 2**20
+MAX_MEGAPIXELS = 180
+DAMAGED = "damaged: only a part of it can be read"
+END_OF_JPEG = b"\xff\xd9"
+# The brightest grey levels of 8 to 16 bits.
+WHITES = (255, 1023, 4095, 16383, 65535)
+# Floating-point numbers from here on mean "no data".
+NO_DATA = 1e20
+# TIFF's tags: bits of each channel, PlanarConfiguration, and GDAL's value of missing data.
+BITS, PLANES, NO_DATA_TAG = 258, 284, 42113
+# Levels of 255 below which a picture, or its range, is worth a remark.
+NEARLY_BLACK, NEARLY_UNIFORM = 16, 8
+# How a picture is turned upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The modes of the colours that ICC profiles describe.
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+SRGB = ImageCms.createProfile("sRGB")
+
+
 class Unreadable(Exception):
     """A picture cannot be read; the message is the reason, in one line."""
+
+
+class Reading(NamedTuple):
+    """A picture as it was read.
+
+    Attributes:
+        image: (size, size, 3) uint8 RGB; None if the picture cannot be read.
+        remark: why not, or what is odd about it; mostly empty.
+    """
+
+    image: np.ndarray | None
+    remark: str = ""
 
 
 def digits_pictures() -> Pictures:
@@ -80,8 +143,8 @@ def cifar10_pictures() -> Pictures:
 
 
 def decode_pictures(
-    pictures: Pictures, rows: Sequence[int], size: int, path: Path
-) -> dict[int, Unreadable]:
+    pictures: Pictures, rows: Sequence[int], size: int, path: Path, **options
+) -> tuple[dict[int, str], dict[int, str]]:
     """Decode pictures directly into an array on disk.
 
     Pictures that are not in `rows` are also decoded, but not kept, so that unreadable files are
@@ -92,35 +155,34 @@ def decode_pictures(
         rows: positions in `pictures`, in the order of the array.
         size: side length in pixels.
         path: the .npy file to write, (len(rows), size, size, 3) uint8 RGB.
+        options: as for `read_picture`.
 
     Returns:
-        The unreadable pictures by position in `pictures`, in ascending order. Their rows in the
-        array are black.
+        The reasons why pictures cannot be read, whose rows in the array are black, and the remarks
+        on those that can; both by position in `pictures`, in ascending order.
     """
     images = open_memmap(path, "w+", np.uint8, (len(rows), size, size, 3))
     others = np.setdiff1d(np.arange(len(pictures.items)), rows)
-    order = [*rows, *others]
-    squares = read_squares([pictures.items[row] for row in order], size)
-    unreadable = {}
-    for place, square in enumerate(progress(squares, len(order), "reading images")):
-        if isinstance(square, Unreadable):
-            unreadable[int(order[place])] = square
-        elif place < len(rows):
-            images[place] = square
+    order = [int(row) for row in (*rows, *others)]
+    readings = read_squares([pictures.items[row] for row in order], size, **options)
+    unreadable, remarks = {}, {}
+    for place, (image, remark) in enumerate(progress(readings, len(order), "reading images")):
+        if remark:
+            (unreadable if image is None else remarks)[order[place]] = remark
+        if image is not None and place < len(rows):
+            images[place] = image
     images.flush()
-    return dict(sorted(unreadable.items()))
+    return dict(sorted(unreadable.items())), dict(sorted(remarks.items()))
 
 
-def read_squares(
-    pictures: Sequence[Path | np.ndarray], size: int
-) -> Iterator[np.ndarray | Unreadable]:
-    """Yield every picture as from `read_square`, in order, or the reason why it cannot be read.
+def read_squares(pictures: Sequence[Path | np.ndarray], size: int, **options) -> Iterator[Reading]:
+    """Yield every picture as from `read_picture`, in order.
 
     Threads read at most a few hundred pictures ahead, so memory does not grow with their number.
     """
 
-    def read(chunk: Sequence[Path | np.ndarray]) -> list[np.ndarray | Unreadable]:
-        return [_square_or_reason(picture, size) for picture in chunk]
+    def read(chunk: Sequence[Path | np.ndarray]) -> list[Reading]:
+        return [read_picture(picture, size, **options) for picture in chunk]
 
     pending: deque[Future] = deque()
     with ThreadPoolExecutor(1 if _are_small(pictures[:CHUNK]) else os.cpu_count()) as threads:
@@ -133,46 +195,62 @@ def read_squares(
 
 
 def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
-    """Decode a picture and take its centre crop: (size, size, 3) uint8 RGB.
+    """The image of `read_picture`.
+
+    Raises:
+        Unreadable: the picture cannot be read.
+    """
+    image, remark = read_picture(picture, size)
+    if image is None:
+        raise Unreadable(remark)
+    return image
+
+
+def read_picture(
+    picture: Path | BinaryIO | np.ndarray,
+    size: int,
+    damaged: str = "use",
+    max_megapixels: int = MAX_MEGAPIXELS,
+) -> Reading:
+    """Decode a picture and take its centre crop.
+
+    Reading takes at most about `MEMORY` bytes. A picture that needs more is read alone.
 
     Args:
         picture: a file, a binary stream, or (h, w) grey or (h, w, 3) RGB uint8 values.
         size: side length in pixels.
-
-    Raises:
-        Unreadable: the file is not a picture, is broken, or is larger than Pillow's limit.
+        damaged: "use" reads a damaged file as far as it goes; "skip" leaves it out.
+        max_megapixels: pictures with more million pixels are not read.
     """
-    if isinstance(picture, Path) and picture.exists() and not picture.is_file():
-        raise Unreadable("not a file")  # Reading a pipe, for example, would never end.
-    try:
-        is_array = isinstance(picture, np.ndarray)
-        with Image.fromarray(picture) if is_array else Image.open(picture) as opened:
-            return np.asarray(_centre_crop(_to_rgb(_upright(opened)), size))
-    except UnidentifiedImageError as error:  # Its message contains the file, or a stream's address.
-        raise Unreadable("not a picture, or in a format that Pillow does not support") from error
-    # The exceptions that Pillow's decoders raise for broken files are not documented.
-    except Exception as error:
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+    if isinstance(picture, np.ndarray):
+        return Reading(np.asarray(_fit(Image.fromarray(picture), size).convert("RGB")))
+    reason = ""
+    with _recorded_warnings() as remarks:
+        # Only the text is kept: an exception would keep the decoded picture in memory.
+        try:
+            image = _decode(picture, size, max_megapixels, remarks)
+        except UnidentifiedImageError:  # Its message contains the file, or a stream's address.
+            reason = "not a picture, or in a format that is not read"
+        except Image.DecompressionBombError:
+            reason = _too_large(max_megapixels)
+        # The exceptions that Pillow's decoders raise for broken files are not documented.
+        except Exception as error:
+            reason = _one_line(error) or type(error).__name__
+    if not reason and damaged == "skip" and DAMAGED in remarks:
+        reason = DAMAGED
+    if reason:
+        return Reading(None, reason)
+    if image.max() < NEARLY_BLACK:
+        remarks.append("nearly black")
+    elif np.ptp(image, axis=(0, 1)).max() < NEARLY_UNIFORM:
+        remarks.append("nearly uniform")
+    return Reading(image, "; ".join(dict.fromkeys(remarks)))
 
 
 def enlarge_map(cells: np.ndarray, size: int) -> np.ndarray:
     """Enlarge the (h, w) values of a map to (size, size) float32, bilinearly."""
     image = Image.fromarray(np.asarray(cells, np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle of a picture, scaled bicubically to size x size pixels."""
-    if picture.size == (size, size):
-        return picture
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-
-
-def _square_or_reason(picture: Path | np.ndarray, size: int) -> np.ndarray | Unreadable:
-    try:
-        return read_square(picture, size)
-    except Unreadable as reason:
-        return reason
 
 
 def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
@@ -184,29 +262,208 @@ def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
     return sum(sizes) <= SMALL_FILE * len(sizes)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    # exif_transpose copies the picture even if it needs no rotation.
-    is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(picture) if is_turned else picture
+@contextlib.contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that Pillow gives in this thread, instead of printing them."""
+    shown = warnings.showwarning
+    if getattr(shown, "func", None) is not _record_warning:
+        warnings.showwarning = partial(_record_warning, shown)
+    warnings.filterwarnings("always", module="PIL")
+    _thread.remarks = remarks = []
+    try:
+        yield remarks
+    finally:
+        _thread.remarks = None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
+# `warnings.catch_warnings` would catch those of all threads.
+_thread = threading.local()
+
+
+def _record_warning(show, message, *place, **more) -> None:
+    remarks = getattr(_thread, "remarks", None)
+    if remarks is None:
+        show(message, *place, **more)
+    else:
+        remarks.append(f"Pillow warns: {_one_line(message)}")
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _too_large(max_megapixels: int) -> str:
+    return f"more than {max_megapixels} million pixels, the limit set by max_megapixels"
+
+
+def _decode(
+    source: Path | BinaryIO, size: int, max_megapixels: int, remarks: list[str]
+) -> np.ndarray:
+    """The image of a file; what is odd about the file is added to `remarks`."""
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise Unreadable("not a file")  # Reading a pipe, for example, would never end.
+    Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
+    with Image.open(source, formats=FORMATS) as picture:
+        pixels = picture.width * picture.height
+        if pixels > Image.MAX_IMAGE_PIXELS:
+            raise Unreadable(_too_large(max_megapixels))
+        if picture.format == "TIFF" and _has_deep_planes(picture):
+            raise Unreadable("16-bit TIFF with separate planes, which Pillow misreads: convert it")
+        # The coefficients of a progressive JPEG are decoded whole.
+        cost = 6 * pixels if "progressive" in picture.info else 0
+        picture.draft(None, (2 * size, 2 * size))
+        cost += BYTES_PER_PIXEL.get(picture.format, 4) * picture.width * picture.height
+        with LARGE_PICTURE if cost > MEMORY else contextlib.nullcontext():
+            whole = _load(picture, remarks)
+            square = _to_srgb(_fit(whole, size), picture.info.get("icc_profile"), remarks)
+        return np.asarray(_upright(square, picture, remarks))
+
+
+def _has_deep_planes(picture: Image.Image) -> bool:
+    planes, bits = (picture.tag_v2.get(tag) for tag in (PLANES, BITS))
+    return planes == 2 and isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
+
+
+def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
+    """Decode a file, as far as it goes."""
+    if picture.format in ("JPEG", "MPO"):
+        picture.load_read = partial(_read_to_end, picture.fp, remarks)
+    frame = picture.tile[0].extents if picture.format == "GIF" and picture.tile else None
+    try:
+        picture.load()
+    except Exception:
+        # Decoders write into the picture as they go.
+        picture.tile = []
+        if np.ptp(np.reshape(picture.getextrema(), (-1, 2)), axis=1).max() == 0:
+            raise
+        remarks.append(DAMAGED)
+    if frame in (None, (0, 0, *picture.size)) or picture.has_transparency_data:
         return picture
-    if picture.mode.startswith(("I", "F")):
-        picture = _to_eight_bits(picture)
+    canvas = Image.new("RGB", picture.size, "white")
+    canvas.paste(picture.crop(frame).convert("RGB"), frame)
+    return canvas
+
+
+def _read_to_end(file: BinaryIO, remarks: list[str], length: int) -> bytes:
+    """Read from a JPEG file; if it is cut off, an end makes its decoder give what it has."""
+    data = file.read(length)
+    if data or DAMAGED in remarks:
+        return data
+    remarks.append(DAMAGED)
+    return END_OF_JPEG
+
+
+def _fit(picture: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle, scaled bicubically to size x size pixels, with 8 bits.
+
+    A picture of four times the size or more is first reduced by a whole factor, in bands: whole
+    copies of it would take too much memory.
+    """
+    side = min(picture.size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    first, last = math.floor(left), math.ceil(left + side)
+    upper, lower = math.floor(top), math.ceil(top + side)
+    factor = max(1, side // (2 * size))
+    height = max(1, BAND // (side * factor)) * factor
+    convert = _to_linear
+    if picture.mode[0] in "IF":
+        no_data = _no_data(picture)
+        convert = partial(_to_eight_bits, white=_white(picture, no_data), no_data=no_data)
+    reduced = None
+    for row in range(upper, lower, height):
+        band = picture.crop((first, row, last, min(row + height, lower)))
+        band = convert(band).reduce(factor)
+        if reduced is None:
+            rows = math.ceil((lower - upper) / factor)
+            reduced = Image.new(band.mode, (band.width, rows))
+        reduced.paste(band, (0, (row - upper) // factor))
+    x, y, side = (left - first) / factor, (top - upper) / factor, side / factor
+    return reduced.resize((size, size), Image.Resampling.BICUBIC, (x, y, x + side, y + side))
+
+
+def _to_linear(picture: Image.Image) -> Image.Image:
+    """A picture in a mode whose values can be averaged: L, RGB, RGBA, CMYK or LAB."""
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        return picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
+    if picture.mode in ("L", "RGB", "CMYK", "LAB"):
+        return picture
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _no_data(picture: Image.Image) -> float:
+    """The value that a TIFF of measurements declares to mean "no data"; NaN if it has none."""
+    try:
+        return float(picture.tag_v2[NO_DATA_TAG])
+    except (AttributeError, KeyError, ValueError, TypeError):
+        return math.nan
+
+
+def _white(picture: Image.Image, no_data: float) -> float:
+    """The value of white in a picture of more than 8 bits; black is 0.
+
+    It is 1 for floating-point numbers and the least of `WHITES` that no value exceeds for integers,
+    or else the largest value: 16-bit files often hold values of 8 or 12 bits.
+    """
+    height, largest = max(1, BAND // picture.width), 0.0
+    for row in range(0, picture.height, height):
+        values = np.asarray(
+            picture.crop((0, row, picture.width, min(row + height, picture.height)))
+        )
+        largest = max(largest, float(values[_is_data(values, no_data)].max(initial=0)))
+    whites = (1.0,) if picture.mode[0] == "F" else WHITES
+    return next((white for white in whites if white >= largest), largest)
+
+
+def _is_data(values: np.ndarray, no_data: float) -> np.ndarray:
+    return np.isfinite(values) & (values < NO_DATA) & (values != no_data)
+
+
+def _to_eight_bits(picture: Image.Image, white: float, no_data: float) -> Image.Image:
+    values = np.asarray(picture)
+    shown = np.where(_is_data(values, no_data), values, 0).clip(0, white)
+    grey = Image.fromarray((shown * (255 / white)).round().astype(np.uint8))
+    if "transparency" not in picture.info:
+        return grey
+    is_seen = values != picture.info["transparency"]
+    return Image.merge("LA", [grey, Image.fromarray(is_seen).convert("L")]).convert("RGBA")
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
+    """A picture in RGB, on white where it is transparent; `profile` is its ICC profile, if any."""
+    if picture.mode == "RGBA":
         white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    if profile or picture.mode == "LAB":
+        try:
+            mode, transform = _transform(profile or b"")
+            return ImageCms.applyTransform(picture.convert(mode), transform)
+        # A profile comes with the file, and may be anything.
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+            remarks.append("its colour profile cannot be used")
     return picture.convert("RGB")
 
 
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale grey values of 16 or more bits to 8; Pillow would clip them.
+@lru_cache(maxsize=16)
+def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
+    """The mode of the colours that an ICC profile describes, and their conversion to sRGB.
 
-    White is 65535 for integers and 1 for floating-point numbers, or the brightest value above it.
+    Args:
+        profile: empty for Lab colours, which describe themselves.
     """
-    values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0).clip(min=0)
-    white = max(1.0 if picture.mode.startswith("F") else 65535.0, values.max())
-    return Image.fromarray((values / white * 255).round().astype(np.uint8))
+    if profile:
+        source = ImageCms.getOpenProfile(io.BytesIO(profile))
+    else:
+        source = ImageCms.createProfile("LAB")
+    mode = PROFILE_MODES[source.profile.xcolor_space.strip()]
+    return mode, ImageCms.buildTransform(source, SRGB, mode, "RGB")
+
+
+def _upright(square: Image.Image, picture: Image.Image, remarks: list[str]) -> Image.Image:
+    """Turn the square of a picture as the picture's EXIF orientation says."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF can be broken in as many ways as a picture.
+        remarks.append("its EXIF data cannot be read")
+        return square
+    is_known = isinstance(orientation, int) and orientation in TURNS
+    return square.transpose(TURNS[orientation]) if is_known else square

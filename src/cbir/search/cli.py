@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cbir import StudyError
 from cbir.cache import write_text
-from cbir.progress import describe_skipped
+from cbir.progress import NOTED, describe_skipped
 
 # The maximum number of a study's classes that are listed.
 MOST_CLASSES = 10
@@ -130,6 +130,8 @@ def run_index(arguments: argparse.Namespace) -> bool:
     )
     if changes.skipped:
         print(describe_skipped(changes.skipped))
+    if changes.remarks:
+        print(describe_skipped(changes.remarks, NOTED))
     print(f"search it with `cbir search PICTURE --gallery {name}`")
     return True
 

@@ -32,12 +32,14 @@ class Changes:
     Attributes:
         embedded, kept, removed: numbers of pictures that were embedded, unchanged or deleted.
         skipped: "name: reason" of unreadable files.
+        remarks: "name: remark" of files that are used though something is odd about them.
     """
 
     embedded: int = 0
     kept: int = 0
     removed: int = 0
     skipped: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 class _Row(NamedTuple):
@@ -92,7 +94,7 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
     changes = Changes(kept=len(rows), removed=len(previous.keys() - files.keys()))
     waiting = {file: state for file, state in files.items() if file not in rows}
     home.mkdir(parents=True, exist_ok=True)
-    batches = _embed(folder, waiting, engine, changes.skipped)
+    batches = _embed(folder, waiting, engine, changes)
     for number, batch in enumerate(batches, start=len(list(home.glob("batch-*")))):
         _write(home / f"batch-{number:06d}.npz", source, batch)
         rows |= batch
@@ -159,16 +161,19 @@ def _file_states(folder: Path) -> dict[str, str]:
 
 
 def _embed(
-    folder: Path, files: dict[str, str], engine: Engine, skipped: list[str]
+    folder: Path, files: dict[str, str], engine: Engine, changes: Changes
 ) -> Iterator[dict[str, _Row]]:
-    """Embed readable files in batches, and add "name: reason" of unreadable ones to `skipped`."""
+    """Embed readable files in batches, and add the unreadable and odd ones to `changes`."""
     names, ticker = list(files), Ticker(len(files), "pictures")
     squares = read_squares([folder / name for name in names], engine.image_size)
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
-        images = {name: square for name, square in batch if isinstance(square, np.ndarray)}
-        reasons = [(name, reason) for name, reason in batch if name not in images]
-        skipped += [f"{readable_name(name)}: {reason}" for name, reason in reasons]
+        images = {name: image for name, (image, _) in batch if image is not None}
+        for name, (image, remark) in batch:
+            if remark:
+                (changes.skipped if image is None else changes.remarks).append(
+                    f"{readable_name(name)}: {remark}"
+                )
         if images:
             vectors, probabilities = engine.encode(np.stack(list(images.values())))
             labels = probabilities.argmax(axis=1)

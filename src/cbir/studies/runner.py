@@ -11,7 +11,7 @@ from cbir.images import leaks, protocols
 from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS
-from cbir.progress import describe_skipped, duration
+from cbir.progress import NOTED, describe_skipped, duration
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies import kernels
@@ -96,6 +96,8 @@ def _check_images(study: Study) -> None:
     )
     if dataset.skipped:
         print(describe_skipped(dataset.skipped))
+    if dataset.remarks:
+        print(describe_skipped([f"{name}: {remark}" for name, remark in dataset.remarks], NOTED))
     for run in study.runs:
         names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **names))
