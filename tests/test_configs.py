@@ -1,6 +1,8 @@
 """A study's files: what they may hold, and the one line that names an error in them."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -368,9 +370,65 @@ def test_value_of_another_type_is_refused_with_key_file_and_type(project, key, v
     assert error_of(project).startswith(f"{file}: {key} must be {kind}, not ")
 
 
+NINES = "9" * 20
+HOSTILE = [
+    ("epochs: 032", "epochs must be int, not '032'"),
+    ("epochs: 1:30", "epochs must be int, not '1:30'"),
+    ("epochs: 0x10", "epochs must be int, not '0x10'"),
+    ("epochs: 1_000", "epochs must be int, not '1_000'"),
+    ("epochs: 100001", "epochs must be from 0 to 100,000, not 100001"),
+    (f"epochs: 1{'0' * 22}", f"epochs must be int, not '1{'0' * 22}'"),
+    (f"seeds: [{NINES}]", f"seeds must be list[int], not ['{NINES}']"),
+    ("seeds: [4294967296]", "seeds must contain 1 to 100 seeds from 0 to 4,294,967,295,"),
+    ("learning_rate: 1e999", "learning_rate must be greater than 0 and at most 100, not inf"),
+    ("train: last_blocks:" + "9" * 5000, "train must be head, last_blocks:<n> or all, not"),
+    ('weights: "a\\0b"', r"weights must not contain control characters, not 'a\x00b'"),
+    ('weights: "\\ud800"', r"weights must not contain control characters, not '\ud800'"),
+    ("x: 1\nx: 2", "line 1: 'x' is set twice: keep one"),
+    ("weights: &a none", "line 1: anchors, aliases and tags are not supported: write the value"),
+    ("weights: !!python/name:os.system", "line 1: anchors, aliases and tags are not supported"),
+    ("grid: &a [*a]", "line 1: anchors, aliases and tags are not supported"),
+    ("grid: " + 3000 * "[" + 3000 * "]", "line 1: lists and mappings must not be nested more"),
+    ("- " * 3000, "line 1: lists and mappings must not be nested more than 8 deep"),
+    ("notebook: [a]", "notebook must be the name of a file in notebooks/, without its ending"),
+    ("notebook: ../cnn", "notebook must be the name of a file in notebooks/, without its ending"),
+    (f"grid: {{epochs: {[*range(1, 1002)]}}}", "grid: must have at most 1,000 points, not 1,001"),
+    (f"grid: {{train: [{'a' * 101}]}}", "grid: a point must have a name of at most 100 letters"),
+    (f"zzz: {'a' * 65_536}", "must be a file of at most 65,536 bytes"),
+    ("[]", "must contain lines of the form `key: value`"),
+    ("0", "must contain lines of the form `key: value`"),
+]  # fmt: skip
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(("text", "reason"), [*HOSTILE, (BOMB, "line 1: anchors, aliases and")])
+def test_hostile_file_is_an_error_of_one_line_within_a_second(project, text, reason):
+    (project / FILE).write_text(text)
+    start = time.process_time()
+    message = error_of(project)
+    assert time.process_time() - start < 1
+    assert message.startswith(f"{FILE}: {reason}")
+    assert len(message) < 800
+
+
+def test_pipe_is_no_file_of_parameters(project):
+    (project / FILE).unlink()
+    os.mkfifo(project / FILE)
+    assert error_of(project) == f"{FILE}: must be a file of at most 65,536 bytes"
+
+
+def test_hostile_set_is_an_error_of_one_line(project):
+    assert error_of(project, overrides="epochs=3 epochs=4").startswith("SET: 'epochs' is set twice")
+    assert "anchors, aliases and tags" in error_of(project, overrides="weights=*a")
+    assert error_of(project, overrides="epochs=032") == "SET: epochs must be int, not '032'"
+    assert "nested more than 8" in error_of(project, overrides=f"ks={'[' * 3000}")
+
+
 def test_set_is_checked_as_files_are(project):
     message = error_of(project, overrides="batch_size=0")
-    assert message.startswith("SET: batch_size must be greater than 0")
+    assert message.startswith("SET: batch_size must be from 1 to 65,536, not 0")
     assert error_of(project, overrides="epochs=many").startswith("SET: epochs must be int")
 
 

@@ -239,7 +239,10 @@ def test_where_a_run_stands_is_no_dimension(root, key):
 
 def test_a_value_that_does_not_fit_names_the_grid(root):
     message = error_of(root, {"cnn": CNN}, {"input_size": [32, 16]})
-    assert message == "params/tiny/cnn.yaml, grid: input_size must be 32 or more (pixels), not 16"
+    assert (
+        message
+        == "params/tiny/cnn.yaml, grid: input_size must be from 32 to 4,096 (pixels), not 16"
+    )
     message = error_of(root, {"cnn": CNN}, {"input_size": [32, "large"]})
     assert message == "params/tiny/cnn.yaml, grid: input_size must be int, not 'large'"
 

@@ -5,11 +5,13 @@ those of a single architecture, a grid those that vary between its runs, and SET
 """
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import yaml
 
@@ -17,17 +19,56 @@ from cbir import StudyError
 from cbir.studies import params
 
 SHARED = "study.yaml"
+# Limits far beyond what a study needs, so that reading it takes less than a second.
+LARGEST_FILE, MOST_NESTED, MOST_POINTS, MOST_LETTERS = 65_536, 8, 1000, 100
 # The notebooks for an architecture without its own notebook, and for all baselines.
 GENERIC, BASELINE = "architecture", "baseline"
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """Valid YAML that a study does not need, and that can be used to hang a reader."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number; YAML 1.1 reads it as a string."""
+    """Reads YAML in which each value is written out once.
+
+    Numbers are decimal, as in YAML 1.2: 1e-3 is a number, 032 and 1:30 are texts.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {}
+    depth = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if event.anchor or getattr(event, "tag", None):
+            self.refuse("anchors, aliases and tags are not supported: write the value itself")
+        self.depth += 1
+        if self.depth > MOST_NESTED:
+            self.refuse(f"lists and mappings must not be nested more than {MOST_NESTED} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        keys = Counter((key.tag, key.value) for key, _ in node.value if key.id == "scalar")
+        for (_, key), count in keys.items():
+            if count > 1:
+                self.refuse(f"{params.shown(key)} is set twice: keep one", node)
+        return super().construct_mapping(node, deep)
+
+    def refuse(self, reason: str, node: yaml.Node | None = None) -> NoReturn:
+        mark = node.start_mark if node else self.peek_event().start_mark
+        raise _Refused(problem=reason, problem_mark=mark)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _name, _pattern in {
+    "bool": "yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
+    "null": "~|null|Null|NULL|",
+    "int": "[-+]?(0|[1-9][0-9]{0,17})",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"({_pattern})$"), None)
 
 
 @dataclass(frozen=True)
@@ -132,6 +173,11 @@ def load(
                 "DATA or SET" if dataset else "SET": _without(elsewhere, changes),
             }
             architecture = point_name(name, point)
+            if len(architecture) > MOST_LETTERS:
+                raise StudyError(
+                    f"{source}: grid: a point must have a name of at most {MOST_LETTERS} letters, "
+                    f"not {params.shown(architecture)}"
+                )
             names.add(architecture)
             parameters = {"study": report or study, "architecture": architecture}
             try:
@@ -171,6 +217,13 @@ def _find_notebook(name: str, source: str, content: dict, root: Path) -> Path:
     Removes the key `notebook` from the file's parameters.
     """
     named = content.pop("notebook", BASELINE if "baseline" in content else None)
+    if named is not None and not (
+        isinstance(named, str) and re.fullmatch(r"[\w. -]{1,100}", named)
+    ):
+        raise StudyError(
+            f"{source}: notebook must be the name of a file in notebooks/, without its ending, not "
+            f"{params.shown(named)}"
+        )
     names = [named] if named else [name, GENERIC]
     for stem in names:
         if (notebook := root / "notebooks" / f"{stem}.ipynb").exists():
@@ -233,6 +286,11 @@ def _check_grids(content, source: str) -> list[dict[str, list]]:
                 f"{source}: grid must have a list of values for each parameter, as in "
                 "`grid: {input_size: [32, 64]}`"
             )
+    if (n_points := sum(math.prod(map(len, grid.values())) for grid in grids)) > MOST_POINTS:
+        raise StudyError(
+            f"{source}: grid: must have at most {MOST_POINTS:,} points, not {n_points:,}"
+        )
+    for grid in grids:
         for key, values in grid.items():
             if any(values.count(value) > 1 for value in values):
                 raise StudyError(f"{source}: grid: {key} must not contain a value twice: {values}")
@@ -298,12 +356,19 @@ def parse_overrides(text: str) -> dict:
     for piece in text.split():
         key, equals, value = piece.partition("=")
         if not (key and equals and value):
-            raise StudyError(f'SET: {piece!r} is not key=value, as in SET="epochs=3 ks=[1,10]"')
+            raise StudyError(
+                f'SET: {params.shown(piece)} is not key=value, as in SET="epochs=3 ks=[1,10]"'
+            )
+        if key in changes:
+            raise StudyError(f"SET: {params.shown(key)} is set twice: keep one")
         try:
             changes[key] = yaml.load(value, _Loader)
+        except _Refused as error:
+            raise StudyError(f"SET: {params.shown(piece)}: {error.problem}") from None
         except yaml.YAMLError:
             raise StudyError(
-                f"SET: {piece!r} is not key=value in YAML; a value has no spaces, as in ks=[1,10]"
+                f"SET: {params.shown(piece)} is not key=value in YAML; a value has no spaces, as "
+                "in ks=[1,10]"
             ) from None
     return changes
 
@@ -311,10 +376,17 @@ def parse_overrides(text: str) -> dict:
 def _read_yaml(path: Path, root: Path) -> tuple[str, dict]:
     """A file's name for error messages, and its content."""
     source = path.relative_to(root).as_posix()
+    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+        raise StudyError(f"{source}: must be a file of at most {LARGEST_FILE:,} bytes")
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader) or {}
+        content = yaml.load(path.read_text("utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:
+        kind = "" if isinstance(error, _Refused) else "not YAML: "
+        line = error.problem_mark.line + 1
+        raise StudyError(f"{source}: {kind}line {line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise StudyError(f"{source}: must contain lines of the form `key: value`")
     if path.name != SHARED:

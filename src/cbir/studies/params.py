@@ -32,6 +32,15 @@ GROUPS = {
 }
 
 
+# Limits far beyond what makes sense, so that a slip of the pen is an error at once.
+MOST_PIXELS, MOST_EPOCHS, MOST_VALUES = 4096, 100_000, 100
+MOST_SEED = 2**32 - 1  # NumPy and Keras accept no larger one.
+# The number of characters of a value in an error message.
+MOST_SHOWN = 80
+# Control characters, and halves of a surrogate pair, which no file's name contains.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 class Bound(NamedTuple):
     """A condition on a value beyond its type; `rule` follows the parameter's name in errors."""
 
@@ -63,9 +72,11 @@ class Parameter:
         An int is accepted as a float.
         """
         if not _is_of(value, self.type):
-            return f"must be {self.type}, not {value!r}"
+            return f"must be {self.type}, not {shown(value)}"
+        if self.type == "str" and CONTROL.search(value):
+            return f"must not contain control characters, not {shown(value)}"
         if self.bound and not self.bound.holds(value):
-            return f"{self.bound.rule}, not {value!r}"
+            return f"{self.bound.rule}, not {shown(value)}"
         return ""
 
 
@@ -80,46 +91,55 @@ def _some_of(*names: str) -> Bound:
     )
 
 
-def _at_least(least: int, unit: str = "") -> Bound:
-    return Bound(lambda value: value >= least, f"must be {least} or more{unit}")
+def _between(least: int, most: int, unit: str = "") -> Bound:
+    return Bound(lambda value: least <= value <= most, f"must be from {least} to {most:,}{unit}")
 
 
-def _each_at_least(least: int, noun: str) -> Bound:
+def _all_between(least: int, most: int, noun: str, fewest: int = 1) -> Bound:
     return Bound(
-        lambda value: value and min(value) >= least and len(set(value)) == len(value),
-        f"must contain at least one {noun}, each {least} or more, without duplicates",
+        lambda value: (
+            fewest <= len(value) <= MOST_VALUES
+            and all(least <= item <= most for item in value)
+            and len(set(value)) == len(value)
+        ),
+        f"must contain {fewest} to {MOST_VALUES} {noun} from {least} to {most:,}, "
+        "without duplicates",
     )
 
 
-_POSITIVE = Bound(lambda value: value > 0, "must be greater than 0")
-_NOT_NEGATIVE = Bound(lambda value: value >= 0, "must be 0 or greater")
+_SIZE = _between(1, 65_536)
+_SIZE_OR_NONE = _between(0, 65_536)
+_EPOCHS = _between(0, MOST_EPOCHS)
+_IMAGES = _between(0, 10**9)
 _FRACTION = Bound(lambda value: 0 < value < 1, "must be greater than 0 and less than 1")
 _SHARE = Bound(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
-_RATE = Bound(lambda value: 0 < value < float("inf"), "must be greater than 0 and finite")
+_RATE = Bound(lambda value: 0 < value <= 100, "must be greater than 0 and at most 100")
 
 # fmt: off
 PARAMETERS = {
     # The images.
     "dataset": Parameter("data", "str",
-        "`digits`, `cifar10`, or the path of a folder of pictures."),
+        "`digits`, `cifar10`, or the path of a folder of pictures.",
+        bound=Bound(bool, "must be digits, cifar10 or the path of a folder")),
     "image_size": Parameter("data", "int",
         "Side length in pixels of the square images, made by a centre crop.",
-        32, _at_least(8, " (pixels)")),
+        32, _between(8, MOST_PIXELS, " (pixels)")),
     "training_images": Parameter("data", "int",
-        "Training images to keep, in equal shares of all classes; 0 keeps all.", 0, _NOT_NEGATIVE),
+        "Training images to keep, in equal shares of all classes; 0 keeps all.", 0, _IMAGES),
     "test_images": Parameter("data", "int",
-        "Test images to keep, in equal shares of all classes; 0 keeps all.", 0, _NOT_NEGATIVE),
+        "Test images to keep, in equal shares of all classes; 0 keeps all.", 0, _IMAGES),
     "test_fraction": Parameter("data", "float",
         "Share of each class that becomes test images, if the data set has no test images.",
         0.2, _FRACTION),
     "validation_fraction": Parameter("data", "float",
         "Share of each class's training images set apart for validation.", 0.1, _FRACTION),
     "split_seed": Parameter("data", "int",
-        "Seed of every choice of images, independent of the training seeds.", 0, _NOT_NEGATIVE),
+        "Seed of every choice of images, independent of the training seeds.",
+        0, _between(0, MOST_SEED)),
     "learn_from": Parameter("data", "int",
         "Training images used for training and validation, in equal shares of all classes; 0 uses "
         "all. The gallery keeps all of them. May differ between architectures.",
-        0, _NOT_NEGATIVE),
+        0, _IMAGES),
     # How the network is built.
     "backbone": Parameter("network", "str",
         "The part of the network that turns pixels into feature maps.", bound=_one_of(*BACKBONES)),
@@ -131,11 +151,11 @@ PARAMETERS = {
     "train": Parameter("network", "str",
         "What is trained: `all`; `last_blocks:<n>`, the head and the last n blocks of the "
         "backbone; `head`, which keeps the backbone frozen.", "all",
-        Bound(lambda value: re.fullmatch("head|all|last_blocks:[1-9][0-9]*", value) is not None,
+        Bound(lambda value: re.fullmatch("head|all|last_blocks:[1-9][0-9]{0,2}", value) is not None,
               "must be head, last_blocks:<n> or all")),
     "input_size": Parameter("network", "int",
         "Side length in pixels of the backbone's input; the network resizes images itself.",
-        32, _at_least(32, " (pixels)")),
+        32, _between(32, MOST_PIXELS, " (pixels)")),
     "pooling": Parameter("network", "str",
         "Turns feature maps into one vector; `gem` is the generalised mean, `attention` a learnt "
         "weighted mean.", "avg", _one_of(*choices.POOLINGS)),
@@ -147,7 +167,7 @@ PARAMETERS = {
         "the classifier; `projection`, one without ReLU; `pooled`, the pooled features.",
         "penultimate", _one_of(*choices.EMBEDDINGS)),
     "embedding_dim": Parameter("network", "int",
-        "Units of that dense layer; not used with `pooled`.", 256, _POSITIVE),
+        "Units of that dense layer; not used with `pooled`.", 256, _SIZE),
     "dropout": Parameter("network", "float",
         "Share of the embedding dropped in training; half of it is dropped after each stage of the "
         "plain CNN, and of the features on which a head is trained first.", 0.0, _SHARE),
@@ -158,19 +178,18 @@ PARAMETERS = {
         "Most epochs in which only the head is trained, on features of the frozen backbone, before "
         "`epochs`. Each has at least 100 steps, and training ends after 5 epochs, or "
         "`early_stopping`, without a better validation accuracy.",
-        0, _NOT_NEGATIVE),
+        0, _EPOCHS),
     "head_batch_size": Parameter("training", "int",
-        "Images per step in those epochs.", 256, _POSITIVE),
+        "Images per step in those epochs.", 256, _SIZE),
     "head_learning_rate": Parameter("training", "float",
         "Highest learning rate in those epochs.", 1e-3, _RATE),
     "epochs": Parameter("training", "int",
         "Epochs in which the backbone is trained with its head; not used with `train: head`.",
-        0, _NOT_NEGATIVE),
+        0, _EPOCHS),
     "measured_epochs": Parameter("training", "list[int]",
         "Epochs after which the network is measured, in addition to the last one.", [],
-        Bound(lambda value: all(epoch > 0 for epoch in value) and len(set(value)) == len(value),
-              "must contain only epochs of 1 or more, without duplicates")),
-    "batch_size": Parameter("training", "int", "Images per step.", 64, _POSITIVE),
+        _all_between(1, MOST_EPOCHS, "epochs", fewest=0)),
+    "batch_size": Parameter("training", "int", "Images per step.", 64, _SIZE),
     "optimizer": Parameter("training", "str",
         "`sgd` has a Nesterov momentum of 0.9.", "adam", _one_of(*choices.OPTIMIZERS)),
     "learning_rate": Parameter("training", "float", "Highest learning rate.", 1e-3, _RATE),
@@ -186,17 +205,17 @@ PARAMETERS = {
         "Share of the target probability spread over all classes.", 0.0, _SHARE),
     "early_stopping": Parameter("training", "int",
         "Training ends after this many epochs without a better validation accuracy, and restores "
-        "the weights of the best epoch; 0 trains for all epochs.", 0, _NOT_NEGATIVE),
+        "the weights of the best epoch; 0 trains for all epochs.", 0, _EPOCHS),
     # How embeddings are made.
     "test_time_flips": Parameter("embedding", "bool",
         "Whether an embedding is the mean over an image and its mirror image.", False),
     "whitening": Parameter("embedding", "int",
         "Dimensions kept by PCA whitening, which is fitted on the training images; 0 disables it.",
-        0, _NOT_NEGATIVE),
+        0, _SIZE_OR_NONE),
     # What is measured.
     "seeds": Parameter("measurement", "list[int]",
         "Seeds of initial weights, image order and dropout; each seed trains a new network.",
-        bound=_each_at_least(0, "seed")),
+        bound=_all_between(0, MOST_SEED, "seeds")),
     "protocols": Parameter("measurement", "list[str]",
         "Which images form the gallery and the queries; architectures are compared under the "
         "first. `hashing_1k` requires `cifar10`.",
@@ -206,12 +225,13 @@ PARAMETERS = {
                     "duplicates and with unseen_classes not first")),
     "unseen": Parameter("measurement", "int",
         "Number of classes that the protocol `unseen_classes` leaves out of training.",
-        2, _POSITIVE),
+        2, _between(1, 10**6)),
     "draws": Parameter("measurement", "int",
         "How often that protocol draws these classes; each draw trains a new network.",
-        3, _POSITIVE),
+        3, _between(1, 1000)),
     "ks": Parameter("measurement", "list[int]",
-        "Depths at which rankings are measured.", [1, 5, 10, 100], _each_at_least(1, "k")),
+        "Depths at which rankings are measured.", [1, 5, 10, 100],
+        _all_between(1, 10**9, "depths")),
     # What can replace a network.
     "baseline": Parameter("baseline", "str",
         "Embeddings made without a network of the study; set instead of `backbone`.",
@@ -263,7 +283,7 @@ def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
     for source, layer in layers.items():
         for key, value in layer.items():
             if key not in rows:
-                raise StudyError(f"{source}: unknown parameter {key!r}{_nearest(key, names)}")
+                raise StudyError(f"{source}: unknown parameter {shown(key)}{_nearest(key, names)}")
             if error := rows[key].error(value):
                 raise StudyError(f"{source}: {key} {error}")
         values |= layer
@@ -390,8 +410,14 @@ def _is_of(value, kind: str) -> bool:
     return type(value).__name__ == kind or (kind == "float" and type(value) is int)
 
 
+def shown(value) -> str:
+    """A value in an error message, shortened so that the message stays one line."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 def _nearest(key, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key)[:MOST_SHOWN], names, n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
 
 
