@@ -243,6 +243,19 @@ def test_a_keras_file_without_weights_is_refused(place):
     assert does_not_fit("cnn", rewritten(path, {"model.weights.h5": None}))
 
 
+@pytest.mark.parametrize("name", ["net.weights.h5", "whole.h5"])
+def test_weights_that_link_to_another_file_are_refused(saved, place, name):
+    path, datasets = save(saved[False], place / name), []
+    shutil.copy(path, place / "other.h5")
+    with h5py.File(path, "a") as file:
+        file.visititems(
+            lambda key, item: datasets.append(key) if isinstance(item, h5py.Dataset) else None
+        )
+        del file[datasets[0]]
+        file[datasets[0]] = h5py.ExternalLink("other.h5", datasets[0])
+    assert does_not_fit("mobilenet", path)
+
+
 def test_a_path_counts_from_the_root_of_the_project(place, monkeypatch):
     (place / "data").mkdir()
     (place / "data" / "some.h5").write_bytes(b"some")
