@@ -27,6 +27,7 @@ STUDY = {
     "split_seed": 0,
     "training_images": 0,
     "test_images": 0,
+    "min_images": 0,
     "seeds": [0],
     "protocols": ["closed"],
     "unseen": 1,
@@ -271,7 +272,6 @@ def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
         gallery=np.arange(len(parts[0])),
         queries=np.arange(len(parts[0]), count),
         fingerprint=f"{n_classes} {n_train} {n_test}",
-        skipped=[],
     )
 
 

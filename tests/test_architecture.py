@@ -292,7 +292,6 @@ def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path, *, epochs: int
         gallery=np.arange(n_train + n_train // 4),
         queries=np.arange(n_train + n_train // 4, n),
         fingerprint="",
-        skipped=[],
     )
     settings = params.complete(
         data={"dataset": "digits"},

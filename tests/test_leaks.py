@@ -297,7 +297,6 @@ def test_the_audit_counts_leaks_copies_for_validation_and_conflicts(project):
         gallery=np.arange(28),
         queries=np.arange(28, 40),
         fingerprint="scenes",
-        skipped=[],
     )
     for audit in (leaks.audit(dataset), leaks.audit(dataset)):  # computed, then read
         assert positions(audit.leaks) == [(2, 3, "identical")]

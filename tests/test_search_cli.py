@@ -15,6 +15,7 @@ from PIL import Image
 
 from cbir import StudyError
 from cbir.__main__ import main
+from cbir.images.dataset import describe_changes
 from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
 from cbir.search import answers, galleries
@@ -108,8 +109,29 @@ def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finishe
         with pytest.raises(StudyError, match=f"cnn .*the embeddings are missing: {again}"):
             _ = open_engine("tiny", "cnn").gallery
         Image.new("RGB", (24, 24)).save(project / QUERY)
+        shutil.rmtree(project / "artifacts" / "images")
         with pytest.raises(StudyError, match=f"pictures have changed .*{again}"):
             _ = open_engine("tiny", "cnn").gallery
+
+
+def test_study_is_searched_whatever_has_become_of_its_pictures(finished_study, tmp_path):
+    project = tmp_path / "copy"
+    shutil.copytree(finished_study, project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        before = open_engine("tiny", "cnn").gallery
+        Image.new("RGB", (24, 24)).save(project / "data" / "shapes" / "circle" / "new.png")
+        engine = open_engine("tiny", "cnn")
+        assert engine.gallery.names == before.names
+        assert np.array_equal(engine.gallery.image(0), before.image(0))
+        assert describe_changes(engine.run.dataset) == "1 new (circle/new.png)"
+        (project / "data" / "shapes" / "circle" / "new.png").unlink()
+        assert describe_changes(engine.run.dataset) == ""
+        (project / QUERY).unlink()
+        assert describe_changes(engine.run.dataset).startswith("1 gone (")
+        shutil.rmtree(project / "data")
+        assert open_engine("tiny", "cnn").gallery.names == before.names
+        assert "No such file" in describe_changes(engine.run.dataset)
 
 
 # Answers

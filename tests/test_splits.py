@@ -44,7 +44,7 @@ def test_split_of_another_seed_is_another_one():
 
 
 def test_split_of_a_class_with_one_image_names_the_class_and_the_part():
-    with pytest.raises(StudyError, match=r"class 'b' has too few images left \(1\).*validation"):
+    with pytest.raises(StudyError, match=r"too few images left .* for validation: 'b' \(1\)"):
         stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"], "validation")
 
 

@@ -161,11 +161,12 @@ def test_each_failure_is_one_line_on_stderr(failing):
 
 def test_terminal_and_report_name_what_could_not_be_read(failing):
     lines = failing.done.stdout.splitlines()
-    named = lines[lines.index("skipped 1 unreadable file(s):") + 1].strip()
-    assert named.startswith("circle/broken.png: ")
-    index = page(failing.reports, "index").text
-    assert "Skipped unreadable files" in index
-    assert named in index
+    row = lines[lines.index("49 files found, 48 used, 1 left out:") + 1]
+    number, reason = row.strip().removesuffix(": circle/broken.png").split("  ")
+    assert number == "1"
+    assert f"left out: {reason}" in page(failing.reports, "index").text
+    table = pd.read_csv(failing.reports / "left_out.csv")
+    assert table.to_numpy().tolist() == [["circle/broken.png", reason, 1]]
 
 
 def test_the_report_names_failures_with_their_reasons(failing):

@@ -93,7 +93,7 @@ def embed_as_a_study(network, paths: list[Path], folder: Path) -> None:
 
     none = np.zeros(len(paths), np.int64)
     names = [path.name for path in paths]
-    pictures = Pictures(["all"], paths, none, names, len(paths))
+    pictures = Pictures(["all"], paths, none, names)
     decode_pictures(pictures, range(len(paths)), SHAPE["image_size"], folder / "images.npy")
     images = np.load(folder / "images.npy", mmap_mode="r")
     outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
@@ -205,7 +205,7 @@ def heads(backbone: str, count: int) -> float:
         images=np.zeros((FEATURES, 1, 1, 3), np.uint8), names=[],
         labels=random.integers(0, shape["n_classes"], FEATURES),
         train=places[VALIDATION:], validation=places[:VALIDATION],
-        gallery=places, queries=places[:0], fingerprint="random", skipped=[],
+        gallery=places, queries=places[:0], fingerprint="random",
     )  # fmt: skip
 
     def train(seed: int, folder: Path) -> float:

@@ -6,6 +6,7 @@ of RGB images of one size, training images before test images.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,19 +14,24 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import cached, digest, find, read
+from cbir.cache import MANIFEST, cached, digest, find, read
 from cbir.images.folders import (
+    HEIC_IS_READ,
+    PARTS,
     LeftOut,
     Pictures,
-    dataset_folder,
-    folder_pictures,
+    data_place,
     folder_state,
-    list_folder,
+    list_pictures,
+    short_list,
 )
 from cbir.images.pictures import cifar10_pictures, decode_pictures, digits_pictures
 
 # The number of images hashed at a time.
 BLOCK = 1024
+TRAIN, VALIDATION, TEST = range(len(PARTS))
+# The fewest images of a class that can be split into training, validation and test images.
+MIN_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,12 @@ class Dataset:
         names: n unique names, such as paths.
         train, validation, gallery, queries: positions in `images`, each sorted.
         fingerprint: SHA-256 of all images and labels.
-        skipped: the unreadable files, each "name: reason".
+        left_out: the files and folders that are not used, with their reasons.
         remarks: the files that are used though something is odd about them, such as damage.
+        layout: a sentence that says which folders are which part; empty if there is no split.
         protocol: which images are gallery and which are queries; see `protocols`.
         draw: number of the draw, if the protocol draws classes.
+        stored: the folder of the decoded images.
 
     Networks are trained on `train`; every choice is made on `validation`, never on queries.
     """
@@ -58,8 +66,10 @@ class Dataset:
     gallery: np.ndarray
     queries: np.ndarray
     fingerprint: str
-    skipped: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
     remarks: list[LeftOut] = field(default_factory=list)
+    layout: str = ""
+    stored: Path | None = None
     protocol: str = "closed"
     draw: int | None = None
 
@@ -116,20 +126,23 @@ def load_dataset(
     split_seed: int,
     training_images: int = 0,
     test_images: int = 0,
+    min_images: int = 0,
     learn_from: int = 0,
 ) -> Dataset:
     """Load a data set; images are decoded the first time and memory-mapped afterwards.
 
     Args:
-        dataset: "digits", "cifar10", or a folder arranged as `<class>/...` or
-            `{train,test}/<class>/...`.
+        dataset: "digits", "cifar10", or a folder or CSV file as for `folders.list_pictures`.
         image_size: side length in pixels of the images, which are centre crops.
         test_fraction: share of each class that becomes test images if the data has no test split;
             at least one image per class.
-        validation_fraction: share of each class's training images, at least one.
+        validation_fraction: share of each class's training images, at least one, if the data has no
+            validation images.
         split_seed: seed of every choice of images, the same for all runs of a study.
         training_images, test_images: approximate number of images of each part to keep, in equal
             shares of all classes; 0 keeps all.
+        min_images: classes with fewer images, or too few to split, are left out; 0 keeps all
+            classes, and refuses those with too few.
         learn_from: approximate number of training images to train and validate on, in equal shares
             of all classes; 0 for all. A smaller selection is part of a larger one. The gallery
             keeps all training images.
@@ -144,16 +157,16 @@ def load_dataset(
         "split_seed": split_seed,
         "training_images": training_images,
         "test_images": test_images,
+        "min_images": min_images,
     }
-    images = cached(**_images_step(**parameters))
-    content = json.loads((images.folder / "content.json").read_text("utf-8"))
-    n_train = content["n_train"]
+    step, left_out = _images_step(**parameters)
+    images = cached(**step)
+    content = _read_content(images.folder)
     labels = np.load(images.folder / "labels.npy")
+    n_train = content["n_train"]
 
     def make(folder: Path) -> None:
-        train, validation = stratified_split(
-            labels[:n_train], validation_fraction, split_seed, content["classes"], "validation"
-        )
+        train, validation = _split(content, labels, validation_fraction, split_seed)
         np.save(folder / "train.npy", train)
         np.save(folder / "validation.npy", validation)
 
@@ -171,15 +184,17 @@ def load_dataset(
         for part in ("train", "validation")
     )
     parameters["validation_fraction"] = validation_fraction
-    return _open(images.folder, parameters, train, validation)
+    return _open(images.folder, parameters, train, validation, left_out)
 
 
-def stored_dataset(fingerprint: str, *, validation_fraction: float, **parameters) -> Dataset | None:
+def stored_dataset(
+    fingerprint: str, *, dataset: str, validation_fraction: float, **parameters
+) -> Dataset | None:
     """A data set as it was read earlier, even if its pictures have changed or are gone.
 
     Args:
         fingerprint: of the data set.
-        validation_fraction, parameters: `Dataset.parameters`.
+        dataset, validation_fraction, parameters: `Dataset.parameters`.
 
     Returns:
         None if its images are not stored.
@@ -190,47 +205,70 @@ def stored_dataset(fingerprint: str, *, validation_fraction: float, **parameters
         images = read(path.parent)
         if images is None or images.manifest["parameters"] != parameters:
             continue
-        content = json.loads(path.read_text("utf-8"))
+        content = _read_content(path.parent)
         if content["fingerprint"] == fingerprint:
-            n_train, labels = content["n_train"], np.load(path.with_name("labels.npy"))
-            train, validation = stratified_split(
-                labels[:n_train], validation_fraction, parameters["split_seed"],
-                content["classes"], "validation",
+            parts = _split(
+                content, np.load(path.with_name("labels.npy")), validation_fraction,
+                parameters["split_seed"],
             )  # fmt: skip
-            parameters["validation_fraction"] = validation_fraction
-            return _open(path.parent, parameters, train, validation)
+            parameters |= {"dataset": dataset, "validation_fraction": validation_fraction}
+            return _open(path.parent, parameters, *parts, content["listed"])
     return None
 
 
 def is_cached(*, validation_fraction: float, **parameters) -> bool:
     """Whether the images and their split are cached, so that `load_dataset` only reads."""
-    step = _images_step(**parameters)
+    step, _ = _images_step(**parameters)
     del step["make"]
     if (images := find(**step)) is None:
         return False
-    content = json.loads((images.folder / "content.json").read_text("utf-8"))
     split = {"validation_fraction": validation_fraction, "split_seed": parameters["split_seed"]}
-    reads = [content["fingerprint"]]
+    reads = [_read_content(images.folder)["fingerprint"]]
     return find("split", parameters=split, reads=reads, package="images") is not None
 
 
-def _open(folder: Path, parameters: dict, train: np.ndarray, validation: np.ndarray) -> Dataset:
-    """The data set whose images are stored in a folder."""
-    content = json.loads((folder / "content.json").read_text("utf-8"))
-    n_train, labels = content.pop("n_train"), np.load(folder / "labels.npy")
-    content["remarks"] = [LeftOut(*row) for row in content["remarks"]]
-    loaded = Dataset(
-        parameters=parameters,
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        labels=labels,
-        train=train,
-        validation=validation,
-        gallery=np.arange(n_train),
-        queries=np.arange(n_train, len(labels)),
-        **content,
-    )
-    _check_disjoint(loaded)
-    return loaded
+def forget(parameters: dict) -> str:
+    """Let the images be decoded again, and return the fingerprint of those forgotten, if any.
+
+    Sizes and modification times of files do not show every change.
+
+    Args:
+        parameters: as for `is_cached`.
+    """
+    step, _ = _images_step(**{k: v for k, v in parameters.items() if k != "validation_fraction"})
+    del step["make"]
+    if (images := find(**step)) is None:
+        return ""
+    (images.folder / MANIFEST).unlink()
+    return _read_content(images.folder)["fingerprint"]
+
+
+def describe_changes(dataset: Dataset) -> str:
+    """What has changed in a data set's folder since it was decoded, in words; empty if nothing.
+
+    A file that was replaced under its name counts if its size or modification time differs.
+    """
+    name = dataset.parameters["dataset"]
+    place = project_root() / data_place(name)
+    if name == "digits" or (name == "cifar10" and not place.is_dir()):
+        return ""
+    try:
+        pictures = list_pictures(place)
+    except StudyError as error:
+        return str(error)
+    before = {*dataset.names, *(one.name for one in dataset.left_out)}
+    new, gone = set(pictures.names) - before, set(dataset.names) - set(pictures.names)
+    words = [f"{len(names):,} {word} ({short_list(sorted(names), 3)})"
+             for names, word in ((new, "new"), (gone, "gone")) if names]  # fmt: skip
+    made_from = read(dataset.stored).manifest["reads"]
+    if not words and made_from != _reads(pictures):
+        words = ["some pictures were replaced"]
+    return ", ".join(words)
+
+
+def _reads(pictures: Pictures) -> list[str]:
+    """What the decoded images of a folder depend on."""
+    return [folder_state(pictures), str(HEIC_IS_READ)]
 
 
 def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -240,96 +278,207 @@ def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return array[first:last] if is_range else array[positions]
 
 
-def _images_step(**parameters) -> dict:
-    """The step that decodes the images of a data set: the arguments of `cached`."""
+def _read_content(images: Path) -> dict:
+    return json.loads((images / "content.json").read_text("utf-8"))
+
+
+def _split(
+    content: dict, labels: np.ndarray, validation_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and validation images of stored images."""
+    n_train, validation = content["n_train"], np.array(content["validation"], np.int64)
+    if len(validation):
+        return np.setdiff1d(np.arange(n_train), validation), validation
+    return stratified_split(
+        labels[:n_train], validation_fraction, seed, content["classes"], "validation"
+    )
+
+
+def _open(
+    folder: Path,
+    parameters: dict,
+    train: np.ndarray,
+    validation: np.ndarray,
+    listed: Iterable[LeftOut],
+) -> Dataset:
+    """The data set whose images are stored in a folder.
+
+    Args:
+        listed: what was left out before anything was decoded.
+    """
+    content, labels = _read_content(folder), np.load(folder / "labels.npy")
+    loaded = Dataset(
+        parameters=parameters,
+        classes=content["classes"],
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        labels=labels,
+        names=content["names"],
+        train=train,
+        validation=validation,
+        gallery=np.arange(content["n_train"]),
+        queries=np.arange(content["n_train"], len(labels)),
+        fingerprint=content["fingerprint"],
+        left_out=[LeftOut(*row) for row in [*listed, *content["left_out"]]],
+        remarks=[LeftOut(*row) for row in content["remarks"]],
+        layout=content["layout"],
+        stored=folder,
+    )
+    _check_disjoint(loaded)
+    return loaded
+
+
+def _images_step(**parameters) -> tuple[dict, list[LeftOut]]:
+    """The step that decodes the images of a data set (the arguments of `cached`), and the files
+    that are left out without being decoded.
+    """
     dataset = parameters["dataset"]
-    folder = project_root() / dataset_folder(dataset)
+    place = project_root() / data_place(dataset)
+    settings = {name: value for name, value in parameters.items() if name != "dataset"}
+    left_out = []
     if dataset == "digits":
-        read, state = digits_pictures, "scikit-learn"
-    elif dataset == "cifar10" and not folder.is_dir():
-        read, state = cifar10_pictures, "keras.datasets"
+        read_pictures, reads = digits_pictures, ["scikit-learn"]
+    elif dataset == "cifar10" and not place.is_dir():
+        read_pictures, reads = cifar10_pictures, ["keras.datasets"]
     else:
-        paths = list_folder(folder)
-        if dataset == "cifar10" and "test" not in paths:
+        pictures = list_pictures(place)
+        if dataset == "cifar10" and "test" not in pictures.given_parts:
             raise StudyError(
-                f"{folder} has no folder test/: unpack CIFAR-10 there again, with train/ and test/"
+                f"{place} has no folder test/: unpack CIFAR-10 there again, with train/ and test/"
             )
-        read, state = lambda: folder_pictures(folder, paths), folder_state(folder, paths)
-
-    def make(into: Path) -> None:
-        settings = {name: value for name, value in parameters.items() if name != "dataset"}
-        _decode(read(), into, **settings)
-
+        left_out = pictures.left_out
+        read_pictures, reads = lambda: pictures, _reads(pictures)
     return {
         "step": "images",
-        "make": make,
-        "parameters": parameters,
-        "reads": [state],
+        "make": lambda into: _decode(read_pictures(), into, **settings),
+        # A folder that has moved is not decoded again.
+        "parameters": settings,
+        "reads": reads,
         "package": "images",
-    }
+    }, left_out
 
 
 def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> None:
-    """Write images.npy, labels.npy and content.json; `selection` as for `_select`."""
-    skipped = {}
+    """Write images.npy, labels.npy and content.json; `selection` as for `select`."""
+    skipped = dict(pictures.unreadable)
     while True:  # If files cannot be read, the parts are chosen again without them.
-        readable = np.setdiff1d(np.arange(len(pictures.items)), list(skipped))
-        train, test = _select(pictures, readable, **selection)
-        order = np.concatenate([train, test])
-        unreadable, remarks = decode_pictures(pictures, order, image_size, into / "images.npy")
+        rows, n_train, left_out = select(pictures, skipped, **selection)
+        unreadable, remarks = decode_pictures(pictures, rows, image_size, into / "images.npy")
         if unreadable.keys() <= skipped.keys():
             break
-        skipped |= unreadable
+        skipped = {row: str(reason) for row, reason in unreadable.items()} | skipped
     images = np.load(into / "images.npy", mmap_mode="r")
-    labels = pictures.labels[order]
-    fingerprint = hashlib.sha256(json.dumps([pictures.classes, len(train)]).encode())
+    kept, labels = np.unique(pictures.labels[rows], return_inverse=True)
+    classes = [pictures.classes[label] for label in kept]
+    is_validation = pictures.parts is not None and pictures.parts[rows] == VALIDATION
+    validation = np.flatnonzero(is_validation).tolist()
+    fingerprint = hashlib.sha256(json.dumps([classes, n_train, *validation]).encode())
     for start in range(0, len(images), BLOCK):
         fingerprint.update(images[start : start + BLOCK].tobytes())
     fingerprint.update(labels.tobytes())
     np.save(into / "labels.npy", labels)
     content = {
-        "classes": pictures.classes,
-        "names": [pictures.names[row] for row in order],
-        "n_train": len(train),
-        "skipped": [f"{pictures.names[row]}: {skipped[row]}" for row in sorted(skipped)],
+        "classes": classes,
+        "names": [pictures.names[row] for row in rows],
+        "n_train": n_train,
+        "validation": validation,
+        "layout": pictures.layout,
         "remarks": [[pictures.names[row], remark] for row, remark in remarks.items()],
+        "listed": pictures.left_out,
+        "left_out": [
+            *(LeftOut(pictures.names[row], skipped[row]) for row in sorted(skipped)),
+            *left_out,
+        ],
         "fingerprint": fingerprint.hexdigest(),
     }
     (into / "content.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _select(
+def select(
     pictures: Pictures,
-    readable: np.ndarray,
+    unreadable: dict[int, str],
     *,
     test_fraction: float,
     split_seed: int,
     training_images: int,
     test_images: int,
-) -> list[np.ndarray]:
-    """Positions of the training and of the test images among the readable pictures."""
-    labels = pictures.labels[readable]
-    if pictures.is_test is None:
-        parts = stratified_split(labels, test_fraction, split_seed, pictures.classes, "test")
-    else:
-        is_test = pictures.is_test[readable]
-        parts = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    for part, rows in zip(("train", "test"), parts, strict=True):
-        _check_classes(labels[rows], pictures.classes, part)
-    return [
-        readable[stratified_share(rows, limit / len(rows), labels, split_seed)]
-        for rows, limit in zip(parts, (training_images, test_images), strict=True)
-    ]
+    min_images: int,
+) -> tuple[np.ndarray, int, list[LeftOut]]:
+    """Positions of the images to keep, training images first, their number, and what is left out.
 
-
-def _check_classes(labels: np.ndarray, classes: list[str], part: str) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
-    needed = 2 if part == "train" else 1
-    if counts.min() < needed:
+    Raises:
+        StudyError: classes have too few readable pictures to be split.
+    """
+    readable = np.setdiff1d(np.arange(len(pictures.items)), list(unreadable))
+    left_out = []
+    small = _small_classes(pictures, readable, unreadable, min_images)
+    if small and not min_images:
         raise StudyError(
-            f"class {classes[counts.argmin()]!r} has {counts.min()} readable {part} image(s), but "
-            f"the split needs at least {needed}: add some or remove the class"
+            f"too few readable images to split: {short_list(small.values())}: add pictures, or "
+            f'leave such classes out with SET="min_images={MIN_IMAGES}"'
         )
+    for label, description in small.items():
+        is_small = pictures.labels[readable] == label
+        reason = f"class with too few images for min_images={min_images}"
+        left_out.append(LeftOut(description, reason, int(is_small.sum())))
+        readable = readable[~is_small]
+    labels = pictures.labels[readable]
+    if len(np.unique(labels)) < 2:
+        raise StudyError(
+            f"fewer than two classes have enough images for min_images={min_images}: lower it"
+        )
+    parts = np.full_like(labels, TRAIN) if pictures.parts is None else pictures.parts[readable]
+    if "test" not in pictures.given_parts:
+        training = np.flatnonzero(parts == TRAIN)
+        _, held_out = stratified_split(
+            labels[training], test_fraction, split_seed, pictures.classes, "test"
+        )
+        parts[training[held_out]] = TEST
+    n_gallery, n_queries = (parts != TEST).sum(), (parts == TEST).sum()
+    chosen = [
+        readable[stratified_share(np.flatnonzero(parts == part), share, labels, split_seed)]
+        for part, share in (
+            (TRAIN, training_images / n_gallery),
+            (VALIDATION, training_images / n_gallery),
+            (TEST, test_images / n_queries),
+        )
+    ]
+    rows = np.concatenate(chosen)
+    if len(rows) < len(readable):
+        reason = f"not drawn (training_images={training_images}, test_images={test_images})"
+        left_out.append(LeftOut("", reason, len(readable) - len(rows)))
+    return rows, len(rows) - len(chosen[TEST]), left_out
+
+
+def _small_classes(
+    pictures: Pictures, readable: np.ndarray, unreadable: dict[int, str], min_images: int
+) -> dict[int, str]:
+    """Classes with too few images to be split, or fewer than `min_images`, and how many they have.
+
+    Args:
+        readable: positions of the readable pictures.
+        unreadable: reasons by position.
+    """
+    given = pictures.given_parts
+    needed = np.array([1, "validation" in given, "test" in given], int)
+    # Without a part of their own, some training images serve as such.
+    needed[TRAIN] += 2 - needed[1:].sum()
+    parts = np.zeros_like(pictures.labels) if pictures.parts is None else pictures.parts
+    counts = np.zeros((len(pictures.classes), len(PARTS)), int)
+    np.add.at(counts, (pictures.labels[readable], parts[readable]), 1)
+    is_small = (counts < needed).any(axis=1) | (counts.sum(axis=1) < min_images)
+    descriptions = {}
+    for label in np.flatnonzero(is_small).tolist():
+        reasons = [unreadable[row] for row in unreadable if pictures.labels[row] == label]
+        part = int((counts[label] < needed).argmax())
+        text = (
+            f"{counts[label, part]} {f'{PARTS[part]} ' * bool(given)}images, needs {needed[part]}"
+        )
+        if (counts[label] >= needed).all():
+            text = f"{counts[label].sum()} images"
+        if reasons:
+            text += f"; {len(reasons)} unreadable: {short_list(dict.fromkeys(reasons), 2)}"
+        descriptions[label] = f"{pictures.classes[label]!r} ({text})"
+    return descriptions
 
 
 def _check_disjoint(dataset: Dataset) -> None:
@@ -353,15 +502,14 @@ def stratified_split(
     Raises:
         StudyError: a class has fewer than two images.
     """
+    counts = np.bincount(labels, minlength=len(classes))
+    if small := [label for label in np.unique(labels) if counts[label] < 2]:
+        names = short_list(f"{classes[label]!r} ({counts[label]})" for label in small)
+        raise StudyError(f"too few images left to hold some out for {part}: {names}")
     random = np.random.default_rng(seed)
     second = []
-    for label, name in enumerate(classes):
+    for label in range(len(classes)):
         members = random.permutation(np.flatnonzero(labels == label))
-        if len(members) < 2:
-            raise StudyError(
-                f"class {name!r} has too few images left ({len(members)}) to hold some out for "
-                f"{part}: each class needs at least 3, or 2 if there is a test folder"
-            )
         second.append(members[: min(len(members) - 1, max(1, round(fraction * len(members))))])
     second = np.sort(np.concatenate(second))
     return np.setdiff1d(np.arange(len(labels)), second), second
@@ -378,7 +526,7 @@ def stratified_share(rows: np.ndarray, share: float, labels: np.ndarray, seed: i
         labels: (n,) int.
         seed: seed of the random choice.
     """
-    if not 0 < share < 1:
+    if not 0 < share < 1 or not len(rows):
         return rows
     kept = []
     for label in np.unique(labels[rows]):

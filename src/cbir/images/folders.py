@@ -1,36 +1,85 @@
-"""Folders of pictures: which files are used, in which class and part, and which are left out."""
+"""Folders of pictures: which files are used, in which class and part, and which are left out.
 
+Every file is accounted for. A file counts as a picture if its name has the ending of a picture
+format, or if its content is a picture whatever its name. Whether a picture can be decoded is found
+out later, in `images.pictures`.
+"""
+
+import contextlib
+import csv
+import io
 import os
-from dataclasses import dataclass
+import re
+import unicodedata
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cbir import StudyError
 from cbir.cache import digest
 
-# The file name endings of formats that Pillow can decode. A folder without any is not a class.
-# Pillow recognises MPEG but has no decoder, and calls another program for EPS.
+with contextlib.suppress(ImportError):  # an optional extra
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 Image.init()
+HEIC_IS_READ = "HEIF" in Image.OPEN
+# Pillow recognises these formats, but has no decoder, or calls another program (EPS).
+NO_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 SUFFIXES = {
     suffix
     for suffix, image_format in Image.registered_extensions().items()
-    if image_format in Image.OPEN and image_format not in ("MPEG", "EPS")
+    if image_format in Image.OPEN and image_format not in NO_DECODER
 }
+# The formats that are recognised by content; Pillow takes other files for those without a mark.
+MARKED = [name for name, (_, mark) in Image.OPEN.items() if mark and name not in NO_DECODER]
+# The first bytes of the usual formats: JPEG, PNG, TIFF.
+USUAL = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
+# The number of bytes that tell formats apart.
+HEAD = 32
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Pillow would read the small preview in the files of cameras.
+RAW_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
+HEIC = "HEIC needs pillow-heif: run `make heic` once"
+RAW = "camera raw: export it as JPEG, PNG or TIFF"
+HIDDEN = "hidden or system folder or file"
+LISTED_DIFFERENTLY = "listed again with another class or part; the first line counts"
+NOT_A_PICTURE = "not a picture, or in a format that is not read"
+SYSTEM = {
+    "@eaDir", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
+    "lost+found", "Thumbs.db", "desktop.ini",
+}  # fmt: skip
+PARTS = ("train", "validation", "test")
+# The names of folders, and of values of a column `split`, that name a part; case is ignored.
+PART_OF = {
+    "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2,
+}  # fmt: skip
+# The endings of a file that lists pictures with their classes.
+TABLES = (".csv", ".tsv")
+LAYOUTS = (
+    "<class>/*.png, {train,test}/<class>/*.png, {train,val,test}/<class>/*.png, or a CSV file "
+    "with the columns path, class and, optionally, split"
+)
 
 
 class LeftOut(NamedTuple):
     """A file or folder that is not used.
 
     Attributes:
-        name: its path relative to the data set's folder, or another unique name.
+        name: its path relative to the data set's folder; that of a folder ends in a slash.
         reason: why, in a few words that are the same for all files of one kind.
+        files: the number of files that this is about.
     """
 
     name: str
     reason: str
+    files: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,18 +91,29 @@ class Pictures:
         items: n paths, or arrays as for `read_square`.
         labels: (n,) int64.
         names: n unique names, such as paths relative to the folder.
-        is_test: (n,) bool, or None if the data has no test split.
+        parts: (n,) int64 indices into `PARTS`, or None if the data has no split.
+        layout: a sentence that says which folders are which part; empty if there is no split.
+        unreadable: reasons by position, of pictures that are known to be unreadable.
+        left_out: all other files and folders.
     """
 
     classes: list[str]
     items: list
     labels: np.ndarray
     names: list[str]
-    is_test: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    layout: str = ""
+    unreadable: dict[int, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def given_parts(self) -> set[str]:
+        """The parts that the data itself has."""
+        return set() if self.parts is None else {PARTS[part] for part in np.unique(self.parts)}
 
 
-def dataset_folder(dataset: str) -> Path:
-    """The folder of a data set's pictures, relative to the project's; it need not exist.
+def data_place(dataset: str) -> Path:
+    """The folder or CSV file of a data set, relative to the project's; it need not exist.
 
     Args:
         dataset: as for `load_dataset`.
@@ -61,23 +121,104 @@ def dataset_folder(dataset: str) -> Path:
     return Path("data/cifar10" if dataset == "cifar10" else dataset)
 
 
-def folder_pictures(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> Pictures:
-    """The pictures of a folder; `paths` as from `list_folder`."""
-    classes = list(paths["train"])
-    rows = [
-        (path, classes.index(name), part == "test")
-        for part, paths_by_class in paths.items()
-        for name, files in paths_by_class.items()
-        for path in files
+def dataset_folder(dataset: str) -> Path:
+    """The folder that the names of a data set's pictures are relative to; as `data_place`."""
+    place = data_place(dataset)
+    return place.parent if place.suffix.lower() in TABLES else place
+
+
+def list_pictures(place: Path) -> Pictures:
+    """The pictures of a folder, or of a CSV file that lists them.
+
+    Args:
+        place: a folder arranged as in `LAYOUTS`, or the CSV file.
+
+    Raises:
+        StudyError: it is missing, unreadable or empty, has a single class, or its layout is
+            unclear; the message says how to arrange the pictures.
+    """
+    try:
+        if place.suffix.lower() in TABLES and not place.is_dir():
+            return _read_table(place)
+        files, folders, left_out = find_files(place)
+    except OSError as error:
+        raise StudyError(
+            f"cannot read {place} ({error.strerror}): arrange the pictures as {LAYOUTS}"
+        ) from None
+    reasons = {name: _reason(place / name) for name in files}
+    left_out += [LeftOut(*row) for row in reasons.items() if row[1] not in ("", HEIC, RAW)]
+    names = [name for name, reason in reasons.items() if reason in ("", HEIC, RAW)]
+    rows, layout = _arrange(place, names, folders)
+    _check_classes(place, rows)
+    left_out += [
+        LeftOut(name, "not in a class folder, or in a folder beside those of the parts")
+        for name in names
+        if name not in rows
     ]
-    items, labels, is_test = zip(*rows, strict=True)
-    return Pictures(
-        classes=list(map(readable_name, classes)),
-        items=list(items),
-        labels=np.array(labels, np.int64),
-        names=[readable_name(path.relative_to(folder).as_posix()) for path in items],
-        is_test=np.array(is_test) if "test" in paths else None,
-    )
+    class_folders = {name.rpartition("/")[0] + "/" for name in names}
+    left_out += [
+        LeftOut(folder, "folder without pictures", 0)
+        for folder in folders
+        if folder.count("/") <= 2 and not any(used.startswith(folder) for used in class_folders)
+    ]
+    return _pictures(place, rows, layout, reasons, left_out)
+
+
+def find_files(folder: Path) -> tuple[list[str], list[str], list[LeftOut]]:
+    """Everything below a folder, relative to it and sorted.
+
+    Links to folders are followed, but no folder is read twice, nor one that contains `folder`.
+
+    Returns:
+        The files, the folders, and what is left out: hidden and system files and folders, links
+        that lead nowhere or to a folder that is read elsewhere, unreadable folders, pipes.
+
+    Raises:
+        OSError: the folder itself cannot be read.
+    """
+    files, folders, left_out = [], [], []
+    waiting, links = deque([""]), deque()
+    read = {_identity(parent) for parent in folder.resolve(strict=True).parents}
+    while waiting or links:
+        # Links come last, so that a folder inside keeps its own name.
+        place = waiting.popleft() if waiting else links.popleft()
+        try:
+            if (identity := _identity(folder / place)) in read:
+                left_out.append(LeftOut(place, "link to a folder that is read elsewhere", 0))
+                continue
+            with os.scandir(folder / place) as scanned:
+                entries = list(scanned)
+            read.add(identity)
+        except OSError as error:
+            if not place:
+                raise
+            left_out.append(LeftOut(place, f"folder that cannot be read ({error.strerror})", 0))
+            continue
+        if place:
+            folders.append(place)
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            name, kind = place + entry.name, _kind(entry)
+            if entry.name.startswith(".") or entry.name in SYSTEM:
+                is_folder = kind == "folder"
+                count = sum(len(inside) for *_, inside in os.walk(entry)) if is_folder else 1
+                left_out.append(LeftOut(name + "/" * is_folder, HIDDEN, count))
+            elif kind == "folder":
+                (links if entry.is_symlink() else waiting).append(name + "/")
+            elif kind == "file":
+                files.append(name)
+            else:
+                left_out.append(LeftOut(name, kind))
+    in_order = [sorted(names, key=lambda name: name.split("/")) for names in (files, folders)]
+    return *in_order, left_out
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files that `find_files` finds below a folder.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return [folder / name for name in find_files(folder)[0]]
 
 
 def readable_name(name: str) -> str:
@@ -85,86 +226,19 @@ def readable_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def list_folder(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """The files of a folder by part ("train", and "test" if there is one) and class.
-
-    A folder is a class if it contains a file with the extension of a picture format.
-
-    Raises:
-        StudyError: the folder is missing, unreadable or empty, has a single class, or test has
-            a class that train lacks.
-    """
-    layout = f"{folder}/<class>/*.png or {folder}/{{train,test}}/<class>/*.png"
-    roots = {"train": folder / "train", "test": folder / "test"}
-    try:
-        # A folder `train` without subfolders is a class of that name.
-        if not any(path.is_dir() for path in roots["train"].glob("*")):
-            roots = {"train": folder}
-        paths = {
-            part: {
-                child.name: list_files(child)
-                for child in sorted(root.iterdir())
-                if child.is_dir() and not child.name.startswith(".")
-            }
-            for part, root in roots.items()
-            if part == "train" or root.is_dir()
-        }
-    except OSError as error:
-        raise StudyError(
-            f"cannot read the folder {error.filename} ({error.strerror}): "
-            f"arrange the pictures as {layout}"
-        ) from None
-    paths = {
-        part: {name: files for name, files in paths_by_class.items() if _has_picture(files)}
-        for part, paths_by_class in paths.items()
-    }
-    if not paths["train"]:
-        raise StudyError(f"no pictures in the subfolders of {folder}: arrange them as {layout}")
-    if len(paths["train"]) < 2:
-        raise StudyError(
-            f"{folder} has only one class ({next(iter(paths['train']))}): "
-            f"a study needs at least two, arranged as {layout}"
-        )
-    if unknown := paths.get("test", {}).keys() - paths["train"].keys():
-        raise StudyError(
-            f"{folder}/test has a class that train lacks: {', '.join(sorted(unknown))}"
-        )
-    return paths
+def unsupported(head: bytes) -> str:
+    """Why Pillow does not recognise a file, from its first bytes."""
+    if not head:
+        return "empty file"
+    return HEIC if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS else NOT_A_PICTURE
 
 
-def list_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, without hidden ones.
-
-    Files of any kind are listed; unreadable files are reported while decoding.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if not name.startswith(".")
-    )
-
-
-def _has_picture(files: list[Path]) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in files)
-
-
-def folder_state(folder: Path, paths: dict[str, dict[str, list[Path]]]) -> str:
-    """Digest of the names, sizes and modification times of a folder's pictures."""
-    state = [
-        [part, name, path.relative_to(folder).as_posix(), file_state(path)]
-        for part, paths_by_class in paths.items()
-        for name, files in paths_by_class.items()
-        for path in files
-    ]
-    return digest(state)
+def folder_state(pictures: Pictures) -> str:
+    """Digest of the names, classes, parts, sizes and modification times of a folder's pictures."""
+    parts = None if pictures.parts is None else pictures.parts.tolist()
+    states = [file_state(path) for path in pictures.items]
+    labels, unreadable = pictures.labels.tolist(), list(pictures.unreadable.items())
+    return digest([pictures.classes, pictures.names, labels, parts, states, unreadable])
 
 
 def file_state(path: Path) -> str:
@@ -174,3 +248,224 @@ def file_state(path: Path) -> str:
     except OSError:
         return "gone"
     return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """ "folder", "file", or why it is neither; links are followed."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # a link to itself
+        pass
+    # Reading a pipe, for example, would never end.
+    return "link that leads nowhere" if entry.is_symlink() else "pipe, socket or device"
+
+
+def _reason(path: Path) -> str:
+    """Why a file cannot be a picture of the study; empty if it is to be decoded."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or suffix in RAW_SUFFIXES:
+        return RAW if suffix in RAW_SUFFIXES else ""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if not head.startswith(USUAL):
+            with warnings.catch_warnings(action="ignore"), Image.open(path, formats=MARKED):
+                pass
+    except UnidentifiedImageError:
+        return unsupported(head)
+    except OSError as error:
+        return f"file that cannot be read ({error.strerror or error})"
+    except Exception:  # a picture with a broken header, or one that is too large
+        pass
+    return ""
+
+
+def _arrange(
+    place: Path, names: list[str], folders: list[str]
+) -> tuple[dict[str, tuple[int | None, str]], str]:
+    """Part and class of each picture in a class folder, and the layout in words.
+
+    Raises:
+        StudyError: it is unclear which folders are classes.
+    """
+    # macOS writes é as two characters, other systems as one: both are the same class.
+    paths = {name: unicodedata.normalize("NFC", name).split("/") for name in names}
+    tops = [folder[:-1] for folder in folders if folder.count("/") == 1]
+    parts = {top: PART_OF[top.lower()] for top in tops if top.lower() in PART_OF}
+    nested = {path[0] for path in paths.values() if len(path) > 2}
+    if any(part == 0 and top in nested for top, part in parts.items()):
+        return _arrange_parts(place, paths, parts, nested)
+    has_train = 0 in parts.values()
+    if parts and len(parts) == len(tops) or (has_train and len(parts) > 1):
+        fault = "no class folders with pictures in" if has_train else "no training folder beside"
+        tops = short_list(f"{top}/" for top in parts)
+        raise StudyError(f"{place}: {fault} {tops}: arrange the pictures as {LAYOUTS}")
+    inner = {path[1].lower() for path in paths.values() if len(path) > 1}
+    if inner <= PART_OF.keys() and any(PART_OF[name] == 0 for name in inner):
+        rows = {
+            name: (PART_OF[path[1].lower()], path[0])
+            for name, path in paths.items()
+            if len(path) > 2
+        }
+        words = short_list(f"{name}/" for name in sorted(inner, key=PART_OF.get))
+        return rows, f"The split is that of the folders {words} in each class."
+    return {name: (None, path[0]) for name, path in paths.items() if len(path) > 1}, ""
+
+
+def _arrange_parts(
+    place: Path, paths: dict[str, list[str]], parts: dict[str, int], nested: set[str]
+) -> tuple[dict[str, tuple[int | None, str]], str]:
+    """`_arrange` for a folder of parts, such as train/ and test/, with class folders in each."""
+    for part, name in enumerate(PARTS):
+        tops = [f"{top}/" for top in parts if parts[top] == part]
+        if len(tops) > 1:
+            raise StudyError(f"{place}: {short_list(tops)} both mean {name}: keep one of them")
+    if flat := [f"{top}/" for top in parts if top not in nested]:
+        names = short_list(flat)
+        raise StudyError(
+            f"{place}: {names} has no class folders with pictures: arrange the pictures as "
+            f"{LAYOUTS}, or move {names} elsewhere to hold out a share of the training pictures"
+        )
+    rows = {
+        name: (parts[path[0]], path[1])
+        for name, path in paths.items()
+        if path[0] in parts and len(path) > 2
+    }
+    ordered = sorted(parts, key=parts.get)
+    words = [f"{PARTS[parts[top]]} images from {top}/" for top in ordered]
+    rest = "" if 2 in parts.values() else "; test images are a share of the training images"
+    return rows, f"The split is that of the folders: {short_list(words)}{rest}."
+
+
+def _check_classes(place: Path, rows: dict) -> None:
+    """Raise StudyError if there are not two classes, or if test has one that train lacks."""
+    classes = sorted({name for _, name in rows.values()})
+    if not classes:
+        raise StudyError(f"no pictures in the subfolders of {place}: arrange them as {LAYOUTS}")
+    if len(classes) < 2:
+        inner = sorted({name.split("/")[1] for name in rows if name.count("/") > 1})
+        hint = (
+            f"; did you mean DATA={place / classes[0]}, with {short_list(inner)}?" if inner else ""
+        )
+        raise StudyError(
+            f"{place} has only one class ({classes[0]}): a study needs at least two, arranged as "
+            f"{LAYOUTS}{hint}"
+        )
+    in_train = {name for part, name in rows.values() if not part}
+    for number, part in enumerate(PARTS[1:], start=1):
+        if unknown := {name for of, name in rows.values() if of == number} - in_train:
+            raise StudyError(
+                f"{place}: {part} has a class that train lacks: {short_list(sorted(unknown))}: "
+                "rename or remove it, or list the pictures in a CSV file with the columns path, "
+                "class and split"
+            )
+
+
+def _pictures(
+    place: Path,
+    rows: dict[str, tuple[int | None, str]],
+    layout: str,
+    reasons: dict[str, str],
+    left_out: list[LeftOut],
+) -> Pictures:
+    classes = sorted({name for _, name in rows.values()})
+    labels = {name: label for label, name in enumerate(classes)}
+    # Training images first.
+    names = sorted(rows, key=lambda name: (rows[name][0] or 0, labels[rows[name][1]]))
+    parts = [rows[name][0] for name in names]
+    return Pictures(
+        classes=list(map(readable_name, classes)),
+        items=[place / name for name in names],
+        labels=np.array([labels[rows[name][1]] for name in names], np.int64),
+        names=list(map(readable_name, names)),
+        parts=np.array(parts, np.int64) if layout else None,
+        layout=layout,
+        unreadable={row: reasons[name] for row, name in enumerate(names) if reasons[name]},
+        left_out=sorted(one._replace(name=readable_name(one.name)) for one in left_out),
+    )
+
+
+def _read_table(table: Path) -> Pictures:
+    """The pictures that a CSV file lists, with paths relative to its folder."""
+    needed = "must have the columns path, class and, optionally, split"
+    try:
+        text = table.read_text("utf-8-sig")
+        reader = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count)
+        )
+        columns = {str(name).strip().lower(): name for name in reader.fieldnames or ()}
+        lines = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StudyError(f"{table} {needed}, as a CSV file in UTF-8 ({error})") from None
+    if not {"path", "class"} <= columns.keys():
+        raise StudyError(f"{table} {needed}; it has: {short_list(columns) or 'none'}")
+    rows, reasons, left_out = {}, {}, []
+    for line in lines:
+        name, label, split = (
+            (line.get(columns.get(column)) or "").strip() for column in ("path", "class", "split")
+        )
+        label = unicodedata.normalize("NFC", label)
+        # Windows separates folders by backslashes.
+        name = name if (table.parent / name).exists() else name.replace("\\", "/")
+        part = PART_OF.get(split.lower())
+        if "split" in columns and part is None:
+            raise StudyError(f"{table}: split of {name} is {split!r}: use train, val or test")
+        if name in rows:
+            again = "listed twice" if rows[name] == (part, label) else LISTED_DIFFERENTLY
+            left_out.append(LeftOut(name, again, 0))
+        elif (reason := _listed_reason(table.parent / name, label)) in ("", HEIC, RAW):
+            rows[name], reasons[name] = (part, label), reason
+        else:
+            left_out.append(LeftOut(name, reason))
+    _check_classes(table, rows)
+    layout = f"The split is the column split of {table.name}." if "split" in columns else ""
+    return _pictures(table.parent, rows, layout, reasons, left_out)
+
+
+def _listed_reason(path: Path, label: str) -> str:
+    if not label:
+        return "listed without a class"
+    if not path.is_file():
+        return "listed, but no such file"
+    return _reason(path)
+
+
+def short_list(names: Iterable[str], most: int = 10) -> str:
+    """The first names, separated by commas, and the number of the others."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" * (len(names) > most))
+
+
+def group_by_reason(left_out: Iterable[LeftOut]) -> list[LeftOut]:
+    """What is left out, by reason: the number of files, and the first names; most files first.
+
+    Reasons that differ only in numbers count as one.
+    """
+    groups = {}
+    for one in left_out:
+        groups.setdefault(re.sub(r"\d+", "0", one.reason), []).append(one)
+    rows = [
+        LeftOut(short_list([one.name for one in group if one.name], 3), group[0].reason,
+                sum(one.files for one in group))
+        for group in groups.values()
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: -row.files)
+
+
+def describe_left_out(n_used: int, left_out: list[LeftOut]) -> str:
+    """The files that are found, used and left out, as lines of text; empty if all are used."""
+    if not left_out:
+        return ""
+    rows = group_by_reason(left_out)
+    n_left_out = sum(row.files for row in rows)
+    lines = [f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out:"]
+    lines += [f"{row.files:>7,}  {row.reason}: {row.name}".rstrip(": ") for row in rows]
+    return "\n".join(lines)

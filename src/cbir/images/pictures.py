@@ -1,7 +1,7 @@
 """Pictures: their decoding into square RGB images by a centre crop.
 
 A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, or
-`folders.folder_pictures`) and then decoded into one array on disk (`decode_pictures`).
+`folders.list_pictures`) and then decoded into one array on disk (`decode_pictures`).
 
 The format of a file is detected from its content. Decoding applies the EXIF orientation, converts
 colours to sRGB, puts transparent pictures on white, takes the first frame of an animation, and
@@ -27,7 +27,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageErro
 
 from cbir import StudyError
 from cbir.cache import keras_home
-from cbir.images.folders import Pictures
+from cbir.images.folders import HEAD, PARTS, Pictures, unsupported
 from cbir.progress import progress
 
 CIFAR10_CLASSES = [
@@ -138,7 +138,7 @@ def cifar10_pictures() -> Pictures:
         labels=np.concatenate([train_labels, test_labels]).ravel().astype(np.int64),
         names=[f"train-{row:05d}" for row in range(len(train))]
         + [f"test-{row:05d}" for row in range(len(test))],
-        is_test=np.arange(len(train) + len(test)) >= len(train),
+        parts=np.repeat([PARTS.index("train"), PARTS.index("test")], [len(train), len(test)]),
     )
 
 
@@ -230,7 +230,7 @@ def read_picture(
         try:
             image = _decode(picture, size, max_megapixels, remarks)
         except UnidentifiedImageError:  # Its message contains the file, or a stream's address.
-            reason = "not a picture, or in a format that is not read"
+            reason = unsupported(_head(picture))
         except Image.DecompressionBombError:
             reason = _too_large(max_megapixels)
         # The exceptions that Pillow's decoders raise for broken files are not documented.
@@ -251,6 +251,15 @@ def enlarge_map(cells: np.ndarray, size: int) -> np.ndarray:
     """Enlarge the (h, w) values of a map to (size, size) float32, bilinearly."""
     image = Image.fromarray(np.asarray(cells, np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _head(picture: Path | BinaryIO) -> bytes:
+    """The first bytes of a file."""
+    if not isinstance(picture, Path):
+        picture.seek(0)
+        return picture.read(HEAD)
+    with picture.open("rb") as file:
+        return file.read(HEAD)
 
 
 def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:

@@ -197,11 +197,6 @@ def say(text: str | None) -> None:
         display(Markdown(text))
 
 
-def unreadable_files(files: list[str]) -> str:
-    """The list of unreadable files; an empty text if there are none."""
-    return "\n- ".join(["Skipped unreadable files:", *files]) if files else ""
-
-
 def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The colour and marker of each architecture in a figure, unique for up to 42 architectures.
 

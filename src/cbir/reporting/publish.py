@@ -28,6 +28,8 @@ from cbir.reporting.runs import (
 
 RESULTS = "docs/results.md"
 PAGE = "index.html"
+# What is the same for all runs on the same images.
+SAME_DATA = ("fingerprint", "classes", "gallery", "train", "validation", "queries")
 # The columns of a study's table, and which rows of metrics.csv they show.
 MEASURES = {
     "accuracy": tables.QUALITY["accuracy"],
@@ -143,7 +145,8 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
         # Earlier manifests record machine and versions only for all runs.
         run |= {key: run.get(key) or published[key] for key in ("machine", "versions")}
     together = [*kept.values(), *runs.values()]
-    reasons = ["other data"] if published["data"] != manifest["data"] else []
+    about = [[data["data"].get(key) for key in SAME_DATA] for data in (published, manifest)]
+    reasons = ["other data"] if about[0] != about[1] else []
     if len({run["parameters"]["protocols"][0] for run in together}) > 1:
         reasons.append("another first protocol")
     if any(run["variant"] for run in together):

@@ -114,7 +114,8 @@ class Run:
     def image_names(self) -> list[str]:
         """Paths of the images, relative to the project, if they are files, else their names."""
         folder = self.picture_folder
-        return [f"{folder}/{name}" for name in self.dataset.names] if folder else self.dataset.names
+        names = self.dataset.names
+        return [(folder / name).as_posix() for name in names] if folder else names
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
@@ -220,7 +221,8 @@ def save_run(
             "train": len(dataset.train),
             "validation": len(dataset.validation),
             "queries": len(dataset.queries),
-            "skipped": dataset.skipped,
+            "left_out": dataset.left_out,
+            "layout": dataset.layout,
             "fingerprint": dataset.fingerprint,
         },
         "embedding_dim": int(embeddings.gallery.shape[1]),

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from cbir.images import protocols
+from cbir.images.dataset import Dataset
+from cbir.images.folders import group_by_reason
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
 from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns
@@ -47,6 +49,16 @@ METRICS = [
 # (r - 1) / (2 sqrt(r)).
 UNEVEN = 1.5
 BY_CLASS = ", mean over classes"  # The suffix of the name of such a measure.
+
+
+def left_out(dataset: Dataset) -> pd.DataFrame:
+    """The numbers of files that are found, used and left out, by reason; empty if all are used."""
+    groups = group_by_reason(dataset.left_out)
+    n_used, n_left_out = len(dataset.labels), sum(group.files for group in groups)
+    rows = [("found", n_used + n_left_out, ""), ("used", n_used, "")]
+    rows += [(f"left out: {group.reason}", group.files, group.name) for group in groups]
+    table = pd.DataFrame(rows, columns=["", "files", "such as"]).set_index("")
+    return table if groups else table[:0]
 
 
 def average_rows(runs: dict[str, Run]) -> pd.DataFrame:

@@ -119,8 +119,8 @@ _RATE = Bound(lambda value: 0 < value <= 100, "must be greater than 0 and at mos
 PARAMETERS = {
     # The images.
     "dataset": Parameter("data", "str",
-        "`digits`, `cifar10`, or the path of a folder of pictures.",
-        bound=Bound(bool, "must be digits, cifar10 or the path of a folder")),
+        "`digits`, `cifar10`, or the path of a folder of pictures, or of a CSV file of them.",
+        bound=Bound(bool, "must be digits, cifar10 or the path of a folder or CSV file")),
     "image_size": Parameter("data", "int",
         "Side length in pixels of the square images, made by a centre crop.",
         32, _between(8, MOST_PIXELS, " (pixels)")),
@@ -128,11 +128,15 @@ PARAMETERS = {
         "Training images to keep, in equal shares of all classes; 0 keeps all.", 0, _IMAGES),
     "test_images": Parameter("data", "int",
         "Test images to keep, in equal shares of all classes; 0 keeps all.", 0, _IMAGES),
+    "min_images": Parameter("data", "int",
+        "Classes with fewer images, or too few to be split, are left out; 0 keeps all classes, and "
+        "refuses the study if one has too few.", 0, _IMAGES),
     "test_fraction": Parameter("data", "float",
         "Share of each class that becomes test images, if the data set has no test images.",
         0.2, _FRACTION),
     "validation_fraction": Parameter("data", "float",
-        "Share of each class's training images set apart for validation.", 0.1, _FRACTION),
+        "Share of each class's training images set apart for validation, if the data set has no "
+        "validation images.", 0.1, _FRACTION),
     "split_seed": Parameter("data", "int",
         "Seed of every choice of images, independent of the training seeds.",
         0, _between(0, MOST_SEED)),

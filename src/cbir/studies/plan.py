@@ -1,9 +1,17 @@
 """The plan of a report: what is up to date, what would run and how long, what is downloaded."""
 
+import numpy as np
+
 from cbir import StudyError, project_root
 from cbir.cache import backend, is_current, keras_home, machine
-from cbir.images.dataset import is_cached
-from cbir.images.folders import dataset_folder, list_folder
+from cbir.images.dataset import is_cached, select
+from cbir.images.folders import (
+    LeftOut,
+    data_place,
+    describe_left_out,
+    list_pictures,
+    short_list,
+)
 from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import HEAD_STEPS
@@ -15,17 +23,18 @@ from cbir.studies.study import Study, run_key
 NOTEBOOK_SECONDS = 25
 # The features per second in the training of a head, with the 512 channels of VGG16, on two cores.
 HEAD_RATE = 40_000
+INDENT = " " * 10
 # The number of masked images that are embedded to test a network's explanations.
 MASKED_IMAGES = 2_500
 
 
 def describe(study: Study) -> str:
     """The plan as lines of text; computes and downloads nothing."""
-    images, n_train, n_images = _describe_images(study.data)
     are_images_cached = is_cached(**study.data)
+    images, n_train, n_images = _describe_images(study, are_images_cached)
     lines = [
         f"report    reports/{study.name}/index.html",
-        f"images    {study.data['dataset']}: {'cached' if are_images_cached else images}",
+        f"images    {study.data['dataset']}: {'cached, ' * are_images_cached}{images}",
         f"backend   {backend()}, GPU: {', '.join(machine()['gpus']) or 'none found'}",
     ]
     total = 0.0
@@ -64,27 +73,46 @@ def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, 
     return "will run", True
 
 
-def _describe_images(data: dict) -> tuple[str, int, int]:
+def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     """The images in words, and the approximate numbers of training images and of all images.
 
-    Images in a folder are counted, but not read.
+    Images in a folder are counted, but not decoded, unless they are cached.
+
+    Raises:
+        StudyError: they cannot be listed, or cannot be split.
     """
-    name = data["dataset"]
-    folder = project_root() / dataset_folder(name)
+    name, place = study.data["dataset"], project_root() / data_place(study.data["dataset"])
+    if are_cached:
+        dataset = study.dataset
+        lines = _describe_classes(dataset.classes, dataset.labels, dataset.layout, dataset.left_out)
+        return "cached, " + lines, len(dataset.train), len(dataset.labels)
     if name == "digits":
-        description, n_train, n_images = "part of scikit-learn, no download", 1_294, 1_797
-    elif name == "cifar10" and not folder.is_dir():
+        return "part of scikit-learn, no download", 1_294, 1_797
+    if name == "cifar10" and not place.is_dir():
         is_downloaded = any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive"))
         description = "will be downloaded by Keras (about 170 MB)"
         description = "already downloaded by Keras" if is_downloaded else description
-        n_train, n_images = 45_000, 60_000
-    else:
-        pictures = list_folder(folder)
-        n_images = sum(len(paths) for classes in pictures.values() for paths in classes.values())
-        description = f"{n_images:,} pictures, {len(pictures['train'])} classes"
-        n_train = round(0.7 * n_images)
-    n_train = min(n_train, data["training_images"] or n_train)
-    return description, n_train, min(n_images, n_train + (data["test_images"] or n_images))
+        n_train = min(45_000, study.data["training_images"] or 45_000)
+        return description, n_train, n_train + min(15_000, study.data["test_images"] or 15_000)
+    pictures = list_pictures(place)
+    others = ("dataset", "image_size", "validation_fraction")
+    selection = {key: value for key, value in study.data.items() if key not in others}
+    rows, n_gallery, not_selected = select(pictures, pictures.unreadable, **selection)
+    unreadable = [LeftOut(pictures.names[row], why) for row, why in pictures.unreadable.items()]
+    left_out = pictures.left_out + unreadable + not_selected
+    lines = _describe_classes(pictures.classes, pictures.labels[rows], pictures.layout, left_out)
+    lines += f"\n{INDENT}Damaged pictures are found when they are decoded."
+    return lines, round(n_gallery * (1 - study.data["validation_fraction"])), len(rows)
+
+
+def _describe_classes(
+    classes: list[str], labels: np.ndarray, layout: str, left_out: list[LeftOut]
+) -> str:
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True) if count]
+    lines = [f"{len(labels):,} images in {len(names)} classes: {short_list(names)}", layout]
+    lines += describe_left_out(len(labels), left_out).splitlines()
+    return f"\n{INDENT}".join(line for line in lines if line)
 
 
 def _estimate(run: RunConfig, n_train: int, n_images: int) -> float:

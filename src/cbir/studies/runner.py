@@ -5,19 +5,25 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from cbir import StudyError, __version__
 from cbir.cache import MANIFEST, is_current, versions, write_manifest, write_text
 from cbir.images import leaks, protocols
+from cbir.images.folders import describe_left_out
 from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS
 from cbir.progress import NOTED, describe_skipped, duration
+from cbir.reporting import tidy
 from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
 from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 
+# The file in a report's folder that lists what is left out.
+LEFT_OUT = "left_out.csv"
 LARGEST_PAGE = 8_000_000  # bytes
 
 
@@ -94,10 +100,16 @@ def _check_images(study: Study) -> None:
         f"{study.name}: {len(dataset.gallery):,} gallery images, "
         f"{len(dataset.queries):,} queries, {len(dataset.classes)} classes"
     )
-    if dataset.skipped:
-        print(describe_skipped(dataset.skipped))
+    left_out = study.folder / LEFT_OUT
+    left_out.unlink(missing_ok=True)
+    if dataset.layout:
+        print(dataset.layout)
+    if dataset.left_out:
+        print(describe_left_out(len(dataset.labels), dataset.left_out))
+        tidy.write_csv(pd.DataFrame(dataset.left_out), left_out)
+        print(f"All that is left out: {left_out.relative_to(study.root)}")
     if dataset.remarks:
-        print(describe_skipped([f"{name}: {remark}" for name, remark in dataset.remarks], NOTED))
+        print(describe_skipped([f"{one.name}: {one.reason}" for one in dataset.remarks], NOTED))
     for run in study.runs:
         names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **names))
