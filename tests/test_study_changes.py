@@ -162,7 +162,7 @@ def test_each_failure_is_one_line_on_stderr(failing):
 def test_terminal_and_report_name_what_could_not_be_read(failing):
     lines = failing.done.stdout.splitlines()
     row = lines[lines.index("49 files found, 48 used, 1 left out:") + 1]
-    number, reason = row.strip().removesuffix(": circle/broken.png").split("  ")
+    number, reason = row.strip().removesuffix(" (circle/broken.png)").split("  ")
     assert number == "1"
     assert f"left out: {reason}" in page(failing.reports, "index").text
     table = pd.read_csv(failing.reports / "left_out.csv")

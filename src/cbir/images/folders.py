@@ -56,6 +56,7 @@ SYSTEM = {
     "lost+found", "Thumbs.db", "desktop.ini",
 }  # fmt: skip
 PARTS = ("train", "validation", "test")
+ROLES = ("training", "validation", "test")
 # The names of folders, and of values of a column `split`, that name a part; case is ignored.
 PART_OF = {
     "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2,
@@ -340,7 +341,7 @@ def _arrange_parts(
         if path[0] in parts and len(path) > 2
     }
     ordered = sorted(parts, key=parts.get)
-    words = [f"{PARTS[parts[top]]} images from {top}/" for top in ordered]
+    words = [f"{ROLES[parts[top]]} images from {top}/" for top in ordered]
     rest = "" if 2 in parts.values() else "; test images are a share of the training images"
     return rows, f"The split is that of the folders: {short_list(words)}{rest}."
 
@@ -467,5 +468,7 @@ def describe_left_out(n_used: int, left_out: list[LeftOut]) -> str:
     rows = group_by_reason(left_out)
     n_left_out = sum(row.files for row in rows)
     lines = [f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out:"]
-    lines += [f"{row.files:>7,}  {row.reason}: {row.name}".rstrip(": ") for row in rows]
+    lines += [
+        f"{row.files:>7,}  {row.reason}" + f" ({row.name})" * bool(row.name) for row in rows
+    ]
     return "\n".join(lines)
