@@ -154,6 +154,23 @@ def test_held_out_gallery_is_the_queries_each_without_itself():
 def test_held_out_gallery_needs_a_class_with_two_test_images():
     message = error_of(toy_dataset(4, 5, 1), "held_out_gallery")
     assert message.startswith("protocol held_out_gallery: no class has two test images")
+
+
+@pytest.mark.parametrize(
+    ("named", "fitting"),
+    [
+        (["closed", "held_out_gallery"], "closed"),
+        (["closed", "held_out_gallery", "unseen_classes"], "closed,unseen_classes"),
+        (["held_out_gallery", "unseen_classes"], "closed,unseen_classes"),
+        (["hashing_1k", "closed"], "closed"),
+    ],
+)
+def test_protocol_that_does_not_fit_says_which_to_set(named, fitting):
+    dataset = toy_dataset(4, 5, 1)
+    with pytest.raises(StudyError) as caught:
+        list(protocols.views(dataset, named, unseen=2, draws=1))
+    assert str(caught.value).endswith(f', or set SET="protocols=[{fitting}]"')
+    assert list(protocols.views(dataset, fitting.split(","), unseen=2, draws=1))
     two = toy_dataset(4, 5, 2)
     one_class_has_two = replace(two, queries=np.delete(two.queries, [0, 1]))
     view = protocols.view(one_class_has_two, "held_out_gallery")

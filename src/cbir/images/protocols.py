@@ -15,6 +15,7 @@ on. Under `held_out_gallery`, the network was trained on neither gallery nor que
 images: training and test images are pooled, and all parts are drawn from the pool.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -41,7 +42,21 @@ def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) ->
     """
     for protocol in protocols:
         for draw in range(draws) if protocol == "unseen_classes" else [None]:
-            yield view(dataset, protocol, unseen=unseen, draw=draw)
+            try:
+                yield view(dataset, protocol, unseen=unseen, draw=draw)
+            except StudyError as error:
+                fitting = ",".join(_fitting(dataset, protocols, unseen))
+                raise StudyError(f'{error}, or set SET="protocols=[{fitting}]"') from None
+
+
+def _fitting(dataset: Dataset, protocols: list[str], unseen: int) -> list[str]:
+    """The protocols that the data set fits, with one that may be the first."""
+    fitting = []
+    for protocol in protocols:
+        with contextlib.suppress(StudyError):
+            view(dataset, protocol, unseen=unseen)
+            fitting.append(protocol)
+    return fitting if fitting and fitting[0] != "unseen_classes" else ["closed", *fitting]
 
 
 def view(dataset: Dataset, protocol: str, *, unseen: int = 2, draw: int | None = None) -> Dataset:
@@ -69,7 +84,7 @@ def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
     if unseen > n_classes - 2:
         raise StudyError(
             f"protocol unseen_classes: {n_classes} classes without {unseen} leave fewer than two "
-            "to train on: lower `unseen`, or remove the protocol from `protocols`"
+            "to train on: lower `unseen`"
         )
     start = draw * unseen
     rounds = range((start + unseen - 1) // n_classes + 1)
@@ -96,8 +111,8 @@ def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
 def _hashing_1k(dataset: Dataset) -> Dataset:
     if dataset.parameters["dataset"] != "cifar10":
         raise StudyError(
-            "protocol hashing_1k is defined only for CIFAR-10: remove it from `protocols` for "
-            f"{dataset.parameters['dataset']}"
+            "protocol hashing_1k is defined only for CIFAR-10, not for "
+            f"{dataset.parameters['dataset']}: use dataset: cifar10"
         )
     seed = dataset.parameters["split_seed"]
     queries, training = [], []
@@ -106,7 +121,7 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
         if len(members) < HASHING_QUERIES + HASHING_TRAINING:
             raise StudyError(
                 f"protocol hashing_1k needs {HASHING_QUERIES + HASHING_TRAINING} images per class, "
-                f"but {name!r} has {len(members)}: remove it from `protocols`"
+                f"but {name!r} has {len(members)}: add some"
             )
         drawn = np.random.default_rng([seed, label]).permutation(members)
         queries.append(drawn[:HASHING_QUERIES])
@@ -135,5 +150,5 @@ def _check_relevant(dataset: Dataset, positions: np.ndarray, protocol: str) -> N
     if counts.max() < 2:
         raise StudyError(
             f"protocol {protocol}: no class has two test images, so no query has a relevant image: "
-            "remove it from `protocols`"
+            "add test images"
         )
