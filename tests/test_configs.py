@@ -581,3 +581,17 @@ def test_file_without_keys_is_answered_with_the_form(project, content):
 def test_empty_file_sets_nothing(project):
     (project / FILE).write_text("# nothing yet\n")
     assert "missing parameter" in error_of(project)
+
+
+def test_a_study_can_have_further_pages_with_parameters(project):
+    pages = {"scale": {"sizes": [100], "engines": {"exact": 100}}}
+    (project / SHARED).write_text(yaml.safe_dump(STUDY | {"pages": pages}))
+    assert configs.further_pages(project, "tiny") == pages
+    assert "pages" not in cnn_of(project)
+
+
+@pytest.mark.parametrize("pages", ["scale", ["scale"], {"scale": None}, {"nosuch": {}}])
+def test_further_pages_need_a_notebook_and_parameters(project, pages):
+    (project / SHARED).write_text(yaml.safe_dump(STUDY | {"pages": pages}))
+    with pytest.raises(StudyError, match=f"^{SHARED}: pages: must name a notebook"):
+        configs.further_pages(project, "tiny")

@@ -5,6 +5,7 @@ and the spread of real embeddings, but without their outliers and near copies.
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.lib.format import open_memmap
 
 from cbir.cache import Artifact, cached, write_text
+from cbir.images.dataset import take_rows
 from cbir.networks.embeddings import Embeddings, normalise
+from cbir.retrieval import metrics
 from cbir.retrieval.engines import BLOCK, open_engine
 
 # The number of generated queries, and of those that are timed one by one after some to warm up.
@@ -23,6 +27,8 @@ QUERIES, TIMED, WARM_UP = 1000, 200, 10
 # The depths of recall and of mAP.
 RECALL_DEPTH, MAP_DEPTH = 10, 100
 SEED = 0
+# The numbers of principal components that embeddings are reduced to.
+COMPONENTS = (128, 64)
 
 
 @dataclass(frozen=True)
@@ -169,3 +175,54 @@ def _mean_average_precision(rows: np.ndarray, generated: Generated) -> float:
     precisions = is_hit.cumsum(axis=1) / np.arange(1, rows.shape[1] + 1)
     best = np.minimum(n_relevant, rows.shape[1])
     return float((np.where(is_hit, precisions, 0).sum(axis=1) / best).mean())
+
+
+def measure_reductions(embeddings: Embeddings) -> pd.DataFrame:
+    """Average precision with smaller embeddings, on the real images; cached.
+
+    The principal components and the mean are those of the training images. A code has one bit for
+    each dimension: whether the embedding is above the mean there.
+
+    Returns:
+        One row per query and reduction: query (its position among all images), reduction (`PCA 64`,
+        `sign bits`), average_precision, average_precision_without (of the full embeddings) and
+        bytes (per image).
+    """
+    dataset = embeddings.dataset
+
+    def make(folder: Path) -> None:
+        train = take_rows(embeddings.vectors, dataset.train).astype(float)
+        mean = train.mean(axis=0)
+        axes = np.linalg.svd(train - mean, full_matrices=False)[2]
+        parts = {"queries": embeddings.query - mean, "gallery": embeddings.gallery - mean}
+        reduced = {
+            f"PCA {n}": ([normalise(part @ axes[:n].T) for part in parts.values()], 4 * n)
+            for n in COMPONENTS
+            if n < len(axes)
+        }
+        codes = [np.where(part > 0, 1, -1).astype(np.float32) for part in parts.values()]
+        reduced["sign bits"] = codes, math.ceil(len(mean) / 8)
+        without = score(embeddings.query, embeddings.gallery)
+        frames = [
+            pd.DataFrame({
+                "query": dataset.queries, "reduction": name,
+                "average_precision": score(*vectors), "average_precision_without": without,
+                "bytes": n_bytes,
+            })
+            for name, (vectors, n_bytes) in reduced.items()
+        ]  # fmt: skip
+        pd.concat(frames).to_parquet(folder / "per_query.parquet", index=False)
+
+    def score(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+        scores = metrics.evaluate_retrieval(
+            queries, dataset.query_labels, gallery, dataset.gallery_labels,
+            ks=(1,), exclude=dataset.exclude,
+        )  # fmt: skip
+        return scores["average_precision"].to_numpy()
+
+    artifact = cached(
+        "reductions", make, parameters={},
+        reads=[embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint],
+        package="retrieval",
+    )  # fmt: skip
+    return pd.read_parquet(artifact.folder / "per_query.parquet")

@@ -120,6 +120,24 @@ def studies(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "params").glob(f"*/{SHARED}"))
 
 
+def further_pages(root: Path, study: str) -> dict[str, dict]:
+    """The key `pages` of study.yaml: notebooks that run after the others, and their parameters.
+
+    Raises:
+        StudyError: a notebook does not exist, or its parameters are no mapping.
+    """
+    path = root / "params" / study / SHARED
+    source, content = _read_yaml(path, root)
+    pages = content.get("pages", {})
+    for name, parameters in pages.items() if isinstance(pages, dict) else [(pages, None)]:
+        if not isinstance(parameters, dict) or not (root / "notebooks" / f"{name}.ipynb").exists():
+            raise StudyError(
+                f"{source}: pages: must name a notebook in notebooks/ and its parameters, as in "
+                f"`pages: {{scale: {{sizes: [10000]}}}}`, not {name!r}"
+            )
+    return pages
+
+
 def load(
     root: Path,
     study: str,
@@ -153,6 +171,7 @@ def load(
         raise StudyError(f"unknown study {study!r}: params/ contains {', '.join(studies(root))}")
     shared_source, shared = _read_yaml(folder / SHARED, root)
     shared_grids = _check_grids(shared.pop("grid", {}), shared_source)
+    shared.pop("pages", None)
     changes = ({"dataset": dataset} if dataset else {}) | parse_overrides(overrides)
     paths = sorted(path for path in folder.glob("*.yaml") if path.name != SHARED)
     if not paths:

@@ -170,6 +170,7 @@ def _inputs(
     """The key of a page, and the parameters of its notebook."""
     names = [run.architecture for run in study.runs]
     parameters = {"study": study.name, "architectures": names, "missing": missing}
+    parameters |= study.further_pages.get(page.name, {})
     if page.name == "metrics":
         # One ranking is enough to show how definitions differ.
         run_keys = dict(list(run_keys.items())[:1])

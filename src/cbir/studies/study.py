@@ -65,6 +65,7 @@ class Study:
         chosen: the architectures to bring up to date.
         command: the command that makes the report for all architectures.
         root: the project's folder.
+        further_pages: notebooks that only this study has, and their parameters.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Study:
     chosen: list[str]
     command: str
     root: Path
+    further_pages: dict[str, dict]
 
     @property
     def folder(self) -> Path:
@@ -102,7 +104,7 @@ class Study:
     def pages(self) -> list[Page]:
         """The pages about all runs whose notebooks exist, index.html first."""
         is_grid = any(run.parameters["variant"] for run in self.runs)
-        names = ["grid" if is_grid else "comparison", *DEEPER]
+        names = ["grid" if is_grid else "comparison", *DEEPER, *self.further_pages]
         pages = [Page(name, self.root / "notebooks" / f"{name}.ipynb") for name in names]
         return [page for page in pages if page.notebook.exists()]
 
@@ -156,7 +158,8 @@ def open_study(
     command = f"make report STUDY={study}"
     command += f" DATA={_quoted(dataset)}" if dataset else ""
     command += f" SET={_quoted(overrides)}" if overrides else ""
-    return Study(name, runs, [run.architecture for run in chosen], command, root)
+    names = [run.architecture for run in chosen]
+    return Study(name, runs, names, command, root, configs.further_pages(root, study))
 
 
 def _quoted(value: str) -> str:
