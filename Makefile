@@ -46,7 +46,7 @@ help:  ## list all commands
 #     STUDY=digits                    a folder in params/; README describes each study
 #     ARCHITECTURES="cnn vgg16"       run only these architectures
 #     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...
-#     SET="epochs=3"                  override parameters; the report goes to reports/<study>-trial/
+#     SET="epochs=3"                  override parameters; the report goes to reports/<study>-trial-<digest>/
 
 report: $(STAMP)  ## run the study and write reports/<study>/index.html
 	@$(CBIR) report $(ARGUMENTS)

@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -331,7 +332,7 @@ def test_what_other_code_or_versions_made_is_not_found(root, monkeypatch, change
 
 def test_is_current_asks_for_exactly_this_key(tmp_path):
     assert not cache.is_current(tmp_path, "key")
-    cache.write_manifest(tmp_path, key="key", seconds=1)
+    cache.write_manifest(tmp_path, [], key="key", seconds=1)
     assert cache.is_current(tmp_path, "key")
     assert not cache.is_current(tmp_path, "other")
 
@@ -487,7 +488,11 @@ def test_two_processes_that_start_at_once_make_once(root):
     wait_for(lambda: len(list(root.glob("ready-*"))) == 2, processes[0])
     (root / "go").touch()
     outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert outputs == ["done\n", "done\n"]
+    assert [output.splitlines()[-1] for output in outputs] == ["done", "done"]
+    waiting = [line for output in outputs for line in output.splitlines()[:-1]]
+    assert len(waiting) == 1
+    (maker,) = {str(process.pid) for process in processes} & set(waiting[0].split())
+    assert re.search(rf"in use by process {maker} on \S+ since 20\d\d-", waiting[0])
     assert (root / "calls").read_text() == "made\n"
 
 

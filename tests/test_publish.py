@@ -258,8 +258,17 @@ def write_index(root: Path) -> None:
     pages.write_page(notebook, page, report="tiny", title="tiny", links=links)
 
 
+def publish_tiny(root: Path) -> Path:
+    """Publish the study `tiny`, whose first page is marked as finished with the files beside it."""
+    folder = root / "reports" / "tiny"
+    (folder / "index").mkdir(exist_ok=True)
+    files = [folder / name for name in ("index.html", *runs.STUDY_FILES)]
+    cache.write_manifest(folder / "index", files, key="key", seconds=1.0)
+    return publish.publish_study(root, "tiny")
+
+
 def test_what_is_published_is_what_the_report_holds(finished):
-    folder = publish.publish_study(finished, "tiny")
+    folder = publish_tiny(finished)
     assert folder == finished / "reports" / "published" / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.html", "manifest.json", "metrics.csv", "results.png",
@@ -285,7 +294,7 @@ def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"failures": {"resnet50": "out of memory"}}))
     with pytest.raises(StudyError) as caught:
-        publish.publish_study(tmp_path, "tiny")
+        publish_tiny(tmp_path)
     assert "resnet50: out of memory: fix this and run `make report STUDY=tiny`" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "reports" / "published").exists()
@@ -303,7 +312,7 @@ def published_in_part(finished, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         runs.write_study(folder, ["vgg16", "random"], about)
-        publish.publish_study(root, "tiny")
+        publish_tiny(root)
         runs.write_study(folder, ["cnn"], about)
     return root
 
@@ -318,7 +327,7 @@ def parts(published_in_part, tmp_path, monkeypatch) -> Path:
 
 
 def test_a_study_is_published_in_parts(parts, finished):
-    folder = publish.publish_study(parts, "tiny")
+    folder = publish_tiny(parts)
     whole = json.loads((finished / "reports" / "tiny" / "manifest.json").read_text())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["architectures"] == whole["architectures"]
@@ -328,7 +337,7 @@ def test_a_study_is_published_in_parts(parts, finished):
     rows = rows[rows["class"].isna()].reset_index(drop=True)
     pd.testing.assert_frame_equal(tidy.read_csv(folder / "metrics.csv"), rows)
     # What is run anew takes the place of what was there.
-    again = publish.publish_study(parts, "tiny")
+    again = publish_tiny(parts)
     assert json.loads((again / "manifest.json").read_text()) == manifest
 
 
@@ -351,7 +360,7 @@ def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, part
     folder = parts / "reports" / "published" / "tiny"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(StudyError) as caught:
-        publish.publish_study(parts, "tiny")
+        publish_tiny(parts)
     assert str(caught.value) == (
         f"{folder} contains vgg16, random, which this report lacks and which cannot be combined "
         f"with it ({why}): run these too, or delete that folder"
@@ -366,7 +375,7 @@ def test_runs_of_other_machines_and_versions_stand_in_one_table_that_says_so(par
     for run in manifest["architectures"].values():
         del run["machine"], run["versions"]
     path.write_text(json.dumps(manifest))
-    publish.publish_study(parts, "tiny")
+    publish_tiny(parts)
     architectures = json.loads(path.read_text())["architectures"]
     assert architectures["vgg16"]["machine"] == MACHINE
     assert architectures["vgg16"]["versions"] == {"keras": "2"}
@@ -383,7 +392,7 @@ def test_runs_may_differ_in_further_protocols(parts):
     manifest = json.loads(path.read_text())
     manifest["architectures"]["cnn"]["parameters"]["protocols"] = ["closed", "unseen_classes"]
     path.write_text(json.dumps(manifest))
-    published = json.loads((publish.publish_study(parts, "tiny") / "manifest.json").read_text())
+    published = json.loads((publish_tiny(parts) / "manifest.json").read_text())
     assert list(published["architectures"]) == ["cnn", "vgg16", "random"]
 
 
@@ -396,7 +405,7 @@ def test_an_architecture_may_have_more_seeds_than_another(parts):
     # The other runs are either kept or published again together with it.
     for names in (["cnn"], ["cnn", "vgg16", "random"]):
         runs.write_study(folder, names, about)
-        published = tidy.read_csv(publish.publish_study(parts, "tiny") / "metrics.csv")
+        published = tidy.read_csv(publish_tiny(parts) / "metrics.csv")
         counts = published.groupby("architecture")["seed"].nunique()
         assert counts.to_dict() == {"cnn": 3, "vgg16": 1, "random": 1}
         lines = publish.results_page(parts).splitlines()
@@ -409,19 +418,19 @@ def test_an_architecture_may_have_more_seeds_than_another(parts):
         assert "seeds" not in next(line for line in lines if line.startswith("| vgg16 |"))
     # A run of several seeds is kept, too.
     runs.write_study(folder, ["vgg16"], about)
-    kept = tidy.read_csv(publish.publish_study(parts, "tiny") / "metrics.csv")
+    kept = tidy.read_csv(publish_tiny(parts) / "metrics.csv")
     pd.testing.assert_frame_equal(kept, published)
 
 
 def test_the_first_page_is_published_on_its_own(parts):
-    folder = publish.publish_study(parts, "tiny")
+    folder = publish_tiny(parts)
     html = (folder / "index.html").read_text("utf-8")
     assert "See failures and data/shapes." in html
     assert "A copy of the page that <code>make report STUDY=tiny</code> wrote." in html
     assert not re.findall(r'href="(?!#|data:)', html)
     assert "[index.html](../reports/published/tiny/index.html)" in publish.results_page(parts)
     (parts / "reports" / "tiny" / "index.html").unlink()
-    with pytest.raises(StudyError, match="no index.html in .*: run `make report STUDY=tiny`"):
+    with pytest.raises(StudyError, match="index.html in .* is missing or .*: run `make report"):
         publish.publish_study(parts, "tiny")
 
 
@@ -436,7 +445,7 @@ def test_paths_of_this_machine_are_not_published(parts):
     (parts / "reports" / "published" / "tiny" / "manifest.json").unlink()
     page = path.with_name("index.html")
     page.write_text(page.read_text() + f"{command} {Path.home()}/other AB/home/me/pictures=")
-    folder = publish.publish_study(parts, "tiny")
+    folder = publish_tiny(parts)
     for name in ("manifest.json", "index.html"):
         text = (folder / name).read_text("utf-8")
         assert str(parts) not in text
@@ -454,8 +463,16 @@ def test_a_training_on_another_machine_names_it(project):
     assert cells(project, "cnn | random | 7")[-2] == "1 h 01 min (on A GPU)"
 
 
+def test_numbers_that_do_not_fit_their_page_are_not_published(parts):
+    publish_tiny(parts)
+    path = parts / "reports" / "tiny" / "metrics.csv"
+    path.write_text(path.read_text().replace(",0.", ",0.9", 1))
+    with pytest.raises(StudyError, match="does not fit the numbers beside it: run `make report"):
+        publish.publish_study(parts, "tiny")
+
+
 def test_a_trial_is_not_published(finished, tmp_path):
-    shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny-trial")
-    with pytest.raises(StudyError, match="^tiny-trial is a trial, .* put them into params/"):
-        publish.publish_study(tmp_path, "tiny-trial")
+    shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny-trial-0a1b2c")
+    with pytest.raises(StudyError, match="^tiny-trial-0a1b2c is a trial, .* put them into params/"):
+        publish.publish_study(tmp_path, "tiny-trial-0a1b2c")
     assert not (tmp_path / "reports" / "published").exists()

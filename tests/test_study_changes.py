@@ -77,9 +77,9 @@ def test_what_was_left_out_is_not_mixed_with_new_results(changed):
 def test_a_trial_has_a_report_of_its_own(changed):
     assert changed.trial.returncode == 0, changed.trial.stderr
     assert changed.is_untouched
-    reports = changed.root / "reports" / "tiny-trial"
+    (reports,) = (changed.root / "reports").glob("tiny-trial-*")
     table = pd.read_csv(reports / "metrics.csv")
-    assert set(table["study"]) == {"tiny-trial"}
+    assert set(table["study"]) == {reports.name}
     assert set(table["architecture"]) == {BASELINE}
     assert set(table["k"].dropna()) == {2, 10}
     manifest = json.loads((reports / "manifest.json").read_text())

@@ -1,5 +1,6 @@
 """Training: what an epoch sees, and that an interrupted run ends as an undisturbed one does."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -290,7 +291,10 @@ def test_a_training_that_diverges_is_reported_in_one_line_that_names_the_key(
         )
         with pytest.raises(StudyError) as caught:
             train_network(network, images, features=features)
-        assert str(caught.value) == f"training diverged in epoch 1: lower {prefix}learning_rate"
+        assert str(caught.value) == (
+            "training diverged in epoch 1 (NaN or infinite values in the loss): "
+            f"lower {prefix}learning_rate"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +365,7 @@ def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     # Nothing that served to go on is left.
     names = {path.name for path in again.artifact.folder.iterdir()}
     expected = {"final.weights.h5", "backbone.weights.h5", "manifest.json"}
-    assert names == expected | {training.HISTORY, training.FINGERPRINT}
+    assert names == expected | {training.HISTORY}
 
 
 def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
@@ -378,7 +382,45 @@ def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
     history = train_network(of_head(), images, **given).history
     assert len(history) == 4
     best = history["val_accuracy"].cummax().nunique()
-    assert saved == [training.BEST] * best + [training.FINAL, "backbone.weights.h5"]
+    assert saved == ["best.weights.h5"] * best + [training.FINAL, "backbone.weights.h5"]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_training_that_breaks_a_weight_names_epoch_and_layer(images, monkeypatch):
+    network, fit = build_network(), keras.Model.fit
+
+    def broken(model, *given, **names):
+        logs = fit(model, *given, **names)
+        if names["epochs"] == 2:
+            bias = network.body.get_layer("stage2_conv1").bias
+            bias.assign(np.full(bias.shape, np.inf))
+        return logs
+
+    monkeypatch.setattr(keras.Model, "fit", broken)
+    with pytest.raises(StudyError, match="epoch 2 .NaN or infinite values in layer stage2_conv1"):
+        train_network(network, images, epochs=3)
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("file", ["state.npz", "best.weights.h5", "epoch-001.weights.h5"])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_training_with_a_damaged_checkpoint_starts_again(
+    file, damage, images, monkeypatch, capsys
+):
+    given = {"early_stopping": 3, "epochs": 3}
+    interrupted(monkeypatch, images, 1, **given)
+    (path,) = Path("artifacts/training").rglob(file)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    network = build_network()
+    train_network(network, images, **given)
+    output = capsys.readouterr().out
+    assert "is damaged (" in output
+    assert "starting again" in output
+    assert "resuming" not in output
+    assert output.count("epoch 1/3: accuracy") == 2
 
 
 @pytest.mark.slow
@@ -513,7 +555,7 @@ def test_what_served_to_go_on_is_gone_at_the_end(undisturbed):
     trained = undisturbed[1]
     names = {path.name for path in trained.artifact.folder.iterdir()}
     expected = {"epoch-001.weights.h5", "final.weights.h5", "backbone.weights.h5"}
-    assert names == expected | {"manifest.json", training.HISTORY, training.FINGERPRINT}
+    assert names == expected | {"manifest.json", training.HISTORY}
 
 
 def test_the_backbone_is_kept_for_other_studies_to_start_from(undisturbed):

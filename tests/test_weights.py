@@ -26,7 +26,7 @@ from conftest import (
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
-from cbir import StudyError
+from cbir import StudyError, cache
 from cbir.images.dataset import load_dataset
 from cbir.networks import backbones, models, weights
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
@@ -620,6 +620,7 @@ def write_weights(place, body: keras.Model, training="artifacts/t") -> Path:
     path = place / training / "backbone.weights.h5"
     path.parent.mkdir(parents=True)
     body.save_weights(path)
+    cache.write_manifest(path.parent, [path], key="t", seconds=1.0)
     return path
 
 
@@ -682,11 +683,26 @@ def test_two_architectures_with_the_backbone_need_a_name(base, place):
     assert weights.find("cnn", "study:base/plain").path == base[0]
 
 
-def test_a_study_whose_file_is_gone_is_run_again(base):
-    shutil.rmtree(base[0].parent)
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_study_whose_file_is_gone_or_damaged_is_run_again(is_gone, base):
+    content = bytearray(base[0].read_bytes())
+    content[-1000] ^= 1
+    base[0].write_bytes(content)
+    if is_gone:
+        shutil.rmtree(base[0].parent)
     assert refused("cnn", "study:base") == (
-        f"weights: study:base: {base[0]} is missing: run `make report STUDY=base`"
+        f"weights: study:base: {base[0]} is missing or damaged: run `make report STUDY=base`"
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, place):
+    body = build_network("cnn").body
+    kernel = body.get_layer("stage2_conv1").kernel
+    kernel.assign(np.where(np.arange(kernel.shape[-1]) == 3, value, kernel))
+    body.save_weights(place / "broken.weights.h5")
+    message = refused("cnn", "broken.weights.h5")
+    assert "NaN or infinite values in the layer stage2_conv1: use another file" in message
 
 
 def test_a_study_with_another_shape_of_the_backbone_is_refused(place):

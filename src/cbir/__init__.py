@@ -30,6 +30,8 @@ from pathlib import Path
 # oneDNN is off by default on CPUs without AVX-512 and makes training there several times faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+# Sums depend on how many threads share them, so the number is fixed, and part of every key.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # In a notebook, TensorFlow prints warnings between the lines of a training. It sets the level of
 # its logger itself, so a filter drops them.

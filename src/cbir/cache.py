@@ -1,11 +1,14 @@
 """Cached steps: folders of results, each named by a key of everything that determines the result.
 
 A key is a hash of a step's parameters, the keys of its inputs (data and weights have
-fingerprints), the versions of the packages that compute it, and its code. Nothing else determines
-whether something is up to date, from a network's weights to a whole report.
+fingerprints), the versions of the packages that compute it, and its code. A manifest marks a folder
+as finished and records its key, and the size and SHA-256 of its files. Nothing else determines
+whether something is up to date, from a network's weights to a whole report: a folder whose files do
+not fit its manifest counts as unfinished, and is made anew.
 """
 
 import ast
+import contextlib
 import errno
 import functools
 import hashlib
@@ -19,18 +22,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from cbir import StudyError, project_root
 
 MANIFEST = "manifest.json"
+# A step keeps here what only its resumption after an interruption needs.
+SCRATCH = "scratch"
+# A folder's name before its step is finished.
+PARTIAL = ".partial"
+# The size in bytes of the files that a quick check still reads.
+SMALL = 1_000_000
 # The packages whose versions can change a number; `versions` adds the backend.
 PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "scipy")
-SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS")
+SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_NUM_INTRAOP_THREADS")
 # The data passes through these in turn, so what one computes depends on the code of those before.
 WAY = ("images", "networks", "retrieval", "explain", "reporting")
 # No digest covers this module. Its rows are parameters of the steps that use them, so that a new
@@ -58,7 +67,11 @@ def backend() -> str:
     """The name of the Keras backend that this process uses or would use."""
     if "keras" in sys.modules:
         return sys.modules["keras"].backend.backend()
-    return os.environ.get("KERAS_BACKEND") or _keras_settings()["backend"]
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name
+    settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
+    stored = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
+    return stored.get("backend", "tensorflow")
 
 
 @functools.cache
@@ -73,8 +86,7 @@ def versions() -> dict[str, str]:
                 f"{package} is not installed: install it, or select another Keras backend "
                 "with KERAS_BACKEND"
             ) from None
-    named |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    return named | {name: str(_keras_settings().get(name)) for name in ("floatx", "epsilon")}
+    return named | {name: os.environ[name] for name in SETTINGS if name in os.environ}
 
 
 def digest(content) -> str:
@@ -130,12 +142,13 @@ def cached(
     reads: Iterable[str] = (),
     package: str,
 ) -> Artifact:
-    """The result of a step: read from `artifacts/<step>/<key>/` if it exists, else computed.
+    """The result of a step: read from `artifacts/<step>/<key>/` if it is whole, else computed.
 
     Args:
         step: the step's name, and that of its folder in `artifacts/`.
         make: writes the result into a given folder. After an interruption, it gets the same folder
-            again, with the files it has already written, and may resume.
+            again, with the files it has already written, and may resume. At the end, its folder
+            `SCRATCH` is deleted.
         parameters, reads: as for `make_key`.
         package: the name in `WAY` of the package that makes the result.
 
@@ -145,26 +158,23 @@ def cached(
     made_from = {"step": step, "parameters": parameters, "reads": list(reads)}
     key = make_key(**made_from, code=package_digest(package))
     folder = _folder_of(step, key)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # If two notebooks start at once, the second one waits here and then reads the result.
-        with FileLock(folder.with_suffix(".lock")):
-            if (artifact := read(folder)) is None:
-                partial = folder.with_suffix(".partial")
-                partial.mkdir(exist_ok=True)
-                # A manifest marks a folder as finished only after the folder was moved into place.
-                (partial / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
+    with disk_errors(folder), locked(folder):
+        if (artifact := read(folder)) is None:
+            partial = folder.with_name(folder.name + PARTIAL)
+            partial.mkdir(exist_ok=True)
+            # Its manifest is the last thing that a step writes.
+            if read(partial) is None:
                 started = time.perf_counter()
                 make(partial)
                 cost = {"seconds": time.perf_counter() - started}
                 cost |= {"peak_memory_bytes": peak_memory()}
-                write_manifest(partial, key=key, **made_from, **cost)
-                os.replace(partial, folder)
-                artifact = read(folder)
-        folder.with_suffix(".lock").unlink(missing_ok=True)
-    except OSError as error:
-        raise as_study_error(error, folder) from error
+                files = [path for path in partial.iterdir() if path.is_file()]
+                write_manifest(partial, files, key=key, **made_from, **cost)
+            shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            _synchronise(folder.parent)
+            artifact = Artifact(folder, read_manifest(folder))
     return artifact
 
 
@@ -175,12 +185,43 @@ def find(
     return read(_folder_of(step, make_key(step, parameters, reads, package_digest(package))))
 
 
-def read(folder: Path) -> Artifact | None:
-    """The finished result in a folder, or None."""
-    try:
-        return Artifact(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
+def read(folder: Path, *, thorough: bool = True) -> Artifact | None:
+    """The finished result in a folder, or None if it is missing, unfinished or damaged.
+
+    A damaged result is named, and loses its manifest, so that it is made anew.
+
+    Args:
+        thorough: whether to read all files, not only those of less than `SMALL` bytes. For the
+            others, their size is compared. Results are computed only from what was read thoroughly.
+    """
+    manifest = read_manifest(folder)
+    # An earlier version of the project recorded no files; it can still use its folders.
+    if (manifest and "files" not in manifest) or not (folder / MANIFEST).exists():
         return None
+    if damage := _damage(folder, manifest, thorough):
+        print(f"{folder}: {damage}: it counts as unfinished and is made anew", flush=True)
+        with contextlib.suppress(OSError):  # A folder that cannot be written is no use either.
+            (folder / MANIFEST).unlink()
+        return None
+    return Artifact(folder, manifest)
+
+
+def _damage(folder: Path, manifest: dict, thorough: bool) -> str:
+    """In what a folder does not fit its manifest, in words; empty if it fits."""
+    if manifest.get("sha256") != digest({**manifest, "sha256": ""}):
+        return f"{MANIFEST} is damaged"
+    if manifest["folder"] != folder.name.removesuffix(PARTIAL):
+        return f"it contains the files of {manifest['folder']}"
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != expected["bytes"] or (
+            (thorough or size < SMALL) and _stored_digest(path) != expected["sha256"]
+        ):
+            return f"{name} is damaged"
+    return ""
 
 
 def is_current(folder: Path, key: str) -> bool:
@@ -189,19 +230,113 @@ def is_current(folder: Path, key: str) -> bool:
     return artifact is not None and artifact.key == key
 
 
-def write_manifest(folder: Path, **content) -> None:
-    """Mark a folder as finished, with `key`, `seconds` and further information for readers."""
-    write_text(
-        folder / MANIFEST,
-        json.dumps({**content, "versions": versions(), "machine": machine()}, indent=1),
-    )
+def read_manifest(folder: Path) -> dict:
+    """The content of a folder's manifest; empty if it has none, or if it cannot be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_manifest(folder: Path, files: Iterable[Path], **content) -> None:
+    """Mark a folder as finished.
+
+    Args:
+        files: those in it, or elsewhere, that belong to the result.
+        content: `key`, `seconds` and further information for readers.
+    """
+    recorded = {}
+    for path in sorted(set(files) - {folder / MANIFEST}):
+        _synchronise(path)
+        name = Path(os.path.relpath(path, folder)).as_posix()
+        recorded[name] = {"bytes": path.stat().st_size, "sha256": _stored_digest(path)}
+    content |= {"folder": folder.name.removesuffix(PARTIAL), "files": recorded}
+    content |= {"versions": versions(), "machine": machine()}
+    # As it will be read: JSON has no tuples.
+    content = json.loads(json.dumps({**content, "sha256": ""}))
+    write_text(folder / MANIFEST, json.dumps(content | {"sha256": digest(content)}, indent=1))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name and move it into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name, for a file that is moved to its place when it is complete and on disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    yield temporary
+    _synchronise(temporary)
     os.replace(temporary, path)
+
+
+def create_array(path: Path, dtype: type, shape: tuple[int, ...]):
+    """A new `.npy` file as a memory-mapped array.
+
+    Its space is reserved first. Otherwise, a full disk would kill the process when it writes to
+    the array, instead of raising OSError here.
+    """
+    from numpy.lib.format import open_memmap  # few commands need it
+
+    array = open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has no such function
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing a folder; wait for one that writes it, and name it."""
+    path = folder.with_name(f"{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with contextlib.suppress(OSError):  # released in this moment
+            print(f"waiting for {folder}, in use by {path.read_text('utf-8')}", flush=True)
+        lock.acquire()
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        path.write_text(f"process {os.getpid()} on {platform.node()} since {since}", "utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise a StudyError that names the folder if the disk is full or read-only."""
+    try:
+        yield
+    except OSError as error:
+        raise as_study_error(error, folder) from error
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_digests: dict[tuple, str] = {}
+
+
+def _stored_digest(path: Path) -> str:
+    """`file_digest` of a file, computed once in this process unless it changes."""
+    stat = path.stat()
+    state = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    if state not in _digests:
+        _digests[state] = file_digest(path)
+    return _digests[state]
 
 
 def _folder_of(step: str, key: str) -> Path:
@@ -213,13 +348,6 @@ def keras_home() -> Path:
     home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
     home.mkdir(parents=True, exist_ok=True)
     return home
-
-
-def _keras_settings() -> dict:
-    """The user's keras.json over the defaults of Keras."""
-    path = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
-    defaults = {"backend": "tensorflow", "floatx": "float32", "epsilon": 1e-07}
-    return defaults | (json.loads(path.read_text("utf-8")) if path.exists() else {})
 
 
 @functools.cache
@@ -247,7 +375,8 @@ def peak_memory() -> int:
 def as_study_error(error: OSError, folder: Path) -> Exception:
     """A StudyError for a full or read-only disk; any other error unchanged."""
     # h5py reports a full disk without a number.
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if is_full or "No space left" in str(error):
         return StudyError(
             f"disk full while writing {folder}: free some space and run again; "
             "finished steps are kept"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import MANIFEST, cached, digest, find, read
+from cbir.cache import MANIFEST, cached, digest, find, read, read_manifest
 from cbir.images.folders import (
     HEIC_IS_READ,
     PARTS,
@@ -202,8 +202,8 @@ def stored_dataset(
     paths = (project_root() / "artifacts" / "images").glob("*/content.json")
     # Renamed pictures have the same fingerprint, and the newest names fit best.
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-        images = read(path.parent)
-        if images is None or images.manifest["parameters"] != parameters:
+        is_same = read_manifest(path.parent).get("parameters") == parameters
+        if not is_same or read(path.parent) is None:
             continue
         content = _read_content(path.parent)
         if content["fingerprint"] == fingerprint:

@@ -468,7 +468,5 @@ def describe_left_out(n_used: int, left_out: list[LeftOut]) -> str:
     rows = group_by_reason(left_out)
     n_left_out = sum(row.files for row in rows)
     lines = [f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out:"]
-    lines += [
-        f"{row.files:>7,}  {row.reason}" + f" ({row.name})" * bool(row.name) for row in rows
-    ]
+    lines += [f"{row.files:>7,}  {row.reason}" + f" ({row.name})" * bool(row.name) for row in rows]
     return "\n".join(lines)

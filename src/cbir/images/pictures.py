@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from cbir import StudyError
-from cbir.cache import keras_home
+from cbir.cache import create_array, keras_home
 from cbir.images.folders import HEAD, PARTS, Pictures, unsupported
 from cbir.progress import progress
 
@@ -161,7 +160,7 @@ def decode_pictures(
         The reasons why pictures cannot be read, whose rows in the array are black, and the remarks
         on those that can; both by position in `pictures`, in ascending order.
     """
-    images = open_memmap(path, "w+", np.uint8, (len(rows), size, size, 3))
+    images = create_array(path, np.uint8, (len(rows), size, size, 3))
     others = np.setdiff1d(np.arange(len(pictures.items)), rows)
     order = [int(row) for row in (*rows, *others)]
     readings = read_squares([pictures.items[row] for row in order], size, **options)

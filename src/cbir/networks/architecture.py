@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from threadpoolctl import threadpool_limits
 
-from cbir.cache import cached
+from cbir import StudyError
+from cbir.cache import SCRATCH, cached, create_array
 from cbir.images import protocols
 from cbir.images.dataset import Dataset
 from cbir.networks import inference, models, training
@@ -20,7 +21,7 @@ from cbir.networks.embeddings import (
     finish,
     fit_whitening,
 )
-from cbir.networks.models import Network
+from cbir.networks.models import Network, broken_layer
 from cbir.networks.training import Training
 
 # The number of rows that are normalised and whitened at once.
@@ -140,7 +141,8 @@ def embed(
 
     def make(folder: Path) -> None:
         network.model.load_weights(training.weights_path(epoch))
-        raw_path = folder / "raw.npy"
+        raw_path = folder / SCRATCH / "raw.npy"
+        raw_path.parent.mkdir(exist_ok=True)
         outputs = {raw_path: np.float32, folder / PROBABILITIES: np.float32}
         if training.features:
             features = [training.features]
@@ -152,16 +154,20 @@ def embed(
             encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder
             inference.predict(encoder, dataset.images, outputs, "embeddings")
         raw = np.load(raw_path, mmap_mode="r")
-        fitted = fit_whitening(raw[dataset.train], whitening) if whitening else None
+        state = f"after epoch {epoch or training.best_epoch}"
+        if not np.isfinite(np.min(raw) + np.max(raw)):
+            layer = broken_layer(network.model) or "embedding"
+            raise StudyError(f"{state}, the layer {layer} has NaN or infinite values")
+        shape = len(raw), whitening or raw.shape[1]
+        vectors = create_array(folder / VECTORS, np.float32, shape)
+        # The number of threads changes the last digits of PCA and of products with its axes.
+        with threadpool_limits(1):
+            fitted = fit_whitening(raw[dataset.train], whitening) if whitening else None
+            for start in range(0, len(raw), BLOCK):
+                vectors[start : start + BLOCK] = finish(raw[start : start + BLOCK], fitted)
         if fitted:
             np.savez(folder / WHITENING, **fitted)
-        shape = len(raw), whitening or raw.shape[1]
-        vectors = open_memmap(folder / VECTORS, "w+", np.float32, shape)
-        for start in range(0, len(raw), BLOCK):
-            vectors[start : start + BLOCK] = finish(raw[start : start + BLOCK], fitted)
         vectors.flush()
-        del raw
-        raw_path.unlink()
         network.model.load_weights(training.weights_path())
 
     artifact = cached(

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from cbir import StudyError
-from cbir.cache import Artifact, cached
+from cbir.cache import Artifact, cached, create_array
 from cbir.images.dataset import Dataset
 from cbir.networks.embeddings import Embeddings, Encode, finish
 from cbir.networks.models import Network
@@ -49,7 +48,7 @@ def predict_means(
         parts = [sum(part) / len(inputs) for part in zip(*batches, strict=True)]
         if not arrays:
             arrays = [
-                open_memmap(path, "w+", dtype, (count, *part.shape[1:]))
+                create_array(path, dtype, (count, *part.shape[1:]))
                 for (path, dtype), part in zip(outputs.items(), parts, strict=True)
             ]
         for array, part in zip(arrays, parts, strict=True):

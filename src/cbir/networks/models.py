@@ -18,6 +18,7 @@ from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 import pandas as pd
 from keras import layers
 
@@ -28,6 +29,11 @@ from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
 from cbir.networks.mixed_precision import FULL, use_precision
 from cbir.networks.pooling import make_pooling
 from cbir.networks.weights import Weights, find
+
+# Whatever the user's keras.json says: a study sets the precision of its networks itself.
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
+keras.config.set_image_data_format("channels_last")
 
 # With Keras' default of 0.99, the moving statistics are still close to their initial values after
 # the few hundred steps of a small study, and validation accuracy stays at chance.
@@ -376,7 +382,8 @@ def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
         backbone: its name, for the error.
 
     Raises:
-        StudyError: the file does not contain this backbone, or Keras builds another network for it.
+        StudyError: the file does not contain this backbone, Keras builds another network for it, or
+            a weight is not finite.
     """
     path, constructor = weights.path, BACKBONES[backbone].constructor
     if weights.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
@@ -398,6 +405,18 @@ def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
         raise StudyError(
             f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
         ) from error
+    if broken := broken_layer(body):
+        raise StudyError(
+            f"weights: {path} has NaN or infinite values in the layer {broken}: use another file"
+        )
+
+
+def broken_layer(model: keras.Model) -> str:
+    """The first layer with a weight that is NaN or infinite; empty if there is none."""
+    for variable in model.weights:
+        if not np.isfinite(np.asarray(keras.ops.convert_to_numpy(variable), np.float32)).all():
+            return variable.path.rpartition("/")[0]
+    return ""
 
 
 def _check_names(body: keras.Model, path: Path) -> None:

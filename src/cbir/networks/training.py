@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,19 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError
-from cbir.cache import Artifact, backend, cached, file_digest, read, write_text
+from cbir.cache import SCRATCH, Artifact, backend, cached, file_digest, read, replacing, write_text
 from cbir.images.dataset import Dataset
 from cbir.networks import optimizers
 from cbir.networks.choices import HEAD_STEPS
 from cbir.networks.inference import BATCH_SIZE, is_out_of_memory, open_features, predict_batch
-from cbir.networks.models import STANDARDISATION, Network, rebuild
+from cbir.networks.models import STANDARDISATION, Network, broken_layer, rebuild
 from cbir.networks.weights import BACKBONE_FILE
 from cbir.progress import Ticker, duration
 
 # The files in the folder of a training.
-FINAL, FINGERPRINT, HISTORY = "final.weights.h5", "weights.sha256", "history.json"
+FINAL, HISTORY = "final.weights.h5", "history.json"
 # The state after the last epoch and the weights of the best epoch, which are deleted at the end.
-CHECKPOINT, BEST = "state.npz", "best.weights.h5"
+CHECKPOINT, BEST = f"{SCRATCH}/state.npz", f"{SCRATCH}/best.weights.h5"
 # A step on features takes a few milliseconds, so the time between two steps matters. Only
 # TensorFlow executes several steps at once: PyTorch cannot.
 STEPS_AT_ONCE = 32
@@ -53,7 +54,7 @@ class Training:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the file of the final weights."""
-        return (self.artifact.folder / FINGERPRINT).read_text("utf-8")
+        return self.artifact.manifest["files"][FINAL]["sha256"]
 
     @property
     def seconds(self) -> float:
@@ -151,8 +152,9 @@ def train(
         head: an earlier training of only the head of the same network, to continue from.
 
     Raises:
-        StudyError: the loss is NaN or infinite, or a batch does not fit in memory. The message
-            names the parameter as in params/, with the prefix `head_` for a training on features.
+        StudyError: a loss or a weight is NaN or infinite, or a batch does not fit in memory. The
+            message names the parameter as in params/, with the prefix `head_` for a training on
+            features.
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
@@ -164,6 +166,7 @@ def train(
     steps = math.ceil(passes * len(dataset.train) / batch_size)
 
     def make(folder: Path) -> None:
+        (folder / SCRATCH).mkdir(exist_ok=True)
         if head:
             network.model.load_weights(head.weights_path())
         if features:
@@ -203,7 +206,6 @@ def train(
             model.load_weights(folder / BEST)
         network.model.save_weights(folder / FINAL)
         network.body.save_weights(folder / BACKBONE_FILE)
-        write_text(folder / FINGERPRINT, file_digest(folder / FINAL))
 
     artifact = cached(
         "training",
@@ -222,8 +224,6 @@ def train(
         ],
         package="networks",
     )
-    for name in (CHECKPOINT, BEST):
-        (artifact.folder / name).unlink(missing_ok=True)
     rows = json.loads((artifact.folder / HISTORY).read_text("utf-8"))
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     network.model.load_weights(artifact.folder / FINAL)
@@ -239,10 +239,9 @@ def open_network(folder: Path) -> Network:
     Raises:
         StudyError: its weights are missing.
     """
-    artifact, path = read(folder), folder / FINAL
-    if artifact is None or not path.is_file():
+    if (artifact := read(folder)) is None:
         raise StudyError(f"no trained network in {folder}: run the study again")
-    return rebuild(artifact.manifest["parameters"], path)
+    return rebuild(artifact.manifest["parameters"], folder / FINAL)
 
 
 def _standardise(head: keras.Model, inputs: np.ndarray, positions: np.ndarray) -> None:
@@ -283,7 +282,7 @@ def _fit_epoch(
         prefix: prefix of the parameters that an error names.
 
     Raises:
-        StudyError: the loss is NaN or infinite, or a batch does not fit in memory.
+        StudyError: a loss or a weight is NaN or infinite, or a batch does not fit in memory.
     """
     try:
         logs = model.fit(
@@ -303,8 +302,13 @@ def _fit_epoch(
             ) from error
         raise
     row = {name: values[-1] for name, values in logs.items()}
-    if not np.isfinite(row["loss"]):
-        raise StudyError(f"training diverged in epoch {epoch}: lower {prefix}learning_rate")
+    broken = broken_layer(model)
+    if broken or not np.isfinite(list(row.values())).all():
+        where = f"layer {broken}" if broken else "the loss"
+        raise StudyError(
+            f"training diverged in epoch {epoch} (NaN or infinite values in {where}): "
+            f"lower {prefix}learning_rate"
+        )
     return row
 
 
@@ -313,21 +317,33 @@ def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> No
     arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
     variables = model.optimizer.variables
     arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
-    temporary = folder / f"temporary-{CHECKPOINT}"
-    np.savez(temporary, history=json.dumps(history), **arrays)
-    temporary.replace(folder / CHECKPOINT)
+    weights = {path.as_posix(): file_digest(folder / path) for path in _kept_weights(folder)}
+    with replacing(folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
+        np.savez(file, history=json.dumps(history), weights=json.dumps(weights), **arrays)
     write_text(folder / HISTORY, json.dumps(history))
 
 
 def _resume(folder: Path, model: keras.Model) -> list[dict]:
-    """Load the checkpoint of an interrupted training and return its history, empty if none."""
+    """Load the checkpoint of an interrupted training and return its history.
+
+    The history is empty if there is no checkpoint, or if it or a file of weights that belongs to it
+    is damaged.
+    """
     if not (folder / CHECKPOINT).exists():
         return []
-    with np.load(folder / CHECKPOINT) as state:
-        model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
-        for i, variable in enumerate(model.optimizer.variables):
-            variable.assign(state[f"optimizer_{i}"])
-        history = json.loads(str(state["history"]))
+    try:
+        with np.load(folder / CHECKPOINT) as file:  # checks the sums of a zip archive
+            state = dict(file)
+        for path, expected in json.loads(str(state["weights"])).items():
+            if file_digest(folder / path) != expected:
+                raise ValueError(f"{path} has changed")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"the checkpoint in {folder} is damaged ({error}): starting again", flush=True)
+        return []
+    model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
+    for i, variable in enumerate(model.optimizer.variables):
+        variable.assign(state[f"optimizer_{i}"])
+    history = json.loads(str(state["history"]))
     print(f"resuming after epoch {len(history)}", flush=True)
     return history
 
@@ -360,6 +376,12 @@ def _best(history: list[dict], early_stopping: int) -> int:
 def _is_over(history: list[dict], early_stopping: int) -> bool:
     epochs_since = len(history) - _best(history, early_stopping) if history else 0
     return bool(early_stopping) and epochs_since >= early_stopping
+
+
+def _kept_weights(folder: Path) -> list[Path]:
+    """The files of weights that a training has written so far, as paths in its folder."""
+    paths = [*sorted(folder.glob("epoch-*.weights.h5")), folder / BEST]
+    return [path.relative_to(folder) for path in paths if path.exists()]
 
 
 def _weights_name(epoch: int) -> str:

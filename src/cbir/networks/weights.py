@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbir import StudyError, cache, project_root
-from cbir.cache import file_digest, keras_home, write_text
+from cbir import StudyError, project_root
+from cbir.cache import file_digest, keras_home, read, read_manifest, write_text
 from cbir.networks.backbones import BACKBONES
 
 # The file of the trained backbone in the folder of a training.
@@ -64,8 +64,8 @@ def find(backbone: str, weights: str) -> Weights:
                 "study:<study> or none"
             )
     try:
-        is_scaled = cache.read(path.parent).manifest["parameters"]["pixels"] == "scaled"
-    except (AttributeError, ValueError, TypeError, KeyError):  # no manifest of this project
+        is_scaled = read_manifest(path.parent)["parameters"]["pixels"] == "scaled"
+    except (TypeError, KeyError):  # no manifest of this project
         is_scaled = False
     return Weights(weights, path, file_digest(path), "scaled" if is_scaled else "imagenet")
 
@@ -143,7 +143,13 @@ def _find_in_study(backbone: str, weights: str) -> Weights:
     study, _, architecture = weights.removeprefix(STUDY_PREFIX).partition("/")
     entries = {}
     for path in sorted(_index_folder(study).glob(f"{architecture or '*'}.json")):
-        entry = json.loads(path.read_text("utf-8"))
+        try:
+            entry = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise StudyError(
+                f"weights: {weights}: {path} is damaged: delete reports/{study}/{path.stem} and "
+                f"run `make report STUDY={study}`, which uses cached steps"
+            ) from error
         if entry["backbone"] == backbone:
             entries[path.stem] = entry
     if not entries:
@@ -159,6 +165,8 @@ def _find_in_study(backbone: str, weights: str) -> Weights:
         )
     (entry,) = entries.values()
     path = project_root() / entry["path"]
-    if not path.is_file():
-        raise StudyError(f"weights: {weights}: {path} is missing: run `make report STUDY={study}`")
+    if read(path.parent) is None:
+        raise StudyError(
+            f"weights: {weights}: {path} is missing or damaged: run `make report STUDY={study}`"
+        )
     return Weights(weights, path, file_digest(path), entry["pixels"])

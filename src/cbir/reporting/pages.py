@@ -164,9 +164,15 @@ def _number_tables(outputs: list, page: Path) -> None:
         write_text(folder / name, output.data["text/csv"])
         csv = f"{TABLES}/{quote(name)}"
         output.metadata["table"] = {"name": f"Table {number}", "caption": caption, "csv": csv}
-    for path in folder.glob("*.csv"):
-        if path.stem.rpartition("-")[0] == page.stem and path.name not in names:
+    for path in tables_of(page):
+        if path.name not in names:
             path.unlink()
+
+
+def tables_of(page: Path) -> list[Path]:
+    """The CSV files of a page's tables."""
+    files = (page.parent / TABLES).glob("*.csv")
+    return [path for path in files if path.stem.rpartition("-")[0] == page.stem]
 
 
 def _contents(prose: list[str]) -> list[tuple[str, str]]:

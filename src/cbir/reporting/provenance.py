@@ -335,5 +335,5 @@ def _number(value: float | bool | None) -> str:
 def _artifact_parameters(run: Run, step: str) -> dict:
     """The parameters of a step of the run; empty if the step does not exist or was deleted."""
     folder = run.summary.get("artifacts", {}).get(step)
-    artifact = cache.read(project_root() / folder) if folder else None
+    artifact = cache.read(project_root() / folder, thorough=False) if folder else None
     return artifact.manifest["parameters"] if artifact else {}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from cbir import StudyError
-from cbir.cache import MANIFEST, write_text
+from cbir.cache import MANIFEST, read, write_text
 from cbir.progress import duration
 from cbir.reporting import charts, estimates, grids, pages, provenance, sentences, tables, tidy
 from cbir.reporting.display import TEMPLATES
@@ -112,15 +112,18 @@ def _texts(content) -> Iterator[str]:
 def _finished_manifest(source: Path) -> dict:
     """The manifest of a report that may be published."""
     study, manifest = source.name, read_manifest(source)
-    if study.endswith("-trial"):
+    if re.search("-trial-[0-9a-f]{6}$", study):
         raise StudyError(
             f"{study} is a trial, whose parameters are not in a file: put them into params/ and "
             "publish that study"
         )
     if not manifest.get("architectures"):
         raise StudyError(f"no results in {source}: run `{report_command(study)}` first")
-    if not (source / PAGE).is_file():
-        raise StudyError(f"no {PAGE} in {source}: run `{report_command(study)}` again")
+    if read(source / "index") is None:
+        raise StudyError(
+            f"{PAGE} in {source} is missing or does not fit the numbers beside it: run "
+            f"`{report_command(study)}` again"
+        )
     if failures := manifest["failures"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise StudyError(
@@ -147,6 +150,9 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     together = [*kept.values(), *runs.values()]
     about = [[data["data"].get(key) for key in SAME_DATA] for data in (published, manifest)]
     reasons = ["other data"] if about[0] != about[1] else []
+    # Earlier manifests do not record the code.
+    if len({run["code"] for run in together if run.get("code")}) > 1:
+        reasons.append("other code")
     if len({run["parameters"]["protocols"][0] for run in together}) > 1:
         reasons.append("another first protocol")
     if any(run["variant"] for run in together):

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import MANIFEST, machine, versions, write_text
+from cbir.cache import (
+    MANIFEST,
+    machine,
+    package_digest,
+    read,
+    read_manifest,
+    versions,
+    write_text,
+)
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset, stored_dataset
 from cbir.images.folders import dataset_folder
@@ -23,13 +31,14 @@ if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers nee
     from cbir.networks.training import Training
     from cbir.retrieval.evaluation import Speed, State
 
-# The files of a whole study, beside its pages.
+# The files of a run, and of a whole study, beside their pages.
+RUN_FILES = ("metrics.csv", "per_query.parquet", "summary.json", "history.csv")
 STUDY_FILES = ("metrics.csv", "per_query.parquet", MANIFEST)
 # The keys that a study's manifest copies from a run's summary.
 IN_MANIFEST = (
     "weights", "vectors", "variant", "size", "epochs", "head_epochs",
     "training_accuracy", "training_seconds", "trained_on", "machine", "speed", "peak_memory_bytes",
-    "artifacts",
+    "artifacts", "code",
 )  # fmt: skip
 # The data sets that need not be folders.
 PACKAGED = ("digits", "cifar10")
@@ -122,11 +131,11 @@ class Run:
         """The embeddings of all images with the first seed.
 
         Raises:
-            StudyError: they are missing, or the images have changed.
+            StudyError: they are missing or damaged, or the images have changed.
         """
         folder = project_root() / self.summary["artifacts"]["embeddings"]
-        if not folder.is_dir():
-            raise self._error("the embeddings are missing")
+        if read(folder) is None:
+            raise self._error("the embeddings are missing or damaged")
         return Embeddings.open(folder, self.dataset)
 
     @functools.cached_property
@@ -134,13 +143,13 @@ class Run:
         """The trained network of the first seed; it takes seconds to build.
 
         Raises:
-            StudyError: its weights are missing.
+            StudyError: its weights are missing or damaged.
         """
         from cbir.networks import training
 
         folder = project_root() / self.summary["artifacts"]["training"]
-        if not (folder / training.FINAL).is_file():
-            raise self._error("the weights are missing")
+        if read(folder) is None:
+            raise self._error("the weights are missing or damaged")
         return training.open_network(folder)
 
     def first_rows(self) -> pd.DataFrame:
@@ -203,7 +212,7 @@ def save_run(
     dataset = embeddings.dataset
     scores = tidy.per_query(study, architecture, states, variant)
     tidy.write_parquet(scores, folder / "per_query.parquet")
-    tidy.write_csv(tidy.metrics(scores, dataset.classes), folder / "metrics.csv")
+    tidy.write_csv(_finite(tidy.metrics(scores, dataset.classes)), folder / "metrics.csv")
     here = machine()
     steps = {
         **(training.artifacts if training else {}),
@@ -225,6 +234,9 @@ def save_run(
             "layout": dataset.layout,
             "fingerprint": dataset.fingerprint,
         },
+        # What computed the numbers, so that no table mixes those of different code.
+        "code": package_digest("retrieval"),
+        "mean_similarity": max(_mean_similarity(state.embeddings) for state in states),
         "embedding_dim": int(embeddings.gallery.shape[1]),
         "index_bytes": int(embeddings.gallery.nbytes),
         "speed": asdict(speed),
@@ -262,7 +274,7 @@ def save_run(
             "trained_on": _elsewhere(training.artifact.manifest, here),
             "training_accuracy": evaluation.training_accuracy(states, measurement),
         }
-        training.stages.to_csv(folder / "history.csv", float_format="%.6g")
+        write_text(folder / "history.csv", training.stages.to_csv(float_format="%.6g"))
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read_run(study, architecture)
 
@@ -275,9 +287,9 @@ def read_run(study: str, architecture: str) -> Run:
     """
     folder, summary = run_folder(study, architecture), read_summary(study, architecture)
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
-    if gone := [path for path in steps.values() if not path.is_dir()]:
+    if gone := [path for path in steps.values() if read(path) is None]:
         command = report_command(study, architecture)
-        raise StudyError(f"{gone[0]} is missing: run `{command}` again")
+        raise StudyError(f"{gone[0]} is missing or damaged: run `{command}` again")
 
     def arrays(file: str) -> dict[str, np.ndarray]:
         return {name: np.load(path / file, "r") for name, path in steps.items()}
@@ -319,19 +331,37 @@ def trained_runs() -> dict[str, list[str]]:
 
 
 def is_whole(study: str, architecture: str) -> bool:
-    """Whether all of a run's files, and the artifacts that they point to, exist."""
+    """Whether the artifacts that a run's pages and searches need exist, by a quick check."""
     try:
-        folders = read_run(study, architecture).summary["artifacts"]
-    except (StudyError, OSError):
+        summary = read_summary(study, architecture)
+    except StudyError:
         return False
-    needed = [folders[step] for step in ("training", "embeddings") if step in folders]
-    return all((project_root() / folder).is_dir() for folder in needed)
+    needed = {"training", "embeddings", *summary["searches"]} & summary["artifacts"].keys()
+    paths = [project_root() / summary["artifacts"][name] for name in needed]
+    return all(read(path, thorough=False) for path in paths)
 
 
 def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[str, Run]:
-    """The runs of a study by architecture, without the `missing` ones ("name: reason")."""
+    """The runs of a study by architecture, without the `missing` ones ("name: reason").
+
+    Raises:
+        StudyError: they cannot be compared, because they differ in more than their architectures.
+    """
     names_missing = {line.partition(":")[0] for line in missing}
-    return {name: read_run(study, name) for name in architectures if name not in names_missing}
+    runs = {name: read_run(study, name) for name in architectures if name not in names_missing}
+    shared = {
+        "images": lambda run: run.summary["dataset"]["fingerprint"],
+        "splits": lambda run: run.summary["dataset"]["parameters"],
+        "first protocol": lambda run: run.protocol,
+        "code": lambda run: run.summary.get("code"),
+    }
+    for first, (name, run) in zip(runs.values(), list(runs.items())[1:], strict=False):
+        if other := [what for what, of in shared.items() if of(run) != of(first)]:
+            raise StudyError(
+                f"{name} and {first.architecture} in reports/{study} have different "
+                f"{', '.join(other)} and cannot be compared: run `{report_command(study)}` again"
+            )
+    return runs
 
 
 def write_study(folder: Path, architectures: list[str], about: dict) -> None:
@@ -364,12 +394,6 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest.json of a study, a run or a published study; empty if there is none."""
-    path = folder / MANIFEST
-    return _read_json(path) if path.exists() else {}
-
-
 def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
     """The architecture and the point of a grid's run, from its name and its variant.
 
@@ -380,7 +404,32 @@ def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        study = path.parent.parent.name
+        raise StudyError(f"{path} is damaged: run `{report_command(study)}` again") from error
+
+
+def _finite(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of metrics.csv, none of which may be NaN or infinite.
+
+    Raises:
+        StudyError: one is.
+    """
+    wrong = rows[~np.isfinite(rows["value"])]
+    if len(wrong):
+        row = wrong.iloc[0]
+        raise StudyError(
+            f"{row['metric']} of the search {row['search']} under {row['protocol']} with seed "
+            f"{row['seed']} is {row['value']} (epoch {row['epoch']}, class {row['class']})"
+        )
+    return rows
+
+
+def _mean_similarity(embeddings: Embeddings) -> float:
+    """The mean cosine similarity of two gallery images: 1 if all embeddings are alike."""
+    return float(np.sum(embeddings.gallery.mean(axis=0, dtype=np.float64) ** 2))
 
 
 def machine_name(machine: dict) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cbir.cache import write_text
+from cbir.cache import replacing, write_text
 from cbir.reporting import estimates
 from cbir.reporting.estimates import Estimate
 from cbir.retrieval import uncertainty
@@ -124,10 +124,9 @@ def write_csv(rows: pd.DataFrame, path: Path) -> None:
 
 
 def write_parquet(rows: pd.DataFrame, path: Path) -> None:
-    """Write per_query.parquet under a temporary name, then move it into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    rows.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    """Write per_query.parquet."""
+    with replacing(path) as temporary:
+        rows.to_parquet(temporary, index=False)
 
 
 def read_csv(path: Path) -> pd.DataFrame:

@@ -7,8 +7,8 @@ embedded again only if its size, its modification time or the network has change
 """
 
 import json
-import os
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cbir import StudyError, project_root
+from cbir.cache import disk_errors, locked, replacing
 from cbir.images.folders import file_state, list_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
@@ -72,6 +73,12 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         )
     name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
     gallery_file = _gallery_file(name)
+    with disk_errors(gallery_file.parent), locked(gallery_file.parent):
+        return name, _update(gallery_file, folder, engine)
+
+
+def _update(gallery_file: Path, folder: Path, engine: Engine) -> Changes:
+    name = gallery_file.parent.name
     home = gallery_file.parent
     files = _file_states(folder)
     previous_source, previous = _read(gallery_file)
@@ -107,7 +114,7 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
         path.unlink()
     if not rows:
         raise StudyError(f"none of the {len(files):,} files in {folder} is a picture")
-    return name, changes
+    return changes
 
 
 def open_gallery(name: str) -> tuple[Engine, Gallery]:
@@ -187,19 +194,24 @@ def _embed(
 def _write(path: Path, source: dict, rows: dict[str, _Row]) -> None:
     states, vectors, labels = zip(*rows.values(), strict=True)
     columns = {"names": list(rows), "states": states, "vectors": vectors, "labels": labels}
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, about=json.dumps(source), **columns)
-    os.replace(temporary, path)
 
 
 def _read(path: Path) -> tuple[dict | None, dict[str, _Row]]:
-    """The source (folder, study, architecture, key) and the rows; None and {} without a file."""
+    """The source (folder, study, architecture, key) and the rows.
+
+    None and {} without a file, or if it is damaged: its pictures are then embedded again.
+    """
     if not path.exists():
         return None, {}
-    with np.load(path) as file:
-        columns = [file[name] for name in ("names", "states", "vectors", "labels")]
-        source = json.loads(str(file["about"]))
+    try:
+        with np.load(path) as file:  # checks the sums of a zip archive
+            columns = [file[name] for name in ("names", "states", "vectors", "labels")]
+            source = json.loads(str(file["about"]))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"{path} is damaged ({error}): its pictures must be embedded again", flush=True)
+        return None, {}
     rows = zip(*columns, strict=True)
     return source, {str(name): _Row(str(state), *values) for name, state, *values in rows}
 

@@ -1,22 +1,38 @@
-"""Running a study: its notebooks in sequence with papermill, the pages of its report, failures."""
+"""Running a study: its notebooks in sequence with papermill, the pages of its report, failures.
+
+Manifests mark what is finished: that of a run or page records its own files, and that of index.html
+also the files of the whole study, so that numbers and pages of different runs are never mixed.
+"""
 
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from cbir import StudyError, __version__
-from cbir.cache import MANIFEST, is_current, versions, write_manifest, write_text
+from cbir.cache import (
+    MANIFEST,
+    as_study_error,
+    disk_errors,
+    is_current,
+    locked,
+    package_digest,
+    versions,
+    write_manifest,
+    write_text,
+)
 from cbir.images import leaks, protocols
+from cbir.images.dataset import Dataset, load_dataset
 from cbir.images.folders import describe_left_out
 from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS
 from cbir.progress import NOTED, describe_skipped, duration
 from cbir.reporting import tidy
-from cbir.reporting.runs import STUDY_FILES, is_whole, write_study
+from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
@@ -34,10 +50,11 @@ def bring_up_to_date(study: Study) -> bool:
     change it.
     """
     _check_writable(study)
-    try:
-        return _run_all(study)
-    finally:
-        kernels.stop_waiting()
+    with locked(study.folder):
+        try:
+            return _run_all(study)
+        finally:
+            kernels.stop_waiting()
 
 
 def _run_all(study: Study) -> bool:
@@ -60,7 +77,9 @@ def _run_all(study: Study) -> bool:
     inputs = {page: _inputs(study, page, run_keys, missing) for page in study.pages}
     stale = [page for page, (key, _) in inputs.items() if not _is_current(study, page, key)]
     index = (study.folder / "index.html").relative_to(study.root)
-    if study.pages[0] in stale or not all((study.folder / name).exists() for name in STUDY_FILES):
+    if study.pages[0] in stale:
+        # After an interruption from here on, the page and the study's files count as unfinished.
+        (study.folder / study.pages[0].folder / MANIFEST).unlink(missing_ok=True)
         _write_files(study, run_keys, {name: reasons[name] for name in failed})
         has_run = True
     for page in stale:
@@ -115,7 +134,13 @@ def _check_images(study: Study) -> None:
         list(protocols.views(dataset, **names))
         if run.vectors and run.architecture in study.chosen:
             embed_baseline(VECTORS, dataset, 0, run.vectors)
-    first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
+    first_protocols = {run.parameters["protocols"][0] for run in study.runs}
+    if len(first_protocols) > 1:
+        raise StudyError(
+            f"protocols: all architectures of a study need the same first protocol, under which "
+            f"they are compared, not {', '.join(sorted(first_protocols))}"
+        )
+    first = protocols.view(dataset, *first_protocols)
     print(describe_leaks(leaks.audit(first)), flush=True)
 
 
@@ -161,7 +186,7 @@ def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str
 
 
 def _is_current(study: Study, page: Page, key: str) -> bool:
-    return is_current(study.folder / page.folder, key) and (study.folder / page.file).exists()
+    return is_current(study.folder / page.folder, key)
 
 
 def _inputs(
@@ -190,25 +215,84 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
         StudyError: the notebook failed; its page shows the output up to the failure.
     """
     folder = study.folder / page.folder
-    folder.mkdir(exist_ok=True)
-    # Without a manifest, the folder counts as unfinished, whatever it contains.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    print(f"{page.name}: running {page.notebook.relative_to(study.root)}", flush=True)
-    started = time.perf_counter()
-    executed = study.folder / f"{page.name}.ipynb"
-    executed.unlink(missing_ok=True)
-    try:
-        _execute(study, page, executed, given)
-    except StudyError as error:
-        if executed.exists():
-            _write_page(study, page)
-        else:
-            _write_note(study, page, str(error))
-        raise
-    seconds = time.perf_counter() - started
-    _write_page(study, page)
-    write_manifest(folder, step=page.name, key=key, seconds=seconds, **about)
+    with disk_errors(study.folder):
+        folder.mkdir(exist_ok=True)
+        # Without a manifest, the folder counts as unfinished, whatever it contains.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        print(f"{page.name}: running {page.notebook.relative_to(study.root)}", flush=True)
+        started = time.perf_counter()
+        executed = study.folder / f"{page.name}.ipynb"
+        executed.unlink(missing_ok=True)
+        try:
+            _execute(study, page, executed, given)
+            _check_unchanged(study, folder)
+        except StudyError as error:
+            if executed.exists():
+                _write_page(study, page)
+            else:
+                _write_note(study, page, str(error))
+            raise
+        seconds = time.perf_counter() - started
+        _write_page(study, page)
+        write_manifest(
+            folder, _files(study, page), step=page.name, key=key, seconds=seconds, **about
+        )
     return seconds
+
+
+def _files(study: Study, page: Page) -> list[Path]:
+    """The files of a page or run; the file of a page's effects has the page's name."""
+    from cbir.reporting.pages import tables_of
+
+    path = study.folder / page.file
+    files = [path, path.with_name(f"{page.name}.csv"), *tables_of(path)]
+    files += [study.folder / page.folder / name for name in RUN_FILES]
+    if page == study.pages[0]:
+        files += [study.folder / name for name in STUDY_FILES]
+    return [file for file in files if file.exists()]
+
+
+def _check_unchanged(study: Study, folder: Path) -> None:
+    """Check that a notebook used the images and the code that the study's keys stand for.
+
+    Raises:
+        StudyError: pictures or code have changed since the run began.
+    """
+    if _picture_changes(study.dataset, now := load_dataset(**study.data)):
+        raise StudyError(
+            f"pictures have changed since this run began ({_picture_changes(study.dataset, now)}): "
+            "run the same command again"
+        )
+    if (folder / "summary.json").exists():
+        summary = read_summary(study.name, folder.name)
+        if summary["dataset"]["fingerprint"] != study.dataset.fingerprint:
+            raise StudyError("pictures changed while it ran: run the same command again")
+        if summary["code"] != package_digest("retrieval"):
+            raise StudyError("the code changed while it ran: run the same command again")
+
+
+def _picture_changes(before: Dataset, now: Dataset) -> str:
+    """What distinguishes the pictures of a data set from those of an earlier reading, in words."""
+    if before.fingerprint == now.fingerprint:
+        return ""
+    rows = {name: row for row, name in enumerate(before.names)}
+    changes = {
+        "added": [name for name in now.names if name not in rows],
+        "removed": sorted(rows.keys() - set(now.names)),
+        "replaced": [
+            name
+            for row, name in enumerate(now.names)
+            if name in rows and not np.array_equal(now.images[row], before.images[rows[name]])
+        ],
+    }
+    return (
+        "; ".join(
+            f"{len(names):,} {change}, such as {names[0]}"
+            for change, names in changes.items()
+            if names
+        )
+        or "other labels"
+    )
 
 
 def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None:
@@ -243,6 +327,9 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
             reason += " (possibly out of memory: lower batch_size or input_size)"
     finally:
         kernel.stop()
+    if "No space left" in reason:
+        executed.unlink(missing_ok=True)  # It may have been cut off.
+        reason = str(as_study_error(OSError(reason), study.folder))
     if executed.exists():
         write_text(executed.with_suffix(".log"), log_of(executed))
     if reason:
@@ -268,11 +355,12 @@ def _write_note(study: Study, page: Page, reason: str) -> None:
     """Write a page that says why there are no results."""
     import nbformat
 
-    (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
     cells = [nbformat.v4.new_markdown_cell(f"# {page.name}\n\nNo results: {reason}")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    nbformat.write(notebook, study.folder / f"{page.name}.ipynb")
-    _write_page(study, page)
+    with disk_errors(study.folder):
+        (study.folder / page.folder / MANIFEST).unlink(missing_ok=True)
+        nbformat.write(notebook, study.folder / f"{page.name}.ipynb")
+        _write_page(study, page)
 
 
 def _write_page(study: Study, page: Page) -> None:

@@ -60,7 +60,8 @@ class Study:
     """A study, read and checked.
 
     Attributes:
-        name: name of the folder in reports/; that of a trial ends in "-trial".
+        name: name of the folder in reports/; that of a trial ends in "-trial-" and six digits of
+            the digest of its overrides.
         runs: every architecture of the study.
         chosen: the architectures to bring up to date.
         command: the command that makes the report for all architectures.
@@ -141,8 +142,10 @@ def open_study(
         name = Path(dataset).resolve().name or "folder"
         # A report of a folder of pictures must not overwrite that of a study.
         taken = [*configs.studies(root), "lab", "published"]
-        name += "-folder" if name in taken or name.endswith("-trial") else ""
-    name += "-trial" if overrides else ""
+        name += "-folder" if name in taken or "-trial-" in name else ""
+    if overrides:
+        # Trials with different overrides have reports of their own.
+        name += f"-trial-{digest(configs.parse_overrides(overrides))[:6]}"
     names = architectures.split()
     runs = configs.load(
         root, study, report=name, dataset=dataset or None, overrides=overrides, architectures=names
