@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,12 +67,14 @@ FONT = "DejaVu Sans"
 BOXES = ("lastresort", ".lastresort", "adobeblank")
 NO_FONT = (
     "No font on this machine has their letters; Noto fonts do (on Debian and Ubuntu, the packages "
-    "fonts-noto-core and fonts-noto-cjk)."
+    "fonts-noto-core and fonts-noto-cjk). With such a font, delete this report and make it again."
 )
 
 # Figures are the same for every user, whatever their matplotlibrc says.
 plt.rcdefaults()
 sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, font=FONT)
+# A font that lacks the usual weight is drawn in another one, which is no reason for a warning.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 # Names may contain "$", and are never formulas.
 plt.rcParams["text.parse_math"] = False
 plt.rcParams["figure.dpi"] = 2 * PIXELS_PER_INCH
