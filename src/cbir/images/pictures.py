@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -61,12 +61,13 @@ BAND = 2**20
 MAX_MEGAPIXELS = 180
 DAMAGED = "damaged: only a part of it can be read"
 END_OF_JPEG = b"\xff\xd9"
-# The brightest grey levels of 8 to 16 bits.
-WHITES = (255, 1023, 4095, 16383, 65535)
+# The brightest grey levels of 8 to 16 bits; 32767 is that of signed ones.
+WHITES = (255, 1023, 4095, 16383, 32767, 65535)
 # Floating-point numbers from here on mean "no data".
 NO_DATA = 1e20
-# TIFF's tags: bits of each channel, PlanarConfiguration, and GDAL's value of missing data.
-BITS, PLANES, NO_DATA_TAG = 258, 284, 42113
+# Tags of TIFF: bits of each channel, compression, whether 0 is white, whether channels are separate
+# planes, the type of number, and GDAL's value of missing data.
+BITS, COMPRESSION, WHITE_IS_ZERO, PLANES, NUMBER, NO_DATA_TAG = 258, 259, 262, 284, 339, 42113
 # Levels of 255 below which a picture, or its range, is worth a remark.
 NEARLY_BLACK, NEARLY_UNIFORM = 16, 8
 # How a picture is turned upright, by its EXIF orientation.
@@ -79,6 +80,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow scales the channels of a PNG to 8 bits, by its raw mode, but not its transparent colour.
+TRANSPARENT_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 # The modes of the colours that ICC profiles describe.
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 SRGB = ImageCms.createProfile("sRGB")
@@ -315,21 +318,26 @@ def _decode(
         pixels = picture.width * picture.height
         if pixels > Image.MAX_IMAGE_PIXELS:
             raise Unreadable(_too_large(max_megapixels))
-        if picture.format == "TIFF" and _has_deep_planes(picture):
-            raise Unreadable("16-bit TIFF with separate planes, which Pillow misreads: convert it")
+        if picture.format == "TIFF" and _is_misread(picture):
+            raise Unreadable("a kind of TIFF that Pillow misreads: convert it to PNG")
         # The coefficients of a progressive JPEG are decoded whole.
         cost = 6 * pixels if "progressive" in picture.info else 0
-        picture.draft(None, (2 * size, 2 * size))
+        # A JPEG is decoded at a half, a quarter or an eighth of its size, rounded up.
+        _, extent = picture.draft(None, (2 * size, 2 * size)) or (None, (0, 0, *picture.size))
         cost += BYTES_PER_PIXEL.get(picture.format, 4) * picture.width * picture.height
         with LARGE_PICTURE if cost > MEMORY else contextlib.nullcontext():
             whole = _load(picture, remarks)
-            square = _to_srgb(_fit(whole, size), picture.info.get("icc_profile"), remarks)
+            square = _fit(whole, size, extent[2:])
+            square = _to_srgb(square, picture.info.get("icc_profile"), remarks)
         return np.asarray(_upright(square, picture, remarks))
 
 
-def _has_deep_planes(picture: Image.Image) -> bool:
-    planes, bits = (picture.tag_v2.get(tag) for tag in (PLANES, BITS))
-    return planes == 2 and isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
+def _is_misread(picture: Image.Image) -> bool:
+    """Whether Pillow would mistake planes of 16 bits for 8, or the order of a number's bytes."""
+    tags = picture.tag_v2
+    bits = np.max(tags.get(BITS, 1))
+    is_swapped = tags.prefix == b"MM" and tags.get(COMPRESSION, 1) != 1 and picture.mode in "IF"
+    return is_swapped or (tags.get(PLANES) == 2 and bits > 8 and picture.mode[0] not in "IF")
 
 
 def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
@@ -337,6 +345,7 @@ def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
     if picture.format in ("JPEG", "MPO"):
         picture.load_read = partial(_read_to_end, picture.fp, remarks)
     frame = picture.tile[0].extents if picture.format == "GIF" and picture.tile else None
+    depth = picture.tile[0].args if picture.format == "PNG" and picture.tile else None
     try:
         picture.load()
     except Exception:
@@ -345,6 +354,9 @@ def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
         if np.ptp(np.reshape(picture.getextrema(), (-1, 2)), axis=1).max() == 0:
             raise
         remarks.append(DAMAGED)
+    if "transparency" in picture.info and depth in TRANSPARENT_SCALES:
+        transparent = np.asarray(picture.info["transparency"]) * TRANSPARENT_SCALES[depth]
+        picture.info["transparency"] = transparent.astype(int).tolist()
     if frame in (None, (0, 0, *picture.size)) or picture.has_transparency_data:
         return picture
     canvas = Image.new("RGB", picture.size, "white")
@@ -361,22 +373,25 @@ def _read_to_end(file: BinaryIO, remarks: list[str], length: int) -> bytes:
     return END_OF_JPEG
 
 
-def _fit(picture: Image.Image, size: int) -> Image.Image:
+def _fit(picture: Image.Image, size: int, extent: tuple[float, float] | None = None) -> Image.Image:
     """The largest square in the middle, scaled bicubically to size x size pixels, with 8 bits.
 
     A picture of four times the size or more is first reduced by a whole factor, in bands: whole
     copies of it would take too much memory.
+
+    Args:
+        picture: in any mode.
+        size: side length in pixels.
+        extent: the part of the picture, from its upper left corner, that is used; by default all.
     """
-    side = min(picture.size)
-    left, top = ((length - side) / 2 for length in picture.size)
+    extent = extent or picture.size
+    side = min(extent)
+    left, top = ((length - side) / 2 for length in extent)
     first, last = math.floor(left), math.ceil(left + side)
     upper, lower = math.floor(top), math.ceil(top + side)
-    factor = max(1, side // (2 * size))
-    height = max(1, BAND // (side * factor)) * factor
-    convert = _to_linear
-    if picture.mode[0] in "IF":
-        no_data = _no_data(picture)
-        convert = partial(_to_eight_bits, white=_white(picture, no_data), no_data=no_data)
+    factor = max(1, int(side / (2 * size)))
+    height = max(1, int(BAND / (side * factor))) * factor
+    convert = _deep_to_grey(picture) if picture.mode[0] in "IF" else _to_linear
     reduced = None
     for row in range(upper, lower, height):
         band = picture.crop((first, row, last, min(row + height, lower)))
@@ -398,42 +413,43 @@ def _to_linear(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _no_data(picture: Image.Image) -> float:
-    """The value that a TIFF of measurements declares to mean "no data"; NaN if it has none."""
-    try:
-        return float(picture.tag_v2[NO_DATA_TAG])
-    except (AttributeError, KeyError, ValueError, TypeError):
-        return math.nan
+def _deep_to_grey(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """How to scale bands of a picture of more than 8 bits to 8 bits; Pillow would clip them.
 
-
-def _white(picture: Image.Image, no_data: float) -> float:
-    """The value of white in a picture of more than 8 bits; black is 0.
-
-    It is 1 for floating-point numbers and the least of `WHITES` that no value exceeds for integers,
-    or else the largest value: 16-bit files often hold values of 8 or 12 bits.
+    Black is 0. White is 1 for floating-point numbers and the least of `WHITES` that no value
+    exceeds for integers, or else the largest value: files of 16 bits often hold values of 8 or 12.
+    Pixels without data, negative or infinite ones are black.
     """
-    height, largest = max(1, BAND // picture.width), 0.0
-    for row in range(0, picture.height, height):
-        values = np.asarray(
-            picture.crop((0, row, picture.width, min(row + height, picture.height)))
-        )
-        largest = max(largest, float(values[_is_data(values, no_data)].max(initial=0)))
-    whites = (1.0,) if picture.mode[0] == "F" else WHITES
-    return next((white for white in whites if white >= largest), largest)
+    tags = getattr(picture, "tag_v2", {})
+    is_unsigned = picture.mode == "I" and np.max(tags.get(NUMBER, 1)) == 1
+    try:
+        no_data = float(tags.get(NO_DATA_TAG, "nan"))
+    except (TypeError, ValueError):
+        no_data = math.nan
 
+    def values(band: Image.Image) -> np.ndarray:
+        levels = np.asarray(band)
+        levels = levels.view(np.uint32) if is_unsigned else levels
+        is_data = np.isfinite(levels) & (levels < NO_DATA) & (levels != no_data)
+        return np.where(is_data, levels, 0).clip(0)
 
-def _is_data(values: np.ndarray, no_data: float) -> np.ndarray:
-    return np.isfinite(values) & (values < NO_DATA) & (values != no_data)
+    height = max(1, BAND // picture.width)
+    rows = range(0, picture.height, height)
+    boxes = [(0, row, picture.width, min(row + height, picture.height)) for row in rows]
+    largest = max(float(values(picture.crop(box)).max()) for box in boxes)
+    whites = (1.0,) if picture.mode == "F" else WHITES
+    white = next((white for white in whites if white >= largest), largest)
 
+    def to_grey(band: Image.Image) -> Image.Image:
+        grey = (values(band) * (255 / white)).round().astype(np.uint8)
+        if tags.get(WHITE_IS_ZERO) == 0:
+            grey = 255 - grey
+        if "transparency" not in picture.info:
+            return Image.fromarray(grey)
+        is_seen = Image.fromarray(np.asarray(band) != picture.info["transparency"]).convert("L")
+        return Image.merge("LA", [Image.fromarray(grey), is_seen]).convert("RGBA")
 
-def _to_eight_bits(picture: Image.Image, white: float, no_data: float) -> Image.Image:
-    values = np.asarray(picture)
-    shown = np.where(_is_data(values, no_data), values, 0).clip(0, white)
-    grey = Image.fromarray((shown * (255 / white)).round().astype(np.uint8))
-    if "transparency" not in picture.info:
-        return grey
-    is_seen = values != picture.info["transparency"]
-    return Image.merge("LA", [grey, Image.fromarray(is_seen).convert("L")]).convert("RGBA")
+    return to_grey
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
