@@ -8,12 +8,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
-from matplotlib.transforms import offset_copy
-from scipy.optimize import isotonic_regression
+from matplotlib.ticker import MaxNLocator
 
 from cbir.reporting import tables, tidy
-from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, NEUTRAL, entry, looks
+from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, entry, looks
 from cbir.reporting.estimates import Estimate, from_row, interval_columns
 from cbir.reporting.montages import shorten
 
@@ -21,16 +19,9 @@ from cbir.reporting.montages import shorten
 MOST_MARKERS = 12
 # With more classes, the counts of a confusion matrix would be too small to read.
 MOST_COUNTED = 12
-# The columns of the points in `against_cost`, and the labels of their axes.
-COST_AXES = {
-    "milliseconds": "embedding an image (ms)",
-    "bytes": "index, per image (bytes)",
-}
 INTERVAL = list(interval_columns())
 # A legend to the right of its figure.
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-# The minimum distance between names beside points, as a share of the height of the axis.
-APART = 0.055
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
@@ -165,88 +156,6 @@ def _name_rows(axis: plt.Axes, names: Sequence[str]) -> None:
     axis.legend(**BESIDE)
 
 
-def against_cost(table: pd.DataFrame) -> Figure:
-    """mAP with its interval against each cost; the best points are at the top left.
-
-    Markers of architectures are filled, those of baselines hollow; each point is labelled.
-
-    Args:
-        table: from `tables.quality_and_cost`.
-    """
-    by_name = looks(table.index)
-    figure, axes = plt.subplots(1, len(COST_AXES), figsize=(11, 4.4), sharey=True)
-    highest = table[["value", "ci_high"]].max(axis=None)
-    axes[0].set(ylim=(0, 1.13 * highest), ylabel="mAP, unrestricted search")
-    for axis, (cost, label) in zip(axes, COST_AXES.items(), strict=True):
-        shown = table[table[cost].notna()]  # the time to make vectors elsewhere is unknown
-        for name, is_baseline in shown["is_baseline"].items():
-            (colour, marker), point = by_name[name], shown.loc[[name]]
-            axis.errorbar(
-                point[cost], point["value"], interval_lengths(point[INTERVAL]), fmt=marker,
-                color=NEUTRAL if is_baseline else colour, capsize=3, markersize=8,
-                markerfacecolor="none" if is_baseline else colour,
-            )  # fmt: skip
-        axis.set(xscale="log", xlabel=label)
-        axis.xaxis.set_major_formatter("{x:,g}")
-        axis.xaxis.set_minor_formatter(LogFormatter())  # the usual one writes formulas
-        # Names are to the right of their points.
-        if len(shown):
-            low, high = shown[cost].min(), shown[cost].max()
-            axis.set_xlim(low / (high / low) ** 0.06 / 1.15, high * (high / low) ** 0.25 * 1.9)
-            _label_points(axis, shown[cost], shown["value"])
-    figure.tight_layout()
-    return figure
-
-
-def _label_points(axis: plt.Axes, across: pd.Series, up: pd.Series) -> None:
-    """Label points with their names on the right, moved apart if they would overlap."""
-    span = np.ptp(axis.get_ylim())
-    beside = offset_copy(axis.transData, axis.figure, x=11, units="points")
-    for name, height in spread_out(up, APART * span).items():
-        is_moved = abs(height - up[name]) > APART / 4 * span
-        line = {"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.6} if is_moved else None
-        axis.annotate(
-            name, (across[name], up[name]), (across[name], height), textcoords=beside, size=9,
-            va="center", arrowprops=line,
-        )  # fmt: skip
-
-
-def spread_out(heights: pd.Series, apart: float) -> pd.Series:
-    """Move heights as little as possible so that they are at least `apart`, in the same order.
-
-    Isotonic regression minimises the sum of squared moves.
-    """
-    ordered = heights.sort_values(kind="stable")
-    steps = apart * np.arange(len(ordered))
-    return pd.Series(isotonic_regression(ordered - steps).x + steps, ordered.index)
-
-
-def lost_and_won_back(counts: Mapping[str, Mapping[str, float]]) -> Figure | None:
-    """How many queries are classified wrongly, and how many of these the soft search wins back.
-
-    The share of the gallery that the soft search searches is printed beside each bar.
-
-    Args:
-        counts: by architecture, from `tables.lost_and_won_back`.
-    """
-    if not counts:
-        return None
-    figure, axis = plt.subplots(figsize=(8, 0.5 * len(counts) + 1))
-    table = pd.DataFrame(counts).T
-    won, wrong = table["won back"], table["won back"] + table["lost"]
-    axis.barh(range(len(table)), won, color=HIT, label="won back")
-    axis.barh(range(len(table)), table["lost"], left=won, color=MISS, hatch="//", label="lost")
-    for height, (name, row) in enumerate(table.iterrows()):
-        text = (
-            f" {wrong[name]:.3g} of {row['queries']:,.0f}; {100 * row['searched']:.1f} % searched"
-        )
-        axis.text(wrong[name], height, text, va="center", size=9)
-    axis.set_xlim(0, 1.6 * max(1, wrong.max()))
-    axis.set(xlabel="queries whose class is predicted wrongly")
-    _name_rows(axis, table.index)
-    return figure
-
-
 def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """Who is significantly better: a win, a tie or a loss of the row against the column.
 
@@ -287,7 +196,7 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
     """
     if not counts:
         return None
-    figure, axes = panels(len(counts), 2, (5.4, 4.9))
+    figure, axes = panels(len(counts), 3, (3.9, 3.9))
     for axis, (name, table) in zip(axes, counts.items(), strict=True):
         shares = table / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
         positions = most_confused(table)
@@ -301,7 +210,7 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
             title += f"\nthe {len(positions)} of {len(table)} classes confused most often"
         axis.set_title(title, size=11)
         axis.set(xlabel="predicted class", ylabel="true class")
-        axis.tick_params(labelsize=9)
+        axis.tick_params(labelsize=8)
     return figure
 
 

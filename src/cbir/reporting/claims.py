@@ -40,7 +40,6 @@ def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None
             for one, other in zip(compared["ahead"], compared["behind"], strict=True)
         ]
         pairs = uncertainty.corrected(compared[is_shown])
-    accuracies = tables.quality(runs, list(runs)).loc["accuracy"]
     lines = [
         "The paper says that residual connections let ResNet-50 learn better. ResNet-50 and VGG16 "
         "also differ in depth, width and batch normalisation, so this compares whole networks:\n"
@@ -53,8 +52,8 @@ def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None
         treatment = provenance.treatment(runs[one])
         lines.append(
             f"- {treatment[0].upper()}{treatment[1:]}: **{one}** is "
-            f"{sentences.relation(pairs, one, other)}, {verdict}. Accuracy: {accuracies[one]} "
-            f"against {accuracies[other]}.{_other_differences(runs, [one, other])}"
+            f"{sentences.relation(pairs, one, other)}, {verdict}."
+            f"{_other_differences(runs, [one, other])}"
         )
     return "\n".join(lines)
 
@@ -78,22 +77,20 @@ def _setup(run: Run) -> tuple:
     return run.summary["dataset"]["train"], *(run.summary["parameters"][key] for key in shared)
 
 
-def overfitting(runs: dict[str, Run]) -> str:
-    """Does VGG16 overfit, above all with few images? The gap of every network, and how it compares.
-
-    The gap is the accuracy on training images minus the accuracy on the queries. A VGG16 is
-    compared with networks of the same treatment and the same number of images; if a grid varies
-    this number, with the fewest images.
+def gaps(runs: dict[str, Run]) -> pd.DataFrame:
+    """The accuracy on training images minus the accuracy on the queries, by network.
 
     Returns:
-        Empty without networks, or if a grid varies only other parameters.
+        A row per run, by architecture: network (with the point of its grid), trained (its
+        treatment), images (for training and validation), gap. No rows without networks, or if a
+        grid varies parameters, but not the number of images.
     """
     runs = networks(runs)
     points = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
     variants = [point for _, point in points.values() if point]
-    if not runs or (variants and not any(grids.LEARN_FROM in point for point in variants)):
-        return ""
-    accuracies, entries = tables.quality(runs, list(runs)).loc["accuracy"], {}
+    if variants and not any(grids.LEARN_FROM in point for point in variants):
+        runs = {}
+    accuracies, entries = tables.quality(runs, list(runs)).loc["accuracy"] if runs else {}, {}
     for name, run in runs.items():
         architecture, point = points[name]
         words = [f"{key} {value}" for key, value in point.items() if key != grids.LEARN_FROM]
@@ -101,59 +98,67 @@ def overfitting(runs: dict[str, Run]) -> str:
         # Different images: the two accuracies are independent.
         gap = estimates.from_row(run.summary["training_accuracy"]) - accuracies[name]
         entries[name] = {
-            "series": ", ".join([architecture, *words]),
-            "treatment": provenance.treatment(run),
+            "network": ", ".join([architecture, *words]),
+            "trained": provenance.treatment(run),
             "images": int(point.get(grids.LEARN_FROM, images)),
             "gap": gap,
         }
-    table = pd.DataFrame.from_dict(entries, orient="index").sort_values("images", kind="stable")
-    lines = [
-        'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets". For each '
-        "network, this is the gap between accuracy on training images and accuracy on the queries, "
-        "with the number of images for training and validation:\n"
-    ]
-    by_series = {
-        series: table[table["series"] == series]
-        for series in dict.fromkeys(table.loc[list(runs), "series"])
-    }
-    for series, rows in by_series.items():
-        gaps = [f"{row.gap} with {row.images:,}" for row in rows.itertuples()]
-        treatment = rows["treatment"].iloc[0]
-        lines.append(f"- **{series}** ({treatment}): {', '.join(gaps)}{_change(rows)}.")
-    firsts = [rows.index[0] for rows in by_series.values()]
+    columns = ["network", "trained", "images", "gap"]
+    return pd.DataFrame.from_dict(entries, orient="index", columns=columns).sort_values(
+        "images", kind="stable"
+    )
+
+
+def overfitting(runs: dict[str, Run]) -> str:
+    """Does VGG16 overfit, above all with few images? How the `gaps` of networks compare.
+
+    A VGG16 is compared with networks of the same treatment and the same number of images; if a
+    grid varies this number, with the fewest images.
+
+    Returns:
+        Empty without gaps.
+    """
+    table = gaps(runs)
+    by_network = dict(iter(table.groupby("network", sort=False)))
+    lines = [_change(name, rows) for name, rows in by_network.items()]
+    firsts = [rows.index[0] for rows in by_network.values()]
     lines += [_against_others(runs, n, table) for n in firsts if runs[n].backbone == DEEP]
-    lines.append("\nThese intervals cover other images, but not other seeds.")
-    return "\n".join(filter(None, lines))
-
-
-def _change(series: pd.DataFrame) -> str:
-    """How the gap of a network with the fewest images compares with that with the most."""
-    if len(series) < 2:
+    if table.empty:
         return ""
-    fewest, change = series.iloc[0], series["gap"].iloc[0] - series["gap"].iloc[-1]
-    if (direction := _direction(change)) is None:
-        return f"; with {fewest['images']:,}, it is not clearly different from that with the most"
-    size = change if direction == "larger" else -change
-    return f"; with {fewest['images']:,}, it is {direction} than with the most, by {size}"
+    lines = [
+        'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets". The gap '
+        "of a network is its accuracy on training images minus its accuracy on queries. Intervals "
+        "of gaps cover other images, but not other seeds.\n",
+        *filter(None, lines),
+    ]
+    return "\n".join(lines)
+
+
+def _change(name: str, rows: pd.DataFrame) -> str:
+    """How the gap of a network with the fewest images compares with that with the most."""
+    if len(rows) < 2:
+        return ""
+    direction = _direction(rows["gap"].iloc[0] - rows["gap"].iloc[-1])
+    relation = f"{direction} than" if direction else "not clearly different from that"
+    fewest, most = rows["images"].iloc[[0, -1]]
+    return f"- **{name}**: with {fewest:,} images, the gap is {relation} with {most:,}."
 
 
 def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str:
     """How the gap of a VGG16 compares with those of other networks that were trained alike."""
     row, groups = table.loc[name], {"larger": [], "smaller": [], None: []}
-    is_comparable = (table["treatment"] == row["treatment"]) & (table["images"] == row["images"])
+    is_comparable = (table["trained"] == row["trained"]) & (table["images"] == row["images"])
     others = [n for n in table.index[is_comparable] if runs[n].backbone != DEEP]
     if not others:
         return ""
     for other in others:
         # Both gaps are of the same images. They are usually easy or hard for both networks, so that
         # the interval of the difference is too wide rather than too narrow.
-        difference = row["gap"] - table.loc[other, "gap"]
-        direction = _direction(difference)
-        size = f" (difference {-difference if direction == 'smaller' else difference})"
-        groups[direction].append(table.loc[other, "series"] + size)
+        direction = _direction(row["gap"] - table.loc[other, "gap"])
+        groups[direction].append(table.loc[other, "network"])
     relations = ("larger than", "smaller than", "not clearly different from")
     parts = [
-        f"{relation} that of {', '.join(names)}"
+        f"{relation} that of {sentences.join(names)}"
         for relation, names in zip(relations, groups.values(), strict=True)
         if names
     ]
@@ -163,7 +168,7 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str
     elif groups["smaller"]:
         verdict = DISAGREES
     return (
-        f"\nWith {row['images']:,} images, {row['treatment']}, the gap of {row['series']} is "
+        f"- With {row['images']:,} images, {row['trained']}, the gap of {row['network']} is "
         f"{'; '.join(parts)}, {verdict}.{_other_differences(runs, [name, *others])}"
     )
 
@@ -197,12 +202,12 @@ def input_size(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     lines = []
     points = points.sort_values(size, kind="stable")
     for name, rows in points.groupby(grids.series(points, size), sort=False):
-        steps = []
         for (small, before), (large, after) in itertools.pairwise(rows.iterrows()):
-            relation = sentences.relation(pairs, large, small, f"{before[size]} px")
-            speed = after[grids.SPEED] / before[grids.SPEED]
-            steps.append(f"{after[size]} px is {relation}, at {speed:.2f} times the speed")
-        if steps:
-            lines.append(f"- **{name}**: {'; '.join(steps)}.")
+            outcome = uncertainty.pair_outcomes(pairs, [large, small]).loc[large, small]
+            relation, speed = sentences.RELATIONS[outcome], after[grids.SPEED] / before[grids.SPEED]
+            lines.append(
+                f"- **{name}**: {after[size]} px is {relation} {before[size]} px, at {speed:.2f} "
+                "times the speed."
+            )
     heading = "What larger inputs bring in mAP, and what they cost:\n"
     return "\n".join([heading, *lines]) if lines else ""

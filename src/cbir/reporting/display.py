@@ -23,7 +23,7 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
 from cbir.reporting import estimates
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting.estimates import Estimate, PValue, from_row
 
 # The maximum number of classes in a figure, so that it stays readable.
 MOST_ROWS = 40
@@ -85,7 +85,7 @@ plt.rcParams["svg.hashsalt"] = "cbir"
 plt.ioff()
 
 
-def show(figure: Figure | None, alt: str) -> None:
+def show(figure: Figure | None, alt: str, folded: bool = False) -> None:
     """Display a figure and close it.
 
     The format is SVG, which is sharp at any size, except for JPEG with large images and PNG with
@@ -94,6 +94,7 @@ def show(figure: Figure | None, alt: str) -> None:
     Args:
         figure: None displays nothing.
         alt: the text alternative of the figure, which is also its caption on a page.
+        folded: whether a page shows it only when its caption is clicked.
     """
     if figure is None:
         return
@@ -117,7 +118,9 @@ def show(figure: Figure | None, alt: str) -> None:
                 image.set_interpolation("none")
     drawing = io.BytesIO()
     figure.savefig(drawing, format=kind.partition("+")[0], bbox_inches=box, **settings)
-    about = {"alt": alt, "width": round(box.width * PIXELS_PER_INCH)}
+    sides = {"width": box.width, "height": box.height}
+    about = {side: round(inches * PIXELS_PER_INCH) for side, inches in sides.items()}
+    about |= {"alt": alt, "folded": folded}
     display(display_type(drawing.getvalue()), metadata={f"image/{kind}": about})
     plt.close(figure)
 
@@ -250,6 +253,31 @@ def table(
     )
     csv = estimates.split(cells).to_csv(index=has_names, lineterminator="\n")
     bundle = {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
+    display(bundle, metadata={"text/html": {"caption": caption}}, raw=True)
+
+
+def bars(points: pd.DataFrame, caption: str) -> None:
+    """Display mAPs with their intervals and the time per image as bars, the highest mAP first.
+
+    Each row names its numbers, so the figure needs no axes, and fits any width.
+
+    Args:
+        points: from `tables.quality_and_cost`.
+        caption: one sentence.
+    """
+    points = points.sort_values("value", ascending=False, kind="stable")
+    by_name = looks(points.index[~points["is_baseline"]])
+    slowest = points["milliseconds"].max()
+    rows = [
+        {"name": name, "colour": by_name.get(name, (NEUTRAL,))[0], "estimate": from_row(row),
+         "shares": [100 * row[end] for end in ("ci_low", "value", "ci_high")],
+         "milliseconds": row["milliseconds"], "share": 100 * row["milliseconds"] / slowest,
+         "is_baseline": row["is_baseline"]}
+        for name, row in points.iterrows()
+    ]  # fmt: skip
+    html = TEMPLATES.get_template("bars.html.j2").render(rows=rows, caption=caption)
+    csv = points.to_csv(lineterminator="\n")
+    bundle = {"text/html": html, "text/csv": csv}
     display(bundle, metadata={"text/html": {"caption": caption}}, raw=True)
 
 

@@ -25,11 +25,13 @@ class Estimate:
     Attributes:
         value: NaN if there is no number.
         low, high: the ends of the interval; NaN if there is none, as for a single query.
+        marks: superscripts, printed at the end.
     """
 
     value: float
     low: float = math.nan
     high: float = math.nan
+    marks: str = ""
 
     def __neg__(self) -> "Estimate":
         return Estimate(-self.value, -self.high, -self.low)
@@ -53,7 +55,7 @@ class Estimate:
         style = f"{sign}.{decimals((self.high - self.low) / 2)}f"
         value, low, high = (format(number, style) for number in (self.value, self.low, self.high))
         # No line break within the interval.
-        return value if math.isnan(self.low) else f"{value} [{low},\u00a0{high}]"
+        return (value if math.isnan(self.low) else f"{value} [{low},\u00a0{high}]") + self.marks
 
 
 @dataclass(frozen=True)

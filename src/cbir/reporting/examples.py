@@ -14,6 +14,7 @@ from cbir.reporting import tidy
 from cbir.reporting.runs import Run, networks
 
 UNRESTRICTED = "unrestricted"
+QUANTILES = {"easy": 0.9, "typical": 0.5, "hard": 0.1}
 
 
 def query_scores(run: Run) -> pd.DataFrame:
@@ -59,6 +60,17 @@ def extremes(run: Run, most: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["case", "query", "average_precision", "note"])
 
 
+def at_quantiles(runs: dict[str, Run]) -> dict[str, int]:
+    """Queries at the quantiles `QUANTILES` of average precision, the mean over the networks.
+
+    Returns:
+        Positions of the queries by how hard they are. Ties are broken by position.
+    """
+    scores = [query_scores(run)["average_precision"] for run in (networks(runs) or runs).values()]
+    order = pd.concat(scores, axis=1).mean(axis=1).dropna().sort_values(kind="stable").index
+    return {name: order[round(level * (len(order) - 1))] for name, level in QUANTILES.items()}
+
+
 def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     """The queries whose average precision differs most between architectures.
 
@@ -72,7 +84,7 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     Returns:
         A row per query, the widest spread first: query, spread (highest minus lowest average
         precision), highest, lowest (names of the architectures), note (the text beside it, by
-        name). Empty with fewer than two architectures.
+        these names). Empty with fewer than two architectures.
     """
     columns = ["query", "spread", "highest", "lowest", "note"]
     scores = {name: query_scores(run) for name, run in networks(runs).items()}
@@ -87,8 +99,9 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     rows = []
     for query in _of_different_classes(order, labels, most):
         by_name = values.loc[query]
-        note = {name: f"AP {value:.2f}" for name, value in by_name.items()}
-        rows.append((query, spread[query], by_name.idxmax(), by_name.idxmin(), note))
+        ends = by_name.idxmax(), by_name.idxmin()
+        note = {name: f"AP {by_name[name]:.2f}" for name in ends}
+        rows.append((query, spread[query], *ends, note))
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("spread", ascending=False, kind="stable", ignore_index=True)
 

@@ -1,7 +1,7 @@
 """Montages: figures made of images, such as samples, results, hubs and leaks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import matplotlib.pyplot as plt
@@ -10,15 +10,20 @@ import pandas as pd
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from cbir.images.dataset import Dataset
 from cbir.images.pictures import enlarge_map
-from cbir.reporting.display import HIT, MISS, MOST_ROWS, NEUTRAL
+from cbir.reporting.display import HIT, MISS, NEUTRAL
 
+# The maximum number of classes of which samples are shown, as many as the paper's figure has.
+MOST_CLASSES = 10
 # The approximate number of letters that fit below a thumbnail.
 MOST_LETTERS = 12
 # The side of a tile and the height of a line of text, in inches.
 SIDE, LINE = 0.7, 0.135
+# The maximum number of pixels per side of a tile, twice the size at which it is shown.
+MOST_SIDE = 128
 # The distance between tiles, as a share of their side.
 APART = 0.14
 # The minimum number of pixels per side of a heat map, whatever the size of its image.
@@ -34,6 +39,7 @@ class Tile:
         above, below: lines of text.
         colour: colour of the texts.
         is_framed: whether the tile has a frame of this colour.
+        sign: a letter in its upper left corner.
     """
 
     pixels: np.ndarray
@@ -41,14 +47,15 @@ class Tile:
     below: str = ""
     colour: str = NEUTRAL
     is_framed: bool = False
+    sign: str = ""
 
 
 def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) -> Figure | None:
     """Pictures in rows, drawn as one image with lines of text between them.
 
     Args:
-        rows: may differ in length; None leaves a place empty. The largest tile's side is a
-            multiple of that of each other one, which is enlarged to it.
+        rows: may differ in length; None leaves a place empty. All tiles get the side of the
+            largest one, but at most `MOST_SIDE`.
         names: the text at the left of each row; none by default.
 
     Returns:
@@ -57,7 +64,7 @@ def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) ->
     tiles = [tile for row in rows for tile in row if tile]
     if not tiles:
         return None
-    side = max(len(tile.pixels) for tile in tiles)
+    side = min(MOST_SIDE, max(len(tile.pixels) for tile in tiles))
     inch = side / SIDE
     # The distances from the top of the figure to the tiles of each row and to its end.
     tops, end = [], 0
@@ -75,11 +82,15 @@ def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) ->
             if tile is None:
                 continue
             left = column * width
-            canvas[top : top + side, left : left + side] = enlarge(tile.pixels, side)
+            canvas[top : top + side, left : left + side] = _resize(tile.pixels, side)
             middle = left + side / 2
             style = {"ha": "center", "color": tile.colour, "linespacing": 1.1}
             axis.text(middle, top - 1.5 * gap, tile.above, va="baseline", size=8, **style)
             axis.text(middle, top + side + gap, tile.below, va="top", size=7.5, **style)
+            if tile.sign:
+                box = {"facecolor": tile.colour, "edgecolor": "none", "pad": 1.2}
+                corner = {"ha": "left", "va": "top", "color": "white", "weight": "bold"}
+                axis.text(left + gap, top + gap, tile.sign, size=7.5, bbox=box, **corner)
             if tile.is_framed:
                 frame = Rectangle((left - 0.5, top - 0.5), side, side)
                 frame.set(edgecolor=tile.colour, facecolor="none", linewidth=2.5)
@@ -125,14 +136,14 @@ def result_tile(
     if result < 0:
         return None
     is_hit = dataset.gallery_labels[result] == dataset.query_labels[query]
-    sign, colour = ("✓", HIT) if is_hit else ("✗", MISS)
-    above = f"{rank} {sign} {similarity:.3f}"
-    return framed(dataset, dataset.gallery[result], above, colour)
+    sign, colour = ("", HIT) if is_hit else ("✗", MISS)
+    tile = framed(dataset, dataset.gallery[result], f"{rank}: {similarity:.3f}", colour)
+    return replace(tile, sign=sign)
 
 
 def samples(dataset: Dataset, per_class: int = 10) -> Figure:
-    """The first training images of each class, one row per class."""
-    names = dataset.classes[:MOST_ROWS]
+    """The first training images of each of the first classes, one row per class."""
+    names = dataset.classes[:MOST_CLASSES]
     labels = dataset.labels[dataset.train]
     rows = [
         [Tile(dataset.images[position]) for position in dataset.train[labels == label][:per_class]]
@@ -147,29 +158,54 @@ def retrieved(
     neighbours: dict[str, tuple[np.ndarray, np.ndarray]],
     notes: Sequence[str | dict[str, str]] = (),
 ) -> Figure | None:
-    """Queries (left) and their results, with hits and misses framed and marked.
+    """Queries (left, once) and their results, with hits and misses framed, and misses marked.
 
-    Rank, sign and similarity are printed above each result, its class below.
+    Rank and similarity are printed above each result, its class below.
 
     Args:
         queries: positions among the queries.
         neighbours: by name (of a search or of an architecture), the rankings and similarities of
             all queries.
-        notes: the text at the left of the first row of each query or, by the names in
-            `neighbours`, of each of its rows; none by default.
+        notes: the text at the left of the first row of each query or, by some of the names in
+            `neighbours`, the rows that a query has and the text of each; none by default.
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        by_name = note if isinstance(note, dict) else dict.fromkeys([*neighbours][:1], note)
-        for name, (rankings, similarities) in neighbours.items():
-            row = [query_tile(dataset, query)]
-            results = zip(rankings[query], similarities[query], strict=True)
-            for rank, result in enumerate(results, start=1):
-                row.append(result_tile(dataset, query, *result, rank))
-            rows.append(row)
-            lines = name if len(neighbours) > 1 else "", by_name.get(name, "")
-            names.append("\n".join(filter(None, lines)))
+        by_name = note if isinstance(note, dict) else dict.fromkeys(neighbours, "")
+        for name in by_name:
+            is_first, (rankings, similarities) = name == next(iter(by_name)), neighbours[name]
+            results = enumerate(zip(rankings[query], similarities[query], strict=True), start=1)
+            tiles = [result_tile(dataset, query, *result, rank) for rank, result in results]
+            rows.append([query_tile(dataset, query) if is_first else None, *tiles])
+            text = by_name[name] or (note if is_first else "")
+            names.append("\n".join(filter(None, [name if len(neighbours) > 1 else "", text])))
     return montage(rows, names)
+
+
+def side_by_side(
+    dataset: Dataset,
+    queries: Mapping[str, int],
+    neighbours: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    most: int = 4,
+) -> Figure | None:
+    """Queries beside each other, each once, and their results by each architecture in rows.
+
+    Args:
+        queries: positions among the queries, by the text above them.
+        neighbours: as for `retrieved`.
+        most: results shown.
+    """
+    rows = []
+    for rankings, similarities in neighbours.values():
+        row = []
+        for text, query in queries.items():
+            is_first = not rows
+            row.append(replace(query_tile(dataset, query), above=text) if is_first else None)
+            results = zip(rankings[query][:most], similarities[query], strict=False)
+            tiles = [result_tile(dataset, query, *result) for result in results]
+            row += [tile and replace(tile, above="", below="") for tile in tiles]
+        rows.append(row)
+    return montage(rows, list(neighbours))
 
 
 def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
@@ -216,6 +252,13 @@ def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> F
             row.append(framed(dataset, dataset.gallery[image.Index], above, colour, note))
         rows.append(row)
     return montage(rows, list(counts))
+
+
+def _resize(image: np.ndarray, side: int) -> np.ndarray:
+    """An image with this side: its pixels repeated if possible, otherwise resampled."""
+    if side % len(image) == 0:
+        return enlarge(image, side)
+    return np.asarray(Image.fromarray(image).resize((side, side)))
 
 
 def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from html import unescape
 from pathlib import Path
 from textwrap import shorten
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import nbformat
 from nbconvert import HTMLExporter
@@ -16,18 +16,24 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
 from cbir.cache import write_text
+from cbir.reporting.display import TEMPLATES
+from cbir.reporting.runs import read_manifest
 
-TABLES = "tables"  # The folder in a report with the CSV files of its tables.
-FIGURE_TYPES = ("image/svg+xml", "image/png", "image/jpeg")
+# The folders in a report with copies of its tables and figures.
+TABLES, FIGURES = "tables", "figures"
+SUFFIXES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
+FIGURE_TYPES = tuple(SUFFIXES)
+# The tag of cells that say what came out.
+LEAD = "lead"
 HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
 # Search engines and shared links truncate longer descriptions.
-LONGEST_DESCRIPTION = 200
+LONGEST_DESCRIPTION = 300
 LONGEST_NAME = 60
 # A page that is committed.
 LARGEST_COPY = 3_000_000  # bytes
 _LINK = re.compile(r'<a\b[^>]*\bhref="(?!#|https?://)([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
-# An image of a page, or one within an SVG.
-_IMAGE = re.compile(r"data:image/([a-z+]+);base64,\s*([A-Za-z0-9+/=\s]+)")
+# A picture of a page, or one within an SVG.
+_PNG = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
 
 
 def write_page(
@@ -52,8 +58,8 @@ def write_page(
         if "name-as-title" in cell.metadata.get("tags", ()):
             cell.source = re.sub(r"\A# .*", f"# {page.stem}", cell.source)
     outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
-    _number_figures(outputs)
-    _number_tables(outputs, page)
+    _add_figures(outputs, page)
+    _add_tables(outputs, page)
     exporter = HTMLExporter(
         template_name="template",
         extra_template_basedirs=[str(Path(__file__).parent)],
@@ -62,10 +68,47 @@ def write_page(
         exclude_output_prompt=True,
     )
     prose = [markdown2html(cell.source) for cell in content.cells if cell.cell_type == "markdown"]
+    # What came out, if the page says so, and otherwise what it is about.
+    leads = [
+        markdown2html(output.data["text/markdown"])
+        for cell in content.cells
+        if LEAD in cell.metadata.get("tags", ())
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
     context = {"report": report, "title": title, "links": links, "page": page.name}
-    context |= {"contents": _contents(prose), "description": _description(prose)}
+    context |= {"contents": _contents(prose), "description": _description([*leads, *prose])}
     html, _ = exporter.from_notebook_node(content, resources={"cbir": context})
     write_text(page, html)
+
+
+def write_index(reports: Path) -> None:
+    """Write the page of all studies in a folder of reports, the newest first.
+
+    It shows what their own first pages say: the description, the first figure, and the date.
+    """
+    studies = []
+    for page in [*reports.glob("*/index.html"), *reports.glob("published/*/index.html")]:
+        html, folder = page.read_text("utf-8"), page.parent
+        figures = [*re.findall(r'href="(figures/[^"]*)"', html)[:1], "results.png"]
+        pictures = [figure for figure in figures if (folder / unquote(figure)).is_file()]
+        path, manifest = folder.relative_to(reports).as_posix(), read_manifest(folder)
+        about = re.search(r'<meta[^>]*name="description"[^>]*>', html)
+        answer = re.search(r'content="([^"]*)"', about[0])[1] if about else ""
+        studies.append(
+            {
+                "name": folder.name,
+                "kind": "published" if "/" in path else "",
+                "page": f"{quote(path)}/{page.name}",
+                "date": manifest.get("date", ""),
+                "answer": unescape(answer),
+                "picture": f"{quote(path)}/{pictures[0]}" if pictures else "",
+            }
+        )
+    studies.sort(key=lambda study: study["name"])
+    studies.sort(key=lambda study: study["date"], reverse=True)
+    template = TEMPLATES.get_template("studies.html.j2")
+    write_text(reports / "index.html", template.render(studies=studies))
 
 
 def log_of(notebook: Path) -> str:
@@ -81,12 +124,12 @@ def log_of(notebook: Path) -> str:
 
 
 def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
-    """The HTML of a page on its own: without links to other files, and with smaller figures.
+    """The HTML of a page on its own: without links to other files.
 
     Args:
         page: an HTML file that `write_page` wrote.
         kept: the names of files that stay beside the copy, so that links to them stay, too.
-        note: a text in Markdown for the beginning of the copy.
+        note: a text in Markdown for the end of the copy.
 
     Returns:
         At most `LARGEST_COPY` bytes in UTF-8: if necessary, texts take the place of the largest
@@ -94,10 +137,9 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
     """
     html = page.read_text("utf-8")
     html = re.sub(r'<nav\b[^>]*class="pages".*?</nav>', "", html, flags=re.DOTALL)
-    html = re.sub(r'<p class="csv">.*?</p>', "", html, flags=re.DOTALL)
+    html = re.sub(r'<p class="copies">.*?</p>', "", html, flags=re.DOTALL)
     html = _LINK.sub(lambda link: link[0] if link[1] in kept else link[2], html)
-    html = html.replace('<main id="content">', f'<main id="content">\n{markdown2html(note)}', 1)
-    html = _IMAGE.sub(_smaller, html)
+    html = html.replace("</main>", f"{markdown2html(note)}\n</main>", 1)
     figures = sorted(re.findall(r"<img\b[^>]*>", html), key=len, reverse=True)
     while len(html.encode()) > LARGEST_COPY and figures:
         html = html.replace(figures.pop(0), "<em>Too large for this copy.</em>")
@@ -105,25 +147,25 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
 
 
 def _smaller(image: re.Match) -> str:
-    """A data URL with fewer bytes: pixels as WebP, paths of an SVG with two decimals."""
-    kind, content = image[1], base64.b64decode(image[2])
-    if kind == "svg+xml":
-        drawing = _IMAGE.sub(_smaller, content.decode())
-        content = re.sub(r' d="[^"]*"', _round_path, drawing).encode()
-    else:
-        recoded = io.BytesIO()
-        Image.open(io.BytesIO(content)).save(recoded, "webp", quality=85)
-        if len(recoded.getvalue()) < len(content):
-            kind, content = "webp", recoded.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    """A data URL of a PNG as WebP, if that takes fewer bytes."""
+    content, recoded = base64.b64decode(image[1]), io.BytesIO()
+    Image.open(io.BytesIO(content)).save(recoded, "webp", quality=85)
+    if len(recoded.getvalue()) >= len(content):
+        return image[0]
+    return f"data:image/webp;base64,{base64.b64encode(recoded.getvalue()).decode()}"
 
 
 def _round_path(path: re.Match) -> str:
     return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])
 
 
-def _number_figures(outputs: list) -> None:
-    """Number figures, and pass the metadata of `display.show` to the template."""
+def _small_svg(drawing: str) -> str:
+    """An SVG with fewer bytes: pixels as WebP, paths with two decimals."""
+    return re.sub(r' d="[^"]*"', _round_path, _PNG.sub(_smaller, drawing))
+
+
+def _add_figures(outputs: list, page: Path) -> None:
+    """Number figures, write each to a file, and pass the metadata of `display.show` on."""
     figures = [
         (output, kind)
         for output in outputs
@@ -131,47 +173,70 @@ def _number_figures(outputs: list) -> None:
         # Streams and errors have no data.
         if kind in output.get("data", {})
     ]
-    for number, (output, kind) in enumerate(figures, 1):
+    captions = [output.metadata.get(kind, {}).get("alt", "") for output, kind in figures]
+    anchors, contents = _anchors(captions, "figure"), {}
+    for number, ((output, kind), anchor) in enumerate(zip(figures, anchors, strict=True), 1):
         drawing = output.data[kind]
-        # Notebooks store all figures except SVG in Base64.
         if kind == "image/svg+xml":
-            drawing = base64.b64encode(drawing.encode()).decode()
-        source = f"data:{kind};base64,{''.join(drawing.split())}"
-        about = {"alt": "", **output.metadata.get(kind, {})}
-        output.metadata["figure"] = {"name": f"Figure {number}", "source": source, **about}
+            content = _small_svg(drawing).encode()
+        else:  # Notebooks store all figures except SVG in Base64.
+            content = base64.b64decode("".join(drawing.split()))
+        file = f"{page.stem}-{anchor}.{SUFFIXES[kind]}"
+        contents[file] = content
+        source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        about = {"name": f"Figure {number}", "source": _PNG.sub(_smaller, source)}
+        about |= {"anchor": f"figure-{anchor}", "file": f"{FIGURES}/{quote(file)}"}
+        output.metadata["figure"] = {"alt": "", **output.metadata.get(kind, {}), **about}
+    _write_files(page, FIGURES, contents)
 
 
-def _number_tables(outputs: list, page: Path) -> None:
-    """Number tables, write the CSV file of each, and remove the files of the page's earlier tables.
-
-    Files are named `<page>-<words of the caption>.csv`, with words joined by underscores: the last
-    hyphen ends the page's name, so a page never removes files of another page.
-    """
+def _add_tables(outputs: list, page: Path) -> None:
+    """Number tables, and write the CSV file of each."""
     tables = [
         (output, output.metadata["text/html"]["caption"])
         for output in outputs
         if "caption" in output.get("metadata", {}).get("text/html", {})
     ]
-    folder, names = page.parent / TABLES, set()
-    for number, (output, caption) in enumerate(tables, 1):
-        words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:LONGEST_NAME] or "table"
-        name, copy = f"{page.stem}-{words}.csv", 1
+    anchors, contents = _anchors([caption for _, caption in tables], "table"), {}
+    for number, ((output, caption), anchor) in enumerate(zip(tables, anchors, strict=True), 1):
+        file = f"{page.stem}-{anchor}.csv"
+        contents[file] = output.data["text/csv"].encode()
+        about = {"name": f"Table {number}", "caption": caption, "anchor": f"table-{anchor}"}
+        output.metadata["table"] = about | {"file": f"{TABLES}/{quote(file)}"}
+    _write_files(page, TABLES, contents)
+
+
+def _anchors(captions: list[str], kind: str) -> list[str]:
+    """The words of each caption, joined by underscores, for anchors and the names of files."""
+    names = []
+    for caption in captions:
+        words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:LONGEST_NAME] or kind
+        name, copy = words, 1
         while name in names:
             copy += 1
-            name = f"{page.stem}-{words}_{copy}.csv"
-        names.add(name)
+            name = f"{words}_{copy}"
+        names.append(name)
+    return names
+
+
+def _write_files(page: Path, kind: str, contents: dict[str, bytes]) -> None:
+    """Write copies of a page's tables or figures, and remove the page's earlier ones."""
+    folder = page.parent / kind
+    if contents:
         folder.mkdir(exist_ok=True)
-        write_text(folder / name, output.data["text/csv"])
-        csv = f"{TABLES}/{quote(name)}"
-        output.metadata["table"] = {"name": f"Table {number}", "caption": caption, "csv": csv}
-    for path in tables_of(page):
-        if path.name not in names:
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    for path in copies_of(page):
+        if path.parent == folder and path.name not in contents:
             path.unlink()
 
 
-def tables_of(page: Path) -> list[Path]:
-    """The CSV files of a page's tables."""
-    files = (page.parent / TABLES).glob("*.csv")
+def copies_of(page: Path) -> list[Path]:
+    """The files of a page's tables and figures.
+
+    They are named `<page>-<words>`: the last hyphen ends the page's name.
+    """
+    files = [path for kind in (TABLES, FIGURES) for path in (page.parent / kind).glob("*-*")]
     return [path for path in files if path.stem.rpartition("-")[0] == page.stem]
 
 

@@ -104,6 +104,22 @@ def commands(study: str) -> str:
     return text
 
 
+def citation(study: str) -> str:
+    """How to cite a study's report, as Markdown; empty without a report."""
+    if not (manifest := read_manifest(run_folder(study))):
+        return ""
+    commit = (manifest["git"]["commit"] or "")[:12]
+    note = ", ".join(filter(None, [f"cbir {manifest['cbir']}", commit and f"commit {commit}"]))
+    return (
+        "To cite this page:\n\n```\n"
+        f"@misc{{cbir-{study},\n"
+        f"  title = {{Which architecture retrieves best? Study {study}}},\n"
+        "  author = {{The maintainers of cbir}},\n"
+        f"  year = {{{manifest.get('date', '')[:4]}}},\n"
+        f"  note = {{{note}}}\n}}\n```"
+    )
+
+
 def describe_network(network: "Network") -> str:
     """A network's initial weights and trained layers, in two or three sentences."""
     weights, parameters = network.weights, network.parameters

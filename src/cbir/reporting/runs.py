@@ -42,8 +42,8 @@ IN_MANIFEST = (
 )  # fmt: skip
 # The data sets that need not be folders.
 PACKAGED = ("digits", "cifar10")
-# The paper's first architecture; its figures 3 to 6 show it.
-CNN = "cnn"
+# The paper's architectures.
+PAPERS_BACKBONES = ("cnn", "resnet50", "vgg16")
 
 
 @dataclass(frozen=True)
@@ -477,11 +477,6 @@ def networks(runs: dict[str, Run]) -> dict[str, Run]:
     return {name: run for name, run in runs.items() if not run.is_baseline}
 
 
-def plain_cnns(runs: dict[str, Run]) -> dict[str, Run]:
-    """The runs of the paper's plain CNN, whatever they are called."""
-    return {name: run for name, run in runs.items() if run.backbone == CNN}
-
-
-def other_networks(runs: dict[str, Run]) -> dict[str, Run]:
-    """The runs of all other networks, such as ResNet-50 and VGG16."""
-    return {name: run for name, run in runs.items() if run.backbone not in ("", CNN)}
+def papers_networks(runs: dict[str, Run]) -> dict[str, Run]:
+    """The runs of the paper's three networks, whatever they are called."""
+    return {name: run for name, run in runs.items() if run.backbone in PAPERS_BACKBONES}

@@ -5,10 +5,12 @@ tests, finds a significant difference.
 """
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
 from cbir.images import leaks
+from cbir.images.dataset import Dataset
 from cbir.progress import duration
 from cbir.reporting import estimates, tables, tidy
 from cbir.reporting.estimates import Estimate, PValue
@@ -58,29 +60,28 @@ INTERVAL_TEXTS = {
 }
 # What the tests of the comparison cover: all of them, those that cover seeds, and the others.
 SCOPE = (
-    "Values in brackets are 95 % intervals. p is corrected by Holm's method for all pairs of the "
-    f"table; pairs with fewer than {uncertainty.MIN_QUERIES} queries are untested. The verdict "
-    "is based on p; the interval is computed by another method, so that of a significant "
-    "difference may include 0. With fewer than 100 queries, both may be too optimistic "
-    "if two architectures differ on few queries."
+    "- p is corrected by Holm's method for all pairs of a table; pairs with fewer than "
+    f"{uncertainty.MIN_QUERIES} queries are untested. The verdict is based on p; the interval is "
+    "computed by another method, so that of a significant difference may include 0.\n- With few "
+    "queries (below 100), both may be too optimistic if architectures differ on few queries."
 )
 SEEDS_COVERED = (
-    f"If each trained side has {uncertainty.MIN_SEEDS} seeds or more, interval and p cover seeds "
+    f"- If each trained side has {uncertainty.MIN_SEEDS} seeds or more, interval and p cover seeds "
     "and queries (t test), and the line is about architectures."
 )
 SEEDS_NOT_COVERED = (
-    f"If a trained side has fewer than {uncertainty.MIN_SEEDS} seeds, they cover only the queries "
-    "(paired permutation test), and the line is about these trained networks."
+    f"- If a trained side has fewer than {uncertainty.MIN_SEEDS} seeds, they cover only the "
+    "queries (paired permutation test), and the line is about these trained networks."
 )
+# How one of a pair compares with the other.
+RELATIONS = {
+    "win": "significantly ahead of",
+    "tie": "not significantly different from",
+    "loss": "significantly behind",
+    "untested": "untested against",
+}
 # Said of a comparison that does not cover seeds.
 NETWORKS_ONLY = "these trained networks only"
-# How architectures compare with a baseline, by the outcome of the test.
-OUTCOMES = {
-    "win": "significantly ahead of it",
-    "tie": "not significantly different from it",
-    "loss": "significantly behind it",
-    "untested": "untested against it",
-}
 
 
 def protocol(name: str) -> str:
@@ -109,13 +110,6 @@ def uneven_classes(runs: dict[str, Run]) -> str:
     )
 
 
-def other_seeds(runs: dict[str, Run], pairs: pd.DataFrame) -> str:
-    """The sentence about other seeds; empty if the tests of all pairs cover seeds."""
-    if not any(map(tables.is_of_networks, pairs.itertuples())):
-        return ""
-    return f"With other seeds, the order may differ: {between_seeds(runs)}."
-
-
 def between_seeds(runs: dict[str, Run]) -> str:
     """How large a difference in mAP between seeds is known to be, for use in a sentence.
 
@@ -133,78 +127,116 @@ def between_seeds(runs: dict[str, Run]) -> str:
     return f"the {n_seeds} seeds of {name} alone differ by up to {spread:.3f} in mAP"
 
 
-def in_short(points: pd.DataFrame, pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
-    """The answer in short: the highest mAP, the gain over the baselines, and the cost per image.
+def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """The answer in two short paragraphs: the highest mAP and how certain that is, and the cost.
 
     Args:
         points: from `tables.quality_and_cost`.
         pairs: from `tables.pairs` of the same runs.
     """
-    ordered = points.sort_values("value", ascending=False, kind="stable")
-    trained, baselines = ordered[~ordered["is_baseline"]], ordered[ordered["is_baseline"]]
+    trained = points[~points["is_baseline"]].sort_values("value", ascending=False, kind="stable")
     if trained.empty:
         return "No architecture has results; only baselines do."
     first, *others = trained.index
-    outcomes = uncertainty.pair_outcomes(pairs, trained.index).loc[first]
-    tied, untested = ([*outcomes.index[outcomes == name]] for name in ("tie", "untested"))
-    different = [name for name in others if name not in (*tied, *untested)]
-    relations = [relation(pairs, first, name) for name in [*tied, *untested, *different[:1]]]
-    if further := different[1:]:
-        relations.append(f"significantly different from {_names(pairs, further, first)}")
-    rivals = f"It is {'; '.join(relations)}."
+    outcomes = uncertainty.pair_outcomes(pairs, points.index).loc[first]
+    unbeaten = [name for name in points.index[points["is_baseline"]] if outcomes[name] != "win"]
+    relations = _relations(outcomes[others], "all other architectures")
+    relations += [f"{part} (baseline)" for part in _relations(outcomes[unbeaten])]
+    highest = estimates.from_row(trained.iloc[0])
+    text = f"**{first}** has the highest mean average precision (mAP), {highest}"
+    text += f": {'; '.join(relations)}." if relations else "."
     if not others:
-        rivals = "No other architecture has results."
-    sentences = [f"**{first}** has the highest mAP, {estimates.from_row(trained.iloc[0])}.", rivals]
-    for baseline in baselines.index[:1]:
-        text = relation(pairs, baseline, first)
-        sentences.append(f"The baseline with the highest mAP, {baseline}, is {text}.")
-    is_shown = pairs["ahead"].eq(first) | pairs["behind"].eq(first)
-    sentences.append(other_seeds(runs, pairs[is_shown]))
+        text += " No other architecture has results."
+    shown = pairs[pairs["ahead"].eq(first) | pairs["behind"].eq(first)]
+    if any(map(tables.is_of_networks, shown.itertuples())):
+        text += " With other seeds, the order may differ."
+    tied = [name for name in others if outcomes[name] == "tie"]
     fastest = trained.loc[[first, *tied], "milliseconds"].idxmin()
-    if tied:
-        sentences.append(f"Among the statistically tied leaders, {fastest} is the fastest.")
-    shown = list(dict.fromkeys([first, fastest, *others]))[:2]
     costs = [
-        f"{row['milliseconds']:.3g} ms and {row['bytes']:,.0f} bytes with {name}"
-        for name, row in trained.loc[shown].iterrows()
+        f"{trained.loc[name, 'milliseconds']:.3g} ms with {name}"
+        for name in list(dict.fromkeys([first, fastest, *others]))[:2]
     ]
-    sentences.append(f"Embedding and storing an image takes {'; '.join(costs)}.")
-    return " ".join(filter(None, sentences))
+    cost = f"Embedding an image takes {' and '.join(costs)}."
+    if tied:
+        cost = f"Among the statistically tied leaders, {fastest} is the fastest. {cost}"
+    return f"{text}\n\n{cost}"
+
+
+def _relations(outcomes: pd.Series, whole: str = "") -> list[str]:
+    """How an architecture compares with others, from its row of `uncertainty.pair_outcomes`.
+
+    Args:
+        whole: what more than two others are called if all have the same outcome.
+    """
+    groups = outcomes.index.groupby(outcomes) if len(outcomes) else {}
+    is_whole = whole and len(outcomes) > 2 and len(groups) == 1
+    return [f"{RELATIONS[key]} {whole if is_whole else join(groups[key])}" for key in RELATIONS if key in groups]
+
+
+def join(names: Iterable[str]) -> str:
+    """Names as in a sentence: `a`, `a and b`, `a, b and c`."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
-    """The pairs of architectures in words, a line each, and a line for each baseline.
+    """How many pairs of architectures differ significantly, and how they compare with baselines.
 
     Args:
         pairs: from `tables.pairs`.
     """
     architectures = networks(runs)
-    baselines = [name for name in runs if name not in architectures]
-    is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
-    lines = [
-        f"- **{pair.ahead}** is {relation(pairs, pair.ahead, pair.behind)}."
-        for pair in pairs[is_pair].itertuples()
-    ]
     if len(architectures) < 2:
         number = "Only one" if architectures else "No"
-        lines = [f"{number} architecture has results, so there is nothing to compare."]
-    outcomes = uncertainty.pair_outcomes(pairs, list(runs))
-    for baseline in baselines if architectures else []:
-        groups = {}
-        for name in architectures:
-            groups.setdefault(outcomes.loc[name, baseline], []).append(name)
-        parts = [
-            f"{text}: {_names(pairs, groups[outcome], baseline)}"
-            for outcome, text in OUTCOMES.items()
-            if outcome in groups
-        ]
-        lines.append(f"- The baseline {baseline}: {'; '.join(parts)}.")
+        return f"{number} architecture has results, so there is nothing to compare."
+    is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
+    of_architectures = pairs[is_pair]
+    n_different = of_architectures["is_significant"].sum()
+    text = f"Of {len(of_architectures)} pairs of architectures, {n_different} differ significantly"
+    if any(map(tables.is_of_networks, of_architectures.itertuples())):
+        text += f" ({NETWORKS_ONLY})"
+    outcomes = uncertainty.pair_outcomes(pairs, list(runs)).loc[[*architectures]]
+    parts = [
+        f"{name} is not significantly ahead of the baselines {join(unbeaten)}"
+        for name, row in outcomes.drop(columns=[*architectures]).iterrows()
+        if (unbeaten := [*row.index[row != "win"]])
+    ]
+    if not parts and len(runs) > len(architectures):
+        parts = ["every architecture is significantly ahead of every baseline"]
+    return f"{'; '.join([text, *parts])}."
+
+
+def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
+    """What the tests of the pairs cover, as a list.
+
+    Args:
+        pairs: from `tables.pairs`.
+    """
     scopes = {True: SEEDS_COVERED, False: SEEDS_NOT_COVERED}
     # Seeds hardly matter between two baselines.
-    of_trained = pairs[pairs["ahead"].isin(architectures) | pairs["behind"].isin(architectures)]
-    scope = [SCOPE, *(scopes[covered] for covered in of_trained["covers_seeds"].unique())]
-    scope = " ".join(filter(None, [*scope, other_seeds(runs, pairs)]))
-    return "\n".join([*lines, f"\n{scope}"])
+    is_trained = pairs["ahead"].isin(networks(runs)) | pairs["behind"].isin(networks(runs))
+    covered = pairs[is_trained]["covers_seeds"].unique()
+    lines = [SCOPE, *(scopes[is_covered] for is_covered in covered)]
+    if False in covered:
+        lines.append(f"- With other seeds, the order may differ: {between_seeds(runs)}.")
+    return "\n".join(lines)
+
+
+def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
+    """On which query the architectures disagree most, in a sentence; empty without any.
+
+    Args:
+        queries: from `examples.disagreements`.
+    """
+    if queries.empty:
+        return ""
+    widest = queries.iloc[0]
+    name = dataset.classes[dataset.query_labels[widest["query"]]]
+    return (
+        f"The architectures disagree most on a query of the class {name}: its average precision "
+        f"(AP) with {widest['highest']} is {widest['spread']:.2f} above that with "
+        f"{widest['lowest']}."
+    )
 
 
 def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
@@ -218,22 +250,18 @@ def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
     trained = costs[list(networks(runs))]
     if len(trained.columns) < 2:
         return ""
-    best = {
-        "training (s)": trained.loc["training (s)"].idxmin(),
-        "embedding (images/s)": trained.loc["embedding (images/s)"].idxmax(),
-        "query (ms, median)": trained.loc["query (ms, median)"].idxmin(),
+    milliseconds = 1000 / trained.loc["embedding (images/s)"]
+    kinds = {
+        "trains in the shortest time ({:,.0f} s)": trained.loc["training (s)"],
+        "embeds an image fastest ({:.3g} ms)": milliseconds,
+        "answers a query fastest ({:.3g} ms)": trained.loc["query (ms, median)"],
     }
-    places = {training_place(runs[name].summary) for name in trained}
-    if len(places) > 1:
-        del best["training (s)"]
-    parts = [
-        f"{row}: {name} ({trained.loc[row, name]:,.{tables.COSTS[row]}f})"
-        for row, name in best.items()
-    ]
-    text = f"The lowest costs, each measured once: {'; '.join(parts)}."
-    if len(places) > 1:
-        text += " Training times are not comparable, because machines differ."
-    return text
+    if len({training_place(runs[name].summary) for name in trained}) > 1:
+        del kinds["trains in the shortest time ({:,.0f} s)"]
+    by_name = {}
+    for text, values in kinds.items():
+        by_name.setdefault(values.idxmin(), []).append(text.format(values.min()))
+    return f"{'; '.join(f'**{name}** {join(texts)}' for name, texts in by_name.items())}."
 
 
 def describe_run(run: Run) -> str:
@@ -275,84 +303,31 @@ def describe_run(run: Run) -> str:
     return " ".join(sentences)
 
 
-def retrieval_or_classification(runs: dict[str, Run]) -> str:
-    """Is it retrieval or just classification? The answer, and a line for each architecture.
+def retrieval_or_classification(pairs: pd.DataFrame) -> str:
+    """Is it retrieval or only classification? For which architectures the classifier is ahead.
 
-    All tests of these lines are corrected together.
+    Args:
+        pairs: from `tables.search_pairs`; without any, the text is empty.
     """
-    comparisons = [["unrestricted", "label_lookup"], ["soft", "predicted_class"]]
-    scores, tests = {}, {}
-    for name, run in runs.items():
-        if "label_lookup" in run.summary["searches"]:
-            searches = [search for comparison in comparisons for search in comparison]
-            scores[name] = pd.DataFrame(
-                {search: tables.average_precision(run, search, run.protocol) for search in searches}
-            )
-            by_seed = {
-                search: tables.average_precision_by_seed(run, search, run.protocol)
-                for search in searches
-            }
-            compared = [
-                uncertainty.compare(
-                    {search: by_seed[search] for search in pair}, same_networks=True
-                )
-                for pair in comparisons
-            ]
-            tests[name] = pd.concat(compared)
-    if not tests:
-        return ""
-    pairs = uncertainty.corrected(pd.concat(tests))
-    lines = [
-        f"- **{name}**: {_embedding_against_label(scores[name], pairs.loc[name])} "
-        f"{_soft_against_predicted_class(runs[name], pairs.loc[name])}"
-        for name in tests
-    ]
-    answer = _lookup_against_embedding({name: pairs.loc[name] for name in tests})
-    return "\n".join([f"{answer}\n", *lines, f"\n{other_seeds(runs, pairs)}"]).rstrip()
-
-
-def _lookup_against_embedding(tests: dict[str, pd.DataFrame]) -> str:
-    """For which architectures a search without embeddings is ahead, in a sentence."""
-    groups, of_networks = {}, []
-    for name, pairs in tests.items():
-        outcomes = uncertainty.pair_outcomes(pairs, ["label_lookup", "unrestricted"])
-        groups.setdefault(outcomes.loc["label_lookup", "unrestricted"], []).append(name)
-        if tables.is_of_networks(pair_of(pairs, "label_lookup", "unrestricted")):
-            of_networks.append(name)
-    parts = [
-        f"{text} for {_with_scope(groups[outcome], of_networks)}"
-        for outcome, text in OUTCOMES.items()
-        if outcome in groups
-    ]
-    return (
-        f"Predicted class probabilities alone, compared with the embedding, are {'; '.join(parts)}."
-    )
-
-
-def _embedding_against_label(scores: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """What the embedding adds to the predicted class probabilities."""
-    means = uncertainty.intervals(scores).apply(estimates.from_row, axis=1)
-    return (
-        f"ranking the whole gallery by embedding gives an mAP of {means['unrestricted']}, and "
-        f"ranking it by predicted class probabilities {means['label_lookup']}: unrestricted is "
-        f"{relation(pairs, 'unrestricted', 'label_lookup')}."
-    )
-
-
-def _soft_against_predicted_class(run: Run, pairs: pd.DataFrame) -> str:
-    """Queries lost to a wrong prediction, and what the soft search wins back."""
-    counts = tables.lost_and_won_back({run.architecture: run})[run.architecture]
-    digits, of_seeds = (0, "") if counts["seeds"] == 1 else (1, ", a mean over seeds")
-    n_wrong = f"{counts['lost'] + counts['won back']:,.{digits}f}"
-    mass = estimates.span([chosen["mass"] for chosen in run.summary["calibrations"].values()], 2)
-    return (
-        f"Searching only the predicted class loses {n_wrong} of {counts['queries']:,} queries "
-        f"({percentage(1 - counts['right'] / counts['queries'])}{of_seeds}), because their class "
-        f"is predicted wrongly. The soft search includes the most probable classes up to a total "
-        f"probability of {mass} ({percentage(counts['searched'])} of the gallery on average), "
-        f"which contain the true class of {counts['won back']:,.{digits}f} of these queries: soft "
-        f"is {relation(pairs, 'soft', 'predicted_class')}."
-    )
+    lines = []
+    texts = {
+        ("label_lookup", "unrestricted"): "Ranking by predicted class probabilities alone, without "
+        "any embedding, is {}.",
+        ("soft", "predicted_class"): "Searching several probable classes is {} (searching only the "
+        "predicted class).",
+    }
+    for (one, other), text in texts.items():
+        groups = {}
+        for name, compared in pairs.groupby("architecture", sort=False):
+            outcome = uncertainty.pair_outcomes(compared, [one, other]).loc[one, other]
+            is_of_networks = tables.is_of_networks(pair_of(compared, one, other))
+            groups.setdefault((outcome, is_of_networks), []).append(name)
+        parts = [
+            f"{RELATIONS[outcome]} it for {join(names)}" + f" ({NETWORKS_ONLY})" * is_of_networks
+            for (outcome, is_of_networks), names in groups.items()
+        ]
+        lines += [text.format("; ".join(parts))] if parts else []
+    return "\n\n".join(lines)
 
 
 def unseen(runs: dict[str, Run]) -> str:
@@ -364,43 +339,35 @@ def unseen(runs: dict[str, Run]) -> str:
     baselines = [name for name in means if runs[name].is_baseline]
     pairs, lines = uncertainty.compare_classes(means), []
     tested = uncertainty.class_test(means, limits=(0, 1))
+    outcomes = uncertainty.pair_outcomes(pairs, [*means])
     for name in architectures:
-        by_draw = estimates.span(means[name].groupby(level="draw").mean(), 3)
-        line = (
+        relations = "; ".join(_relations(outcomes.loc[name, baselines]))
+        lines.append(
             f"- **{name}** reaches an mAP of {estimates.from_row(tested.loc[name])} on classes "
-            f"that it was not trained on ({by_draw} by draw)."
+            f"that it was not trained on{'; it is ' * bool(relations)}{relations}."
         )
-        if baselines:
-            relations = [relation(pairs, name, baseline) for baseline in baselines]
-            line += f" It is {'; '.join(relations)}."
-        lines.append(line)
     n_classes, n_draws = tested["n_classes"].iloc[0], len(means.index.unique("draw"))
-    counts = f"Classes: {n_classes}, draws: {n_draws}."
+    lines.append(f"\nClasses: {n_classes}, draws: {n_draws}.")
     if tested["ci_low"].isna().all():
-        scope = (
-            f"{counts} That is too few for an interval or a verdict, which need "
+        lines.append(
+            "\nThat is too few for an interval or a verdict, which need "
             f"{uncertainty.MIN_CLASSES} classes and {uncertainty.MIN_DRAWS} draws."
         )
     else:
-        scope = (
-            f"{counts} Each mean is over the classes. Two t tests, over the classes and over the "
-            "draws, each of which trained another network, give the interval (the wider one) and p "
-            "(the larger one, after Holm's correction)."
+        lines[-1] += (
+            " Each mean is over the classes. Two t tests, over the classes and over the draws, "
+            "each of which trained another network, give the interval (the wider one) and p (the "
+            "larger one, after Holm's correction)."
         )
-    return "\n".join([*lines, f"\n{scope}"])
+    return "\n".join(lines)
 
 
-def published(runs: dict[str, Run]) -> str:
-    """Figures from the literature that were measured under a protocol of this study, if any."""
+def published(runs: dict[str, Run]) -> pd.DataFrame:
+    """mAPs from the literature that were measured under a protocol of this study, if any."""
     protocols = {name for run in runs.values() for name in run.summary["measurement"]["protocols"]}
     dataset = next(iter(runs.values())).summary["dataset"]["parameters"]["dataset"]
-    lines = [
-        f"- {name} on CIFAR-10: {figures}"
-        for name, figures in PUBLISHED_MAP.items()
-        if dataset == "cifar10" and name in protocols
-    ]
-    heading = "Published mAP over the whole ranking of binary codes, under the same protocol:\n"
-    return "\n".join([heading, *lines]) if lines else ""
+    rows = [row for row in PUBLISHED_MAP.items() if dataset == "cifar10" and row[0] in protocols]
+    return pd.DataFrame(rows, columns=["protocol", "mAP on CIFAR-10"])
 
 
 def without_results(missing: list[str]) -> str:
@@ -417,24 +384,26 @@ def describe_leaks(audit: leaks.Audit) -> str:
     pairs = audit.leaks
     n_leaking = pairs["query"].nunique()
     n_identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
-    found = f"none found among {audit.n_queries:,}"
+    lines = [f"none found among {audit.n_queries:,}."]
     if n_leaking:
-        found = (
-            f"{_share(n_leaking, audit.n_queries)}; with identical pixels: {n_identical:,}, "
-            f"near-duplicates: {n_leaking - n_identical:,}"
-        )
+        lines = [
+            f"{_share(n_leaking, audit.n_queries)}.",
+            f"Leaks with identical pixels: {n_identical:,}, near-duplicates: "
+            f"{n_leaking - n_identical:,}.",
+        ]
     crop, shift = 100 * min(leaks.CROPS), 100 * leaks.SHIFT / leaks.WIDTH
-    return (
-        f"Queries that are also in the gallery: {found}; the search misses most crops to less than "
-        f"{crop:.0f} % of the side, shifts by more than {shift:.0f} % of it, rotations by "
-        "other angles than multiples of 90°, strong filters, edited content and, among faint, "
-        "blurred or two-tone pictures, all copies that are not almost identical. "
+    lines += [
         f"Label conflicts, copies with another label: {_n_conflicts(pairs):,} of these queries, "
         f"{_n_conflicts(audit.validation_copies):,} validation images, and, with identical pixels, "
-        f"{audit.n_identical_conflicts:,} images of the whole data set. "
+        f"{audit.n_identical_conflicts:,} images of the whole data set.",
         "Validation images with a copy in the training images: "
-        f"{_share(audit.validation_copies['query'].nunique(), audit.n_validation)}."
-    )
+        f"{_share(audit.validation_copies['query'].nunique(), audit.n_validation)}.",
+        f"The search for copies misses most crops to less than {crop:.0f} % of the side, shifts by "
+        f"more than {shift:.0f} % of it, rotations by other angles than multiples of 90°, strong "
+        "filters, edited content and, among faint, blurred or two-tone pictures, all copies that "
+        "are not almost identical.",
+    ]
+    return "Queries that are also in the gallery: " + "\n\n".join(lines)
 
 
 def _n_conflicts(pairs: pd.DataFrame) -> int:
@@ -467,35 +436,18 @@ def pair_of(pairs: pd.DataFrame, one: str, other: str):
 
 
 def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str:
-    """How one of a pair compares with the other, with the difference and its p-value.
+    """How one of a pair compares with the other, with the difference.
 
     Args:
         pairs: from `uncertainty.compare`.
         label: what the other one is called; its name by default.
     """
     pair = pair_of(pairs, name, other)
-    outcome, evidence = "not significantly different from", p_value(pair.p_holm)
+    outcome, evidence = "not significantly different from", ""
     if pair.is_significant:
         outcome = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
     if math.isnan(pair.p):
-        outcome = "untested against"
-        evidence = "too few classes" if "n_classes" in pairs else evidence
+        outcome, evidence = "untested against", f", {p_value(pair.p)}"
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-    numbers = f"difference {difference}, {evidence}"
     scope = f"; {NETWORKS_ONLY}" if tables.is_of_networks(pair) else ""
-    return f"{outcome} {label or other} ({numbers}{scope})"
-
-
-def _names(pairs: pd.DataFrame, names: list[str], other: str) -> str:
-    """Names with one outcome against another architecture; marks those about networks only."""
-    of_networks = [name for name in names if tables.is_of_networks(pair_of(pairs, name, other))]
-    return _with_scope(names, of_networks)
-
-
-def _with_scope(names: list[str], of_networks: list[str]) -> str:
-    """Names, with a mark of those whose comparison is about the trained networks only."""
-    text, marked = ", ".join(names), [name for name in names if name in of_networks]
-    if not marked:
-        return text
-    which = "" if len(marked) == len(names) else f" for {', '.join(marked)}"
-    return f"{text} ({NETWORKS_ONLY}{which})"
+    return f"{outcome} {label or other} (difference {difference}{evidence}{scope})"

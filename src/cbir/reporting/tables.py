@@ -1,6 +1,8 @@
 """Tables that compare the numbers of runs: quality, cost, differences, seeds, protocols."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,17 @@ from cbir.images.dataset import Dataset
 from cbir.images.folders import group_by_reason
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import tidy
-from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns
+from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns, span
 from cbir.reporting.runs import Run, networks, shared_dataset, training_place
 from cbir.retrieval import uncertainty
 
 # The order of columns in a table.
 SEARCH_ORDER = ("unrestricted", "label_lookup", "predicted_class", "soft", "oracle_class")
+# Whether the embedding adds to the class probabilities, and more than one class to the first.
+COMPARED_SEARCHES = (("unrestricted", "label_lookup"), ("soft", "predicted_class"))
+# The letters of the rows of `summary`; Unicode has no superscript q.
+LETTERS = "abcdefghijklmnoprstuvwxyz"
+SUPERSCRIPTS = dict(zip(LETTERS, "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True)) | {"": "*"}
 
 # The costs of an architecture, with the number of digits after the decimal point.
 COSTS = {
@@ -150,12 +157,11 @@ def costs(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def costs_table(costs: pd.DataFrame, runs: dict[str, Run]) -> pd.DataFrame:
-    """The `costs` for readers: a training time on another machine names that machine."""
-    table, row = costs.astype(object), "training (s)"
-    for name, run in runs.items():
-        if place := training_place(run.summary):
-            table.loc[row, name] = f"{costs.loc[row, name]:,.{COSTS[row]}f}{place}"
-    return table
+    """The `costs` for readers, a row per run: a training time elsewhere names its machine."""
+    rows = {row: costs.loc[row].map(f"{{:,.{digits}f}}".format) for row, digits in COSTS.items()}
+    table = pd.DataFrame(rows).where(costs.T.notna(), "–").rename_axis("architecture")
+    places = [training_place(run.summary) for run in runs.values()]
+    return table.assign(**{"training (s)": table["training (s)"] + places})
 
 
 def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
@@ -176,6 +182,17 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
         bytes=[summary["index_bytes"] / summary["dataset"]["gallery"] for summary in summaries],
         is_baseline=[run.is_baseline for run in runs.values()],
     )
+
+
+def best_networks(points: pd.DataFrame, most: int = 4) -> list[str]:
+    """The networks with the highest mAP, the highest first; the baselines if there are no networks.
+
+    Args:
+        points: from `quality_and_cost`.
+    """
+    ordered = points.sort_values("value", ascending=False, kind="stable")
+    trained = ordered[~ordered["is_baseline"]]
+    return [*(ordered if trained.empty else trained).index[:most]]
 
 
 def is_of_networks(pair) -> bool:
@@ -222,10 +239,57 @@ def unseen_class_means(runs: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(means)
 
 
+def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
+    """The main numbers of each run, the highest mAP first, with superscripts as ranx prints them.
+
+    Args:
+        compared: from `pairs`.
+
+    Returns:
+        A row per run: a letter, architecture, mAP (its superscripts are the letters of the runs
+        that it is significantly ahead of), P@10, accuracy.
+    """
+    measures = {"mAP": "mAP, unrestricted", "P@10": "P@10, unrestricted", "accuracy": "accuracy"}
+    table = quality(runs, list(runs)).T[list(measures.values())].set_axis([*measures], axis=1)
+    order = table["mAP"].map(lambda estimate: -estimate.value).sort_values(kind="stable").index
+    letters = dict(zip(order, itertools.chain(LETTERS, itertools.repeat("")), strict=False))
+    outcomes = uncertainty.pair_outcomes(compared, order)
+    marks = [
+        "".join(
+            SUPERSCRIPTS[letters[other]] for other in order if outcomes.loc[name, other] == "win"
+        )
+        for name in order
+    ]
+    table = table.loc[order].rename_axis("architecture").reset_index()
+    table["mAP"] = [
+        replace(estimate, marks=f" {mark}" * bool(mark))
+        for estimate, mark in zip(table["mAP"], marks, strict=True)
+    ]
+    table.insert(0, "", [letters[name] for name in order])
+    return table
+
+
+def search_pairs(runs: dict[str, Run]) -> pd.DataFrame:
+    """Searches of each network compared with each other: is it retrieval or only classification?
+
+    Columns as in `uncertainty.compare`, and architecture; all these tests are corrected together.
+    Runs without a classifier are left out.
+    """
+    compared = []
+    for name, run in runs.items():
+        for searches in COMPARED_SEARCHES if "label_lookup" in run.summary["searches"] else ():
+            by_seed = {one: average_precision_by_seed(run, one, run.protocol) for one in searches}
+            rows = uncertainty.compare(by_seed, same_networks=True)
+            compared.append(rows.assign(architecture=name))
+    compared = compared or [uncertainty.compare({}).assign(architecture="")]
+    return uncertainty.corrected(pd.concat(compared, ignore_index=True))
+
+
 def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """The pairs, from `pairs`, for readers."""
+    """The pairs, from `pairs` or `search_pairs`, for readers."""
     return pd.DataFrame(
         {
+            **({"architecture": compared["architecture"]} if "architecture" in compared else {}),
             "ahead": compared["ahead"],
             "behind": compared["behind"],
             "difference in mAP": [
@@ -244,29 +308,32 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def lost_and_won_back(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
-    """Counts of queries by outcome under the first protocol, by architecture, averaged over seeds.
+def lost_and_won_back(runs: dict[str, Run]) -> pd.DataFrame:
+    """Counts of queries by outcome under the first protocol, averaged over seeds.
 
     Runs without a classifier, such as most baselines, are left out.
 
     Returns:
-        right: predicted correctly; won back: predicted wrongly, but the soft search includes the
-        true class; lost: all others; queries, seeds: their numbers; searched: share of the gallery
-        that the soft search searched.
+        A row per run: queries; predicted wrongly; won back (of these, the soft search includes the
+        true class); mass (the total probability that this search reaches); searched (by it, share
+        of the gallery).
     """
-    counts = {}
+    rows = {}
     for name, run in runs.items():
         if "soft" not in run.summary["searches"]:
             continue
         soft = tidy.select(run.per_query, protocol=run.protocol, search="soft")
         n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
         won = (~is_right & (soft["average_precision"] > 0)).sum() / n_seeds
-        right, n_queries = is_right.sum() / n_seeds, soft["query"].nunique()
-        counts[name] = {
-            "right": right, "won back": won, "lost": n_queries - right - won,
-            "queries": n_queries, "seeds": n_seeds, "searched": soft["searched"].mean(),
-        }  # fmt: skip
-    return counts
+        masses = [chosen["mass"] for chosen in run.summary["calibrations"].values()]
+        rows[name] = {
+            "queries": soft["query"].nunique(),
+            "predicted wrongly": f"{(~is_right).sum() / n_seeds:,.3g}",
+            "won back": f"{won:,.3g}",
+            "mass": span(masses, 2),
+            "searched": f"{100 * soft['searched'].mean():.1f} %",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
 
 
 def definitions(scores: pd.DataFrame) -> pd.DataFrame:

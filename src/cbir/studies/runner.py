@@ -7,6 +7,7 @@ also the files of the whole study, so that numbers and pages of different runs a
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 
 # The file in a report's folder that lists what is left out.
 LEFT_OUT = "left_out.csv"
-LARGEST_PAGE = 8_000_000  # bytes
+LARGEST_PAGE = 4_000_000  # bytes
 
 
 def bring_up_to_date(study: Study) -> bool:
@@ -178,6 +179,7 @@ def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str
         "study": study.name,
         "command": study.command_for(run_keys or study.chosen),
         "cbir": __version__,
+        "date": date.today().isoformat(),
         "git": git_state(study.root),
         "versions": versions(),
         "failures": failures,
@@ -242,10 +244,10 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
 
 def _files(study: Study, page: Page) -> list[Path]:
     """The files of a page or run; the file of a page's effects has the page's name."""
-    from cbir.reporting.pages import tables_of
+    from cbir.reporting.pages import copies_of
 
     path = study.folder / page.file
-    files = [path, path.with_name(f"{page.name}.csv"), *tables_of(path)]
+    files = [path, path.with_name(f"{page.name}.csv"), *copies_of(path)]
     files += [study.folder / page.folder / name for name in RUN_FILES]
     if page == study.pages[0]:
         files += [study.folder / name for name in STUDY_FILES]
@@ -364,11 +366,13 @@ def _write_note(study: Study, page: Page, reason: str) -> None:
 
 
 def _write_page(study: Study, page: Page) -> None:
-    from cbir.reporting.pages import write_page
+    from cbir.reporting.pages import write_index, write_page
 
     path, title = study.folder / page.file, f"{page.title} · {study.name}"
     executed = study.folder / f"{page.name}.ipynb"
     write_page(executed, path, report=study.name, title=title, links=study.links)
+    if page == study.pages[0]:
+        write_index(study.folder.parent)
     if (size := path.stat().st_size) > LARGEST_PAGE:
         print(
             f"warning: {path.relative_to(study.root)} has {size / 1e6:.1f} MB, more than "
