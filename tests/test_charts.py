@@ -1,6 +1,5 @@
 """Charts show the numbers that they are given, with intervals, names and signs."""
 
-import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,7 @@ from invented import result, rows
 
 from cbir.reporting import charts, display, tables, tidy
 from cbir.reporting.estimates import from_row
-from cbir.reporting.runs import networks, other_networks, plain_cnns
+from cbir.reporting.runs import networks, papers_networks
 from cbir.retrieval import uncertainty
 
 pytestmark = pytest.mark.usefixtures("few_queries", "closed_figures")
@@ -87,14 +86,13 @@ def test_a_class_is_confused_with_what_it_is_taken_for_and_what_is_taken_for_it(
     assert charts.most_confused(counts).tolist() == [0, 1, 2]
 
 
-def test_networks_are_sorted_by_their_backbone():
+def test_the_papers_networks_are_known_by_their_backbone():
     runs = {
         name: result(rows([0.5]), parameters={"backbone": backbone})
         for name, backbone in (("mine", "cnn"), ("strong", "cnn_strong"), ("vgg16", "vgg16"))
     }
     runs["random"] = result(rows([0.5]), baseline=True)
-    assert list(plain_cnns(runs)) == ["mine"]
-    assert list(other_networks(runs)) == ["strong", "vgg16"]
+    assert list(papers_networks(runs)) == ["mine", "vgg16"]
     assert list(networks(runs)) == ["mine", "strong", "vgg16"]
 
 
@@ -160,16 +158,6 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
     assert there[0] < -0.35 < there[1] < 0
 
 
-def test_lost_queries_stand_beside_those_won_back():
-    counts = {"right": 90, "won back": 3, "lost": 7.5, "queries": 100, "searched": 0.125}
-    (axis,) = charts.lost_and_won_back({"cnn": counts, "vgg": counts | {"lost": 0}}).axes
-    bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
-    assert bars == [(0, 3), (0, 3), (3, 7.5), (3, 0)]
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["cnn", "vgg"]
-    assert axis.texts[0].get_text() == " 10.5 of 100; 12.5 % searched"
-    assert axis.get_legend_handles_labels()[1] == ["won back", "lost"]
-
-
 def test_scores_are_a_row_a_metric_and_a_column_a_search():
     both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
     both["precision@5"] = both["precision@10"] = 0.25
@@ -182,53 +170,6 @@ def test_scores_are_a_row_a_metric_and_a_column_a_search():
     ]  # fmt: skip
     assert str(table["unrestricted"].iloc[0]) == "0.3 [0.0,\u00a00.9]"
     assert str(table["predicted_class"].iloc[3]) == "0.500 [0.500,\u00a00.500]"
-
-
-def costs_of(**values) -> pd.DataFrame:
-    """mAP, milliseconds and bytes by name; the last one is a baseline."""
-    table = pd.DataFrame(values, index=["value", "milliseconds", "bytes"]).T
-    table = table.assign(ci_low=table["value"] - 0.01, ci_high=table["value"] + 0.01)
-    return table.assign(is_baseline=[False] * (len(table) - 1) + [True])
-
-
-def test_each_point_stands_at_its_cost_with_its_name():
-    table = costs_of(cnn=[0.5, 2, 1024], vgg=[0.51, 40, 2048], random=[0.1, 0.001, 512])
-    figure = charts.against_cost(table)
-    for axis, cost in zip(figure.axes, ("milliseconds", "bytes"), strict=True):
-        marks = [bar.lines[0] for bar in axis.containers]
-        assert [mark.get_xdata()[0] for mark in marks] == table[cost].tolist()
-        assert [mark.get_ydata()[0] for mark in marks] == table["value"].tolist()
-        assert [mark.get_markerfacecolor() == "none" for mark in marks] == [False, False, True]
-        assert len({mark.get_marker() for mark in marks}) == 3
-        assert {text.get_text(): text.xy[0] for text in axis.texts} == table[cost].to_dict()
-        boxes = [text.get_window_extent() for text in axis.texts]
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-        assert axis.get_xscale() == "log"
-
-
-def test_a_cost_that_is_unknown_has_no_point():
-    table = costs_of(cnn=[0.5, 2, 1024], vgg=[0.51, 40, 2048], vectors=[0.9, np.nan, 512])
-    figure = charts.against_cost(table)
-    names = [[text.get_text() for text in axis.texts] for axis in figure.axes]
-    assert names == [["cnn", "vgg"], ["cnn", "vgg", "vectors"]]
-    assert [len(axis.containers) for axis in figure.axes] == [2, 3]
-    assert figure.axes[0].get_ylim()[1] > 0.9
-    figure = charts.against_cost(table.loc[["vectors"]])
-    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], ["vectors"]]
-
-
-@pytest.mark.parametrize(
-    ("heights", "expected"),
-    [
-        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
-        ([0.5, 0.5], [0.45, 0.55]),
-        ([0.5, 0.52, 0.54], [0.42, 0.52, 0.62]),
-        ([0.3, 0.35, 0.38], [0.243333, 0.343333, 0.443333]),
-    ],
-)
-def test_heights_are_moved_apart_around_their_mean(heights, expected):
-    spread = charts.spread_out(pd.Series(heights), 0.1)
-    assert spread.sort_index().tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_a_run_costs_is_told_for_an_image():

@@ -169,7 +169,7 @@ def test_a_table_is_folded_under_its_summary(shown):
     ((bundle, metadata),) = shown
     html = bundle["text/html"]
     assert html.startswith("<details><summary>All &amp; every parameter.</summary>")
-    assert "All &amp; every parameter.</caption>" in html
+    assert 'aria-label="All &amp; every parameter."' in html
     assert metadata == {"text/html": {"caption": "All & every parameter."}}
     assert "&lt;b&gt;" in html
     assert bundle["text/csv"] == "parameter,cnn\nepochs,<b>\n"
@@ -293,3 +293,27 @@ def test_settings_of_the_user_do_not_reach_figures(tmp_path):
     expected = io.BytesIO()
     bars("a").savefig(expected, **AS_SVG)
     assert drawn == expected.getvalue()
+
+
+def test_bars_name_their_numbers_the_highest_first(shown):
+    points = pd.DataFrame(
+        {
+            "value": [0.5, 0.9, 0.1], "ci_low": [0.45, 0.88, np.nan],
+            "ci_high": [0.55, 0.92, np.nan], "milliseconds": [2.0, 40.0, np.nan],
+            "is_baseline": [False, False, True],
+        },
+        index=pd.Index(["cnn", "vgg16", "vec<t>"], name="architecture"),
+    )  # fmt: skip
+    display.bars(points, "Quality & cost.")
+    ((bundle, metadata),) = shown
+    html = bundle["text/html"]
+    assert re.findall(r'<th scope="row"[^>]*>([^<]*)', html) == ["vgg16", "cnn", "vec&lt;t&gt;"]
+    assert "0.900 [0.880,\u00a00.920]" in html
+    assert re.findall(r"(40|2) ms</td>", html) == ["40", "2"]
+    assert re.findall(r'<rect width="([\d.]+)%"', html) == ["100.00", "5.00"]
+    assert 'x1="88.00%" x2="92.00%"' in html
+    assert html.count('stroke-width="4"') == 2
+    assert display.looks(["cnn"])["cnn"][0] in html
+    assert "nan" not in html
+    assert metadata == {"text/html": {"caption": "Quality & cost."}}
+    assert bundle["text/csv"].startswith("architecture,value")

@@ -194,3 +194,17 @@ def test_what_is_predicted_is_told_for_every_query():
         "cnn": [1, 0],
         "random": [-1, -1],
     }
+
+
+def test_queries_at_quantiles_are_easy_typical_and_hard_for_the_networks():
+    labels = [0] * 11
+    scores = np.arange(11) / 10
+    runs = {
+        "cnn": run(scores, labels, [[0]] * 11),
+        "vgg": run(scores[::-1] * 0.1, labels, [[0]] * 11),
+        "pixels": run(1 - scores, labels, [[0]] * 11, baseline=True),
+    }
+    # The mean rises with the position; baselines do not count.
+    assert examples.at_quantiles(runs) == {"easy": 9, "typical": 5, "hard": 1}
+    assert examples.at_quantiles({"pixels": runs["pixels"]})["easy"] == 1
+    assert set(examples.at_quantiles({"cnn": run([0.5], [0], [[0]])}).values()) == {0}

@@ -94,8 +94,9 @@ def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
                 assert np.array_equal(picture.pixels, expected)
             assert np.array_equal(plain_result.pixels, dataset.images[result])
             is_hit = dataset.labels[query] == dataset.labels[result]
-            sign, colour = ("✓", display.HIT) if is_hit else ("✗", display.MISS)
-            assert plain_result.above == f"1 {sign} {run.similarities[pair]:.3f}"
+            sign, colour = ("", display.HIT) if is_hit else ("✗", display.MISS)
+            assert plain_result.above == f"1: {run.similarities[pair]:.3f}"
+            assert plain_result.sign == sign
             assert plain_result.below == dataset.classes[dataset.labels[result]]
             assert plain_result.colour == colour
     assert [name.partition("\n")[0] for name in names[1:]] == ["cnn"] * 3 + ["vgg16"] * 3
@@ -231,7 +232,11 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
         bad=explanation(-0.1, 0.1, over_other=-0.05),
     )
     text = explanations.compare(rows)
-    assert text.splitlines()[:4] == [
+    assert text.splitlines()[0] == (
+        "Maps of good are better than random maps and than maps of other pairs in both tests; maps "
+        "of other and bad are not better than random maps in one test or both."
+    )
+    assert text.splitlines()[2:6] == [
         "- Deletion, compared with random maps: **better** for good, other; **worse** for bad.",
         "- Deletion, compared with maps of other pairs: **better** for good; **worse** for bad; "
         "**not significantly different** for other.",
@@ -274,8 +279,7 @@ def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
     # The last result's map begins with 0 but is not empty.
     runs = {"cnn": explanation(0.1, 0.1), "vgg16": explanation(0.1, 0.1, empty=3)}
     assert explanations.describe(runs).splitlines() == [
-        f"- **{name}**: 40 maps of 4 × 4 positions, from the layer `stage3_conv1`, for 20 queries "
-        f"and their nearest results; {n_empty} of them are empty."
+        f"- **{name}**: 4 × 4 positions, from the layer `stage3_conv1`; empty maps: {n_empty}."
         for name, n_empty in (("cnn", 0), ("vgg16", 3))
     ]
 

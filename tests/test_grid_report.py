@@ -198,19 +198,18 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points)
     paragraphs = grids.best_points(points, grids.pairs(runs, points), NOTE).split("\n\n")
     assert len(paragraphs) == 2
     assert paragraphs[0] == (
-        "**vgg**: the highest mAP is 0.900 [0.884,\u00a00.902], with input_size 64, train all "
-        "(accuracy 0.900 [0.884,\u00a00.902], 250 images/s). The fastest is input_size 32, train "
-        "head, 4.0 times as fast, with an mAP of 0.300 [0.295,\u00a00.312]."
+        "**vgg** has the highest mAP, 0.900 [0.884,\u00a00.902], with `input_size 64, train all`."
+        "\n- The fastest is `input_size 32, train head`, 4.0 times as fast, with an mAP of 0.300."
     )
 
 
 def test_what_is_not_significantly_different_from_the_best_is_named(runs, points):
     paragraphs = grids.best_points(points, grids.pairs(runs, points), NOTE).split("\n\n")
     assert "Not significantly" not in paragraphs[0]
-    assert paragraphs[1].startswith("**cnn**: the highest mAP is 0.40")
-    assert "with input_size 64, train all (" in paragraphs[1]
+    assert paragraphs[1].startswith("**cnn** has the highest mAP, 0.40")
+    assert "with `input_size 64, train all`." in paragraphs[1]
     assert (
-        f"Not significantly different from it: input_size 64, train head{ONLY}. The fastest"
+        f"Not significantly different from it: `input_size 64, train head`{ONLY}.\n- The fastest"
         in paragraphs[1]
     )
 
@@ -222,8 +221,8 @@ def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
         runs |= run("cnn", {"pooling": pooling}, around(0.5))
     points = grids.points_table(runs)
     text = grids.best_points(points, grids.pairs(runs, points), NOTE)
-    assert f"with pooling {order[0]} (" in text
-    assert f"Not significantly different from it: pooling {order[1]}{ONLY}." in text
+    assert f"with `pooling {order[0]}`." in text
+    assert f"Not significantly different from it: `pooling {order[1]}`{ONLY}." in text
 
 
 def test_a_point_that_is_both_best_and_fastest_is_told_once():
@@ -231,7 +230,7 @@ def test_a_point_that_is_both_best_and_fastest_is_told_once():
     runs |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
     points = grids.points_table(runs)
     text = grids.best_points(points, grids.pairs(runs, points), NOTE)
-    assert text.endswith("with dropout 0.1 (accuracy 1.000 [0.982,\u00a01.000], 900 images/s).")
+    assert text.endswith("with `dropout 0.1`.")
 
 
 def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
@@ -240,10 +239,10 @@ def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
     runs |= run("cnn", {"input_size": 96, "train": "head"}, [0.0, 0.001, 0.0] * 50)
     points = grids.points_table(runs)
     text = grids.best_points(points, grids.pairs(runs, points), NOTE)
-    assert "with input_size 64, train all (" in text
+    assert "with `input_size 64, train all`." in text
     assert (
         "Not tested against it, because more than one parameter differs, but with overlapping "
-        "intervals: input_size 32, train head." in text
+        "intervals: `input_size 32, train head`." in text
     )
 
 

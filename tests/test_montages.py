@@ -35,7 +35,7 @@ def dataset():
 @pytest.fixture
 def drawn(monkeypatch):
     """Figures of pictures are not drawn: each is the rows and the names that it is drawn from."""
-    keep = lambda rows, names=(): SimpleNamespace(rows=rows, names=names)  # noqa: E731
+    keep = lambda rows, names=(), inches=0: SimpleNamespace(rows=rows, names=names)  # noqa: E731
     monkeypatch.setattr(montages, "montage", keep)
 
 
@@ -59,7 +59,8 @@ def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_si
     figure = montages.retrieved(dataset, np.array([0, 1]), neighbours)
     # A search that finds no more shows no more.
     assert positions(figure) == [[9, 0, 3, 1], [10, 5, 4, None]]
-    assert column(figure, "above") == ["query", "1 ✓ 0.900", "2 ✗ 0.800", "3 ✓ 0.700"]
+    assert column(figure, "above") == ["query", "1: 0.900", "2: 0.800", "3: 0.700"]
+    assert column(figure, "sign") == ["", "", "✗", ""]
     assert column(figure, "below") == ["circle", "circle", "cross", "circle"]
     assert column(figure, "colour")[1:] == [display.HIT, display.MISS, display.HIT]
     assert all(column(figure, "is_framed"))
@@ -75,8 +76,29 @@ def test_each_architecture_answers_in_a_row_of_its_own(dataset, drawn):
     one = (np.array([[0]] * 3), np.array([[0.9]] * 3))
     other = (np.array([[4]] * 3), np.array([[0.9]] * 3))
     figure = montages.retrieved(dataset, np.array([0, 1]), {"cnn": one, "vgg": other})
-    assert positions(figure) == [[9, 0], [9, 4], [10, 0], [10, 4]]
+    # Each query is shown once.
+    assert positions(figure) == [[9, 0], [None, 4], [10, 0], [None, 4]]
     assert figure.names == ["cnn", "vgg", "cnn", "vgg"]
+
+
+def test_queries_stand_beside_each_other_each_once(dataset, drawn):
+    one = (np.array([[0, 3, 4]] * 3), np.array([[0.9, 0.8, 0.7]] * 3))
+    other = (np.array([[4, -1, -1]] * 3), np.array([[0.9, np.nan, np.nan]] * 3))
+    queries = {"easy": 0, "hard": 2}
+    figure = montages.side_by_side(dataset, queries, {"cnn": one, "vgg": other}, most=2)
+    assert positions(figure) == [[9, 0, 3, 11, 0, 3], [None, 4, None, None, 4, None]]
+    assert column(figure, "above") == ["easy", "", "", "hard", "", ""]
+    assert column(figure, "sign") == ["", "", "✗", "", "✗", "✗"]
+    assert column(figure, "sign", row=1) == ["✗", "✗"]
+    assert figure.names == ["cnn", "vgg"]
+
+
+def test_large_pictures_become_tiles_of_the_largest_side():
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    figure = montages.montage([[montages.Tile(noise), tile_of(20)]])
+    canvas = figure.axes[0].images[0].get_array()
+    assert len(canvas) < 1.2 * montages.MOST_SIDE
+    assert np.count_nonzero((canvas == 20).all(axis=2)) >= montages.MOST_SIDE**2
 
 
 def test_queries_are_chosen_by_their_place_alone(dataset):
@@ -145,7 +167,7 @@ def test_each_thumbnail_says_its_place_and_its_class(dataset, drawn):
     dataset.classes = ["circle", "a class with a long name", "square"]
     neighbours = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
     figure = montages.retrieved(dataset, np.array([0]), neighbours)
-    assert column(figure, "above") == ["query", "1 ✓ 0.900", "2 ✗ 0.800"]
+    assert column(figure, "above") == ["query", "1: 0.900", "2: 0.800"]
     assert column(figure, "below") == ["circle", "circle", "a class wit…"]
 
 
@@ -153,7 +175,7 @@ def test_places_and_similarities_fit_over_their_thumbnails(dataset):
     rankings, similarities = np.array([[*range(9), 0]] * 3), np.full((3, 10), 0.99951)
     figure = montages.retrieved(dataset, np.array([0]), {"cnn": (rankings, similarities)})
     titles = [text for text in figure.axes[0].texts if text.get_text().endswith("1.000")]
-    assert titles[-1].get_text() == "10 ✓ 1.000"
+    assert titles[-1].get_text() == "10: 1.000"
     boxes = [title.get_window_extent() for title in titles]
     assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
@@ -161,6 +183,9 @@ def test_places_and_similarities_fit_over_their_thumbnails(dataset):
 def test_notes_stand_beside_their_queries(dataset, drawn):
     one = np.array([[0]] * 3), np.array([[0.9]] * 3)
     neighbours = {"cnn": one, "vgg": one}
+    some = montages.retrieved(dataset, np.array([2, 0]), neighbours, [{"vgg": ""}, {"cnn": "x"}])
+    assert some.names == ["vgg", "cnn\nx"]
+    assert positions(some) == [[11, 0], [9, 0]]
     by_query = montages.retrieved(dataset, np.array([2, 0]), neighbours, ["best", "worst"])
     assert by_query.names == ["cnn\nbest", "vgg", "cnn\nworst", "vgg"]
     notes = [{"cnn": "0.1", "vgg": "0.2"}] * 2

@@ -91,6 +91,8 @@ def outputs_of(name: str, monkeypatch, **parameters) -> str:
             outputs.append(shown["text/html"])
         else:
             outputs.append(next(iter(metadata.values()))["alt"] if metadata else shown.data)
+        if not raw and not metadata and name in PAGES:
+            assert not crowded(shown.data)
 
     monkeypatch.setattr(display, "display", record)
     names = {}
@@ -100,6 +102,18 @@ def outputs_of(name: str, monkeypatch, **parameters) -> str:
             names |= parameters
     plt.close("all")
     return "\n".join(outputs)
+
+
+# The pages about all runs of a study.
+PAGES = ["comparison", "failures", "explanations", "feedback", "metrics", "grid"]
+NUMBER = re.compile(r"(?<![\w.-])[-+]?\.?\d[\d.,]*(?!\w)")
+
+
+def crowded(text: str) -> list[str]:
+    """The paragraphs and the items of lists that hold more than three numbers."""
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|^\|.*", "", text, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"\n\s*\n|\n(?=- )", text.partition("## References")[0])
+    return [part for part in parts if len(NUMBER.findall(part)) > 3]
 
 
 def chosen_of(names: list[str], chosen: list[str]) -> dict:
@@ -130,10 +144,13 @@ def test_the_comparison_shows_whatever_has_results(chosen, runs, monkeypatch):
         assert (f"**{name}** has no results: not run" in shown) == (name not in chosen)
     assert "nan" not in re.findall(r"\w+", shown)
     # The runs have twelve queries, too few for a test.
-    pairs = re.findall(r"\*\*(\w+)\*\* is untested against (\w+) \(", shown)
-    assert ({"cnn", "vgg16"} in [{*pair} for pair in pairs]) == (len(chosen) == 3)
+    assert ("]: untested against " in shown or "}: untested" in shown) == (len(chosen) == 3)
+    assert ("Of 1 pairs of architectures, 0 differ" in shown) == (len(chosen) == 3)
     assert ("Only one architecture has results" in shown) == (chosen == ["vgg16"])
-    assert ("was not trained on" in shown) == ("cnn" in chosen)
+    assert ("was not trained on; " in shown) == ("cnn" in chosen)
+    # An architecture without results is left out of every table.
+    rows_of = re.findall(r'<th scope="row"[^>]*>(?:<[^>]*>)?(\w+)', shown)
+    assert set(rows_of) & set(runs) == {*chosen}
 
 
 @CHOICES
@@ -142,12 +159,12 @@ def test_the_page_of_failures_shows_the_best_run(chosen, runs, monkeypatch):
     best = max(chosen, key=lambda name: mean_ap(runs[name]))
     assert f"Best, median and worst queries of {best}" in shown
     assert "by chance" in shown
-    assert ("disagree most" in shown) == (len(chosen) == 3)
+    assert ("architectures disagree most on" in shown) == (len(chosen) == 3)
 
 
 def test_the_page_of_feedback_shows_every_run(runs, monkeypatch):
     shown = outputs_of("feedback", monkeypatch, **chosen_of(list(runs), list(runs)))
-    assert all(f"- **{name}**: " in shown for name in runs)
+    assert all(f">{name}</t" in shown for name in runs)
     assert "mAP by round of feedback" in shown
 
 
@@ -167,17 +184,17 @@ def test_the_grid_shows_whatever_has_results(chosen, grid, monkeypatch):
     shown = outputs_of("grid", monkeypatch, **chosen_of(list(grid), chosen))
     best = mean_ap(grid["cnn-64"])
     assert best > mean_ap(grid["cnn-32"])
-    assert f"**cnn**: the highest mAP is {best:.2f} [" in shown
-    assert "with input_size 64 (" in shown
+    assert f"**cnn** has the highest mAP, {best:.2f} [" in shown
+    assert "with `input_size 64`." in shown
     assert ("cnn-32** has no results: not run" in shown) == (len(chosen) == 1)
     assert "All networks started from random weights." in shown
-    assert "Heat maps" in shown
+    assert "images per second at each point" in shown
 
 
 def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
     shown = outputs_of("metrics", monkeypatch, study="tiny", architecture="vgg16")
-    assert "The run is **vgg16**" in shown
-    assert shown.count("<caption") == 3
+    assert "that of all queries by **vgg16**" in shown
+    assert shown.count("<table") == 3
     assert f">{mean_ap(runs['vgg16']):.2f}" in shown
 
 
@@ -199,3 +216,17 @@ def test_the_page_of_vectors_shows_every_search_that_they_allow(
     assert sentences.BASELINE_TEXTS["vectors"] in shown
     assert ("label_lookup" in shown) == has_classifier
     assert ("It classifies 12 queries with an accuracy of 1" in shown) == has_classifier
+
+
+def test_crowded_paragraphs_are_found():
+    assert crowded("- 0.9 [0.8,\u00a01.0], p = 0.02\n- 1 of 2 (50 %)") == [
+        "- 0.9 [0.8,\u00a01.0], p = 0.02"
+    ]
+    assert crowded("`1 2 3 4` resnet50 vgg16 SHA-256 p@10\n\n1 2\n\n3, 4") == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_paragraph_of_prose_holds_more_than_three_numbers(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert [part for source in prose for part in crowded(source)] == []

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -14,12 +16,14 @@ from nbformat import v4
 from PIL import Image
 
 from cbir.reporting import display, pages
-from cbir.reporting.pages import log_of, published_copy, write_page
+from cbir.reporting.pages import log_of, published_copy, write_index, write_page
 from cbir.studies import runner
 from cbir.studies.study import Page
 
 LINKS = [("Comparison", "index.html"), ("cnn", "cnn.html"), ("vgg16", "vgg16.html")]
-PIXEL = base64.b64encode(b"not really a picture").decode()
+_drawing = io.BytesIO()
+Image.new("RGB", (1, 1)).save(_drawing, "png")
+PIXEL = base64.b64encode(_drawing.getvalue()).decode()
 
 
 class Tags(HTMLParser):
@@ -108,7 +112,7 @@ def test_words_to_whoever_works_in_the_notebook_stay_there(html, notebook):
 
 def test_figures_keep_their_text_and_stand_within_the_page(tags):
     assert [image["alt"] for image in tags.of("img")] == ['Loss by epoch & "class"']
-    assert tags.of("img")[0]["src"].startswith("data:image/png;base64,")
+    assert re.match("data:image/(png|webp);base64,", tags.of("img")[0]["src"])
 
 
 def test_nothing_is_fetched_or_run(html, tags):
@@ -124,7 +128,9 @@ def test_nothing_is_fetched_or_run(html, tags):
 
 def test_pages_link_to_one_another_and_mark_where_the_reader_is(tags):
     links = [link for link in tags.of("a") if link["href"].endswith(".html")]
-    assert [link["href"] for link in links] == ["index.html", "cnn.html", "vgg16.html"]
+    assert [link["href"] for link in links] == [
+        "../index.html", "index.html", "cnn.html", "vgg16.html",
+    ]  # fmt: skip
     assert [link["href"] for link in links if link.get("aria-current")] == ["cnn.html"]
     assert "metrics.csv" in {link["href"] for link in tags.of("a")}
 
@@ -159,10 +165,10 @@ def test_the_same_notebook_gives_the_same_page(notebook, html, tmp_path):
 
 
 def test_a_figure_stands_over_its_number_and_its_text(html, tags):
-    figure = Tags(re.search(r"<figure>.*?</figure>", html, re.DOTALL)[0])
+    figure = Tags(re.search(r"<figure[^>]*>.*?</figure>", html, re.DOTALL)[0])
     (image,) = figure.of("img")
     assert image["width"] == "640"
-    assert figure.text.split() == ["Figure", "1", *image["alt"].split()]
+    assert figure.text.split() == ["Figure", "1", *image["alt"].split(), "Link", "PNG"]
     # Else a screen reader would read the same words twice.
     assert [span.get("aria-hidden") for span in figure.of("span")] == [None, "true"]
 
@@ -227,6 +233,61 @@ def test_under_a_table_stands_a_link_to_its_csv(notebook, tags):
     links = [link["href"] for link in tags.of("a") if link["href"].startswith("tables/")]
     assert links == ["tables/cnn-scores.csv"]
     assert (notebook.parent / links[0]).read_text("utf-8") == "score\n0.5000001\n"
+
+
+def test_figures_and_tables_can_be_linked_to_and_figures_have_files(notebook, tags):
+    links = [link for link in tags.of("a") if link.get("aria-label", "").startswith("Link")]
+    anchors = [link["href"] for link in links]
+    assert anchors == ["#figure-loss_by_epoch_class", "#table-scores"]
+    ids = {attributes.get("id") for _, attributes in tags.tags}
+    assert {anchor[1:] for anchor in anchors} < ids
+    (file,) = [link["href"] for link in tags.of("a") if link["href"].startswith("figures/")]
+    assert (notebook.parent / file).read_bytes() == base64.b64decode(PIXEL)
+
+
+def test_figures_below_the_first_are_loaded_late_and_folded_ones_open_by_their_caption(tmp_path):
+    shown = [
+        v4.new_output("display_data", {"image/png": PIXEL},
+                      metadata={"image/png": {"alt": f"No. {place}", "folded": place == 1}})
+        for place in range(3)
+    ]  # fmt: skip
+    html = page_of([v4.new_code_cell("", outputs=shown)], tmp_path)
+    assert [image.get("loading") for image in Tags(html).of("img")] == [None, "lazy", "lazy"]
+    (fold,) = re.findall(r"<details><summary>.*?</details>", html.partition("<main")[2], re.DOTALL)
+    assert Tags(fold).text.split() == ["Figure", "2", "No.", "1"]
+
+
+def test_a_page_is_described_by_what_came_out(tmp_path):
+    answer = v4.new_output("display_data", {"text/markdown": "**cnn** is ahead."})
+    cells = [v4.new_markdown_cell("# Which?\n\nA question."),
+             v4.new_code_cell("", outputs=[answer], metadata={"tags": ["lead"]})]  # fmt: skip
+    tags = Tags(page_of(cells, tmp_path))
+    assert {"name": "description", "content": "cnn is ahead."} in [
+        meta for meta in tags.of("meta") if "name" in meta
+    ]
+
+
+def test_all_studies_are_listed_with_answer_picture_and_date_the_newest_first(tmp_path):
+    picture = v4.new_output("display_data", {"image/png": PIXEL},
+                            metadata={"image/png": {"alt": "Pictures & all"}})  # fmt: skip
+    answer = v4.new_output("display_data", {"text/markdown": "**cnn** <is> ahead."})
+    cells = [v4.new_code_cell("", outputs=[answer, picture], metadata={"tags": ["lead"]})]
+    for name, date in (("old", "2026-01-02"), ("new", "2026-03-04"), ("published/x y", None)):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        nbformat.write(v4.new_notebook(cells=cells), folder / "comparison.ipynb")
+        page = folder / "index.html"
+        write_page(folder / "comparison.ipynb", page, report=name, title=name, links=LINKS)
+        (folder / "manifest.json").write_text(json.dumps({"date": date} if date else {}))
+    write_index(tmp_path)
+    tags = Tags((tmp_path / "index.html").read_text("utf-8"))
+    assert [link["href"] for link in tags.of("a")] == [
+        "new/index.html", "old/index.html", "published/x%20y/index.html",
+    ]  # fmt: skip
+    assert tags.text.count("cnn") == 3
+    assert "2026-03-04" in tags.text
+    assert all((tmp_path / unquote(image["src"])).is_file() for image in tags.of("img"))
+    assert len(tags.of("img")) == 3
 
 
 def test_a_csv_has_the_cells_of_the_table_and_its_numbers_in_full(tmp_path):
@@ -343,20 +404,18 @@ def test_a_copy_has_no_links_to_what_is_not_beside_it(original):
     assert "See failures, numbers, others and below." in after.text
     assert "A copy of it." in after.text
     assert "vgg16" not in after.text
-    assert "as CSV" not in after.text
+    assert "CSV" not in after.text
     assert all(image["src"].startswith("data:image/") for image in after.of("img"))
     assert not after.of("script")
 
 
-def test_figures_of_a_copy_take_fewer_bytes_and_show_the_same(original):
-    images = Tags(published_copy(original, kept=[], note="")).of("img")
+def test_figures_of_a_page_take_few_bytes_and_show_the_same(original):
+    images = Tags(original.read_text("utf-8")).of("img")
     assert [image["alt"] for image in images] == ["A picture", "A drawing"]
     data = [base64.b64decode(image["src"].partition(",")[2]) for image in images]
-    before = Tags(original.read_text("utf-8")).of("img")
-    assert all(
-        len(image["src"]) < 0.7 * len(old["src"]) for image, old in zip(images, before, strict=True)
-    )
-    assert Image.open(io.BytesIO(data[0])).size == (200, 200)
+    drawn = original.parent / "figures" / "index-a_picture.png"
+    assert len(data[0]) < 0.7 * drawn.stat().st_size
+    assert Image.open(io.BytesIO(data[0])).size == Image.open(drawn).size == (200, 200)
     drawing = data[1].decode()
     assert 'd="M 1.23 7.5 L 2.00 3"' in drawing
     assert "scale(0.001234)" in drawing

@@ -330,19 +330,16 @@ def test_what_all_share_is_told_once_and_the_rest_in_a_table():
     described = pd.DataFrame(
         {"batch": [64, 64], "epochs": [3, 4], "pooling": ["avg", "avg"]}, index=["a", "b"]
     )
-    assert provenance.shared_settings(described) == "The same for all: batch 64; pooling avg."
     assert provenance.differing_settings(described).to_dict() == {"epochs": {"a": 3, "b": 4}}
 
 
-def test_nothing_is_shared_where_all_differs():
+def test_settings_that_differ_are_named():
     described = pd.DataFrame({"batch": [64, 32]}, index=["a", "b"])
-    assert provenance.shared_settings(described) == ""
     assert list(provenance.differing_settings(described)) == ["batch"]
 
 
-def test_one_network_alone_is_told_whole():
+def test_all_settings_of_one_network_are_told():
     described = pd.DataFrame({"batch": [64], "epochs": [3]}, index=["a"])
-    assert provenance.shared_settings(described) == ""
     assert list(provenance.differing_settings(described)) == ["batch", "epochs"]
 
 

@@ -211,11 +211,30 @@ def test_lost_queries_are_those_whose_class_no_search_reaches():
             (1, [0.9, 0.8, 0.7, 0.0], [1.0, 1.0, 0.0, 0.0]),
         )
     ]
-    run = result(*frames)
-    baseline = result(rows([0.5] * 4), baseline=True)
-    assert tables.lost_and_won_back({"cnn": run, "random": baseline}) == {
-        "cnn": {"right": 1.5, "won back": 1, "lost": 1.5, "queries": 4, "seeds": 2, "searched": 0.5}
-    }
+    table = tables.lost_and_won_back(
+        {"cnn": result(*frames), "random": result(rows([0.5] * 4), baseline=True)}
+    )
+    assert table.index.tolist() == ["cnn"]
+    assert table.loc["cnn"].tolist() == [4, "2.5", "1", "0.90", "50.0 %"]
+
+
+def test_superscripts_name_the_runs_that_a_run_is_significantly_ahead_of():
+    noise = np.random.default_rng(0).normal(0, 0.02, 40)
+    means = {"low": 0.2, "high": 0.8, "middle": 0.5, "same": 0.5}
+    runs = {name: result(rows(mean + noise, architecture=name)) for name, mean in means.items()}
+    table = tables.summary(runs, tables.pairs(runs))
+    assert table["architecture"].tolist() == ["high", "middle", "same", "low"]
+    assert table[""].tolist() == ["a", "b", "c", "d"]
+    assert [estimate.marks for estimate in table["mAP"]] == [" ᵇᶜᵈ", " ᵈ", " ᵈ", ""]
+    assert str(table["mAP"].iloc[0]).endswith("] ᵇᶜᵈ")
+
+
+def test_the_best_networks_come_first_and_baselines_only_without_networks():
+    runs = {name: result(rows([score], architecture=name), baseline=name == "pixels")
+            for name, score in (("a", 0.2), ("pixels", 0.9), ("b", 0.5))}  # fmt: skip
+    assert tables.best_networks(tables.quality_and_cost(runs)) == ["b", "a"]
+    assert tables.best_networks(tables.quality_and_cost(runs), most=1) == ["b"]
+    assert tables.best_networks(tables.quality_and_cost({"pixels": runs["pixels"]})) == ["pixels"]
 
 
 def test_a_protocol_that_nobody_measured_has_no_row(runs):

@@ -4,6 +4,7 @@ One page of an architecture, one of a grid, one without results, one of a search
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -14,7 +15,8 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from nbformat import v4
 
-from cbir.reporting import display, grids, sentences
+from cbir.reporting import display, grids, montages, sentences
+from cbir.reporting import tables as report_tables
 from cbir.reporting.pages import write_page
 from cbir.search import cli
 from cbir.search.answers import Answer, Picture, Result
@@ -92,6 +94,7 @@ def write(folder: Path) -> dict[str, Path]:
     return {
         "architecture": write_architecture(folder),
         "grid": write_grid(folder),
+        "comparison": write_comparison(folder),
         "no results": _write(folder, "vgg16", [v4.new_markdown_cell("# vgg16\n\nNo results: why")]),
         "search": write_search(folder),
     }
@@ -135,6 +138,51 @@ def write_grid(folder: Path) -> Path:
         v4.new_code_cell("", outputs=shown),
     ]
     return _write(folder, "grid", cells)
+
+
+def write_comparison(folder: Path) -> Path:
+    """The first screen of a comparison of eight networks and three baselines on photographs."""
+    random = np.random.default_rng(0)
+    names = ["resnet50_finetuned", "vgg16_finetuned", "cnn_strong", "cnn", "resnet50", "mobilenet",
+             "vgg16", "resnet50_64", "hand_crafted", "raw_pixels", "random"]  # fmt: skip
+    runs = {
+        name: result(rows(0.9 - 0.08 * place + random.normal(0, 0.02, 40), architecture=name),
+                     baseline=place > 7)
+        for place, name in enumerate(names)
+    }  # fmt: skip
+    points, pairs = report_tables.quality_and_cost(runs), report_tables.pairs(runs)
+    n, side = 60, 224
+    images = SimpleNamespace(
+        classes=["a class of a long name", "dog"], labels=np.arange(n) % 2,
+        images=random.integers(0, 256, (n, side, side, 3), np.uint8),
+        gallery=np.arange(40), gallery_labels=np.arange(40) % 2,
+        queries=np.arange(40, n), query_labels=np.arange(40, n) % 2,
+    )  # fmt: skip
+    neighbours = {
+        name: (random.integers(0, 40, (20, 10)), np.full((20, 10), 0.5))
+        for name in report_tables.best_networks(points)
+    }
+    queries = {"easy": 0, "typical": 1, "hard": 2}
+    text = v4.new_output("display_data", {"text/markdown": sentences.answer(points, pairs)})
+    data, about = _displayed(display.bars, points, "Quality and cost; baselines are grey.")
+    bars = v4.new_output("display_data", data, metadata=about)
+    pictures = figure_of(
+        montages.side_by_side(images, queries, neighbours),
+        "An easy, a typical and a hard query (average precision at the 90th, 50th and 10th "
+        "percentile), and their nearest images by architecture; ✗ marks another class.",
+    )
+    folded = table_of(report_tables.pairs_table(pairs), "Every pair, query by query.", folded=True)
+    retrieved = figure_of(
+        montages.retrieved(images, np.arange(3), neighbours), "Each with its ten results."
+    )
+    cells = [
+        v4.new_markdown_cell("# Which architecture retrieves best?"),
+        v4.new_code_cell("", outputs=[text, bars, pictures], metadata={"tags": ["lead", "answer"]}),
+        v4.new_markdown_cell(f"{PROSE}\n\n## Who is significantly better"),
+        v4.new_code_cell("", outputs=[folded, retrieved]),
+        v4.new_markdown_cell(f"## What it costs\n\n{PROSE}"),
+    ]
+    return _write(folder, "index", cells)
 
 
 def write_search(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from . import made
 
 pytestmark = pytest.mark.browser
 
-MADE = ["architecture", "grid", "no results", "search"]
+MADE = ["architecture", "comparison", "grid", "no results", "search"]
 REPORT = ROOT / "reports" / "digits"
 PAGES = [*MADE, *(path.name for path in sorted(REPORT.glob("*.html")))]
 A4 = 672  # CSS pixels between the margins of a sheet
@@ -24,7 +24,9 @@ LOOKS = [("light", DESK), ("dark", PHONE), ("dark", DESK), ("light", PHONE)]
 # All pages have the same style sheet: the report's are opened in two looks, which have each scheme
 # and each width.
 OPENED = [(name, *look) for name in PAGES for look in (LOOKS if name in MADE else LOOKS[:2])]
-MOST_BYTES = 8 * 1024**2
+MOST_BYTES = 4_000_000
+# The window in which the answer is seen without scrolling.
+FIRST_SCREEN = {"width": 1280, "height": 800}
 
 
 @pytest.fixture(scope="module")
@@ -150,15 +152,66 @@ def test_wide_tables_and_figures_scroll_by_keyboard_in_a_box_of_their_own(browse
 
 
 def test_every_figure_has_its_text_and_every_table_its_caption_and_csv(opened):
+    opened.page.evaluate(
+        "Promise.all([...document.images].map(image => (image.loading = 'eager', image.decode())))"
+    )
     for image in opened.page.locator("main img").all():
         assert image.get_attribute("alt").strip()
         assert image.evaluate("image => image.naturalWidth") > 0
     tables = opened.page.locator("main table")
-    links = opened.page.locator(".csv a")
-    assert links.count() == tables.count() == opened.page.locator("main caption").count()
-    targets = [unquote(link.get_attribute("href")) for link in links.all()]
+    links = opened.page.locator(".table .copies a:last-child")
+    assert links.count() == tables.locator("xpath=ancestor::*[@class='table']").count()
+    targets = [
+        unquote(link.get_attribute("href"))
+        for link in opened.page.locator(".copies a:last-child").all()
+    ]
     assert len(set(targets)) == len(targets)
     assert all((opened.path.parent / target).stat().st_size for target in targets)
+
+
+def test_links_within_a_page_lead_somewhere(opened):
+    ids = opened.page.evaluate("[...document.querySelectorAll('[id]')].map(part => part.id)")
+    links = opened.page.locator("a[href^='#']").all()
+    targets = {unquote(link.get_attribute("href")[1:]) for link in links}
+    assert targets <= {*ids}
+    assert len(set(ids)) == len(ids)
+
+
+def bottom(element) -> float:
+    box = element.bounding_box()
+    return box["y"] + box["height"]
+
+
+@pytest.mark.parametrize("name", ["comparison", *(["index.html"] if REPORT.exists() else [])])
+def test_the_first_screen_answers_and_holds_nothing_else(name, browser, made_pages):
+    path = made_pages.get(name, REPORT / name)
+    page = open_page(browser, path, viewport=FIRST_SCREEN).page
+    first = page.locator(".celltag_answer")
+    chart, pictures = first.locator("table.bars"), first.locator("figure img")
+    assert first.locator("p strong").first.is_visible()
+    assert first.locator(".output_markdown p").count() == 2
+    assert page.locator("h1").bounding_box()["y"] > 0
+    for part in (first.locator(".output_markdown p").last, chart, pictures):
+        assert bottom(part) <= FIRST_SCREEN["height"]
+    following = page.locator(".celltag_answer ~ .cell").first
+    assert following.bounding_box()["y"] >= FIRST_SCREEN["height"] - 1
+
+
+def test_tables_with_all_digits_are_folded_and_open_by_keyboard(browser, made_pages):
+    page = open_page(browser, made_pages["comparison"], viewport=FIRST_SCREEN).page
+    fold = page.locator("main .table summary")
+    table = page.locator("main .table details table")
+    assert not table.is_visible()
+    assert "Table 2" in fold.inner_text()
+    fold.focus()
+    page.keyboard.press("Enter")
+    assert table.is_visible()
+
+
+def test_figures_below_the_first_screen_are_loaded_late(browser, made_pages):
+    page = open_page(browser, made_pages["comparison"], viewport=FIRST_SCREEN).page
+    loading = [image.get_attribute("loading") for image in page.locator("main img").all()]
+    assert loading == [None, "lazy"]
 
 
 def test_a_page_is_small_enough_to_send(path):
@@ -168,7 +221,7 @@ def test_a_page_is_small_enough_to_send(path):
 def test_on_paper_there_is_no_navigation_and_all_is_black_on_white(browser, made_page):
     page = open_page(browser, made_page, color_scheme="dark").page
     page.emulate_media(media="print", color_scheme="dark")
-    for hidden in (".pages", ".contents", ".skip", ".log", ".csv"):
+    for hidden in (".pages", ".contents", ".skip", ".log", ".copies"):
         assert not any(element.is_visible() for element in page.locator(hidden).all())
     assert page.locator("main h1").is_visible()
     ink, paper = page.evaluate(

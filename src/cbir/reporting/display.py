@@ -28,7 +28,7 @@ from cbir.reporting.estimates import Estimate, PValue, from_row
 # The maximum number of classes in a figure, so that it stays readable.
 MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
-HIT, MISS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
+HIT, MISS, NEUTRAL, FAINT = "#0072B2", "#D55E00", "#555555", "#8C8C8C"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
 # Markers, so that lines can be distinguished without their colour.
 MARKERS = "osD^vPX"
@@ -266,10 +266,11 @@ def bars(points: pd.DataFrame, caption: str) -> None:
         caption: one sentence.
     """
     points = points.sort_values("value", ascending=False, kind="stable")
-    by_name = looks(points.index[~points["is_baseline"]])
+    by_name = looks(points.index)
     slowest = points["milliseconds"].max()
     rows = [
-        {"name": name, "colour": by_name.get(name, (NEUTRAL,))[0], "estimate": from_row(row),
+        {"name": name, "colour": FAINT if row["is_baseline"] else by_name[name][0],
+         "estimate": from_row(row),
          "shares": [100 * row[end] for end in ("ci_low", "value", "ci_high")],
          "milliseconds": row["milliseconds"], "share": 100 * row["milliseconds"] / slowest,
          "is_baseline": row["is_baseline"]}

@@ -21,6 +21,7 @@ from cbir.reporting import charts, effects, montages
 from cbir.reporting.display import HIT, MISS, NEUTRAL
 from cbir.reporting.estimates import span
 from cbir.reporting.runs import Run, networks
+from cbir.reporting.sentences import join
 from cbir.retrieval import uncertainty
 
 FILE = "explanations.csv"
@@ -103,7 +104,22 @@ def compare(rows: pd.DataFrame) -> str:
     """
     if rows.empty:
         return ""
-    lines = []
+    is_better = rows["verdict"] == "better"
+    by_reference = is_better.groupby([rows["architecture"], rows["against"]], sort=False).all()
+    better = by_reference.unstack(sort=False)
+    random, others = (better[name] for name in AGAINST)
+    groups = {
+        "better than random maps and than maps of other pairs in both tests": random & others,
+        "better than random maps in both tests, but not than maps of other pairs": random & ~others,
+        "not better than random maps in one test or both": ~random,
+    }
+    parts = [
+        f"maps of {join(better.index[is_chosen])} are {text}"
+        for text, is_chosen in groups.items()
+        if is_chosen.any()
+    ]
+    text = "; ".join(parts)
+    lines = [f"{text[0].upper()}{text[1:]}.\n"]
     for (test, against), group in rows.groupby(["test", "against"], sort=False):
         names = group.groupby("verdict", observed=True)["architecture"].agg(", ".join)
         parts = [f"**{verdict}** for {joined}" for verdict, joined in names.items()]
@@ -130,15 +146,14 @@ def trust(study: str, architecture: str) -> str:
 
 
 def describe(explanations: Mapping[str, Explanation]) -> str:
-    """Number, size and layer of the maps, and how many are empty: a line per architecture."""
+    """Size and layer of the maps, and how many are empty: a line per architecture."""
     lines = []
     for name, explanation in explanations.items():
         maps = np.concatenate([explanation.maps.query, explanation.maps.result])
         n_empty = (~maps.any(axis=(1, 2))).sum()
         lines.append(
-            f"- **{name}**: {len(maps):,} maps of {maps.shape[1]} × {maps.shape[2]} positions, "
-            f"from the layer `{explanation.maps.layer}`, for {len(explanation.queries):,} queries "
-            f"and their nearest results; {n_empty:,} of them are empty."
+            f"- **{name}**: {maps.shape[1]} × {maps.shape[2]} positions, from the layer "
+            f"`{explanation.maps.layer}`; empty maps: {n_empty:,}."
         )
     return "\n".join(lines)
 

@@ -13,13 +13,20 @@ from matplotlib.figure import Figure
 
 from cbir.reporting import charts, effects
 from cbir.reporting.display import NEUTRAL, entry, looks
-from cbir.reporting.estimates import from_row, interval_columns, span
+from cbir.reporting.estimates import interval_columns
 from cbir.reporting.runs import Run
-from cbir.reporting.sentences import p_value
+from cbir.reporting.sentences import join
 from cbir.retrieval.feedback import Rocchio, measure_feedback
 
 FILE = "feedback.csv"
 WITH, WITHOUT = "with_feedback", "without_feedback"
+# What feedback does to the mAP, by verdict.
+EFFECTS = {
+    "better": "raises",
+    "worse": "lowers",
+    "not significantly different": "does not significantly change",
+    "untested": "has an untested effect on",
+}
 WEIGHTS = [f"weight_{field.name}" for field in fields(Rocchio)]
 COLUMNS = [
     "architecture", "round", WITH, WITHOUT, "gain", "p_holm", "marked", "positive", "n_queries",
@@ -80,9 +87,11 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, from `measure_runs`, as a reader sees them."""
+    if rows.empty:
+        return rows
     texts = effects.table(rows, COLUMNS)
     means = texts[["marked", "positive"]].map("{:.1f}".format)
-    return texts.assign(**means)
+    return texts.assign(**means, weights=[str(Rocchio(*row)) for row in rows[WEIGHTS].to_numpy()])
 
 
 def figure(rows: pd.DataFrame) -> Figure | None:
@@ -115,42 +124,21 @@ def figure(rows: pd.DataFrame) -> Figure | None:
 
 
 def describe(rows: pd.DataFrame) -> str:
-    """The gains of feedback for each architecture, in words.
+    """What marking results once does to the mAP of each architecture, in a sentence.
 
     Args:
         rows: from `measure_runs`; without a round of feedback, the text is empty.
     """
     if rows.empty or rows["round"].max() == 0:
         return ""
-    groups = rows.groupby("architecture", sort=False)
-    lines = [f"- **{name}**: {_gains(of_run)}" for name, of_run in groups]
     first = rows[rows["round"] == 1]
-    lines.append(
-        f"\nThe simulated user of {span(first['n_queries'] + first['n_left_out'])} queries marks "
-        f"the {first['marked'].max():.3g} nearest images in each round. p is Holm-corrected over "
-        "all rounds and architectures shown. The gains are those of one trained network of each "
-        "architecture, that of the first seed."
-    )
-    return "\n".join(lines)
-
-
-def _gains(rows: pd.DataFrame) -> str:
-    """All rounds of one architecture in a few sentences."""
-    parts = []
-    for _, row in rows[rows["round"] > 0].iterrows():
-        after = f"after {row['round']} round{'s' if row['round'] > 1 else ''}"
-        if not row["n_queries"]:
-            parts.append(f"{after}, no query has a relevant image left")
-            continue
-        verdict = {"better": "a gain", "worse": "a loss"}.get(row["verdict"], row["verdict"])
-        with_feedback, without, gain = (from_row(row, name) for name in (WITH, WITHOUT, "gain"))
-        left_out = f", {row['n_left_out']:,} queries left out" if row["n_left_out"] else ""
-        parts.append(
-            f"{after}, mAP is {with_feedback} instead of {without}: {verdict} "
-            f"({gain:+}, {p_value(row['p_holm'])}{left_out})"
+    names = first.groupby("verdict", observed=True)["architecture"].agg(join)
+    parts = [f"{EFFECTS[verdict]} the mAP of {joined}" for verdict, joined in names.items()]
+    text = f"Marking the {first['marked'].max():.3g} nearest images once {'; '.join(parts)}."
+    gains = first[first["verdict"] == "better"]
+    if len(gains):
+        best = gains.loc[gains[WITH].idxmax()]
+        text += (
+            f" With {best['architecture']}, it rises from {best[WITHOUT]:.3f} to {best[WITH]:.3f}."
         )
-    last = rows.iloc[-1]
-    return (
-        f"{'; '.join(parts)}. Of {last['marked']:.3g} marked images, {last['positive']:.3g} were "
-        f"positive examples (means over the queries). Weights: {Rocchio(*last[WEIGHTS])}."
-    )
+    return text

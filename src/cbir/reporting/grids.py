@@ -110,11 +110,10 @@ def best_points(points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
 
 def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
     names = dimensions(points)
-    texts = {run: ", ".join(_describe(row, names)) for run, row in points.iterrows()}
+    texts = {run: f"`{', '.join(_describe(row, names))}`" for run, row in points.iterrows()}
     best, fastest = points.loc[points[MAP].idxmax()], points.loc[points[SPEED].idxmax()]
     text = (
-        f"**{architecture}**: the highest mAP is {from_row(best, MAP)}, with {texts[best.name]} "
-        f"(accuracy {from_row(best, ACCURACY)}, {best[SPEED]:,.0f} images/s)."
+        f"**{architecture}** has the highest mAP, {from_row(best, MAP)}, with {texts[best.name]}."
     )
     is_tie = ~compared["is_significant"] & compared["p"].notna()
     is_of_best = (compared[["ahead", "behind"]] == best.name).any(axis=1)
@@ -122,19 +121,19 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame,
     names_of_ties = ties[["ahead", "behind"]].to_numpy().ravel()
     if rivals := [texts[run] for run in names_of_ties if run != best.name]:
         scope = "" if ties["covers_seeds"].all() else f" ({NETWORKS_ONLY}: {note})"
-        text += f" Not significantly different from it: {'; '.join(rivals)}{scope}."
+        text += f"\n- Not significantly different from it: {'; '.join(rivals)}{scope}."
     is_untested = points[names].ne(best[names]).sum(axis=1) > 1
     _, low, high = interval_columns(MAP)
     is_near = points[high] >= best[low]
     if untested := [texts[run] for run in points.index[is_untested & is_near]]:
         text += (
-            " Not tested against it, because more than one parameter differs, but with overlapping "
-            f"intervals: {'; '.join(untested)}."
+            "\n- Not tested against it, because more than one parameter differs, but with "
+            f"overlapping intervals: {'; '.join(untested)}."
         )
     if fastest.name != best.name:
         text += (
-            f" The fastest is {texts[fastest.name]}, {fastest[SPEED] / best[SPEED]:.1f} times as "
-            f"fast, with an mAP of {from_row(fastest, MAP)}."
+            f"\n- The fastest is {texts[fastest.name]}, {fastest[SPEED] / best[SPEED]:.1f} times "
+            f"as fast, with an mAP of {fastest[MAP]:.3f}."
         )
     return text
 

@@ -50,13 +50,16 @@ class Tile:
     sign: str = ""
 
 
-def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) -> Figure | None:
+def montage(
+    rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = (), inches: float = SIDE
+) -> Figure | None:
     """Pictures in rows, drawn as one image with lines of text between them.
 
     Args:
         rows: may differ in length; None leaves a place empty. All tiles get the side of the
             largest one, but at most `MOST_SIDE`.
         names: the text at the left of each row; none by default.
+        inches: the side of a tile.
 
     Returns:
         None if there is no tile. The units of the axis are pixels of the tiles.
@@ -65,7 +68,7 @@ def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) ->
     if not tiles:
         return None
     side = min(MOST_SIDE, max(len(tile.pixels) for tile in tiles))
-    inch = side / SIDE
+    inch = side / inches
     # The distances from the top of the figure to the tiles of each row and to its end.
     tops, end = [], 0
     for row in rows:
@@ -77,7 +80,7 @@ def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) ->
     axis = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
     frames, gap = [], 0.035 * inch
     for row, name, top in zip_longest(rows, names, tops, fillvalue=""):
-        axis.text(-3 * gap, top + side / 2, name, ha="right", va="center", size=9)
+        axis.text(-3 * gap, top + side / 2, name, ha="right", va="center", size=10)
         for column, tile in enumerate(row):
             if tile is None:
                 continue
@@ -90,7 +93,7 @@ def montage(rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = ()) ->
             if tile.sign:
                 box = {"facecolor": tile.colour, "edgecolor": "none", "pad": 1.2}
                 corner = {"ha": "left", "va": "top", "color": "white", "weight": "bold"}
-                axis.text(left + gap, top + gap, tile.sign, size=7.5, bbox=box, **corner)
+                axis.text(left + gap, top + gap, tile.sign, size=8, bbox=box, **corner)
             if tile.is_framed:
                 frame = Rectangle((left - 0.5, top - 0.5), side, side)
                 frame.set(edgecolor=tile.colour, facecolor="none", linewidth=2.5)
@@ -149,7 +152,7 @@ def samples(dataset: Dataset, per_class: int = 10) -> Figure:
         [Tile(dataset.images[position]) for position in dataset.train[labels == label][:per_class]]
         for label in range(len(names))
     ]
-    return montage(rows, [shorten(name, 24) for name in names])
+    return montage(rows, [shorten(name, 24) for name in names], inches=0.45)
 
 
 def retrieved(
@@ -171,14 +174,16 @@ def retrieved(
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        by_name = note if isinstance(note, dict) else dict.fromkeys(neighbours, "")
+        first_note = dict.fromkeys(neighbours, "") | dict.fromkeys([*neighbours][:1], note)
+        by_name = note if isinstance(note, dict) else first_note
         for name in by_name:
             is_first, (rankings, similarities) = name == next(iter(by_name)), neighbours[name]
             results = enumerate(zip(rankings[query], similarities[query], strict=True), start=1)
             tiles = [result_tile(dataset, query, *result, rank) for rank, result in results]
             rows.append([query_tile(dataset, query) if is_first else None, *tiles])
-            text = by_name[name] or (note if is_first else "")
-            names.append("\n".join(filter(None, [name if len(neighbours) > 1 else "", text])))
+            names.append(
+                "\n".join(filter(None, [name if len(neighbours) > 1 else "", by_name[name]]))
+            )
     return montage(rows, names)
 
 

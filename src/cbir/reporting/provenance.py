@@ -188,13 +188,6 @@ def trained_on(summary: dict) -> str:
     return ", ".join(machine + [f"{name} {value}" for name, value in place["versions"].items()])
 
 
-def shared_settings(table: pd.DataFrame) -> str:
-    """The settings that all networks in `networks_table` share, in a sentence."""
-    shared = table.drop(columns=differing_settings(table).columns)
-    parts = [f"{name} {values.iloc[0]}" for name, values in shared.items()]
-    return f"The same for all: {'; '.join(parts)}." if parts else ""
-
-
 def differing_settings(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of `networks_table` in which networks differ; all of them for one network."""
     return table if len(table) < 2 else table.loc[:, table.nunique() > 1]

@@ -80,6 +80,13 @@ RELATIONS = {
     "loss": "significantly behind",
     "untested": "untested against",
 }
+# Two searches, what the first is, and what the second is called.
+SEARCH_TEXTS = (
+    ("label_lookup", "unrestricted", "Ranking by predicted class probabilities alone is",
+     "ranking by embedding"),
+    ("soft", "predicted_class", "Searching several probable classes is",
+     "searching only the predicted class"),
+)  # fmt: skip
 # Said of a comparison that does not cover seeds.
 NETWORKS_ONLY = "these trained networks only"
 
@@ -170,7 +177,11 @@ def _relations(outcomes: pd.Series, whole: str = "") -> list[str]:
     """
     groups = outcomes.index.groupby(outcomes) if len(outcomes) else {}
     is_whole = whole and len(outcomes) > 2 and len(groups) == 1
-    return [f"{RELATIONS[key]} {whole if is_whole else join(groups[key])}" for key in RELATIONS if key in groups]
+    return [
+        f"{relation} {whole if is_whole else join(groups[outcome])}"
+        for outcome, relation in RELATIONS.items()
+        if outcome in groups
+    ]
 
 
 def join(names: Iterable[str]) -> str:
@@ -222,6 +233,50 @@ def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     return "\n".join(lines)
 
 
+def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
+    """Which class has the lowest mAP, a mean over the networks, in a sentence.
+
+    Args:
+        rows: from `tables.first_protocol_rows`.
+    """
+    by_class = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
+    is_shown = by_class["architecture"].isin(networks(runs) or runs)
+    chosen = {"metric": "mean_average_precision", "search": "unrestricted"}
+    is_shown &= (by_class[list(chosen)] == pd.Series(chosen)).all(axis=1)
+    means = by_class[is_shown].groupby("class")["value"].mean()
+    return (
+        f"The class with the lowest mAP is {means.idxmin()} ({means.min():.2f}), and that with the "
+        f"highest is {means.idxmax()} ({means.max():.2f}), as means over the architectures."
+    )
+
+
+def extremes(queries: pd.DataFrame, name: str) -> str:
+    """The range of a run's average precision, in a sentence.
+
+    Args:
+        queries: from `examples.extremes`.
+        name: of the run.
+    """
+    scores = queries.groupby("case")["average_precision"]
+    return (
+        f"The average precision (AP) of {name} reaches from {scores.min()['worst']:.2f} to "
+        f"{scores.max()['best']:.2f}, with a median of {scores.first()['median']:.2f}."
+    )
+
+
+def definitions(scores: pd.DataFrame, run: Run) -> str:
+    """How far definitions of one metric differ for one ranking, in a sentence.
+
+    Args:
+        scores: from `map_definitions.compare_definitions`.
+    """
+    return (
+        f"The same ranking has an mAP from {scores['value'].min():.3f} to "
+        f"{scores['value'].max():.3f}, depending on the definition: that of all queries by "
+        f"**{run.architecture}**, its first seed, under the protocol `{run.protocol}`."
+    )
+
+
 def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
     """On which query the architectures disagree most, in a sentence; empty without any.
 
@@ -236,6 +291,35 @@ def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
         f"The architectures disagree most on a query of the class {name}: its average precision "
         f"(AP) with {widest['highest']} is {widest['spread']:.2f} above that with "
         f"{widest['lowest']}."
+    )
+
+
+def costliest_confusion(confusions: pd.DataFrame) -> str:
+    """Which confusion of classes costs most mAP, in a sentence; empty without any.
+
+    Args:
+        confusions: from `examples.costly_confusions`.
+    """
+    if confusions.empty:
+        return ""
+    worst = confusions.loc[confusions["mAP lost"].idxmax()]
+    return (
+        f"The costliest confusion is that of {worst['architecture']}, which returns "
+        f"{worst['returned']} for {worst['class']}: it costs {worst['mAP lost']:.4f} of the mAP."
+    )
+
+
+def largest_hub(hubs: pd.DataFrame) -> str:
+    """Which architecture returns one image most often, in a sentence.
+
+    Args:
+        hubs: from `examples.hub_table`.
+    """
+    name = hubs["most often returned"].idxmax()
+    count, wrongly = hubs.loc[name, ["most often returned", "of these wrongly"]]
+    return (
+        f"The image that is returned most often is among the first ten results of {count:,} "
+        f"queries, wrongly for {wrongly:,} of them, with {name}."
     )
 
 
@@ -309,25 +393,27 @@ def retrieval_or_classification(pairs: pd.DataFrame) -> str:
     Args:
         pairs: from `tables.search_pairs`; without any, the text is empty.
     """
-    lines = []
-    texts = {
-        ("label_lookup", "unrestricted"): "Ranking by predicted class probabilities alone, without "
-        "any embedding, is {}.",
-        ("soft", "predicted_class"): "Searching several probable classes is {} (searching only the "
-        "predicted class).",
-    }
-    for (one, other), text in texts.items():
-        groups = {}
-        for name, compared in pairs.groupby("architecture", sort=False):
-            outcome = uncertainty.pair_outcomes(compared, [one, other]).loc[one, other]
-            is_of_networks = tables.is_of_networks(pair_of(compared, one, other))
-            groups.setdefault((outcome, is_of_networks), []).append(name)
-        parts = [
-            f"{RELATIONS[outcome]} it for {join(names)}" + f" ({NETWORKS_ONLY})" * is_of_networks
-            for (outcome, is_of_networks), names in groups.items()
-        ]
-        lines += [text.format("; ".join(parts))] if parts else []
-    return "\n\n".join(lines)
+    return "\n\n".join(
+        f"{text} {_compare_searches(pairs, one, other, whom)}."
+        for one, other, text, whom in SEARCH_TEXTS
+        if len(pairs)
+    )
+
+
+def _compare_searches(pairs: pd.DataFrame, one: str, other: str, whom: str) -> str:
+    """For which architectures a search is ahead of another one, which is called `whom`."""
+    groups, of_networks = {}, []
+    for name, compared in pairs.groupby("architecture", sort=False):
+        outcome = uncertainty.pair_outcomes(compared, [one, other]).loc[one, other]
+        groups.setdefault(outcome, []).append(name)
+        if tables.is_of_networks(pair_of(compared, one, other)):
+            of_networks.append(name)
+    parts = [
+        f"{RELATIONS[outcome]} {'it' if place else whom} for {join(groups[outcome])}"
+        for place, outcome in enumerate(key for key in RELATIONS if key in groups)
+    ]
+    text = "; ".join(parts)
+    return f"{text} ({NETWORKS_ONLY}: {join(of_networks)})" if of_networks else text
 
 
 def unseen(runs: dict[str, Run]) -> str:

@@ -371,7 +371,7 @@ def _write_page(study: Study, page: Page) -> None:
     path, title = study.folder / page.file, f"{page.title} · {study.name}"
     executed = study.folder / f"{page.name}.ipynb"
     write_page(executed, path, report=study.name, title=title, links=study.links)
-    if page == study.pages[0]:
+    if path.name == "index.html":
         write_index(study.folder.parent)
     if (size := path.stat().st_size) > LARGEST_PAGE:
         print(
