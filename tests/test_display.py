@@ -1,6 +1,7 @@
 """What notebooks show: figures with their text, tables with their numbers in full, or nothing."""
 
 import base64
+import csv
 import io
 import os
 import re
@@ -136,6 +137,16 @@ def test_rows_have_digits_of_their_own(shown):
     display.table(frame, "Costs.", digits=2)
     some, alike = (re.findall(r">([\d.]+)</td>", bundle["text/html"]) for bundle, _ in shown)
     assert (some, alike) == (["1.2", "3.142"], ["1.25", "3.14"])
+
+
+def test_csv_of_a_table_has_no_formulas(shown):
+    classes = ["=cmd|calc", "-2"]
+    counts = pd.DataFrame([[1, -2], [3, 4]], columns=classes, index=pd.Index(classes, name="class"))
+    display.table(counts, "Confusions.")
+    display.table(counts.rename_axis(None), "Confusions.")
+    for first, (bundle, _) in zip(("class", ""), shown, strict=True):
+        rows = list(csv.reader(io.StringIO(bundle["text/csv"])))
+        assert rows == [[first, "'=cmd|calc", "-2"], ["'=cmd|calc", "1", "-2"], ["-2", "3", "4"]]
 
 
 def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown):

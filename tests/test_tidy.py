@@ -1,5 +1,6 @@
 """Numbers in rows: what each row stands for, in one order, the same bytes for the same numbers."""
 
+import csv
 import dataclasses
 from types import SimpleNamespace
 
@@ -341,7 +342,15 @@ def test_whole_numbers_are_written_without_a_point(rows, tmp_path):
     assert set(table["n_queries"]) == {"8", "24"}
 
 
-@pytest.mark.parametrize("names", [["01", "02", "10"], ["NA", "None", "null"], ["1e3", "nan", "x"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["01", "02", "10"],
+        ["NA", "None", "null"],
+        ["1e3", "nan", "x"],
+        ["=cmd|' /C calc'!A0", "'@sum", "-1"],
+    ],
+)
 def test_classes_keep_their_names_on_the_way_to_disk_and_back(names, queries, tmp_path):
     """Names that look like numbers, or like nothing, are names all the same."""
     one = queries[(queries["seed"] == 8) & (queries["search"] == "unrestricted")]
@@ -363,3 +372,13 @@ def test_depths_that_one_protocol_alone_measures_are_empty_for_the_others(states
     found = tidy.select(tidy.metrics(both, CLASSES), metric="precision", k=1000)
     assert found.dropna(subset="value")["protocol"].unique().tolist() == ["hashing_1k"]
     assert str(tidy.number(found[found["protocol"] == "closed"].head(1))) == "–"
+
+
+def test_no_name_is_a_formula_in_a_spreadsheet(queries, tmp_path):
+    names = ["=cmd|' /C calc'!A0", "+1+1", "@sum"]
+    one = queries[(queries["seed"] == 8) & (queries["search"] == "unrestricted")]
+    tidy.write_csv(tidy.metrics(one, names), tmp_path / "one.csv")
+    with (tmp_path / "one.csv").open(newline="") as file:
+        cells = {cell for row in csv.reader(file) for cell in row}
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@"))]
+    assert {f"'{name}" for name in names} <= cells

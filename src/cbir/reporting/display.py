@@ -251,7 +251,7 @@ def table(
             for name, *row in cells.itertuples(name=None)
         ],
     )
-    csv = estimates.split(cells).to_csv(index=has_names, lineterminator="\n")
+    csv = estimates.csv_text(estimates.split(cells), index=has_names)
     bundle = {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
     display(bundle, metadata={"text/html": {"caption": caption}}, raw=True)
 

@@ -1,6 +1,7 @@
 """Numbers for readers, with as many digits as their 95 % interval supports, and p-values."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from cbir.retrieval.uncertainty import ALPHA
 DECIMALS, WIDTH = 3, 1e-9
 # More digits would not help readers.
 MOST_DECIMALS = 4
+# A text that a spreadsheet would compute, and the apostrophe that prevents it. A text that begins
+# with apostrophes gets one more, so that the original is known.
+FORMULA, FORMULA_AS_TEXT = r"'*[=+\-@\t\r]", r"^'(?='*[=+\-@\t\r])"
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,33 @@ def span(values: Iterable[float], digits: int = 0) -> str:
     """One number if all are equal, else the lowest and the highest."""
     values = sorted(values)
     return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (values[0], values[-1])))
+
+
+def csv_text(frame: pd.DataFrame, index: bool = False, **options) -> str:
+    """A table as CSV, in which no text is a formula: `tidy.read_csv` takes the apostrophes away.
+
+    Spreadsheets compute what begins with =, +, - or @, and names come from files of strangers.
+
+    Args:
+        index: whether the index is a column.
+        options: as for `DataFrame.to_csv`.
+    """
+    frame = frame.copy()
+    for place, kind in enumerate(frame.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            frame.isetitem(place, frame.iloc[:, place].map(_as_text))
+    frame = frame.rename(columns=_as_text, index=_as_text if index else None)
+    return frame.to_csv(index=index, lineterminator="\n", **options)
+
+
+def _as_text(cell):
+    if not isinstance(cell, str) or not re.match(FORMULA, cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from cbir.images.dataset import Dataset, load_dataset, stored_dataset
 from cbir.images.folders import dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
-from cbir.reporting import tidy
+from cbir.reporting import estimates, tidy
 
 if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers need them
     from cbir.networks.models import Network
@@ -274,7 +274,10 @@ def save_run(
             "trained_on": _elsewhere(training.artifact.manifest, here),
             "training_accuracy": evaluation.training_accuracy(states, measurement),
         }
-        write_text(folder / "history.csv", training.stages.to_csv(float_format="%.6g"))
+        write_text(
+            folder / "history.csv",
+            estimates.csv_text(training.stages, index=True, float_format="%.6g"),
+        )
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read_run(study, architecture)
 

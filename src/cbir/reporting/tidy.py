@@ -120,7 +120,7 @@ def sort(rows: pd.DataFrame) -> pd.DataFrame:
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
     """Write metrics.csv; the same numbers give the same bytes."""
-    write_text(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(path, estimates.csv_text(rows, float_format="%.6g"))
 
 
 def write_parquet(rows: pd.DataFrame, path: Path) -> None:
@@ -133,9 +133,12 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Rows of a metrics.csv; names that look like numbers stay text."""
     names = ["study", "architecture", "variant", "protocol", "search", "metric", "class"]
     # A class may be called NA, so only an empty field counts as empty.
-    return pd.read_csv(
+    rows = pd.read_csv(
         path, dtype=dict.fromkeys(names, "str"), keep_default_na=False, na_values=[""]
     )
+    for name in rows.columns.intersection(names):
+        rows[name] = rows[name].str.replace(estimates.FORMULA_AS_TEXT, "", regex=True)
+    return rows
 
 
 def select(rows: pd.DataFrame, **values) -> pd.DataFrame:
