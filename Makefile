@@ -36,7 +36,7 @@ use STUDY, ARCHITECTURES, DATA and SET, `make export` and `make publish` use STU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-faults test-browser lint bench scale export publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ test-slow: $(STAMP)  ## run the slow tests: whole studies and further architectu
 
 test-faults: $(STAMP)  ## run the tests with crashes, damaged files and hostile input
 	@$(PYTEST) -m "faults and not browser"
+
+mutants: $(STAMP)  ## check that the quick tests notice mistakes seeded in the code (minutes)
+	@$(BIN)/python tests/mutants.py
 
 test-browser: $(BROWSER)  ## check the report's pages in Debian's Chromium
 	@$(BIN)/python -m pytest tests/browser
