@@ -194,6 +194,10 @@ def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other():
     assert display.looks(reversed(names)) == all_looks
     assert all_looks["cnn"] == display.looks(["mine", "cnn"])["cnn"] == display.LOOKS[0]
     assert display.looks(["mine"])["mine"] == display.looks(["mine", "cnn", "other"])["mine"]
+    # Fixed rules are grey, and take no look from others.
+    rules = display.looks([*display.RULES, *names])
+    assert {name: rules[name] for name in names} == all_looks
+    assert {rules[name][0] for name in display.RULES} == {display.FAINT}
     # More than there are looks still have one each.
     assert len(display.looks(map(str, range(60)))) == 60
 

@@ -191,3 +191,12 @@ def test_of_many_classes_the_most_confused_are_coloured(dataset):
 
 def test_ten_classes_differ_in_colour_and_in_marker():
     assert len({*projections.CLASS_COLOURS}) == len({*projections.CLASS_MARKERS}) == 10
+
+
+def test_the_map_with_the_highest_trustworthiness_is_named():
+    kept = {"cnn": 0.8, "vgg16": 0.9, "few": np.nan}
+    maps = {name: SimpleNamespace(kept=value) for name, value in kept.items()}
+    assert projections.describe(maps).startswith(
+        "The map of vgg16 has the highest trustworthiness, 0.90 (at most 1)"
+    )
+    assert projections.describe({"few": maps["few"]}) == projections.describe({}) == ""

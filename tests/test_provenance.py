@@ -414,11 +414,16 @@ def test_parameters_stand_in_rows_and_runs_in_columns(project):
 
 def test_the_commands_check_the_commit_out_and_run_the_study(project):
     write_manifest(project)
-    assert provenance.commands("tiny") == "```\ngit checkout abc123\nmake report STUDY=tiny\n```"
+    assert (
+        provenance.commands("tiny")
+        == "To repeat this report:\n\n```\ngit checkout abc123\nmake report STUDY=tiny\n```"
+    )
     write_manifest(project, git={"commit": "abc123", "clean": False})
     assert provenance.commands("tiny").endswith("there were uncommitted changes.")
     write_manifest(project, git={"commit": None, "clean": None})
-    assert provenance.commands("tiny") == "```\nmake report STUDY=tiny\n```"
+    assert (
+        provenance.commands("tiny") == "To repeat this report:\n\n```\nmake report STUDY=tiny\n```"
+    )
 
 
 def test_without_a_report_there_is_nothing_to_tell(project):

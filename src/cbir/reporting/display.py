@@ -35,9 +35,9 @@ MARKERS = "osD^vPX"
 # A colour and a marker for each architecture: 42 pairs, no two alike.
 LOOKS = [(PALETTE[place % 6], MARKERS[place % 7]) for place in range(42)]
 # The architectures that get the first looks, in this order.
-KNOWN = (
-    "cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong", "random", "raw_pixels", "hand_crafted",
-)  # fmt: skip
+KNOWN = ("cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong")
+# Baselines that are fixed rules are grey.
+RULES = {"random": (FAINT, "X"), "raw_pixels": (FAINT, "P"), "hand_crafted": (FAINT, "v")}
 # Pixel figures are drawn at twice the size at which they are shown, so that they are sharp.
 PIXELS_PER_INCH = 84
 # A figure with more points, or with more pixels in its images, is not stored as SVG.
@@ -206,18 +206,19 @@ def say(text: str | None) -> None:
 def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The colour and marker of each architecture in a figure, unique for up to 42 architectures.
 
-    The architectures of `KNOWN` always look the same. The look of others depends on a hash of their
-    name; if two would look alike, one of them gets the next free look.
+    The architectures of `KNOWN` and the baselines of `RULES` always look the same. The look of
+    others depends on a hash of their name; if two would look alike, one of them gets the next free
+    look.
     """
     architectures = list(architectures)
     places = {name: KNOWN.index(name) for name in architectures if name in KNOWN}
     n_free = len(LOOKS) - len(KNOWN)
-    for name in sorted(set(architectures) - set(KNOWN)):
+    for name in sorted(set(architectures) - {*KNOWN, *RULES}):
         start = int(hashlib.sha256(name.encode()).hexdigest(), 16)
         order = [len(KNOWN) + (start + step) % n_free for step in range(n_free)]
         free = [place for place in order if place not in places.values()]
         places[name] = (free or order)[0]
-    return {name: LOOKS[places[name]] for name in architectures}
+    return {name: RULES.get(name) or LOOKS[places[name]] for name in architectures}
 
 
 def table(
@@ -269,7 +270,7 @@ def bars(points: pd.DataFrame, caption: str) -> None:
     by_name = looks(points.index)
     slowest = points["milliseconds"].max()
     rows = [
-        {"name": name, "colour": FAINT if row["is_baseline"] else by_name[name][0],
+        {"name": name, "colour": by_name[name][0],
          "estimate": from_row(row),
          "shares": [100 * row[end] for end in ("ci_low", "value", "ci_high")],
          "milliseconds": row["milliseconds"], "share": 100 * row["milliseconds"] / slowest,

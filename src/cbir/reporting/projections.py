@@ -82,6 +82,22 @@ def figure(
     return figure
 
 
+def describe(projections: Mapping[str, Projection]) -> str:
+    """Whose map preserves neighbourhoods best, in a sentence; empty without any.
+
+    Args:
+        projections: by architecture, from `project_all`.
+    """
+    kept = {name: one.kept for name, one in projections.items() if not np.isnan(one.kept)}
+    if not kept:
+        return ""
+    name = max(kept, key=kept.get)
+    return (
+        f"The map of {name} has the highest trustworthiness, {kept[name]:.2f} (at most 1): the "
+        "nearest points on it are most often nearest in the embedding, too."
+    )
+
+
 def _quality(projection: Projection) -> str:
     """What a projection preserves, in words."""
     parts = {

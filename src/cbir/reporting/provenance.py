@@ -98,7 +98,7 @@ def commands(study: str) -> str:
         return ""
     git = manifest["git"]
     checkout = f"git checkout {git['commit']}\n" if git["commit"] else ""
-    text = f"```\n{checkout}{manifest['command']}\n```"
+    text = f"To repeat this report:\n\n```\n{checkout}{manifest['command']}\n```"
     if git["clean"] is False:
         text += "\n\nThe commit is not sufficient, because there were uncommitted changes."
     return text
