@@ -508,3 +508,170 @@ def test_step_of_a_process_that_was_killed_goes_on_in_its_folder(root):
         write(folder, (folder / "result.txt").read_text() + " and whole")
 
     assert (make_once(go_on).folder / "result.txt").read_text() == "half and whole"
+
+
+# Damage
+
+FILES = ("result.txt", "manifest.json")
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped bit": flip,
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "other content": lambda path: path.write_text("gone"),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b" x"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_result_is_named_and_made_anew(root, capsys, name, damage):
+    first = make_once(size=3)
+    damage(first.folder / name)
+    assert found(size=3) is None
+    assert f"{first.folder}: {name} is damaged" in capsys.readouterr().out
+    again = make_once(functools.partial(write, text="anew"), size=3)
+    assert (again.folder / "result.txt").read_text() == "anew"
+    assert make_once(no_make, size=3) == again
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("key", ["seconds", "parameters", "reads", "step", "key", "files"])
+def test_a_manifest_that_was_edited_is_damaged(root, key):
+    path = make_once(size=3).folder / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {key: {} if key == "files" else "edited"}))
+    assert found(size=3) is None
+
+
+def test_a_result_that_lost_a_file_is_made_anew(root, capsys):
+    first = make_once()
+    (first.folder / "result.txt").unlink()
+    assert found() is None
+    assert f"{first.folder}: result.txt is missing" in capsys.readouterr().out
+    assert make_once().folder == first.folder
+
+
+def test_exchanged_folders_are_made_anew(root):
+    one, other = make_once(size=1).folder, make_once(size=2).folder
+    one.rename(root / "aside")
+    other.rename(one)
+    (root / "aside").rename(other)
+    for size, folder in ((1, one), (2, other)):
+        assert found(size=size) is None
+        assert make_once(functools.partial(write, text="anew"), size=size).folder == folder
+
+
+def test_a_quick_check_reads_small_files_and_the_sizes_of_large_ones(root):
+    def large(folder: Path) -> None:
+        (folder / "large").write_bytes(bytes(cache.SMALL))
+        write(folder)
+
+    folder = make_once(large).folder
+    flip(folder / "large")
+    assert cache.read(folder, thorough=False) is not None
+    assert cache.read(folder) is None
+    folder = make_once(large).folder
+    os.truncate(folder / "large", cache.SMALL - 1)
+    assert cache.read(folder, thorough=False) is None
+    folder = make_once(large).folder
+    flip(folder / "result.txt")
+    assert cache.read(folder, thorough=False) is None
+
+
+def test_a_result_of_an_earlier_version_is_not_read_and_stays(root):
+    folder = root / "artifacts" / "step" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"key": "abc"}')
+    assert cache.read(folder) is None
+    assert (folder / "manifest.json").exists()
+
+
+def test_a_step_killed_before_its_last_move_is_not_made_again(root, monkeypatch):
+    def stopped(source, target):
+        if Path(source).is_dir():
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    replace = os.replace
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", stopped)
+        make_once()
+    assert make_once(no_make) == found()
+
+
+def test_what_only_resumption_needs_is_deleted_at_the_end(root):
+    def in_scratch(folder: Path) -> None:
+        (folder / cache.SCRATCH).mkdir()
+        write(folder / cache.SCRATCH)
+        write(folder)
+
+    folder = make_once(in_scratch).folder
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (events.append("synchronised"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append("moved"), replace(*names)))
+    cache.write_text(tmp_path / "text", "text")
+    assert events == ["synchronised", "moved"]
+
+
+def test_a_manifest_knows_files_beside_its_folder(tmp_path):
+    folder, page = tmp_path / "index", tmp_path / "index.html"
+    folder.mkdir()
+    page.write_text("a page")
+    cache.write_manifest(folder, [page], key="key", seconds=1)
+    assert cache.is_current(folder, "key")
+    flip(page)
+    assert not cache.is_current(folder, "key")
+
+
+def test_a_lock_of_a_killed_process_does_not_hold(root, capsys):
+    (root / "go").touch()
+    process = start_process(60)
+    wait_for(lambda: any(root.glob("artifacts/step/*/result.txt")), process)
+    (lock,) = (root / "artifacts" / "step").glob("*.lock")
+    assert lock.read_text().startswith(f"process {process.pid} on ")
+    process.kill()
+    process.communicate(timeout=60)
+    make_once()
+    assert "waiting" not in capsys.readouterr().out
+    assert not lock.exists()
+
+
+# A tmpfs of a megabyte in a mount namespace of its own, which needs no rights.
+FULL_DISK = """
+import sys
+from pathlib import Path
+from cbir import StudyError, cache
+
+def make(folder):
+    cache.create_array(folder / "array.npy", "f4", (1_000_000,))[:] = 1
+
+try:
+    cache.cached("step", make, parameters={}, package="retrieval")
+except StudyError as error:
+    print(error)
+"""
+
+
+def test_an_array_that_does_not_fit_on_the_disk_is_one_line(root):
+    (root / "artifacts").mkdir()
+    mount = 'mount -t tmpfs -o size=1m tmpfs artifacts || exit 77; exec "$0" -c "$1"'
+    command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, FULL_DISK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system can be mounted here")
+    assert done.returncode == 0
+    assert done.stdout.startswith("disk full while writing ")
+    assert len(done.stdout.splitlines()) == 1

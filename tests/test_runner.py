@@ -1,13 +1,20 @@
 """Running a study with notebooks that do nothing: in which order, what again, what fails."""
 
+import errno
+import os
+import re
+import threading
+import time
+
 import nbformat
 import numpy as np
 import pytest
 from conftest import STUDY, load_shapes
 from conftest import write_study as write_study_files
+from PIL import Image
 
 from cbir import StudyError
-from cbir.cache import write_text
+from cbir.cache import locked, read_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
 from cbir.studies import runner
 from cbir.studies.study import open_study
@@ -20,15 +27,17 @@ RUNS = ["cnn", "resnet50", "vgg16"]
 def bring(project, monkeypatch):
     """Brings the study `tiny` up to date; whether it succeeded, and the notebooks that ran.
 
-    The notebooks in `broken` fail. Each notebook notes whether index.html was there.
+    The notebooks in `broken` fail. Each notebook notes whether index.html was there. `during` has
+    what happens while one runs.
     """
-    executed, had_index = [], {}
+    executed, had_index, during = [], {}, {}
 
     def execute(study, page, target, parameters):
         executed.append(target.stem)
         had_index[target.stem] = (target.parent / "index.html").exists()
         cells = [nbformat.v4.new_markdown_cell(f"# {target.stem}")]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), target)
+        during.get(target.stem, lambda: None)()
         if target.stem in broken:
             raise StudyError("no luck")
 
@@ -48,7 +57,7 @@ def bring(project, monkeypatch):
         study = open_study(project, "tiny", architectures=architectures)
         return runner.bring_up_to_date(study), list(executed)
 
-    bring_up_to_date.had_index = had_index
+    bring_up_to_date.had_index, bring_up_to_date.during = had_index, during
     return bring_up_to_date
 
 
@@ -136,3 +145,137 @@ def test_an_architecture_cannot_be_called_as_another_page(name, project):
     (folder / "cnn.yaml").rename(folder / f"{name}.yaml")
     with pytest.raises(StudyError, match=f"params/tiny/{name}.yaml: .*rename the file"):
         open_study(project, "tiny")
+
+
+# Faults
+
+
+def report_files(project, page: str) -> list:
+    """The files that the manifest of a page or run records."""
+    folder = project / "reports" / "tiny" / page
+    return [folder / name for name in read_manifest(folder)["files"]]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_page_or_run_whose_files_changed_is_made_again(bring, project, damage, capsys):
+    bring()
+    for page, again in (("cnn", ["cnn"]), ("index", ["comparison"]), ("metrics", ["metrics"])):
+        for path in report_files(project, page):
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            if damage == "gone":
+                path.unlink()
+            capsys.readouterr()
+            assert bring() == (True, again), path
+            word = "missing" if damage == "gone" else "damaged"
+            assert f"{path.name} is {word}: it counts as unfinished" in capsys.readouterr().out
+    assert bring() == (True, [])
+
+
+def test_the_first_page_answers_for_the_files_of_the_study(bring, project):
+    bring()
+    names = {path.name for path in report_files(project, "index")}
+    assert names == {"index.html", *STUDY_FILES}
+
+
+def test_numbers_never_stay_beside_the_page_of_other_parameters(bring, project, monkeypatch):
+    """The process dies between the files of the study and its page, then returns to before."""
+    bring()
+    metrics = project / "reports" / "tiny" / "metrics.csv"
+    before = metrics.read_text()
+
+    def die(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "_run_notebook", die)
+        bring(architectures="cnn")
+        (project / "reports" / "tiny" / "vgg16" / "manifest.json").unlink()
+        bring(architectures="cnn")
+    assert metrics.read_text() != before
+    assert bring()[1][-len(DEEPER) :] == DEEPER
+    assert metrics.read_text() == before
+
+
+def test_results_after_nothing_but_failures_are_in_the_files_again(bring, project):
+    bring()
+    metrics = project / "reports" / "tiny" / "metrics.csv"
+    before = metrics.read_text()
+    for name in RUNS:
+        (metrics.parent / name / "manifest.json").unlink()
+    assert bring(*RUNS) == (False, RUNS)
+    assert metrics.read_text() != before
+    bring()
+    assert metrics.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("added", "1 added, such as circle/new.png"),
+        ("replaced", "1 replaced, such as circle/circle-00.png"),
+        ("removed", "1 removed, such as circle/circle-00.png"),
+    ],
+)
+def test_pictures_that_change_during_a_run_stop_it(bring, project, capsys, change, words):
+    folder = project / "data" / "shapes" / "circle"
+
+    def change_pictures() -> None:
+        path = folder / ("new.png" if change == "added" else "circle-00.png")
+        path.unlink(missing_ok=True)
+        if change != "removed":
+            Image.new("RGB", (24, 24), "red").save(path)
+
+    bring.during["resnet50"] = change_pictures
+    assert bring()[0] is False
+    lines = capsys.readouterr().err.splitlines()
+    failed = [line for line in lines if ": failed: pictures have changed since" in line]
+    assert [line.partition(":")[0] for line in failed] == ["resnet50", "vgg16", "comparison"] + (
+        DEEPER
+    )
+    assert all(words in line for line in failed)
+    # All that is kept was measured on one state of the pictures.
+    bring.during.clear()
+    assert bring() == (True, [*RUNS, "comparison", *DEEPER])
+
+
+def test_a_second_run_waits_for_the_first_and_names_it(bring, project, capsys):
+    started = threading.Event()
+    folder = project / "reports" / "tiny"
+
+    def hold() -> None:
+        with locked(folder):
+            started.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    started.wait(10)
+    assert bring(architectures="cnn")[0]
+    other.join()
+    output = capsys.readouterr().out
+    assert f"waiting for {folder}, in use by process {os.getpid()} on " in output
+
+
+def test_trials_have_folders_of_their_own(project):
+    def name(overrides: str) -> str:
+        return open_study(project, "tiny", overrides=overrides).name
+
+    names = [name(""), name("epochs=2"), name("epochs=3"), name("epochs=3 ks=[1]")]
+    assert len(set(names)) == 4
+    assert all(re.fullmatch("tiny-trial-[0-9a-f]{6}", trial) for trial in names[1:])
+    assert name("ks=[1] epochs=3") == names[3]
+
+
+def test_a_disk_that_is_full_stops_no_other_architecture(bring, project, monkeypatch, capsys):
+    def full(*given, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_manifest", full)
+        assert bring() == (False, RUNS)
+    lines = capsys.readouterr().err.splitlines()
+    reason = f"failed: disk full while writing {project}/reports/tiny: free some space"
+    for name, line in zip(RUNS, lines, strict=False):
+        assert line.startswith(f"{name}: {reason}")
+    assert bring() == (True, [*RUNS, "comparison", *DEEPER])

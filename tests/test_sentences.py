@@ -519,3 +519,19 @@ def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):
     assert "tied" not in "".join(texts)
     assert "fewer than 30 queries are untested" in sentences.scope(pairs, runs)
     assert tables.pairs_table(pairs)["significant"].tolist() == ["–"] * 3
+
+
+def test_a_network_that_tells_no_images_apart_is_named():
+    labels = [0, 1, 0, 1]
+    good = result(rows([0.5] * 4, labels=labels, predicted=[0, 1, 1, 1]), mean_similarity=0.9)
+    one_class = result(
+        rows([0.5] * 4, architecture="vgg", labels=labels, predicted=1), mean_similarity=0.9
+    )
+    alike = result(rows([0.5] * 4, architecture="mobile", labels=labels), mean_similarity=1.0)
+    baseline = result(rows([0.5] * 4, architecture="raw", predicted=-1), baseline=True)
+    assert sentences.collapsed({"cnn": good, "raw": baseline}) == ""
+    text = sentences.collapsed({"cnn": good, "vgg": one_class, "mobile": alike, "raw": baseline})
+    assert text.startswith(
+        "**Collapsed:** vgg predicts cross for every query (seed 0); "
+        "mobile embeds all images alike (mean cosine similarity of two images: 1.00000)."
+    )

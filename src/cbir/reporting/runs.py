@@ -236,7 +236,9 @@ def save_run(
         },
         # What computed the numbers, so that no table mixes those of different code.
         "code": package_digest("retrieval"),
-        "mean_similarity": max(_mean_similarity(state.embeddings) for state in states),
+        "mean_similarity": max(
+            _mean_similarity(state.embeddings) for state in states if state.epoch is None
+        ),
         "embedding_dim": int(embeddings.gallery.shape[1]),
         "index_bytes": int(embeddings.gallery.nbytes),
         "speed": asdict(speed),

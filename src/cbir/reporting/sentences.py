@@ -17,6 +17,9 @@ from cbir.reporting.estimates import Estimate, PValue
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
 
+# Above this mean cosine similarity of two images, a network has the same embedding for all.
+COLLAPSED = 0.9999
+
 # What the numbers of a protocol mean, for readers of a report.
 PROTOCOL_TEXTS = {
     "closed": "The protocol is `closed`, as in the paper: the gallery contains training images, "
@@ -114,6 +117,31 @@ def uneven_classes(runs: dict[str, Run]) -> str:
         f"{tables.UNEVEN:g} times as many in one as in another). A mean over queries is "
         "dominated by the large classes. The mean over classes, in which all count the same, is "
         "shown beside it."
+    )
+
+
+def collapsed(runs: dict[str, Run]) -> str:
+    """The networks that tell no images apart, and how this shows; empty if there are none."""
+    found = {}
+    for name, run in networks(runs).items():
+        final = tidy.select(run.per_query, search="unrestricted")
+        for (seed, _, _), rows in final.groupby(["seed", "protocol", "draw"], dropna=False):
+            if rows["label"].nunique() > 1 and rows["predicted"].nunique() == 1:
+                label = rows["predicted"].iloc[0]
+                if label >= 0:
+                    classes = run.summary["dataset"]["classes"]
+                    found[name] = f"predicts {classes[label]} for every query (seed {seed})"
+        similarity = run.summary.get("mean_similarity", 0)
+        if similarity > COLLAPSED:
+            found[name] = (
+                f"embeds all images alike (mean cosine similarity of two images: {similarity:.5f})"
+            )
+    if not found:
+        return ""
+    reasons = "; ".join(f"{name} {reason}" for name, reason in found.items())
+    return (
+        f"**Collapsed:** {reasons}. The scores of such a network say nothing about its "
+        "architecture; a lower learning rate may help."
     )
 
 
