@@ -572,7 +572,7 @@ def test_exchanged_folders_are_made_anew(root):
 
 def test_a_quick_check_reads_small_files_and_the_sizes_of_large_ones(root):
     def large(folder: Path) -> None:
-        (folder / "large").write_bytes(bytes(cache.SMALL))
+        (folder / "large").write_bytes(bytes(cache.SMALL + 10))
         write(folder)
 
     folder = make_once(large).folder
@@ -580,7 +580,7 @@ def test_a_quick_check_reads_small_files_and_the_sizes_of_large_ones(root):
     assert cache.read(folder, thorough=False) is not None
     assert cache.read(folder) is None
     folder = make_once(large).folder
-    os.truncate(folder / "large", cache.SMALL - 1)
+    os.truncate(folder / "large", cache.SMALL)
     assert cache.read(folder, thorough=False) is None
     folder = make_once(large).folder
     flip(folder / "result.txt")
