@@ -41,6 +41,10 @@ from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 
 # The file in a report's folder that lists what is left out.
 LEFT_OUT = "left_out.csv"
+# The files that the notebooks of pages write, beside those of the whole study.
+EFFECTS = {
+    "explanations": "explanations.csv", "feedback": "feedback.csv", "scale": "engines.csv",
+}  # fmt: skip
 LARGEST_PAGE = 4_000_000  # bytes
 
 
@@ -243,14 +247,16 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
 
 
 def _files(study: Study, page: Page) -> list[Path]:
-    """The files of a page or run; the file of a page's effects has the page's name."""
+    """The files of a page or run."""
     from cbir.reporting.pages import copies_of
 
     path = study.folder / page.file
-    files = [path, path.with_name(f"{page.name}.csv"), *copies_of(path)]
+    files = [path, *copies_of(path)]
     files += [study.folder / page.folder / name for name in RUN_FILES]
     if page == study.pages[0]:
         files += [study.folder / name for name in STUDY_FILES]
+    elif page.name in EFFECTS:
+        files.append(study.folder / EFFECTS[page.name])
     return [file for file in files if file.exists()]
 
 
