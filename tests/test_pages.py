@@ -399,7 +399,7 @@ def test_a_copy_has_no_links_to_what_is_not_beside_it(original):
     assert {target for target in targets if target[0] != "#"} == {
         "metrics.csv", "https://example.org",
     }  # fmt: skip
-    assert {"#End", "#content"} < targets
+    assert {"#End", "#content", "#table-scores"} < targets
     # The words of a link stay, except for those of the navigation and of the tables' files.
     assert "See failures, numbers, others and below." in after.text
     assert "A copy of it." in after.text

@@ -136,13 +136,6 @@ def test_the_largest_difference_between_seeds_is_named_and_baselines_have_none()
     )
 
 
-@pytest.mark.parametrize(
-    ("p", "said"), [(0.0001, "p < 0.001"), (0.001, "p = 0.001"), (0.25, "p = 0.250")]
-)
-def test_no_chance_is_called_zero(p, said):
-    assert sentences.p_value(p) == said
-
-
 WAYS = ("unrestricted", "label_lookup", "soft", "predicted_class")
 COMPARED = [("unrestricted", "label_lookup"), ("soft", "predicted_class")]
 

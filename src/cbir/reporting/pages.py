@@ -137,7 +137,8 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
     """
     html = page.read_text("utf-8")
     html = re.sub(r'<nav\b[^>]*class="pages".*?</nav>', "", html, flags=re.DOTALL)
-    html = re.sub(r'<p class="copies">.*?</p>', "", html, flags=re.DOTALL)
+    files = rf'<a\b[^>]*href="(?:{TABLES}|{FIGURES})/[^"]*"[^>]*>.*?</a>'
+    html = re.sub(files, "", html, flags=re.DOTALL)
     html = _LINK.sub(lambda link: link[0] if link[1] in kept else link[2], html)
     html = html.replace("</main>", f"{markdown2html(note)}\n</main>", 1)
     figures = sorted(re.findall(r"<img\b[^>]*>", html), key=len, reverse=True)

@@ -13,7 +13,7 @@ from cbir.images import leaks
 from cbir.images.dataset import Dataset
 from cbir.progress import duration
 from cbir.reporting import estimates, tables, tidy
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting.estimates import Estimate
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
 
@@ -526,21 +526,8 @@ def _n_conflicts(pairs: pd.DataFrame) -> int:
 
 def _share(count: int, total: int) -> str:
     share = count / total
-    text = "less than 0.1 %" if 0 < share < 0.0005 else percentage(share)
+    text = "less than 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
     return f"{count:,} of {total:,} ({text})"
-
-
-def p_value(p: float) -> str:
-    """A p-value, or why there is none, for use in a sentence."""
-    if math.isnan(p):
-        return f"fewer than {uncertainty.MIN_QUERIES} queries"
-    text = str(PValue(p))
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
-
-
-def percentage(share: float) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.1f} %"
 
 
 def pair_of(pairs: pd.DataFrame, one: str, other: str):
@@ -561,7 +548,8 @@ def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str
     if pair.is_significant:
         outcome = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
     if math.isnan(pair.p):
-        outcome, evidence = "untested against", f", {p_value(pair.p)}"
+        outcome = "untested against"
+        evidence = f", fewer than {uncertainty.MIN_QUERIES} queries"
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     scope = f"; {NETWORKS_ONLY}" if tables.is_of_networks(pair) else ""
     return f"{outcome} {label or other} (difference {difference}{evidence}{scope})"
