@@ -4,6 +4,7 @@ STUDY ?=
 ARCHITECTURES ?=
 DATA ?=
 SET ?=
+CHECK ?=
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.cbir-installed
@@ -15,6 +16,7 @@ endif
 BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
 SCALE := $(dir $(STAMP)).cbir-scale
+HEIC := $(dir $(STAMP)).cbir-heic
 CBIR := $(BIN)/python -m cbir
 # The tests of a file share fixtures, so they stay on one worker. The slowest files come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -28,15 +30,16 @@ ARGUMENTS = --study="$$CBIR_STUDY" --architectures="$$CBIR_ARCHITECTURES" --data
 # Variables on the command line that the named commands do not use are refused.
 USED := PYTHON BIN STAMP CBIR PYTEST
 USED += $(if $(filter report plan,$(MAKECMDGOALS)),STUDY ARCHITECTURES DATA SET)
+USED += $(if $(filter report,$(MAKECMDGOALS)),CHECK)
 USED += $(if $(filter export publish,$(MAKECMDGOALS)),STUDY)
 GIVEN := $(foreach name,$(filter-out -%,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
 ifneq ($(filter-out $(USED),$(GIVEN)),)
 $(error $(firstword $(filter-out $(USED),$(GIVEN))) has no effect here: `make report` and `make plan` \
-use STUDY, ARCHITECTURES, DATA and SET, `make export` and `make publish` use STUDY)
+use STUDY, ARCHITECTURES, DATA and SET, `make report` also CHECK, `make export` and `make publish` use STUDY)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale export publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale heic export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,14 +48,18 @@ help:  ## list all commands
 #   report and plan accept
 #     STUDY=digits                    a folder in params/; README describes each study
 #     ARCHITECTURES="cnn vgg16"       run only these architectures
-#     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...
+#     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...,
+#                                     or a CSV file with the columns path, class and, optionally, split
 #     SET="epochs=3"                  override parameters; the report goes to reports/<study>-trial-<digest>/
+#     CHECK=1                         (report) notice pictures replaced under the same size and time
 
 report: $(STAMP)  ## run the study and write reports/<study>/index.html
-	@$(CBIR) report $(ARGUMENTS)
+	@$(CBIR) report $(ARGUMENTS) $(if $(CHECK),--check)
 
 plan: $(STAMP)  ## show what `make report` would do, without doing it
 	@$(CBIR) plan $(ARGUMENTS)
+
+heic: $(HEIC)  ## install pillow-heif, which reads HEIC pictures
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
@@ -124,8 +131,8 @@ distclean: clean  ## also delete caches and the environment
 	@touch $@
 
 # The additional packages of an extra; the locked versions stay as they are.
-$(BENCH) $(BROWSER) $(SCALE): EXTRA = $(subst .cbir-,,$(notdir $@))
-$(BENCH) $(BROWSER) $(SCALE): $(STAMP)
+$(BENCH) $(BROWSER) $(SCALE) $(HEIC): EXTRA = $(subst .cbir-,,$(notdir $@))
+$(BENCH) $(BROWSER) $(SCALE) $(HEIC): $(STAMP)
 	@echo "installing additional packages for $(EXTRA) (only once)"
 	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
 	@if command -v uv >/dev/null; then \

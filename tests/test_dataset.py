@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import shutil
 import socket
 import tarfile
@@ -22,9 +23,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cbir import StudyError
-from cbir.images import dataset, pictures
-from cbir.images.dataset import Dataset, is_cached, load_dataset, take_rows
+from cbir.images import dataset, folders, pictures
+from cbir.images.dataset import (
+    Dataset,
+    forget,
+    is_cached,
+    load_dataset,
+    stored_dataset,
+    take_rows,
+)
 from cbir.images.pictures import CIFAR10_CLASSES, DAMAGED
+from cbir.reporting import tables
 from cbir.studies import params
 
 LOADED_WITH = {
@@ -246,6 +255,360 @@ def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
     # Pictures of the requested size are taken pixel by pixel.
     with Image.open(folder / cifar.names[cifar.queries[5]]) as picture:
         assert (cifar.images[cifar.queries[5]] == np.asarray(picture)).all()
+
+
+# What is used, and what is left out
+
+
+def reasons(dataset: Dataset) -> dict[str, str]:
+    return {one.name: one.reason for one in dataset.left_out}
+
+
+def save_copy(path: Path, suffix: str = "PNG", seed: int = 0) -> None:
+    """A picture of noise, whatever its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, suffix)
+
+
+def test_pictures_are_told_by_their_content(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 4})
+    for number in range(4):
+        save_copy(folder / "plain" / f"IMG_{number}", "JPEG", number)
+        save_copy(folder / "query" / f"{number}.png?width=400", "PNG", number)
+        save_copy(folder / "webp" / f"{number}.download", "WEBP", number)
+    # Texts that begin like a Python file, a bitmap and a header of C.
+    for number, text in enumerate(("Python", "BMW cars", "#define width 3", "")):
+        (folder / "docs").mkdir(exist_ok=True)
+        (folder / "docs" / f"{number}.txt").write_text(text)
+    shapes = load()
+    assert shapes.classes == ["plain", "query", "red", "webp"]
+    assert len(shapes.names) == 16
+    assert reasons(shapes) == {
+        "docs/0.txt": folders.NOT_A_PICTURE,
+        "docs/1.txt": folders.NOT_A_PICTURE,
+        "docs/2.txt": folders.NOT_A_PICTURE,
+        "docs/3.txt": "empty file",
+        "docs/": "folder without pictures",
+    }
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+
+
+def test_class_of_unread_formats_stops_the_study_and_says_what_reads_them(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 4, "blue": 4, "cat": 0, "raw": 0})
+    for number in range(5):
+        (folder / "cat" / f"{number}.{('HEIC', 'jpg')[number % 2]}").write_bytes(HEIC)
+        (folder / "raw" / f"{number}.NEF").write_bytes(b"II*\0")
+    message = error_of()
+    assert (
+        "'cat' (0 images, needs 3; 5 unreadable: HEIC needs pillow-heif: run `make heic`" in message
+    )
+    assert "'raw' (0 images, needs 3; 5 unreadable: camera raw" in message
+    shapes = load(min_images=1)
+    assert shapes.classes == ["blue", "red"]
+    assert len(reasons(shapes)) == 12
+
+
+@pytest.mark.parametrize("names", ["train val", "Train valid Test", "training validation testing"])
+def test_folders_of_parts_are_used_as_such(root, names):
+    train, validation, *test = names.split()
+    write_colours(root / "data" / "shapes" / train, {"red": 8, "blue": 6})
+    for number in range(3):
+        save_copy(root / "data" / "shapes" / validation / "red" / f"v{number}.png", seed=number)
+        save_copy(
+            root / "data" / "shapes" / validation / "blue" / f"v{number}.png", seed=9 + number
+        )
+    if test:
+        write_colours(root / "data" / "shapes" / test[0], {"red": 2, "blue": 2})
+    shapes = load()
+    assert names_of(shapes, "validation") == [
+        f"{validation}/{name}/v{number}.png" for name in ("blue", "red") for number in range(3)
+    ]
+    assert all(name.startswith(f"{train}/") for name in names_of(shapes, "train"))
+    part = test[0] if test else train
+    assert all(name.startswith(f"{part}/") for name in names_of(shapes, "queries"))
+    assert len(shapes.names) == 20 + 4 * len(test)
+    assert f"validation images from {validation}/" in shapes.layout
+    assert shapes.counts().loc["all", "validation"].tolist() == 6
+    # What is learnt from, and what is kept, are shares of every part.
+    assert load(training_images=10).counts().loc["red", "validation"] in (1, 2)
+    assert same(stored_dataset(shapes.fingerprint, **shapes.parameters), shapes)
+
+
+def test_validation_images_are_part_of_the_fingerprint(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 6, "blue": 6})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2, "blue": 2})
+    before = load()
+    for name in ("red", "blue"):
+        moved = root / "data" / "shapes" / "val" / name
+        moved.mkdir(parents=True)
+        (root / "data" / "shapes" / "train" / name / "5.png").rename(moved / "5.png")
+    after = load()
+    assert (after.images[after.queries] == before.images[before.queries]).all()
+    assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ("Train/a.png Train/b.png Test/c.png", "no class folders with pictures in Test/, Train/"),
+        ("test/red/a.png test/blue/b.png", "no training folder beside test/"),
+        ("train/red/a.png train/blue/b.png test/c.png", "test/ has no class folders with pictures"),
+        ("train/red/a.png train/blue/b.png test/", "test/ has no class folders with pictures"),
+        ("train/red/a.png train/blue/b.png val/c.png", "val/ has no class folders with pictures"),
+        (
+            "train/red/a.png train/blue/b.png val/red/a.png valid/red/a.png",
+            "val/, valid/ both mean",
+        ),
+        ("Pets/cat/a.png Pets/dog/b.png", "did you mean DATA=.*/Pets, with cat, dog?"),
+    ],
+)
+def test_unclear_layout_is_refused_with_those_that_are_understood(root, files, message):
+    for name in files.split():
+        if name.endswith("/"):
+            (root / "data" / "shapes" / name).mkdir()
+        else:
+            save_copy(root / "data" / "shapes" / name)
+    error = error_of()
+    assert re.search(message, error)
+    assert "keep one" in error or "{train,val,test}/<class>/*.png, or a CSV file" in error
+
+
+def test_parts_inside_the_classes_are_a_split(root):
+    for name in ("red", "blue"):
+        for part, count in (("train", 5), ("test", 2)):
+            for number in range(count):
+                save_copy(root / "data" / "shapes" / name / part / f"{number}.png", seed=number)
+    shapes = load()
+    assert shapes.classes == ["blue", "red"]
+    assert {name.split("/")[1] for name in names_of(shapes, "queries")} == {"test"}
+    assert {name.split("/")[1] for name in names_of(shapes, "gallery")} == {"train"}
+
+
+def test_train_may_be_a_class(root):
+    for name in ("train", "car", "bus"):
+        for number in range(3):
+            save_copy(root / "data" / "shapes" / name / f"{number}.png", seed=number)
+    assert load().classes == ["bus", "car", "train"]
+
+
+def test_hidden_and_system_folders_are_left_out_and_counted(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 4, "blue": 4})
+    hidden = ("red/.ipynb_checkpoints", "red/.thumbnails", "blue/@eaDir", ".git/a/b", "__MACOSX")
+    for number, name in enumerate(hidden):
+        for copy in range(number + 1):
+            save_copy(folder / name / f"{copy}.png")
+    save_copy(folder / "blue" / "._0.png")
+    (folder / "blue" / "Thumbs.db").write_bytes(b"")
+    shapes = load()
+    assert len(shapes.names) == 8
+    assert {one.name: one.files for one in shapes.left_out} == {
+        "red/.ipynb_checkpoints/": 1, "red/.thumbnails/": 2, "blue/@eaDir/": 3, ".git/": 4,
+        "__MACOSX/": 5, "blue/._0.png": 1, "blue/Thumbs.db": 1,
+    }  # fmt: skip
+    assert set(reasons(shapes).values()) == {folders.HIDDEN}
+
+
+def test_links_are_followed_once_and_loops_are_cut(root, tmp_path_factory):
+    folder, elsewhere = root / "data" / "shapes", tmp_path_factory.mktemp("elsewhere")
+    write_colours(folder, {"red": 3, "blue": 3})
+    write_colours(elsewhere, {"green": 3})
+    (folder / "green").symlink_to(elsewhere / "green")
+    (folder / "again").symlink_to(folder / "red")
+    (folder / "red" / "deep").mkdir()
+    (folder / "red" / "deep" / "up").symlink_to("..")
+    (folder / "red" / "root").symlink_to("/")
+    (folder / "red" / "gone.png").symlink_to("nowhere.png")
+    (folder / "red" / "self.png").symlink_to("self.png")
+    (folder / "blue" / "linked.png").symlink_to(elsewhere / "green" / "0.png")
+    os.mkfifo(folder / "blue" / "pipe.png")
+    shapes = load()
+    assert shapes.counts()["gallery"].add(shapes.counts()["queries"]).to_dict() == {
+        "blue": 4, "green": 3, "red": 3, "all": 10,
+    }  # fmt: skip
+    assert reasons(shapes) == {
+        "again/": "link to a folder that is read elsewhere",
+        "red/deep/up/": "link to a folder that is read elsewhere",
+        "red/root/": "link to a folder that is read elsewhere",
+        "red/gone.png": "link that leads nowhere",
+        "red/self.png": "link that leads nowhere",
+        "red/deep/": "folder without pictures",
+        "blue/pipe.png": "pipe, socket or device",
+    }
+
+
+def test_subfolder_that_cannot_be_read_is_named_and_the_rest_is_used(root, monkeypatch):
+    write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
+    save_copy(root / "data" / "shapes" / "blue" / "secret" / "0.png")
+    forbid(monkeypatch, "secret")
+    shapes = load()
+    assert len(shapes.names) == 8
+    assert reasons(shapes) == {"blue/secret/": "folder that cannot be read (Permission denied)"}
+
+
+def test_files_beside_the_class_folders_are_named(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder / "train", {"red": 4, "blue": 4})
+    for name in ("loose.png", "train/loose.png", "extra/red/0.png"):
+        save_copy(folder / name)
+    shapes = load()
+    assert len(shapes.names) == 8
+    assert set(reasons(shapes)) == {"loose.png", "train/loose.png", "extra/red/0.png"}
+
+
+def test_spellings_of_one_letter_are_one_class(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 1})
+    for number in range(4):
+        # As macOS writes it, and as all others do.
+        save_copy(root / "data" / "shapes" / "train" / "cafe\u0301" / f"{number}.png", seed=number)
+    save_copy(root / "data" / "shapes" / "test" / "caf\u00e9" / "0.png")
+    assert load().classes == ["caf\u00e9", "red"]
+
+
+def test_small_classes_are_left_out_on_request(root):
+    write_colours(root / "data" / "shapes", {"red": 9, "green": 5, "blue": 1})
+    shapes = load(min_images=3)
+    assert shapes.classes == ["green", "red"]
+    assert set(shapes.labels) == {0, 1}
+    assert [(one.name, one.files) for one in shapes.left_out] == [("'blue' (1 images, needs 3)", 1)]
+    assert "fewer than two classes" in error_of(min_images=6)
+    # As if it had never been there.
+    shutil.rmtree(root / "data" / "shapes" / "blue")
+    assert load().fingerprint == shapes.fingerprint
+
+
+def test_class_without_test_images_is_left_out_on_request(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "green": 4, "blue": 4})
+    write_colours(root / "data" / "shapes" / "test", {"red": 2, "blue": 2})
+    assert load(min_images=1).classes == ["blue", "red"]
+
+
+def test_numbers_of_files_add_up(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 8, "blue": 8, "green": 1})
+    (folder / "red" / "0.png").write_bytes(b"broken")
+    (folder / "red" / "notes.txt").write_text("notes")
+    save_copy(folder / ".hidden" / "0.png")
+    shapes = load(training_images=4, test_images=2, min_images=3)
+    n_files = sum(path.is_file() for path in folder.rglob("*"))
+    assert len(shapes.names) + sum(one.files for one in shapes.left_out) == n_files
+    text = folders.describe_files(len(shapes.names), shapes.left_out)
+    assert text.startswith(f"{n_files} files found, {len(shapes.names)} used, ")
+    table = tables.files(shapes)
+    assert table["number"][:2].tolist() == [n_files, len(shapes.names)]
+    assert table["number"][2:].sum() == n_files - len(shapes.names)
+
+
+# A CSV file instead of class folders
+
+
+def write_table(path: Path, text: str, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_classes_are_read_from_a_csv_file(root, delimiter, encoding):
+    lines = ["Path,class,split,note"]
+    for number in range(12):
+        save_copy(root / "data" / "in" / f"{number}.png", seed=number)
+        # None of these is a number or a missing value.
+        name, split = ("007", "None")[number % 2], ("train", "val", "Test")[number // 2 % 3]
+        lines.append(rf"in{'/' if number else chr(92)}{number}.png,{name},{split},x")
+    lines += [
+        "in/0.png,007,train,",
+        "in/1.png,007,train,",
+        "in/99.png,007,train,",
+        "in/2.png,,val,",
+    ]
+    save_copy(root / "data" / "in" / "unlisted.png")
+    text = "\r\n".join(lines).replace(",", delimiter)
+    write_table(root / "data" / "labels.csv", text, encoding)
+    shapes = load("data/labels.csv")
+    assert shapes.classes == ["007", "None"]
+    assert sorted(shapes.names) == sorted(f"in/{number}.png" for number in range(12))
+    assert names_of(shapes, "queries") == ["in/4.png", "in/10.png", "in/5.png", "in/11.png"]
+    assert names_of(shapes, "validation") == ["in/2.png", "in/8.png", "in/3.png", "in/9.png"]
+    assert reasons(shapes) == {
+        "in/0.png": "listed twice",
+        "in/1.png": folders.LISTED_DIFFERENTLY,
+        "in/2.png": "listed without a class",
+        "in/99.png": "listed, but no such file",
+    }
+    assert "column split of labels.csv" in shapes.layout
+
+
+def test_csv_file_without_splits_is_split(root):
+    names = [f"{number}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        save_copy(root / "data" / name, seed=number)
+    lines = ["class,path", *(f"{'ab'[number % 2]},{name}" for number, name in enumerate(names))]
+    lines[3] = lines[3].replace(names[2], str(root / "data" / names[2]))
+    write_table(root / "data" / "labels.csv", "\n".join(lines))
+    shapes = load("data/labels.csv")
+    assert shapes.counts().loc["all", ["gallery", "queries"]].tolist() == [6, 2]
+    assert shapes.layout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "columns path, class and, optionally, split; it has: none"),
+        ("file,label\na.png,cat", "it has: file, label"),
+        ("path,class,split\na.png,cat,holdout", "split of a.png is 'holdout'"),
+        ("path,class\na.png,cat\nb.png,cat", "only one class"),
+        ("path,class\nnowhere.png,cat", "no pictures"),
+    ],
+)
+def test_csv_file_that_cannot_be_used_is_one_line(root, text, message):
+    save_copy(root / "a.png")
+    save_copy(root / "b.png")
+    write_table(root / "labels.csv", text)
+    assert message in error_of("labels.csv")
+
+
+def test_csv_file_that_is_missing_or_not_text_is_one_line(root):
+    assert "labels.csv (No such file" in error_of("labels.csv")
+    (root / "labels.csv").write_bytes(b"path,class\ncaf\xe9.png,a")
+    assert "in UTF-8" in error_of("labels.csv")
+
+
+# Pictures that changed
+
+
+def test_moved_folder_is_not_decoded_again(project, monkeypatch):
+    before = load()
+    calls = count_calls(monkeypatch, dataset, "decode_pictures")
+    (project / "data" / "shapes").rename(project / "data" / "moved")
+    assert same(load("data/moved"), before)
+    assert not calls
+
+
+def test_file_replaced_under_its_size_and_time_is_noticed_on_request(project):
+    before = load()
+    path = project / "data" / "shapes" / before.names[0]
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    Image.new("RGB", (24, 24), RED).save(path)
+    assert path.stat().st_size < len(content)
+    path.write_bytes(path.read_bytes().ljust(len(content), b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert same(load(), before)
+    parameters = {key: before.parameters[key] for key in params.DATA}
+    assert forget(parameters) == before.fingerprint
+    after = load()
+    assert after.fingerprint != before.fingerprint
+    assert (after.images[0] == RED).all()
+    assert forget(parameters) == after.fingerprint
+    assert same(load(), after)
+    assert forget(parameters | {"image_size": 99}) == ""
 
 
 # Splits

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -223,3 +224,47 @@ def test_a_backbone_s_row_is_part_of_the_key_of_its_own_runs(
     assert len(set(before.values())) == len(before)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == ({"mobilenet"} if is_changed else set())
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("pictures", "data/pictures"),
+        ("../shapes", "data/shapes"),
+        ("../../../elsewhere", "../elsewhere"),
+        ("{root}/data/shapes", "data/shapes"),
+        ("/elsewhere", "/elsewhere"),
+        # Not scikit-learn's digits, but a folder of that name.
+        ("{root}/digits", "{root}/digits"),
+    ],
+)
+def test_a_folder_is_relative_to_the_working_directory(project, monkeypatch, given, kept):
+    (project / "data" / "below").mkdir()
+    monkeypatch.chdir(project / "data" / "below")
+    given = given.format(root=project)
+    if given == "pictures":
+        monkeypatch.chdir(project / "data")
+    dataset = open_study(project, "tiny", dataset=given).data["dataset"]
+    assert dataset == kept.format(root=project)
+
+
+def test_folders_of_one_name_have_reports_of_their_own(project):
+    def report_of(dataset: str, **given) -> str:
+        return open_study(project, "tiny", dataset=dataset, **given).name
+
+    def finish(name: str, dataset: str) -> None:
+        path = project / "reports" / name / "cnn" / "summary.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"dataset": {"parameters": {"dataset": dataset}}}))
+
+    assert report_of("A/images") == report_of("B/images") == "images"
+    finish("images", "A/images")
+    assert (report_of("A/images"), report_of("./A/../A/images")) == ("images", "images")
+    assert report_of("B/images") == "B-images"
+    assert report_of("B/images", overrides="epochs=1").startswith("images-trial-")
+    finish("B-images", str(project / "B" / "images"))
+    assert report_of("B/images") == "B-images"
+    assert report_of("x/B/images") == "x-B-images"
+    shutil.rmtree(project / "reports" / "images")
+    assert report_of("B/images") == "B-images"
+    assert report_of("A/labels.csv") == "labels"

@@ -165,8 +165,8 @@ def test_terminal_and_report_name_what_could_not_be_read(failing):
     number, reason = row.strip().removesuffix(" (circle/broken.png)").split("  ")
     assert number == "1"
     assert f"left out: {reason}" in page(failing.reports, "index").text
-    table = pd.read_csv(failing.reports / "left_out.csv")
-    assert table.to_numpy().tolist() == [["circle/broken.png", reason, 1]]
+    table = pd.read_csv(failing.reports / "files.csv")
+    assert table.to_numpy().tolist() == [["circle/broken.png", "left out", reason, 1]]
 
 
 def test_the_report_names_failures_with_their_reasons(failing):

@@ -17,7 +17,10 @@ from cbir.search import cli
 OPTIONS = {
     "--study": ("NAME", "a folder in params/ (default: digits)"),
     "--architectures": ("NAMES", "names separated by spaces (default: all in the study)"),
-    "--data": ("FOLDER", "your own pictures, <class>/... or {train,test}/<class>/..."),
+    "--data": (
+        "FOLDER",
+        "your own pictures, <class>/... or {train,test}/<class>/..., or a CSV file of them",
+    ),
     "--set": ("KEY=VALUE", "parameters that override the study's, in a trial with its own report"),
 }
 
@@ -47,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
             run.__name__, description=text, help=f"{text[0].lower()}{text[1:].rstrip('.')}"
         )
         command.set_defaults(run=run)
+        if run is report:
+            command.add_argument(
+                "--check", action="store_true",
+                help="decode all pictures again, to notice those replaced under the same size and "
+                "modification time",
+            )  # fmt: skip
         for option, (metavar, meaning) in OPTIONS.items() if run in (report, plan) else ():
             command.add_argument(option, default="", metavar=metavar, help=meaning)
         if run is export:
@@ -87,7 +96,7 @@ def report(arguments: argparse.Namespace) -> bool:
     # Importing what runs notebooks takes seconds, so errors in the study are reported before it.
     from cbir.studies import runner
 
-    return runner.bring_up_to_date(study)
+    return runner.bring_up_to_date(study, check=arguments.check)
 
 
 def plan(arguments: argparse.Namespace) -> bool:

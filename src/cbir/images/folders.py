@@ -61,6 +61,8 @@ ROLES = ("training", "validation", "test")
 PART_OF = {
     "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2,
 }  # fmt: skip
+# The data sets that need not be folders.
+PACKAGED = ("digits", "cifar10")
 # The endings of a file that lists pictures with their classes.
 TABLES = (".csv", ".tsv")
 LAYOUTS = (
@@ -146,17 +148,16 @@ def list_pictures(place: Path) -> Pictures:
         raise StudyError(
             f"cannot read {place} ({error.strerror}): arrange the pictures as {LAYOUTS}"
         ) from None
-    reasons = {name: _reason(place / name) for name in files}
-    left_out += [LeftOut(*row) for row in reasons.items() if row[1] not in ("", HEIC, RAW)]
-    names = [name for name, reason in reasons.items() if reason in ("", HEIC, RAW)]
-    rows, layout = _arrange(place, names, folders)
+    reasons, others = _read_heads(place, files)
+    left_out += others
+    rows, layout = _arrange(place, list(reasons), folders)
     _check_classes(place, rows)
     left_out += [
         LeftOut(name, "not in a class folder, or in a folder beside those of the parts")
-        for name in names
+        for name in reasons
         if name not in rows
     ]
-    class_folders = {name.rpartition("/")[0] + "/" for name in names}
+    class_folders = {name.rpartition("/")[0] + "/" for name in reasons}
     left_out += [
         LeftOut(folder, "folder without pictures", 0)
         for folder in folders
@@ -269,24 +270,44 @@ def _kind(entry: os.DirEntry) -> str:
     return "link that leads nowhere" if entry.is_symlink() else "pipe, socket or device"
 
 
-def _reason(path: Path) -> str:
-    """Why a file cannot be a picture of the study; empty if it is to be decoded."""
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES or suffix in RAW_SUFFIXES:
-        return RAW if suffix in RAW_SUFFIXES else ""
+def _read_heads(place: Path, names: Iterable[str]) -> tuple[dict[str, str], list[LeftOut]]:
+    """Tell pictures from other files by their first bytes.
+
+    Returns:
+        The pictures, with the reasons why some cannot be read, mostly empty; and all other files.
+    """
+    pictures, others, folder = {}, [], str(place)
+    for name in names:
+        suffix = f".{name.rpartition('.')[2].lower()}"
+        # A path of pathlib would take longer than reading the file.
+        path = os.path.join(folder, name)  # noqa: PTH118
+        reason = RAW if suffix in RAW_SUFFIXES else _reason(path, suffix)
+        if reason in ("", HEIC, RAW) or suffix in SUFFIXES:
+            pictures[name] = reason
+        else:
+            others.append(LeftOut(name, reason))
+    return pictures, others
+
+
+def _reason(path: str, suffix: str) -> str:
+    """Why a file is no picture that can be read, from its first bytes; empty if it may be one."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-        if not head.startswith(USUAL):
-            with warnings.catch_warnings(action="ignore"), Image.open(path, formats=MARKED):
-                pass
+        file = os.open(path, os.O_RDONLY)
+        try:
+            head = os.read(file, HEAD)
+        finally:
+            os.close(file)
+        why_not = unsupported(head)
+        if head.startswith(USUAL) or (suffix in SUFFIXES and why_not == NOT_A_PICTURE):
+            return ""
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=MARKED):
+            return ""
     except UnidentifiedImageError:
-        return unsupported(head)
+        return why_not
     except OSError as error:
         return f"file that cannot be read ({error.strerror or error})"
     except Exception:  # a picture with a broken header, or one that is too large
-        pass
-    return ""
+        return ""
 
 
 def _arrange(
@@ -408,35 +429,30 @@ def _read_table(table: Path) -> Pictures:
         raise StudyError(f"{table} {needed}, as a CSV file in UTF-8 ({error})") from None
     if not {"path", "class"} <= columns.keys():
         raise StudyError(f"{table} {needed}; it has: {short_list(columns) or 'none'}")
-    rows, reasons, left_out = {}, {}, []
+    rows, left_out = {}, []
     for line in lines:
         name, label, split = (
             (line.get(columns.get(column)) or "").strip() for column in ("path", "class", "split")
         )
-        label = unicodedata.normalize("NFC", label)
         # Windows separates folders by backslashes.
         name = name if (table.parent / name).exists() else name.replace("\\", "/")
-        part = PART_OF.get(split.lower())
-        if "split" in columns and part is None:
+        row = PART_OF.get(split.lower()), unicodedata.normalize("NFC", label)
+        if "split" in columns and row[0] is None:
             raise StudyError(f"{table}: split of {name} is {split!r}: use train, val or test")
-        if name in rows:
-            again = "listed twice" if rows[name] == (part, label) else LISTED_DIFFERENTLY
+        if not label:
+            left_out.append(LeftOut(name, "listed without a class"))
+        elif name in rows:
+            again = "listed twice" if rows[name] == row else LISTED_DIFFERENTLY
             left_out.append(LeftOut(name, again, 0))
-        elif (reason := _listed_reason(table.parent / name, label)) in ("", HEIC, RAW):
-            rows[name], reasons[name] = (part, label), reason
+        elif not (table.parent / name).is_file():
+            left_out.append(LeftOut(name, "listed, but no such file"))
         else:
-            left_out.append(LeftOut(name, reason))
+            rows[name] = row
+    reasons, others = _read_heads(table.parent, rows)
+    rows = {name: row for name, row in rows.items() if name in reasons}
     _check_classes(table, rows)
     layout = f"The split is the column split of {table.name}." if "split" in columns else ""
-    return _pictures(table.parent, rows, layout, reasons, left_out)
-
-
-def _listed_reason(path: Path, label: str) -> str:
-    if not label:
-        return "listed without a class"
-    if not path.is_file():
-        return "listed, but no such file"
-    return _reason(path)
+    return _pictures(table.parent, rows, layout, reasons, left_out + others)
 
 
 def short_list(names: Iterable[str], most: int = 10) -> str:
@@ -461,12 +477,25 @@ def group_by_reason(left_out: Iterable[LeftOut]) -> list[LeftOut]:
     return sorted(rows, key=lambda row: -row.files)
 
 
-def describe_left_out(n_used: int, left_out: list[LeftOut]) -> str:
-    """The files that are found, used and left out, as lines of text; empty if all are used."""
-    if not left_out:
-        return ""
-    rows = group_by_reason(left_out)
-    n_left_out = sum(row.files for row in rows)
-    lines = [f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out:"]
-    lines += [f"{row.files:>7,}  {row.reason}" + f" ({row.name})" * bool(row.name) for row in rows]
+def describe_files(
+    n_used: int, left_out: Iterable[LeftOut], remarks: Iterable[LeftOut] = ()
+) -> str:
+    """The files that are found, used and left out, and those used with a remark, as lines of text.
+
+    The text is empty if there is nothing to say but the number of files.
+    """
+    lines, n_left_out = [], sum(one.files for one in left_out)
+    for title, files in (
+        (
+            f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out",
+            left_out,
+        ),
+        ("used, though odd", remarks),
+    ):
+        rows = group_by_reason(files)
+        lines += [f"{title}:"] if rows else []
+        lines += [
+            f"{row.files or '–':>7}  {row.reason}" + f" ({row.name})" * bool(row.name)
+            for row in rows
+        ]
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from cbir.cache import (
 )
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset, stored_dataset
-from cbir.images.folders import dataset_folder
+from cbir.images.folders import PACKAGED, dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting import estimates, tidy
@@ -40,8 +40,6 @@ IN_MANIFEST = (
     "training_accuracy", "training_seconds", "trained_on", "machine", "speed", "peak_memory_bytes",
     "artifacts", "code",
 )  # fmt: skip
-# The data sets that need not be folders.
-PACKAGED = ("digits", "cifar10")
 # The paper's architectures.
 PAPERS_BACKBONES = ("cnn", "resnet50", "vgg16")
 
@@ -324,6 +322,13 @@ def read_summary(study: str, architecture: str) -> dict:
         which = "results of an earlier version" if summary else "no results"
         raise StudyError(f"{which} in {path.parent}: run `{report_command(study)}` first")
     return summary
+
+
+def data_of(study: str) -> str:
+    """The parameter `dataset` of a study's results; empty without results."""
+    for path in sorted(run_folder(study).glob("*/summary.json")):
+        return _read_json(path)["dataset"]["parameters"]["dataset"]
+    return ""
 
 
 def trained_runs() -> dict[str, list[str]]:

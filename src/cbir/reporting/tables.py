@@ -58,14 +58,24 @@ UNEVEN = 1.5
 BY_CLASS = ", mean over classes"  # The suffix of the name of such a measure.
 
 
-def left_out(dataset: Dataset) -> pd.DataFrame:
+def files(dataset: Dataset) -> pd.DataFrame:
     """The numbers of files that are found, used and left out, by reason; empty if all are used."""
-    groups = group_by_reason(dataset.left_out)
-    n_used, n_left_out = len(dataset.labels), sum(group.files for group in groups)
+    groups = {"left out": dataset.left_out, "used, though": dataset.remarks}
+    n_used, n_left_out = len(dataset.labels), sum(one.files for one in dataset.left_out)
     rows = [("found", n_used + n_left_out, ""), ("used", n_used, "")]
-    rows += [(f"left out: {group.reason}", group.files, group.name) for group in groups]
-    table = pd.DataFrame(rows, columns=["", "files", "such as"]).set_index("")
-    return table if groups else table[:0]
+    for use, named in groups.items():
+        rows += [(f"{use}: {row.reason}", row.files, row.name) for row in group_by_reason(named)]
+    table = pd.DataFrame(rows, columns=["", "number", "such as"])
+    return table if len(table) > 2 else table[:0]
+
+
+def named_files(dataset: Dataset) -> pd.DataFrame:
+    """A row for every file or folder that is left out, or used with a remark."""
+    groups = {"left out": dataset.left_out, "used": dataset.remarks}
+    return pd.DataFrame(
+        [(one.name, use, one.reason, one.files) for use, named in groups.items() for one in named],
+        columns=["name", "use", "reason", "files"],
+    )
 
 
 def average_rows(runs: dict[str, Run]) -> pd.DataFrame:

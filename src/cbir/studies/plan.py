@@ -8,7 +8,7 @@ from cbir.images.dataset import is_cached, select
 from cbir.images.folders import (
     LeftOut,
     data_place,
-    describe_left_out,
+    describe_files,
     list_pictures,
     short_list,
 )
@@ -84,7 +84,9 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     name, place = study.data["dataset"], project_root() / data_place(study.data["dataset"])
     if are_cached:
         dataset = study.dataset
-        lines = _describe_classes(dataset.classes, dataset.labels, dataset.layout, dataset.left_out)
+        lines = _describe_classes(
+            dataset.classes, dataset.labels, dataset.layout, dataset.left_out, dataset.remarks
+        )
         return "cached, " + lines, len(dataset.train), len(dataset.labels)
     if name == "digits":
         return "part of scikit-learn, no download", 1_294, 1_797
@@ -106,12 +108,16 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
 
 
 def _describe_classes(
-    classes: list[str], labels: np.ndarray, layout: str, left_out: list[LeftOut]
+    classes: list[str],
+    labels: np.ndarray,
+    layout: str,
+    left_out: list[LeftOut],
+    remarks: list[LeftOut] = (),
 ) -> str:
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True) if count]
     lines = [f"{len(labels):,} images in {len(names)} classes: {short_list(names)}", layout]
-    lines += describe_left_out(len(labels), left_out).splitlines()
+    lines += describe_files(len(labels), left_out, remarks).splitlines()
     return f"\n{INDENT}".join(line for line in lines if line)
 
 

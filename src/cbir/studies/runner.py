@@ -11,7 +11,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from cbir import StudyError, __version__
 from cbir.cache import (
@@ -26,21 +25,21 @@ from cbir.cache import (
     write_text,
 )
 from cbir.images import leaks, protocols
-from cbir.images.dataset import Dataset, load_dataset
-from cbir.images.folders import describe_left_out
+from cbir.images.dataset import Dataset, forget, load_dataset
+from cbir.images.folders import describe_files
 from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS
-from cbir.progress import NOTED, describe_skipped, duration
-from cbir.reporting import tidy
+from cbir.progress import duration
+from cbir.reporting import tables, tidy
 from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
 from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 
-# The file in a report's folder that lists what is left out.
-LEFT_OUT = "left_out.csv"
+# The file in a report's folder that lists the files that are left out, or used with a remark.
+FILES = "files.csv"
 # The files that the notebooks of pages write, beside those of the whole study.
 EFFECTS = {
     "explanations": "explanations.csv", "feedback": "feedback.csv", "scale": "engines.csv",
@@ -48,14 +47,20 @@ EFFECTS = {
 LARGEST_PAGE = 4_000_000  # bytes
 
 
-def bring_up_to_date(study: Study) -> bool:
+def bring_up_to_date(study: Study, check: bool = False) -> bool:
     """Bring a study's report up to date; return whether all chosen runs and pages succeeded.
 
     index.html is written as soon as all architectures have run. A later page that fails does not
     change it.
+
+    Args:
+        check: whether to decode all pictures again, and say whether they have changed.
     """
     _check_writable(study)
     with locked(study.folder):
+        if check and (fingerprint := forget(study.data)):
+            is_same = study.dataset.fingerprint == fingerprint
+            print("all pictures are as before" if is_same else "some pictures were replaced")
         try:
             return _run_all(study)
         finally:
@@ -124,16 +129,13 @@ def _check_images(study: Study) -> None:
         f"{study.name}: {len(dataset.gallery):,} gallery images, "
         f"{len(dataset.queries):,} queries, {len(dataset.classes)} classes"
     )
-    left_out = study.folder / LEFT_OUT
-    left_out.unlink(missing_ok=True)
     if dataset.layout:
         print(dataset.layout)
-    if dataset.left_out:
-        print(describe_left_out(len(dataset.labels), dataset.left_out))
-        tidy.write_csv(pd.DataFrame(dataset.left_out), left_out)
-        print(f"All that is left out: {left_out.relative_to(study.root)}")
-    if dataset.remarks:
-        print(describe_skipped([f"{one.name}: {one.reason}" for one in dataset.remarks], NOTED))
+    files = study.folder / FILES
+    files.unlink(missing_ok=True)
+    if text := describe_files(len(dataset.labels), dataset.left_out, dataset.remarks):
+        tidy.write_csv(tables.named_files(dataset), files)
+        print(f"{text}\nall of these files: {files.relative_to(study.root)}")
     for run in study.runs:
         names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
         list(protocols.views(dataset, **names))

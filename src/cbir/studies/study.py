@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Collection
@@ -12,9 +13,10 @@ from pathlib import Path
 from cbir import StudyError
 from cbir.cache import digest, make_key, package_digest
 from cbir.images.dataset import Dataset, load_dataset
-from cbir.images.folders import readable_name
+from cbir.images.folders import PACKAGED, TABLES, readable_name
 from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
+from cbir.reporting.runs import data_of
 from cbir.studies import configs, params
 
 # The notebooks of index.html, and the pages about all runs that follow it, with their titles.
@@ -127,25 +129,23 @@ def open_study(
         root: the project's folder.
         study: a folder in params/; empty for `digits`, or for `folder` if `dataset` is given.
         architectures: names of files or of points of a grid, separated by spaces; empty for all.
-        dataset: a folder of pictures that replaces those of the study; empty to keep these.
+        dataset: a folder of pictures, or a CSV file of them, that replaces those of the study,
+            relative to the working directory; empty to keep these.
         overrides: "key=value key=value", for a trial.
 
     Raises:
         StudyError: the study, an architecture or a parameter is unknown or does not fit.
     """
     study = study or ("folder" if dataset else "digits")
-    name = study
+    ending = ""
     if dataset:
-        dataset = str(Path(dataset).expanduser())
+        dataset = _data_place(root, dataset)
         if dataset != readable_name(dataset):
             raise StudyError(f"DATA: {readable_name(dataset)} is not UTF-8: rename the folder")
-        name = Path(dataset).resolve().name or "folder"
-        # A report of a folder of pictures must not overwrite that of a study.
-        taken = [*configs.studies(root), "lab", "published"]
-        name += "-folder" if name in taken or "-trial-" in name else ""
     if overrides:
         # Trials with different overrides have reports of their own.
-        name += f"-trial-{digest(configs.parse_overrides(overrides))[:6]}"
+        ending = f"-trial-{digest(configs.parse_overrides(overrides))[:6]}"
+    name = (_report_name(root, dataset, ending) if dataset else study) + ending
     names = architectures.split()
     runs = configs.load(
         root, study, report=name, dataset=dataset or None, overrides=overrides, architectures=names
@@ -163,6 +163,33 @@ def open_study(
     command += f" SET={_quoted(overrides)}" if overrides else ""
     names = [run.architecture for run in chosen]
     return Study(name, runs, names, command, root, configs.further_pages(root, study))
+
+
+def _data_place(root: Path, dataset: str) -> str:
+    """A folder or file as the parameter `dataset`: relative to the project if it is inside."""
+    given = Path(dataset).expanduser()
+    place = Path(os.path.normpath(Path.cwd() / given))
+    inside = place.relative_to(root).as_posix() if place.is_relative_to(root) else ""
+    if given.is_absolute() and not inside or inside in PACKAGED:
+        return str(place)
+    return inside or os.path.relpath(place, root)
+
+
+def _report_name(root: Path, dataset: str, ending: str) -> str:
+    """The name of a folder's report: the folder's, with those above it if others have that name.
+
+    Args:
+        ending: follows the name.
+    """
+    place = (root / dataset).resolve()
+    words = [*place.parts[1:-1], place.stem if place.suffix in TABLES else place.name or "folder"]
+    names = ["-".join(words[-count:]) for count in range(1, len(words) + 1)]
+    # A report of a folder of pictures must not overwrite that of a study.
+    taken = [*configs.studies(root), "lab", "published"]
+    names = [f"{n}-folder" if n in taken or "-trial-" in n else n for n in names]
+    data = {name: data_of(f"{name}{ending}") for name in names}
+    same = [name for name in names if data[name] and (root / data[name]).resolve() == place]
+    return [*same, *(name for name in names if not data[name]), names[-1]][0]
 
 
 def _quoted(value: str) -> str:
