@@ -21,7 +21,7 @@ MOST_CLASSES = 10
 # The approximate number of letters that fit below a thumbnail.
 MOST_LETTERS = 12
 # The side of a tile and the height of a line of text, in inches.
-SIDE, LINE = 0.7, 0.135
+SIDE, LINE = 0.7, 0.145
 # The maximum number of pixels per side of a tile, twice the size at which it is shown.
 MOST_SIDE = 128
 # The distance between tiles, as a share of their side.
@@ -88,8 +88,8 @@ def montage(
             canvas[top : top + side, left : left + side] = _resize(tile.pixels, side)
             middle = left + side / 2
             style = {"ha": "center", "color": tile.colour, "linespacing": 1.1}
-            axis.text(middle, top - 1.5 * gap, tile.above, va="baseline", size=8, **style)
-            axis.text(middle, top + side + gap, tile.below, va="top", size=7.5, **style)
+            axis.text(middle, top - 1.5 * gap, tile.above, va="baseline", size=8.8, **style)
+            axis.text(middle, top + side + gap, tile.below, va="top", size=8.5, **style)
             if tile.sign:
                 box = {"facecolor": tile.colour, "edgecolor": "none", "pad": 1.2}
                 corner = {"ha": "left", "va": "top", "color": "white", "weight": "bold"}
