@@ -1,0 +1,204 @@
+"""Kills, damage and a full disk on the way from pictures to a report: no number ever changes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import invented
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import empty_project, write_pictures
+from studies import BASELINE, BASELINES, make_study, report, shorten_notebooks
+
+from cbir import StudyError
+from cbir.reporting.runs import read_run, read_runs
+from cbir.search import galleries
+
+pytestmark = pytest.mark.faults
+
+STUDY_FILES = ("metrics.csv", "per_query.parquet")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> SimpleNamespace:
+    """A study of a baseline, run once: its project and the bytes of its files."""
+    root = make_study(tmp_path_factory.mktemp("undisturbed"), {BASELINE: BASELINES})
+    shorten_notebooks(root)
+    started = time.monotonic()
+    run = report(root)
+    assert run.done.returncode == 0, run.done.stderr
+    files = {name: (run.reports / name).read_bytes() for name in STUDY_FILES}
+    return SimpleNamespace(root=root, files=files, seconds=time.monotonic() - started)
+
+
+@pytest.fixture
+def again(undisturbed, tmp_path) -> Path:
+    """The project of the study, as it was before its run."""
+    for name in ("notebooks", "params", "data"):
+        (tmp_path / name).symlink_to(undisturbed.root / name)
+    return tmp_path
+
+
+def start_report(root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cbir", "report", "--study", "tiny"]
+    environment = {**os.environ, "KERAS_HOME": str(root / "keras")}
+    return subprocess.Popen(
+        command, cwd=root, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_runs_that_are_killed_or_start_at_once_end_with_the_same_bytes(undisturbed, again):
+    moments = random.Random()
+    for _ in range(2):
+        process, seconds = start_report(again), moments.uniform(0.1, 1) * undisturbed.seconds
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+        print(f"killed after {seconds:.2f} of {undisturbed.seconds:.2f} s")
+    processes = [start_report(again) for _ in range(2)]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    files = {name: (again / "reports" / "tiny" / name).read_bytes() for name in STUDY_FILES}
+    assert files == undisturbed.files
+
+
+def test_a_full_disk_under_reports_is_one_line_for_each_architecture(again):
+    (again / "reports").mkdir()
+    mount = 'mount -t tmpfs -o size=300k tmpfs reports || exit 77; exec "$0" "$@"'
+    command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, "-m", "cbir", "report"]
+    done = subprocess.run(
+        [*command, "--study", "tiny"], cwd=again, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system can be mounted here")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        ("raw_pixels: failed: disk full while writing", "error: disk full")
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+# Damage to each file between two runs of the same steps
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch) -> Path:
+    """A project with the steps of a baseline and of an invented network."""
+    root = empty_project(tmp_path / "project")
+    write_pictures(root / "data" / "shapes")
+    monkeypatch.chdir(root)
+    return root
+
+
+def measure() -> list[pd.DataFrame]:
+    runs = [invented.save_baseline(BASELINE), invented.save_network("cnn", 2.0, epochs=())]
+    return [run.metrics for run in runs]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.Random(path.name).randrange(len(content))] ^= 1 << 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "deleted": Path.unlink,
+    "a hole": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_no_damaged_file_changes_a_number(measured, damage, capsys):
+    before = measure()
+    files = [path for path in (measured / "artifacts").rglob("*") if path.stat().st_size]
+    files = [path for path in files if path.is_file() and "backbones" not in path.parts]
+    assert len(files) > 20
+    for path in files:
+        damage(path)
+    after = measure()
+    for one, other in zip(before, after, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    # Without a manifest, a folder is unfinished anyway.
+    if damage is not Path.unlink:
+        assert capsys.readouterr().out.count("it counts as unfinished") >= 8
+
+
+def test_exchanged_rankings_change_no_number(measured):
+    before = measure()
+    folders = sorted((measured / "artifacts" / "rankings").iterdir())
+    names = [folder.name for folder in folders]
+    for folder in folders:
+        folder.rename(folder.with_name(f"{folder.name}-aside"))
+    for name, other in zip(names, [*names[1:], names[0]], strict=True):
+        folders[0].with_name(f"{name}-aside").rename(folders[0].with_name(other))
+    for one, other in zip(before, measure(), strict=True):
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_search_refuses_embeddings_with_a_flipped_bit(measured):
+    measure()
+    run = read_run("tiny", "cnn")
+    flip(measured / run.summary["artifacts"]["embeddings"] / "vectors.npy")
+    with pytest.raises(StudyError, match="embeddings are missing or damaged: run `make report"):
+        _ = run.embeddings
+
+
+def test_runs_of_different_pictures_are_not_compared(measured):
+    measure()
+    names = [BASELINE, "cnn"]
+    assert list(read_runs("tiny", names, [])) == names
+    (measured / "data" / "shapes" / "circle" / "circle-00.png").unlink()
+    invented.save_network("cnn", 2.0, epochs=())
+    with pytest.raises(StudyError, match="cnn and raw_pixels .* different images and cannot be"):
+        read_runs("tiny", names, [])
+
+
+# Galleries
+
+
+@pytest.fixture
+def engine() -> SimpleNamespace:
+    """Embeds pictures by their first pixel."""
+
+    def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.05)
+        vectors = images[:, :2, 0, 0].astype(np.float32) + 1
+        return vectors, vectors
+
+    run = SimpleNamespace(study="tiny", architecture="cnn")
+    return SimpleNamespace(run=run, key="key", image_size=8, encode=encode)
+
+
+def test_a_folder_indexed_twice_at_once_is_embedded_once(measured, engine, capsys):
+    changes, folder = [], measured / "data" / "shapes"
+
+    def index() -> None:
+        changes.append(galleries.index_folder(folder, engine)[1])
+
+    threads = [threading.Thread(target=index) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(change.embedded for change in changes) == [0, 48]
+    assert "waiting for " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_gallery_is_embedded_again(measured, engine, damage, capsys):
+    folder = measured / "data" / "shapes"
+    name, _ = galleries.index_folder(folder, engine)
+    for path in (measured / "artifacts" / "galleries" / name).glob("*"):
+        damage(path)
+    assert galleries.index_folder(folder, engine)[1].embedded == 48
+    assert galleries.index_folder(folder, engine)[1].kept == 48
