@@ -1025,22 +1025,43 @@ def archive_of_cifar10(count: int) -> bytes:
     return stream.getvalue()
 
 
-def redirect(monkeypatch, root: Path, origin: str, file_hash: str) -> None:
-    """Let Keras fetch CIFAR-10 from elsewhere, with all else as it does."""
+def redirect(monkeypatch, root: Path, *origins: str, content: bytes = b"") -> None:
+    """Let CIFAR-10 be fetched from elsewhere, and have other bytes."""
     from keras.src.datasets import cifar10
 
-    real = cifar10.get_file
+    real, sha256 = cifar10.get_file, hashlib.sha256(content).hexdigest()
     (root / "keras").mkdir(exist_ok=True)
+    monkeypatch.setenv("KERAS_HOME", str(root / "keras"))
+    monkeypatch.setattr(pictures, "CIFAR10_ADDRESSES", origins)
+    monkeypatch.setattr(pictures, "CIFAR10_SHA256", sha256)
 
     def get_file(**arguments):
         assert arguments["file_hash"]
-        there = {"origin": origin, "file_hash": file_hash, "cache_dir": str(root / "keras")}
+        there = {"origin": "nowhere", "file_hash": sha256, "cache_dir": str(root / "keras")}
         return real(**arguments | there)
 
     monkeypatch.setattr(cifar10, "get_file", get_file)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Sends files, or what is left of them; the first answer ends early if `cut_at` is set."""
+
+    cut_at = 0
+    asked = ()
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.exists():
+            return self.send_error(404)
+        content, given = path.read_bytes(), self.headers.get("Range")
+        type(self).asked = (*self.asked, given)
+        start = int(given.removeprefix("bytes=").rstrip("-")) if given else 0
+        self.send_response(206 if given else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        cut, type(self).cut_at = self.cut_at or len(content), 0
+        return self.wfile.write(content[start:cut])
+
     def log_message(self, *arguments):
         pass
 
@@ -1073,14 +1094,14 @@ def test_refused_network_is_one_line_that_says_what_else_can_be_done(root, monke
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         origin = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar.tar.gz"
-        redirect(monkeypatch, root, origin, "0" * 64)
+        redirect(monkeypatch, root, origin)
         message = error_of("cifar10")
     check_advice(message)
     assert "refused" in message
 
 
 def test_missing_archive_is_one_line_that_says_what_else_can_be_done(root, monkeypatch, server):
-    redirect(monkeypatch, root, f"{server[1]}/gone.tar.gz", "0" * 64)
+    redirect(monkeypatch, root, f"{server[1]}/gone.tar.gz")
     message = error_of("cifar10")
     check_advice(message)
     assert "404" in message
@@ -1089,7 +1110,7 @@ def test_missing_archive_is_one_line_that_says_what_else_can_be_done(root, monke
 def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
     folder, address, _ = server
     (folder / "cifar.tar.gz").write_bytes(archive_of_cifar10(10))
-    redirect(monkeypatch, root, f"{address}/cifar.tar.gz", "0" * 64)
+    redirect(monkeypatch, root, f"{address}/cifar.tar.gz")
     message = error_of("cifar10")
     check_advice(message)
     assert "corrupted" in message
@@ -1097,6 +1118,42 @@ def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
 
 
 @pytest.mark.slow
+def test_interrupted_download_continues(monkeypatch, tmp_path, server):
+    folder, address, _ = server
+    content = np.random.default_rng(0).bytes(300_000)
+    (folder / "cifar.tar.gz").write_bytes(content)
+    monkeypatch.setattr(pictures, "CIFAR10_ADDRESSES", (f"{address}/cifar.tar.gz",))
+    monkeypatch.setattr(pictures, "CIFAR10_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(Quiet, "asked", ())
+    monkeypatch.setattr(Quiet, "cut_at", 200_000)
+    with pytest.raises(OSError, match="200,000 of 300,000 bytes"):
+        pictures._download_cifar10(tmp_path)
+    pictures._download_cifar10(tmp_path)
+    assert Quiet.asked == (None, "bytes=200000-")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [content]
+    pictures._download_cifar10(tmp_path)
+    assert len(Quiet.asked) == 2
+
+
+def test_slow_host_is_left_for_another_that_goes_on(monkeypatch, tmp_path, server, capsys):
+    folder, address, _ = server
+    content = np.random.default_rng(0).bytes(300_000)
+    for name in ("slow", "fast"):
+        (folder / name).write_bytes(content)
+    addresses = (f"{address}/slow", f"{address}/fast")
+    monkeypatch.setattr(pictures, "CIFAR10_ADDRESSES", addresses)
+    monkeypatch.setattr(pictures, "CIFAR10_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(pictures, "PATIENCE", 0)
+    monkeypatch.setattr(pictures, "SLOW", float("inf"))
+    monkeypatch.setattr(Quiet, "asked", ())
+    pictures._download_cifar10(tmp_path)
+    assert Quiet.asked == (None, "bytes=65536-")
+    assert (tmp_path / pictures.CIFAR10_ARCHIVE).read_bytes() == content
+    out = capsys.readouterr().out
+    assert "35 minutes" in out
+    assert "data/cifar10" in out
+
+
 def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     root, monkeypatch, server
 ):
@@ -1105,8 +1162,8 @@ def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     folder, address, stop = server
     content = archive_of_cifar10(10_000)
     (folder / "cifar.tar.gz").write_bytes(content)
-    file_hash = hashlib.sha256(content).hexdigest()
-    redirect(monkeypatch, root, f"{address}/cifar.tar.gz", file_hash)
+    addresses = f"{address}/gone.tar.gz", f"{address}/cifar.tar.gz"
+    redirect(monkeypatch, root, *addresses, content=content)
     calls = count_calls(monkeypatch, keras.datasets.cifar10, "load_data")
     first = load("cifar10", image_size=32)
     stop()

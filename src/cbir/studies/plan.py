@@ -92,7 +92,7 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
         return "part of scikit-learn, no download", 1_294, 1_797
     if name == "cifar10" and not place.is_dir():
         is_downloaded = any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive"))
-        description = "will be downloaded by Keras (about 170 MB)"
+        description = "will be downloaded (170 MB; its host is slow at times: up to 35 min)"
         description = "already downloaded by Keras" if is_downloaded else description
         n_train = min(45_000, study.data["training_images"] or 45_000)
         return description, n_train, n_train + min(15_000, study.data["test_images"] or 15_000)
