@@ -122,7 +122,7 @@ MUTANTS = [Mutant(*row) for row in [
     ("networks/training.py", "np.random.default_rng([seed, epoch])",
      "np.random.default_rng([epoch, epoch])", "training"),
     ("networks/training.py", "batches(positions=dataset.validation)",
-     "batches(positions=dataset.train)", "training"),
+     "batches(positions=dataset.queries)", "training"),
     ("networks/training.py", "1 + accuracies.index(max(accuracies))", "len(history)", "training"),
     # Statistics.
     ("retrieval/uncertainty.py", "tail = (1 - level) / 2", "tail = 1 - level", "uncertainty"),

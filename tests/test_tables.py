@@ -251,6 +251,20 @@ def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(runs):
     assert all(re.fullmatch(CELL, str(cell)) for cell in table["accuracy"])
 
 
+def test_each_cost_stands_in_its_row_and_column():
+    cheap = result(rows([0.5]), training_seconds=70.0)
+    speed = {"images_per_second": 20.0, "query_milliseconds": 9.5}
+    size = {"size": {"total": 25_600_000}, "embedding_dim": 512, "index_bytes": 7_500_000}
+    dear = result(rows([0.5]), training_seconds=900.0, speed=speed, **size)
+    table = tables.costs({"cnn": cheap, "resnet50": dear})
+    assert table["cnn"].tolist() == [4.0, 256, 70.0, 1000.0, 2.5, 3.0]
+    assert table["resnet50"].tolist() == [25.6, 512, 900.0, 20.0, 9.5, 7.5]
+    assert list(table.index) == [
+        "parameters (million)", "embedding size", "training (s)", "embedding (images/s)",
+        "query (ms, median)", "index (MB)",
+    ]  # fmt: skip
+
+
 def test_costs_of_a_baseline_are_those_it_has(runs):
     table = tables.costs(runs)
     assert list(table.index) == list(tables.COSTS)
