@@ -32,7 +32,7 @@ from cbir.images.dataset import (
     stored_dataset,
     take_rows,
 )
-from cbir.images.pictures import CIFAR10_CLASSES, DAMAGED
+from cbir.images.pictures import CIFAR10_CLASSES, DAMAGED, read_picture
 from cbir.reporting import tables
 from cbir.studies import params
 
@@ -313,6 +313,36 @@ def test_class_of_unread_formats_stops_the_study_and_says_what_reads_them(root):
     assert len(reasons(shapes)) == 12
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "`git lfs pull`"),
+        (b"<!DOCTYPE html>\n<html><body>404", "web page"),
+        (b"<html>404", "web page"),
+    ],
+)
+def test_files_under_the_name_of_a_picture_are_named_by_what_they_are(root, content, reason):
+    write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
+    path = root / "data" / "shapes" / "red" / "9.jpg"
+    path.write_bytes(content)
+    assert reason in reasons(load())["red/9.jpg"]
+    assert reason in read_picture(path, 16).remark
+
+
+@pytest.mark.parametrize("name", ["Red", "red ", "blue"])
+def test_class_that_only_one_part_has_is_named(root, name):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "green": 4})
+    write_colours(root / "data" / "shapes" / "val", {"red": 2, "green": 2})
+    save_copy(root / "data" / "shapes" / "val" / name / "0.png")
+    assert f"validation has a class that train lacks: {name!r}: " in error_of()
+
+
+def test_class_with_an_empty_folder_of_validation_images_is_named(root):
+    write_colours(root / "data" / "shapes" / "train", {"red": 4, "green": 4})
+    write_colours(root / "data" / "shapes" / "val", {"red": 2, "green": 0})
+    assert "'green' (0 validation images, needs 1)" in error_of()
+
+
 @pytest.mark.parametrize("names", ["train val", "Train valid Test", "training validation testing"])
 def test_folders_of_parts_are_used_as_such(root, names):
     train, validation, *test = names.split()
@@ -564,7 +594,7 @@ def test_csv_file_without_splits_is_split(root):
         ("file,label\na.png,cat", "it has: file, label"),
         ("path,class,split\na.png,cat,holdout", "split of a.png is 'holdout'"),
         ("path,class\na.png,cat\nb.png,cat", "only one class"),
-        ("path,class\nnowhere.png,cat", "no pictures"),
+        ("path,class\nnowhere,cat\n,\nb,dog", "none of the 2 listed pictures is there"),
     ],
 )
 def test_csv_file_that_cannot_be_used_is_one_line(root, text, message):
@@ -908,7 +938,7 @@ def test_fraction_that_leaves_too_few_to_train_is_one_line(root):
 def test_test_class_that_train_lacks_is_named(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 2, "green": 2})
-    assert "class that train lacks: green" in error_of()
+    assert "class that train lacks: 'green'" in error_of()
 
 
 def test_class_without_test_pictures_is_named(root):

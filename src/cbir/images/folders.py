@@ -55,6 +55,12 @@ SYSTEM = {
     "@eaDir", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
     "lost+found", "Thumbs.db", "desktop.ini",
 }  # fmt: skip
+# Files that are often found under the name of a picture, by the bytes that they begin with.
+OTHERS = {
+    b"version https://git-lfs": "placeholder of Git LFS: run `git lfs pull`",
+    b"<!doctype html": "web page, such as that of a failed download",
+    b"<html": "web page, such as that of a failed download",
+}
 PARTS = ("train", "validation", "test")
 ROLES = ("training", "validation", "test")
 # The names of folders, and of values of a column `split`, that name a part; case is ignored.
@@ -232,7 +238,9 @@ def unsupported(head: bytes) -> str:
     """Why Pillow does not recognise a file, from its first bytes."""
     if not head:
         return "empty file"
-    return HEIC if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS else NOT_A_PICTURE
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
+        return HEIC
+    return next((reason for mark, reason in OTHERS.items() if mark in head.lower()), NOT_A_PICTURE)
 
 
 def folder_state(pictures: Pictures) -> str:
@@ -384,8 +392,9 @@ def _check_classes(place: Path, rows: dict) -> None:
     in_train = {name for part, name in rows.values() if not part}
     for number, part in enumerate(PARTS[1:], start=1):
         if unknown := {name for of, name in rows.values() if of == number} - in_train:
+            names = short_list(map(repr, sorted(unknown)))
             raise StudyError(
-                f"{place}: {part} has a class that train lacks: {short_list(sorted(unknown))}: "
+                f"{place}: {part} has a class that train lacks: {names}: "
                 "rename or remove it, or list the pictures in a CSV file with the columns path, "
                 "class and split"
             )
@@ -439,6 +448,8 @@ def _read_table(table: Path) -> Pictures:
         row = PART_OF.get(split.lower()), unicodedata.normalize("NFC", label)
         if "split" in columns and row[0] is None:
             raise StudyError(f"{table}: split of {name} is {split!r}: use train, val or test")
+        if not name and not label:  # an empty line of a spreadsheet
+            continue
         if not label:
             left_out.append(LeftOut(name, "listed without a class"))
         elif name in rows:
@@ -448,6 +459,12 @@ def _read_table(table: Path) -> Pictures:
             left_out.append(LeftOut(name, "listed, but no such file"))
         else:
             rows[name] = row
+    if left_out and not rows:
+        raise StudyError(
+            f"{table}: none of the {len(left_out):,} listed pictures is there: paths are relative "
+            "to the CSV file, and names have their endings; the first is "
+            f"{table.parent / left_out[0].name}"
+        )
     reasons, others = _read_heads(table.parent, rows)
     rows = {name: row for name, row in rows.items() if name in reasons}
     _check_classes(table, rows)
