@@ -491,6 +491,15 @@ def test_files_beside_the_class_folders_are_named(root):
     assert set(reasons(shapes)) == {"loose.png", "train/loose.png", "extra/red/0.png"}
 
 
+def test_names_with_line_breaks_stay_in_their_line(root):
+    folder = root / "data" / "shapes"
+    write_colours(folder, {"red": 4, "blue": 4})
+    (folder / "red" / "a\nb\x1b[31m.txt").write_text("notes")
+    text = folders.describe_files(8, load().left_out)
+    assert len(text.splitlines()) == 2
+    assert r"red/a\nb\x1b[31m.txt" in text
+
+
 def test_spellings_of_one_letter_are_one_class(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 1})

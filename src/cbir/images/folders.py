@@ -48,7 +48,7 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 RAW_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 HEIC = "HEIC needs pillow-heif: run `make heic` once"
 RAW = "camera raw: export it as JPEG, PNG or TIFF"
-HIDDEN = "hidden or system folder or file"
+HIDDEN = "hidden, or made by the system"
 LISTED_DIFFERENTLY = "listed again with another class or part; the first line counts"
 NOT_A_PICTURE = "not a picture, or in a format that is not read"
 SYSTEM = {
@@ -158,16 +158,15 @@ def list_pictures(place: Path) -> Pictures:
     left_out += others
     rows, layout = _arrange(place, list(reasons), folders)
     _check_classes(place, rows)
-    left_out += [
-        LeftOut(name, "not in a class folder, or in a folder beside those of the parts")
-        for name in reasons
-        if name not in rows
-    ]
-    class_folders = {name.rpartition("/")[0] + "/" for name in reasons}
+    left_out += [LeftOut(name, "outside the class folders") for name in reasons if name not in rows]
+    with_pictures = {""}
+    for name in reasons:
+        while (name := name.rpartition("/")[0]) not in with_pictures:
+            with_pictures.add(name)
     left_out += [
         LeftOut(folder, "folder without pictures", 0)
         for folder in folders
-        if folder.count("/") <= 2 and not any(used.startswith(folder) for used in class_folders)
+        if folder.count("/") <= 2 and folder[:-1] not in with_pictures
     ]
     return _pictures(place, rows, layout, reasons, left_out)
 
@@ -473,8 +472,9 @@ def _read_table(table: Path) -> Pictures:
 
 
 def short_list(names: Iterable[str], most: int = 10) -> str:
-    """The first names, separated by commas, and the number of the others."""
-    names = list(names)
+    """The first names in one line, separated by commas, and the number of the others."""
+    # A file's name may contain line breaks, and codes that change the terminal.
+    names = [re.sub(r"[\x00-\x1f\x7f]", lambda sign: repr(sign[0])[1:-1], name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" * (len(names) > most))
 
 

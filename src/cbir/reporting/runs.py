@@ -228,7 +228,7 @@ def save_run(
             "train": len(dataset.train),
             "validation": len(dataset.validation),
             "queries": len(dataset.queries),
-            "left_out": dataset.left_out,
+            "left_out": sum(one.files for one in dataset.left_out),
             "layout": dataset.layout,
             "fingerprint": dataset.fingerprint,
         },

@@ -65,7 +65,7 @@ def files(dataset: Dataset) -> pd.DataFrame:
     rows = [("found", n_used + n_left_out, ""), ("used", n_used, "")]
     for use, named in groups.items():
         rows += [(f"{use}: {row.reason}", row.files, row.name) for row in group_by_reason(named)]
-    table = pd.DataFrame(rows, columns=["", "number", "such as"])
+    table = pd.DataFrame(rows, columns=["files", "number", "such as"])
     return table if len(table) > 2 else table[:0]
 
 
