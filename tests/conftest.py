@@ -28,6 +28,8 @@ STUDY = {
     "training_images": 0,
     "test_images": 0,
     "min_images": 0,
+    "damaged": "use",
+    "max_megapixels": 180,
     "seeds": [0],
     "protocols": ["closed"],
     "unseen": 1,

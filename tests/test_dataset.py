@@ -1015,7 +1015,7 @@ def test_added_and_removed_pictures_are_noticed(project):
 
 def test_whether_images_are_cached_is_said_without_decoding_them(project):
     parameters = LOADED_WITH | {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
-    parameters |= {"min_images": 0}
+    parameters |= {"min_images": 0, "damaged": "use", "max_megapixels": 180}
     assert not is_cached(**parameters)
     assert not (project / "artifacts").exists()
     shapes = load()

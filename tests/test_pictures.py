@@ -1,16 +1,37 @@
 """Pictures of every format become RGB squares; what cannot be read says why."""
 
 import io
+import json
+import re
 import struct
+import subprocess
+import sys
+import time
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import (
+    EpsImagePlugin,
+    Image,
+    ImageCms,
+    ImageOps,
+    PngImagePlugin,
+    TiffImagePlugin,
+    features,
+)
 
-from cbir.images.pictures import DAMAGED, Unreadable, read_picture, read_square
+from cbir.images import pictures
+from cbir.images.pictures import (
+    DAMAGED,
+    FORMATS,
+    Unreadable,
+    read_picture,
+    read_square,
+    read_squares,
+)
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -278,3 +299,361 @@ def test_nearly_black_or_uniform_pictures_are_named():
     for name, values in {"uniform": grey, "black": shaded // 20, "shaded": shaded}.items():
         remarks[name] = read_picture(io.BytesIO(saved(Image.fromarray(values), "PNG")), 16).remark
     assert remarks == {"uniform": "nearly uniform", "black": "nearly black", "shaded": ""}
+
+
+# Colours and depths
+
+
+def p3_profile() -> bytes:
+    """The ICC profile of Display P3: that of sRGB with other colorants."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for tag, colorant in zip((b"rXYZ", b"gXYZ", b"bXYZ"), P3, strict=True):
+        entry = profile.index(tag)
+        (place,) = struct.unpack(">I", profile[entry + 4 : entry + 8])
+        values = [round(value * 65536) for value in colorant]
+        profile[place + 8 : place + 20] = struct.pack(">3i", *values)
+    return bytes(profile)
+
+
+# The colorants of Display P3 and of sRGB in the XYZ of ICC profiles (D50), one per row.
+P3 = np.array(
+    [[0.51512, 0.2412, -0.00105], [0.29198, 0.69225, 0.04189], [0.1571, 0.06657, 0.78407]]
+)
+SRGB = np.array(
+    [[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.7141]]
+)
+
+
+def in_p3(picture: Image.Image) -> Image.Image:
+    """The same colours as Display P3 has them, which shares the curve of sRGB."""
+    values = np.asarray(picture) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ SRGB @ np.linalg.inv(P3)).clip(0, 1)
+    values = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_colours_are_those_of_the_icc_profile(image_format):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    options |= {"quality": 95, "subsampling": 0} if image_format == "JPEG" else {}
+    vivid = scene()
+    wanted = read_square(io.BytesIO(saved(vivid, image_format, **options)), 32).astype(int)
+    stored = saved(in_p3(vivid), image_format, icc_profile=p3_profile(), **options)
+    assert np.abs(read_square(io.BytesIO(stored), 32) - wanted).mean() < 1
+    without = saved(in_p3(vivid), image_format, **options)
+    assert np.abs(read_square(io.BytesIO(without), 32) - wanted).mean() > 3
+
+
+def test_broken_icc_profile_is_named_and_the_picture_used():
+    image, remark = read_picture(io.BytesIO(saved(scene(), "PNG", icc_profile=b"no profile")), 32)
+    assert (image == read_square(io.BytesIO(saved(scene(), "PNG")), 32)).all()
+    assert remark == "its colour profile cannot be used"
+
+
+def test_lab_and_grey_profiles_become_srgb():
+    lab = ImageCms.profileToProfile(
+        scene(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    wanted = read_square(io.BytesIO(saved(scene(), "TIFF")), 32).astype(int)
+    assert np.abs(read_square(io.BytesIO(saved(lab, "TIFF")), 32) - wanted).mean() < 3
+    # Many greyscale files carry a profile of RGB.
+    grey = saved(scene().convert("L"), "PNG", icc_profile=p3_profile())
+    assert read_picture(io.BytesIO(grey), 32).remark == ""
+
+
+def png(depth: int, colours: int, rows: np.ndarray, **chunks: bytes) -> bytes:
+    """A PNG file, written by hand: Pillow writes neither 16-bit colours nor all transparencies.
+
+    Args:
+        depth: bits of a channel; rows of fewer than 8 bits are packed.
+        colours: 0 for grey, 2 for RGB.
+        rows: (height, values) integers.
+        chunks: further chunks by name.
+    """
+    bits = (rows[..., None] >> np.arange(depth)[::-1]) & 1
+    lines = np.packbits(bits.reshape(len(rows), -1).astype(bool), axis=1)
+    width = rows.shape[1] // (3 if colours == 2 else 1)
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colours, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    parts = {b"IHDR": header, **{name.encode(): value for name, value in chunks.items()}}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in {**parts, b"IDAT": data, b"IEND": b""}.items()
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_transparent_grey_of_every_depth_is_white(depth):
+    most = 2**depth - 1
+    grey = np.tile([most // 3, 0], (8, 4))
+    wanted = read_square(io.BytesIO(png(depth, 0, grey)), 8).astype(int)
+    seen = read_square(io.BytesIO(png(depth, 0, grey, tRNS=struct.pack(">H", most // 3))), 8)
+    assert (seen[:, ::2] == 255).all()
+    assert (seen[:, 1::2] == (255 if depth == 1 else wanted[:, 1::2])).all()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_transparent_colour_of_every_depth_is_white(depth):
+    most = 2**depth - 1
+    colours = np.tile([most // 3, most // 5, most, 0, most // 2, most // 4], (8, 4))
+    transparent = struct.pack(">HHH", *colours[0, :3])
+    seen = read_square(io.BytesIO(png(depth, 2, colours, tRNS=transparent)), 8)
+    assert (seen[:, ::2] == 255).all()
+    assert np.abs(seen[:, 1].astype(int) - [0, 127, 64]).max() <= 1
+
+
+SHADES = np.tile(np.linspace(0, 1, 16), (16, 1))
+DEEP = {
+    "12 bits in 16": (SHADES * 4095).round().astype(np.uint16),
+    "8 bits in 16": (SHADES * 255).round().astype(np.uint16),
+    "8 bits in 32": (SHADES * 255).round().astype(np.int32),
+    "signed": (SHADES * 32767).round().astype(np.int32),
+    "no data": np.where(SHADES == 0, 3.4e38, SHADES).astype(np.float32),
+    "not a number": np.where(SHADES == 0, np.nan, SHADES).astype(np.float32),
+    "negative": np.where(SHADES == 0, -9999, SHADES).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("values", DEEP.values(), ids=DEEP)
+def test_deep_values_are_scaled_by_the_range_that_a_file_uses(values):
+    image, remark = read_picture(io.BytesIO(saved(Image.fromarray(values), "TIFF")), 16)
+    assert np.abs(image[..., 0] - SHADES * 255).max() <= 1
+    assert remark == ""
+
+
+def test_missing_values_of_a_tiff_are_those_that_its_tag_names():
+    values = np.where(SHADES == 0, 9999, SHADES).astype(np.float32)
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[42113] = "9999"
+    info.tagtype[42113] = 2
+    content = saved(Image.fromarray(values), "TIFF", tiffinfo=info)
+    assert np.abs(read_square(io.BytesIO(content), 16)[..., 0] - SHADES * 255).max() <= 1
+
+
+def tiff(values: np.ndarray, **tags: int) -> bytes:
+    """A TIFF file of one strip, written by hand, most significant byte first.
+
+    Args:
+        values: (height, width) or, in planes, (channels, height, width).
+        tags: further tags: `t259=8`, for example.
+    """
+    *_, height, width = values.shape
+    channels = len(values) if values.ndim == 3 else 1
+    planes = [plane.tobytes() for plane in values.reshape(channels, height, width)]
+    planes = [zlib.compress(plane) for plane in planes] if tags.get("t259") == 8 else planes
+    entries = {256: width, 257: height, 258: values.dtype.itemsize * 8, 259: 1}
+    entries |= {262: 2 if channels == 3 else 1, 277: channels, 278: height, 284: 1}
+    entries |= {int(name[1:]): value for name, value in tags.items()}
+    starts = np.cumsum([8, *map(len, planes)])
+    wide = {258: [entries[258]] * channels, 273: starts[:-1], 279: [len(plane) for plane in planes]}
+    offset, more, lines = int(starts[-1]) + 2 + 12 * (len(entries) + 2) + 4, b"", []
+    for tag, value in sorted((entries | wide).items()):
+        numbers = np.ravel(value)
+        packed = struct.pack(f">{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed, more = struct.pack(">I", offset + len(more)), more + packed
+        lines.append(struct.pack(">HHI", tag, 4, len(numbers)) + packed)
+    directory = struct.pack(">H", len(lines)) + b"".join(lines) + bytes(4)
+    return b"MM\0*" + struct.pack(">I", int(starts[-1])) + b"".join(planes) + directory + more
+
+
+def test_tiff_in_which_white_is_zero_is_inverted():
+    values = (SHADES * 65535).astype(">u2")
+    little = saved(Image.fromarray(values.astype(np.uint16)), "TIFF", tiffinfo={262: 0})
+    wanted = 255 - SHADES * 255
+    assert np.abs(read_square(io.BytesIO(little), 16)[..., 0] - wanted).max() <= 1
+
+
+def test_tiffs_that_pillow_misreads_are_refused():
+    values = (SHADES * 65535).astype(">u2")
+    planes = tiff(np.stack([values, values.T, values]), t284=2)
+    swapped = tiff(SHADES.astype(">f4"), t259=8, t339=3)
+    for content in (planes, swapped):
+        image, reason = read_picture(io.BytesIO(content), 16)
+        assert image is None
+        assert reason == "a kind of TIFF that Pillow misreads: convert it to PNG"
+    plain = tiff(SHADES.astype(">f4"), t339=3)
+    assert np.abs(read_square(io.BytesIO(plain), 16)[..., 0] - SHADES * 255).max() <= 1
+
+
+def test_canvas_around_a_smaller_first_frame_is_white():
+    content = bytearray(saved(Image.new("RGB", (20, 20), RED), "GIF"))
+    content[6:10] = struct.pack("<HH", 40, 40)  # the canvas
+    seen = read_square(io.BytesIO(content), 40)
+    assert (seen[:20, :20] == RED).all()
+    assert (seen[20:] == 255).all()
+    assert (seen[:, 20:] == 255).all()
+
+
+# Metadata
+
+
+# EXIF data of two tags: the orientation, and a resolution (a number) that is a text.
+ODD_EXIF = b"Exif\0\0MM\0*" + struct.pack(
+    ">IHHHIHHHHI4sI", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 4, b"odd\0", 0
+)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "exif"),
+    [
+        ("JPEG", ODD_EXIF), ("PNG", ODD_EXIF), ("WEBP", ODD_EXIF), ("AVIF", None), ("TIFF", None),
+    ],
+)  # fmt: skip
+def test_orientation_holds_in_every_format_beside_odd_tags(image_format, exif):
+    if image_format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    upright = scene(160, 160)
+    if exif is None:  # Pillow cannot write the odd tag there.
+        exif = Image.Exif()
+        exif[0x0112] = 6
+    stored = saved(upright.transpose(Image.Transpose.ROTATE_90), image_format, exif=exif)
+    wanted = np.asarray(upright.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    image, remark = read_picture(io.BytesIO(stored), 32)
+    assert np.abs(image - wanted).mean() < 4
+    assert remark == ""
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_unknown_orientation_leaves_a_picture_as_it_is(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(scene(), "PNG", exif=exif)
+    assert (
+        read_square(io.BytesIO(content), 32) == read_square(io.BytesIO(saved(scene(), "PNG")), 32)
+    ).all()
+
+
+def test_png_with_a_long_text_is_read():
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("comment", "long " * 500_000, zip=True)
+    assert read_picture(io.BytesIO(saved(scene(), "PNG", pnginfo=texts)), 32).remark == ""
+
+
+# Formats
+
+
+def test_postscript_named_as_a_picture_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("started a program"))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    (tmp_path / "cat.jpg").write_bytes(saved(scene(), "EPS"))
+    image, reason = read_picture(tmp_path / "cat.jpg", 32)
+    assert image is None
+    assert reason.startswith("not a picture")
+
+
+def test_documentation_names_every_format_that_is_read():
+    text = Path(__file__).parent.parent.joinpath("docs", "search.md").read_text("utf-8")
+    section = text.partition("## Picture formats")[2].partition("\n\n")[2].partition("\n\n")[0]
+    assert {name for name in FORMATS if not re.search(rf"\b{name}\b", section, re.I)} == set()
+
+
+# Size, speed and memory
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_draft_of_a_large_jpeg_resembles_the_whole(mode, options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = saved(scene(1003, 757).convert(mode), "JPEG", exif=exif, quality=90, **options)
+    draft = read_square(io.BytesIO(content), 32).astype(float)
+    with Image.open(io.BytesIO(content)) as whole:
+        turned = whole.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    wanted = ImageOps.fit(turned, (32, 32), Image.Resampling.BICUBIC)
+    wanted = np.asarray(wanted).astype(float)
+    assert np.corrcoef(draft.ravel(), wanted.ravel())[0, 1] > 0.9995
+    assert np.abs(draft - wanted).mean() < 1
+
+
+@pytest.mark.parametrize("picture", [scene, lambda *size: scene(*size).convert("P")])
+def test_reducing_a_large_picture_resembles_the_whole(picture):
+    large = picture(1003, 757)
+    wanted = ImageOps.fit(large.convert("RGB"), (32, 32), Image.Resampling.BICUBIC)
+    seen = read_square(io.BytesIO(saved(large, "PNG")), 32).astype(float)
+    assert np.corrcoef(seen.ravel(), np.asarray(wanted).ravel())[0, 1] > 0.9995
+
+
+def test_bands_of_a_picture_fit_together(monkeypatch):
+    content = saved(scene(1003, 757), "PNG")
+    wanted = read_square(io.BytesIO(content), 32)
+    monkeypatch.setattr(pictures, "BAND", 10_000)
+    assert (read_square(io.BytesIO(content), 32) == wanted).all()
+
+
+def test_large_pictures_are_read_one_at_a_time(tmp_path, monkeypatch):
+    for number in range(8):
+        scene(200, 200).save(tmp_path / f"{number}.png")
+    reading, most, load = [], [], pictures._load
+
+    def slow_load(*arguments):
+        reading.append(1)
+        most.append(len(reading))
+        time.sleep(0.005)
+        reading.pop()
+        return load(*arguments)
+
+    monkeypatch.setattr(pictures, "_load", slow_load)
+    monkeypatch.setattr(pictures, "CHUNK", 1)
+    monkeypatch.setattr(pictures, "_are_small", lambda _: False)
+    monkeypatch.setattr(pictures.os, "cpu_count", lambda: 4)
+    list(read_squares(sorted(tmp_path.iterdir()), 16))
+    assert max(most) > 1
+    most.clear()
+    monkeypatch.setattr(pictures, "MEMORY", 100_000)
+    list(read_squares(sorted(tmp_path.iterdir()), 16))
+    assert max(most) == 1
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from cbir.images.pictures import read_squares
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+small, *others = sorted(Path(sys.argv[1]).iterdir())
+list(read_squares([small], 96))
+before = peak()
+for image, remark in read_squares(others, 96):
+    assert image is not None, remark
+print(peak() - before)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
+@pytest.mark.parametrize(
+    ("picture", "copies", "megabytes"),
+    [
+        (lambda: saved(scene(4000, 3000), "JPEG", quality=80)[:-20_000], 60, 100),
+        (lambda: saved(scene(10_000, 6000).convert("RGBA"), "PNG", compress_level=1), 1, 300),
+        (lambda: saved(scene(10_000, 6000).convert("P"), "TIFF"), 2, 300),
+    ],
+    ids=["cut JPEGs", "RGBA", "palette"],
+)
+def test_memory_of_reading_stays_within_its_bound(tmp_path, picture, copies, megabytes):
+    (tmp_path / "0").write_bytes(saved(scene(100, 100), "PNG"))
+    content = picture()
+    for number in range(copies):
+        (tmp_path / f"{number + 1}").write_bytes(content)
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert float(output) < megabytes
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
+def test_mutated_pictures_do_no_harm():
+    script = Path(__file__).parent / "mutated_pictures.py"
+    command = [sys.executable, script, "4000"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout)
+    assert min(outcomes["image"], outcomes["remark"], outcomes["reason"]) > 200

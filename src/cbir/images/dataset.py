@@ -25,7 +25,7 @@ from cbir.images.folders import (
     list_pictures,
     short_list,
 )
-from cbir.images.pictures import cifar10_pictures, decode_pictures, digits_pictures
+from cbir.images.pictures import MAX_MEGAPIXELS, cifar10_pictures, decode_pictures, digits_pictures
 
 # The number of images hashed at a time.
 BLOCK = 1024
@@ -127,6 +127,8 @@ def load_dataset(
     training_images: int = 0,
     test_images: int = 0,
     min_images: int = 0,
+    damaged: str = "use",
+    max_megapixels: int = MAX_MEGAPIXELS,
     learn_from: int = 0,
 ) -> Dataset:
     """Load a data set; images are decoded the first time and memory-mapped afterwards.
@@ -143,6 +145,7 @@ def load_dataset(
             shares of all classes; 0 keeps all.
         min_images: classes with fewer images, or too few to split, are left out; 0 keeps all
             classes, and refuses those with too few.
+        damaged, max_megapixels: as for `pictures.read_picture`.
         learn_from: approximate number of training images to train and validate on, in equal shares
             of all classes; 0 for all. A smaller selection is part of a larger one. The gallery
             keeps all training images.
@@ -158,6 +161,8 @@ def load_dataset(
         "training_images": training_images,
         "test_images": test_images,
         "min_images": min_images,
+        "damaged": damaged,
+        "max_megapixels": max_megapixels,
     }
     step, left_out = _images_step(**parameters)
     images = cached(**step)
@@ -357,12 +362,22 @@ def _images_step(**parameters) -> tuple[dict, list[LeftOut]]:
     }, left_out
 
 
-def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> None:
+def _decode(
+    pictures: Pictures,
+    into: Path,
+    image_size: int,
+    damaged: str,
+    max_megapixels: int,
+    **selection,
+) -> None:
     """Write images.npy, labels.npy and content.json; `selection` as for `select`."""
     skipped = dict(pictures.unreadable)
     while True:  # If files cannot be read, the parts are chosen again without them.
         rows, n_train, left_out = select(pictures, skipped, **selection)
-        unreadable, remarks = decode_pictures(pictures, rows, image_size, into / "images.npy")
+        unreadable, remarks = decode_pictures(
+            pictures, rows, image_size, into / "images.npy",
+            damaged=damaged, max_megapixels=max_megapixels,
+        )  # fmt: skip
         if unreadable.keys() <= skipped.keys():
             break
         skipped = {row: str(reason) for row, reason in unreadable.items()} | skipped
@@ -382,7 +397,9 @@ def _decode(pictures: Pictures, into: Path, image_size: int, **selection) -> Non
         "n_train": n_train,
         "validation": validation,
         "layout": pictures.layout,
-        "remarks": [[pictures.names[row], remark] for row, remark in remarks.items()],
+        "remarks": [
+            [pictures.names[row], remarks[row]] for row in np.intersect1d(rows, [*remarks])
+        ],
         "listed": pictures.left_out,
         "left_out": [
             *(LeftOut(pictures.names[row], skipped[row]) for row in sorted(skipped)),

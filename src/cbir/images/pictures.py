@@ -69,7 +69,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # The bytes that reading a picture may take while other threads read too.
 MEMORY = 256 * 2**20
 # The bytes that Pillow's decoders take for a pixel, where it is not 4.
-BYTES_PER_PIXEL = {"AVIF": 16, "GIF": 12, "HEIF": 16, "JPEG2000": 20, "WEBP": 16}
+BYTES_PER_PIXEL = {"AVIF": 12, "GIF": 12, "HEIF": 16, "JPEG2000": 20, "TIFF": 8, "WEBP": 17}
 LARGE_PICTURE = threading.Lock()
 # The most pixels that are converted at once.
 BAND = 2**20
@@ -291,7 +291,8 @@ def read_picture(
 ) -> Reading:
     """Decode a picture and take its centre crop.
 
-    Reading takes at most about `MEMORY` bytes. A picture that needs more is read alone.
+    Reading takes at most about `MEMORY` bytes in each thread. Pictures that need more are read one
+    at a time.
 
     Args:
         picture: a file, a binary stream, or (h, w) grey or (h, w, 3) RGB uint8 values.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cbir import StudyError
+from cbir.images.pictures import MAX_MEGAPIXELS
 from cbir.images.protocols import PROTOCOLS
 from cbir.networks import choices
 from cbir.networks.backbones import BACKBONES
@@ -131,6 +132,12 @@ PARAMETERS = {
     "min_images": Parameter("data", "int",
         "Classes with fewer images, or too few to be split, are left out; 0 keeps all classes, and "
         "refuses the study if one has too few.", 0, _IMAGES),
+    "damaged": Parameter("data", "str",
+        "Damaged files, such as those cut off: `use` reads them as far as they go, `skip` leaves "
+        "them out; both name them.", "use", _one_of("use", "skip")),
+    "max_megapixels": Parameter("data", "int",
+        "Pictures of more million pixels are left out.",
+        MAX_MEGAPIXELS, _between(1, 10_000, " (million pixels)")),
     "test_fraction": Parameter("data", "float",
         "Share of each class that becomes test images, if the data set has no test images.",
         0.2, _FRACTION),
