@@ -1034,8 +1034,8 @@ def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypat
         path.parent.rename(path.parent.with_name(path.parent.name + "-away"))
     real = pictures.read_squares
 
-    def interrupted(*arguments):
-        yield next(real(*arguments))
+    def interrupted(*arguments, **options):
+        yield next(real(*arguments, **options))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
