@@ -1,24 +1,31 @@
-"""The explorer in JupyterLab: search a finished study, mark results, search again."""
+"""The explorer in JupyterLab: search a finished study, mark results, search again.
 
+Data flows one way. What a person does changes `Explorer.choice`, plain values that a cell can keep.
+From them, `Explorer` computes all that is shown, its other traits, which explorer.js draws.
+"""
+
+import base64
 import functools
-import json
-from collections.abc import Callable
-from html import escape
+import itertools
+import re
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
-import ipywidgets as widgets
+import anywidget
 import numpy as np
+from PIL import Image
+from traitlets import Bool, Dict, List, Unicode
 
 from cbir import StudyError, project_root
-from cbir.cache import write_text
+from cbir.images.leaks import find_leaks
 from cbir.images.pictures import Unreadable, read_square
-from cbir.networks.gradients import attention_maps, similarity_maps
-from cbir.reporting import explanations, tables
+from cbir.reporting import tables
 from cbir.reporting.montages import overlay
 from cbir.reporting.runs import trained_runs
+from cbir.retrieval.projections import METHODS, TSNE_FROM, project_queries
 from cbir.search import answers
-from cbir.search.answers import Answer, Result, data_url
+from cbir.search.answers import Answer, Picture, Result
 from cbir.search.engine import (
     SEARCHES,
     Engine,
@@ -28,323 +35,276 @@ from cbir.search.engine import (
     open_engine,
 )
 
-QUERIES_PER_PAGE = 12
-ALL, ONE_CLASS, WORST, UPLOAD = "all", "one class", "worst first", "my own picture"
+QUERIES_PER_PAGE = 60
+MOST_RESULTS = 100
+IN_ORDER, WORST = "in order", "worst first"
 # Heat maps by their kind, a name in `explain.KINDS`.
-MAPS = {"similarity": "similarity maps", "attention": "attention maps"}
-NO_MARK, POSITIVE, NEGATIVE = "–", "✓", "✗"
-LEGEND = f"{POSITIVE} positive example, {NEGATIVE} negative example"
-MARKS_FOLDER = Path("data", "marks")
-STYLE = """<style>
-.cbir-image img { width: 72px; height: 72px; object-fit: cover; image-rendering: pixelated; }
-.cbir-image { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
-.cbir-marks .jupyter-button { padding: 0; margin: 0 2px 6px 0; }
-.cbir-note { margin: 0; }
-.cbir-results h4 { margin: 1em 0 0; }
-</style>"""
+MAPS = {"": "off", "similarity": "similarity", "attention": "attention"}
+# What is chosen unless the person chooses otherwise. Pictures are positions: of a query, or of
+# gallery images for marks. An uploaded query is a data URL of its image. `used` are the marks of
+# the last search: positive, negative.
+DEFAULTS = {
+    "study": "", "architectures": [], "search": SEARCHES[0], "k": 10, "query": 0,
+    "positive": [], "negative": [], "used": [[], []],
+    "label": "", "order": IN_ORDER, "page": 0, "is_map": False, "heat_maps": "",
+}  # fmt: skip
+# Sides of pictures in pixels: to choose from, and of results. Images up to `EXACT` are sent as PNG.
+SMALL, LARGE, EXACT = 48, 192, 64
+# Tiles in a row of the pictures of the map's points.
+SPRITES = 32
 
 
-def explore(study: str = "") -> widgets.Widget:
-    """The explorer of finished studies, or a sentence that says how to make one.
+class Explorer(anywidget.AnyWidget):
+    """The explorer as a widget.
 
     Args:
         study: the study shown first; another one if it is not finished.
-    """
-    try:
-        return Explorer(study).view
-    except StudyError as error:
-        return widgets.HTML(f"<p>{escape(str(error))}</p>")
-
-
-class Explorer:
-    """The widgets, and the state behind them: query, marks, answers and opened engines.
+        choice: further keys of `DEFAULTS`. Pictures may be given by their names instead of their
+            positions, and the query also by the path of a file.
 
     Attributes:
-        query: a query's position, or the name and the pixels of an uploaded picture.
-        history: signs (`POSITIVE`, `NEGATIVE`) by gallery position, after each mark.
-        answers: the answers shown, one per selected architecture.
-        choices: positions of the queries that are shown to choose from.
+        choice: what the person chose, the keys of `DEFAULTS`.
+        code: the call that shows the same again.
+        options: the names to choose from.
+        queries: a page of queries to choose from.
+        points: the queries on a map of the embedding of the first architecture.
+        query: the picture that is searched for.
+        marked: the marked gallery images.
+        panels: the results of each architecture.
+        status: one sentence on what happens, or went wrong.
+        is_busy: whether it computes.
     """
 
-    def __init__(self, study: str = ""):
-        # Each engine is opened once.
+    _esm = Path(__file__).with_suffix(".js")
+    _css = Path(__file__).with_suffix(".css")
+    choice = Dict().tag(sync=True)
+    code = Unicode().tag(sync=True)
+    options = Dict().tag(sync=True)
+    queries = Dict().tag(sync=True)
+    points = Dict().tag(sync=True)
+    query = Dict().tag(sync=True)
+    marked = List().tag(sync=True)
+    panels = List().tag(sync=True)
+    status = Unicode().tag(sync=True)
+    is_busy = Bool().tag(sync=True)
+
+    def __init__(self, study: str = "", **choice):
+        super().__init__()
+        # Each engine is opened once, and going back to an earlier query costs nothing.
         self.open = functools.cache(open_engine)
-        self.query: int | tuple[str, np.ndarray] | None = None
-        self.history: list[dict[int, str]] = [{}]
-        self.answers: list[Answer] = []
-        self.choices: list[int] = []
-        self.page = 0
-        self.is_busy = False
+        for method in ("_picture", "_answer", "_overlays", "_map"):
+            setattr(self, method, functools.lru_cache(64)(getattr(self, method)))
+        self.upload = b""
+        self.observe(lambda _: self._update(), "choice")
+        self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
+        if unknown := choice.keys() - DEFAULTS.keys():
+            raise TypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(DEFAULTS)}")
+        self.choice = {"study": study} | choice
 
-        self.study = widgets.Dropdown(
-            options=list(trained_runs()), value=first_finished(study), description="study"
-        )
-        self.architectures = widgets.SelectMultiple(
-            description="architectures", rows=4, style={"description_width": "initial"}
-        )
-        self.search = widgets.Dropdown(options=SEARCHES, description="search")
-        self.k = widgets.BoundedIntText(10, min=1, max=100, description="k").add_class("cbir-k")
-        self.queries = _toggle_buttons("queries", [ALL, ONE_CLASS, WORST, UPLOAD])
-        self.label = widgets.Dropdown(description="class")
-        self.upload = widgets.FileUpload(description="choose a picture", multiple=False)
-        self.choice_row = _row()
-        self.more = _button("▶", lambda: self._turn_page(1))
-        self.page_row = _row(_button("◀", lambda: self._turn_page(-1)), self.more)
-        self.again = _button("search again", self._search_again)
-        self.undo = _button("undo last mark", self._undo)
-        self.export = _button("export marks", self._export)
-        self.maps = _toggle_buttons("heat maps", [("none", None)])
-        self.status = widgets.HTML(layout={"min_height": "2em"}).add_class("cbir-status")
-        self.query_image = widgets.HTML().add_class("cbir-query")
-        self.results = widgets.VBox().add_class("cbir-results")
-        self.view = widgets.VBox(
-            [
-                widgets.HTML(STYLE),
-                _row(self.study, self.search, self.k),
-                _row(self.architectures, widgets.VBox([self.queries, self.label, self.upload])),
-                self.choice_row,
-                self.page_row,
-                _row(self.again, self.undo, self.export),
-                self.maps,
-                self.status,
-                self.query_image,
-                self.results,
-            ]
-        )
-        for action, *observed in (
-            (self._open_study, self.study),
-            (self._open_architectures, self.architectures),
-            (self._answer, self.search, self.k, self.maps),
-            (self._show_queries, self.queries, self.label),
-            (self._read_upload, self.upload),
-        ):
-            for widget in observed:
-                widget.observe(lambda _, action=action: action(), "value")
-        self._open_study()
-
-    @property
-    def engines(self) -> list[Engine]:
-        """The engines of the selected architectures."""
-        return [self.open(self.study.value, name) for name in self.architectures.value]
-
-    @property
-    def marks(self) -> dict[int, str]:
-        """The current marks: the sign by marked gallery position."""
-        return self.history[-1]
-
-    def _marked(self, sign: str) -> list[int]:
-        return [position for position, mark in self.marks.items() if mark == sign]
-
-    # Study, architectures and queries to choose from
-
-    def _open_study(self) -> None:
-        study = self.study.value
-        self.query, self.history, self.is_busy = None, [{}], True
-        if self.queries.value == UPLOAD:
-            self.queries.value = ALL
-        self.architectures.options = architectures(study)
-        self.architectures.value = (best_architecture(study),)
-        self.label.options = self.engines[0].classes
-        self.label.index = 0
-        self.is_busy = False
-        self._open_architectures()
-        self._search_for(self.choices[0])
-
-    def _open_architectures(self) -> None:
-        if self.is_busy or not self.architectures.value:
-            return
-        self.is_busy, selected = True, self.maps.value
-        kinds = [kind for kind in MAPS if any(has_maps(engine, kind) for engine in self.engines)]
-        self.maps.options = [("none", None), *((MAPS[kind], kind) for kind in kinds)]
-        self.maps.value = selected if selected in kinds else None
-        self.is_busy = False
-        self._show_queries()
-
-    def _show_queries(self) -> None:
-        """Show the first page of the selected queries, or the upload, and search again."""
-        if self.is_busy or not self.architectures.value:
-            return
-        is_upload = self.queries.value == UPLOAD
-        for widget, is_shown in (
-            (self.label, self.queries.value == ONE_CLASS), (self.upload, is_upload),
-            (self.choice_row, not is_upload), (self.page_row, not is_upload),
-        ):  # fmt: skip
-            widget.layout.display = "" if is_shown else "none"
-        self.page = 0
-        self._turn_page(0)
-        self._answer()
-
-    def _turn_page(self, step: int) -> None:
-        if not self.architectures.value:
-            return
-        queries = self._selected_queries().tolist()
-        self.page = (self.page + step) % max(1, -(-len(queries) // QUERIES_PER_PAGE))
-        start = self.page * QUERIES_PER_PAGE
-        self.choices = queries[start : start + QUERIES_PER_PAGE]
-        _replace(self.choice_row, [self._choice(query) for query in self.choices])
-
-    def _choice(self, query: int) -> widgets.Widget:
-        """One of the study's queries with a button that searches with it."""
-        dataset = self.engines[0].run.dataset
-        image, label = dataset.images[dataset.queries[query]], dataset.query_labels[query]
-        button = _button("search", lambda: self._search_for(query), width="72px")
-        return widgets.VBox([widgets.HTML(image_html(image, dataset.classes[label])), button])
-
-    def _selected_queries(self) -> np.ndarray:
-        """Positions of the queries to choose from, in order."""
-        run = self.engines[0].run
-        labels = run.dataset.query_labels
-        if self.queries.value == ONE_CLASS:
-            return np.flatnonzero(labels == self.label.index)
-        if self.queries.value == WORST:
-            scores = tables.average_precision(run, "unrestricted", run.protocol)
-            worst = scores.sort_values(kind="stable").index
-            return np.searchsorted(run.dataset.queries, worst)
-        return np.arange(len(labels))
-
-    def _read_upload(self) -> None:
-        if not (self.upload.value and self.architectures.value):
-            return
-        (file,) = self.upload.value
-        # Otherwise, selecting the same file again would not count as a change.
-        self.upload.value = ()
+    def _update(self) -> None:
+        """Complete the choice, and show what it asks for."""
+        self.is_busy, self.status = True, "Searching …"
         try:
-            image = read_square(BytesIO(file["content"]), self.engines[0].image_size)
-        except Unreadable as error:
-            self.status.value = escape(
-                f"{file['name']} cannot be read: {error}. The results below are those of the "
-                "previous query."
-            )
-            return
-        self._search_for((file["name"], image))
-
-    # Searching
-
-    def _search_for(self, query: int | tuple[str, np.ndarray]) -> None:
-        self.query, self.history = query, [{}]
-        self._answer()
-
-    def _search_again(self) -> None:
-        if self.marks:
-            self._answer()
-        else:
-            self.status.value = f"mark some results first: {LEGEND}"
-
-    def _answer(self) -> None:
-        """Search with every selected architecture, and show the results."""
-        if self.is_busy or self.query is None or not self.architectures.value:
-            return
-        self.is_busy, self.status.value = True, "searching …"
-        try:
-            self.answers = [self._search(engine) for engine in self.engines]
-            picture = self.answers[0].picture
-            self.query_image.value = image_html(picture.image, f"query: {picture.name}", width=400)
-            answered = list(zip(self.engines, self.answers, strict=True))
-            _replace(self.results, [self._panel(engine, answer) for engine, answer in answered])
-            if self.maps.value:
-                for panel, (engine, answer) in zip(self.results.children, answered, strict=True):
-                    self.status.value = f"{engine.run.architecture}: computing {self.maps.label} …"
-                    self._show_maps(panel, engine, answer)
-            self.status.value = self._describe_marks() if self.marks else ""
+            studies = list(trained_runs())
+            self.options = self.options | {
+                "studies": studies, "searches": SEARCHES, "orders": (IN_ORDER, WORST),
+                "most_results": MOST_RESULTS,
+            }  # fmt: skip
+            choice = self._complete(self.choice)
+            if choice == self.choice:
+                self._show(choice)
+                self.status = ""
+            else:  # which calls this method again
+                self.choice = choice
+        # Jupyter does not show exceptions that are raised in a widget's callback.
         except Exception as error:
-            # Jupyter does not show exceptions that are raised in a widget's callback.
-            self.status.value = escape(f"the search failed: {error}")
+            self.queries, self.query, self.marked, self.panels = {}, {}, [], []
+            is_known = isinstance(error, StudyError)
+            self.status = str(error) if is_known else f"The search failed: {error!r}"
         finally:
             self.is_busy = False
 
-    def _search(self, engine: Engine) -> Answer:
-        gallery, left_out = engine.gallery, set(self.marks)
-        if isinstance(self.query, int):
-            picture = answers.picture_of_query(engine, self.query)
-            # Under some protocols, the gallery contains the query itself; otherwise, this is -1.
-            left_out |= {int(engine.run.dataset.exclude[self.query])} - {-1}
-        else:
-            self.status.value = f"{engine.run.architecture} embeds your picture …"
-            (picture,) = answers.embed_pictures(engine, dict([self.query]))
-        return answers.search(
-            engine, gallery, picture, self.k.value, search=self.search.value,
-            positive=gallery.vectors[self._marked(POSITIVE)],
-            negative=gallery.vectors[self._marked(NEGATIVE)],
-            left_out=left_out,
-        )  # fmt: skip
+    def _complete(self, choice: Mapping) -> dict:
+        """A choice with all keys, and with positions instead of names."""
+        study = choice.get("study") or "digits"
+        if study not in self.options["studies"]:
+            study = first_finished(study)
+        full = DEFAULTS | {"architectures": [best_architecture(study)]} | choice | {"study": study}
+        engine = self.open(study, full["architectures"][0])
+        for sign in ("positive", "negative"):
+            full[sign] = [_position(mark, engine.gallery.names) for mark in full[sign]]
+        if "used" not in choice:
+            full["used"] = [full["positive"], full["negative"]]
+        if isinstance(query := full["query"], str) and not query.startswith("data:"):
+            names = [engine.run.image_names[at] for at in engine.run.dataset.queries]
+            full["query"] = (
+                names.index(query) if query in names else _read(project_root() / query, engine)
+            )
+        return full
 
-    def _panel(self, engine: Engine, answer: Answer) -> widgets.VBox:
-        """The prediction and the results of one architecture, and room for a note."""
-        name, cells = escape(engine.run.architecture), map(self._cell, answer.results)
-        heading = widgets.HTML(f"<h4>{name}</h4>predicted: {escape(answer.prediction)}")
-        return widgets.VBox([heading, _row(*cells), widgets.HTML()])
-
-    def _cell(self, result: Result) -> widgets.VBox:
-        """A result with the buttons that mark it."""
-        position = result.position
-        marks = widgets.ToggleButtons(
-            options=[NO_MARK, POSITIVE, NEGATIVE], value=self.marks.get(position, NO_MARK),
-            tooltips=["no mark", "positive example", "negative example"],
-            style={"button_width": "28px"},
-        ).add_class("cbir-marks")  # fmt: skip
-        marks.observe(lambda change: self._mark(position, change["new"]), "value")
-        return widgets.VBox([widgets.HTML(_result_html(result, result.image)), marks])
-
-    def _show_maps(self, panel: widgets.VBox, engine: Engine, answer: Answer) -> None:
-        """Show query and result under heat maps, for each result, and how reliable the maps are."""
-        _, row, note = panel.children
-        kind, text = self.maps.value, ""
-        if not has_maps(engine, kind):
-            text = "This architecture has no attention pooling, so it has no attention maps."
-        else:
-            images = map_overlays(engine, answer, kind)
-            for cell, result, (query, image) in zip(
-                row.children, answer.results, images, strict=True
-            ):
-                html = image_html(query, "query") + _result_html(result, image)
-                cell.children[0].value = html
-            if kind == "similarity":
-                text = explanations.trust(engine.run.study, engine.run.architecture)
-        note.value = f'<p class="cbir-note">{escape(text)}</p>' if text else ""
-
-    # Marks
-
-    def _mark(self, position: int, sign: str) -> None:
-        marks = {other: mark for other, mark in self.marks.items() if other != position}
-        self.history.append(marks | ({} if sign == NO_MARK else {position: sign}))
-        self.status.value = f"marked: {self._count_marks()}. Press “search again” to use the marks"
-
-    def _undo(self) -> None:
-        if len(self.history) > 1:
-            self.history.pop()
-            self._answer()
-
-    def _count_marks(self) -> str:
-        return f"{len(self._marked(POSITIVE))} positive, {len(self._marked(NEGATIVE))} negative"
-
-    def _describe_marks(self) -> str:
-        weights = "; ".join(
-            f"{engine.run.architecture}: {engine.describe_feedback_weights()}"
-            for engine in self.engines
-        )
-        return escape(f"marked: {self._count_marks()}. Weights: {weights}")
-
-    def _export(self) -> None:
-        """Write the query and the marks to a new, numbered file."""
-        if not self.marks:
-            self.status.value = f"no marks to export: {LEGEND}"
-            return
-        first, is_upload = self.engines[0], not isinstance(self.query, int)
-        content = {
-            "study": self.study.value, "architectures": list(self.architectures.value),
-            "search": self.search.value,
-            "query": self.answers[0].picture.name + (", uploaded" if is_upload else ""),
-            "positive": [first.gallery.names[position] for position in self._marked(POSITIVE)],
-            "negative": [first.gallery.names[position] for position in self._marked(NEGATIVE)],
-            "weights": {engine.run.architecture: vars(engine.feedback_weights)
-                        for engine in self.engines},
+    def _show(self, choice: dict) -> None:
+        study, names = choice["study"], choice["architectures"]
+        engines = [self.open(study, name) for name in names]
+        first = engines[0]
+        kinds = [kind for kind in MAPS if any(has_maps(engine, kind) for engine in engines)]
+        self.options = self.options | {
+            "architectures": architectures(study), "classes": first.classes,
+            "maps": {kind: MAPS[kind] for kind in kinds}, "is_exact": first.image_size <= EXACT,
         }  # fmt: skip
-        folder = project_root() / MARKS_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()]
-        name = f"{max(numbers, default=0) + 1:03d}.json"
-        write_text(folder / name, json.dumps(content, indent=1))
-        self.status.value = f"{MARKS_FOLDER / name} written"
+        self.code = self._call(choice, first)
+        self.queries = _page(first, choice)
+        picture = self._picture(study, names[0], choice["query"])
+        label = _label(first, choice["query"])
+        url = image_url(picture.image, LARGE)
+        self.query = {"name": picture.name, "label": label, "image": url}
+        self.marked = [
+            {"id": position, "sign": sign, "image": image_url(first.gallery.image(position), SMALL)}
+            for sign in ("positive", "negative")
+            for position in choice[sign]
+        ]
+        self.panels = [self._panel(engine, choice, label) for engine in engines]
+        if choice["is_map"]:
+            self.status = "Drawing the map …"
+            self.points = self._map(study, names[0])
+        if choice["heat_maps"]:
+            for place, engine in enumerate(engines):
+                self.status = f"{names[place]} computes heat maps …"
+                panel = self.panels[place] | self._heat_maps(engine, choice)
+                self.panels = [*self.panels[:place], panel, *self.panels[place + 1 :]]
+
+    def _picture(self, study: str, architecture: str, query: int | str) -> Picture:
+        """The query with what an architecture computes from it."""
+        engine = self.open(study, architecture)
+        if isinstance(query, int):
+            return answers.picture_of_query(engine, query)
+        self.status = f"{architecture} embeds your picture …"
+        about, _, content = query.partition(";base64,")
+        image = read_square(BytesIO(base64.b64decode(content)), engine.image_size)
+        name = re.search(";name=([^;]*)", about)
+        return answers.embed_pictures(engine, {name[1] if name else "your picture": image})[0]
+
+    def _answer(
+        self, study: str, architecture: str, query: int | str, search: str, k: int, *used: tuple
+    ) -> tuple[Answer, list[list[Result]]]:
+        """All results of one architecture, and the first k with their copies but no marked ones."""
+        engine, marked = self.open(study, architecture), set(itertools.chain(*used))
+        gallery, picture = engine.gallery, self._picture(study, architecture, query)
+        # Under some protocols, the gallery contains the query itself; otherwise, this is -1.
+        itself = engine.run.dataset.exclude[query] if isinstance(query, int) else -1
+        count = 2 * k + len(marked)
+        while True:
+            answer = answers.search(
+                engine, gallery, picture, count, search=search,
+                positive=gallery.vectors[list(used[0])], negative=gallery.vectors[list(used[1])],
+                left_out={int(itself)} - {-1},
+            )  # fmt: skip
+            groups = [
+                group for group in group_copies(answer.results)
+                if marked.isdisjoint(result.position for result in group)
+            ]  # fmt: skip
+            if len(groups) >= k or len(answer.results) < count:
+                return answer, groups[:k]
+            count *= 2
+
+    def _panel(self, engine: Engine, choice: dict, label: str) -> dict:
+        """The prediction and the results of one architecture."""
+        answer, groups = self._answer(*self._search(engine, choice))
+        shown = [
+            {
+                "id": group[0].position, "rank": rank, "name": group[0].name,
+                "similarity": f"{group[0].similarity:.3f}", "label": group[0].label,
+                "is_hit": group[0].label == label if label else None,
+                "copies": [result.position for result in group[1:]],
+                "image": image_url(group[0].image, LARGE),
+            }
+            for rank, group in enumerate(groups, start=1)
+        ]  # fmt: skip
+        hits = sum(result["is_hit"] or False for result in shown)
+        lines = [f"Predicted: {answer.prediction}."]
+        lines += [f"{hits} of {len(shown)} results are of its class, {label}."] * bool(label)
+        lines += [f"Weights: {engine.describe_feedback_weights()}."] * any(choice["used"])
+        return {"architecture": engine.run.architecture, "lines": lines, "results": shown}
+
+    def _search(self, engine: Engine, choice: dict) -> tuple:
+        """The arguments of `_answer`."""
+        used = map(tuple, choice["used"])
+        keys = (choice[key] for key in ("query", "search", "k"))
+        return (choice["study"], engine.run.architecture, *keys, *used)
+
+    def _heat_maps(self, engine: Engine, choice: dict) -> dict:
+        """What heat maps add to a panel: query and result of each pair under them, and a note."""
+        kind = choice["heat_maps"]
+        if not has_maps(engine, kind):
+            return {"note": "No attention pooling, so no attention maps."}
+        from cbir.reporting import explanations  # imports Keras, which takes seconds
+
+        trust = explanations.trust(engine.run.study, engine.run.architecture)
+        overlays = self._overlays(kind, *self._search(engine, choice))
+        return {"overlays": overlays, "note": trust if kind == "similarity" else ""}
+
+    def _overlays(self, kind: str, *search) -> list[list[str]]:
+        answer, groups = self._answer(*search)
+        pairs = map_overlays(self.open(*search[:2]), answer, [g[0] for g in groups], kind)
+        return [[image_url(image, LARGE) for image in pair] for pair in pairs]
+
+    def _map(self, study: str, architecture: str) -> dict:
+        """The queries on a plane, with their pictures as tiles of one image."""
+        engine = self.open(study, architecture)
+        dataset = engine.run.dataset
+        method = "tsne" if len(dataset.queries) >= TSNE_FROM else "pca"
+        projection = project_queries(engine.run.embeddings, method)
+        low, high = projection.points.min(0), projection.points.max(0)
+        points = 100 * (projection.points - low) / np.maximum(high - low, 1e-9)
+        points[:, 1] = 100 - points[:, 1]  # on a screen, y points downwards
+        images = dataset.images[dataset.queries[projection.queries]]
+        rows = -(-len(images) // SPRITES)
+        sheet = Image.new("RGB", (SPRITES * SMALL, rows * SMALL))
+        for place, image in enumerate(images):
+            row, column = divmod(place, SPRITES)
+            tile = Image.fromarray(image).resize((SMALL, SMALL))
+            sheet.paste(tile, (column * SMALL, row * SMALL))
+        return {
+            "ids": projection.queries.tolist(), "points": points.astype(float).round(1).tolist(),
+            "labels": dataset.query_labels[projection.queries].tolist(),
+            "sheet": image_url(np.asarray(sheet), max(sheet.size)), "columns": SPRITES,
+            "caption": f"{architecture}: {METHODS[method]} of {len(points):,} queries",
+        }  # fmt: skip
+
+    def _call(self, choice: dict, engine: Engine) -> str:
+        """The call that shows the same again, with pictures by their names."""
+        given = {key: value for key, value in choice.items() if value != DEFAULTS[key]}
+        # Without `used`, all marks are used.
+        for key in ("study", "used", "page"):
+            given.pop(key, None)
+        if isinstance(query := choice["query"], int):
+            given["query"] = engine.run.image_names[engine.run.dataset.queries[query]]
+        names = engine.gallery.names
+        given |= {
+            sign: [names[position] for position in choice[sign]]
+            for sign in ("positive", "negative")
+            if choice[sign]
+        }
+        lines = [f"    {key}={value!r}," for key, value in given.items()]
+        return "\n".join([f"explorer.Explorer(\n    {choice['study']!r},", *lines, ")"])
+
+    def _receive(self, content: dict, buffers: list) -> None:
+        """Take a part of an uploaded file, and search with it once it is whole.
+
+        Parts keep messages below the size at which JupyterLab closes the connection.
+        """
+        self.upload = b"".join([self.upload * (not content["is_first"]), *buffers])
+        if not content["is_last"]:
+            return
+        name, file, self.upload = content["name"], BytesIO(self.upload), b""
+        engine = self.open(self.choice["study"], self.choice["architectures"][0])
+        try:
+            query = _data_url(name, read_square(file, engine.image_size))
+        except Unreadable as error:
+            self.is_busy = False
+            self.status = f"{name} cannot be read: {error}. The previous query is still shown."
+            return
+        marks = {key: DEFAULTS[key] for key in ("positive", "negative", "used")}
+        self.choice = self.choice | {"query": query} | marks
 
 
 def has_maps(engine: Engine, kind: str) -> bool:
@@ -353,11 +313,12 @@ def has_maps(engine: Engine, kind: str) -> bool:
 
 
 def map_overlays(
-    engine: Engine, answer: Answer, kind: str = "similarity"
+    engine: Engine, answer: Answer, results: list[Result], kind: str = "similarity"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each result, the query and the result under their heat maps.
 
     Args:
+        results: the results of the answer that are shown.
         kind: a name in `MAPS`. Bright parts raise the similarity most
             (`gradients.similarity_maps`), or have the largest attention weights
             (`gradients.attention_maps`).
@@ -368,50 +329,93 @@ def map_overlays(
     Raises:
         StudyError: attention maps of a network without attention pooling.
     """
-    if not answer.results:
+    from cbir.networks.gradients import attention_maps, similarity_maps  # imports Keras, too
+
+    if not results:
         return []
-    results = np.stack([result.image for result in answer.results])
-    queries = np.broadcast_to(answer.picture.image, results.shape)
+    images = np.stack([result.image for result in results])
+    queries = np.broadcast_to(answer.picture.image, images.shape)
     network, whitening = engine.run.network, engine.run.embeddings.whitening
     if kind == "attention":
-        maps = attention_maps(network, queries, results)
+        maps = attention_maps(network, queries, images)
     else:
-        maps = similarity_maps(network, queries, results, whitening)
-    of_queries, of_results = map(overlay, queries, maps.query), map(overlay, results, maps.result)
+        maps = similarity_maps(network, queries, images, whitening)
+    of_queries, of_results = map(overlay, queries, maps.query), map(overlay, images, maps.result)
     return list(zip(of_queries, of_results, strict=True))
 
 
-def image_html(image: np.ndarray, *lines: str, width: int = 96) -> str:
-    """HTML of an image with lines of text under it, at most `width` pixels wide."""
-    text = "<br>".join(escape(line) for line in lines)
-    tag = f'<img src="{data_url(image)}" alt="{escape(lines[0])}">'
-    return f'<div class="cbir-image" style="width: {width}px">{tag}<br>{text}</div>'
+def group_copies(results: list[Result]) -> list[list[Result]]:
+    """Results of the same picture and class in one group (`leaks.find_leaks`), in order."""
+    if not results:
+        return []
+    images = np.stack([result.image for result in results])
+    labels = np.unique([result.label for result in results], return_inverse=True)[1]
+    pairs = find_leaks(images, labels, images, labels, np.arange(len(images)))
+    first = list(range(len(images)))
+    for pair in pairs[~pairs["is_conflict"]].itertuples():
+        first[pair.query] = min(first[pair.query], first[min(pair.gallery, pair.query)])
+    groups = {}
+    for place, result in zip(first, results, strict=True):
+        groups.setdefault(place, []).append(result)
+    return list(groups.values())
 
 
-def _result_html(result: Result, image: np.ndarray) -> str:
-    return image_html(image, f"{result.rank} · {result.similarity:.3f}", result.label)
+def image_url(image: np.ndarray, most: int) -> str:
+    """(h, w, 3) uint8 pixels as a data URL of at most `most` pixels a side."""
+    picture, stream = Image.fromarray(image), BytesIO()
+    picture.thumbnail((most, most))
+    kind = "png" if max(picture.size) <= EXACT else "webp"
+    picture.save(stream, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _replace(box: widgets.Box, children: list[widgets.Widget]) -> None:
-    """Show other widgets in a box, and close those that it contained."""
-    previous, box.children = list(box.children), children
-    while previous:
-        widget = previous.pop()
-        previous += getattr(widget, "children", ())
-        widget.close()
+def _data_url(name: str, image: np.ndarray) -> str:
+    """An uploaded picture as the network sees it, with its name."""
+    name = re.sub("[;,]", " ", name)
+    return answers.data_url(image).replace(";base64,", f";name={name};base64,", 1)
 
 
-def _button(text: str, action: Callable[[], None], width: str = "auto") -> widgets.Button:
-    button = widgets.Button(description=text, layout={"width": width})
-    button.on_click(lambda _: action())
-    return button
+def _read(path: Path, engine: Engine) -> str:
+    try:
+        return _data_url(path.name, read_square(path, engine.image_size))
+    except Unreadable as error:
+        raise StudyError(f"neither a query of the study nor a picture: {path} ({error})") from None
 
 
-def _toggle_buttons(description: str, options: list[str]) -> widgets.ToggleButtons:
-    return widgets.ToggleButtons(
-        options=options, description=description, style={"button_width": "auto"}
-    )
+def _position(picture: int | str, names: list[str]) -> int:
+    if isinstance(picture, int):
+        return picture
+    if picture not in names:
+        raise StudyError(f"no picture {picture!r} in the gallery")
+    return names.index(picture)
 
 
-def _row(*children: widgets.Widget) -> widgets.HBox:
-    return widgets.HBox(children, layout={"flex_flow": "row wrap"})
+def _label(engine: Engine, query: int | str) -> str:
+    """The class of a query of the study; empty for an uploaded picture."""
+    if isinstance(query, str):
+        return ""
+    return engine.classes[engine.run.dataset.query_labels[query]]
+
+
+def _page(engine: Engine, choice: dict) -> dict:
+    """A page of the study's queries, of one class or all, in order or the worst first."""
+    run, dataset = engine.run, engine.run.dataset
+    positions = np.arange(len(dataset.queries))
+    if choice["order"] == WORST:
+        scores = tables.average_precision(run, "unrestricted", run.protocol)
+        worst = scores.sort_values(kind="stable").index
+        positions = np.searchsorted(dataset.queries, worst)
+    if choice["label"]:
+        wanted = engine.classes.index(choice["label"])
+        positions = positions[dataset.query_labels[positions] == wanted]
+    start = min(choice["page"], (len(positions) - 1) // QUERIES_PER_PAGE) * QUERIES_PER_PAGE
+    shown = positions[start : start + QUERIES_PER_PAGE].tolist()
+    return {
+        "start": start + 1,
+        "total": len(positions),
+        "pictures": [
+            {"id": query, "label": engine.classes[dataset.query_labels[query]],
+             "image": image_url(dataset.images[dataset.queries[query]], SMALL)}
+            for query in shown
+        ],
+    }  # fmt: skip
