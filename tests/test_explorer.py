@@ -1,10 +1,8 @@
-"""The explorer: it searches, shows, marks and exports what the user selects."""
+"""The explorer: from what a person chose, it searches, shows, and writes the call that restores."""
 
+import dataclasses
 import io
-import json
-import re
 import shutil
-from datetime import datetime
 
 import nbformat
 import numpy as np
@@ -15,261 +13,295 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from PIL import Image
 
+from cbir import StudyError
 from cbir.reporting import explanations, tables, tidy
 from cbir.reporting.pages import write_page
-from cbir.reporting.runs import read_run
+from cbir.reporting.runs import Run, read_run
 from cbir.retrieval.feedback import Rocchio
-from cbir.search import answers
-from cbir.search.answers import data_url
+from cbir.search import answers, explorer
+from cbir.search.answers import Result
 from cbir.search.engine import best_architecture, first_finished
-from cbir.search.explorer import (
-    ALL,
-    MAPS,
-    NEGATIVE,
-    NO_MARK,
-    ONE_CLASS,
-    POSITIVE,
-    UPLOAD,
-    WORST,
-    Explorer,
-    explore,
-    map_overlays,
-)
+from cbir.search.explorer import LARGE, WORST, Explorer, group_copies, image_url, map_overlays
 
 QUERY = "data/shapes/circle/circle-00.png"
 
 
 @pytest.fixture
-def explorer(finished_study):
-    explorer = Explorer("tiny")
-    explorer.architectures.value = ("cnn",)
-    return explorer
+def tiny(finished_study):
+    return Explorer("tiny", architectures=["cnn"])
 
 
-def shown(explorer: Explorer, panel=0) -> list[int]:
+def change(widget: Explorer, **values) -> None:
+    """Choose something else, as the browser does."""
+    widget.choice = widget.choice | values
+    assert not widget.is_busy
+
+
+def shown(widget: Explorer, panel=0) -> list[int]:
     """Gallery positions that a panel shows, in order."""
-    positions = [result.position for result in explorer.answers[panel].results]
-    assert len(cells(explorer, panel)) == len(positions)
-    return positions
+    return [result["id"] for result in widget.panels[panel]["results"]]
 
 
-def cells(explorer: Explorer, panel=0) -> list:
-    """The widgets of each result of a panel: its image, and the buttons that mark it."""
-    _, row, _ = explorer.results.children[panel].children
-    return [cell.children for cell in row.children]
+def lines(widget: Explorer, panel=0) -> str:
+    return " ".join(widget.panels[panel]["lines"])
 
 
-def images(explorer: Explorer, panel=0) -> list[str]:
-    """The HTML of each result of a panel."""
-    return [image.value for image, _ in cells(explorer, panel)]
+def first_engine(widget: Explorer):
+    return widget.open(widget.choice["study"], widget.choice["architectures"][0])
 
 
-def heading(explorer: Explorer, panel=0) -> str:
-    return explorer.results.children[panel].children[0].value
-
-
-def note(explorer: Explorer, panel=0) -> str:
-    return explorer.results.children[panel].children[2].value
-
-
-def mark(explorer: Explorer, place: int, sign: str) -> None:
-    """Mark a result, as a click does."""
-    _, buttons = cells(explorer)[place]
-    buttons.value = sign
-
-
-def choose(explorer: Explorer, place: int) -> None:
-    """Search with one of the queries to choose from, as a click does."""
-    _, button = explorer.choice_row.children[place].children
-    button.click()
-
-
-def upload(content: bytes) -> tuple[dict]:
-    return ({"name": "mine.png", "type": "image/png", "size": len(content),
-             "content": memoryview(content), "last_modified": datetime(2026, 1, 1)},)  # fmt: skip
+def send(widget: Explorer, content: bytes, parts=1) -> None:
+    """Send a file in parts, as the browser does."""
+    step = -(-len(content) // parts)
+    for start in range(0, len(content), step):
+        about = {"name": "mine; 1.png", "is_first": not start}
+        about["is_last"] = start + step >= len(content)
+        widget._handle_custom_msg(about, [memoryview(content[start : start + step])])
 
 
 def test_first_query_is_searched_at_once_with_the_best_architecture(finished_study):
-    explorer = Explorer("tiny")
-    best = best_architecture("tiny")
-    assert explorer.architectures.value == (best,)
-    assert shown(explorer) == read_run("tiny", best).rankings["unrestricted"][0].tolist()
-    assert "predicted: " in heading(explorer)
-    assert explorer.status.value == ""
+    widget, best = Explorer("tiny"), best_architecture("tiny")
+    assert widget.choice["architectures"] == [best]
+    assert shown(widget) == read_run("tiny", best).rankings["unrestricted"][0].tolist()
+    assert "Predicted: " in lines(widget)
+    assert (widget.status, widget.is_busy) == ("", False)
 
 
-def test_results_follow_k_search_and_query(explorer):
+def test_results_follow_k_search_and_query(tiny):
     run = read_run("tiny", "cnn")
-    explorer.k.value = 4
-    assert shown(explorer) == run.rankings["unrestricted"][0, :4].tolist()
-    explorer.search.value = "predicted_class"
-    assert shown(explorer) == run.rankings["predicted_class"][0, :4].tolist()
-    choose(explorer, 5)
-    assert shown(explorer) == run.rankings["predicted_class"][5, :4].tolist()
+    change(tiny, k=4)
+    assert shown(tiny) == run.rankings["unrestricted"][0, :4].tolist()
+    change(tiny, search="predicted_class")
+    assert shown(tiny) == run.rankings["predicted_class"][0, :4].tolist()
+    change(tiny, query=5)
+    assert shown(tiny) == run.rankings["predicted_class"][5, :4].tolist()
+    label = run.dataset.classes[run.dataset.query_labels[5]]
+    labels = [result["label"] for result in tiny.panels[0]["results"]]
+    assert f"{labels.count(label)} of 4 results are of its class, {label}." in lines(tiny)
+    assert [result["is_hit"] for result in tiny.panels[0]["results"]] == [
+        other == label for other in labels
+    ]
 
 
-def test_architectures_are_shown_side_by_side(explorer):
-    explorer.architectures.value = ("cnn", "whitened")
-    assert len(explorer.results.children) == 2
+def test_architectures_are_shown_side_by_side(tiny):
+    change(tiny, architectures=["cnn", "whitened"])
+    assert [panel["architecture"] for panel in tiny.panels] == ["cnn", "whitened"]
     for panel, name in enumerate(("cnn", "whitened")):
-        assert f"<h4>{name}</h4>" in heading(explorer, panel)
-        rankings = read_run("tiny", name).rankings["unrestricted"]
-        assert shown(explorer, panel) == rankings[0].tolist()
-    explorer.architectures.value = ("whitened",)
-    assert len(explorer.results.children) == 1
+        assert shown(tiny, panel) == read_run("tiny", name).rankings["unrestricted"][0].tolist()
 
 
-def test_queries_can_be_chosen_by_class_and_by_score(explorer):
-    dataset = explorer.engines[0].run.dataset
-    explorer.queries.value = ONE_CLASS
-    explorer.label.value = "square"
-    assert explorer.choices == np.flatnonzero(dataset.query_labels == 2).tolist()
-    assert len(explorer.choice_row.children) == len(explorer.choices)
-    explorer.queries.value = WORST
+def test_queries_can_be_chosen_by_class_by_score_and_by_page(tiny, monkeypatch):
+    dataset = first_engine(tiny).run.dataset
+
+    def choices() -> list[int]:
+        return [picture["id"] for picture in tiny.queries["pictures"]]
+
+    assert choices() == list(range(12))
+    change(tiny, label="square")
+    assert choices() == np.flatnonzero(dataset.query_labels == 2).tolist()
     scores = tables.average_precision(read_run("tiny", "cnn"), "unrestricted", "closed")
-    worst = [scores.loc[dataset.queries[query]] for query in explorer.choices]
+    change(tiny, label="", order=WORST)
+    worst = [scores.loc[dataset.queries[query]] for query in choices()]
     assert worst == sorted(worst)
-    assert worst[0] == scores.min()
-    explorer.queries.value = ALL
-    assert explorer.choices == list(range(12))
-    explorer.more.click()
-    assert explorer.choices[0] == 0  # the twelve queries fill a single page
+    assert len(worst) == 12
+    monkeypatch.setattr(explorer, "QUERIES_PER_PAGE", 5)
+    change(tiny, order="in order", page=1)
+    assert (tiny.queries["start"], tiny.queries["total"], choices()) == (6, 12, [5, 6, 7, 8, 9])
 
 
-def test_marks_move_the_query_and_can_be_undone_and_exported(explorer, finished_study):
-    engine = explorer.engines[0]
-    engine.__dict__["chosen_weights"] = weights = Rocchio(1.0, 2.0, 0.5)
-    before = shown(explorer)
-    explorer.again.click()
-    assert "mark some results first" in explorer.status.value
-    mark(explorer, 3, POSITIVE)
-    mark(explorer, 0, NEGATIVE)
-    assert explorer.marks == {before[3]: POSITIVE, before[0]: NEGATIVE}
-    assert shown(explorer) == before  # until the user searches again
-    explorer.again.click()
+def test_used_marks_move_the_query_and_are_not_returned(tiny):
+    engine = first_engine(tiny)
+    engine.__dict__["chosen_weights"] = Rocchio(1.0, 2.0, 0.5)
+    before = shown(tiny)
+    change(tiny, positive=[before[3]], negative=[before[0]])
+    assert shown(tiny) == before  # until the person searches again
+    assert [(mark["id"], mark["sign"]) for mark in tiny.marked] == [
+        (before[3], "positive"), (before[0], "negative"),
+    ]  # fmt: skip
+    change(tiny, used=[[before[3]], [before[0]]])
     vectors = engine.gallery.vectors
     answer = answers.search(
         engine, engine.gallery, answers.picture_of_query(engine, 0), 10,
         positive=vectors[[before[3]]], negative=vectors[[before[0]]],
         left_out={before[3], before[0]},
     )  # fmt: skip
-    assert shown(explorer) == [result.position for result in answer.results]
-    explorer.export.click()
-    path = finished_study / re.match(r"(.*) written", explorer.status.value)[1]
-    assert path == finished_study / "data" / "marks" / "001.json"
-    content = json.loads(path.read_text("utf-8"))
-    path.rename(path.with_name("007.json"))
-    explorer.export.click()
-    assert (path.parent / "008.json").exists()
-    shutil.rmtree(path.parent)
-    assert content["positive"] == [engine.gallery.names[before[3]]]
-    assert content["negative"] == [engine.gallery.names[before[0]]]
-    assert content["weights"] == {"cnn": vars(weights)}
-    explorer.undo.click()
-    assert explorer.marks == {before[3]: POSITIVE}
-    explorer.undo.click()
-    assert shown(explorer) == before
-    assert {marks.value for _, marks in cells(explorer)} == {NO_MARK}
-    explorer.undo.click()
-    assert explorer.marks == {}
+    assert shown(tiny) == [result.position for result in answer.results]
+    assert "0.5 negative" in lines(tiny)
 
 
-def test_another_query_clears_the_marks(explorer):
-    mark(explorer, 0, POSITIVE)
-    choose(explorer, 1)
-    assert explorer.marks == {}
+def test_copies_of_a_picture_take_one_place_and_share_its_mark(tiny):
+    engine = first_engine(tiny)
+    engine.__dict__["chosen_weights"] = Rocchio(1.0, 0.0, 0.0)  # the ranking stays
+    before, gallery = engine.run.rankings["unrestricted"][0].tolist(), engine.gallery
+    copies, labels = before[:8], gallery.labels.copy()
+    labels[copies] = 0
+    engine.__dict__["gallery"] = dataclasses.replace(
+        gallery,
+        labels=labels,
+        image=lambda position: gallery.image(copies[0] if position in copies else position),
+    )
+    change(tiny, k=9)
+    assert shown(tiny)[:3] == [before[0], *before[8:]]
+    assert len(shown(tiny)) == 9
+    assert tiny.panels[0]["results"][0]["copies"] == copies[1:]
+    assert [result["rank"] for result in tiny.panels[0]["results"]] == list(range(1, 10))
+    change(tiny, positive=[copies[2]], used=[[copies[2]], []])
+    assert shown(tiny)[:2] == before[8:]
 
 
-def test_uploaded_picture_is_searched_each_time(explorer, finished_study):
-    explorer.queries.value = UPLOAD
-    assert explorer.choice_row.layout.display == "none"
+def test_groups_hold_copies_of_one_class():
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 200, (3, 32, 32, 3), dtype=np.uint8)
+    brighter = pictures[1] + 20
+    images = [pictures[0], pictures[1], pictures[0], brighter, pictures[2], pictures[0]]
+    results = [
+        Result(rank, 0.9, label, str(rank), rank, image)
+        for rank, (label, image) in enumerate(zip("aaaaab", images, strict=True))
+    ]
+    groups = [[result.rank for result in group] for group in group_copies(results)]
+    assert groups == [[0, 2], [1, 3], [4], [5]]
+    assert group_copies([]) == []
+
+
+def test_uploaded_picture_is_searched(tiny, finished_study):
     content = (finished_study / "data/shapes/cross/cross-03.png").read_bytes()
-    explorer.upload.value = upload(content)
-    engine = explorer.engines[0]
+    change(tiny, positive=shown(tiny)[:1])
+    send(tiny, content, parts=3)
+    engine = first_engine(tiny)
     square = np.asarray(Image.open(io.BytesIO(content)).resize((32, 32), Image.BICUBIC))
     (picture,) = answers.embed_pictures(engine, {"mine": square})
     answer = answers.search(engine, engine.gallery, picture, 10)
-    positions = [result.position for result in answer.results]
-    assert shown(explorer) == positions
-    assert "query: mine.png" in explorer.query_image.value
-    explorer.queries.value = ALL
-    choose(explorer, 0)
-    assert "query: mine.png" not in explorer.query_image.value
-    explorer.upload.value = upload(content)
-    assert shown(explorer) == positions
-    assert "query: mine.png" in explorer.query_image.value
+    assert shown(tiny) == [result.position for result in answer.results]
+    assert (tiny.query["name"], tiny.query["label"], tiny.marked) == ("mine  1.png", "", [])
+    assert {result["is_hit"] for result in tiny.panels[0]["results"]} == {None}
+    change(tiny, query=0)
+    assert tiny.query["name"] == first_engine(tiny).run.image_names[engine.run.dataset.queries[0]]
+    send(tiny, content)
+    assert shown(tiny) == [result.position for result in answer.results]
+    change(tiny, architectures=["whitened"])
+    assert tiny.panels[0]["architecture"] == "whitened"
 
 
-def test_uploaded_picture_is_searched_with_another_architecture(explorer, finished_study):
-    explorer.queries.value = UPLOAD
-    explorer.upload.value = upload((finished_study / QUERY).read_bytes())
-    explorer.architectures.value = ("whitened",)
-    assert "<h4>whitened</h4>" in heading(explorer)
+def test_unreadable_upload_is_reported_and_results_stay(tiny):
+    before = tiny.panels
+    send(tiny, b"not a picture")
+    assert "mine; 1.png cannot be read" in tiny.status
+    assert (tiny.panels, tiny.is_busy) == (before, False)
 
 
-def test_another_study_starts_with_its_first_query(finished_study):
+def restored(widget: Explorer) -> Explorer:
+    return eval(widget.code, {"explorer": explorer})  # as a colleague runs the cell
+
+
+def test_the_call_shows_the_same_again(tiny, finished_study):
+    change(tiny, k=5, query=3, architectures=["whitened", "cnn"], search="soft", order=WORST)
+    positive, negative = shown(tiny)[:2]
+    marks = {"positive": [positive], "negative": [negative]}
+    change(tiny, **marks, used=[[positive], [negative]])
+    assert first_engine(tiny).gallery.names[positive] in tiny.code
+    again = restored(tiny)
+    assert again.choice == tiny.choice
+    assert again.panels == tiny.panels
+    send(tiny, (finished_study / QUERY).read_bytes())
+    again = restored(tiny)
+    assert (again.panels, again.query) == (tiny.panels, tiny.query)
+
+
+def test_a_picture_can_be_named_by_its_path(tiny, finished_study):
+    send(tiny, (finished_study / QUERY).read_bytes())
+    named = Explorer("tiny", architectures=["cnn"], query=QUERY)
+    assert (shown(named), named.query["name"]) == (shown(tiny), "circle-00.png")
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"query": "nothing.png"}, "neither a query of the study nor a picture"),
+        ({"positive": ["nothing.png"]}, "no picture 'nothing.png' in the gallery"),
+        ({"architectures": ["nothing"]}, "no trained architecture 'nothing'"),
+    ],
+)
+def test_what_does_not_exist_is_named(finished_study, choice, reason):
+    widget = Explorer("tiny", **choice)
+    assert reason in widget.status
+    assert not widget.is_busy
+
+
+def test_unknown_choices_are_refused(finished_study):
+    with pytest.raises(TypeError, match="unknown: kk; known: study, "):
+        Explorer("tiny", kk=3)
+
+
+def test_a_study_that_cannot_be_opened_is_reported_and_another_can_be_chosen(
+    finished_study, monkeypatch
+):
     reports = finished_study / "reports"
     shutil.copytree(reports / "tiny", reports / "another")
+    dataset = Run.dataset.func
+
+    def moved(run):
+        if run.study == "another":
+            raise StudyError("no folder data/shapes")
+        return dataset(run)
+
     try:
-        explorer = Explorer("tiny")
-        explorer.queries.value = UPLOAD
-        explorer.upload.value = upload((finished_study / QUERY).read_bytes())
-        explorer.study.value = "another"
-        assert explorer.queries.value == ALL
-        run = explorer.engines[0].run
-        assert run.study == "another"
-        assert shown(explorer) == run.rankings["unrestricted"][0].tolist()
+        monkeypatch.setattr(Run, "dataset", property(moved))
+        widget = Explorer("another")
+        assert widget.status == "no folder data/shapes"
+        assert (widget.panels, widget.queries, widget.is_busy) == ([], {}, False)
+        widget.choice = {"study": "tiny"}
+        assert widget.status == ""
+        assert len(shown(widget)) == 10
+        widget.choice = {"study": "another"}
+        assert (widget.panels, widget.query, widget.is_busy) == ([], {}, False)
     finally:
         shutil.rmtree(reports / "another")
 
 
-def test_errors_are_shown(explorer, monkeypatch):
+def test_errors_are_shown(tiny, monkeypatch):
     monkeypatch.setattr(answers, "search", lambda *_, **__: 1 / 0)
-    choose(explorer, 1)
-    assert "the search failed: division by zero" in explorer.status.value
+    change(tiny, query=1)
+    assert "The search failed: ZeroDivisionError" in tiny.status
+    assert tiny.panels == []
 
 
 def test_first_finished_study_replaces_an_unfinished_one(finished_study):
     assert first_finished("nothing") == "tiny"
-    assert Explorer("nothing").study.value == "tiny"
+    assert Explorer("nothing").choice["study"] == "tiny"
 
 
-def test_unreadable_upload_is_reported_and_results_stay(explorer):
-    before = shown(explorer)
-    explorer.upload.value = upload(b"not a picture")
-    assert "mine.png cannot be read" in explorer.status.value
-    assert shown(explorer) == before
+def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
+    for name in ("params", "notebooks"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "run `make report` first" in Explorer("digits").status
 
 
-def test_similarity_maps_cover_query_and_results(explorer):
-    plain = images(explorer)
-    assert explorer.maps.options == (("none", None), (MAPS["similarity"], "similarity"))
-    explorer.maps.value = "similarity"
-    assert all(html.count("<img ") == 2 for html in images(explorer))
-    assert explorer.status.value == ""
-    assert "trusted" in note(explorer)
-    explorer.maps.value = None
-    assert images(explorer) == plain
-    assert note(explorer) == ""
+def test_similarity_maps_cover_each_result_and_the_query_for_it(tiny):
+    assert list(tiny.options["maps"]) == ["", "similarity"]
+    change(tiny, k=3, heat_maps="similarity")
+    engine = first_engine(tiny)
+    answer = answers.search(engine, engine.gallery, answers.picture_of_query(engine, 0), 3)
+    pairs = map_overlays(engine, answer, answer.results)
+    assert tiny.panels[0]["overlays"] == [
+        [image_url(image, LARGE) for image in pair] for pair in pairs
+    ]
+    assert "trusted" in tiny.panels[0]["note"]
+    change(tiny, heat_maps="")
+    assert not {"overlays", "note"} & tiny.panels[0].keys()
 
 
-def test_attention_maps_are_those_of_attention_pooling(explorer):
-    explorer.architectures.value = ("cnn", "whitened")
-    explorer.maps.value = "attention"
-    assert "no attention pooling" in note(explorer, 0)
-    assert all(html.count("<img ") == 1 for html in images(explorer, 0))
-    assert note(explorer, 1) == ""
-    engine = explorer.engines[1]
-    answer = answers.search(engine, engine.gallery, answers.picture_of_query(engine, 0), 10)
-    overlays = map_overlays(engine, answer, "attention")
-    for html, pair in zip(images(explorer, 1), overlays, strict=True):
-        assert all(data_url(image) in html for image in pair)
-    # The first architecture has no such maps, so the choice goes with the second.
-    explorer.architectures.value = ("cnn",)
-    assert explorer.maps.value is None
+def test_attention_maps_are_those_of_attention_pooling(tiny):
+    change(tiny, architectures=["cnn", "whitened"], heat_maps="attention", k=3)
+    first, second = tiny.panels
+    assert "overlays" not in first
+    assert "No attention pooling" in first["note"]
+    assert (len(second["overlays"]), second["note"]) == (3, "")
+    change(tiny, architectures=["cnn"], heat_maps="")
+    assert list(tiny.options["maps"]) == ["", "similarity"]
 
 
-def test_reliability_of_the_maps_is_shown_under_them(explorer, finished_study):
+def test_reliability_of_the_maps_is_shown_under_them(tiny, finished_study):
     rows = [
         {"test": test, "against": against, "gain": gain, "p": p, "n_queries": 40}
         for test, against, gain, p in (
@@ -280,34 +312,22 @@ def test_reliability_of_the_maps_is_shown_under_them(explorer, finished_study):
     path = finished_study / "reports" / "tiny" / explanations.FILE
     tidy.write_csv(pd.DataFrame(rows).assign(architecture="cnn"), path)
     text = explanations.trust("tiny", "cnn")
-    explorer.maps.value = "similarity"
+    change(tiny, k=1, heat_maps="similarity")
     path.unlink()
     assert text.startswith("Tested on 40 pairs")
-    assert text in note(explorer)
+    assert text == tiny.panels[0]["note"]
 
 
-def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
-    for name in ("params", "notebooks"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert "run `make report` first" in explore("digits").value
-
-
-def test_a_result_has_one_mark_at_a_time(explorer):
-    first, second, *_ = shown(explorer)
-    for place, sign in ((0, POSITIVE), (1, NEGATIVE), (0, NEGATIVE)):
-        mark(explorer, place, sign)
-    assert explorer.marks == {first: NEGATIVE, second: NEGATIVE}
-    mark(explorer, 1, NO_MARK)
-    assert explorer.marks == {first: NEGATIVE}
-
-
-def test_widgets_that_are_no_longer_shown_are_closed(explorer):
-    before = [widget for cell in cells(explorer) for widget in cell]
-    assert all(widget.comm for widget in before)
-    choose(explorer, 1)
-    assert not any(widget.comm for widget in before)
-    assert all(widget.comm for cell in cells(explorer) for widget in cell)
+def test_the_map_places_every_query_with_its_picture(tiny):
+    assert tiny.points == {}
+    change(tiny, is_map=True)
+    points = np.array(tiny.points["points"])
+    assert tiny.points["ids"] == list(range(12))
+    assert points.min(axis=0).tolist() == [0, 0]
+    assert points.max(axis=0).tolist() == [100, 100]
+    assert tiny.points["labels"] == first_engine(tiny).run.dataset.query_labels.tolist()
+    assert tiny.points["caption"] == "cnn: PCA of 12 queries"
+    assert tiny.status == ""
 
 
 def test_notebook_shows_an_example_without_widgets(finished_study):

@@ -1,4 +1,4 @@
-"""The explorer in a real JupyterLab, used as a person does: run all cells, choose, upload, mark."""
+"""The explorer in a real JupyterLab, used as a person does: run all cells, choose, drop, mark."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cbir.reporting.runs import read_run
+from cbir.images.pictures import read_square
 from cbir.search import answers
 from cbir.search.engine import best_architecture, open_engine
 
@@ -74,26 +74,30 @@ def page(browser, lab):
     """The notebook, open and with all its cells run."""
     # JupyterLab renders only the cells in sight: this window is high enough for all.
     window = browser.new_context(viewport={"width": 1400, "height": 5000})
+    window.set_default_timeout(SLOW)
     page = window.new_page()
     page.goto(f"{lab}/lab/tree/explore.ipynb?token={TOKEN}")
-    page.locator(".jp-NotebookPanel .jp-Notebook").wait_for(timeout=SLOW)
+    page.locator(".jp-NotebookPanel .jp-Notebook").wait_for()
     # JupyterLab runs nothing before its kernel has started.
     page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.get_by_text("| Idle").wait_for(timeout=SLOW)
+    page.get_by_text("| Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator("[data-command='runmenu:run-all']").click()
-    page.locator(".cbir-query img").wait_for(timeout=SLOW)
+    page.locator(".cbir-card img").wait_for()
     yield page
     window.close()
 
 
 def results(page) -> list[str]:
     """The lines under each result, in order."""
-    return [text.strip() for text in page.locator(".cbir-results .cbir-image").all_inner_texts()]
+    return [text.strip() for text in page.locator(".cbir-tiles figcaption").all_inner_texts()]
 
 
 def result_lines(answer) -> list[str]:
-    return [f"{result.rank} · {result.similarity:.3f}\n{result.label}" for result in answer.results]
+    return [
+        f"{rank} · {result.similarity:.3f}\n{result.label}"
+        for rank, result in enumerate(answer.results, start=1)
+    ]
 
 
 def search(picture=None, k=10, **feedback):
@@ -104,52 +108,142 @@ def search(picture=None, k=10, **feedback):
 
 def wait_until(page, lines: list[str]) -> None:
     """Wait until the page shows these results; fail with what it shows instead."""
-    for _ in range(200):
-        if results(page) == lines:
-            return
+    until = time.monotonic() + SLOW / 1000
+    while results(page) != lines and time.monotonic() < until:
         page.wait_for_timeout(100)
     assert results(page) == lines
+
+
+def picture_file(path: Path, side=32) -> tuple[Path, list[str]]:
+    """A file with a picture of noise, and what a search for it shows."""
+    pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    engine = open_engine("tiny")
+    square = read_square(path, engine.image_size)
+    (picture,) = answers.embed_pictures(engine, {"mine": square})
+    return path, result_lines(search(picture, k=4))
 
 
 def test_notebook_runs_and_shows_results(page):
     assert page.locator(".jp-RenderedSVG, .jp-RenderedImage").count() == 1
     assert page.locator(".jp-RenderedText[data-mime-type*='stderr'], .jp-Error").count() == 0
     wait_until(page, result_lines(search()))
-    assert read_run("tiny", best_architecture("tiny")).rankings["unrestricted"].size
+    assert page.locator(".cbir-grid button").count() == 12
+
+
+def test_axe_finds_nothing_wrong_in_the_explorer(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    report = Axe().run(page, context=".cbir")
+    assert len(report.response["passes"]) > 10
+    assert report.violations_count == 0, report.generate_report()
 
 
 def test_fewer_results_are_shown_for_a_smaller_k(page):
-    k = page.locator(".cbir-k input")
+    k = page.get_by_role("spinbutton")
     k.fill("4")
     k.press("Enter")
     wait_until(page, result_lines(search(k=4)))
 
 
-def test_marks_move_the_query_and_can_be_undone(page):
+def test_marks_by_key_and_by_click_move_the_query_and_can_be_removed(page):
     before = search(k=4)
-    page.locator(".cbir-results button", has_text="✗").first.click()
-    page.get_by_role("button", name="search again").click()
-    first = before.results[0].position
-    vectors = open_engine("tiny").gallery.vectors[[first]]
-    wait_until(page, result_lines(search(k=4, negative=vectors, left_out={first})))
-    page.get_by_role("button", name="undo").click()
+    cells = page.locator(".jp-Cell").count()
+    page.locator(".cbir-picture").first.focus()
+    # The last keys are commands of JupyterLab, which would cut and add cells.
+    for key in ("-", "ArrowRight", "ArrowRight", "x", "a", "b"):
+        page.keyboard.press(key)
+    assert page.locator(".cbir-picture").nth(2).evaluate("one => one === document.activeElement")
+    assert page.locator(".jp-Cell").count() == cells
+    page.locator(".cbir-picture").nth(1).click()
+    page.get_by_role("button", name="Search again with 2 marks").click()
+    first, second, *_ = (result.position for result in before.results)
+    vectors = open_engine("tiny").gallery.vectors
+    marks = {"negative": vectors[[first]], "positive": vectors[[second]]}
+    wait_until(page, result_lines(search(k=4, **marks, left_out={first, second})))
+    for _ in marks:
+        page.locator(".cbir-marked button").first.click()
+    page.get_by_role("button", name="Search again with 0 marks").click()
     wait_until(page, result_lines(before))
 
 
-def test_uploaded_picture_is_searched(page, tmp_path):
-    pixels = np.random.default_rng(5).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    path = Path(tmp_path, "mine.png")
-    Image.fromarray(pixels).save(path)
-    page.get_by_role("button", name="my own picture").click()
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="choose a picture").click()
-    chooser.value.set_files(path)
-    page.get_by_text("query: mine.png").wait_for()
-    (picture,) = answers.embed_pictures(open_engine("tiny"), {"mine": pixels})
-    wait_until(page, result_lines(search(picture, k=4)))
+@pytest.mark.parametrize("way", ["choose", "paste", "drop"])
+def test_uploaded_picture_is_searched(page, tmp_path, way):
+    path, lines = picture_file(tmp_path / f"{way}.png", 32 + len(way))
+    if way == "choose":
+        page.get_by_label("Your own picture").set_input_files(path)
+    else:
+        kind, data = {"paste": ("ClipboardEvent", "clipboardData"),
+                      "drop": ("DragEvent", "dataTransfer")}[way]  # fmt: skip
+        page.locator(".cbir-card").click()
+        page.evaluate(
+            """async ([bytes, name, way, kind, data]) => {
+                const files = new DataTransfer();
+                files.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+                const options = {[data]: files, bubbles: true, cancelable: true};
+                document.activeElement.dispatchEvent(new window[kind](way, options));
+            }""",
+            [list(path.read_bytes()), path.name, way, kind, data],
+        )
+    page.locator(".cbir-card").get_by_text(path.name).wait_for()
+    wait_until(page, lines)
 
 
-def test_similarity_maps_cover_query_and_results(page):
-    page.get_by_role("button", name="similarity maps").click()
-    page.locator(".cbir-results .cbir-image img").nth(7).wait_for()
-    assert page.locator(".cbir-results .cbir-image img").count() == 8
+def test_picture_above_the_size_of_a_message_is_searched(page, tmp_path):
+    path, lines = picture_file(tmp_path / "large.png", 2000)
+    assert path.stat().st_size > 10 * 1024**2  # at which JupyterLab closes the connection
+    page.get_by_label("Your own picture").set_input_files(path)
+    page.locator(".cbir-card").get_by_text(path.name).wait_for()
+    wait_until(page, lines)
+
+
+def test_files_that_are_no_pictures_or_too_large_are_refused(page, tmp_path):
+    before, path = results(page), tmp_path / "huge.tif"
+    with path.open("wb") as file:
+        file.truncate(201 * 1024**2)
+    page.get_by_label("Your own picture").set_input_files(path)
+    page.get_by_text("huge.tif has 201 MB, more than the 200 MB").wait_for()
+    path = tmp_path / "text.png"
+    path.write_text("no picture")
+    page.get_by_label("Your own picture").set_input_files(path)
+    page.get_by_text("text.png cannot be read").wait_for()
+    assert results(page) == before
+
+
+def test_a_point_on_the_map_is_searched(page):
+    page.get_by_role("button", name="map", exact=True).click()
+    page.locator(".cbir-map").wait_for()
+    assert page.locator(".cbir-map circle").count() == 12
+    dot = page.locator(".cbir-map circle").first.bounding_box()
+    page.mouse.click(dot["x"] + dot["width"] / 2, dot["y"] + dot["height"] / 2)
+    wait_until(page, result_lines(search(k=4)))
+
+
+def test_architectures_stand_side_by_side_and_heat_maps_cover_their_results(page):
+    best = best_architecture("tiny")
+    (other,) = {"cnn", "whitened"} - {best}
+    page.get_by_role("button", name=other, exact=True).click()
+    page.locator(".cbir-panel").nth(1).wait_for()
+    left, right = (panel.bounding_box() for panel in page.locator(".cbir-panel").all())
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    page.get_by_role("button", name="similarity", exact=True).click()
+    page.locator("figure[data-query^='data:']").nth(7).wait_for()
+    query = page.locator(".cbir-card img")
+    plain = query.get_attribute("src")
+    page.locator(".cbir-tiles figure").nth(5).hover()
+    pointed = page.locator(".cbir-tiles figure").nth(5).get_attribute("data-query")
+    assert query.get_attribute("src") == pointed != plain
+    page.mouse.move(0, 0)
+    assert query.get_attribute("src") == plain
+
+
+def test_a_narrow_explorer_has_one_column_and_never_scrolls_sideways(page):
+    page.set_viewport_size({"width": 700, "height": 5000})
+    page.wait_for_timeout(500)
+    query, panel = (
+        page.locator(one).first.bounding_box() for one in (".cbir-query", ".cbir-panel")
+    )
+    assert query["y"] + query["height"] <= panel["y"]
+    wide = page.locator(".cbir-app").evaluate("one => [one.scrollWidth, one.clientWidth]")
+    assert wide[0] <= wide[1]

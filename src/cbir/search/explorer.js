@@ -63,7 +63,8 @@ function render({ model, el }) {
   }
 
   function drawCard() {
-    const { name, label, image } = get("query"), marked = get("marked");
+    const { name, label, image } = get("query"), choice = get("choice");
+    const marked = get("marked").filter(({ id, sign }) => choice[sign]?.includes(id));
     draw(card, image ? html`${picture(image, `The query, ${name}`)}
       <div><b>${label ? escape(label) : "Your picture"}</b> <span class="cbir-name">${escape(name)}</span>
       ${marked.length ? html`<div class="cbir-marked" role="group" aria-label="Marked pictures">
@@ -204,7 +205,11 @@ function render({ model, el }) {
     if (one) actions[one.dataset.do](one.dataset.id, event);
   });
   el.addEventListener("change", ({ target }) => {
-    if (target.type === "file") return send(target.files);
+    if (target.type === "file") {
+      const files = [...target.files];
+      target.value = ""; // so that the same file can be chosen again
+      return send(files);
+    }
     const key = target.dataset.set, value = target.value;
     if (key === "study") change({ study: value }, {});
     else if (key === "k") change({ k: Math.min(Math.max(1, Math.round(value) || 1), Number(target.max)) });
@@ -264,11 +269,12 @@ function render({ model, el }) {
 
   // Pictures come from a file, a drop or the clipboard, and go to the kernel in parts.
   async function send(files) {
-    const file = [...files].find(({ size }) => size);
+    const file = files.find(({ size }) => size);
     if (!file) return say("That was not a picture file.");
     const megabytes = Math.ceil(file.size / 2 ** 20);
     if (file.size > MOST_BYTES)
       return say(`${file.name} has ${megabytes} MB, more than the ${MOST_BYTES >> 20} MB that the explorer takes.`);
+    say("");
     model.set({ is_busy: true, status: `Sending ${file.name}, ${megabytes} MB …` });
     for (let start = 0; start < file.size; start += PART) {
       const part = await file.slice(start, start + PART).arrayBuffer();
@@ -278,17 +284,17 @@ function render({ model, el }) {
   el.addEventListener("paste", (event) => {
     if (event.target.matches("input[type=number], textarea")) return;
     event.preventDefault();
-    send(event.clipboardData.files);
+    send([...event.clipboardData.files]);
   });
   for (const kind of ["dragenter", "dragover", "dragleave", "drop"])
     el.addEventListener(kind, (event) => {
       event.preventDefault();
       el.classList.toggle("cbir-over", kind === "dragenter" || kind === "dragover");
-      if (kind === "drop") send(event.dataTransfer.files);
+      if (kind === "drop") send([...event.dataTransfer.files]);
     });
 
   const drawn = {
-    options: [drawBar, drawChooser, drawTools], choice: [drawBar, drawChooser, drawTools, drawMarks],
+    options: [drawBar, drawChooser, drawTools], choice: [drawBar, drawCard, drawChooser, drawTools, drawMarks],
     query: [drawCard], marked: [drawCard], queries: [drawChooser], points: [drawChooser],
     panels: [drawPanels, drawStatus], code: [drawTools], status: [drawStatus], is_busy: [drawStatus],
   };

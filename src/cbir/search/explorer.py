@@ -8,7 +8,7 @@ import base64
 import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from traitlets import Bool, Dict, List, Unicode
 
 from cbir import StudyError, project_root
 from cbir.images.leaks import find_leaks
-from cbir.images.pictures import Unreadable, read_square
+from cbir.images.pictures import Unreadable, read_picture, read_square
 from cbir.reporting import tables
 from cbir.reporting.montages import overlay
 from cbir.reporting.runs import trained_runs
@@ -95,27 +95,17 @@ class Explorer(anywidget.AnyWidget):
         for method in ("_picture", "_answer", "_overlays", "_map"):
             setattr(self, method, functools.lru_cache(64)(getattr(self, method)))
         self.upload = b""
-        self.observe(lambda _: self._update(), "choice")
-        self.on_msg(lambda _, content, buffers: self._receive(content, buffers))
+        self.observe(lambda _: self._report(self._update), "choice")
+        self.on_msg(lambda _, *message: self._report(self._receive, *message))
         if unknown := choice.keys() - DEFAULTS.keys():
             raise TypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(DEFAULTS)}")
         self.choice = {"study": study} | choice
 
-    def _update(self) -> None:
-        """Complete the choice, and show what it asks for."""
-        self.is_busy, self.status = True, "Searching …"
+    def _report(self, action: Callable, *arguments) -> None:
+        """Do something, and say that it runs and how it failed."""
+        self.is_busy = True
         try:
-            studies = list(trained_runs())
-            self.options = self.options | {
-                "studies": studies, "searches": SEARCHES, "orders": (IN_ORDER, WORST),
-                "most_results": MOST_RESULTS,
-            }  # fmt: skip
-            choice = self._complete(self.choice)
-            if choice == self.choice:
-                self._show(choice)
-                self.status = ""
-            else:  # which calls this method again
-                self.choice = choice
+            action(*arguments)
         # Jupyter does not show exceptions that are raised in a widget's callback.
         except Exception as error:
             self.queries, self.query, self.marked, self.panels = {}, {}, [], []
@@ -124,12 +114,27 @@ class Explorer(anywidget.AnyWidget):
         finally:
             self.is_busy = False
 
+    def _update(self) -> None:
+        """Complete the choice, and show what it asks for."""
+        self.status = "Searching …"
+        self.options = self.options | {
+            "studies": list(trained_runs()), "searches": SEARCHES, "orders": (IN_ORDER, WORST),
+            "most_results": MOST_RESULTS,
+        }  # fmt: skip
+        choice = self._complete(self.choice)
+        if choice == self.choice:
+            self._show(choice)
+            self.status = ""
+        else:
+            self.choice = choice  # calls this method again
+
     def _complete(self, choice: Mapping) -> dict:
         """A choice with all keys, and with positions instead of names."""
         study = choice.get("study") or "digits"
         if study not in self.options["studies"]:
             study = first_finished(study)
-        full = DEFAULTS | {"architectures": [best_architecture(study)]} | choice | {"study": study}
+        full = DEFAULTS | choice | {"study": study}
+        full["architectures"] = full["architectures"] or [best_architecture(study)]
         engine = self.open(study, full["architectures"][0])
         for sign in ("positive", "negative"):
             full[sign] = [_position(mark, engine.gallery.names) for mark in full[sign]]
@@ -162,10 +167,15 @@ class Explorer(anywidget.AnyWidget):
             for sign in ("positive", "negative")
             for position in choice[sign]
         ]
-        self.panels = [self._panel(engine, choice, label) for engine in engines]
+        panels = [self._panel(engine, choice, label) for engine in engines]
+        # Results under heat maps stay as they are while they are the same.
+        if not choice["heat_maps"] or panels != [
+            {key: panel[key] for key in panels[0]} for panel in self.panels
+        ]:
+            self.panels = panels
         if choice["is_map"]:
             self.status = "Drawing the map …"
-            self.points = self._map(study, names[0])
+        self.points = self._map(study, names[0]) if choice["is_map"] else {}
         if choice["heat_maps"]:
             for place, engine in enumerate(engines):
                 self.status = f"{names[place]} computes heat maps …"
@@ -292,19 +302,20 @@ class Explorer(anywidget.AnyWidget):
 
         Parts keep messages below the size at which JupyterLab closes the connection.
         """
-        self.upload = b"".join([self.upload * (not content["is_first"]), *buffers])
+        self.upload = b"".join([b"" if content["is_first"] else self.upload, *buffers])
         if not content["is_last"]:
             return
+        self.status = "Reading your picture …"
         name, file, self.upload = content["name"], BytesIO(self.upload), b""
         engine = self.open(self.choice["study"], self.choice["architectures"][0])
-        try:
-            query = _data_url(name, read_square(file, engine.image_size))
-        except Unreadable as error:
-            self.is_busy = False
-            self.status = f"{name} cannot be read: {error}. The previous query is still shown."
+        image, remark = read_picture(file, engine.image_size)
+        if image is None:
+            self.status = f"{name} cannot be read: {remark}. The previous query is still shown."
             return
         marks = {key: DEFAULTS[key] for key in ("positive", "negative", "used")}
-        self.choice = self.choice | {"query": query} | marks
+        self.choice = self.choice | {"query": _data_url(name, image)} | marks
+        if remark and not self.status:
+            self.status = f"{name}: {remark}."
 
 
 def has_maps(engine: Engine, kind: str) -> bool:
