@@ -38,6 +38,8 @@ function render({ model, el }) {
 
   const say = (text) => { refused = text; drawStatus(); };
   function change(values, choice = get("choice")) {
+    // The kernel does not answer to what it knows already.
+    if (Object.entries(values).every(([key, value]) => JSON.stringify(choice[key]) === JSON.stringify(value))) return;
     refused = "";
     model.set({ choice: { ...choice, ...values }, is_busy: true, status: "" });
     model.save_changes();
@@ -218,6 +220,7 @@ function render({ model, el }) {
 
   // Arrow keys move along pictures, and + and − mark the one in focus.
   el.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.type === "number") event.target.blur(); // a change
     const group = event.target.closest(".cbir-grid, .cbir-tiles");
     if (!group || event.ctrlKey || event.metaKey || event.altKey) return;
     const all = [...group.querySelectorAll("[tabindex='0'], .cbir-picture, .cbir-grid > button")];
