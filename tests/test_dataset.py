@@ -35,6 +35,7 @@ from cbir.images.dataset import (
 from cbir.images.pictures import CIFAR10_CLASSES, DAMAGED, read_picture
 from cbir.reporting import tables
 from cbir.studies import params
+from cbir.studies.configs import parse_overrides
 
 LOADED_WITH = {
     "image_size": 16,
@@ -394,7 +395,6 @@ def test_validation_images_are_part_of_the_fingerprint(root):
             "train/red/a.png train/blue/b.png val/red/a.png valid/red/a.png",
             "val/, valid/ both mean",
         ),
-        ("Pets/cat/a.png Pets/dog/b.png", "did you mean DATA=.*/Pets, with cat, dog?"),
     ],
 )
 def test_unclear_layout_is_refused_with_those_that_are_understood(root, files, message):
@@ -406,6 +406,12 @@ def test_unclear_layout_is_refused_with_those_that_are_understood(root, files, m
     error = error_of()
     assert re.search(message, error)
     assert "keep one" in error or "{train,val,test}/<class>/*.png, or a CSV file" in error
+
+
+def test_folder_around_the_data_set_is_named_with_what_is_meant(root):
+    write_colours(root / "data" / "shapes" / "Pets", {"red": 4, "blue": 4})
+    (meant,) = re.findall("did you mean DATA=(.*), with blue, red", error_of())
+    assert load(meant).classes == ["blue", "red"]
 
 
 def test_parts_inside_the_classes_are_a_split(root):
@@ -925,7 +931,10 @@ def test_all_classes_with_too_few_pictures_are_named_in_one_line(root):
     write_colours(root / "data" / "shapes", {"red": 2, "blue": 1, "green": 3})
     message = error_of()
     assert "'blue' (1 images, needs 3), 'red' (2 images, needs 3): " in message
-    assert 'SET="min_images=3"' in message
+    for number in range(3):
+        save_copy(root / "data" / "shapes" / "plain" / f"{number}.png", seed=number)
+    (advice,) = re.findall('SET="(.*)"', message)
+    assert load(**parse_overrides(advice)).classes == ["green", "plain"]
 
 
 def test_three_pictures_a_class_are_enough(root):
