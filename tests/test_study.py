@@ -85,7 +85,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(study):
     assert not [path for path in study.new if "/reports/" in path or "/artifacts/" in path]
     for name in RUNS:
         assert f"{name}: notebooks/baseline.ipynb" in study.plan.stdout
-    assert "48 pictures, 3 classes" in study.plan.stdout
+    assert "48 images in 3 classes: circle (16), cross (16), square (16)" in study.plan.stdout
     assert "GPU:" in study.plan.stdout
     assert study.plan.stdout.count("will run, about") == len(RUNS)
     assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", study.plan.stdout)
