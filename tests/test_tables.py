@@ -233,7 +233,9 @@ def test_the_best_networks_come_first_and_baselines_only_without_networks():
     runs = {name: result(rows([score], architecture=name), baseline=name == "pixels")
             for name, score in (("a", 0.2), ("pixels", 0.9), ("b", 0.5))}  # fmt: skip
     assert tables.best_networks(tables.quality_and_cost(runs)) == ["b", "a"]
-    assert tables.best_networks(tables.quality_and_cost(runs), most=1) == ["b"]
+    many = {f"n{place}": result(rows([0.1], architecture=f"n{place}")) for place in range(7)}
+    assert len(tables.best_networks(tables.quality_and_cost(many))) == 4
+    assert len(tables.best_networks(tables.quality_and_cost(runs | many))) == 3
     assert tables.best_networks(tables.quality_and_cost({"pixels": runs["pixels"]})) == ["pixels"]
 
 

@@ -436,12 +436,14 @@ def _compare_searches(pairs: pd.DataFrame, one: str, other: str, whom: str) -> s
         groups.setdefault(outcome, []).append(name)
         if tables.is_of_networks(pair_of(compared, one, other)):
             of_networks.append(name)
+    n_all = sum(map(len, groups.values()))
     parts = [
-        f"{RELATIONS[outcome]} {'it' if place else whom} for {join(groups[outcome])}"
+        f"{RELATIONS[outcome]} {'it' if place else whom} for "
+        f"{'all architectures' if len(groups[outcome]) == n_all > 2 else join(groups[outcome])}"
         for place, outcome in enumerate(key for key in RELATIONS if key in groups)
     ]
-    text = "; ".join(parts)
-    return f"{text} ({NETWORKS_ONLY}: {join(of_networks)})" if of_networks else text
+    which = "" if len(of_networks) == n_all else f": {join(of_networks)}" if of_networks else ""
+    return "; ".join(parts) + f" ({NETWORKS_ONLY}{which})" * bool(of_networks)
 
 
 def unseen(runs: dict[str, Run]) -> str:

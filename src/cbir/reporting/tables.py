@@ -194,14 +194,17 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
     )
 
 
-def best_networks(points: pd.DataFrame, most: int = 4) -> list[str]:
-    """The networks with the highest mAP, the highest first; the baselines if there are no networks.
+def best_networks(points: pd.DataFrame) -> list[str]:
+    """The three or four networks with the highest mAP, or baselines if there are no networks.
+
+    Three if there are many runs, so that their results and a chart of all runs fit on one screen.
 
     Args:
         points: from `quality_and_cost`.
     """
     ordered = points.sort_values("value", ascending=False, kind="stable")
     trained = ordered[~ordered["is_baseline"]]
+    most = 3 if len(points) > 8 else 4
     return [*(ordered if trained.empty else trained).index[:most]]
 
 
