@@ -22,8 +22,8 @@ MOST_CLASSES = 10
 MOST_LETTERS = 12
 # The side of a tile and the height of a line of text, in inches.
 SIDE, LINE = 0.7, 0.145
-# The maximum number of pixels per side of a tile, twice the size at which it is shown.
-MOST_SIDE = 128
+# The maximum number of pixels per side of a tile, about twice the size at which it is shown.
+MOST_SIDE = 112
 # The distance between tiles, as a share of their side.
 APART = 0.14
 # The minimum number of pixels per side of a heat map, whatever the size of its image.
