@@ -1,7 +1,9 @@
 """Kills, damage and a full disk on the way from pictures to a report: no number ever changes."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,3 +204,39 @@ def test_a_damaged_gallery_is_embedded_again(measured, engine, damage, capsys):
         damage(path)
     assert galleries.index_folder(folder, engine)[1].embedded == 48
     assert galleries.index_folder(folder, engine)[1].kept == 48
+
+
+# The machine and the user's settings
+
+TRAINING = """
+import hashlib
+from conftest import build_network, load_shapes, train_network
+
+network = build_network()
+train_network(network, load_shapes(), epochs=2)
+weights = b"".join(weight.tobytes() for weight in network.model.get_weights())
+print(network.model.dtype, hashlib.sha256(weights).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="macOS binds no process to a core")
+def test_neither_cores_nor_keras_json_change_a_training(measured):
+    def train(home: str, cores: set[int]) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False,
+            env={**os.environ, "KERAS_HOME": home,
+                 "PYTHONPATH": os.pathsep.join(sys.path)},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    settings = {"floatx": "float16", "epsilon": 1e-3, "image_data_format": "channels_first"}
+    for name, content in (("usual", {}), ("other", settings)):
+        (measured / name).mkdir()
+        (measured / name / "keras.json").write_text(json.dumps(content))
+    cores = os.sched_getaffinity(0)
+    usual = train(str(measured / "usual"), cores)
+    shutil.rmtree(measured / "artifacts")
+    assert train(str(measured / "other"), {min(cores)}) == usual
+    assert usual.startswith("float32 ")

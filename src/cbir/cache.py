@@ -268,9 +268,13 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name, for a file that is moved to its place when it is complete and on disk."""
     temporary = path.with_name(f"{path.name}.tmp")
-    yield temporary
-    _synchronise(temporary)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        _synchronise(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # A full disk needs its space.
+        raise
 
 
 def create_array(path: Path, dtype: type, shape: tuple[int, ...]):

@@ -206,6 +206,7 @@ def train(
             model.load_weights(folder / BEST)
         network.model.save_weights(folder / FINAL)
         network.body.save_weights(folder / BACKBONE_FILE)
+        write_text(folder / HISTORY, json.dumps(history))
 
     artifact = cached(
         "training",
@@ -320,7 +321,6 @@ def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> No
     weights = {path.as_posix(): file_digest(folder / path) for path in _kept_weights(folder)}
     with replacing(folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
         np.savez(file, history=json.dumps(history), weights=json.dumps(weights), **arrays)
-    write_text(folder / HISTORY, json.dumps(history))
 
 
 def _resume(folder: Path, model: keras.Model) -> list[dict]:

@@ -190,7 +190,8 @@ def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str
         "versions": versions(),
         "failures": failures,
     }
-    write_study(study.folder, list(run_keys), about)
+    with disk_errors(study.folder):
+        write_study(study.folder, list(run_keys), about)
 
 
 def _is_current(study: Study, page: Page, key: str) -> bool:
