@@ -158,7 +158,10 @@ def cached(
     made_from = {"step": step, "parameters": parameters, "reads": list(reads)}
     key = make_key(**made_from, code=package_digest(package))
     folder = _folder_of(step, key)
+    if artifact := read(folder):
+        return artifact
     with disk_errors(folder), locked(folder):
+        # Another process may have made it meanwhile.
         if (artifact := read(folder)) is None:
             partial = folder.with_name(folder.name + PARTIAL)
             partial.mkdir(exist_ok=True)
