@@ -512,6 +512,21 @@ def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
     assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
 
 
+def test_each_seed_and_each_epoch_has_an_order_of_its_own(images, elsewhere, monkeypatch):
+    orders = []
+
+    def fit(model, batches, *given, **names):
+        orders.append(tuple(batches.positions.tolist()))
+        return dict.fromkeys(("accuracy", "loss", "val_accuracy", "val_loss"), 0.5)
+
+    monkeypatch.setattr(training, "_fit_epoch", fit)
+    network = build_network()
+    for seed in (0, 1):
+        train_network(network, images, seed=seed, epochs=2, measured_epochs=[])
+    assert len(set(orders)) == 4
+    assert all(sorted(order) == images.train.tolist() for order in orders)
+
+
 @pytest.mark.slow
 def test_the_seed_of_training_decides_its_course(images, undisturbed, elsewhere):
     again, other = build_network(), build_network()
