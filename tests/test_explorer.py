@@ -216,7 +216,8 @@ def test_a_picture_can_be_named_by_its_path(tiny, finished_study):
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [
-        ({"query": "nothing.png"}, "neither a query of the study nor a picture"),
+        ({"query": "nothing.png"}, "neither a query of the study nor a file: "),
+        ({"query": "reports/tiny/cnn/summary.json"}, "summary.json cannot be read: not a picture"),
         ({"positive": ["nothing.png"]}, "no picture 'nothing.png' in the gallery"),
         ({"architectures": ["nothing"]}, "no trained architecture 'nothing'"),
     ],

@@ -207,6 +207,7 @@ def test_files_that_are_no_pictures_or_too_large_are_refused(page, tmp_path):
     path.write_text("no picture")
     page.get_by_label("Your own picture").set_input_files(path)
     page.get_by_text("text.png cannot be read").wait_for()
+    page.locator(".cbir[aria-busy=false]").wait_for()
     assert results(page) == before
 
 

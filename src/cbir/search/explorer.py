@@ -387,10 +387,12 @@ def _data_url(name: str, image: np.ndarray) -> str:
 
 
 def _read(path: Path, engine: Engine) -> str:
+    if not path.is_file():
+        raise StudyError(f"neither a query of the study nor a file: {path}")
     try:
         return _data_url(path.name, read_square(path, engine.image_size))
     except Unreadable as error:
-        raise StudyError(f"neither a query of the study nor a picture: {path} ({error})") from None
+        raise StudyError(f"{path} cannot be read: {error}") from None
 
 
 def _position(picture: int | str, names: list[str]) -> int:
