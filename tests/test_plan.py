@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT, STUDY, write_study
+from conftest import ROOT, STUDY, write_pictures, write_study
 
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import plan
@@ -56,3 +56,24 @@ def test_each_split_is_a_training_of_its_own(minutes):
     # Another gallery moves no training image; the two draws do.
     protocols = ["closed", "held_out_gallery", "unseen_classes"]
     assert minutes(**training, protocols=protocols) == 3 * 27
+
+
+def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "elsewhere" / "pets"
+    write_pictures(folder / "Train", ["cat", "dog"], count=6)
+    write_pictures(folder / "val", ["cat", "dog"], count=2)
+    (folder / "Train" / "cat" / "notes.txt").write_text("notes")
+    (folder / "Train" / "dog" / "0.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(30))
+    write_pictures(folder / "Train" / "dog", [".thumbnails"], count=3)
+    study = STUDY | {"dataset": "elsewhere/pets"}
+    write_study(tmp_path, "planned", study, {"raw_pixels": {"baseline": "raw_pixels"}})
+    text = plan.describe(open_study(tmp_path, "planned"))
+    assert "16 images in 2 classes: cat (8), dog (8)\n" in text
+    assert "training images from Train/, validation images from val/; test images are" in text
+    assert "21 files found, 16 used, 5 left out:\n" in text
+    assert re.findall(r"^ +(\d+)  .*\((.*)\)$", text, re.MULTILINE) == [
+        ("3", "Train/dog/.thumbnails/"), ("1", "Train/cat/notes.txt"), ("1", "Train/dog/0.heic"),
+    ]  # fmt: skip
+    assert not (tmp_path / "artifacts").exists()

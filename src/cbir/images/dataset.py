@@ -30,6 +30,8 @@ from cbir.images.pictures import MAX_MEGAPIXELS, cifar10_pictures, decode_pictur
 # The number of images hashed at a time.
 BLOCK = 1024
 TRAIN, VALIDATION, TEST = range(len(PARTS))
+# The parameters that decide which images are kept, and in which part: those of `select`.
+SELECTION = ("test_fraction", "split_seed", "training_images", "test_images", "min_images")
 # The fewest images of a class that can be split into training, validation and test images.
 MIN_IMAGES = 3
 
@@ -254,7 +256,7 @@ def describe_changes(dataset: Dataset) -> str:
     A file that was replaced under its name counts if its size or modification time differs.
     """
     name = dataset.parameters["dataset"]
-    place = project_root() / data_place(name)
+    place = data_place(name)
     if name == "digits" or (name == "cifar10" and not place.is_dir()):
         return ""
     try:
@@ -337,7 +339,7 @@ def _images_step(**parameters) -> tuple[dict, list[LeftOut]]:
     that are left out without being decoded.
     """
     dataset = parameters["dataset"]
-    place = project_root() / data_place(dataset)
+    place = data_place(dataset)
     settings = {name: value for name, value in parameters.items() if name != "dataset"}
     left_out = []
     if dataset == "digits":

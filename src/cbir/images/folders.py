@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cbir import StudyError
+from cbir import StudyError, project_root
 from cbir.cache import digest
 
 with contextlib.suppress(ImportError):  # an optional extra
@@ -122,18 +122,22 @@ class Pictures:
 
 
 def data_place(dataset: str) -> Path:
-    """The folder or CSV file of a data set, relative to the project's; it need not exist.
+    """The folder or CSV file of a data set; it need not exist.
 
     Args:
         dataset: as for `load_dataset`.
     """
-    return Path("data/cifar10" if dataset == "cifar10" else dataset)
+    return Path(os.path.normpath(project_root() / _relative_place(dataset)))
 
 
 def dataset_folder(dataset: str) -> Path:
-    """The folder that the names of a data set's pictures are relative to; as `data_place`."""
-    place = data_place(dataset)
+    """The folder that names of pictures are relative to, itself relative to the project's."""
+    place = _relative_place(dataset)
     return place.parent if place.suffix.lower() in TABLES else place
+
+
+def _relative_place(dataset: str) -> Path:
+    return Path("data/cifar10" if dataset == "cifar10" else dataset)
 
 
 def list_pictures(place: Path) -> Pictures:

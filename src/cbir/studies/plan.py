@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cbir import StudyError, project_root
+from cbir import StudyError
 from cbir.cache import backend, is_current, keras_home, machine
-from cbir.images.dataset import is_cached, select
+from cbir.images.dataset import SELECTION, is_cached, select
 from cbir.images.folders import (
     LeftOut,
     data_place,
@@ -81,7 +81,7 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     Raises:
         StudyError: they cannot be listed, or cannot be split.
     """
-    name, place = study.data["dataset"], project_root() / data_place(study.data["dataset"])
+    name, place = study.data["dataset"], data_place(study.data["dataset"])
     if are_cached:
         dataset = study.dataset
         lines = _describe_classes(
@@ -97,8 +97,7 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
         n_train = min(45_000, study.data["training_images"] or 45_000)
         return description, n_train, n_train + min(15_000, study.data["test_images"] or 15_000)
     pictures = list_pictures(place)
-    others = ("dataset", "image_size", "validation_fraction")
-    selection = {key: value for key, value in study.data.items() if key not in others}
+    selection = {key: study.data[key] for key in SELECTION}
     rows, n_gallery, not_selected = select(pictures, pictures.unreadable, **selection)
     unreadable = [LeftOut(pictures.names[row], why) for row, why in pictures.unreadable.items()]
     left_out = pictures.left_out + unreadable + not_selected
