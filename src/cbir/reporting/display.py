@@ -107,7 +107,7 @@ def show(figure: Figure | None, alt: str, folded: bool = False) -> None:
     n_pixels = sum(image.get_size()[0] * image.get_size()[1] for image in images)
     n_points = sum(len(points.get_offsets()) for points in figure.findobj(PathCollection))
     if n_pixels > MOST_PIXELS:
-        kind, display_type, settings = "jpeg", Image, {"pil_kwargs": {"quality": 85}}
+        kind, display_type, settings = "jpeg", Image, {"pil_kwargs": {"quality": 80}}
     elif n_points > MOST_POINTS:
         kind, display_type, settings = "png", Image, {}
     else:
