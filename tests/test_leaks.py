@@ -107,11 +107,11 @@ def photographs() -> np.ndarray:
     ],
 )
 def test_changed_photographs_are_found(change, photographs):
-    # Parts with a blurred background show few details; whole photographs are found more often.
     assert len(photographs) >= 30
     pairs = find(np.stack([change(picture) for picture in photographs]), photographs)
     assert (pairs["query"] == pairs["gallery"]).all()
-    assert pairs["query"].nunique() >= 0.85 * len(photographs)
+    # Some parts show a background that is out of focus.
+    assert pairs["query"].nunique() >= 0.93 * len(photographs)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from cbir.images import leaks
 Resampling = Image.Resampling
 # A part of a photograph, in pixels, and the sizes to which the parts are reduced.
 PART, SIZES = 128, (32, 64, 96)
+# The root mean square of the details of a part with structure, in grey levels of 255.
+STRUCTURE = 4.0
 CHANGED = 1000
 
 
@@ -148,10 +150,15 @@ def digits() -> np.ndarray:
     ])  # fmt: skip
 
 
-def has_detail(images: np.ndarray) -> np.ndarray:
-    """(n,) bool, whether the audit finds images that are brighter by one grey level."""
-    pairs = find(np.minimum(images, 254) + 1, np.minimum(images, 254))
-    return np.isin(np.arange(len(images)), pairs.loc[pairs["query"] == pairs["gallery"], "query"])
+def has_structure(images: np.ndarray) -> np.ndarray:
+    """(n,) bool, whether images are in focus and show details of some contrast (`STRUCTURE`).
+
+    Both are measured as by the audit, which searches for images of three quarters of this contrast.
+    """
+    places = np.arange(len(images))
+    details = leaks._Maps(images, pd.DataFrame({"picture": places}), "picture", "parts")
+    contrast = np.sqrt((details.maps.astype(np.float32) ** 2).mean((1, 2)))
+    return np.isin(places, details.pictures[(contrast >= STRUCTURE) & ~details.is_simple])
 
 
 def find(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
@@ -183,9 +190,10 @@ def main() -> None:
     for name, parts_of_size in (("photographs", photographs), ("others", others)):
         for size in SIZES:
             parts = parts_of_size(size)
-            detailed = parts[has_detail(parts)]
-            print(f"{len(parts) - len(detailed)} of {len(parts)} {name}, {size} px, lack detail.")
-            table[f"{len(detailed)} {name}, {size} px"] = shares_found(detailed, detailed)
+            is_clear = has_structure(parts)
+            for kind, images in (("", parts[is_clear]), (" of little structure", parts[~is_clear])):
+                column = f"{len(images)} {name}{kind}, {size} px"
+                table[column] = shares_found(images, images)
     if arguments.cifar10:
         images = np.load(arguments.cifar10)["x_test"]
         images = images[np.random.default_rng(3).permutation(len(images))]

@@ -11,11 +11,12 @@ of them, in four steps.
    transform of this map, as in perceptual hashes (Zauner, "Implementation and benchmarking of
    perceptual image hash functions", 2010). Pairs whose descriptors have a cosine similarity of at
    least `CANDIDATE` are candidates. Exact matrix products compare all pairs, with each query in
-   eight orientations and nine shifts.
-3. A candidate is a near-duplicate if its maps correlate by at least `MIN_CORRELATION`, in the best
-   of some shifts and crops, and by much more than those of unrelated pictures would: arctanh(r) >=
-   `MIN_DEVIATIONS` * s. Here s is the standard deviation of the correlation over all shifts that
-   the two power spectra imply. It is large if the maps show few details (the effective
+   eight orientations and 13 shifts.
+3. A candidate is a near-duplicate if its maps, as they are or blurred, correlate by at least
+   `MIN_CORRELATION`, in the best of some shifts and crops, and by much more than those of unrelated
+   pictures would: arctanh(r) >= `MIN_DEVIATIONS` * s, or `MIN_DEVIATIONS_IF_HIGH` * s if r is at
+   least `HIGH_CORRELATION`. Here s is the standard deviation of the correlation over all shifts
+   that the two power spectra imply. It is large if the maps show few details (the effective
    sample size of Clifford, Richardson and Hémon, "Assessing the significance of the correlation
    between two spatial processes", Biometrics 1989): an aeroplane in the sky resembles many others.
 4. If both images are simple, which means blurred or of two tones, such as handwritten digits, they
@@ -42,6 +43,7 @@ from cbir.progress import progress
 KINDS = ("identical", "near-duplicate")
 COLUMNS = ["query", "gallery", "copies", "kind", "correlation", "is_conflict"]
 MIN_CORRELATION, MIN_DEVIATIONS, MIN_SIMPLE_CORRELATION = 0.9, 6.5, 0.995
+HIGH_CORRELATION, MIN_DEVIATIONS_IF_HIGH = 0.95, 5.0
 # Descriptors that are less similar are not compared pixel by pixel.
 CANDIDATE, SIMPLE_CANDIDATE = 0.8, 0.95
 # Maps are `WIDTH` pixels wide. `SHIFT` is the largest shift of a copy, in such pixels.
@@ -49,6 +51,8 @@ WIDTH, SHIFT = 32, 2
 INNER = WIDTH - 2 * SHIFT
 # The widths, in pixels, of the Gaussian filters whose difference passes the band of details.
 FINE, COARSE = 0.7, 3.0
+# Blur and smaller sizes remove the finest details, so pairs are also compared after this filter.
+SMOOTH = 1.0
 # A descriptor holds the cosines of fewer than this many half periods.
 FREQUENCIES = 7
 # Sides of the centre crops that are compared, as are shifts by half a pixel, if the whole images
@@ -275,18 +279,18 @@ def _near_duplicates(queries: _Maps, gallery: _Maps) -> pd.DataFrame:
 def _candidates(
     maps: np.ndarray, simple: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of pairs with similar descriptors, in one of nine shifts of the first image.
+    """Positions of pairs with similar descriptors, in one of 13 shifts of the first image.
 
-    From every shift by up to `SHIFT` pixels, one of the nine is at most half as far.
+    From every shift by up to `SHIFT` pixels, one of these is at most half as far along one axis.
 
     Args:
         maps, simple: of the first images.
         right: descriptors of the second images, as from `_with_simple`.
     """
     pairs = [np.empty(0, np.int64)]
-    starts = (0, SHIFT, 2 * SHIFT)
     left = [
         _with_simple(_descriptors(maps, top, side), simple, CANDIDATE - SIMPLE_CANDIDATE)
+        for starts in ((0, SHIFT, 2 * SHIFT), (SHIFT // 2, SHIFT + SHIFT // 2))
         for top in starts
         for side in starts
     ]
@@ -315,21 +319,30 @@ def _confirmed_correlations(
     for start in range(0, len(left), PAIRS):
         part = slice(start, start + PAIRS)
         query, image = maps[left[part]], gallery[right[part]].astype(np.float32)
-        correlation = _correlate(query, image)
-        is_near = _is_near(correlation, query, image, simple[part])
-        # Only pairs that are not yet confirmed are resampled, which takes several times as long.
-        rows = np.flatnonzero(~is_near & (correlation >= MIN_WHOLE))
-        for left_rows, left_columns, right_rows, right_columns in RESAMPLINGS:
-            correlation[rows] = np.maximum(
-                correlation[rows],
-                _correlate(
-                    left_rows @ query[rows] @ left_columns.T,
-                    right_rows @ image[rows] @ right_columns.T,
-                ),
-            )
-        is_near[rows] = _is_near(correlation[rows], query[rows], image[rows], simple[part][rows])
-        confirmed[part] = np.where(is_near, correlation, 0)
+        correlation = _confirm(query, image, simple[part])
+        rows = np.flatnonzero(correlation == 0)
+        query, image = (_both_axes(SMOOTH_FILTER, side[rows]) for side in (query, image))
+        correlation[rows] = _confirm(query, image, simple[part][rows])
+        confirmed[part] = correlation
     return confirmed
+
+
+def _confirm(query: np.ndarray, image: np.ndarray, simple: np.ndarray) -> np.ndarray:
+    """(n,) float64, the correlations of pairs of maps, 0 if they are not near-duplicates."""
+    correlation = _correlate(query, image)
+    is_near = _is_near(correlation, query, image, simple)
+    # Only pairs that are not yet confirmed are resampled, which takes several times as long.
+    rows = np.flatnonzero(~is_near & (correlation >= MIN_WHOLE))
+    for left_rows, left_columns, right_rows, right_columns in RESAMPLINGS:
+        correlation[rows] = np.maximum(
+            correlation[rows],
+            _correlate(
+                left_rows @ query[rows] @ left_columns.T,
+                right_rows @ image[rows] @ right_columns.T,
+            ),
+        )
+    is_near[rows] = _is_near(correlation[rows], query[rows], image[rows], simple[rows])
+    return np.where(is_near, correlation, 0)
 
 
 def _is_near(
@@ -340,7 +353,8 @@ def _is_near(
     rows = np.flatnonzero(is_near)
     with np.errstate(divide="ignore"):  # A correlation of 1 is any number of deviations.
         deviations = np.arctanh(correlation[rows]) / _deviation(left[rows], right[rows])
-    is_near[rows] = deviations >= MIN_DEVIATIONS
+    is_high = correlation[rows] >= HIGH_CORRELATION
+    is_near[rows] = deviations >= np.where(is_high, MIN_DEVIATIONS_IF_HIGH, MIN_DEVIATIONS)
     return is_near
 
 
@@ -447,7 +461,7 @@ def _gaussian(width: float) -> np.ndarray:
     return gaussian_filter1d(np.eye(WIDTH), width, axis=0, mode="nearest").astype(np.float32)
 
 
-FINE_FILTER, COARSE_FILTER = _gaussian(FINE), _gaussian(COARSE)
+FINE_FILTER, COARSE_FILTER, SMOOTH_FILTER = map(_gaussian, (FINE, COARSE, SMOOTH))
 CENTRE = (WIDTH - 1) / 2
 WHOLE = np.eye(WIDTH, dtype=np.float32)
 CROPPED = [_sampling((np.arange(WIDTH) - CENTRE) * crop + CENTRE, WIDTH) for crop in CROPS]
