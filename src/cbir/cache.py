@@ -70,8 +70,13 @@ def backend() -> str:
     if name := os.environ.get("KERAS_BACKEND"):
         return name
     settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
-    stored = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
-    return stored.get("backend", "tensorflow")
+    try:
+        stored = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
+        return stored.get("backend", "tensorflow")
+    except (ValueError, AttributeError) as error:
+        raise StudyError(
+            f"{settings} is not the settings of Keras: correct or delete it"
+        ) from error
 
 
 @functools.cache
