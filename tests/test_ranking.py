@@ -420,7 +420,7 @@ REFUSED = [
     ("gallery_labels", np.ma.masked_array([0, 1, 1], [0, 0, 1]), "masked arrays"),
     ("restrict_to", np.ones((3, 2), int), "of bool, got .* of int64"),
     ("restrict_to", np.ma.masked_array(np.ones((3, 2), bool), False), "masked arrays"),
-    ("restrict_to", np.ones((3, 1), bool), "1 classes, but gallery_labels: row 1 is 1"),
+    ("restrict_to", np.ones((3, 1), bool), "1 classes, but gallery_labels has 1"),
     ("restrict_to", np.array([0, -2, 1]), "row 1 is -2, below 0"),
     ("exclude", np.array([0.0, 1, 2]), "got .* of float64"),
     ("k", -1, "expected an integer of . or more, got -1"),

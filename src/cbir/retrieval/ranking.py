@@ -8,13 +8,11 @@ query and the gallery alone; other queries, blocks, threads and the BLAS library
 1. A float32 matrix product yields approximate similarities. Their last bits depend on all of these.
 2. A radix sort orders them. Neighbours that are closer than the rounding errors form a group;
    images of different groups are in their final order.
-3. Within a group, float64 dot products of the embeddings as given decide. Each depends on its two
-   vectors alone, and is exact if they are integers, such as codes of 0 and 1 or of -1 and 1.
-   Float32 products of small integers are exact already and are not computed again.
+3. Within a group whose order matters, float64 dot products of the embeddings as given decide. Each
+   depends on its two vectors alone, and is exact if they are integers, such as codes of 0 and 1 or
+   of -1 and 1. Float32 products of small integers are exact already and are not computed again.
 
-Only groups whose order matters are refined, so this takes little time unless most similarities are
-ties. The bound on rounding errors is empirical: they are measured in every ranking (see
-`DEVIATIONS`).
+The bound on rounding errors is empirical: they are measured in every ranking (see `DEVIATIONS`).
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.
@@ -22,9 +20,10 @@ cores work on the same block: memory does not grow with their number.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -39,8 +38,8 @@ TIE = 1e-12
 # Rounding errors of sums grow with the square root of the number of terms (Higham and Mary, "A new
 # approach to probabilistic rounding error analysis", 2019). Those of an approximate similarity s
 # are measured, in units of radius + sqrt(d) * abs(s), on `SAMPLES` images of each ranking. Their
-# bound is `DEVIATIONS` times the root mean square plus `LEAST_ERROR`. If the error of a refined
-# image turns out to be larger, the bound is doubled.
+# bound is `DEVIATIONS` times the root mean square plus `LEAST_ERROR`. If an error turns out to be
+# larger, the bound is doubled.
 SAMPLES, DEVIATIONS, LEAST_ERROR = 16, 6, 2.0**-25
 # The relative rounding error of a float32.
 ROUNDING = 2.0**-24
@@ -56,8 +55,8 @@ PIECE = 4096
 # The library that NumPy uses for products. Its idle threads would keep the cores busy.
 BLAS = ThreadpoolController().select(user_api="blas")
 # The radix sort moves items of 64 bits: a key of two digits, whether the image is relevant, and its
-# position. `LAST` is the key of an image that is not searched.
-BITS = 11
+# position. `LAST` is the key of images that are not searched.
+BITS = 12
 DIGIT, LAST = 2**BITS, 2 ** (2 * BITS) - 1
 POSITION, RELEVANT = np.uint64(2**32 - 1), np.uint64(2**32)
 KEY, UPPER_DIGIT = np.uint64(33), np.uint64(33 + BITS)
@@ -74,12 +73,9 @@ class PreparedGallery:
     Attributes:
         rows: (n_gallery, d) float32 or float64, the embeddings.
         scales: (n_gallery,) float64, 1 / length of each embedding.
-        mean: (d,) float64, the mean of the embeddings at unit length.
-        axes: (d,) int, the dimensions by rising variance. Sums in this order have smaller rounding
-            errors.
-        centred: (n_gallery, d) float32, the embeddings at unit length minus the mean, with
-            dimensions in the order of `axes`. Without the mean, all similarities to a query differ
-            by the same amount, and rounding errors are smaller.
+        mean: (d,) float64, about the mean of the embeddings at unit length.
+        centred: (n_gallery, d) float32, the embeddings at unit length minus the mean. Without it,
+            all similarities to a query differ by the same amount, and rounding errors are smaller.
         radius: the greatest length of a centred embedding.
         integers: (n_gallery, d) float32, the embeddings if they are small integers, or None.
     """
@@ -87,7 +83,6 @@ class PreparedGallery:
     rows: np.ndarray
     scales: np.ndarray
     mean: np.ndarray
-    axes: np.ndarray
     centred: np.ndarray
     radius: float
     integers: np.ndarray | None
@@ -108,11 +103,10 @@ def prepare(gallery_embeddings: np.ndarray) -> PreparedGallery:
     rows, scales = _rows("gallery_embeddings", gallery_embeddings)
     if len(rows) > MAX_GALLERY:
         raise ValueError(f"gallery_embeddings: {len(rows)} rows, but at most {MAX_GALLERY} fit")
-    mean, variance = _moments(rows, scales)
-    axes = np.argsort(variance)
+    mean = (scales.astype(rows.dtype) @ rows / len(rows)).astype(np.float64)
     centred = np.empty(rows.shape, np.float32)
-    radius = _centre(rows, scales, mean, axes, centred)
-    return PreparedGallery(rows, scales, mean, axes, centred, radius, _integers(rows, scales))
+    radius = _centre(rows, scales, mean, centred)
+    return PreparedGallery(rows, scales, mean, centred, radius, _integers(rows, scales))
 
 
 def search(
@@ -152,11 +146,9 @@ def search(
         if restrict_to is not None:
             raise ValueError("gallery_labels: required with restrict_to")
         gallery_labels = np.zeros(len(gallery_embeddings), np.int32)
-    questions = _questions(
-        query_embeddings, gallery_embeddings, gallery_labels, restrict_to, exclude
+    blocks = _search(
+        query_embeddings, None, gallery_embeddings, gallery_labels, restrict_to, exclude, k
     )
-    no_class, n_relevant = (np.full(len(questions.rows), value, np.int32) for value in (-1, 0))
-    blocks = _blocks(questions, no_class, n_relevant, min(k, len(questions.codes)))
     _, rankings, similarities = zip(*blocks, strict=True)
     return np.concatenate(rankings), np.concatenate(similarities)
 
@@ -195,80 +187,68 @@ def relevant_ranks(
     ranks [1, 3]; restricted to class 0, it has [inf, inf]; with position 0 excluded, [2, nan].
     """
     _check_count("k", k, least=0)
-    questions = _questions(
-        query_embeddings, gallery_embeddings, gallery_labels, restrict_to, exclude
+    return _search(
+        query_embeddings, query_labels, gallery_embeddings, gallery_labels, restrict_to, exclude, k
     )
-    query_labels = _check_ids("query_labels", query_labels, len(questions.rows))
-    classes, codes = questions.classes, questions.codes
-    is_known = np.isin(query_labels, classes)
-    wanted = np.where(is_known, np.searchsorted(classes, query_labels), -1).astype(np.int32)
-    # The appended values are at -1: the class of a query without one, and no excluded image.
-    n_relevant = np.append(np.bincount(codes), 0)[wanted]
-    n_relevant -= np.append(codes, -2)[questions.exclude] == wanted
-    return _blocks(questions, wanted, n_relevant, min(k, len(codes)))
 
 
-@dataclass(frozen=True)
-class _Questions:
-    """Queries, the gallery, and which images the search of each query may return.
-
-    Attributes:
-        rows, scales: (n_queries, d) and (n_queries,), of the queries as in `PreparedGallery`.
-        gallery: the gallery.
-        classes: the classes of the gallery, ascending.
-        codes: (n_gallery,) int32, the position in `classes` of each image's class.
-        exclude: (n_queries,) int32, the excluded position or -1.
-        restrict_to: as for `search`.
-    """
-
-    rows: np.ndarray
-    scales: np.ndarray
-    gallery: PreparedGallery
-    classes: np.ndarray
-    codes: np.ndarray
-    exclude: np.ndarray
-    restrict_to: np.ndarray | None
-
-    def searchable(self, rows: slice) -> np.ndarray:
-        """(b, number of the gallery's classes) bool, for a slice of the queries."""
-        if self.restrict_to is None:
-            return np.ones((len(self.rows[rows]), len(self.classes)), bool)
-        if self.restrict_to.ndim == 1:
-            return self.restrict_to[rows, None] == self.classes
-        return self.restrict_to[rows][:, self.classes]
-
-
-def _questions(
+def _search(  # noqa: PLR0917
     query_embeddings: np.ndarray,
+    query_labels: np.ndarray | None,
     gallery_embeddings: np.ndarray | PreparedGallery,
     gallery_labels: np.ndarray,
     restrict_to: np.ndarray | None,
     exclude: np.ndarray | None,
-) -> _Questions:
-    """Check the arguments of a search."""
-    rows, scales = _rows("query_embeddings", query_embeddings)
+    k: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As `relevant_ranks`; without `query_labels`, no image is relevant."""
+    queries, query_scales = _rows("query_embeddings", query_embeddings)
     gallery = gallery_embeddings
     if not isinstance(gallery, PreparedGallery):
         gallery = prepare(gallery)
-    if rows.shape[1] != len(gallery.mean):
+    n_dimensions = gallery.rows.shape[1]
+    if queries.shape[1] != n_dimensions:
         raise ValueError(
-            f"query_embeddings: {rows.shape[1]} dimensions, gallery_embeddings: {len(gallery.mean)}"
+            f"query_embeddings: {queries.shape[1]} dimensions, gallery_embeddings: {n_dimensions}"
         )
     gallery_labels = _check_ids("gallery_labels", gallery_labels, len(gallery))
-    if restrict_to is not None:
-        restrict_to = _check_classes(restrict_to, len(rows), gallery_labels)
-    exclude = np.full(len(rows), -1) if exclude is None else exclude
-    exclude = _check_ids("exclude", exclude, len(rows), least=-1, beyond=len(gallery))
     classes, codes = np.unique(gallery_labels, return_inverse=True)
-    return _Questions(
-        rows,
-        scales,
-        gallery,
-        classes,
-        codes.astype(np.int32),
-        exclude.astype(np.int32),
-        restrict_to,
-    )
+    codes = codes.astype(np.int32)
+    searchable = _searchable(restrict_to, len(queries), classes)
+    exclude = np.full(len(queries), -1) if exclude is None else exclude
+    exclude = _check_ids("exclude", exclude, len(queries), least=-1, beyond=len(gallery))
+    exclude = exclude.astype(np.int32)
+    wanted, n_relevant = np.full(len(queries), -1, np.int32), np.zeros(len(queries), np.int32)
+    if query_labels is not None:
+        query_labels = _check_ids("query_labels", query_labels, len(queries))
+        is_known = np.isin(query_labels, classes)
+        wanted[is_known] = np.searchsorted(classes, query_labels[is_known])
+        # The appended values are at -1: the class of a query without one, and no excluded image.
+        n_relevant = np.append(np.bincount(codes), 0)[wanted]
+        n_relevant -= np.append(codes, -2)[exclude] == wanted
+    places = np.arange(n_relevant.max(initial=0))
+    ranks_type = np.float32 if len(gallery) <= MAX_FLOAT32 else np.float64
+    vectors, gallery_vectors = None, gallery.integers
+    if gallery_vectors is not None:
+        vectors = _integers(queries, query_scales)
+    is_exact = vectors is not None
+    if not is_exact:
+        vectors, gallery_vectors = queries * query_scales[:, None], gallery.centred
+
+    def rank(part: slice, approximate: np.ndarray) -> tuple[np.ndarray, ...]:
+        is_relevant = places < n_relevant[part, None]
+        ranks = np.where(is_relevant, ranks_type(np.inf), ranks_type(np.nan))
+        rankings = np.full((len(ranks), min(k, len(gallery))), -1, np.int32)
+        similarities = np.full(rankings.shape, np.nan, np.float32)
+        given = queries[part].astype(np.float64)
+        _write_rankings(
+            approximate, is_exact, given, query_scales[part], given @ gallery.mean,
+            _Gallery(gallery.rows, gallery.scales, gallery.radius, codes),
+            searchable[part], wanted[part], exclude[part], ranks, rankings, similarities,
+        )  # fmt: skip
+        return ranks, rankings, similarities
+
+    return _blocks(vectors.astype(np.float32, copy=False), gallery_vectors, rank)
 
 
 def _rows(name: str, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,8 +262,8 @@ def _rows(name: str, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     is_small = np.can_cast(array.dtype, np.float32)
     rows = _read_only(np.ascontiguousarray(array, np.float32 if is_small else np.float64))
     lengths = _lengths(rows)
-    if not ((lengths > 1e-100) & (lengths < 1e100)).all():
-        # Squares of float64 may be too large or too small. Scaling by powers of two is exact.
+    if not ((lengths > 1e-10) & (lengths < 1e10)).all():
+        # Squares may be too large or too small. Scaling by powers of two is exact.
         exponents = np.frexp(np.abs(rows).max(axis=1, keepdims=True))[1]
         rows = _read_only(np.ldexp(rows, -exponents))
         lengths = _lengths(rows)
@@ -333,24 +313,23 @@ def _check_ids(
     return values.astype(np.int64)
 
 
-def _check_classes(restrict_to: np.ndarray, n: int, gallery_labels: np.ndarray) -> np.ndarray:
-    """(n,) class ids, or (n, n_classes) bool with a column for each class of the gallery."""
+def _searchable(restrict_to: np.ndarray | None, n: int, classes: np.ndarray) -> np.ndarray:
+    """(n, number of the gallery's classes) bool, whether a query's search may return the class."""
+    if restrict_to is None:
+        return np.ones((n, len(classes)), bool)
     restrict_to = _array("restrict_to", restrict_to)
     if restrict_to.ndim == 1:
-        return _check_ids("restrict_to", restrict_to, n)
+        return _check_ids("restrict_to", restrict_to, n)[:, None] == classes
     if restrict_to.ndim != 2 or len(restrict_to) != n or restrict_to.dtype != bool:
         raise ValueError(
             f"restrict_to: expected ({n},) of int or ({n}, n_classes) of bool, "
             f"got {restrict_to.shape} of {restrict_to.dtype}"
         )
-    beyond = gallery_labels >= restrict_to.shape[1]
-    if beyond.any():
-        row = beyond.argmax()
+    if classes[-1] >= restrict_to.shape[1]:
         raise ValueError(
-            f"restrict_to: {restrict_to.shape[1]} classes, "
-            f"but gallery_labels: row {row} is {gallery_labels[row]}"
+            f"restrict_to: {restrict_to.shape[1]} classes, but gallery_labels has {classes[-1]}"
         )
-    return restrict_to
+    return restrict_to[:, classes]
 
 
 def _check_count(name: str, count: int, least: int) -> None:
@@ -359,57 +338,23 @@ def _check_count(name: str, count: int, least: int) -> None:
 
 
 def _blocks(
-    questions: _Questions, wanted: np.ndarray, n_relevant: np.ndarray, k: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The blocks of `relevant_ranks`.
-
-    Args:
-        questions: what is searched.
-        wanted: (n_queries,) int32, the code of the relevant class, or -1.
-        n_relevant: (n_queries,) int, the number of relevant images.
-        k: number of results, 0 to n_gallery.
-    """
-    gallery = questions.gallery
+    queries: np.ndarray, gallery: np.ndarray, rank: Callable[[slice, np.ndarray], tuple]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The results of `rank`, which gets a part of the queries and its products, by block."""
     size = min(BLOCK, max(1, MAX_SIMILARITIES // len(gallery)))
-    similarity = np.empty((min(size, len(wanted)), len(gallery)), np.float32)
-    places = np.arange(n_relevant.max(initial=0))
-    ranks_type = np.float32 if len(gallery) <= MAX_FLOAT32 else np.float64
-    integers = None
-    if gallery.integers is not None:
-        integers = _integers(questions.rows, questions.scales)
-
-    def rank(rows: slice, similarity: np.ndarray) -> tuple[np.ndarray, ...]:
-        is_relevant = places < n_relevant[rows, None]
-        ranks = np.where(is_relevant, ranks_type(np.inf), ranks_type(np.nan))
-        rankings = np.full((len(ranks), k), -1, np.int32)
-        similarities = np.full((len(ranks), k), np.nan, np.float32)
-        query = questions.rows[rows].astype(np.float64)
-        _write_rankings(
-            similarity, integers is not None, query, questions.scales[rows], query @ gallery.mean,
-            gallery.rows, gallery.scales, gallery.radius, questions.codes,
-            questions.searchable(rows), wanted[rows], questions.exclude[rows],
-            ranks, rankings, similarities,
-        )  # fmt: skip
-        return ranks, rankings, similarities
-
-    starts = range(0, len(wanted), size)
+    similarity = np.empty((min(size, len(queries)), len(gallery)), np.float32)
+    starts = range(0, len(queries), size)
     cores = os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as threads:
         for start in progress(starts, len(starts), f"blocks of {size} queries"):
-            rows = slice(start, min(start + size, len(wanted)))
-            block = similarity[: rows.stop - start]
-            if integers is not None:
-                _multiply(threads, integers[rows], gallery.integers, block)
-            else:
-                query = questions.rows[rows] * questions.scales[rows, None]  # float64
-                query = query[:, gallery.axes].astype(np.float32)
-                _multiply(threads, query, gallery.centred, block)
-            # There are more shares than cores, since one core may be slower than another.
-            share = -(-len(block) // (4 * cores))
-            cuts = range(start, rows.stop, share)
-            shares = [slice(cut, min(cut + share, rows.stop)) for cut in cuts]
-            parts = [block[cut - start : cut - start + share] for cut in cuts]
-            results = threads.map(rank, shares, parts)
+            block = similarity[: len(queries[start : start + size])]
+            _multiply(threads, queries[start : start + size], gallery, block)
+            # There are more parts than cores, since one core may be slower than another.
+            step = -(-len(block) // (4 * cores))
+            cuts = range(0, len(block), step)
+            parts = [slice(start + cut, start + min(cut + step, len(block))) for cut in cuts]
+            lent = [block[cut : cut + step] for cut in cuts]
+            results = threads.map(rank, parts, lent)
             yield tuple(map(np.concatenate, zip(*results, strict=True)))
 
 
@@ -448,10 +393,27 @@ def _multiply(
         list(threads.map(multiply, range(0, len(gallery), PIECE)))
 
 
+class _Gallery(NamedTuple):
+    """What compiled functions need of a gallery: see `PreparedGallery`; `codes` are its classes."""
+
+    rows: np.ndarray
+    scales: np.ndarray
+    radius: float
+    codes: np.ndarray
+
+
+class _Query(NamedTuple):
+    """A query as given, 1 / length, and the similarity that the mean of the gallery adds."""
+
+    vector: np.ndarray
+    scale: float
+    offset: float
+
+
 @njit(nogil=True, cache=True)
 def _write_rankings(  # noqa: PLR0917
-    approximate, is_exact, queries, query_scales, offsets, rows, scales, radius, codes, searchable,
-    wanted, exclude, ranks, rankings, similarities,
+    approximate, is_exact, queries, query_scales, offsets, gallery, searchable, wanted, exclude,
+    ranks, rankings, similarities,
 ):  # fmt: skip
     """Write the ranks of each query's relevant images, its nearest images and their similarities.
 
@@ -460,54 +422,44 @@ def _write_rankings(  # noqa: PLR0917
             centred gallery; or if `is_exact`, the products of both as given, which are overwritten.
         queries, query_scales: (b, d) float64 and (b,), as given, and 1 / length.
         offsets: (b,) float64, the products of `queries` and the mean of the gallery.
-        rows, scales, radius: of the gallery.
-        codes: (n_gallery,) int32, the class of each image.
+        gallery: a `_Gallery`.
         searchable: (b, n_classes) bool.
         wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
         ranks: (b, R) float, written from the left.
         rankings, similarities: (b, k) int32 and float32, written from the left.
     """
-    n, k = len(codes), rankings.shape[1]
+    n, k = len(gallery.codes), rankings.shape[1]
     keys, items, moved = np.empty(n, np.uint32), np.empty(n, np.uint64), np.empty(n, np.uint64)
-    values, positions, gaps = np.empty(n), np.empty(n, np.int32), np.empty(DIGIT, np.uint64)
-    groups, refined = np.empty((n, 2), np.int32), np.empty(n, np.int32)
-    similarity, is_mixed = np.empty(n), np.empty(n, np.bool_)
+    values, positions, groups = np.empty(n), np.empty(n, np.int32), np.empty((n, 2), np.int32)
+    exact, is_needed, gaps = np.empty(n), np.zeros(n, np.bool_), np.empty(DIGIT, np.uint64)
     for row in range(len(queries)):
-        # The error of a similarity s is expected to be below `errors[0] + errors[1] * abs(s)`.
-        errors = (TIE, ROUNDING)
+        query = _Query(queries[row], query_scales[row], offsets[row] * query_scales[row])
         if is_exact:
             for place in range(n):
-                similarity[place] = approximate[row, place] * (scales[place] * query_scales[row])
-                approximate[row, place] = similarity[place]
+                exact[place] = approximate[row, place] * (gallery.scales[place] * query.scale)
+                approximate[row, place] = exact[place]
         top, bottom = _extremes(approximate[row])
-        scale = np.float32((LAST - 1) / max(top - bottom, TIE))
+        scale = (LAST - 1) / max(top - bottom, TIE)
         n_ranked = _sort_approximately(
-            approximate[row], top, scale, codes, searchable[row], wanted[row], exclude[row],
-            keys, items, moved,
+            approximate[row], top, scale, gallery.codes, searchable[row], wanted[row],
+            exclude[row], keys, items, moved,
         )  # fmt: skip
+        # The error of a similarity s is expected to be below `errors[0] + errors[1] * abs(s)`.
+        errors = (TIE, ROUNDING)
         if not is_exact:
-            errors = _error_bound(
-                approximate[row], queries[row], query_scales[row], offsets[row], rows, scales,
-                radius, items[:n_ranked],
-            )  # fmt: skip
+            errors = _error_bound(approximate[row], query, gallery, items[:n_ranked])
         while True:
-            for digit in range(DIGIT):
-                size = abs(top - digit * np.float64(DIGIT) / scale) + 2 * DIGIT / scale
-                # Two keys may be off by one in sum, and are rounded down.
-                gap = np.ceil(2 * (errors[0] + errors[1] * size) * scale) + 2
-                gaps[digit] = min(gap, LAST)
-            n_groups = _find_groups(gaps, k, n_ranked, items, groups)
-            if is_exact or _refine(
-                groups[:n_groups], errors, approximate[row], queries[row], query_scales[row],
-                offsets[row], rows, scales, codes, wanted[row], k, items, similarity, values,
-                positions, is_mixed, refined,
-            ):  # fmt: skip
+            n_groups = _find_groups(items[:n_ranked], top, scale, errors, k, gaps, groups)
+            if is_exact or _write_exact(
+                groups[:n_groups], items, approximate[row], errors, query, gallery, is_needed, exact
+            ):
                 break
             errors = (2 * errors[0], 2 * errors[1])
-        _sort_groups(
-            groups[:n_groups], similarity, queries[row], query_scales[row], rows, scales, codes,
-            wanted[row], items, values, positions,
-        )  # fmt: skip
+        for start, end in groups[:n_groups]:
+            _sort_group(
+                items[start:end], exact, query, gallery, wanted[row], values[start:end],
+                positions[start:end],
+            )  # fmt: skip
         for place in range(min(k, n_ranked)):
             rankings[row, place] = items[place] & POSITION
             similarities[row, place] = values[place]
@@ -565,34 +517,34 @@ def _sort_approximately(  # noqa: PLR0917
 
 
 @njit(nogil=True, cache=True)
-def _error_bound(  # noqa: PLR0917
-    approximate, query, query_scale, offset, rows, scales, radius, items
-):
+def _error_bound(approximate, query, gallery, items):
     """The bound on rounding errors that those of `SAMPLES` images suggest (see `DEVIATIONS`)."""
-    root, total, n_samples = np.sqrt(len(query)), 0.0, min(SAMPLES, len(items))
+    root, total, n_samples = np.sqrt(len(query.vector)), 0.0, min(SAMPLES, len(items))
     for sample in range(n_samples):
         position = items[sample * (len(items) - 1) // SAMPLES] & POSITION
-        product = _product(query, rows[position]) * (scales[position] * query_scale)
-        error = approximate[position] + offset * query_scale - product
-        total += (error / (radius + root * abs(approximate[position]) + TIE)) ** 2
+        error = approximate[position] + query.offset - _similarity(query, gallery, position)
+        total += (error / (gallery.radius + root * abs(approximate[position]) + TIE)) ** 2
     bound = LEAST_ERROR + DEVIATIONS * np.sqrt(total / max(n_samples, 1))
-    return bound * radius + TIE, bound * root
+    return bound * gallery.radius + TIE, bound * root
 
 
 @njit(nogil=True, cache=True)
-def _find_groups(gaps, k, n_ranked, items, groups):
+def _find_groups(items, top, scale, errors, k, gaps, groups):  # noqa: PLR0917
     """Find groups of neighbours that may have been mixed up, if their order matters.
 
-    Beyond the first k places, only the order of relevant images and others matters.
-
-    Args:
-        gaps: the difference of keys from which on their order is certain, by upper digit.
-        groups: (n, 2), the first place of each group and the one after its last are written here.
+    Beyond the first k places, only the order of relevant images and others matters. All of the
+    first k places are in a group.
 
     Returns:
-        The number of groups. All of the first k places are in one.
+        The number of groups; the first place of each and the one after its last are in `groups`.
     """
-    n_groups = start = 0
+    # The difference of keys from which on their order is certain, by upper digit. Keys are rounded
+    # down.
+    for digit in range(DIGIT):
+        size = abs(top - digit * DIGIT / scale) + 2 * DIGIT / scale
+        gap = np.ceil(2 * (errors[0] + errors[1] * size) * scale) + 2
+        gaps[digit] = min(gap, LAST)
+    n_ranked, n_groups, start = len(items), 0, 0
     while start < n_ranked:
         end = start + 1
         if start >= k:
@@ -615,84 +567,78 @@ def _find_groups(gaps, k, n_ranked, items, groups):
 
 
 @njit(nogil=True, cache=True)
-def _refine(  # noqa: PLR0917
-    groups, errors, approximate, query, query_scale, offset, rows, scales, codes, wanted, k, items,
-    similarity, values, positions, is_mixed, refined,
-):  # fmt: skip
-    """Write the similarities of the groups; those that rounding errors may have mixed up are exact.
+def _is_near(items, place, gaps):
+    """Whether the images at `place` and before it may have been mixed up."""
+    return (items[place] >> KEY) - (items[place - 1] >> KEY) < gaps[items[place] >> UPPER_DIGIT]
+
+
+@njit(nogil=True, cache=True)
+def _write_exact(  # noqa: PLR0917
+    groups, items, approximate, errors, query, gallery, is_needed, exact
+):
+    """Write the exact similarities of the images in the groups.
 
     Returns:
         False if an approximate similarity is found to have a larger error.
     """
-    offset *= query_scale
-    n_refined = 0
     for start, end in groups:
         for place in range(start, end):
-            positions[place] = items[place] & POSITION
-            values[place] = approximate[positions[place]]
-        is_mixed[start:end] = True
-        if start >= k:
-            _sort(values[start:end], positions[start:end])
-            _find_mixed(
-                values[start:end], positions[start:end], codes, wanted, errors, is_mixed[start:end]
-            )
-        for place in range(start, end):
-            similarity[positions[place]] = values[place] + offset
-            if is_mixed[place]:
-                refined[n_refined] = positions[place]
-                n_refined += 1
-    # Memory is read faster in its order.
-    _sort(np.zeros(n_refined), refined[:n_refined])
-    for position in refined[:n_refined]:
-        product = _product(query, rows[position]) * (scales[position] * query_scale)
-        error = abs(approximate[position] + offset - product)
-        if error > errors[0] + errors[1] * abs(approximate[position]):
-            return False
-        similarity[position] = product
-    return True
+            is_needed[items[place] & POSITION] = True
+    is_bounded = True
+    for position in range(len(is_needed)):  # Memory is read faster in its order.
+        if is_needed[position]:
+            is_needed[position] = False
+            exact[position] = _similarity(query, gallery, position)
+            error = abs(approximate[position] + query.offset - exact[position])
+            is_bounded &= error <= errors[0] + errors[1] * abs(approximate[position])
+    return is_bounded
 
 
 @njit(nogil=True, cache=True)
-def _sort_groups(  # noqa: PLR0917
-    groups, similarity, query, query_scale, rows, scales, codes, wanted, items, values, positions
-):
-    """Sort the items of each group by similarity, with ties in the order of the gallery."""
-    for start, end in groups:
-        is_sorted_tie = True
-        for place in range(start, end):
-            positions[place] = items[place] & POSITION
-            values[place] = similarity[positions[place]]
-            if place > start:
-                is_sorted_tie &= values[place] == values[start]
-                is_sorted_tie &= positions[place] > positions[place - 1]
-        if is_sorted_tie:
-            continue
-        _sort(values[start:end], positions[start:end])
-        first = start
-        for place in range(start + 1, end + 1):
-            if place < end:
-                difference, tolerance = values[place - 1] - values[place], TIE
-                if 0 < difference <= TIE:  # No sum of absolute products is above 1.
-                    tolerance *= query_scale * max(
-                        _size(query, rows[positions[place - 1]]) * scales[positions[place - 1]],
-                        _size(query, rows[positions[place]]) * scales[positions[place]],
-                    )
-                if difference <= tolerance:
-                    continue
-            if place - first > 1:
-                values[first:place] = values[first]
-                _sort(values[first:place], positions[first:place])
-            first = place
-        for place in range(start, end):
-            is_wanted = np.uint64(codes[positions[place]] == wanted)
-            key = items[place] >> KEY << KEY
-            items[place] = key | is_wanted * RELEVANT | np.uint64(positions[place])
+def _sort_group(items, exact, query, gallery, wanted, values, positions):  # noqa: PLR0917
+    """Sort the items of a group by exact similarity, with ties in the order of the gallery.
+
+    Their similarities are in `values` then; those of ties are equal.
+    """
+    n, first = len(items), 0
+    for place in range(n):
+        positions[place] = items[place] & POSITION
+        values[place] = exact[positions[place]]
+    _sort(values, positions)
+    for place in range(1, n + 1):
+        if place < n:
+            difference, tolerance = values[place - 1] - values[place], TIE
+            if 0 < difference <= TIE:  # No sum of absolute products is above 1.
+                one, other = positions[place - 1], positions[place]
+                tolerance *= max(_size(query, gallery, one), _size(query, gallery, other))
+            if difference <= tolerance:
+                continue
+        if place - first > 1:
+            values[first:place] = values[first]
+            _sort(values[first:place], positions[first:place])
+        first = place
+    for place in range(n):
+        is_wanted = np.uint64(gallery.codes[positions[place]] == wanted)
+        key = items[place] >> KEY << KEY
+        items[place] = key | is_wanted * RELEVANT | np.uint64(positions[place])
 
 
-@njit(nogil=True, cache=True)
-def _is_near(items, place, gaps):
-    """Whether the images at `place` and before it may have been mixed up."""
-    return (items[place] >> KEY) - (items[place - 1] >> KEY) < gaps[items[place] >> UPPER_DIGIT]
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _similarity(query, gallery, position):
+    """The similarity in float64; the order of the sums is fixed when this is compiled."""
+    total = 0.0
+    for place in range(len(query.vector)):
+        total += query.vector[place] * gallery.rows[position, place]
+    return total * (gallery.scales[position] * query.scale)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _size(query, gallery, position):
+    """The sum of the absolute products that the similarity consists of."""
+    total = 0.0
+    for place in range(len(query.vector)):
+        total += abs(query.vector[place] * gallery.rows[position, place])
+    return total * (gallery.scales[position] * query.scale)
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
@@ -701,43 +647,7 @@ def _extremes(values):
     for value in values:
         top = value if value > top else top
         bottom = value if value < bottom else bottom
-    return top, bottom
-
-
-@njit(nogil=True, cache=True)
-def _find_mixed(values, positions, codes, wanted, errors, is_mixed):  # noqa: PLR0917
-    """Find relevant images and others whose falling similarities differ by less than the errors."""
-    n = len(values)
-    is_mixed[:] = False
-    for places in (range(n), range(n - 1, -1, -1)):
-        last_relevant = last_other = np.nan
-        for place in places:
-            value, is_relevant = values[place], codes[positions[place]] == wanted
-            last = last_other if is_relevant else last_relevant
-            if abs(value - last) <= 2 * errors[0] + errors[1] * (abs(value) + abs(last)):
-                is_mixed[place] = True
-            if is_relevant:
-                last_relevant = value
-            else:
-                last_other = value
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _product(query, row):
-    """The dot product in float64; the order of the sums is fixed when this is compiled."""
-    total = 0.0
-    for place in range(len(query)):
-        total += query[place] * row[place]
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _size(query, row):
-    """The sum of the absolute products in float64."""
-    total = 0.0
-    for place in range(len(query)):
-        total += abs(query[place] * row[place])
-    return total
+    return np.float64(top), np.float64(bottom)  # float32 keys would be off by a few steps
 
 
 @njit(nogil=True, cache=True)
@@ -783,41 +693,27 @@ def _precedes(value, position, other_value, other_position):
     return value > other_value or (value == other_value and position < other_position)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
 def _lengths(rows):
     """(n,) float64, the Euclidean length of each row."""
     lengths = np.empty(len(rows))
     for place in range(len(rows)):
         total = 0.0
-        for value in rows[place]:
-            total += np.float64(value) * np.float64(value)
+        for axis in range(rows.shape[1]):
+            total += np.float64(rows[place, axis]) * rows[place, axis]
         lengths[place] = np.sqrt(total)
     return lengths
 
 
-@njit(nogil=True, cache=True)
-def _moments(rows, scales):
-    """(d,) float64, mean and variance of the rows at unit length."""
-    mean, mean_square = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
-    for place in range(len(rows)):
-        for axis in range(rows.shape[1]):
-            value = rows[place, axis] * scales[place]
-            mean[axis] += value
-            mean_square[axis] += value * value
-    mean /= len(rows)
-    return mean, mean_square / len(rows) - mean * mean
-
-
-@njit(nogil=True, cache=True)
-def _centre(rows, scales, mean, axes, centred):
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _centre(rows, scales, mean, centred):
     """Write `PreparedGallery.centred`, and return the radius."""
     largest = 0.0
     for place in range(len(rows)):
-        total = 0.0
-        for column in range(len(axes)):
-            axis = axes[column]
-            value = rows[place, axis] * scales[place] - mean[axis]
-            centred[place, column] = value
+        total, scale = 0.0, scales[place]
+        for axis in range(len(mean)):
+            value = rows[place, axis] * scale - mean[axis]
+            centred[place, axis] = value
             total += value * value
         largest = max(largest, total)
     return np.sqrt(largest)
