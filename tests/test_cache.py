@@ -260,7 +260,7 @@ def test_backend_is_what_keras_would_use(tmp_path, monkeypatch):
     (tmp_path / "keras.json").write_text('{"backend": "jax"}')
     assert cache.backend() == "jax"
     (tmp_path / "keras.json").write_text('{"backend')
-    with pytest.raises(StudyError, match="keras.json is not valid: correct or"):
+    with pytest.raises(StudyError, match="keras.json is not the settings of Keras"):
         cache.backend()
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert cache.backend() == "torch"
