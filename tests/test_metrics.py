@@ -570,7 +570,7 @@ def test_first_row_at_fault_is_named_beyond_the_first_rows_measured():
 def test_first_gallery_label_beyond_the_classes_of_restrict_to_is_named():
     gallery_labels = changed(GALLERY_LABELS % 3, [3, 6], 3)
     restrict_to = np.ones((5, 3), bool)
-    with pytest.raises(ValueError, match="^restrict_to: 3 classes, but gallery_labels: row 3 is 3"):
+    with pytest.raises(ValueError, match="^restrict_to: 3 classes, but gallery_labels has 3"):
         metrics.evaluate_retrieval(QUERY, LABELS, GALLERY, gallery_labels, restrict_to=restrict_to)
 
 
