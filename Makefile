@@ -17,6 +17,7 @@ BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
 SCALE := $(dir $(STAMP)).cbir-scale
 HEIC := $(dir $(STAMP)).cbir-heic
+FAST := $(dir $(STAMP)).cbir-fast
 CBIR := $(BIN)/python -m cbir
 # The tests of a file share fixtures, so they stay on one worker. The slowest files come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -39,7 +40,7 @@ use STUDY, ARCHITECTURES, DATA and SET, `make report` also CHECK, `make export` 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale heic export publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale fast heic export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +89,8 @@ bench: $(BENCH)  ## compare the speed of ranking and networks with other librari
 	@$(BIN)/python tests/benchmarks/retrieval.py
 	@$(BIN)/python tests/benchmarks/networks.py
 
+fast: $(FAST)  ## install OpenVINO, with which `cbir search` starts without TensorFlow
+
 scale: $(SCALE)  ## install faiss and Milvus, which hold galleries that outgrow a machine
 
 export: $(STAMP)  ## write the images and embeddings of STUDY to Parquet files for other programs
@@ -131,8 +134,8 @@ distclean: clean  ## also delete caches and the environment
 	@touch $@
 
 # The additional packages of an extra; the locked versions stay as they are.
-$(BENCH) $(BROWSER) $(SCALE) $(HEIC): EXTRA = $(subst .cbir-,,$(notdir $@))
-$(BENCH) $(BROWSER) $(SCALE) $(HEIC): $(STAMP)
+$(BENCH) $(BROWSER) $(SCALE) $(HEIC) $(FAST): EXTRA = $(subst .cbir-,,$(notdir $@))
+$(BENCH) $(BROWSER) $(SCALE) $(HEIC) $(FAST): $(STAMP)
 	@echo "installing additional packages for $(EXTRA) (only once)"
 	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
 	@if command -v uv >/dev/null; then \

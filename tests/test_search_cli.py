@@ -1,11 +1,15 @@
 """Searching a finished study: the engine, galleries of folders, `cbir search`, `cbir index`."""
 
+import csv
+import html
 import io
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +20,10 @@ from PIL import Image
 from cbir import StudyError
 from cbir.__main__ import main
 from cbir.images.dataset import describe_changes
+from cbir.images.folders import NOT_A_PICTURE
 from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
-from cbir.search import answers, galleries
+from cbir.search import answers, cli, galleries, graphs
 from cbir.search.engine import open_engine
 
 QUERY = "data/shapes/circle/circle-00.png"
@@ -52,6 +57,31 @@ def test_network_embeds_the_studys_images_as_the_study_did(finished_study, archi
     vectors, probabilities = engine.encode(engine.run.dataset.images[:20])
     np.testing.assert_allclose(vectors, engine.run.embeddings.vectors[:20], atol=1e-4)
     np.testing.assert_allclose(probabilities, engine.run.embeddings.probabilities[:20], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "whitened"])
+def test_exported_graph_embeds_as_keras_does(finished_study, architecture, capfd):
+    pytest.importorskip("openvino")
+    from cbir.networks.inference import make_encoder
+
+    run = open_engine("tiny", architecture).run
+    images = run.dataset.images[:300]
+    outputs = graphs.graph_encoder(run)(images), make_encoder(run.network, run.embeddings)(images)
+    for graph, keras in zip(*outputs, strict=True):
+        np.testing.assert_allclose(graph, keras, atol=1e-5)
+    assert "exporting the network" in capfd.readouterr().out
+    assert graphs.graph_encoder(read_run("tiny", architecture)) is not None
+    assert capfd.readouterr().out == ""
+
+
+def test_network_that_cannot_be_exported_is_run_by_keras(finished_study, monkeypatch, capfd):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
+    monkeypatch.setattr(graphs, "find", lambda **_: None)
+    monkeypatch.setattr(graphs, "cached", lambda **_: 1 / 0)
+    engine = open_engine("tiny", "cnn")
+    vectors, _ = engine.encode(engine.run.dataset.images[:2])
+    np.testing.assert_allclose(vectors, engine.run.embeddings.vectors[:2], atol=1e-4)
+    assert "cannot be exported (division by zero): searching with Keras" in capfd.readouterr().out
 
 
 def test_default_architecture_has_the_highest_map(finished_study):
@@ -97,7 +127,8 @@ def test_missing_run_is_an_error(finished_study, names, message):
 def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finished_study, tmp_path):
     project = tmp_path / "copy"
     shutil.copytree(finished_study, project)
-    again = 'run `make report .*ARCHITECTURES="cnn"` again'
+    (project / "params" / "tiny").mkdir()
+    again = 'run `make report STUDY=tiny ARCHITECTURES="cnn"` again'
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         training = project / read_run("tiny", "cnn").summary["artifacts"]["training"]
@@ -106,8 +137,10 @@ def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finishe
             open_engine("tiny", "cnn").encode(np.zeros((1, 32, 32, 3), np.uint8))
         embeddings = project / read_run("tiny", "cnn").summary["artifacts"]["embeddings"]
         shutil.rmtree(embeddings)
-        with pytest.raises(StudyError, match=f"the embeddings are missing or damaged: {again}"):
-            _ = open_engine("tiny", "cnn").gallery
+        with pytest.raises(
+            StudyError, match=f"cnn .*the embeddings are missing or damaged: {again}"
+        ):
+            _ = open_engine("tiny", "cnn").gallery.vectors
         Image.new("RGB", (24, 24)).save(project / QUERY)
         shutil.rmtree(project / "artifacts" / "images")
         with pytest.raises(StudyError, match=f"pictures have changed .*{again}"):
@@ -236,12 +269,12 @@ def test_unreadable_pictures_are_counted_and_named(finished_study, tmp_path, cap
 def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path, capfd):
     page = tmp_path / "results.html"
     code, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "4", "--html", str(page))
-    html = page.read_text("utf-8")
+    text = page.read_text("utf-8")
     assert code == 0
     assert f"{page} written" in out
-    assert html.count("<img ") == 5
-    assert html.count('src="data:image/png;base64,') == 5
-    assert "http" not in html
+    assert text.count("<img ") == 5
+    assert text.count('src="data:image/png;base64,') == 5
+    assert "http" not in text
 
 
 @pytest.mark.parametrize(
@@ -249,6 +282,7 @@ def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path
     [
         (["search", "missing.png"], "no picture missing.png"),
         (["search", QUERY, "--html", "no/such/folder.html"], "--html: cannot write folder.html"),
+        (["search", QUERY, "--html", "data"], "--html: data is a folder: .* data/page.html"),
         (["search", QUERY, "--gallery", "none"], "no gallery 'none': make one with `cbir index"),
         (["index", "missing"], "no folder .*missing"),
     ],
@@ -269,6 +303,128 @@ def test_wrong_call_exits_with_2(arguments, capfd):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
+
+
+# What has changed since the study
+
+
+def test_changed_pictures_are_named_and_the_search_works(finished_study, tmp_path, capfd):
+    project = tmp_path / "copy"
+    shutil.copytree(finished_study, project)
+    shapes = project / "data" / "shapes"
+    arguments = ("search", "data/new.png", "--study", "tiny", "-k", "3")
+    shutil.copy(shapes / "cross" / "cross-00.png", project / "data" / "new.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        before = run(capfd, *arguments)
+        shutil.copy(shapes / "cross" / "cross-00.png", shapes / "circle" / "a.png")
+        for number in (2, 3):
+            (shapes / "square" / f"square-0{number}.png").unlink()
+        code, out, _ = run(capfd, *arguments)
+        heading, changes, *answer = out.splitlines()
+        assert code == before[0] == 0
+        assert [heading, *answer] == before[1].splitlines()
+        assert changes == (
+            "The pictures have changed since the study: 1 new (circle/a.png), 2 gone "
+            "(square/square-02.png, square/square-03.png). These are the images of the study, "
+            "until you run `make report DATA=path/to/folder`"
+        )
+        assert run(capfd, "index", "data/shapes/cross", "--study", "tiny")[0] == 0
+        shutil.rmtree(shapes)
+        code, out, _ = run(capfd, *arguments)
+        heading, changes, *answer = out.splitlines()
+        assert code == 0
+        assert [heading, *answer] == before[1].splitlines()
+        assert changes.startswith("The pictures have changed since the study: cannot read ")
+
+
+def test_search_writes_nothing(finished_study, capfd):
+    def state() -> dict[Path, int]:
+        places = ("artifacts", "reports", "data")
+        paths = [path for place in places for path in (finished_study / place).rglob("*")]
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    before = state()
+    assert run(capfd, "search", QUERY, "--study", "tiny", "--within", "soft")[0] == 0
+    assert state() == before
+
+
+# Pictures of another kind
+
+
+def test_picture_farther_than_usual_is_named(engine, capfd):
+    usual = engine.usual_similarity
+    assert 0 < usual <= 1
+    mean = engine.gallery.vectors.mean(axis=0)
+    image, probabilities = np.zeros((32, 32, 3), np.uint8), np.full(3, 1 / 3, np.float32)
+    far, near = (
+        answers.search(
+            engine, engine.gallery, answers.Picture("x", image, vector, probabilities), 3
+        )
+        for vector in (-mean / np.linalg.norm(mean), engine.gallery.vectors[5])
+    )
+    assert far.nearest == far.results[0].similarity < usual
+    assert f"similarity of {far.nearest:.3f}, and 95 %" in far.warning
+    assert f"at least {usual:.3f}" in far.warning
+    assert (near.nearest, near.warning) == (pytest.approx(1), "")
+    assert cli.text_table(far).endswith(far.warning)
+    assert far.warning in html.unescape(cli.html_page([far], [], "heading"))
+    assert [cli.as_json(answer)["as_near_as_usual"] for answer in (far, near)] == [False, True]
+
+
+def test_results_below_a_similarity_are_left_out(engine, monkeypatch, capfd):
+    arguments = ("search", QUERY, "--study", "tiny", "--architecture", "cnn", "--json")
+    content = json.loads(run(capfd, *arguments)[1])
+    similarities = [result["similarity"] for result in content["answers"][0]["results"]]
+    usual = content["usual_similarity"]
+    assert usual == engine.usual_similarity
+    assert similarities[-1] < similarities[2]
+    for least, value in ((repr(similarities[2]), similarities[2]), ("usual", usual)):
+        answer = json.loads(run(capfd, *arguments, "--min-similarity", least)[1])["answers"][0]
+        kept = [result["similarity"] for result in answer["results"]]
+        assert kept == [similarity for similarity in similarities if similarity >= value]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--min-similarity", "2"])
+    monkeypatch.setattr("cbir.search.engine.Engine.usual_similarity", None)
+    code, _, err = run(capfd, *arguments, "--min-similarity", "usual")
+    assert code == 1
+    assert "the study has not measured what is usual" in err
+
+
+# Streams
+
+
+def test_output_that_is_not_read_to_its_end_is_no_error(finished_study, monkeypatch, capfd):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert main(["search", QUERY, "--study", "tiny"]) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_closed_streams_are_no_crash(finished_study, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = run(capfd, "search", "-", "--study", "tiny")
+    assert (code, err) == (
+        1,
+        "error: -: standard input is closed: send it a picture, or name a file\n",
+    )
+    command = f"{sys.executable} -m cbir search -k 0"
+    for closed in ("<&- >&- 2>&-", ">&-", "2>&-"):
+        done = subprocess.run(f"{command} {closed}", shell=True, check=False, capture_output=True)
+        assert done.returncode == 2
+        assert (b"must be an integer" in done.stderr) == ("2>&-" not in closed)
+
+
+def test_unreadable_example_is_an_error(finished_study, tmp_path, capfd):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    for option in ("--like", "--unlike"):
+        code, _, err = run(
+            capfd, "search", QUERY, option, QUERY, str(tmp_path / "broken.png"), "--study", "tiny"
+        )
+        assert code == 1
+        assert re.match(rf"error: {option}: .*broken.png: not a picture.*: leave this", err)
 
 
 # Galleries of folders
@@ -305,7 +461,7 @@ def test_only_new_and_changed_pictures_are_embedded(engine, folder):
     (folder / "notes.txt").write_text("not a picture")
     _, third = galleries.index_folder(folder, engine)
     assert (third.embedded, third.kept, third.removed) == (2, 4, 1)
-    assert [line.partition(":")[0] for line in third.skipped] == ["notes.txt"]
+    assert [file.name for file in third.left_out] == ["notes.txt"]
     _, gallery = galleries.open_gallery(name)
     assert len(gallery.names) == 6
     at = gallery.names.index(str(changed))
@@ -346,14 +502,14 @@ def test_broken_link_and_pipe_are_skipped(engine, folder):
     os.mkfifo(folder / "pipe.png")
     _, changes = galleries.index_folder(folder, engine)
     assert changes.embedded == 6
-    assert [line.partition(":")[0] for line in changes.skipped] == ["gone.png", "pipe.png"]
+    assert [file.name for file in changes.left_out] == ["gone.png", "pipe.png"]
 
 
 def test_names_that_are_not_utf8_are_shown_escaped(finished_study, engine, folder, capfd):
     picture = (folder / "circle" / "circle-00.png").rename(folder / os.fsdecode(b"\xe9.png"))
     (folder / os.fsdecode(b"\xea.png")).write_text("no picture")
     _, changes = galleries.index_folder(folder, engine)
-    assert changes.skipped[0].startswith(r"\xea.png: ")
+    assert changes.left_out[0].name == r"\xea.png"
     page = folder.parent / "page.html"
     arguments = ("search", str(picture), "--gallery", "mine", "--html", str(page))
     code, out, _ = run(capfd, *arguments)
@@ -363,7 +519,7 @@ def test_names_that_are_not_utf8_are_shown_escaped(finished_study, engine, folde
     # The picture is not returned for itself.
     assert len(re.findall(r"(?m)^ +\d+ .*mine", out)) == 5
     _, gallery = galleries.open_gallery("mine")
-    (position,) = gallery.positions([picture])
+    ((position,),) = gallery.positions([picture])
     assert gallery.names[position].endswith(r"/\xe9.png")
 
 
@@ -379,7 +535,7 @@ def test_picture_is_recognised_through_a_link_to_its_folder(engine, folder, tmp_
     (tmp_path / "link").symlink_to(folder)
     galleries.index_folder(folder, engine)
     _, gallery = galleries.open_gallery("mine")
-    positions = gallery.positions([tmp_path / "link" / "circle" / "circle-01.png"])
+    (positions,) = gallery.positions([tmp_path / "link" / "circle" / "circle-01.png"])
     assert [gallery.names[at] for at in positions] == [str(folder / "circle" / "circle-01.png")]
 
 
@@ -416,4 +572,132 @@ def test_folder_without_a_picture_is_an_error(engine, tmp_path):
 def test_format_is_recognised_whatever_the_file_name(engine, folder):
     (folder / "circle" / "circle-00.png").rename(folder / "circle" / "picture")
     _, changes = galleries.index_folder(folder, engine)
-    assert (changes.embedded, changes.skipped) == (6, [])
+    assert (changes.embedded, changes.left_out) == (6, [])
+
+
+@pytest.mark.parametrize("search", ["unrestricted", "predicted_class"])
+def test_gallery_is_searched_group_by_group_as_at_once(engine, folder, monkeypatch, search):
+    galleries.index_folder(folder, engine)
+    queries = [answers.picture_of_query(engine, query) for query in range(4)]
+    whole = answers.search_all(engine, galleries.open_gallery("mine")[1], queries, 3, search=search)
+    monkeypatch.setattr("cbir.search.engine.GROUP", 2)
+    monkeypatch.setattr(galleries, "GROUP", 2)
+    galleries.index_folder(folder, engine)
+    _, gallery = galleries.open_gallery("mine")
+    assert [len(group) for group in gallery.groups()] == [2, 2, 2]
+    parts = answers.search_all(engine, gallery, queries, 3, search=search)
+    for one, other in zip(whole, parts, strict=True):
+        assert [result.name for result in one.results] == [result.name for result in other.results]
+        similarities = [[result.similarity for result in a.results] for a in (one, other)]
+        np.testing.assert_allclose(*similarities, atol=1e-6)
+
+
+def test_index_keeps_the_network_of_a_gallery(finished_study, folder, capfd):
+    worst = next(
+        name for name in ("cnn", "whitened") if name != open_engine("tiny").run.architecture
+    )
+    run(capfd, "index", str(folder), "--study", "tiny", "--architecture", worst)
+    code, out, _ = run(capfd, "index", str(folder))
+    assert code == 0
+    assert f"embedded by {worst} of the study tiny: 0 new or changed, 6 unchanged" in out
+    code, out, _ = run(capfd, "index", str(folder), "--study", "tiny")
+    assert f"embedded by {worst} of the study tiny: 0 new or changed, 6 unchanged" in out
+
+
+def test_replaced_file_of_the_same_size_and_time_is_noticed_on_request(engine, folder):
+    path, other = (folder / "cross" / f"cross-0{number}.png" for number in (0, 1))
+    size = max(path.stat().st_size, other.stat().st_size) + 1
+    os.truncate(path, size)  # with zeros after the picture
+    os.utime(path, (1, 1))
+    galleries.index_folder(folder, engine)
+    path.write_bytes(other.read_bytes().ljust(size, b"\0"))
+    os.utime(path, (1, 1))
+    for check, embedded in ((False, 0), (True, 1), (True, 0)):
+        _, changes = galleries.index_folder(folder, engine, check=check)
+        assert (changes.embedded, changes.kept) == (embedded, 6 - embedded)
+    gallery = galleries.open_gallery("mine")[1]
+    first, second = (gallery.vectors[gallery.names.index(str(file))] for file in (path, other))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_moved_and_renamed_pictures_are_not_embedded_again(engine, folder, monkeypatch):
+    galleries.index_folder(folder, engine)
+    elsewhere = folder.parent / "new" / "mine"
+    elsewhere.parent.mkdir()
+    folder.rename(elsewhere)
+    (elsewhere / "cross" / "cross-00.png").rename(elsewhere / "renamed.png")
+    os.utime(elsewhere / "renamed.png", (1, 1))
+    monkeypatch.setitem(engine.__dict__, "encode", None)
+    _, changes = galleries.index_folder(elsewhere, engine)
+    assert (changes.embedded, changes.kept, changes.removed) == (0, 6, 0)
+    names = galleries.open_gallery("mine")[1].names
+    assert str(elsewhere / "renamed.png") in names
+    assert all(name.startswith(str(elsewhere)) for name in names)
+
+
+def test_all_unreadable_files_are_listed(finished_study, folder, capfd):
+    for number in range(25):
+        (folder / f"={number:02d}.txt").write_text("text")
+    _, out, _ = run(capfd, "index", str(folder), "--study", "tiny")
+    path = finished_study / "artifacts" / "galleries" / "mine" / "files.csv"
+    assert "31 files found, 6 used, 25 left out" in out
+    assert f"all of these files: {path}" in out
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["name", "use", "reason", "files"]
+    assert rows[1:] == [
+        [f"'={number:02d}.txt", "left out", NOT_A_PICTURE, "1"] for number in range(25)
+    ]
+    for file in folder.glob("*.txt"):
+        file.unlink()
+    run(capfd, "index", str(folder))
+    assert path.read_text("utf-8") == "name,use,reason,files\n"
+
+
+def test_damaged_gallery_is_named_and_made_anew(engine, folder, capfd):
+    galleries.index_folder(folder, engine)
+    path = Path("artifacts/galleries/mine/pictures.parquet").absolute()
+    content = path.read_bytes()
+    vectors = galleries.open_gallery("mine")[1].vectors
+    at = content.index(vectors[3].tobytes())
+    for damaged in (content[:at] + b"\x00" + content[at + 1 :], content[:-20], b""):
+        path.write_bytes(damaged)
+        code, _, err = run(capfd, "search", QUERY, "--gallery", "mine")
+        assert code == 1
+        assert re.fullmatch(r"error: .*pictures.parquet is damaged: run `cbir index .*`\n", err)
+        _, changes = galleries.index_folder(folder, engine)
+        assert f"{path} is damaged: its pictures are embedded again" in capfd.readouterr().out
+        assert changes.embedded == 6
+        np.testing.assert_allclose(galleries.open_gallery("mine")[1].vectors, vectors, atol=1e-6)
+
+
+def test_damaged_batch_is_embedded_again(engine, folder):
+    galleries.index_folder(folder, engine)
+    path = Path("artifacts/galleries/mine/pictures.parquet")
+    for size in (path.stat().st_size - 9, 0):
+        path.rename(path.with_name("batch-000000.parquet"))
+        os.truncate(path.with_name("batch-000000.parquet"), size)
+        _, changes = galleries.index_folder(folder, engine)
+        assert (changes.embedded, changes.kept) == (6, 0)
+
+
+def test_second_index_of_a_folder_waits_and_names_the_first(engine, folder, monkeypatch, capfd):
+    encode, second = engine.encode, []
+
+    def encode_while_another_starts(images):
+        thread = threading.Thread(target=galleries.index_folder, args=(folder, other))
+        thread.start()
+        second.append(thread)
+        thread.join(1)
+        return encode(images)
+
+    other = open_engine("tiny", "cnn")
+    monkeypatch.setitem(engine.__dict__, "encode", encode_while_another_starts)
+    _, changes = galleries.index_folder(folder, engine)
+    second[0].join(60)
+    assert changes.embedded == 6
+    assert f"in use by process {os.getpid()} on " in capfd.readouterr().out
+    assert len(galleries.open_gallery("mine")[1].names) == 6
+    assert sorted(path.name for path in Path("artifacts/galleries").rglob("*.*")) == [
+        "files.csv", "pictures.parquet"
+    ]  # fmt: skip

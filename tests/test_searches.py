@@ -356,6 +356,14 @@ def test_the_mass_is_the_smallest_of_those_that_score_best_on_validation_images(
     assert known.scores["0.5"] < best
 
 
+def test_usual_similarity_is_reached_by_95_percent_of_the_validation_images(trained):
+    dataset, vectors = trained.dataset, np.asarray(trained.vectors, np.float64)
+    nearest = (vectors[dataset.validation] @ vectors[dataset.train].T).max(axis=1)
+    usual = searches.calibrate(trained).usual_similarity
+    assert usual == pytest.approx(np.quantile(nearest, 0.05), abs=1e-6)
+    assert 0.93 < (nearest >= usual).mean() < 0.97
+
+
 def test_of_equal_masses_the_smallest_is_taken():
     dataset = toy_dataset(4, 20, 5)
     certain = np.eye(4)[dataset.labels]

@@ -25,8 +25,13 @@ OPTIONS = {
 }
 
 
+# The exit status of a program that a shell's pipe ends: 128 plus the number of SIGPIPE.
+BROKEN_PIPE = 141
+
+
 def main(words: list[str] | None = None) -> int:
     """Run a command; return 0 on success, 1 on failure, 2 for invalid arguments."""
+    _replace_closed_streams()
     arguments = _parser().parse_args(words)
     # Lines appear as soon as they are printed, even if the output is not a terminal; letters that
     # it cannot show are escaped.
@@ -41,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare architectures for content-based image retrieval, and search with your "
         "own pictures. Run it in the project's folder or in a folder below it.",
         epilog="examples: cbir report; cbir search cat.jpg; cbir COMMAND --help. The exit status "
-        "is 0 on success, 1 on failure, 2 for invalid arguments, 130 after an interruption.",
+        "is 0 on success, 1 on failure, 2 for invalid arguments, 130 after an interruption, "
+        f"{BROKEN_PIPE} if the output is not read to its end.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for run in (report, plan, export, publish, results, docs):
@@ -70,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _replace_closed_streams() -> None:
+    """Open the null device for each standard stream that the caller has closed.
+
+    Otherwise, the next file that is opened would get the stream's number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            if number:
+                setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     """Run the command, print an error as one line, and return the exit status."""
     try:
@@ -77,6 +95,10 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who reads the output has seen enough, as `head` does; the rest goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except Exception as error:
         if isinstance(error, OSError):
             error = as_study_error(error, Path(error.filename or "the project's folder"))

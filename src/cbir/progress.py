@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 # The number of unreadable files that a terminal lists; reports list all of them.
 LISTED = 20
-NOTED = "used {:,} file(s) with a remark:"
 
 
 class Ticker:
@@ -33,7 +32,7 @@ class Ticker:
                 self.bar.close()
             return
         now = time.perf_counter()
-        if now - self.last >= self.every:
+        if now - self.last >= self.every and done < self.total:
             self.last = now
             left = (now - self.started) / done * (self.total - done)
             print(
@@ -59,19 +58,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def describe_skipped(files: Sequence[str], counted="skipped {:,} unreadable file(s):") -> str:
-    """Lines that count files, by default unreadable ones, and name the first ones.
+def describe_skipped(files: Sequence[str], others: str = "") -> str:
+    """Lines that count the unreadable files and name the first ones.
 
     Args:
         files: "name: reason" each; the text is empty if there are none.
-        counted: the first line, with a place for their number.
+        others: where all of them are named.
     """
     if not files:
         return ""
-    lines = [counted.format(len(files))]
+    lines = [f"skipped {len(files):,} unreadable file(s):"]
     lines += [f"  {file}" for file in files[:LISTED]]
     if len(files) > LISTED:
-        lines.append(f"  and {len(files) - LISTED:,} more")
+        lines.append(f"  and {len(files) - LISTED:,} more{f', all {others}' if others else ''}")
     return "\n".join(lines)
 
 

@@ -190,9 +190,10 @@ def write_search(folder: Path) -> Path:
     images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), np.uint8)
     name = f"/home/somebody/{'long/' * 12}mine.jpg"
     picture = Picture(name, images[0], np.zeros(4), np.array([0.7, 0.3]))
+    gallery = SimpleNamespace(image=lambda position: images[position])
     results = [
         Result(rank, 1 - rank / 20, "a long name of a class", f"data/a/{'long/' * 9}{rank}.png",
-               rank, images[rank])
+               rank, gallery)
         for rank in range(1, 11)
     ]  # fmt: skip
     answers = [

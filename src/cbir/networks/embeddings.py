@@ -19,6 +19,8 @@ from cbir.images.dataset import Dataset, take_rows
 from cbir.networks import baselines, vector_files
 
 VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
+# The number of images that a network processes at a time.
+BATCH_SIZE = 256
 # A function from images to embeddings and class probabilities.
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
@@ -173,6 +175,25 @@ def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> n
     if whitening is None:
         return vectors
     return normalise((vectors - whitening["mean"]) @ whitening["axes"])
+
+
+def batched(
+    predict: Callable[[np.ndarray], list[np.ndarray]], whitening: dict[str, np.ndarray] | None
+) -> Encode:
+    """A function that embeds images of any number in batches.
+
+    Args:
+        predict: a batch of images -> raw vectors and probabilities.
+        whitening: as for `finish`.
+    """
+
+    def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts = range(0, len(images), BATCH_SIZE)
+        batches = [predict(images[start : start + BATCH_SIZE]) for start in starts]
+        raw, probabilities = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return finish(raw, whitening), probabilities
+
+    return encode
 
 
 def embed_baseline(baseline: str, dataset: Dataset, seed: int, vectors: str = "") -> Embeddings:

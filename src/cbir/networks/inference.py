@@ -9,14 +9,13 @@ import numpy as np
 from cbir import StudyError
 from cbir.cache import Artifact, cached, create_array
 from cbir.images.dataset import Dataset
-from cbir.networks.embeddings import Embeddings, Encode, finish
+from cbir.networks.embeddings import BATCH_SIZE, Embeddings, Encode, batched
 from cbir.networks.models import Network
 from cbir.progress import Ticker
 
 FEATURES = "features.npy"
 # The parameters of a network that do not change the features of its frozen backbone.
 OF_HEAD = ("train", "first_trained", "was_frozen", "embedding", "embedding_dim", "n_classes")
-BATCH_SIZE = 256
 
 
 def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
@@ -157,13 +156,11 @@ def make_encoder(network: Network, embeddings: Embeddings) -> Encode:
         (n, size, size, 3) uint8 images -> (n, d) float32 vectors of unit length and (n, n_classes)
         float32 probabilities.
     """
+    model = encoder_of(network, embeddings)
+    return batched(lambda images: predict_batch(model, images), embeddings.whitening)
+
+
+def encoder_of(network: Network, embeddings: Embeddings) -> keras.Model:
+    """Images -> raw vectors and probabilities, over mirror images if the embeddings are."""
     flips = embeddings.artifact.manifest["parameters"]["test_time_flips"]
-    model = flipped(network.encoder) if flips else network.encoder
-
-    def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        starts = range(0, len(images), BATCH_SIZE)
-        batches = [predict_batch(model, images[start : start + BATCH_SIZE]) for start in starts]
-        raw, probabilities = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return finish(raw, embeddings.whitening), probabilities
-
-    return encode
+    return flipped(network.encoder) if flips else network.encoder

@@ -174,8 +174,9 @@ def report_command(study: str, architecture: str = "") -> str:
     """
     command = read_manifest(run_folder(study)).get("command", "")
     if not command:
-        is_known = (project_root() / "params" / study).is_dir()
-        command = f"make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}"
+        if not (project_root() / "params" / study).is_dir():
+            return "make report DATA=path/to/folder"
+        command = f"make report STUDY={study}"
     if architecture:
         command = command.partition(" ARCHITECTURES=")[0] + f' ARCHITECTURES="{architecture}"'
     return command

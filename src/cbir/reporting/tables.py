@@ -69,8 +69,12 @@ def files(dataset: Dataset) -> pd.DataFrame:
     return table if len(table) > 2 else table[:0]
 
 
-def named_files(dataset: Dataset) -> pd.DataFrame:
-    """A row for every file or folder that is left out, or used with a remark."""
+def named_files(dataset) -> pd.DataFrame:
+    """A row for every file or folder that is left out, or used with a remark.
+
+    Args:
+        dataset: a `Dataset`, or `galleries.Changes`.
+    """
     groups = {"left out": dataset.left_out, "used": dataset.remarks}
     return pd.DataFrame(
         [(one.name, use, one.reason, one.files) for use, named in groups.items() for one in named],

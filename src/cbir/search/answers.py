@@ -1,10 +1,11 @@
 """Search a gallery with a picture: its predicted class and the most similar gallery images."""
 
 import base64
+import functools
 import io
 import sys
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +51,7 @@ class Result:
         label: name of its class, or of its predicted class in a gallery without classes.
         name: unique in the gallery, such as its path.
         position: in the gallery.
-        image: (size, size, 3) uint8.
+        gallery: the gallery.
     """
 
     rank: int
@@ -58,7 +59,12 @@ class Result:
     label: str
     name: str
     position: int
-    image: np.ndarray
+    gallery: Gallery = field(repr=False)
+
+    @functools.cached_property
+    def image(self) -> np.ndarray:
+        """(size, size, 3) uint8; read on first use."""
+        return self.gallery.image(self.position)
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,34 @@ class Answer:
         probabilities: by class name, the most probable class first.
         results: the most similar first.
         label_kind: the kind of the results' labels, "class" or "predicted class".
+        nearest: the similarity of the nearest image; None if no image was searched.
+        usual_similarity: as in `Engine`.
     """
 
     picture: Picture
     probabilities: dict[str, float]
     results: list[Result]
     label_kind: str
+    nearest: float | None = None
+    usual_similarity: float | None = None
+
+    @property
+    def is_near(self) -> bool | None:
+        """Whether the nearest image is as near as usual; None if that is not known."""
+        if self.nearest is None or self.usual_similarity is None:
+            return None
+        return self.nearest >= self.usual_similarity
+
+    @property
+    def warning(self) -> str:
+        """A sentence that says so if no image is as near as usual, else an empty text."""
+        if self.is_near in (True, None):
+            return ""
+        return (
+            f"Nothing here is as near as usual: the nearest image has a similarity of "
+            f"{self.nearest:.3f}, and 95 % of the study's validation images have one of at least "
+            f"{self.usual_similarity:.3f}. The picture may be of none of the classes."
+        )
 
     @property
     def predicted(self) -> str:
@@ -143,41 +171,70 @@ def mean_picture(pictures: list[Picture]) -> Picture:
     )
 
 
-def search(
+def search(engine: Engine, gallery: Gallery, picture: Picture, k: int, **options) -> Answer:
+    """Search a gallery with one picture; `options` as for `search_all`, with one `left_out`."""
+    if "left_out" in options:
+        options["left_out"] = [options["left_out"]]
+    return search_all(engine, gallery, [picture], k, **options)[0]
+
+
+def search_all(
     engine: Engine,
     gallery: Gallery,
-    picture: Picture,
+    pictures: list[Picture],
     k: int,
     *,
     search: str = "unrestricted",
     positive: np.ndarray = (),
     negative: np.ndarray = (),
-    left_out: Collection[int] = (),
-) -> Answer:
-    """Search a gallery with a picture and the feedback given so far.
+    left_out: Sequence[Collection[int]] = (),
+    min_similarity: float = -1.0,
+) -> list[Answer]:
+    """Search a gallery with pictures and the feedback given so far.
 
     Args:
         engine: the engine that embedded the gallery.
         gallery: the gallery to search.
-        picture: the query.
+        pictures: the queries.
         k: the number of results.
         search: a name in `engine.SEARCHES`.
         positive, negative: (n, d) float32 embeddings of positive and negative examples, weighted
             by `Engine.feedback_weights`.
-        left_out: gallery positions that are not returned, such as the query itself.
+        left_out: gallery positions that are not returned, by query, such as the query itself.
+        min_similarity: the least similarity of a result.
     """
-    vector = refine(picture.vector, positive, negative, engine.feedback_weights)
-    searchable = engine.searchable(picture.probabilities[None], search)
-    positions, similarities = gallery.search(vector[None], k + len(left_out), searchable)
-    results = []
-    for position, similarity in zip(positions[0].tolist(), similarities[0].tolist(), strict=True):
-        if position >= 0 and position not in left_out and len(results) < k:
-            rank, image = len(results) + 1, gallery.image(position)
-            label, name = engine.classes[gallery.labels[position]], gallery.names[position]
-            results.append(Result(rank, similarity, label, name, position, image))
-    order = np.argsort(-picture.probabilities, kind="stable")
-    probabilities = {engine.classes[label]: float(picture.probabilities[label]) for label in order}
-    return Answer(picture, probabilities, results, gallery.label_kind)
+    if not pictures:
+        return []
+    left_out = left_out or [()] * len(pictures)
+    vectors = [picture.vector for picture in pictures]
+    if len(positive) or len(negative):
+        weights = engine.feedback_weights
+        vectors = [refine(vector, positive, negative, weights) for vector in vectors]
+    probabilities = np.stack([picture.probabilities for picture in pictures])
+    searchable = engine.searchable(probabilities, search)
+    found = gallery.search(np.stack(vectors), k + max(map(len, left_out)), searchable)
+    answers = []
+    for picture, kept_out, positions, similarities in zip(pictures, left_out, *found, strict=True):
+        ranked = [
+            (position, similarity)
+            for position, similarity in zip(positions.tolist(), similarities.tolist(), strict=True)
+            if position >= 0 and position not in kept_out
+        ][:k]
+        results = [
+            Result(
+                rank, similarity, engine.classes[gallery.labels[position]],
+                gallery.names[position], position, gallery,
+            )
+            for rank, (position, similarity) in enumerate(ranked, start=1)
+            if similarity >= min_similarity
+        ]  # fmt: skip
+        order = np.argsort(-picture.probabilities, kind="stable")
+        probable = {engine.classes[label]: float(picture.probabilities[label]) for label in order}
+        nearest = ranked[0][1] if ranked else None
+        answers.append(
+            Answer(picture, probable, results, gallery.label_kind, nearest, engine.usual_similarity)
+        )
+    return answers
 
 
 def data_url(image: np.ndarray) -> str:
@@ -191,6 +248,8 @@ def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
     """Yield name and file of every picture that the arguments name."""
     for argument in arguments:
         if argument == STDIN:
+            if sys.stdin is None:
+                raise StudyError("-: standard input is closed: send it a picture, or name a file")
             yield "standard input", io.BytesIO(sys.stdin.buffer.read())
             continue
         path = Path(argument).expanduser()

@@ -2,17 +2,18 @@
 
 import argparse
 import contextlib
-import functools
 import json
 import sys
 from pathlib import Path
 
 from cbir import StudyError
 from cbir.cache import write_text
-from cbir.progress import NOTED, describe_skipped
+from cbir.progress import describe_skipped
 
 # The maximum number of a study's classes that are listed.
 MOST_CLASSES = 10
+# The value of --min-similarity that stands for `Engine.usual_similarity`.
+USUAL = "usual"
 # Side of the pictures on an HTML page, in pixels.
 THUMBNAIL = 96
 
@@ -24,7 +25,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="find the gallery images that are most similar to your pictures",
         description="Predict the class of your own pictures, and find the most similar images in "
         "the gallery of a study or in a folder embedded by `cbir index`. The results contain "
-        "neither the picture itself nor pictures given with --like or --unlike.",
+        "neither the picture itself nor pictures given with --like or --unlike. Most of the time "
+        "is the start, which all pictures of a call share.",
         epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
         "-k 5 --html results.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
     )
@@ -32,7 +34,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "index",
         help="embed a folder of your own pictures for `search --gallery`",
         description="Embed a folder of pictures with a trained network of a study. If the folder "
-        "was embedded before, embed only new and changed pictures, and remove deleted ones.",
+        "was embedded before, embed only new and changed pictures, and remove deleted ones; the "
+        "network stays the same unless --study or --architecture names another.",
     )
     # fmt: off
     for command in (search, index):
@@ -52,6 +55,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="positive examples: the query moves towards them")
     search.add_argument("--unlike", nargs="+", default=[], metavar="PICTURE",
         help="negative examples: the query moves away from them")
+    search.add_argument("--min-similarity", type=_similarity, default=-1.0, metavar="S",
+        help="leave out results of a lower similarity, from -1 to 1, or below what is usual in "
+        "the study (usual)")
     search.add_argument("--html", metavar="FILE", type=Path, help="also write an HTML page")
     search.add_argument("--json", action="store_true", help="print JSON instead of tables")
     search.set_defaults(run=run_search, usage_error=search.error)
@@ -59,6 +65,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="a folder with pictures, at any depth")
     index.add_argument("--name", default="", metavar="NAME",
         help="name of the gallery (default: the name of the folder)")
+    index.add_argument("--check", action="store_true",
+        help="compare the content of all files, even if their sizes and times are unchanged")
     index.set_defaults(run=run_index)
     # fmt: on
 
@@ -69,11 +77,20 @@ def _positive_integer(text: str) -> int:
     return int(text)
 
 
+def _similarity(text: str) -> float | str:
+    if text == USUAL:
+        return text
+    with contextlib.suppress(ValueError):
+        if -1 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number from -1 to 1, or {USUAL}, not {text!r}")
+
+
 def run_search(arguments: argparse.Namespace) -> bool:
     """Print the results for each picture; return False if no picture could be read.
 
     Raises:
-        StudyError: a picture, study or gallery does not exist.
+        StudyError: a picture, study or gallery does not exist, or an example cannot be read.
         SystemExit: neither a picture nor a positive example is given.
     """
     if not (arguments.pictures or arguments.like):
@@ -83,6 +100,8 @@ def run_search(arguments: argparse.Namespace) -> bool:
         raise StudyError(
             f"--html: cannot write {html.name}: the folder {html.parent} does not exist"
         )
+    if html and html.is_dir():
+        raise StudyError(f"--html: {html} is a folder: name a file in it, as in {html}/page.html")
     # Progress lines must not mix with JSON.
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         engine, gallery = _open(arguments)
@@ -96,18 +115,21 @@ def run_search(arguments: argparse.Namespace) -> bool:
         + (f", within {arguments.within}" if arguments.within else "")
         + (f", weights: {engine.describe_feedback_weights()}" if has_feedback else "")
     )
+    changes = "" if arguments.gallery else engine.describe_changes()
+    heading += f"\n{changes}" if changes else ""
     if html:
         write_text(html, html_page(answers, skipped, heading))
     if arguments.json:
         content = {"study": run.study, "architecture": run.architecture}
-        content |= {"gallery": gallery.name, "images": len(gallery.names)}
+        content |= {"gallery": gallery.name, "images": len(gallery.names), "changes": changes}
+        content |= {"usual_similarity": engine.usual_similarity}
         content |= {"weights": vars(engine.feedback_weights)} if has_feedback else {}
         content |= {"answers": [as_json(answer) for answer in answers], "skipped": skipped}
         print(json.dumps(content, indent=1))
     else:
         print("\n\n".join([heading, *map(text_table, answers)]))
         if skipped:
-            print(f"\n{describe_skipped(skipped)}")
+            print(f"\n{describe_skipped(skipped, others='in the output of --json')}")
         if html:
             print(f"\n{html} written")
     if not answers:
@@ -117,21 +139,26 @@ def run_search(arguments: argparse.Namespace) -> bool:
 
 def run_index(arguments: argparse.Namespace) -> bool:
     """Bring the gallery of a folder up to date, and print what changed."""
+    from cbir.images.folders import describe_files
     from cbir.search import galleries
     from cbir.search.engine import open_engine
 
-    engine = open_engine(arguments.study, arguments.architecture)
-    name, changes = galleries.index_folder(arguments.folder, engine, arguments.name)
+    name = galleries.gallery_name(arguments.folder, arguments.name)
+    previous = galleries.read_source(name)
+    study = arguments.study or previous.get("study", "")
+    architecture = arguments.architecture
+    if study == previous.get("study"):
+        architecture = architecture or previous["architecture"]
+    engine = open_engine(study, architecture)
+    name, changes = galleries.index_folder(arguments.folder, engine, name, check=arguments.check)
     total = changes.embedded + changes.kept
     print(
         f"{name}: {total:,} pictures, embedded by {engine.run.architecture} of the study "
         f"{engine.run.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
         f"{changes.removed:,} removed"
     )
-    if changes.skipped:
-        print(describe_skipped(changes.skipped))
-    if changes.remarks:
-        print(describe_skipped(changes.remarks, NOTED))
+    if text := describe_files(total, changes.left_out, changes.remarks):
+        print(f"{text}\nall of these files: {changes.table}")
     print(f"search it with `cbir search PICTURE --gallery {name}`")
     return True
 
@@ -148,33 +175,51 @@ def _open(arguments: argparse.Namespace):
     for option in ("study", "architecture"):
         used = getattr(engine.run, option)
         if getattr(arguments, option) not in ("", used):
+            folder = galleries.read_source(arguments.gallery)["folder"]
+            command = f"cbir index {folder} --name {arguments.gallery}-2"
+            command += f" --study {arguments.study or engine.run.study}"
+            if arguments.architecture:
+                command += f" --architecture {arguments.architecture}"
             raise StudyError(
                 f"the gallery {arguments.gallery!r} was made with the {option} {used}: omit "
-                f"--{option}, or index the folder again with another --name"
+                f"--{option}, or make another gallery with `{command}`"
             )
     return engine, gallery
 
 
 def _search(arguments: argparse.Namespace, engine, gallery) -> tuple[list, list[str]]:
     """An answer for each readable picture, and "name: reason" of each unreadable one."""
+    from cbir.reporting.runs import report_command
     from cbir.search import answers
 
+    examples = {}
+    for option in ("like", "unlike"):
+        examples[option], skipped = answers.read_pictures(engine, getattr(arguments, option))
+        if skipped:
+            raise StudyError(f"--{option}: {skipped[0]}: leave this example out")
     queries, skipped = answers.read_pictures(engine, arguments.pictures)
-    positive, skipped_positive = answers.read_pictures(engine, arguments.like)
-    negative, skipped_negative = answers.read_pictures(engine, arguments.unlike)
-    if not arguments.pictures and positive:
-        queries = [answers.mean_picture(positive)]
-    search = functools.partial(
-        answers.search, engine, gallery, k=arguments.k, search=arguments.within or "unrestricted",
-        positive=[example.vector for example in positive],
-        negative=[example.vector for example in negative],
+    if not arguments.pictures:
+        queries = [answers.mean_picture(examples["like"])]
+    pictures = [*queries, *examples["like"], *examples["unlike"]]
+    positions = gallery.positions([Path(picture.name) for picture in pictures])
+    of_examples = set().union(*positions[len(queries) :])
+    least = arguments.min_similarity
+    if least == USUAL:
+        least = engine.usual_similarity
+        if least is None:
+            command = report_command(engine.run.study, engine.run.architecture)
+            raise StudyError(
+                f"--min-similarity: the study has not measured what is {USUAL}: give a number, or "
+                f"run `{command}` again"
+            )
+    results = answers.search_all(
+        engine, gallery, queries, arguments.k, search=arguments.within or "unrestricted",
+        positive=[example.vector for example in examples["like"]],
+        negative=[example.vector for example in examples["unlike"]],
+        left_out=[own | of_examples for own in positions[: len(queries)]],
+        min_similarity=least,
     )  # fmt: skip
-    example_paths = [Path(picture.name) for picture in (*positive, *negative)]
-    results = [
-        search(picture=query, left_out=gallery.positions([Path(query.name), *example_paths]))
-        for query in queries
-    ]
-    return results, skipped + skipped_positive + skipped_negative
+    return results, skipped
 
 
 def as_json(answer) -> dict:
@@ -183,6 +228,7 @@ def as_json(answer) -> dict:
         "picture": answer.picture.name,
         "predicted": answer.predicted,
         "probabilities": answer.probabilities,
+        "as_near_as_usual": answer.is_near,
         "results": [
             {
                 "place": result.rank,
@@ -205,7 +251,8 @@ def text_table(answer) -> str:
         f"  {result.rank:>4}  {result.similarity:>10.3f}  {result.label:<{width}}  {result.name}"
         for result in answer.results
     ]
-    return "\n".join(lines if answer.results else [lines[0], "  no results"])
+    lines = lines if answer.results else [lines[0], "  no results"]
+    return "\n".join([*lines, *([f"  {answer.warning}"] if answer.warning else [])])
 
 
 def html_page(answers: list, skipped: list[str], heading: str) -> str:

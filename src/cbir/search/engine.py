@@ -12,13 +12,25 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
+from cbir.images.dataset import describe_changes
 from cbir.images.folders import readable_name
 from cbir.networks.embeddings import Encode
-from cbir.reporting import feedback, tidy
-from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
+from cbir.reporting import tidy
+from cbir.reporting.runs import (
+    Run,
+    read_run,
+    read_summary,
+    report_command,
+    run_folder,
+    trained_runs,
+)
 from cbir.retrieval import ranking, searches
 from cbir.retrieval.feedback import Rocchio
+from cbir.search.graphs import graph_encoder
 
+# The largest number of embeddings that a search prepares at a time, so that its memory is bounded.
+GROUP = 2**16
+DEFAULT_STUDY = "digits"
 # The searches that do not need the true class of the query.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
 
@@ -29,7 +41,7 @@ class Gallery:
 
     Attributes:
         name: name of the study, or of the gallery of a folder.
-        vectors: (n, d) float32 of unit length.
+        groups: a function that yields the (n, d) float32 embeddings of unit length in parts.
         labels: (n,) int64 classes of the images, or predicted classes if the folder has none.
         names: unique in the gallery, such as paths.
         image: position -> (size, size, 3) uint8.
@@ -37,26 +49,37 @@ class Gallery:
     """
 
     name: str
-    vectors: np.ndarray
+    groups: Callable[[], Iterable[np.ndarray]]
     labels: np.ndarray
     names: list[str]
     image: Callable[[int], np.ndarray]
     label_kind: str = "class"
 
     @functools.cached_property
+    def vectors(self) -> np.ndarray:
+        """(n, d) float32 of unit length."""
+        first, *others = self.groups()
+        return np.concatenate([first, *others]) if others else first
+
+    @functools.cached_property
     def prepared(self) -> ranking.PreparedGallery:
         """The vectors, prepared once for all searches."""
         return ranking.prepare(self.vectors)
 
-    def positions(self, paths: Iterable[Path]) -> set[int]:
-        """Positions of the images in these files; files outside the gallery are ignored."""
-        wanted = {readable_name(str(path.resolve())) for path in paths}
+    def positions(self, paths: Iterable[Path]) -> list[set[int]]:
+        """For each path, the positions of the images in this file; empty if it is elsewhere."""
+        wanted = [readable_name(str(path.resolve())) for path in paths]
+        file_names = {path.rpartition("/")[2] for path in wanted}
         root = project_root()
         # Each folder is resolved only once, because resolving every file would read the disk.
         resolve = functools.cache(lambda folder: folder.resolve())
-        files = [root / name for name in self.names]
-        files = [readable_name(str(resolve(file.parent) / file.name)) for file in files]
-        return {at for at, file in enumerate(files) if file in wanted}
+        found = {path: set() for path in wanted}
+        for position, name in enumerate(self.names):
+            if name.rpartition("/")[2] in file_names:
+                file = root / name
+                path = readable_name(str(resolve(file.parent) / file.name))
+                found.get(path, set()).add(position)
+        return [found[path] for path in wanted]
 
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
@@ -69,9 +92,24 @@ class Gallery:
             searchable: (n_queries, n_classes) bool, the classes that each query may return;
                 all by default.
         """
-        return ranking.search(
-            vectors, self.prepared, k, gallery_labels=self.labels, restrict_to=searchable
+        search = functools.partial(ranking.search, vectors, k=k, restrict_to=searchable)
+        if len(self.names) <= GROUP:
+            return search(self.prepared, gallery_labels=self.labels)
+        # The nearest images of each group are collected, and searched once more.
+        start, positions, nearest = 0, [], []
+        for group in self.groups():
+            labels = self.labels[start : start + len(group)]
+            rankings, _ = search(group, gallery_labels=labels)
+            kept = np.unique(rankings[rankings >= 0])
+            positions.append(kept + start)
+            nearest.append(group[kept])
+            start += len(group)
+        positions = np.concatenate(positions)
+        rankings, similarities = search(
+            np.concatenate(nearest), gallery_labels=self.labels[positions]
         )
+        # The place after the last one is that of -1.
+        return np.append(positions, -1)[rankings], similarities
 
 
 @dataclass(frozen=True)
@@ -92,16 +130,18 @@ class Engine:
     @property
     def classes(self) -> list[str]:
         """The classes that the network was trained to predict."""
-        return self.run.dataset.classes
+        return self.run.summary["dataset"]["classes"]
 
     @property
     def image_size(self) -> int:
         """Side length in pixels to which pictures are resized."""
-        return self.run.dataset.parameters["image_size"]
+        return self.run.summary["dataset"]["parameters"]["image_size"]
 
     @functools.cached_property
     def encode(self) -> Encode:
         """(n, size, size, 3) uint8 images -> (n, d) vectors and (n, n_classes) probabilities."""
+        if encode := graph_encoder(self.run):
+            return encode
         from cbir.networks.inference import make_encoder  # imports Keras, which takes seconds
 
         return make_encoder(self.run.network, self.run.embeddings)
@@ -112,15 +152,35 @@ class Engine:
         dataset = self.run.dataset
         return Gallery(
             self.run.study,
-            self.run.embeddings.gallery,
+            lambda: [self.run.embeddings.gallery],
             dataset.gallery_labels,
             [self.run.image_names[position] for position in dataset.gallery],
             lambda position: dataset.images[dataset.gallery[position]],
         )
 
+    @property
+    def usual_similarity(self) -> float | None:
+        """Of a validation image and its nearest training image: 95 % have at least this one.
+
+        None if the study has not measured it.
+        """
+        calibrations = self.run.summary.get("calibrations", {})
+        return calibrations.get(str(self.run.seed), {}).get("usual_similarity")
+
+    def describe_changes(self) -> str:
+        """What has changed in the study's pictures since it read them; empty if nothing."""
+        if not (changes := describe_changes(self.run.dataset)):
+            return ""
+        return (
+            f"The pictures have changed since the study: {changes}. These are the images of the "
+            f"study, until you run `{report_command(self.run.study)}`"
+        )
+
     @functools.cached_property
     def chosen_weights(self) -> Rocchio | None:
         """Rocchio weights that the study chose on its validation images; None if it chose none."""
+        from cbir.reporting import feedback  # imports Seaborn, which takes seconds
+
         return feedback.read_weights(self.run.study, self.run.architecture)
 
     @property
@@ -159,7 +219,7 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
     Raises:
         StudyError: the run does not exist, or has no network.
     """
-    study = study or "digits"
+    study = study or DEFAULT_STUDY
     names = architectures(study)
     if architecture not in ("", *names):
         reason = f"no trained architecture {architecture!r} in reports/{study}"
@@ -188,12 +248,11 @@ def architectures(study: str) -> list[str]:
     """
     runs = trained_runs()
     if study not in runs:
-        is_known = (project_root() / "params" / study).is_dir()
-        command = f"make report {f'STUDY={study}' if is_known else 'DATA=path/to/folder'}"
         has_baselines = any(run_folder(study).glob("*/summary.json"))
-        first = ", only baselines: add an architecture, and" if has_baselines else ":"
+        reason = ", only baselines: add an architecture, and" if has_baselines else ":"
+        reason += f" run `{report_command(study)}` first"
         raise StudyError(
-            f"no trained architecture in {run_folder(study)}{first} run `{command}` first"
+            f"no trained architecture in {run_folder(study)}{reason}"
             + (f", or choose a finished study: {', '.join(runs)}" if runs else "")
         )
     return runs[study]

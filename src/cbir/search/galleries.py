@@ -1,29 +1,46 @@
 """Galleries made of folders of pictures, embedded by a trained network of a study.
 
-A gallery is the file `artifacts/galleries/<name>/pictures.npz`. During an update, each batch of new
-embeddings is written to a separate file beside it; at the end, a single file replaces them all. An
-interruption therefore loses at most one batch and leaves the previous gallery intact. A picture is
-embedded again only if its size, its modification time or the network has changed.
+A gallery is the file `artifacts/galleries/<name>/pictures.parquet`, whose pages have checksums.
+During an update, each batch of new embeddings is written to a separate file beside it; at the end,
+a single file replaces them all. An interruption therefore loses at most one batch and leaves the
+previous gallery intact.
+
+A picture is embedded again only if its content or the network has changed. A file with the same
+path, size and modification time counts as unchanged, unless a check is requested.
 """
 
+import contextlib
 import json
+import os
 import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cbir import StudyError, project_root
-from cbir.cache import disk_errors, locked, replacing
-from cbir.images.folders import file_state, list_files, readable_name
+from cbir.cache import disk_errors, file_digest, locked, replacing
+from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
-from cbir.search.engine import Engine, Gallery, open_engine
+from cbir.reporting import tables, tidy
+from cbir.search.engine import (
+    DEFAULT_STUDY,
+    GROUP,
+    Engine,
+    Gallery,
+    first_finished,
+    open_engine,
+)
 
 BATCH = 256
+# The key of a gallery's source in the file's metadata.
+SOURCE = b"source"
 
 
 @dataclass
@@ -31,33 +48,58 @@ class Changes:
     """The changes made by an update of a gallery.
 
     Attributes:
-        embedded, kept, removed: numbers of pictures that were embedded, unchanged or deleted.
-        skipped: "name: reason" of unreadable files.
-        remarks: "name: remark" of files that are used though something is odd about them.
+        embedded, kept, removed: numbers of pictures that were embedded, unchanged (though perhaps
+            renamed) or deleted.
+        left_out: the files that are not used.
+        remarks: the files that are used though something is odd about them.
+        table: the CSV file that lists all of both.
     """
 
     embedded: int = 0
     kept: int = 0
     removed: int = 0
-    skipped: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    remarks: list[LeftOut] = field(default_factory=list)
+    table: Path | None = None
 
 
 class _Row(NamedTuple):
-    """An embedded picture: the state of its file, its embedding, its predicted class."""
+    """An embedded picture: state and SHA-256 of its file, its predicted class, its embedding."""
 
     state: str
-    vector: np.ndarray
+    digest: str
     label: int
+    vector: np.ndarray
 
 
-def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Changes]:
+def gallery_name(folder: Path, name: str = "") -> str:
+    """The name of a folder's gallery: the given one, or that of the folder.
+
+    Raises:
+        StudyError: the given name is not a safe name of a folder.
+    """
+    if re.search(r"[^\w.-]|^\.", name):
+        raise StudyError(
+            f"--name: {name!r}: use only letters, digits, dots, hyphens and underscores"
+        )
+    return name or re.sub(r"[^\w.-]+|^\.+", "-", folder.resolve().name) or "pictures"
+
+
+def read_source(name: str) -> dict:
+    """The folder, study, architecture and key of a gallery; empty if there is none."""
+    return _read_source(_gallery_file(name)) or {}
+
+
+def index_folder(
+    folder: Path, engine: Engine, name: str = "", *, check: bool = False
+) -> tuple[str, Changes]:
     """Bring the gallery of a folder up to date: embed new pictures, remove deleted ones.
 
     Args:
         folder: pictures without classes, at any depth.
         engine: embeds the pictures.
         name: name of the gallery; the folder's name by default.
+        check: whether to compare the content of all files, even if size and time are the same.
 
     Returns:
         The gallery's name, and the changes.
@@ -67,153 +109,236 @@ def index_folder(folder: Path, engine: Engine, name: str = "") -> tuple[str, Cha
             this name belongs to another folder.
     """
     folder = folder.expanduser().resolve()
-    if re.search(r"[^\w.-]|^\.", name):
-        raise StudyError(
-            f"--name: {name!r}: use only letters, digits, dots, hyphens and underscores"
-        )
-    name = name or re.sub(r"[^\w.-]+|^\.+", "-", folder.name) or "pictures"
-    gallery_file = _gallery_file(name)
-    with disk_errors(gallery_file.parent), locked(gallery_file.parent):
-        return name, _update(gallery_file, folder, engine)
-
-
-def _update(gallery_file: Path, folder: Path, engine: Engine) -> Changes:
-    name = gallery_file.parent.name
-    home = gallery_file.parent
-    files = _file_states(folder)
-    previous_source, previous = _read(gallery_file)
-    if previous_source and previous_source["folder"] != str(folder):
-        raise StudyError(
-            f"the gallery {name!r} contains {previous_source['folder']}: "
-            "choose another name for this folder with --name"
-        )
-    source = {
-        "folder": str(folder),
-        "study": engine.run.study,
-        "architecture": engine.run.architecture,
-        "key": engine.key,
-    }
-    rows = {}
-    for path in home.glob("*.npz"):
-        its_source, stored = _read(path)
-        if its_source == source:
-            rows |= {file: row for file, row in stored.items() if files.get(file) == row.state}
-    changes = Changes(kept=len(rows), removed=len(previous.keys() - files.keys()))
-    waiting = {file: state for file, state in files.items() if file not in rows}
-    home.mkdir(parents=True, exist_ok=True)
-    batches = _embed(folder, waiting, engine, changes)
-    for number, batch in enumerate(batches, start=len(list(home.glob("batch-*")))):
-        _write(home / f"batch-{number:06d}.npz", source, batch)
-        rows |= batch
-    changes.embedded = len(rows) - changes.kept
-    if rows:
-        _write(gallery_file, source, dict(sorted(rows.items())))
-    else:
-        gallery_file.unlink(missing_ok=True)
-    for path in home.glob("batch-*"):
-        path.unlink()
-    if not rows:
-        raise StudyError(f"none of the {len(files):,} files in {folder} is a picture")
-    return changes
+    name = gallery_name(folder, name)
+    home = _gallery_file(name).parent
+    states, left_out = _list_files(folder)
+    with disk_errors(home), locked(home):
+        home.mkdir(exist_ok=True)
+        changes = _update(folder, states, left_out, engine, name=name, check=check)
+    return name, changes
 
 
 def open_gallery(name: str) -> tuple[Engine, Gallery]:
     """Open a gallery and the engine that embedded it.
 
     Raises:
-        StudyError: the gallery does not exist, or its network has been trained again since.
+        StudyError: the gallery does not exist or is damaged, or its network has been trained again
+            since.
     """
-    gallery_file = _gallery_file(name)
-    source, rows = _read(gallery_file)
-    if not source:
-        others = gallery_file.parent.parent.glob(f"*/{gallery_file.name}")
-        names = sorted(path.parent.name for path in others)
+    path = _gallery_file(name)
+    if (source := _read_source(path)) is None and path.exists():
+        study = first_finished(DEFAULT_STUDY)
         raise StudyError(
-            f"no gallery {name!r}: "
-            + (f"existing: {', '.join(names)}" if names else "make one with `cbir index FOLDER`")
+            f"{path} is damaged: run `cbir index FOLDER --name {name} --study {study}`"
+        )
+    if source is None:
+        others = path.parent.parent.glob(f"*/{path.name}")
+        names = sorted(other.parent.name for other in others)
+        make = f"make one with `cbir index FOLDER --study {first_finished(DEFAULT_STUDY)}`"
+        raise StudyError(
+            f"no gallery {name!r}: " + (f"existing: {', '.join(names)}" if names else make)
         )
     folder, study, architecture = source["folder"], source["study"], source["architecture"]
     engine = open_engine(study, architecture)
+    again = f"run `cbir index {folder} --name {name} --study {study} --architecture {architecture}`"
     if engine.key != source["key"]:
         raise StudyError(
             f"{architecture} of {study} has been trained again since the gallery was made: "
-            f"run `cbir index {folder} --name {name} --study {study} "
-            f"--architecture {architecture}` again"
+            f"{again} again"
         )
-    paths = [Path(folder, file) for file in rows]
-    _, vectors, labels = zip(*rows.values(), strict=True)
+
+    @contextlib.contextmanager
+    def report_damage() -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise StudyError(f"{path} is damaged: {again}") from error
+
+    def groups() -> Iterator[np.ndarray]:
+        with report_damage(), _open(path) as file:
+            for group in range(file.num_row_groups):
+                yield _vectors(file.read_row_group(group, ["vector"]))
+
+    with report_damage(), _open(path) as file:
+        columns = file.read(["name", "label"])
+    files = columns["name"].to_pylist()
     return engine, Gallery(
         name,
-        np.stack(vectors),
-        np.array(labels),
-        [readable_name(str(path)) for path in paths],
-        lambda position: _image(paths[position], engine.image_size),
+        groups,
+        columns["label"].to_numpy(),
+        [f"{readable_name(folder)}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
+        lambda position: _image(Path(folder, os.fsdecode(files[position])), engine.image_size),
         label_kind="predicted class",
     )
 
 
 def _gallery_file(name: str) -> Path:
-    return project_root() / "artifacts" / "galleries" / name / "pictures.npz"
+    return project_root() / "artifacts" / "galleries" / name / "pictures.parquet"
 
 
-def _file_states(folder: Path) -> dict[str, str]:
-    """`file_state` of every file in the folder, by its path in the folder."""
+def _update(
+    folder: Path,
+    states: dict[str, str],
+    left_out: list[LeftOut],
+    engine: Engine,
+    *,
+    name: str,
+    check: bool,
+) -> Changes:
+    """Bring the file of a gallery up to date; `states` and `left_out` as from `_list_files`."""
+    path = _gallery_file(name)
+    files = {file: _read(file) for file in path.parent.glob("*.parquet")}
+    previous_source, previous = files.get(path, ({}, {}))
+    previous_folder = Path(previous_source.get("folder", folder))
+    if previous_folder != folder and previous_folder.is_dir():
+        raise StudyError(
+            f"the gallery {name!r} contains {readable_name(str(previous_folder))}: choose another "
+            f"name for this folder, as in `cbir index {readable_name(str(folder))} --name {name}-2`"
+        )
+    run = engine.run
+    network = {"study": run.study, "architecture": run.architecture, "key": engine.key}
+    source = {"folder": str(folder), **network}
+    stored = {}
+    for its_source, rows in files.values():
+        # A folder that was moved is recognised by its content.
+        stored |= rows if network.items() <= its_source.items() else {}
+    is_same = {file: file in stored and stored[file].state == states[file] for file in states}
+    rows = {file: stored[file] for file in states if is_same[file] and not check}
+    others = [file for file in states if file not in rows]
+    digests = dict(zip(others, _digests(folder, others), strict=True))
+    by_digest = {row.digest: row for row in stored.values() if row.digest}
+    for file, digest in digests.items():
+        if digest in by_digest:
+            rows[file] = by_digest[digest]._replace(state=states[file])
+    changes = Changes(kept=len(rows), left_out=left_out)
+    waiting = [file for file in others if file not in rows]
+    batches = _embed(folder, waiting, engine, changes)
+    for number, batch in enumerate(batches, start=len(list(path.parent.glob("batch-*")))):
+        embedded = {
+            file: _Row(states[file], digests[file], *output) for file, output in batch.items()
+        }
+        _write(path.with_name(f"batch-{number:06d}.parquet"), source, embedded)
+        rows |= embedded
+    changes.embedded = len(rows) - changes.kept
+    present = {row.digest for row in rows.values()}
+    changes.removed = sum(
+        file not in states and row.digest not in present for file, row in previous.items()
+    )
+    if rows:
+        _write(path, source, dict(sorted(rows.items())))
+    else:
+        path.unlink(missing_ok=True)
+    for file in path.parent.glob("batch-*"):
+        file.unlink()
+    changes.table = path.with_name("files.csv")
+    tidy.write_csv(tables.named_files(changes), changes.table)
+    if not rows:
+        raise StudyError(f"none of the {len(states):,} files in {folder} is a picture")
+    return changes
+
+
+def _list_files(folder: Path) -> tuple[dict[str, str], list[LeftOut]]:
+    """`file_state` of every file in the folder, by its path in it, and what is left out."""
     if not folder.is_dir():
         raise StudyError(f"no folder {folder}")
     try:
-        paths = list_files(folder)
+        names, _, left_out = find_files(folder)
     except OSError as error:
         raise StudyError(f"cannot read {error.filename} ({error.strerror})") from None
-    return {path.relative_to(folder).as_posix(): file_state(path) for path in paths}
+    left_out = [one._replace(name=readable_name(one.name)) for one in left_out]
+    return {name: file_state(folder / name) for name in names}, left_out
+
+
+def _digests(folder: Path, names: list[str]) -> list[str]:
+    """SHA-256 of each file; empty for what cannot be read."""
+
+    def digest(name: str) -> str:
+        path = folder / name
+        with contextlib.suppress(OSError):
+            return file_digest(path) if path.is_file() else ""  # reading a pipe would never end
+        return ""
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(digest, names))
 
 
 def _embed(
-    folder: Path, files: dict[str, str], engine: Engine, changes: Changes
-) -> Iterator[dict[str, _Row]]:
-    """Embed readable files in batches, and add the unreadable and odd ones to `changes`."""
-    names, ticker = list(files), Ticker(len(files), "pictures")
+    folder: Path, names: list[str], engine: Engine, changes: Changes
+) -> Iterator[dict[str, tuple[int, np.ndarray]]]:
+    """Predict and embed readable files in batches; add the unreadable and odd ones to `changes`."""
+    ticker = Ticker(len(names), "pictures")
     squares = read_squares([folder / name for name in names], engine.image_size)
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
         images = {name: image for name, (image, _) in batch if image is not None}
         for name, (image, remark) in batch:
             if remark:
-                (changes.skipped if image is None else changes.remarks).append(
-                    f"{readable_name(name)}: {remark}"
-                )
+                files = changes.left_out if image is None else changes.remarks
+                files.append(LeftOut(readable_name(name), str(remark)))
         if images:
             vectors, probabilities = engine.encode(np.stack(list(images.values())))
             labels = probabilities.argmax(axis=1)
-            yield {
-                name: _Row(files[name], vector, label)
-                for name, vector, label in zip(images, vectors, labels, strict=True)
-            }
+            yield dict(zip(images, zip(labels, vectors, strict=True), strict=True))
         ticker.reached(min(start + BATCH, len(names)))
 
 
 def _write(path: Path, source: dict, rows: dict[str, _Row]) -> None:
-    states, vectors, labels = zip(*rows.values(), strict=True)
-    columns = {"names": list(rows), "states": states, "vectors": vectors, "labels": labels}
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, about=json.dumps(source), **columns)
+    width = rows[next(iter(rows))].vector.nbytes
+    columns = [("name", pa.binary()), ("state", pa.string()), ("digest", pa.string())]
+    columns += [("label", pa.int64()), ("vector", pa.binary(width))]
+    schema = pa.schema(columns, {SOURCE: json.dumps(source).encode()})
+    names = list(rows)
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(
+            temporary, schema, compression="none", use_dictionary=False, write_statistics=False,
+            write_page_checksum=True,
+        ) as writer,
+    ):  # fmt: skip
+        for start in range(0, len(names), GROUP):
+            group = names[start : start + GROUP]
+            states, digests, labels, vectors = zip(*(rows[name] for name in group), strict=True)
+            packed = [None, pa.py_buffer(np.stack(vectors))]
+            vectors = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(group), packed)
+            values = [list(map(os.fsencode, group)), states, digests, np.array(labels), vectors]
+            writer.write_table(pa.table(dict(zip(schema.names, values, strict=True)), schema))
 
 
-def _read(path: Path) -> tuple[dict | None, dict[str, _Row]]:
-    """The source (folder, study, architecture, key) and the rows.
+def _open(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
-    None and {} without a file, or if it is damaged: its pictures are then embedded again.
-    """
-    if not path.exists():
-        return None, {}
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    """The (n, d) float32 embeddings of a table with this column."""
+    chunks = table["vector"].chunks
+    rows = [
+        np.frombuffer(chunk.buffers()[1], np.float32, len(chunk) * chunk.type.byte_width // 4)
+        for chunk in chunks
+    ]
+    return np.concatenate(rows).reshape(len(table), -1)
+
+
+def _read_source(path: Path) -> dict | None:
+    """The source of a gallery's file; None if there is no file, or if it is damaged."""
     try:
-        with np.load(path) as file:  # checks the sums of a zip archive
-            columns = [file[name] for name in ("names", "states", "vectors", "labels")]
-            source = json.loads(str(file["about"]))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"{path} is damaged ({error}): its pictures must be embedded again", flush=True)
-        return None, {}
-    rows = zip(*columns, strict=True)
-    return source, {str(name): _Row(str(state), *values) for name, state, *values in rows}
+        with _open(path) as file:
+            return json.loads(file.schema_arrow.metadata[SOURCE])
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _read(path: Path) -> tuple[dict, dict[str, _Row]]:
+    """The source and the rows of a file; both empty if it is damaged."""
+    try:
+        with _open(path) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError):
+        print(f"{path} is damaged: its pictures are embedded again")
+        return {}, {}
+    source = json.loads(table.schema.metadata[SOURCE])
+    columns: Iterable = (table[name].to_pylist() for name in ("name", "state", "digest", "label"))
+    rows = zip(*columns, _vectors(table), strict=True)
+    return source, {os.fsdecode(name): _Row(*row) for name, *row in rows}
 
 
 def _image(path: Path, size: int) -> np.ndarray:
