@@ -14,6 +14,7 @@ faiss and Milvus are optional extras, imported only if they are chosen.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import time
@@ -29,6 +30,8 @@ from cbir import StudyError
 from cbir.progress import Ticker
 from cbir.retrieval import ranking
 
+EXACT = "exact"
+PACKAGES = {"faiss": "faiss", "milvus": "pymilvus"}
 # The number of embeddings that are added at a time, and between two versions of a faiss index on
 # disk, each of which takes a second or more to write.
 BLOCK, BLOCKS_PER_FILE = 10_000, 25
@@ -40,7 +43,7 @@ MOST_RESULTS = 16_384
 TRIES = 4
 
 
-class Engine(Protocol):
+class GalleryEngine(Protocol):
     """A gallery's embeddings, which can be searched."""
 
     def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
@@ -81,7 +84,14 @@ class Engine(Protocol):
         """Release files and connections."""
 
 
-def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path) -> Engine:
+def resolved(text: str) -> str:
+    """The text of an engine with an absolute path, so that it means the same anywhere."""
+    kind, _, place = text.partition(":")
+    is_folder = kind == "milvus" and place and "://" not in place
+    return f"milvus:{Path(place).expanduser().resolve()}" if is_folder else text
+
+
+def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path) -> GalleryEngine:
     """Open an engine.
 
     Args:
@@ -95,17 +105,33 @@ def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path
         StudyError: the text is not understood, a package is missing, a server does not answer, or
             the engine holds this gallery embedded by another network.
     """
+    check_engine(text)
     kind, _, choice = text.partition(":")
-    if text == "exact":
-        return Exact()
-    if kind == "faiss" and choice:
+    if kind == "faiss":
         return Faiss(choice, dimensions, folder / f"{name}-{key[:12]}.faiss")
-    if kind == "milvus" and choice:
-        return Milvus(choice, dimensions, name, key)
-    raise StudyError(
-        f"engine: {text!r} is unknown: use exact, faiss:HNSW32 (any faiss factory string), "
-        "milvus:./folder or milvus:http://host:19530"
-    )
+    return Milvus(choice, dimensions, name, key) if kind == "milvus" else Exact()
+
+
+def check_engine(text: str) -> None:
+    """Check, before any work starts, that an engine is known and its package installed.
+
+    Raises:
+        StudyError: it is not.
+    """
+    kind, _, choice = text.partition(":")
+    if text == EXACT:
+        return
+    if kind not in PACKAGES or not choice:
+        raise StudyError(
+            f"engine: {text!r} is unknown: use exact, faiss:HNSW32 (any faiss factory string), "
+            "milvus:./folder or milvus:http://host:19530"
+        )
+    try:
+        importlib.import_module(PACKAGES[kind])
+    except ImportError:
+        raise StudyError(
+            f"engine: {PACKAGES[kind]} is not installed: run `make scale` first, or use exact"
+        ) from None
 
 
 class Exact:
@@ -142,8 +168,8 @@ class Faiss:
     """
 
     def __init__(self, choice: str, dimensions: int, path: Path):
-        with _extra("faiss"):
-            import faiss
+        import faiss
+
         self._faiss, self._path = faiss, path
         factory, _, self._parameters = choice.partition(";")
         self._factory = factory
@@ -259,8 +285,8 @@ class Milvus:
     """
 
     def __init__(self, where: str, dimensions: int, name: str, key: str):
-        with _extra("pymilvus"):
-            import pymilvus
+        import pymilvus
+
         self._where = where
         self._error = pymilvus.MilvusException
         self._is_server = "://" in where
@@ -394,17 +420,6 @@ class Milvus:
         raise StudyError(
             f"Milvus at {self._where} failed: {reason}: {remedy}; what it holds is kept"
         )
-
-
-@contextlib.contextmanager
-def _extra(package: str) -> Iterator[None]:
-    """Raise StudyError if an optional package is missing."""
-    try:
-        yield
-    except ImportError:
-        raise StudyError(
-            f"engine: {package} is not installed: run `make scale` first, or use exact"
-        ) from None
 
 
 def _groups(

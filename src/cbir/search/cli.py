@@ -41,6 +41,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     for command in (search, index):
         command.add_argument("--study", default="", metavar="NAME",
             help="a finished study (default: digits)")
+        command.add_argument("--engine", default="", metavar="ENGINE",
+            help="what finds the nearest images: exact, faiss:HNSW32 or another faiss factory "
+            "string, milvus:./folder, milvus:http://host:19530 (default: exact, or that of the "
+            "gallery)")
         command.add_argument("--architecture", default="", metavar="NAME",
             help="one of its architectures (default: the one with the highest mAP)")
     search.add_argument("pictures", nargs="*", metavar="PICTURE",
@@ -140,6 +144,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
 def run_index(arguments: argparse.Namespace) -> bool:
     """Bring the gallery of a folder up to date, and print what changed."""
     from cbir.images.folders import describe_files
+    from cbir.retrieval.engines import EXACT
     from cbir.search import galleries
     from cbir.search.engine import open_engine
 
@@ -150,7 +155,10 @@ def run_index(arguments: argparse.Namespace) -> bool:
     if study == previous.get("study"):
         architecture = architecture or previous["architecture"]
     engine = open_engine(study, architecture)
-    name, changes = galleries.index_folder(arguments.folder, engine, name, check=arguments.check)
+    name, changes = galleries.index_folder(
+        arguments.folder, engine, name, check=arguments.check,
+        held_by=arguments.engine or previous.get("engine", EXACT),
+    )  # fmt: skip
     total = changes.embedded + changes.kept
     print(
         f"{name}: {total:,} pictures, embedded by {engine.run.architecture} of the study "
@@ -165,13 +173,16 @@ def run_index(arguments: argparse.Namespace) -> bool:
 
 def _open(arguments: argparse.Namespace):
     """The engine and the gallery that the arguments name."""
+    from cbir.retrieval.engines import EXACT
     from cbir.search import galleries
     from cbir.search.engine import open_engine
 
     if not arguments.gallery:
         engine = open_engine(arguments.study, arguments.architecture)
-        return engine, engine.gallery
-    engine, gallery = galleries.open_gallery(arguments.gallery)
+        if arguments.engine in ("", EXACT):
+            return engine, engine.gallery
+        return engine, engine.gallery.held_by(arguments.engine, engine.key)
+    engine, gallery = galleries.open_gallery(arguments.gallery, arguments.engine)
     for option in ("study", "architecture"):
         used = getattr(engine.run, option)
         if getattr(arguments, option) not in ("", used):

@@ -5,8 +5,9 @@ again, and it still works after changes to the code.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from cbir.reporting.runs import (
     run_folder,
     trained_runs,
 )
-from cbir.retrieval import ranking, searches
+from cbir.retrieval import engines, ranking, searches
 from cbir.retrieval.feedback import Rocchio
 from cbir.search.graphs import graph_encoder
 
@@ -46,6 +47,9 @@ class Gallery:
         names: unique in the gallery, such as paths.
         image: position -> (size, size, 3) uint8.
         label_kind: the kind of the labels, "class" or "predicted class".
+        versions: what tells two embeddings of one name apart, such as the digest of the picture;
+            empty if there is only one.
+        index: what finds the nearest images; None compares a query with all of them.
     """
 
     name: str
@@ -54,6 +58,26 @@ class Gallery:
     names: list[str]
     image: Callable[[int], np.ndarray]
     label_kind: str = "class"
+    versions: Sequence[str] = ()
+    index: engines.GalleryEngine | None = None
+
+    def held_by(self, choice: str, key: str) -> "Gallery":
+        """This gallery in an engine, which then finds the nearest images; it is loaded if needed.
+
+        Args:
+            choice: as for `engines.open_engine`.
+            key: of the network.
+
+        Raises:
+            StudyError: as for `engines.open_engine` and `engines.GalleryEngine.load`.
+        """
+        folder = project_root() / "artifacts" / "engines"
+        width = self.vectors.shape[1]
+        index = engines.open_engine(choice, width, name=self.name, key=key, folder=folder)
+        named = zip(self.names, self.versions or [""] * len(self.names), strict=True)
+        hashes = [hashlib.sha256("\n".join(pair).encode()).digest()[:8] for pair in named]
+        index.load(self.vectors, self.labels, np.frombuffer(b"".join(hashes), np.int64))
+        return replace(self, index=index)
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
@@ -84,7 +108,7 @@ class Gallery:
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and similarities of the k nearest images of each query (`ranking.search`).
+        """Positions and similarities of the k nearest images, by `index` or `ranking.search`.
 
         Args:
             vectors: (n_queries, d) float32 of unit length.
@@ -92,6 +116,8 @@ class Gallery:
             searchable: (n_queries, n_classes) bool, the classes that each query may return;
                 all by default.
         """
+        if self.index:
+            return self.index.search(vectors, min(k, len(self.names)), searchable)
         search = functools.partial(ranking.search, vectors, k=k, restrict_to=searchable)
         if len(self.names) <= GROUP:
             return search(self.prepared, gallery_labels=self.labels)

@@ -29,6 +29,7 @@ from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
 from cbir.reporting import tables, tidy
+from cbir.retrieval.engines import EXACT, check_engine, resolved
 from cbir.search.engine import (
     DEFAULT_STUDY,
     GROUP,
@@ -91,7 +92,7 @@ def read_source(name: str) -> dict:
 
 
 def index_folder(
-    folder: Path, engine: Engine, name: str = "", *, check: bool = False
+    folder: Path, engine: Engine, name: str = "", *, check: bool = False, held_by: str = EXACT
 ) -> tuple[str, Changes]:
     """Bring the gallery of a folder up to date: embed new pictures, remove deleted ones.
 
@@ -100,6 +101,7 @@ def index_folder(
         engine: embeds the pictures.
         name: name of the gallery; the folder's name by default.
         check: whether to compare the content of all files, even if size and time are the same.
+        held_by: the engine that finds the nearest images, as for `engines.open_engine`.
 
     Returns:
         The gallery's name, and the changes.
@@ -110,16 +112,26 @@ def index_folder(
     """
     folder = folder.expanduser().resolve()
     name = gallery_name(folder, name)
+    check_engine(held_by)
     home = _gallery_file(name).parent
     states, left_out = _list_files(folder)
     with disk_errors(home), locked(home):
         home.mkdir(exist_ok=True)
-        changes = _update(folder, states, left_out, engine, name=name, check=check)
+        changes = _update(
+            folder, states, left_out, engine, name=name, check=check, held_by=resolved(held_by)
+        )
+        if held_by != EXACT:
+            open_gallery(name)[1].index.close()
     return name, changes
 
 
-def open_gallery(name: str) -> tuple[Engine, Gallery]:
+def open_gallery(name: str, held_by: str = "") -> tuple[Engine, Gallery]:
     """Open a gallery and the engine that embedded it.
+
+    Args:
+        name: of the gallery.
+        held_by: the engine that finds the nearest images, as for `engines.open_engine`; by default
+            that of the last `index_folder`.
 
     Raises:
         StudyError: the gallery does not exist or is damaged, or its network has been trained again
@@ -160,16 +172,19 @@ def open_gallery(name: str) -> tuple[Engine, Gallery]:
                 yield _vectors(file.read_row_group(group, ["vector"]))
 
     with report_damage(), _open(path) as file:
-        columns = file.read(["name", "label"])
+        columns = file.read(["name", "label", "digest"])
     files = columns["name"].to_pylist()
-    return engine, Gallery(
+    gallery = Gallery(
         name,
         groups,
         columns["label"].to_numpy(),
         [f"{readable_name(folder)}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
         lambda position: _image(Path(folder, os.fsdecode(files[position])), engine.image_size),
         label_kind="predicted class",
+        versions=columns["digest"].to_pylist(),
     )
+    held_by = resolved(held_by) or source.get("engine", EXACT)
+    return engine, gallery if held_by == EXACT else gallery.held_by(held_by, engine.key)
 
 
 def _gallery_file(name: str) -> Path:
@@ -184,6 +199,7 @@ def _update(
     *,
     name: str,
     check: bool,
+    held_by: str,
 ) -> Changes:
     """Bring the file of a gallery up to date; `states` and `left_out` as from `_list_files`."""
     path = _gallery_file(name)
@@ -197,7 +213,7 @@ def _update(
         )
     run = engine.run
     network = {"study": run.study, "architecture": run.architecture, "key": engine.key}
-    source = {"folder": str(folder), **network}
+    source = {"folder": str(folder), "engine": held_by, **network}
     stored = {}
     for its_source, rows in files.values():
         # A folder that was moved is recognised by its content.
