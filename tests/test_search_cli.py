@@ -2,6 +2,7 @@
 
 import csv
 import html
+import importlib.util
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_pictures
+from conftest import cbir, write_pictures
 from PIL import Image
 
 from cbir import StudyError
@@ -701,3 +702,57 @@ def test_second_index_of_a_folder_waits_and_names_the_first(engine, folder, monk
     assert sorted(path.name for path in Path("artifacts/galleries").rglob("*.*")) == [
         "files.csv", "pictures.parquet"
     ]  # fmt: skip
+
+
+# Engines for large galleries
+
+
+@pytest.mark.parametrize(
+    "choice", ["faiss:Flat", pytest.param("milvus:lite", marks=pytest.mark.slow)]
+)
+def test_another_engine_finds_the_same_pictures(choice, finished_study, folder, capfd):
+    package = {"faiss": "faiss", "milvus": "pymilvus"}[choice.partition(":")[0]]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: `make scale` does it")
+    search = ["search", QUERY, "--gallery", "mine", "-k", "6", "--json"]
+
+    def output_of(*arguments: str) -> str:
+        # Milvus Lite keeps threads that outlive a test.
+        if choice != "faiss:Flat":
+            return cbir(finished_study, *arguments).stdout
+        code, output, _ = run(capfd, *arguments)
+        assert code == 0
+        return output
+
+    output_of("index", str(folder), "--study", "tiny")
+    exact = json.loads(output_of(*search))["answers"][0]["results"]
+    output_of("index", str(folder), "--engine", choice)
+    found = json.loads(output_of(*search))["answers"][0]["results"]
+    assert [result["path"] for result in found] == [result["path"] for result in exact]
+    assert [result["similarity"] for result in found] == pytest.approx(
+        [result["similarity"] for result in exact], abs=1e-5
+    )
+    # A picture that is gone is no longer found, and one that has changed is found as it is now.
+    first, second = (Path(result["path"]) for result in exact[:2])
+    first.unlink()
+    shutil.copy(finished_study / QUERY, second)
+    output_of("index", str(folder))
+    found = json.loads(output_of(*search))["answers"][0]["results"]
+    assert len(found) == 5
+    assert found[0]["path"] == str(second)
+    assert found[0]["similarity"] == pytest.approx(1, abs=1e-4)
+
+
+def test_gallery_of_a_study_can_be_held_by_an_engine(finished_study, capfd):
+    pytest.importorskip("faiss")
+    search = ["search", QUERY, "--study", "tiny", "--json"]
+    exact = json.loads(run(capfd, *search)[1])["answers"][0]["results"]
+    found = json.loads(run(capfd, *search, "--engine", "faiss:Flat")[1])["answers"][0]["results"]
+    assert [result["path"] for result in found] == [result["path"] for result in exact]
+
+
+def test_unknown_engine_is_refused_before_anything_is_embedded(finished_study, folder, capfd):
+    code, _, error = run(capfd, "index", str(folder), "--study", "tiny", "--engine", "fais:Flat")
+    assert code == 1
+    assert "'fais:Flat' is unknown: use exact" in error
+    assert not (finished_study / "artifacts" / "galleries").exists()
