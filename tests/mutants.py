@@ -76,8 +76,8 @@ MUTANTS = [Mutant(*row) for row in [
     ("retrieval/searches.py", "(scores[str(mass)], -mass)", "(-scores[str(mass)], -mass)",
      "searches"),
     ("retrieval/searches.py",
-     "embeddings.vectors[dataset.train],\n                dataset.labels[dataset.train],",
-     "embeddings.vectors[dataset.validation],\n dataset.labels[dataset.validation],", "searches"),
+     "ranking.prepare(embeddings.vectors[dataset.train])",
+     "ranking.prepare(embeddings.vectors[dataset.validation])", "searches"),
     # Evaluation.
     ("retrieval/evaluation.py", "inputs.order[rankings])", "rankings)", "evaluation"),
     ("retrieval/evaluation.py", "-1, place[dataset.exclude])", "-1, -1)", "evaluation"),

@@ -80,7 +80,7 @@ def test_an_unknown_architecture_is_answered_with_those_that_are_known(place, re
         ("train=last_blocks:0", "SET: train must be head, last_blocks:<n> or all"),
         ("head_epochs=2", "params/tiny/cnn.yaml or SET: head_epochs: must be 0 if weights is"),
         ("early_stopping=1", "measured_epochs: must be [] with early_stopping"),
-        ("training_images=3", "class 'circle' has too few images left (1)"),
+        ("training_images=3", "too few images left to hold some out for validation: 'circle' (1)"),
         ("ks=[1, 5]", "ks=[1,"),
         (
             "protocols=[unseen_classes]",
@@ -222,7 +222,7 @@ def test_pictures_that_none_can_read_are_refused(place, refused):
         for number in range(6):
             (folder / f"{number}.png").write_text("no picture")
     line = refused(place, "report", "--study", with_pictures_from(place, "damaged"))
-    assert "'circle' has too few images left (0)" in line or "0 readable" in line
+    assert "'circle' (0 images, needs 3; 6 unreadable: not a picture" in line
 
 
 def test_a_class_in_test_that_train_lacks_is_named(place, refused):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import shutil
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -154,9 +155,9 @@ def test_groups_hold_copies_of_one_class():
     pictures = random.integers(0, 200, (3, 32, 32, 3), dtype=np.uint8)
     brighter = pictures[1] + 20
     images = [pictures[0], pictures[1], pictures[0], brighter, pictures[2], pictures[0]]
+    gallery = SimpleNamespace(image=lambda position: images[position])
     results = [
-        Result(rank, 0.9, label, str(rank), rank, image)
-        for rank, (label, image) in enumerate(zip("aaaaab", images, strict=True))
+        Result(rank, 0.9, label, str(rank), rank, gallery) for rank, label in enumerate("aaaaab")
     ]
     groups = [[result.rank for result in group] for group in group_copies(results)]
     assert groups == [[0, 2], [1, 3], [4], [5]]

@@ -8,7 +8,7 @@ import invented
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import load_shapes
+from conftest import CNN, STUDY, load_shapes, write_study
 from PIL import Image
 
 from cbir import StudyError
@@ -136,5 +136,6 @@ def test_the_command_replaces_the_files_of_earlier_exports(runs, capsys):
 
 
 def test_a_study_without_a_report_is_answered_with_the_command(shared_project):
-    with pytest.raises(StudyError, match="no results in .*: run `make report STUDY=cifar10` first"):
-        export.export_study("cifar10")
+    write_study(shared_project, "other", STUDY, {"cnn": CNN})
+    with pytest.raises(StudyError, match="no results in .*: run `make report STUDY=other` first"):
+        export.export_study("other")

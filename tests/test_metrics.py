@@ -539,7 +539,7 @@ REFUSED = [
     ("restrict_to", np.ones((4, 4), bool), r"\(4, 4\)"),
     ("restrict_to", np.ones((5, 4), int), "int64"),
     ("restrict_to", np.ones((5, 4, 1), bool), r"\(5, 4, 1\)"),
-    ("restrict_to", np.ones((5, 0), bool), "row 0 is"),
+    ("restrict_to", np.ones((5, 0), bool), "0 classes, but gallery_labels has 3"),
     ("exclude", LABELS[1:], r"\(5,\) of int, got \(4,\)"),
     ("exclude", LABELS.astype(float), "float64"),
     ("exclude", changed(LABELS, [2, 4], 9), "row 2 is 9, beyond 8"),
