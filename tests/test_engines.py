@@ -142,6 +142,15 @@ def test_approximate_indexes_return_only_the_classes_asked_for(choice, data, tmp
     assert (data[1][rows] == 2).all()
 
 
+@pytest.mark.parametrize("choice", ["LSH64r,RFlat", "PQ4x4fs"])
+def test_indexes_that_cannot_restrict_a_search_say_so(choice, data, tmp_path):
+    engine = open_named(f"faiss:{choice}", tmp_path)
+    engine.load(*data[:3])
+    assert (engine.search(data[3], 5)[0] >= 0).all()
+    with pytest.raises(StudyError, match="cannot search within classes: use"):
+        engine.search(data[3], 5, np.ones((20, CLASSES), bool))
+
+
 def test_faiss_index_is_read_again_and_a_damaged_one_is_built_again(data, tmp_path):
     open_named("faiss:Flat", tmp_path).load(*data[:3])
     (path,) = tmp_path.glob("*.faiss")

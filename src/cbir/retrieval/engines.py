@@ -209,10 +209,18 @@ class Faiss:
             if classes is not None:
                 is_searched = np.packbits(np.isin(self._labels, classes), bitorder="little")
                 selector = self._faiss.IDSelectorBitmap(is_searched)
-            distances[of_group], rows[of_group] = self._index.search(
-                np.ascontiguousarray(queries[of_group], np.float32), k,
-                params=self._search_parameters(self._index, selector),
-            )  # fmt: skip
+            vectors = np.ascontiguousarray(queries[of_group], np.float32)
+            parameters = self._search_parameters(self._index, selector)
+            try:
+                found = self._index.search(vectors, k, params=parameters)
+            except RuntimeError:
+                if selector is None:
+                    raise
+                raise StudyError(
+                    f"engine: faiss:{self._factory} cannot search within classes: use "
+                    "faiss:HNSW32, faiss:Flat or exact"
+                ) from None
+            distances[of_group], rows[of_group] = found
         # Of unit vectors: the squared distance is 2 - 2 * similarity.
         return rows, np.where(rows < 0, np.float32(np.nan), 1 - distances / 2)
 
