@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cbir, write_pictures
+from conftest import CNN, ROOT, STUDY, cbir, write_pictures, write_study
 from PIL import Image
 
 from cbir import StudyError
 from cbir.__main__ import main
+from cbir.cache import write_text
 from cbir.images.dataset import describe_changes
 from cbir.images.folders import NOT_A_PICTURE
 from cbir.reporting.runs import read_run
@@ -348,6 +350,66 @@ def test_search_writes_nothing(finished_study, capfd):
     before = state()
     assert run(capfd, "search", QUERY, "--study", "tiny", "--within", "soft")[0] == 0
     assert state() == before
+
+
+def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypatch, capfd):
+    """Each message names a command; each of them runs, and removes its cause where it can."""
+    project = tmp_path / "copy"
+    shutil.copytree(finished_study, project)
+    for name in ("notebooks", "params"):
+        shutil.rmtree(project / name)
+        shutil.copytree(ROOT / name, project / name)
+    write_study(project, "tiny", STUDY, {"cnn": CNN, "whitened": CNN})
+    monkeypatch.chdir(project)
+    shutil.copytree(project / "reports" / "tiny", project / "reports" / "shapes-trial")
+    shutil.copytree(project / "reports" / "tiny", project / "reports" / "old")
+    shutil.rmtree(project / "reports" / "shapes-trial" / "whitened")  # not in params/folder
+    command = 'make report STUDY=folder DATA="data/shapes" SET="split_seed=1"'
+    write_text(
+        project / "reports" / "shapes-trial" / "manifest.json", json.dumps({"command": command})
+    )
+    messages = []
+
+    def run_advised_commands() -> None:
+        commands = [re.findall("`((?:cbir|make) [^`]+)`", message) for message in messages]
+        assert all(commands), messages
+        messages.clear()
+        for command in {command for found in commands for command in found}:
+            filled = command.replace("FOLDER", str(folder)).replace("path/to/folder", "data/shapes")
+            program, *words = shlex.split(filled.replace("PICTURE", QUERY.replace("00", "01")))
+            if program == "make":
+                assert words.pop(0) == "report"
+                pairs = [word.partition("=")[::2] for word in words]
+                words = ["plan", *(f"--{name.lower()}={value}" for name, value in pairs)]
+            code, _, err = run(capfd, *words)
+            assert code == 0, (command, err)
+
+    def collect(*arguments: str) -> None:
+        code, out, err = run(capfd, *arguments)
+        messages.append(err if code else out)
+
+    collect("search", QUERY, "--study", "missing")
+    collect("search", QUERY, "--gallery", "mine")
+    run(capfd, "index", str(folder), "--study", "tiny", "--architecture", "cnn")
+    collect("search", QUERY, "--gallery", "mine", "--architecture", "whitened")
+    run_advised_commands()
+    write_pictures(tmp_path / "mine-too" / "mine", classes=("circle",), count=1)
+    collect("index", str(tmp_path / "mine-too" / "mine"))
+    collect("index", str(folder), "--architecture", "whitened")
+    run_advised_commands()
+    os.truncate("artifacts/galleries/mine/pictures.parquet", 0)
+    collect("search", QUERY, "--gallery", "mine")
+    (project / "data" / "shapes" / "circle" / "circle-00.png").unlink()
+    for study in ("tiny", "shapes-trial", "old"):
+        collect("search", QUERY.replace("00", "01"), "--study", study)
+    run_advised_commands()
+    for path in (project / "reports").glob("*/*/summary.json"):
+        summary = json.loads(path.read_text("utf-8"))
+        summary["artifacts"]["embeddings"] = "artifacts/embeddings/none"
+        path.write_text(json.dumps(summary), "utf-8")
+    for study in ("tiny", "shapes-trial", "old"):
+        collect("search", QUERY.replace("00", "01"), "--study", study)
+    run_advised_commands()
 
 
 # Pictures of another kind

@@ -187,10 +187,9 @@ def _open(arguments: argparse.Namespace):
         used = getattr(engine.run, option)
         if getattr(arguments, option) not in ("", used):
             folder = galleries.read_source(arguments.gallery)["folder"]
-            command = f"cbir index {folder} --name {arguments.gallery}-2"
-            command += f" --study {arguments.study or engine.run.study}"
-            if arguments.architecture:
-                command += f" --architecture {arguments.architecture}"
+            name = galleries.free_name(arguments.gallery)
+            study = arguments.study or engine.run.study
+            command = galleries.index_command(folder, name, study, arguments.architecture)
             raise StudyError(
                 f"the gallery {arguments.gallery!r} was made with the {option} {used}: omit "
                 f"--{option}, or make another gallery with `{command}`"

@@ -10,9 +10,11 @@ path, size and modification time counts as unchanged, unless a check is requeste
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -86,6 +88,24 @@ def gallery_name(folder: Path, name: str = "") -> str:
     return name or re.sub(r"[^\w.-]+|^\.+", "-", folder.resolve().name) or "pictures"
 
 
+def index_command(folder: str | Path, name: str, study: str, architecture: str = "") -> str:
+    """The command that makes a gallery, for messages.
+
+    Args:
+        folder: the folder of pictures, or a word in capitals that stands for it.
+        name: of the gallery.
+        study, architecture: of the network; without an architecture, the best of the study.
+    """
+    words = ["cbir", "index", readable_name(str(folder)), "--name", name, "--study", study]
+    return shlex.join([*words, *(["--architecture", architecture] if architecture else [])])
+
+
+def free_name(name: str) -> str:
+    """The first of name-2, name-3, … that no gallery has."""
+    names = (f"{name}-{number}" for number in itertools.count(2))
+    return next(other for other in names if not _gallery_file(other).exists())
+
+
 def read_source(name: str) -> dict:
     """The folder, study, architecture and key of a gallery; empty if there is none."""
     return _read_source(_gallery_file(name)) or {}
@@ -139,20 +159,18 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Engine, Gallery]:
     """
     path = _gallery_file(name)
     if (source := _read_source(path)) is None and path.exists():
-        study = first_finished(DEFAULT_STUDY)
-        raise StudyError(
-            f"{path} is damaged: run `cbir index FOLDER --name {name} --study {study}`"
-        )
+        command = index_command("FOLDER", name, first_finished(DEFAULT_STUDY))
+        raise StudyError(f"{path} is damaged: run `{command}`")
     if source is None:
         others = path.parent.parent.glob(f"*/{path.name}")
         names = sorted(other.parent.name for other in others)
-        make = f"make one with `cbir index FOLDER --study {first_finished(DEFAULT_STUDY)}`"
+        make = f"make one with `{index_command('FOLDER', name, first_finished(DEFAULT_STUDY))}`"
         raise StudyError(
             f"no gallery {name!r}: " + (f"existing: {', '.join(names)}" if names else make)
         )
     folder, study, architecture = source["folder"], source["study"], source["architecture"]
     engine = open_engine(study, architecture)
-    again = f"run `cbir index {folder} --name {name} --study {study} --architecture {architecture}`"
+    again = f"run `{index_command(folder, name, study, architecture)}`"
     if engine.key != source["key"]:
         raise StudyError(
             f"{architecture} of {study} has been trained again since the gallery was made: "
@@ -206,12 +224,13 @@ def _update(
     files = {file: _read(file) for file in path.parent.glob("*.parquet")}
     previous_source, previous = files.get(path, ({}, {}))
     previous_folder = Path(previous_source.get("folder", folder))
+    run = engine.run
     if previous_folder != folder and previous_folder.is_dir():
+        command = index_command(folder, free_name(name), run.study, run.architecture)
         raise StudyError(
             f"the gallery {name!r} contains {readable_name(str(previous_folder))}: choose another "
-            f"name for this folder, as in `cbir index {readable_name(str(folder))} --name {name}-2`"
+            f"name for this folder, as in `{command}`"
         )
-    run = engine.run
     network = {"study": run.study, "architecture": run.architecture, "key": engine.key}
     source = {"folder": str(folder), "engine": held_by, **network}
     stored = {}
