@@ -224,7 +224,7 @@ def test_superscripts_name_the_runs_that_a_run_is_significantly_ahead_of():
     runs = {name: result(rows(mean + noise, architecture=name)) for name, mean in means.items()}
     table = tables.summary(runs, tables.pairs(runs))
     assert table["architecture"].tolist() == ["high", "middle", "same", "low"]
-    assert table[""].tolist() == ["a", "b", "c", "d"]
+    assert table["letter"].tolist() == ["a", "b", "c", "d"]
     assert [estimate.marks for estimate in table["mAP"]] == [" ᵇᶜᵈ", " ᵈ", " ᵈ", ""]
     assert str(table["mAP"].iloc[0]).endswith("] ᵇᶜᵈ")
 

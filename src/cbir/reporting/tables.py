@@ -282,7 +282,7 @@ def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
         replace(estimate, marks=f" {mark}" * bool(mark))
         for estimate, mark in zip(table["mAP"], marks, strict=True)
     ]
-    table.insert(0, "", [letters[name] for name in order])
+    table.insert(0, "letter", [letters[name] for name in order])
     return table
 
 
