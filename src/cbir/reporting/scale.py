@@ -83,7 +83,11 @@ def figure(costs: pd.DataFrame) -> Figure:
         recalls.plot(rows["size"], rows["recall"], **style)
     for axis in (times, recalls):
         axis.set(xscale="log", xlabel="images in the gallery")
+        # Those of matplotlib are formulas, which figures do not draw.
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.tick_params(axis="x", labelsize="small")
     times.set(yscale="log", ylabel="median time of a query (ms)")
+    times.yaxis.set_major_formatter("{x:g}")
     recalls.set(ylabel="recall@10", ylim=(min(0.5, costs["recall"].min()) - 0.02, 1.02))
     recalls.legend(**charts.BESIDE)
     return drawn
@@ -187,13 +191,12 @@ def describe_effects(rows: pd.DataFrame) -> str:
     lines = []
     for (architecture, name), group in rows.groupby(["architecture", kind], sort=False):
         row = group.iloc[0]
-        verb = verdicts.get(row["verdict"])
-        change = f"{from_row(row, WITHOUT)} to {from_row(row, WITH)}"
-        if verb:
-            lines.append(f"- {architecture}: {name} {verb} the mAP from {change}.")
+        before, after = from_row(row, WITHOUT), from_row(row, WITH)
+        if verb := verdicts.get(row["verdict"]):
+            lines.append(f"- {architecture}: {name} {verb} the mAP from {before} to {after}.")
         else:
             lines.append(
-                f"- {architecture}: {name} did not help: the change of the mAP from {change} is "
-                f"{row['verdict']}."
+                f"- {architecture}: {name} does not change the mAP significantly: {before} without "
+                f"it, {after} with it."
             )
     return "\n".join(lines)
