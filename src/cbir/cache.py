@@ -4,7 +4,7 @@ A key is a hash of a step's parameters, the keys of its inputs (data and weights
 fingerprints), the versions of the packages that compute it, and its code. A manifest marks a folder
 as finished and records its key, and the size and SHA-256 of its files. Nothing else determines
 whether something is up to date, from a network's weights to a whole report: a folder whose files do
-not fit its manifest counts as unfinished, and is made anew.
+not fit its manifest counts as unfinished, and its step runs again.
 """
 
 import ast
@@ -196,7 +196,7 @@ def find(
 def read(folder: Path, *, thorough: bool = True) -> Artifact | None:
     """The finished result in a folder, or None if it is missing, unfinished or damaged.
 
-    A damaged result is named, and loses its manifest, so that it is made anew.
+    A message names a damaged result. Its manifest is deleted, so that its step runs again.
 
     Args:
         thorough: whether to read all files, not only those of less than `SMALL` bytes. For the
@@ -207,7 +207,7 @@ def read(folder: Path, *, thorough: bool = True) -> Artifact | None:
     if (manifest and "files" not in manifest) or not (folder / MANIFEST).exists():
         return None
     if damage := _damage(folder, manifest, thorough):
-        print(f"{folder}: {damage}: it counts as unfinished and is made anew", flush=True)
+        print(f"{folder}: {damage}: it counts as unfinished and is computed again", flush=True)
         with contextlib.suppress(OSError):  # A folder that cannot be written is no use either.
             (folder / MANIFEST).unlink()
         return None

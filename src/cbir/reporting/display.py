@@ -150,7 +150,7 @@ def _make_drawable(figure: Figure) -> str:
 
     for axes in figure.findobj(Axes):
         for axis in (axes.xaxis, axes.yaxis):
-            # Labels of ticks are written anew when they are drawn.
+            # Matplotlib sets the tick labels again when it draws the figure.
             labels = [label.get_text() for label in axis.get_ticklabels()]
             if any(map(words.search, labels)):
                 axis.set_ticks(axis.get_ticklocs(), list(map(number, labels)))

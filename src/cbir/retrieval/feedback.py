@@ -176,7 +176,7 @@ def score_weights(embeddings: Embeddings) -> pd.DataFrame:
 
     def make(folder: Path) -> None:
         labels = dataset.labels[dataset.validation]
-        rows = _sample(labels, MAX_VALIDATION, VALIDATION_SEED)
+        rows = sample_evenly(labels, MAX_VALIDATION, VALIDATION_SEED)
         pairs = [
             (positive, share * positive)
             for positive, share in itertools.product(POSITIVE, NEGATIVE_SHARES)
@@ -244,7 +244,7 @@ def simulate_feedback(
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
-        rows = _sample(dataset.query_labels, max_queries, seed)
+        rows = sample_evenly(dataset.query_labels, max_queries, seed)
         blocks = _query_blocks(
             embeddings.query[rows],
             dataset.query_labels[rows],
@@ -386,6 +386,6 @@ def _simulate_block(block: _QueryBlock, weights: Rocchio, rounds: int, marked: i
     return pd.concat(frames)
 
 
-def _sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+def sample_evenly(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Positions of about `size` labels, sorted, in equal shares of all classes; 0 for all."""
     return stratified_share(np.arange(len(labels)), size / max(1, len(labels)), labels, seed)

@@ -27,9 +27,9 @@ import pandas as pd
 from scipy import sparse
 
 from cbir.cache import cached
-from cbir.images.dataset import stratified_share
 from cbir.networks.embeddings import Embeddings, normalise
 from cbir.retrieval import metrics, ranking
+from cbir.retrieval.feedback import sample_evenly
 
 # The settings to choose from. The weight of a neighbour is its similarity to the power of `alpha`.
 SETTINGS = {
@@ -228,13 +228,13 @@ def measure_rerankings(embeddings: Embeddings) -> pd.DataFrame:
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
-        chosen = _sample(dataset.labels[dataset.validation], MAX_VALIDATION)
+        chosen = sample_evenly(dataset.labels[dataset.validation], MAX_VALIDATION, SEED)
         validation = dataset.validation[chosen]
         trial = _Search(
             embeddings.vectors[validation], dataset.labels[validation],
             embeddings.vectors[dataset.train], dataset.labels[dataset.train],
         )  # fmt: skip
-        rows = _sample(dataset.query_labels, MAX_QUERIES)
+        rows = sample_evenly(dataset.query_labels, MAX_QUERIES, SEED)
         final = _Search(
             embeddings.query[rows], dataset.query_labels[rows],
             embeddings.gallery, dataset.gallery_labels,
@@ -259,11 +259,6 @@ def measure_rerankings(embeddings: Embeddings) -> pd.DataFrame:
         package="retrieval",
     )  # fmt: skip
     return pd.read_parquet(artifact.folder / "per_query.parquet")
-
-
-def _sample(labels: np.ndarray, size: int) -> np.ndarray:
-    """Positions of about `size` labels, in equal shares of all classes."""
-    return stratified_share(np.arange(len(labels)), size / max(1, len(labels)), labels, SEED)
 
 
 @dataclass(frozen=True)
