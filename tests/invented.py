@@ -9,7 +9,7 @@ from conftest import load_shapes
 from cbir.cache import Artifact, cached
 from cbir.networks import embeddings
 from cbir.networks.embeddings import Embeddings, normalise
-from cbir.reporting import tidy
+from cbir.reporting import measurements
 from cbir.reporting.runs import Run, save_run
 from cbir.retrieval import evaluation
 
@@ -85,7 +85,7 @@ def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -
     known |= summary
     classes = known["dataset"]["classes"]
     unnamed = map(str, range(len(classes), int(frame["label"].max()) + 1))
-    metrics = tidy.metrics(frame, [*classes, *unnamed])
+    metrics = measurements.metrics(frame, [*classes, *unnamed])
     return Run("tiny", name, known, metrics, frame, history, {}, {})
 
 

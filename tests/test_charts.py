@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from invented import result, rows
 
-from cbir.reporting import charts, display, tables, tidy
+from cbir.reporting import charts, display, measurements, tables
 from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import networks, papers_networks
 from cbir.retrieval import uncertainty
@@ -99,7 +99,9 @@ def test_the_papers_networks_are_known_by_their_backbone():
 def table_of(**scores) -> pd.DataFrame:
     """Rows of metrics.csv from average precisions by architecture."""
     frames = [
-        tidy.metrics(rows(each, architecture=name, labels=[0, 0, 1, 1] * (len(each) // 4)), CLASSES)
+        measurements.metrics(
+            rows(each, architecture=name, labels=[0, 0, 1, 1] * (len(each) // 4)), CLASSES
+        )
         for name, each in scores.items()
     ]
     return pd.concat(frames, ignore_index=True)
@@ -117,7 +119,7 @@ def test_the_heat_map_says_each_class_with_its_interval():
 
 
 def test_the_heat_map_says_no_interval_of_a_single_query():
-    table = tidy.metrics(rows([0.5, 0.25], labels=[0, 1]), CLASSES)
+    table = measurements.metrics(rows([0.5, 0.25], labels=[0, 1]), CLASSES)
     figure = charts.per_class(table, "mean_average_precision", "unrestricted")
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.500", "0.250"]
 
@@ -126,7 +128,9 @@ def test_of_very_many_classes_the_hardest_are_shown():
     names = [f"class {label:02d}" for label in range(50)]
     scores = np.random.default_rng(0).permutation(50) / 50
     frame = rows(np.repeat(scores, 2), labels=np.repeat(np.arange(50), 2))
-    figure = charts.per_class(tidy.metrics(frame, names), "mean_average_precision", "unrestricted")
+    figure = charts.per_class(
+        measurements.metrics(frame, names), "mean_average_precision", "unrestricted"
+    )
     shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
     assert shown == {names[label] for label in np.argsort(scores)[: display.MOST_ROWS]}
 
@@ -134,7 +138,7 @@ def test_of_very_many_classes_the_hardest_are_shown():
 @pytest.mark.parametrize("score", [0.0, 1.0, 0.11779448621553884, 0.017543859649122806])
 @pytest.mark.parametrize("n_queries", [1, 2, 3, 97])
 def test_queries_that_all_score_alike_can_be_drawn(score, n_queries):
-    table = tidy.metrics(rows([score] * n_queries), CLASSES)
+    table = measurements.metrics(rows([score] * n_queries), CLASSES)
     (axis,) = charts.by_search(table).axes
     assert axis.get_legend_handles_labels()[1] == ["unrestricted"]
 
@@ -161,7 +165,7 @@ def test_the_matrix_says_who_is_ahead_and_by_how_much():
 def test_scores_are_a_row_a_metric_and_a_column_a_search():
     both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
     both["precision@5"] = both["precision@10"] = 0.25
-    run = SimpleNamespace(first_rows=lambda: tidy.metrics(both, CLASSES))
+    run = SimpleNamespace(first_rows=lambda: measurements.metrics(both, CLASSES))
     table = tables.scores(run)
     assert list(table.columns) == ["metric", "k", "unrestricted", "predicted_class"]
     assert list(zip(table["metric"], table["k"], strict=True)) == [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cbir.reporting import estimates, tidy
+from cbir.reporting import estimates, measurements
 from cbir.reporting.estimates import Estimate, PValue
 
 
@@ -46,10 +46,10 @@ def test_an_estimate_is_written_with_its_interval_on_one_line():
 
 def test_the_one_number_of_rows_is_an_estimate():
     row = pd.DataFrame([{"value": 0.5, "ci_low": 0.25, "ci_high": 0.75}])
-    assert tidy.number(row) == Estimate(0.5, 0.25, 0.75)
-    assert str(tidy.number(row.iloc[:0])) == "–"
+    assert measurements.number(row) == Estimate(0.5, 0.25, 0.75)
+    assert str(measurements.number(row.iloc[:0])) == "–"
     with pytest.raises(AssertionError, match="more than one number"):
-        tidy.number(pd.concat([row, row]))
+        measurements.number(pd.concat([row, row]))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from IPython.utils.capture import capture_output
 from PIL import Image
 
 from cbir import StudyError
-from cbir.reporting import explanations, tables, tidy
+from cbir.reporting import explanations, measurements, tables
 from cbir.reporting.pages import write_page
 from cbir.reporting.runs import Run, read_run
 from cbir.retrieval.feedback import Rocchio
@@ -312,7 +312,7 @@ def test_reliability_of_the_maps_is_shown_under_them(tiny, finished_study):
         )
     ]  # fmt: skip
     path = finished_study / "reports" / "tiny" / explanations.FILE
-    tidy.write_csv(pd.DataFrame(rows).assign(architecture="cnn"), path)
+    measurements.write_csv(pd.DataFrame(rows).assign(architecture="cnn"), path)
     text = explanations.trust("tiny", "cnn")
     change(tiny, k=1, heat_maps="similarity")
     path.unlink()

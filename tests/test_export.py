@@ -14,7 +14,7 @@ from PIL import Image
 from cbir import StudyError
 from cbir.__main__ import main
 from cbir.networks import embeddings
-from cbir.reporting import export, tidy
+from cbir.reporting import export, measurements
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import evaluation
 from cbir.retrieval.projections import project
@@ -62,7 +62,7 @@ def test_every_image_has_a_row_with_what_is_known_of_it(runs, files):
 def test_values_are_those_of_the_first_seed_under_the_first_protocol(runs, files):
     run, table = runs["cnn"], files["cnn"]
     vectors = run.embeddings.vectors
-    scores = tidy.select(run.per_query, seed=1, search="unrestricted", protocol="closed")
+    scores = measurements.select(run.per_query, seed=1, search="unrestricted", protocol="closed")
     expected = pd.Series(np.nan, table.index, name="average_precision")
     expected[scores["query"]] = scores["average_precision"].to_numpy()
     pd.testing.assert_series_equal(table["average_precision"], expected)
@@ -119,7 +119,7 @@ def test_an_exported_file_can_be_the_vectors_of_another_study(name, runs, files)
     searches = ["unrestricted", "label_lookup"] if name == "cnn" else ["unrestricted"]
     for search in searches:
         scores = evaluation.evaluate(again, search, [1, 10]).per_query
-        first = tidy.select(run.per_query, seed=1, search=search, protocol="closed")
+        first = measurements.select(run.per_query, seed=1, search=search, protocol="closed")
         expected = first[scores.columns].reset_index(drop=True)
         pd.testing.assert_frame_equal(scores, expected, check_dtype=False)
 

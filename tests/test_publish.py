@@ -14,7 +14,7 @@ from nbformat import v4
 
 from cbir import StudyError, cache
 from cbir.__main__ import main
-from cbir.reporting import pages, publish, runs, tidy
+from cbir.reporting import measurements, pages, publish, runs
 
 MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
 
@@ -62,8 +62,8 @@ def project(tmp_path):
              epoch=3), *rows("random", ANYWHERE)]  # fmt: skip
     other = [row | {"protocol": "held_out_gallery", "value": 0.99} for row in found]
     in_class = [row | {"class": "cat", "value": 0.98} for row in found]
-    table = pd.DataFrame([*found, *other, *in_class]).reindex(columns=tidy.COLUMNS)
-    tidy.write_csv(tidy.sort(table), folder / "metrics.csv")
+    table = pd.DataFrame([*found, *other, *in_class]).reindex(columns=measurements.COLUMNS)
+    measurements.write_csv(measurements.sort(table), folder / "metrics.csv")
     manifest = {
         "command": "make report STUDY=small",
         "data": {"queries": 10, "gallery": 50_000},
@@ -95,7 +95,7 @@ def test_the_page_of_results_agrees_with_what_is_published():
 def test_what_is_published_of_a_study_is_small_and_over_all_queries():
     paths = list((ROOT / "reports" / "published").glob("*/metrics.csv"))
     assert max(path.stat().st_size for path in paths) < 1_000_000
-    assert all(tidy.read_csv(path)["class"].isna().all() for path in paths)
+    assert all(measurements.read_csv(path)["class"].isna().all() for path in paths)
 
 
 def test_published_pages_are_small_and_need_nothing_else():
@@ -172,8 +172,10 @@ def test_a_baseline_has_neither_weights_nor_accuracy(project):
 
 def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
     path = project / "reports" / "published" / "small" / "metrics.csv"
-    table = pd.DataFrame(rows("cnn", MEASURED, seeds=(0, 1, 2))).reindex(columns=tidy.COLUMNS)
-    tidy.write_csv(tidy.sort(table), path)
+    table = pd.DataFrame(rows("cnn", MEASURED, seeds=(0, 1, 2))).reindex(
+        columns=measurements.COLUMNS
+    )
+    measurements.write_csv(measurements.sort(table), path)
     assert cells(project, "cnn")[3] == "0.912 (0.812 to 1.012, 3 seeds)"
 
 
@@ -280,11 +282,11 @@ def test_what_is_published_is_what_the_report_holds(finished):
     assert (folder / "metrics.csv").read_text().splitlines() == over_all_queries
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
     lines = [line for line in publish.results_page(finished).splitlines() if line.startswith("|")]
-    table = tidy.read_csv(source / "metrics.csv")
+    table = measurements.read_csv(source / "metrics.csv")
     for name in ("cnn", "vgg16"):
-        own = tidy.select(table[table["architecture"] == name], **publish.MEASURES["mAP"])
+        own = measurements.select(table[table["architecture"] == name], **publish.MEASURES["mAP"])
         (line,) = [line for line in lines if line.startswith(f"| {name} | random | 3 |")]
-        assert f"| {tidy.number(own)} |" in line
+        assert f"| {measurements.number(own)} |" in line
     assert any(line.startswith("| random | – | – |") for line in lines)
 
 
@@ -333,9 +335,9 @@ def test_a_study_is_published_in_parts(parts, finished):
     assert manifest["architectures"] == whole["architectures"]
     assert list(manifest["architectures"]) == ["cnn", "vgg16", "random"]
     assert manifest["command"] == 'make report STUDY=tiny ARCHITECTURES="cnn vgg16 random"'
-    rows = tidy.read_csv(finished / "reports" / "tiny" / "metrics.csv")
+    rows = measurements.read_csv(finished / "reports" / "tiny" / "metrics.csv")
     rows = rows[rows["class"].isna()].reset_index(drop=True)
-    pd.testing.assert_frame_equal(tidy.read_csv(folder / "metrics.csv"), rows)
+    pd.testing.assert_frame_equal(measurements.read_csv(folder / "metrics.csv"), rows)
     # What is run anew takes the place of what was there.
     again = publish_tiny(parts)
     assert json.loads((again / "manifest.json").read_text()) == manifest
@@ -405,20 +407,20 @@ def test_an_architecture_may_have_more_seeds_than_another(parts):
     # The other runs are either kept or published again together with it.
     for names in (["cnn"], ["cnn", "vgg16", "random"]):
         runs.write_study(folder, names, about)
-        published = tidy.read_csv(publish_tiny(parts) / "metrics.csv")
+        published = measurements.read_csv(publish_tiny(parts) / "metrics.csv")
         counts = published.groupby("architecture")["seed"].nunique()
         assert counts.to_dict() == {"cnn": 3, "vgg16": 1, "random": 1}
         lines = publish.results_page(parts).splitlines()
         (line,) = [line for line in lines if line.startswith("| cnn | random | 3 |")]
         selected = publish.MEASURES["mAP"]
-        mean = tidy.number(tidy.select(run.averaged, **selected))
-        values = sorted(tidy.select(run.metrics, **selected)["value"])
+        mean = measurements.number(measurements.select(run.averaged, **selected))
+        values = sorted(measurements.select(run.metrics, **selected)["value"])
         assert f"| {mean} ({values[0]:.3f} to {values[-1]:.3f}, 3 seeds) |" in line
         assert any(line.startswith("| vgg16 | random | 3 | 0.") for line in lines)
         assert "seeds" not in next(line for line in lines if line.startswith("| vgg16 |"))
     # A run of several seeds is kept, too.
     runs.write_study(folder, ["vgg16"], about)
-    kept = tidy.read_csv(publish_tiny(parts) / "metrics.csv")
+    kept = measurements.read_csv(publish_tiny(parts) / "metrics.csv")
     pd.testing.assert_frame_equal(kept, published)
 
 

@@ -12,7 +12,7 @@ from conftest import empty_project, load_shapes, make_project
 from cbir import StudyError, cache, project_root
 from cbir.cache import Artifact, write_text
 from cbir.networks.training import Training
-from cbir.reporting import provenance, runs, tidy
+from cbir.reporting import measurements, provenance, runs
 from cbir.reporting.runs import is_whole, read_run, read_runs, report_command, write_study
 from cbir.retrieval import evaluation, uncertainty
 
@@ -44,8 +44,8 @@ def leave(folder, *, baseline=False):
     """What a run leaves, as far as the comparison and the study read it."""
     folder.mkdir()
     table = scores(folder.name)
-    tidy.write_parquet(table, folder / "per_query.parquet")
-    tidy.write_csv(tidy.metrics(table, CLASSES), folder / "metrics.csv")
+    measurements.write_parquet(table, folder / "per_query.parquet")
+    measurements.write_csv(measurements.metrics(table, CLASSES), folder / "metrics.csv")
     artifact = f"artifacts/rankings/{folder.name}"
     place = folder.parent.parent.parent / artifact
     place.mkdir(parents=True)
@@ -89,8 +89,8 @@ def test_a_page_shows_the_first_seed_and_the_comparison_the_average(reports):
     leave(reports / "cnn")
     run = read_run("tiny", "cnn")
     wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
-    assert tidy.select(run.first_rows(), **wanted)["value"].item() == 0.5
-    averaged = tidy.select(run.averaged, **wanted)
+    assert measurements.select(run.first_rows(), **wanted)["value"].item() == 0.5
+    averaged = measurements.select(run.averaged, **wanted)
     assert averaged["value"].item() == pytest.approx((0.3 + 0.4 + 0.8) / 3)
     assert averaged["n_queries"].item() == 3
 
@@ -149,7 +149,7 @@ def test_the_study_has_the_rows_of_all_its_architectures(reports):
 
 def test_a_study_without_results_has_an_empty_table(reports):
     write_study(reports, [], {"study": "tiny"})
-    assert (reports / "metrics.csv").read_text() == ",".join(tidy.COLUMNS) + "\n"
+    assert (reports / "metrics.csv").read_text() == ",".join(measurements.COLUMNS) + "\n"
 
 
 def test_queries_of_results_that_are_gone_do_not_stay(reports):

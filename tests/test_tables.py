@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from invented import result, rows
 
 from cbir.images import leaks, protocols
-from cbir.reporting import provenance, sentences, tables, tidy
+from cbir.reporting import measurements, provenance, sentences, tables
 from cbir.reporting.estimates import Estimate, from_row
 from cbir.reporting.runs import write_study
 from cbir.retrieval import metrics, uncertainty
@@ -49,7 +49,7 @@ def dataset(runs):
 def mean_ap(run, **wanted) -> float:
     """Of the unrestricted search, over all queries."""
     whole = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
-    return tidy.select(run.metrics, **whole, **wanted)["value"].item()
+    return measurements.select(run.metrics, **whole, **wanted)["value"].item()
 
 
 def first(cell: Estimate) -> float:
@@ -126,7 +126,9 @@ def test_seeds_spread_apart_from_the_interval_over_queries():
     cnn = result(wide, narrow, last)
     vgg = result(rows([0.2, 0.4], architecture="vgg16"))
     for each in (cnn, vgg):
-        object.__setattr__(each, "metrics", tidy.metrics(each.per_query, ["circle", "cross"]))
+        object.__setattr__(
+            each, "metrics", measurements.metrics(each.per_query, ["circle", "cross"])
+        )
     table = tables.seeds({"cnn": cnn, "vgg16": vgg}).set_index("architecture")
     assert table["seeds"].to_dict() == {"cnn": 3, "vgg16": 1}
     of_cnn = table.loc["cnn"]
@@ -290,7 +292,7 @@ def test_leaking_queries_are_left_out_wherever_they_stand(runs, dataset):
         kept = scores[[dataset.queries[place] for place in range(12) if place not in (1, 11)]]
         assert table.loc[name, "queries without leaks"] == 10
         assert first(table.loc[name, "mAP, all queries"]) == pytest.approx(scores.mean(), rel=1e-5)
-        without = tidy.number(uncertainty.intervals(kept.to_frame("x")))
+        without = measurements.number(uncertainty.intervals(kept.to_frame("x")))
         assert first(table.loc[name, "mAP, without leaks"]) == first(without)
         assert re.fullmatch(CELL, str(table.loc[name, "mAP, without leaks"]))
 
@@ -321,7 +323,7 @@ def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, proje
 def test_in_the_predicted_class_the_mean_average_precision_is_the_accuracy(runs):
     for name in ("cnn", "vgg16"):
         for seed in runs[name].summary["measurement"]["seeds"]:
-            own = tidy.select(runs[name].per_query, seed=seed, protocol="closed")
+            own = measurements.select(runs[name].per_query, seed=seed, protocol="closed")
             in_class = own[own["search"] == "predicted_class"]
             assert in_class["average_precision"].tolist() == in_class["correct"].tolist()
             assert 0 < in_class["correct"].mean() < 1
@@ -387,7 +389,7 @@ def uneven_run(n_large: int):
     """A run with `n_large` queries of a class with mAP 0.9, and 4 of one with mAP 0.5."""
     scores, labels = [0.85, 0.95] * (n_large // 2) + [0.4, 0.6] * 2, [0] * n_large + [1] * 4
     run = result(rows(scores, labels=labels, correct=1.0, n_relevant=9))
-    object.__setattr__(run, "metrics", tidy.metrics(run.per_query, ["circle", "cross"]))
+    object.__setattr__(run, "metrics", measurements.metrics(run.per_query, ["circle", "cross"]))
     return run
 
 
@@ -398,7 +400,7 @@ def test_where_classes_are_uneven_means_over_classes_stand_beside_those_over_que
     mean = table["mAP, unrestricted, mean over classes"]
     # (0.9 + 0.5) / 2; half of each class's interval, as independent errors of a mean of two.
     assert mean.value == pytest.approx(0.7)
-    of_class = [from_row(tidy.select(run.metrics, **{"metric": "mean_average_precision",
+    of_class = [from_row(measurements.select(run.metrics, **{"metric": "mean_average_precision",
                 "search": "unrestricted", "k": None, "class": name}).iloc[0])
                 for name in ("circle", "cross")]  # fmt: skip
     below = np.hypot(*(one.value - one.low for one in of_class)) / 2

@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from cbir.networks import baselines
-from cbir.reporting import tidy
+from cbir.reporting import measurements
 from cbir.retrieval import metrics, uncertainty
 
 SIZES = (30, 36, 100, 359, 1000)
@@ -65,7 +65,7 @@ def digits() -> dict[str, np.ndarray]:
 def networks(path: Path) -> dict[str, np.ndarray]:
     """Average precisions of a study's networks with their first seed, by name and search."""
     rows = pd.read_parquet(path)
-    rows = tidy.select(rows, protocol=rows["protocol"].iloc[0], seed=rows["seed"].min())
+    rows = measurements.select(rows, protocol=rows["protocol"].iloc[0], seed=rows["seed"].min())
     rows = rows[rows["correct"].notna() & rows["search"].isin(["unrestricted", "label_lookup"])]
     return {
         f"{name}, {search}": group.sort_values("query")["average_precision"].to_numpy()

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cbir.reporting import tables, tidy
+from cbir.reporting import measurements, tables
 from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, entry, looks
 from cbir.reporting.estimates import Estimate, from_row, interval_columns
 from cbir.reporting.montages import shorten
@@ -88,7 +88,7 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     Args:
         rows: as for `per_class`.
     """
-    metric_rows = tidy.select(rows[rows["k"].notna()], metric=metric, search=search)
+    metric_rows = measurements.select(rows[rows["k"].notna()], metric=metric, search=search)
     metric_rows = metric_rows.astype({"k": int}).set_index("k").sort_index()
     figure, axis = plt.subplots(figsize=(7, 3.8))
     for name, (colour, marker) in looks(metric_rows["architecture"].unique()).items():
@@ -120,7 +120,7 @@ def by_search(rows: pd.DataFrame) -> Figure:
     Args:
         rows: as for `per_class`.
     """
-    mean_rows = tidy.select(rows, metric="mean_average_precision", k=None)
+    mean_rows = measurements.select(rows, metric="mean_average_precision", k=None)
     names = list(dict.fromkeys(mean_rows["architecture"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
     for place, search in enumerate(tables.SEARCH_ORDER):

@@ -7,7 +7,7 @@ rows. Each mean, of gains or of anything else, has the columns of `estimates.int
 import numpy as np
 import pandas as pd
 
-from cbir.reporting import tidy
+from cbir.reporting import measurements
 from cbir.reporting.estimates import PValue, from_row, interval_columns
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
@@ -39,7 +39,7 @@ def mean_row(values: pd.DataFrame, limits: tuple[float, float] = (0, 1)) -> dict
 def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
     """Write the rows of a study to reports/<study>/<file>, and return them as from `read`."""
     frame = pd.DataFrame(rows) if rows else NO_ROWS
-    tidy.write_csv(frame, run_folder(study) / file)
+    measurements.write_csv(frame, run_folder(study) / file)
     return _with_verdicts(frame)
 
 
@@ -51,7 +51,7 @@ def read(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
         of `VERDICTS`).
     """
     path = run_folder(study) / file
-    rows = tidy.read_csv(path) if path.is_file() else NO_ROWS
+    rows = measurements.read_csv(path) if path.is_file() else NO_ROWS
     return _with_verdicts(rows[rows["architecture"].isin(architectures)])
 
 

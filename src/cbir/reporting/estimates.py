@@ -119,7 +119,7 @@ def span(values: Iterable[float], digits: int = 0) -> str:
 
 
 def csv_text(frame: pd.DataFrame, index: bool = False, **options) -> str:
-    """A table as CSV, in which no text is a formula: `tidy.read_csv` takes the apostrophes away.
+    """A table as CSV, in which no text is a formula; `measurements.read_csv` removes apostrophes.
 
     Spreadsheets compute what begins with =, +, - or @, and names come from files of strangers.
 

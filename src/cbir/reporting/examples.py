@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cbir.reporting import tidy
+from cbir.reporting import measurements
 from cbir.reporting.runs import Run, networks
 
 UNRESTRICTED = "unrestricted"
@@ -19,7 +19,9 @@ QUANTILES = {"easy": 0.9, "typical": 0.5, "hard": 0.1}
 
 def query_scores(run: Run) -> pd.DataFrame:
     """The rows of per_query.parquet that belong to `run.rankings`; row i is the i-th query."""
-    rows = tidy.select(run.per_query, search=UNRESTRICTED, protocol=run.protocol, seed=run.seed)
+    rows = measurements.select(
+        run.per_query, search=UNRESTRICTED, protocol=run.protocol, seed=run.seed
+    )
     return rows.reset_index(drop=True)
 
 

@@ -15,7 +15,7 @@ from cbir import StudyError
 from cbir.images.dataset import Dataset
 from cbir.networks.vector_files import PATH, PROBABILITIES, VECTOR
 from cbir.progress import progress
-from cbir.reporting import examples, tidy
+from cbir.reporting import examples, measurements
 from cbir.reporting.runs import (
     Run,
     read_manifest,
@@ -50,7 +50,7 @@ def export_study(study: str) -> list[Path]:
         path.unlink()
     paths = {name: folder / f"{name}.parquet" for name in runs}
     for name, path in paths.items():
-        tidy.write_parquet(table(runs[name], images), path)
+        measurements.write_parquet(table(runs[name], images), path)
     return [*paths.values()]
 
 

@@ -16,7 +16,16 @@ import pandas as pd
 from cbir import StudyError
 from cbir.cache import MANIFEST, read, write_text
 from cbir.progress import duration
-from cbir.reporting import charts, estimates, grids, pages, provenance, sentences, tables, tidy
+from cbir.reporting import (
+    charts,
+    estimates,
+    grids,
+    measurements,
+    pages,
+    provenance,
+    sentences,
+    tables,
+)
 from cbir.reporting.display import TEMPLATES
 from cbir.reporting.runs import (
     parse_point,
@@ -57,10 +66,10 @@ def publish_study(root: Path, study: str) -> Path:
     averaged = [
         run.averaged for run in runs.values() if len(run.summary["measurement"]["seeds"]) > 1
     ]
-    rows = pd.concat([tidy.read_csv(source / "metrics.csv"), *averaged])
+    rows = pd.concat([measurements.read_csv(source / "metrics.csv"), *averaged])
     figure_rows = tables.first_protocol_rows(runs)
     if kept := _kept_runs(folder, manifest):
-        published = tidy.read_csv(folder / "metrics.csv")
+        published = measurements.read_csv(folder / "metrics.csv")
         published = published[published["architecture"].isin(kept)]
         architectures = manifest["architectures"] | kept
         # Networks first, then baselines, as in a report.
@@ -74,7 +83,7 @@ def publish_study(root: Path, study: str) -> Path:
         figure_rows = figure_rows[figure_rows["protocol"] == figure_rows["protocol"].iloc[0]]
         figure_rows = figure_rows.sort_values("architecture", key=lambda row: row.map(names.index))
     folder.mkdir(parents=True, exist_ok=True)
-    tidy.write_csv(tidy.sort(rows[rows["class"].isna()]), folder / "metrics.csv")
+    measurements.write_csv(measurements.sort(rows[rows["class"].isna()]), folder / "metrics.csv")
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     if any(run["variant"] for run in manifest["architectures"].values()):
         figure = grids.heat_maps(grids.points_table(runs))
@@ -188,7 +197,7 @@ def results_page(root: Path) -> str:
 
 def _section(folder: Path) -> dict[str, str]:
     """The content of a study's section."""
-    manifest, rows = read_manifest(folder), tidy.read_csv(folder / "metrics.csv")
+    manifest, rows = read_manifest(folder), measurements.read_csv(folder / "metrics.csv")
     runs, data, machine = manifest["architectures"], manifest["data"], manifest["machine"]
     protocol, notes = next(iter(runs.values()))["parameters"]["protocols"][0], folder / "notes.md"
     machines = {}
@@ -223,7 +232,7 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
         for epoch in [None, *sorted(run_rows["epoch"].dropna().astype(int).unique())]:
             is_timed = seconds and epoch is None
             states = {
-                measure: _mean(tidy.select(run_rows, epoch=epoch, **selection))
+                measure: _mean(measurements.select(run_rows, epoch=epoch, **selection))
                 for measure, selection in MEASURES.items()
             }
             table.append(
@@ -250,12 +259,12 @@ def _mean(rows: pd.DataFrame) -> str:
     """
     by_seed = rows[rows["seed"].notna()]
     if len(by_seed) < 2:
-        return str(tidy.number(rows))
+        return str(measurements.number(rows))
     of_seeds, mean = f"{len(by_seed)} seeds", rows[rows["seed"].isna()]
     values = estimates.span(by_seed["value"], 3)
     if mean.empty:
         return f"{by_seed['value'].mean():.3f} ({values}, {of_seeds})"
-    return f"{tidy.number(mean)} ({values}, {of_seeds})"
+    return f"{measurements.number(mean)} ({values}, {of_seeds})"
 
 
 def _markdown(frame: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ from cbir.images.dataset import Dataset, load_dataset, stored_dataset
 from cbir.images.folders import PACKAGED, dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
-from cbir.reporting import estimates, tidy
+from cbir.reporting import estimates, measurements
 
 if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers need them
     from cbir.networks.models import Network
@@ -91,9 +91,9 @@ class Run:
     def averaged(self) -> pd.DataFrame:
         """Rows as in metrics.csv, with each query's scores averaged over the seeds first."""
         if len(self.summary["measurement"]["seeds"]) == 1:
-            return self.metrics.assign(seed=None).astype(tidy.INTEGERS)
+            return self.metrics.assign(seed=None).astype(measurements.INTEGERS)
         classes = self.summary["dataset"]["classes"]
-        return tidy.metrics(tidy.average_seeds(self.per_query), classes)
+        return measurements.metrics(measurements.average_seeds(self.per_query), classes)
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -209,9 +209,11 @@ def save_run(
     (folder / MANIFEST).unlink(missing_ok=True)
     embeddings, evaluations = states[0].embeddings, states[0].evaluations
     dataset = embeddings.dataset
-    scores = tidy.per_query(study, architecture, states, variant)
-    tidy.write_parquet(scores, folder / "per_query.parquet")
-    tidy.write_csv(_finite(tidy.metrics(scores, dataset.classes)), folder / "metrics.csv")
+    scores = measurements.per_query(study, architecture, states, variant)
+    measurements.write_parquet(scores, folder / "per_query.parquet")
+    measurements.write_csv(
+        _finite(measurements.metrics(scores, dataset.classes)), folder / "metrics.csv"
+    )
     here = machine()
     steps = {
         **(training.artifacts if training else {}),
@@ -303,7 +305,7 @@ def read_run(study: str, architecture: str) -> Run:
         study=study,
         architecture=architecture,
         summary=summary,
-        metrics=tidy.read_csv(folder / "metrics.csv"),
+        metrics=measurements.read_csv(folder / "metrics.csv"),
         per_query=pd.read_parquet(folder / "per_query.parquet"),
         history=pd.read_csv(folder / "history.csv", index_col="epoch") if is_trained else None,
         rankings=arrays("rankings.npy"),
@@ -385,12 +387,16 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
         architectures: those whose results are up to date.
         about: further content of the study's manifest.
     """
-    metrics = [tidy.read_csv(folder / name / "metrics.csv") for name in architectures]
+    metrics = [measurements.read_csv(folder / name / "metrics.csv") for name in architectures]
     scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
-    metrics = pd.concat(metrics) if metrics else pd.DataFrame(columns=tidy.COLUMNS)
-    scores = pd.concat(scores) if scores else pd.DataFrame(columns=[*tidy.PLACE, *tidy.QUERY])
-    tidy.write_csv(tidy.sort(metrics), folder / "metrics.csv")
-    tidy.write_parquet(scores, folder / "per_query.parquet")
+    metrics = pd.concat(metrics) if metrics else pd.DataFrame(columns=measurements.COLUMNS)
+    scores = (
+        pd.concat(scores)
+        if scores
+        else pd.DataFrame(columns=[*measurements.PLACE, *measurements.QUERY])
+    )
+    measurements.write_csv(measurements.sort(metrics), folder / "metrics.csv")
+    measurements.write_parquet(scores, folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
         summary, ran = _read_json(folder / name / "summary.json"), read_manifest(folder / name)

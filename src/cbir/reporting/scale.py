@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cbir import StudyError
-from cbir.reporting import charts, effects, tidy
+from cbir.reporting import charts, effects, measurements
 from cbir.reporting.display import looks
 from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import Run, run_folder
@@ -54,7 +54,7 @@ def measure_engines(
             recall = scale.recall(found, nearest)
             rows.append({"engine": engine, "size": size, "recall": recall, **costs})
     frame = pd.DataFrame(rows)
-    tidy.write_csv(frame, run_folder(study) / FILE)
+    measurements.write_csv(frame, run_folder(study) / FILE)
     return frame, [f"{engine}: {reason}" for engine, reason in missing.items()]
 
 

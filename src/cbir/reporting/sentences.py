@@ -12,7 +12,7 @@ import pandas as pd
 from cbir.images import leaks
 from cbir.images.dataset import Dataset
 from cbir.progress import duration
-from cbir.reporting import estimates, tables, tidy
+from cbir.reporting import estimates, measurements, tables
 from cbir.reporting.estimates import Estimate
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
@@ -124,7 +124,7 @@ def collapsed(runs: dict[str, Run]) -> str:
     """The networks that tell no images apart, and how this shows; empty if there are none."""
     found = {}
     for name, run in networks(runs).items():
-        final = tidy.select(run.per_query, search="unrestricted")
+        final = measurements.select(run.per_query, search="unrestricted")
         for (seed, _, _), rows in final.groupby(["seed", "protocol", "draw"], dropna=False):
             if rows["label"].nunique() > 1 and rows["predicted"].nunique() == 1:
                 label = rows["predicted"].iloc[0]
@@ -382,7 +382,7 @@ def describe_run(run: Run) -> str:
     images, speed = summary["dataset"], summary["speed"]
     quality = tables.quality({name: run}, [name])[name]
     rows = tables.first_protocol_rows({name: run})
-    n_scored = tidy.select(rows, **tables.QUALITY["mAP, unrestricted"])["n_queries"].iloc[0]
+    n_scored = measurements.select(rows, **tables.QUALITY["mAP, unrestricted"])["n_queries"].iloc[0]
     seeds = summary["measurement"]["seeds"]
     of_seeds = f" (means of {len(seeds)} seeds)" if len(seeds) > 1 else ""
     sentences = [

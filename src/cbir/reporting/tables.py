@@ -11,8 +11,8 @@ from cbir.images import protocols
 from cbir.images.dataset import Dataset
 from cbir.images.folders import group_by_reason
 from cbir.networks.embeddings import Embeddings
-from cbir.reporting import tidy
 from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns, span
+from cbir.reporting.measurements import number, select
 from cbir.reporting.runs import Run, networks, shared_dataset, training_place
 from cbir.retrieval import uncertainty
 
@@ -106,7 +106,7 @@ def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
     is_uneven = are_uneven(class_sizes(rows))
     for measure, selection in QUALITY.items():
         parts = [(rows[rows["architecture"] == name], selection) for name in architectures]
-        cells[measure] = [tidy.number(tidy.select(part, **chosen)) for part, chosen in parts]
+        cells[measure] = [number(select(part, **chosen)) for part, chosen in parts]
         if is_uneven:
             cells[measure + BY_CLASS] = [class_mean(part, **chosen) for part, chosen in parts]
     return pd.DataFrame.from_dict(cells, orient="index", columns=architectures)
@@ -128,11 +128,11 @@ def class_mean(rows: pd.DataFrame, **selection) -> Estimate:
 
     Args:
         rows: as in metrics.csv, of one architecture, with those of its classes.
-        selection: as for `tidy.select`.
+        selection: as for `measurements.select`.
     """
     classes = rows["class"].dropna().unique()
     return mean_of_classes(
-        [tidy.number(tidy.select(rows, **(selection | {"class": name}))) for name in classes]
+        [number(select(rows, **(selection | {"class": name}))) for name in classes]
     )
 
 
@@ -186,7 +186,7 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
         protocol), milliseconds (to embed an image within a batch; NaN for vectors that were made
         elsewhere), bytes (of an image's embedding in the index), is_baseline.
     """
-    rows = tidy.select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"])
+    rows = select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"])
     table = rows.set_index("architecture").loc[list(runs), ["value", "ci_low", "ci_high"]]
     summaries = [run.summary for run in runs.values()]
     return table.assign(
@@ -219,14 +219,14 @@ def is_of_networks(pair) -> bool:
 
 def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
     """Average precision of each (draw and) query in the final state, averaged over the seeds."""
-    rows = tidy.select(run.per_query, search=search, protocol=protocol)
+    rows = select(run.per_query, search=search, protocol=protocol)
     place = "query" if rows["draw"].isna().all() else ["draw", "query"]
     return rows.groupby(place)["average_precision"].mean()
 
 
 def average_precision_by_seed(run: Run, search: str, protocol: str) -> pd.DataFrame:
     """Average precision of each query (rows) and seed (columns) in the final state."""
-    rows = tidy.select(run.per_query, search=search, protocol=protocol)
+    rows = select(run.per_query, search=search, protocol=protocol)
     return rows.pivot(index="query", columns="seed", values="average_precision")
 
 
@@ -250,7 +250,7 @@ def unseen_class_means(runs: dict[str, Run]) -> pd.DataFrame:
     """
     means = {}
     for name, run in runs.items():
-        rows = tidy.select(run.per_query, search="unrestricted", protocol="unseen_classes")
+        rows = select(run.per_query, search="unrestricted", protocol="unseen_classes")
         if len(rows):
             means[name] = rows.groupby(["draw", "label"])["average_precision"].mean()
     return pd.DataFrame(means)
@@ -339,7 +339,7 @@ def lost_and_won_back(runs: dict[str, Run]) -> pd.DataFrame:
     for name, run in runs.items():
         if "soft" not in run.summary["searches"]:
             continue
-        soft = tidy.select(run.per_query, protocol=run.protocol, search="soft")
+        soft = select(run.per_query, protocol=run.protocol, search="soft")
         n_seeds, is_right = soft["seed"].nunique(), soft["correct"] == 1
         won = (~is_right & (soft["average_precision"] > 0)).sum() / n_seeds
         masses = [chosen["mass"] for chosen in run.summary["calibrations"].values()]
@@ -363,7 +363,7 @@ def seeds(runs: dict[str, Run]) -> pd.DataFrame:
     """How the mAP of the unrestricted search differs between seeds, a row per architecture."""
     selected = QUALITY["mAP, unrestricted"]
     rows = pd.concat(
-        [tidy.select(run.metrics, protocol=run.protocol, **selected) for run in runs.values()]
+        [select(run.metrics, protocol=run.protocol, **selected) for run in runs.values()]
     )
     rows["half"] = (rows["ci_high"] - rows["ci_low"]) / 2
     groups = rows.groupby("architecture", sort=False)
@@ -385,7 +385,7 @@ def classification(embeddings: Embeddings) -> pd.DataFrame:
         {
             "queries": len(part),
             "right": int(part["right"].sum()),
-            "accuracy": tidy.number(uncertainty.intervals(part)),
+            "accuracy": number(uncertainty.intervals(part)),
         }
         for part in parts
     ]
@@ -424,7 +424,7 @@ def states(runs: dict[str, Run]) -> pd.DataFrame:
         for epoch in [*sorted(averaged["epoch"].dropna().unique()), None]:
             row = {"architecture": name, "epochs": int(epoch or run.summary["epochs"])}
             for measure in ("accuracy", "mAP, unrestricted"):
-                row[measure] = tidy.number(tidy.select(averaged, epoch=epoch, **QUALITY[measure]))
+                row[measure] = number(select(averaged, epoch=epoch, **QUALITY[measure]))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -434,7 +434,7 @@ def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
 
     One draw has too few classes for an interval: that of all draws is `uncertainty.class_test`'s.
     """
-    rows = tidy.select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
+    rows = select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
     # mAP over the whole ranking (k = 0 here), and at the depth that papers on hashing report.
     rows = rows.assign(k=rows["k"].fillna(0))
     rows = rows[(rows["k"] == 0) | ((rows["k"] == 1000) & (rows["protocol"] == "hashing_1k"))]
@@ -443,7 +443,7 @@ def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
     for (protocol, draw, k), group in groups:
         unseen = "" if pd.isna(draw) else f": {', '.join(_unseen_classes(runs, int(draw)))}"
         label = f"{protocol}{unseen}" + (f", mAP@{k:.0f}" if k else "")
-        table[label] = {name: tidy.number(group[group["architecture"] == name]) for name in runs}
+        table[label] = {name: number(group[group["architecture"] == name]) for name in runs}
     if len(means := unseen_class_means(runs)):
         tested = uncertainty.class_test(means, limits=(0, 1))
         label = f"unseen_classes{BY_CLASS} ({tested['n_classes'].iloc[0]}) of all draws"
@@ -471,8 +471,8 @@ def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.Da
         clean = scores[~scores.index.isin(leaking_queries)]
         means = uncertainty.intervals(pd.DataFrame({"all": scores, "without": clean}))
         table[name] = {
-            "mAP, all queries": tidy.number(means.loc[["all"]]),
-            "mAP, without leaks": tidy.number(means.loc[["without"]]),
+            "mAP, all queries": number(means.loc[["all"]]),
+            "mAP, without leaks": number(means.loc[["without"]]),
             "queries without leaks": len(clean),
         }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("architecture")
@@ -501,7 +501,7 @@ def scores(run: Run) -> pd.DataFrame:
         mean over classes of the average precision.
     """
     rows = run.first_rows()
-    rows = tidy.select(rows[rows["search"].notna()])
+    rows = select(rows[rows["search"].notna()])
     depth = rows["k"].map(lambda k: "all" if pd.isna(k) else f"{k:.0f}")
     rows = rows.assign(k=depth, cell=rows.apply(from_row, axis=1))
     wide = rows.set_index(["metric", "k", "search"])["cell"].unstack("search", sort=False)
@@ -521,7 +521,7 @@ def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     counts = {}
     for name, run in runs.items():
         place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
-        scores = tidy.select(run.per_query, **place)
+        scores = select(run.per_query, **place)
         if scores["predicted"].ge(0).any():
             classes = run.summary["dataset"]["classes"]
             counts[name] = confusion_counts(scores["label"], scores["predicted"], classes)

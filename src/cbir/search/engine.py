@@ -16,7 +16,7 @@ from cbir import StudyError, project_root
 from cbir.images.dataset import describe_changes
 from cbir.images.folders import readable_name
 from cbir.networks.embeddings import Encode
-from cbir.reporting import tidy
+from cbir.reporting import measurements
 from cbir.reporting.runs import (
     Run,
     read_run,
@@ -288,9 +288,9 @@ def best_architecture(study: str) -> str:
     """The architecture with the highest mAP (unrestricted search, first protocol)."""
 
     def mean_average_precision(name: str) -> float:
-        rows = tidy.read_csv(run_folder(study, name) / "metrics.csv")
+        rows = measurements.read_csv(run_folder(study, name) / "metrics.csv")
         selection = {"search": "unrestricted", "metric": "mean_average_precision", "k": None}
         selection["protocol"] = read_summary(study, name)["measurement"]["protocols"][0]
-        return tidy.select(rows, **selection)["value"].mean()
+        return measurements.select(rows, **selection)["value"].mean()
 
     return max(architectures(study), key=mean_average_precision)

@@ -30,7 +30,7 @@ from cbir.cache import disk_errors, file_digest, locked, replacing
 from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
-from cbir.reporting import tables, tidy
+from cbir.reporting import measurements, tables
 from cbir.retrieval.engines import EXACT, check_engine, resolved
 from cbir.search.engine import (
     DEFAULT_STUDY,
@@ -266,7 +266,7 @@ def _update(
     for file in path.parent.glob("batch-*"):
         file.unlink()
     changes.table = path.with_name("files.csv")
-    tidy.write_csv(tables.named_files(changes), changes.table)
+    measurements.write_csv(tables.named_files(changes), changes.table)
     if not rows:
         raise StudyError(f"none of the {len(states):,} files in {folder} is a picture")
     return changes

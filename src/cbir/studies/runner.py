@@ -31,7 +31,7 @@ from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS
 from cbir.progress import duration
-from cbir.reporting import tables, tidy
+from cbir.reporting import measurements, tables
 from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, write_study
 from cbir.reporting.sentences import describe_leaks
 from cbir.studies import kernels
@@ -134,7 +134,7 @@ def _check_images(study: Study) -> None:
     files = study.folder / FILES
     files.unlink(missing_ok=True)
     if text := describe_files(len(dataset.labels), dataset.left_out, dataset.remarks):
-        tidy.write_csv(tables.named_files(dataset), files)
+        measurements.write_csv(tables.named_files(dataset), files)
         print(f"{text}\nall of these files: {files.relative_to(study.root)}")
     for run in study.runs:
         names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}

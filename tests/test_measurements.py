@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cbir.reporting import tidy
+from cbir.reporting import measurements
 from cbir.retrieval import metrics, uncertainty
 from cbir.retrieval.evaluation import Evaluation, State
 
@@ -56,19 +56,19 @@ def states():
 
 @pytest.fixture(scope="module")
 def queries(states):
-    return tidy.per_query("tiny", "cnn", states)
+    return measurements.per_query("tiny", "cnn", states)
 
 
 @pytest.fixture(scope="module")
 def rows(queries):
-    return tidy.metrics(queries, CLASSES)
+    return measurements.metrics(queries, CLASSES)
 
 
 def chosen(rows: pd.DataFrame, each: State, **wanted) -> pd.DataFrame:
     """Rows of a state."""
     view = each.embeddings.dataset
     place = {"seed": each.seed, "epoch": each.epoch, "protocol": view.protocol, "draw": view.draw}
-    return tidy.select(rows, **place, **wanted)
+    return measurements.select(rows, **place, **wanted)
 
 
 def test_a_row_of_metrics_has_exactly_the_promised_columns(rows):
@@ -84,26 +84,30 @@ def test_a_row_of_metrics_has_exactly_the_promised_columns(rows):
 
 
 def test_rows_of_a_grid_name_their_point_on_disk_too(states, tmp_path):
-    queries = tidy.per_query("tiny", "cnn-64", states[:1], "input_size=64 train=head")
+    queries = measurements.per_query("tiny", "cnn-64", states[:1], "input_size=64 train=head")
     assert set(queries["variant"]) == {"input_size=64 train=head"}
-    rows = tidy.metrics(tidy.average_seeds(queries), CLASSES)
+    rows = measurements.metrics(measurements.average_seeds(queries), CLASSES)
     assert set(rows["variant"]) == {"input_size=64 train=head"}
-    tidy.write_csv(rows, tmp_path / "rows.csv")
-    assert set(tidy.read_csv(tmp_path / "rows.csv")["variant"]) == {"input_size=64 train=head"}
+    measurements.write_csv(rows, tmp_path / "rows.csv")
+    assert set(measurements.read_csv(tmp_path / "rows.csv")["variant"]) == {
+        "input_size=64 train=head"
+    }
 
 
 def test_points_of_a_grid_are_kept_apart():
     both = pd.concat([invented.rows([0.0, 0.5], variant="dropout=0.1"),
                       invented.rows([1.0, 0.5], variant="dropout=0.2")])  # fmt: skip
-    averaged = tidy.average_seeds(both)
+    averaged = measurements.average_seeds(both)
     assert averaged["average_precision"].tolist() == [0.0, 0.5, 1.0, 0.5]
-    found = tidy.select(tidy.metrics(both, CLASSES), metric="mean_average_precision")
+    found = measurements.select(
+        measurements.metrics(both, CLASSES), metric="mean_average_precision"
+    )
     assert found["value"].tolist() == [0.25, 0.75]
 
 
 def test_there_is_a_row_for_each_query_of_each_state_and_search(queries, states):
     assert len(queries) == len(states) * len(SEARCHES) * N_QUERIES
-    assert not queries.duplicated([*tidy.PLACE, "query"]).any()
+    assert not queries.duplicated([*measurements.PLACE, "query"]).any()
     for each in states:
         own = chosen(queries, each, search="predicted_class")
         assert own["query"].tolist() == list(range(100, 100 + N_QUERIES))
@@ -112,19 +116,19 @@ def test_there_is_a_row_for_each_query_of_each_state_and_search(queries, states)
 
 
 def test_rows_of_queries_come_back_from_disk_as_they_were(queries, tmp_path):
-    tidy.write_parquet(queries, tmp_path / "queries.parquet")
+    measurements.write_parquet(queries, tmp_path / "queries.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "queries.parquet"), queries)
     assert [path.name for path in tmp_path.iterdir()] == ["queries.parquet"]
 
 
 def test_no_row_stands_twice(rows):
-    assert not rows.duplicated(tidy.COLUMNS[:-4]).any()
+    assert not rows.duplicated(measurements.COLUMNS[:-4]).any()
 
 
 def test_rows_stand_in_one_order_whatever_order_they_came_in(rows):
     shuffled = rows.sample(frac=1, random_state=0)
     assert not shuffled.index.equals(rows.index)
-    pd.testing.assert_frame_equal(tidy.sort(shuffled), rows)
+    pd.testing.assert_frame_equal(measurements.sort(shuffled), rows)
 
 
 def test_what_does_not_apply_stands_first(rows):
@@ -174,7 +178,7 @@ def test_accuracy_is_the_share_of_right_predictions_and_belongs_to_no_search(row
 
 def test_what_has_no_classifier_has_no_accuracy(queries):
     without = queries.assign(correct=np.nan, predicted=-1)
-    found = tidy.metrics(without[without["search"] == "unrestricted"], CLASSES)
+    found = measurements.metrics(without[without["search"] == "unrestricted"], CLASSES)
     assert "accuracy" not in set(found["metric"])
     assert "mean_average_precision" in set(found["metric"])
 
@@ -202,8 +206,8 @@ def test_each_number_has_the_interval_over_its_own_queries(rows, states):
 
 
 def test_one_query_has_a_value_but_no_interval():
-    found = tidy.metrics(invented.rows([0.5, 0.25], labels=[0, 1]), CLASSES)
-    own = tidy.select(found, metric="mean_average_precision", **{"class": "cross"})
+    found = measurements.metrics(invented.rows([0.5, 0.25], labels=[0, 1]), CLASSES)
+    own = measurements.select(found, metric="mean_average_precision", **{"class": "cross"})
     assert own["value"].item() == 0.25
     assert own["n_queries"].item() == 1
     assert own[["ci_low", "ci_high"]].isna().to_numpy().all()
@@ -213,7 +217,7 @@ def test_score_that_is_constant_by_construction_has_a_point_as_its_interval():
     frames = [
         invented.rows([1.0] * 36, search=search) for search in ("unrestricted", "oracle_class")
     ]
-    table = tidy.metrics(pd.concat(frames), CLASSES)
+    table = measurements.metrics(pd.concat(frames), CLASSES)
     ends = ["value", "ci_low", "ci_high"]
     for name in (None, CLASSES[0]):
         by_metric = table[table["class"].isna() if name is None else table["class"] == name]
@@ -228,7 +232,7 @@ def test_score_that_is_constant_by_construction_has_a_point_as_its_interval():
 
 def test_the_number_of_relevant_images_limits_the_intervals_of_precision_and_recall():
     depths = {"recall@5": 0.5, "precision@50": 0.2, "recall@50": 0.8, "precision@5": 0.8}
-    table = tidy.metrics(invented.rows([0.5] * 36, n_relevant=10, **depths), CLASSES)
+    table = measurements.metrics(invented.rows([0.5] * 36, n_relevant=10, **depths), CLASSES)
     table = table[table["class"].isna()].set_index(["metric", "k"])
     # With ten relevant images, half of them are among the first five at most.
     assert table.loc[("recall", 5), "ci_high"] == 0.5
@@ -249,7 +253,7 @@ def test_seeds_are_averaged_query_by_query():
     both = pd.concat(
         [invented.rows([0.0, 0.5, 1.0], seed=3), invented.rows([1.0, 0.5, 0.5], seed=4)]
     )
-    found = tidy.average_seeds(both)
+    found = measurements.average_seeds(both)
     assert found["query"].tolist() == [0, 1, 2]
     assert found["average_precision"].tolist() == [0.5, 0.5, 0.75]
     assert found["seed"].isna().all()
@@ -258,11 +262,11 @@ def test_seeds_are_averaged_query_by_query():
 def test_averaged_seeds_are_as_many_queries_as_one_seed_has(queries):
     """Else two seeds would pass for twice as many queries, and the interval be too narrow."""
     closed = queries[queries["protocol"] == "closed"]
-    found = tidy.metrics(tidy.average_seeds(closed), CLASSES)
+    found = measurements.metrics(measurements.average_seeds(closed), CLASSES)
     wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
-    own = tidy.select(found, **wanted)
+    own = measurements.select(found, **wanted)
     assert own["n_queries"].item() == N_QUERIES
-    final = tidy.select(closed, search="unrestricted")
+    final = measurements.select(closed, search="unrestricted")
     assert own["value"].item() == pytest.approx(final["average_precision"].mean())
     by_query = final.groupby("query")["average_precision"].mean().to_numpy()[:, None]
     low, high = uncertainty.confidence_bounds(by_query)
@@ -270,7 +274,7 @@ def test_averaged_seeds_are_as_many_queries_as_one_seed_has(queries):
 
 
 def test_seeds_are_averaged_within_a_state_protocol_draw_and_search_alone(queries):
-    found = tidy.average_seeds(queries)
+    found = measurements.average_seeds(queries)
     # Of the five states, the first and the third differ in their seed alone.
     assert len(found) == 4 * len(SEARCHES) * N_QUERIES
     early = queries[queries["epoch"] == 2].reset_index(drop=True)
@@ -280,60 +284,62 @@ def test_seeds_are_averaged_within_a_state_protocol_draw_and_search_alone(querie
 
 def test_one_seed_averaged_is_that_seed(queries):
     one = queries[queries["seed"] == 7]
-    columns = [name for name in tidy.COLUMNS if name != "seed"]
-    averaged = tidy.metrics(tidy.average_seeds(one), CLASSES)[columns]
-    pd.testing.assert_frame_equal(averaged, tidy.metrics(one, CLASSES)[columns])
+    columns = [name for name in measurements.COLUMNS if name != "seed"]
+    averaged = measurements.metrics(measurements.average_seeds(one), CLASSES)[columns]
+    pd.testing.assert_frame_equal(averaged, measurements.metrics(one, CLASSES)[columns])
 
 
 def test_unless_asked_otherwise_all_queries_of_the_final_state_are_selected(rows):
-    found = tidy.select(rows, metric="accuracy", protocol="closed")
+    found = measurements.select(rows, metric="accuracy", protocol="closed")
     assert found["seed"].tolist() == [7, 8]
     assert found[["epoch", "class"]].isna().to_numpy().all()
 
 
 def test_what_does_not_apply_is_selected_by_none(rows):
-    whole = tidy.select(rows, metric="mean_average_precision", k=None)
+    whole = measurements.select(rows, metric="mean_average_precision", k=None)
     assert len(whole)
     assert whole["k"].isna().all()
-    assert tidy.select(rows, draw=1)["protocol"].unique().tolist() == ["unseen_classes"]
-    assert tidy.select(rows, draw=None)["protocol"].unique().tolist() == ["closed"]
+    assert measurements.select(rows, draw=1)["protocol"].unique().tolist() == ["unseen_classes"]
+    assert measurements.select(rows, draw=None)["protocol"].unique().tolist() == ["closed"]
 
 
 def test_a_number_that_was_not_measured_is_a_dash(rows):
-    assert str(tidy.number(tidy.select(rows, metric="precision", k=1000))) == "–"
-    assert str(tidy.number(tidy.select(rows, metric="accuracy", epoch=5))) == "–"
+    assert str(measurements.number(measurements.select(rows, metric="precision", k=1000))) == "–"
+    assert str(measurements.number(measurements.select(rows, metric="accuracy", epoch=5))) == "–"
     unknown = pd.DataFrame({"value": [np.nan], "ci_low": [np.nan], "ci_high": [np.nan]})
-    assert str(tidy.number(unknown)) == "–"
+    assert str(measurements.number(unknown)) == "–"
 
 
 def test_a_number_is_told_with_its_interval_in_one_line():
     known = pd.DataFrame({"value": [0.12345], "ci_low": [0.1], "ci_high": [0.15]})
-    assert str(tidy.number(known)) == "0.123 [0.100,\u00a00.150]"
+    assert str(measurements.number(known)) == "0.123 [0.100,\u00a00.150]"
 
 
 def test_two_numbers_are_not_taken_for_one(rows):
     with pytest.raises(AssertionError, match="more than one"):
-        tidy.number(tidy.select(rows, metric="accuracy", protocol="closed"))
+        measurements.number(measurements.select(rows, metric="accuracy", protocol="closed"))
 
 
 def test_the_same_rows_are_the_same_bytes(rows, tmp_path):
-    tidy.write_csv(rows, tmp_path / "one.csv")
-    tidy.write_csv(tidy.sort(rows.sample(frac=1, random_state=1)), tmp_path / "two.csv")
+    measurements.write_csv(rows, tmp_path / "one.csv")
+    measurements.write_csv(
+        measurements.sort(rows.sample(frac=1, random_state=1)), tmp_path / "two.csv"
+    )
     content = (tmp_path / "one.csv").read_bytes()
     assert content == (tmp_path / "two.csv").read_bytes()
-    assert content.startswith(",".join(tidy.COLUMNS).encode() + b"\n")
+    assert content.startswith(",".join(measurements.COLUMNS).encode() + b"\n")
     assert b"\r" not in content
 
 
 def test_numbers_are_written_with_six_digits(rows, tmp_path):
     few = rows.head(3).assign(ci_high=[1 / 3, 1.0, 2e-7 / 3])
-    tidy.write_csv(few, tmp_path / "few.csv")
+    measurements.write_csv(few, tmp_path / "few.csv")
     lines = (tmp_path / "few.csv").read_text().splitlines()[1:]
     assert [line.split(",")[-2] for line in lines] == ["0.333333", "1", "6.66667e-08"]
 
 
 def test_whole_numbers_are_written_without_a_point(rows, tmp_path):
-    tidy.write_csv(rows, tmp_path / "rows.csv")
+    measurements.write_csv(rows, tmp_path / "rows.csv")
     table = pd.read_csv(tmp_path / "rows.csv", dtype=str, keep_default_na=False)
     assert set(table["k"]) == {"", "1", "3"}
     assert set(table["epoch"]) == {"", "2"}
@@ -354,10 +360,10 @@ def test_whole_numbers_are_written_without_a_point(rows, tmp_path):
 def test_classes_keep_their_names_on_the_way_to_disk_and_back(names, queries, tmp_path):
     """Names that look like numbers, or like nothing, are names all the same."""
     one = queries[(queries["seed"] == 8) & (queries["search"] == "unrestricted")]
-    tidy.write_csv(tidy.metrics(one, names), tmp_path / "one.csv")
-    found = tidy.read_csv(tmp_path / "one.csv")
+    measurements.write_csv(measurements.metrics(one, names), tmp_path / "one.csv")
+    found = measurements.read_csv(tmp_path / "one.csv")
     assert set(found["class"].dropna()) == set(names)
-    tidy.write_csv(tidy.sort(found), tmp_path / "two.csv")
+    measurements.write_csv(measurements.sort(found), tmp_path / "two.csv")
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
@@ -368,16 +374,18 @@ def test_depths_that_one_protocol_alone_measures_are_empty_for_the_others(states
         dataclasses.replace(each, per_query=each.per_query.assign(**{"precision@1000": 0.001}))
         for each in deep.evaluations
     ]
-    both = tidy.per_query("tiny", "cnn", [states[0], dataclasses.replace(deep, evaluations=ways)])
-    found = tidy.select(tidy.metrics(both, CLASSES), metric="precision", k=1000)
+    both = measurements.per_query(
+        "tiny", "cnn", [states[0], dataclasses.replace(deep, evaluations=ways)]
+    )
+    found = measurements.select(measurements.metrics(both, CLASSES), metric="precision", k=1000)
     assert found.dropna(subset="value")["protocol"].unique().tolist() == ["hashing_1k"]
-    assert str(tidy.number(found[found["protocol"] == "closed"].head(1))) == "–"
+    assert str(measurements.number(found[found["protocol"] == "closed"].head(1))) == "–"
 
 
 def test_no_name_is_a_formula_in_a_spreadsheet(queries, tmp_path):
     names = ["=cmd|' /C calc'!A0", "+1+1", "@sum"]
     one = queries[(queries["seed"] == 8) & (queries["search"] == "unrestricted")]
-    tidy.write_csv(tidy.metrics(one, names), tmp_path / "one.csv")
+    measurements.write_csv(measurements.metrics(one, names), tmp_path / "one.csv")
     with (tmp_path / "one.csv").open(newline="") as file:
         cells = {cell for row in csv.reader(file) for cell in row}
     assert not [cell for cell in cells if cell.startswith(("=", "+", "@"))]
