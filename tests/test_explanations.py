@@ -11,7 +11,7 @@ from conftest import empty_project, toy_dataset
 from cbir import explain
 from cbir.cache import Artifact
 from cbir.networks.gradients import Maps
-from cbir.reporting import display, effects, explanations, montages
+from cbir.reporting import display, explanations, gains, montages
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
@@ -161,8 +161,8 @@ def project(tmp_path, monkeypatch):
 def saved(**runs) -> pd.DataFrame:
     """The explanations of a study's runs, written and read again."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
-    effects.save(explanations.summarise("tiny", runs), "tiny", explanations.FILE)
-    return effects.read("tiny", explanations.FILE, list(runs))
+    gains.save(explanations.summarise("tiny", runs), "tiny", explanations.FILE)
+    return gains.read("tiny", explanations.FILE, list(runs))
 
 
 def test_rows_have_areas_gains_and_their_tests():
@@ -199,12 +199,12 @@ def test_explain_runs_writes_one_file_for_all_networks_of_a_study(project, monke
     run_folder("tiny").mkdir(parents=True)
     both = explanations.explain_runs("tiny", {})
     assert (run_folder("tiny") / explanations.FILE).is_file()
-    read = effects.read("tiny", explanations.FILE, list(made))
+    read = gains.read("tiny", explanations.FILE, list(made))
     pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
     np.testing.assert_allclose(both["p_holm"], uncertainty.holm(both["p"].to_numpy()))
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
     # Four rows that are read alone are corrected by less than eight.
-    alone = effects.read("tiny", explanations.FILE, ["cnn", "old"])
+    alone = gains.read("tiny", explanations.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     assert alone["p_holm"].iloc[0] < both["p_holm"].iloc[0]
 
@@ -249,7 +249,7 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
 
 
 def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
-    rows = effects.read("tiny", explanations.FILE, ["cnn", "vgg16"])
+    rows = gains.read("tiny", explanations.FILE, ["cnn", "vgg16"])
     assert rows.empty
     assert explanations.trust("tiny", "cnn").endswith("has not been measured.")
     assert explanations.compare(rows) == ""

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import empty_project, toy_dataset, toy_embeddings
 
-from cbir.reporting import effects, feedback
+from cbir.reporting import feedback, gains
 from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
@@ -64,8 +64,8 @@ def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
 def saved(**runs) -> pd.DataFrame:
     """What was measured of a study's runs, written and read again."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
-    effects.save(feedback.summarise("tiny", runs), "tiny", feedback.FILE)
-    return effects.read("tiny", feedback.FILE, list(runs))
+    gains.save(feedback.summarise("tiny", runs), "tiny", feedback.FILE)
+    return gains.read("tiny", feedback.FILE, list(runs))
 
 
 def test_a_row_by_hand():
@@ -113,20 +113,20 @@ def test_measure_runs_writes_one_file_for_all_runs_of_a_study(project, monkeypat
     runs = {name: SimpleNamespace(embeddings=name) for name in frames}
     both = feedback.measure_runs("tiny", runs)
     assert (run_folder("tiny") / feedback.FILE).is_file()
-    read = effects.read("tiny", feedback.FILE, list(frames))
+    read = gains.read("tiny", feedback.FILE, list(frames))
     pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
     # Round 0 is no test: four are corrected together, and those of one run by less.
     tested = both[both["round"] > 0]
     np.testing.assert_allclose(tested["p_holm"], uncertainty.holm(tested["p"].to_numpy()))
     assert both.loc[both["round"] == 0, "p_holm"].isna().all()
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
-    alone = effects.read("tiny", feedback.FILE, ["cnn", "old"])
+    alone = gains.read("tiny", feedback.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     assert (alone["p_holm"].iloc[1:] < tested["p_holm"].iloc[2:].to_numpy()).all()
 
 
 def test_where_nobody_has_measured_there_is_nothing_to_say(project):
-    rows = effects.read("tiny", feedback.FILE, ["cnn", "vgg16"])
+    rows = gains.read("tiny", feedback.FILE, ["cnn", "vgg16"])
     assert rows.empty
     assert feedback.describe(rows) == ""
     assert feedback.table(rows).empty

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from cbir import explain
 from cbir.explain import CURVES, Explanation
 from cbir.images.dataset import Dataset
-from cbir.reporting import charts, effects, montages
+from cbir.reporting import charts, gains, montages
 from cbir.reporting.display import HIT, MISS, NEUTRAL
 from cbir.reporting.estimates import span
 from cbir.reporting.runs import Run, networks
@@ -67,9 +67,9 @@ def explain_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Explain the networks of a study, and write reports/<study>/explanations.csv.
 
     Returns:
-        The rows of `summarise`, with the columns that `effects.read` adds.
+        The rows of `summarise`, with the columns that `gains.read` adds.
     """
-    return effects.save(summarise(study, explain_all(runs)), study, FILE)
+    return gains.save(summarise(study, explain_all(runs)), study, FILE)
 
 
 def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]:
@@ -78,7 +78,7 @@ def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]
     Returns:
         One row per architecture, test (deletion, insertion) and what it is against: area and
         area_against (means under the curves) and gain (by how much the map is better), as in
-        `effects.mean_row`.
+        `gains.mean_row`.
     """
     rows = []
     for architecture, explanation in explanations.items():
@@ -86,14 +86,14 @@ def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]
             areas = explanation.faithfulness[[test, f"{test}_{other}", f"{test}_{gain}"]]
             areas = areas.set_axis(["area", "area_against", "gain"], axis="columns")
             row = {"study": study, "architecture": architecture, "test": test, "against": against}
-            rows.append(row | effects.mean_row(areas, _similarities(explanation)))
+            rows.append(row | gains.mean_row(areas, _similarities(explanation)))
     return rows
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """The tests, from `explain_runs`, as a reader sees them."""
     means = ["area", "area_against", "gain"]
-    return effects.table(rows, ["architecture", "test", "against", *means, "p_holm", "n_queries"])
+    return gains.table(rows, ["architecture", "test", "against", *means, "p_holm", "n_queries"])
 
 
 def compare(rows: pd.DataFrame) -> str:
@@ -134,7 +134,7 @@ def compare(rows: pd.DataFrame) -> str:
 
 def trust(study: str, architecture: str) -> str:
     """How one architecture's similarity maps did in the tests, in one sentence."""
-    rows = effects.read(study, FILE, [architecture])
+    rows = gains.read(study, FILE, [architecture])
     if rows.empty:
         return "Whether these maps can be trusted has not been measured."
     parts = []

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cbir.reporting import charts, effects
+from cbir.reporting import charts, gains
 from cbir.reporting.display import NEUTRAL, entry, looks
 from cbir.reporting.estimates import interval_columns
 from cbir.reporting.runs import Run
@@ -40,18 +40,18 @@ def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     Architectures and baselines are measured with the first seed and the first protocol; cached.
 
     Returns:
-        The rows of `summarise`, with the columns that `effects.read` adds.
+        The rows of `summarise`, with the columns that `gains.read` adds.
 
     Raises:
         StudyError: the embeddings of a run are missing.
     """
     measured = {name: measure_feedback(run.embeddings) for name, run in runs.items()}
-    return effects.save(summarise(study, measured), study, FILE)
+    return gains.save(summarise(study, measured), study, FILE)
 
 
 def read_weights(study: str, architecture: str) -> Rocchio | None:
     """The weights chosen for a run; None if its feedback has not been measured."""
-    rows = effects.read(study, FILE, [architecture])
+    rows = gains.read(study, FILE, [architecture])
     return None if rows.empty else Rocchio(*rows[WEIGHTS].iloc[0].astype(float))
 
 
@@ -63,7 +63,7 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
 
     Returns:
         One row per architecture and round: with_feedback and without_feedback (mAPs on the same
-        images) and gain (their difference), as in `effects.mean_row`, but for round 0, where both
+        images) and gain (their difference), as in `gains.mean_row`, but for round 0, where both
         are the same query, the gain's interval is a point and p is NaN; n_left_out (queries without
         a relevant image left), marked and positive (how many images a query has marked so far, and
         how many of these are positive examples: means over all queries), and the weights of
@@ -76,7 +76,7 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
             values = values.set_axis([WITH, WITHOUT], axis="columns")
             values = values.assign(gain=values[WITH] - values[WITHOUT])
             row = {"study": study, "architecture": architecture, "round": number}
-            row |= effects.mean_row(values)
+            row |= gains.mean_row(values)
             if number == 0:
                 row |= dict.fromkeys(interval_columns("gain"), 0.0) | {"p": np.nan}
             row["n_left_out"] = len(group) - row["n_queries"]
@@ -89,7 +89,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, from `measure_runs`, as a reader sees them."""
     if rows.empty:
         return rows
-    texts = effects.table(rows, COLUMNS)
+    texts = gains.table(rows, COLUMNS)
     means = texts[["marked", "positive"]].map("{:.1f}".format)
     return texts.assign(**means, weights=[str(Rocchio(*row)) for row in rows[WEIGHTS].to_numpy()])
 
@@ -135,9 +135,9 @@ def describe(rows: pd.DataFrame) -> str:
     names = first.groupby("verdict", observed=True)["architecture"].agg(join)
     parts = [f"{EFFECTS[verdict]} the mAP of {joined}" for verdict, joined in names.items()]
     text = f"Marking the {first['marked'].max():.3g} nearest images once {'; '.join(parts)}."
-    gains = first[first["verdict"] == "better"]
-    if len(gains):
-        best = gains.loc[gains[WITH].idxmax()]
+    better = first[first["verdict"] == "better"]
+    if len(better):
+        best = better.loc[better[WITH].idxmax()]
         text += (
             f" With {best['architecture']}, it rises from {best[WITHOUT]:.3f} to {best[WITH]:.3f}."
         )

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cbir import StudyError
-from cbir.reporting import charts, effects, measurements
+from cbir.reporting import charts, gains, measurements
 from cbir.reporting.display import looks
 from cbir.reporting.estimates import from_row
 from cbir.reporting.runs import Run, run_folder
@@ -146,13 +146,13 @@ def paper_table(costs: pd.DataFrame, images_per_second: float | None) -> pd.Data
 
 
 def measure_reductions(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """What smaller embeddings lose, as from `effects.save`, with reduction and bytes."""
+    """What smaller embeddings lose, as from `gains.save`, with reduction and bytes."""
     measured = {name: scale.measure_reductions(run.embeddings) for name, run in runs.items()}
     return _save(study, measured, "reduction", ["bytes"], "reductions.csv")
 
 
 def measure_rerankings(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """What re-ranking gains, as from `effects.save`, with method, settings and costs."""
+    """What re-ranking gains, as from `gains.save`, with method, settings and costs."""
     measured = {name: reranking.measure_rerankings(run.embeddings) for name, run in runs.items()}
     return _save(study, measured, "method", ["settings", "milliseconds", "bytes"], "reranking.csv")
 
@@ -168,14 +168,14 @@ def _save(
             values = values.set_axis([WITH, WITHOUT], axis="columns")
             values = values.assign(gain=values[WITH] - values[WITHOUT])
             row = {"study": study, "architecture": architecture, kind: name}
-            rows.append(row | effects.mean_row(values) | group[costs].iloc[0].to_dict())
-    return effects.save(rows, study, file)
+            rows.append(row | gains.mean_row(values) | group[costs].iloc[0].to_dict())
+    return gains.save(rows, study, file)
 
 
 def effects_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of `measure_reductions` or `measure_rerankings` for readers."""
     kind = "method" if "method" in rows else "reduction"
-    table = effects.table(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
+    table = gains.table(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
     table["bytes per image"] = rows["bytes"].map("{:,.0f}".format).to_numpy()
     if "settings" in rows:
         settings = rows["settings"].map(json.loads)

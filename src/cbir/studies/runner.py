@@ -41,7 +41,7 @@ from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 # The file in a report's folder that lists the files that are left out, or used with a remark.
 FILES = "files.csv"
 # The files that the notebooks of pages write, beside those of the whole study.
-EFFECTS = {
+PAGE_FILES = {
     "explanations": "explanations.csv", "feedback": "feedback.csv", "scale": "engines.csv",
 }  # fmt: skip
 LARGEST_PAGE = 4_000_000  # bytes
@@ -258,8 +258,8 @@ def _files(study: Study, page: Page) -> list[Path]:
     files += [study.folder / page.folder / name for name in RUN_FILES]
     if page == study.pages[0]:
         files += [study.folder / name for name in STUDY_FILES]
-    elif page.name in EFFECTS:
-        files.append(study.folder / EFFECTS[page.name])
+    elif page.name in PAGE_FILES:
+        files.append(study.folder / PAGE_FILES[page.name])
     return [file for file in files if file.exists()]
 
 

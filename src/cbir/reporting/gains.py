@@ -1,4 +1,4 @@
-"""Effects: mean gains with their tests, in one file per study and question.
+"""Mean gains with their tests, in one file per study and question.
 
 `explanations` and `feedback` measure gains; this module averages, stores, reads and tabulates their
 rows. Each mean, of gains or of anything else, has the columns of `estimates.interval_columns`.
