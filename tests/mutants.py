@@ -137,8 +137,8 @@ MUTANTS = [Mutant(*row) for row in [
     ("retrieval/uncertainty.py", "ahead = names[np.where(is_turned, other, one)]",
      "ahead = names[np.where(is_turned, one, other)]", "uncertainty"),
     # Tables and figures.
-    ("reporting/estimates.py", 'name, f"{prefix}ci_low", f"{prefix}ci_high"',
-     'name, f"{prefix}ci_high", f"{prefix}ci_low"', "estimates"),
+    ("reporting/numbers.py", 'name, f"{prefix}ci_low", f"{prefix}ci_high"',
+     'name, f"{prefix}ci_high", f"{prefix}ci_low"', "numbers"),
     ("reporting/measurements.py", "else classes[label]", "else classes[label - 1]", "measurements"),
     ("reporting/measurements.py", "sort=False).mean()", "sort=False).max()", "measurements"),
     ("reporting/tables.py", "number(select(part, **chosen)) for part, chosen in parts]",

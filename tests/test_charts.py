@@ -8,7 +8,7 @@ import pytest
 from invented import result, rows
 
 from cbir.reporting import charts, display, measurements, tables
-from cbir.reporting.estimates import from_row
+from cbir.reporting.numbers import from_row
 from cbir.reporting.runs import networks, papers_networks
 from cbir.retrieval import uncertainty
 

@@ -8,7 +8,7 @@ from invented import result, rows
 from test_provenance import PARAMETERS
 
 from cbir.reporting import claims, grids, provenance, tables
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.numbers import Estimate
 
 PRUNED, VGG16, _ = provenance.KNOWN_WEIGHTS
 # The SHA-256 of the weights of a backbone.

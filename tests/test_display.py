@@ -20,7 +20,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from cbir.reporting import display
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting.numbers import Estimate, PValue
 
 
 @pytest.fixture

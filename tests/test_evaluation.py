@@ -11,7 +11,7 @@ from cbir.cache import Artifact
 from cbir.images import protocols
 from cbir.networks.embeddings import normalise
 from cbir.reporting import tables
-from cbir.reporting.estimates import Estimate
+from cbir.reporting.numbers import Estimate
 from cbir.retrieval import evaluation, metrics, ranking, searches, uncertainty
 
 MEASUREMENT = {

@@ -4,8 +4,8 @@ import pytest
 from invented import result, rows
 
 from cbir.reporting import grids, tables
-from cbir.reporting.estimates import interval_columns
 from cbir.reporting.grids import ACCURACY, INDEX, MAP, SECONDS, SPEED, TRAINING
+from cbir.reporting.numbers import interval_columns
 from cbir.retrieval import uncertainty
 from cbir.studies import configs
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import empty_project, toy_dataset, toy_embeddings
 
 from cbir.reporting import feedback, gains
-from cbir.reporting.estimates import from_row
+from cbir.reporting.numbers import from_row
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 from cbir.retrieval.feedback import Rocchio, choose_weights

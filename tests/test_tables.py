@@ -15,7 +15,7 @@ from invented import result, rows
 
 from cbir.images import leaks, protocols
 from cbir.reporting import measurements, provenance, sentences, tables
-from cbir.reporting.estimates import Estimate, from_row
+from cbir.reporting.numbers import Estimate, from_row
 from cbir.reporting.runs import write_study
 from cbir.retrieval import metrics, uncertainty
 

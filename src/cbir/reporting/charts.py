@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from cbir.reporting import measurements, tables
 from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, entry, looks
-from cbir.reporting.estimates import Estimate, from_row, interval_columns
 from cbir.reporting.montages import shorten
+from cbir.reporting.numbers import Estimate, from_row, interval_columns
 
 # The approximate number of markers on a curve, whatever its number of epochs.
 MOST_MARKERS = 12

@@ -8,7 +8,7 @@ import itertools
 
 import pandas as pd
 
-from cbir.reporting import estimates, grids, provenance, sentences, tables
+from cbir.reporting import grids, numbers, provenance, sentences, tables
 from cbir.reporting.runs import Run, networks, parse_point
 from cbir.retrieval import uncertainty
 
@@ -97,7 +97,7 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
         words = [f"{key} {value}" for key, value in point.items() if key != grids.LEARN_FROM]
         images = run.summary["dataset"]["train"] + run.summary["dataset"]["validation"]
         # Different images: the two accuracies are independent.
-        gap = estimates.from_row(run.summary["training_accuracy"]) - accuracies[name]
+        gap = numbers.from_row(run.summary["training_accuracy"]) - accuracies[name]
         entries[name] = {
             "network": ", ".join([architecture, *words]),
             "trained": provenance.treatment(run),
@@ -173,7 +173,7 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str
     )
 
 
-def _direction(difference: estimates.Estimate) -> str | None:
+def _direction(difference: numbers.Estimate) -> str | None:
     """Whether a difference is clearly above or below 0; None if its interval contains 0."""
     return "larger" if difference.low > 0 else "smaller" if difference.high < 0 else None
 

@@ -7,7 +7,7 @@ from html import escape
 from IPython.display import HTML, display
 
 from cbir.reporting.display import TEMPLATES
-from cbir.reporting.estimates import span
+from cbir.reporting.numbers import span
 from cbir.reporting.runs import Run, networks
 
 # In units of the drawing, which is scaled to the page.

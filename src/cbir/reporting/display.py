@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
-from cbir.reporting import estimates
-from cbir.reporting.estimates import Estimate, PValue, from_row
+from cbir.reporting import numbers
+from cbir.reporting.numbers import Estimate, PValue, from_row
 
 # The maximum number of classes in a figure, so that it stays readable.
 MOST_ROWS = 40
@@ -252,7 +252,7 @@ def table(
             for name, *row in cells.itertuples(name=None)
         ],
     )
-    csv = estimates.csv_text(estimates.split(cells), index=has_names)
+    csv = numbers.csv_text(numbers.split(cells), index=has_names)
     bundle = {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
     display(bundle, metadata={"text/html": {"caption": caption}}, raw=True)
 

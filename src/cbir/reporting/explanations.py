@@ -19,7 +19,7 @@ from cbir.explain import CURVES, Explanation
 from cbir.images.dataset import Dataset
 from cbir.reporting import charts, gains, montages
 from cbir.reporting.display import HIT, MISS, NEUTRAL
-from cbir.reporting.estimates import span
+from cbir.reporting.numbers import span
 from cbir.reporting.runs import Run, networks
 from cbir.reporting.sentences import join
 from cbir.retrieval import uncertainty

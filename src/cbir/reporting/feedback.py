@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cbir.reporting import charts, gains
 from cbir.reporting.display import NEUTRAL, entry, looks
-from cbir.reporting.estimates import interval_columns
+from cbir.reporting.numbers import interval_columns
 from cbir.reporting.runs import Run
 from cbir.reporting.sentences import join
 from cbir.retrieval.feedback import Rocchio, measure_feedback

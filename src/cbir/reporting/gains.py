@@ -1,14 +1,14 @@
 """Mean gains with their tests, in one file per study and question.
 
 `explanations` and `feedback` measure gains; this module averages, stores, reads and tabulates their
-rows. Each mean, of gains or of anything else, has the columns of `estimates.interval_columns`.
+rows. Each mean, of gains or of anything else, has the columns of `numbers.interval_columns`.
 """
 
 import numpy as np
 import pandas as pd
 
 from cbir.reporting import measurements
-from cbir.reporting.estimates import PValue, from_row, interval_columns
+from cbir.reporting.numbers import PValue, from_row, interval_columns
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 

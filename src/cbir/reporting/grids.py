@@ -9,9 +9,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from cbir.reporting import charts, estimates, tables
+from cbir.reporting import charts, numbers, tables
 from cbir.reporting.display import LOOKS, entry
-from cbir.reporting.estimates import from_row, interval_columns
+from cbir.reporting.numbers import from_row, interval_columns
 from cbir.reporting.runs import Run, networks, parse_point, training_place
 from cbir.reporting.sentences import NETWORKS_ONLY
 from cbir.retrieval import uncertainty
@@ -28,7 +28,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
     """A row per run: its architecture, its point of the grid, its quality and its cost.
 
     Baselines, which have no accuracy, are left out. An estimate has the three columns of
-    `estimates.interval_columns`. The grid's parameters follow the architecture.
+    `numbers.interval_columns`. The grid's parameters follow the architecture.
     """
     runs, rows = networks(runs), {}
     parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
@@ -45,7 +45,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
             **costs.loc[[SPEED, SECONDS, INDEX], name],
             PLACE: training_place(run.summary),
         }
-    return estimates.split(pd.DataFrame.from_dict(rows, orient="index"))
+    return numbers.split(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def dimensions(points: pd.DataFrame) -> list[str]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cbir.cache import replacing, write_text
-from cbir.reporting import estimates
-from cbir.reporting.estimates import Estimate
+from cbir.reporting import numbers
+from cbir.reporting.numbers import Estimate
 from cbir.retrieval import uncertainty
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def sort(rows: pd.DataFrame) -> pd.DataFrame:
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
     """Write metrics.csv; the same numbers give the same bytes."""
-    write_text(path, estimates.csv_text(rows, float_format="%.6g"))
+    write_text(path, numbers.csv_text(rows, float_format="%.6g"))
 
 
 def write_parquet(rows: pd.DataFrame, path: Path) -> None:
@@ -137,7 +137,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         path, dtype=dict.fromkeys(names, "str"), keep_default_na=False, na_values=[""]
     )
     for name in rows.columns.intersection(names):
-        rows[name] = rows[name].str.replace(estimates.FORMULA_AS_TEXT, "", regex=True)
+        rows[name] = rows[name].str.replace(numbers.FORMULA_AS_TEXT, "", regex=True)
     return rows
 
 
@@ -160,4 +160,4 @@ def number(rows: pd.DataFrame) -> Estimate:
     if rows.empty:
         return Estimate(float("nan"))
     assert len(rows) == 1, "more than one number"
-    return estimates.from_row(rows.iloc[0])
+    return numbers.from_row(rows.iloc[0])

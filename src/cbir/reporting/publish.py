@@ -16,17 +16,9 @@ import pandas as pd
 from cbir import StudyError
 from cbir.cache import MANIFEST, read, write_text
 from cbir.progress import duration
-from cbir.reporting import (
-    charts,
-    estimates,
-    grids,
-    measurements,
-    pages,
-    provenance,
-    sentences,
-    tables,
-)
+from cbir.reporting import charts, grids, measurements, pages, provenance, sentences, tables
 from cbir.reporting.display import TEMPLATES
+from cbir.reporting.numbers import span
 from cbir.reporting.runs import (
     parse_point,
     read_manifest,
@@ -261,7 +253,7 @@ def _mean(rows: pd.DataFrame) -> str:
     if len(by_seed) < 2:
         return str(measurements.number(rows))
     of_seeds, mean = f"{len(by_seed)} seeds", rows[rows["seed"].isna()]
-    values = estimates.span(by_seed["value"], 3)
+    values = span(by_seed["value"], 3)
     if mean.empty:
         return f"{by_seed['value'].mean():.3f} ({values}, {of_seeds})"
     return f"{measurements.number(mean)} ({values}, {of_seeds})"

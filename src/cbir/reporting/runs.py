@@ -24,7 +24,7 @@ from cbir.images.dataset import Dataset, load_dataset, stored_dataset
 from cbir.images.folders import PACKAGED, dataset_folder
 from cbir.networks import weights
 from cbir.networks.embeddings import Embeddings
-from cbir.reporting import estimates, measurements
+from cbir.reporting import measurements, numbers
 
 if TYPE_CHECKING:  # Keras and numba take seconds to import, and few callers need them
     from cbir.networks.models import Network
@@ -279,7 +279,7 @@ def save_run(
         }
         write_text(
             folder / "history.csv",
-            estimates.csv_text(training.stages, index=True, float_format="%.6g"),
+            numbers.csv_text(training.stages, index=True, float_format="%.6g"),
         )
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return read_run(study, architecture)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from cbir import StudyError
 from cbir.reporting import charts, gains, measurements
 from cbir.reporting.display import looks
-from cbir.reporting.estimates import from_row
+from cbir.reporting.numbers import from_row
 from cbir.reporting.runs import Run, run_folder
 from cbir.retrieval import reranking, scale
 

@@ -12,8 +12,8 @@ import pandas as pd
 from cbir.images import leaks
 from cbir.images.dataset import Dataset
 from cbir.progress import duration
-from cbir.reporting import estimates, measurements, tables
-from cbir.reporting.estimates import Estimate
+from cbir.reporting import measurements, numbers, tables
+from cbir.reporting.numbers import Estimate
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
 
@@ -177,7 +177,7 @@ def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     unbeaten = [name for name in points.index[points["is_baseline"]] if outcomes[name] != "win"]
     relations = _relations(outcomes[others], "all other architectures")
     relations += [f"{part} (baseline)" for part in _relations(outcomes[unbeaten])]
-    highest = estimates.from_row(trained.iloc[0])
+    highest = numbers.from_row(trained.iloc[0])
     text = f"**{first}** has the highest mean average precision (mAP), {highest}"
     text += f": {'; '.join(relations)}." if relations else "."
     if not others:
@@ -392,7 +392,7 @@ def describe_run(run: Run) -> str:
     if not math.isnan(quality["accuracy"].value):
         of_training = ""
         if not run.is_baseline:
-            training_accuracy = estimates.from_row(summary["training_accuracy"])
+            training_accuracy = numbers.from_row(summary["training_accuracy"])
             of_training = f", and its training images with an accuracy of {training_accuracy}"
         sentences.append(
             f"It classifies {images['queries']:,} queries with an accuracy of "
@@ -459,7 +459,7 @@ def unseen(runs: dict[str, Run]) -> str:
     for name in architectures:
         relations = "; ".join(_relations(outcomes.loc[name, baselines]))
         lines.append(
-            f"- **{name}** reaches an mAP of {estimates.from_row(tested.loc[name])} on classes "
+            f"- **{name}** reaches an mAP of {numbers.from_row(tested.loc[name])} on classes "
             f"that it was not trained on{'; it is ' * bool(relations)}{relations}."
         )
     n_classes, n_draws = tested["n_classes"].iloc[0], len(means.index.unique("draw"))

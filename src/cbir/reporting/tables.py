@@ -11,8 +11,8 @@ from cbir.images import protocols
 from cbir.images.dataset import Dataset
 from cbir.images.folders import group_by_reason
 from cbir.networks.embeddings import Embeddings
-from cbir.reporting.estimates import Estimate, PValue, from_row, interval_columns, span
 from cbir.reporting.measurements import number, select
+from cbir.reporting.numbers import Estimate, PValue, from_row, interval_columns, span
 from cbir.reporting.runs import Run, networks, shared_dataset, training_place
 from cbir.retrieval import uncertainty
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cbir.reporting import estimates, measurements
-from cbir.reporting.estimates import Estimate, PValue
+from cbir.reporting import measurements, numbers
+from cbir.reporting.numbers import Estimate, PValue
 
 
 # Worked out by hand from the rule of the Particle Data Group.
@@ -20,17 +20,17 @@ from cbir.reporting.estimates import Estimate, PValue
     ],
 )  # fmt: skip
 def test_digits_follow_half_of_the_interval(half, expected):
-    assert estimates.decimals(half) == expected
+    assert numbers.decimals(half) == expected
 
 
 @pytest.mark.parametrize("half", [0.0, 1e-16, math.nan, math.inf, -1.0])
 def test_without_a_width_there_are_three_digits(half):
-    assert estimates.decimals(half) == 3
+    assert numbers.decimals(half) == 3
 
 
 @given(st.floats(1e-3, 0.5))
 def test_what_rounding_takes_away_is_small_beside_the_interval(half):
-    step = 10.0 ** -estimates.decimals(half)
+    step = 10.0 ** -numbers.decimals(half)
     # From a 35.5th of half the interval to a 3.5th of it.
     assert half / 36 < step < half / 3.5
 
