@@ -13,7 +13,7 @@ from conftest import build_network
 from keras import layers, ops
 
 from cbir import StudyError
-from cbir.networks import mixed_precision, models
+from cbir.networks import models
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import POOLINGS
 from cbir.networks.embeddings import fit_whitening, normalise
@@ -310,7 +310,7 @@ def test_an_embedding_of_zeros_gives_an_empty_map_and_no_error():
 def test_half_precision_marks_the_same(policy, monkeypatch):
     queries, results = some_images(), some_images(seed=2)
     full = similarity_maps(build_network("cnn_strong", embedding="pooled"), queries, results)
-    monkeypatch.setattr(mixed_precision, "best", lambda: policy)
+    monkeypatch.setattr(models, "best_precision", lambda: policy)
     network = build_network("cnn_strong", embedding="pooled", mixed_precision=True)
     half = similarity_maps(network, queries, results)
     np.testing.assert_allclose(half.query, full.query, atol=0.1)

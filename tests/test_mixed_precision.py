@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import build_network
 
-from cbir.networks import mixed_precision, optimizers
-from cbir.networks.mixed_precision import _compute_capability, best, use_precision
+from cbir.networks import models, training
+from cbir.networks.models import _compute_capability, best_precision, use_precision
 
 HALF = ["mixed_bfloat16", "mixed_float16"]
 
@@ -26,7 +26,7 @@ def gpus(monkeypatch):
             "list_devices",
             lambda kind=None: devices if kind == "gpu" else ["cpu:0"],
         )
-        monkeypatch.setattr(mixed_precision, "_compute_capability", lambda: capability)
+        monkeypatch.setattr(models, "_compute_capability", lambda: capability)
 
     return have
 
@@ -46,7 +46,7 @@ def gpus(monkeypatch):
 )
 def test_half_precision_is_used_where_the_gpu_is_made_for_it(gpus, count, capability, policy):
     gpus(count, capability)
-    assert best() == policy
+    assert best_precision() == policy
 
 
 @pytest.mark.parametrize(("capability", "policy"), [(8.0, "mixed_bfloat16"), (0, "float32")])
@@ -55,8 +55,8 @@ def test_a_backend_that_lists_no_devices_is_known_by_the_driver(monkeypatch, cap
         raise AttributeError("no distribution_lib")
 
     monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
-    monkeypatch.setattr(mixed_precision, "_compute_capability", lambda: capability)
-    assert best() == policy
+    monkeypatch.setattr(models, "_compute_capability", lambda: capability)
+    assert best_precision() == policy
 
 
 def test_full_precision_is_kept_where_half_is_not_wanted(gpus):
@@ -126,7 +126,7 @@ def test_xla_compiles_on_a_gpu_where_neither_a_layer_nor_determinism_excludes_it
     monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: is_deterministic)
     devices = [SimpleNamespace(device_type="GPU" if has_gpu else "CPU")]
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: devices)
-    model = optimizers.augmented(build_network().model, augmentation)
+    model = training.augmented(build_network().model, augmentation)
     model.compile("adam", "sparse_categorical_crossentropy")
     assert model.jit_compile == compiles
 
@@ -146,7 +146,7 @@ def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_requested(mon
     "pooling", ["avg", "gem", pytest.param("attention", marks=pytest.mark.slow)]
 )
 def test_embeddings_and_probabilities_are_in_full_precision(monkeypatch, policy, pooling):
-    monkeypatch.setattr(mixed_precision, "best", lambda: policy)
+    monkeypatch.setattr(models, "best_precision", lambda: policy)
     network = build_network("cnn_strong", mixed_precision=True, pooling=pooling)
     assert network.parameters["precision"] == policy
     half = policy.removeprefix("mixed_")
@@ -162,13 +162,13 @@ def test_embeddings_and_probabilities_are_in_full_precision(monkeypatch, policy,
 
 
 def test_a_pooled_embedding_is_in_full_precision(monkeypatch):
-    monkeypatch.setattr(mixed_precision, "best", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(models, "best_precision", lambda: "mixed_bfloat16")
     network = build_network("cnn_strong", mixed_precision=True, embedding="pooled")
     assert network.head.get_layer("embedding").output.dtype == "float32"
 
 
 def test_attention_in_half_precision_sums_to_one(monkeypatch):
-    monkeypatch.setattr(mixed_precision, "best", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(models, "best_precision", lambda: "mixed_bfloat16")
     network = build_network("cnn_strong", mixed_precision=True, pooling="attention")
     weights = np.asarray(network.attention(np.zeros((2, 32, 32, 3), np.uint8)), np.float32)
     np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5)
@@ -177,7 +177,7 @@ def test_attention_in_half_precision_sums_to_one(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", HALF)
 def test_a_network_learns_in_half_precision(monkeypatch, policy):
-    monkeypatch.setattr(mixed_precision, "best", lambda: policy)
+    monkeypatch.setattr(models, "best_precision", lambda: policy)
     network = build_network("cnn", mixed_precision=True, pooling="gem", dropout=0.0)
     images = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
     network.model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -188,9 +188,9 @@ def test_a_network_learns_in_half_precision(monkeypatch, policy):
 
 @pytest.mark.parametrize("augmentation", [[], ["flip"]])
 def test_the_loss_is_scaled_in_float16_behind_augmentation_too(monkeypatch, augmentation):
-    monkeypatch.setattr(mixed_precision, "best", lambda: "mixed_float16")
+    monkeypatch.setattr(models, "best_precision", lambda: "mixed_float16")
     network = build_network("cnn_strong", mixed_precision=True)
-    trained = optimizers.augmented(network.model, augmentation)
+    trained = training.augmented(network.model, augmentation)
     trained.compile("adam", "sparse_categorical_crossentropy")
     assert isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
     assert trained.output.dtype == "float32"

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from cbir.networks import optimizers
+from cbir.networks import training
 from cbir.networks.choices import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
 STEPS, EPOCHS, RATE = 10, 8, 0.2
@@ -13,7 +13,7 @@ STEPS, EPOCHS, RATE = 10, 8, 0.2
 def driver(name="sgd", steps=STEPS, **changes):
     settings = {"optimizer": name, "schedule": "constant", "learning_rate": 0.1}
     settings |= {"weight_decay": 0.0, "epochs": EPOCHS}
-    return optimizers.optimizer(settings | changes, steps)
+    return training.make_optimizer(settings | changes, steps)
 
 
 def after_steps(optimizer, count=1, weight=2.0, gradient=4.0) -> float:
@@ -105,7 +105,7 @@ def smoothed_by_hand(share: float) -> np.ndarray:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_label_smoothing_spreads_its_share_over_all_classes(share):
-    losses = optimizers.loss({"label_smoothing": share})(LABELS, PROBABILITIES)
+    losses = training.make_loss({"label_smoothing": share})(LABELS, PROBABILITIES)
     np.testing.assert_allclose(losses, smoothed_by_hand(share), rtol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(share):
 def test_loss_and_accuracy_of_a_model_are_those_by_hand(share):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
-    model.compile("sgd", loss=optimizers.loss({"label_smoothing": share}), metrics=["accuracy"])
+    model.compile("sgd", loss=training.make_loss({"label_smoothing": share}), metrics=["accuracy"])
     loss, accuracy = model.evaluate(PROBABILITIES, LABELS, verbose=0)
     assert loss == pytest.approx(smoothed_by_hand(share).mean(), rel=1e-5)
     assert accuracy == pytest.approx(2 / 3)
@@ -133,7 +133,7 @@ def one_image_many_times(count=32) -> np.ndarray:
 def test_each_augmentation_changes_each_image_anew_and_only_in_training(name):
     keras.utils.set_random_seed(0)
     images = one_image_many_times()
-    model = optimizers.augmented(unchanging(), [name])
+    model = training.augmented(unchanging(), [name])
     first, second = (np.asarray(model(images, training=True)) for _ in range(2))
     assert first.shape == images.shape
     assert (first != images).any()
@@ -148,7 +148,7 @@ def test_all_augmentations_together_keep_pixels_within_their_range(extreme):
     images = one_image_many_times()
     if extreme is not None:
         images[:] = extreme
-    model = optimizers.augmented(unchanging(), list(AUGMENTATIONS))
+    model = training.augmented(unchanging(), list(AUGMENTATIONS))
     changed = np.asarray(model(images, training=True))
     assert changed.shape == images.shape
     assert 0 <= changed.min() < changed.max() <= 255
@@ -157,7 +157,7 @@ def test_all_augmentations_together_keep_pixels_within_their_range(extreme):
 def test_a_flip_leaves_an_image_or_mirrors_it():
     keras.utils.set_random_seed(0)
     images = one_image_many_times()
-    changed = np.asarray(optimizers.augmented(unchanging(), ["flip"])(images, training=True))
+    changed = np.asarray(training.augmented(unchanging(), ["flip"])(images, training=True))
     mirrored = (changed == images[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (mirrored | (changed == images).all(axis=(1, 2, 3))).all()
     assert 8 <= mirrored.sum() <= 24
@@ -167,23 +167,23 @@ def test_a_shift_moves_an_image_by_an_eighth_at_most():
     keras.utils.set_random_seed(0)
     images = np.zeros((64, 16, 16, 3), np.float32)
     images[:, 8, 8] = 255
-    changed = np.asarray(optimizers.augmented(unchanging(), ["shift"])(images, training=True))
+    changed = np.asarray(training.augmented(unchanging(), ["shift"])(images, training=True))
     _, rows, columns = np.nonzero(changed[..., 0])
     assert set(rows) == set(columns) == {6, 7, 8, 9, 10}
 
 
 def test_no_augmentation_is_the_model_itself():
     model = unchanging()
-    assert optimizers.augmented(model, []) is model
+    assert training.augmented(model, []) is model
 
 
 def test_a_model_learns_through_its_augmented_self_and_stays_without_changes():
     inputs = keras.Input((16, 16, 3))
     outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(inputs))
     model = keras.Model(inputs, outputs)
-    augmented = optimizers.augmented(model, ["flip", "shift"])
+    augmented = training.augmented(model, ["flip", "shift"])
     images, before = one_image_many_times(), model.get_weights()[0].copy()
-    loss = optimizers.loss({"label_smoothing": 0.1})
+    loss = training.make_loss({"label_smoothing": 0.1})
     augmented.compile(driver("adam"), loss=loss, run_eagerly=True)
     augmented.train_on_batch(images, np.arange(32) % 2)
     assert all(

@@ -10,7 +10,7 @@ from conftest import build_network, empty_project, load_shapes, train_network
 
 from cbir import StudyError
 from cbir.images import protocols
-from cbir.networks import inference, mixed_precision, training
+from cbir.networks import inference, models, training
 from cbir.networks.choices import AUGMENTATIONS, LEARNT_POOLINGS
 from cbir.networks.training import Batches
 
@@ -501,7 +501,7 @@ def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images
 )
 @pytest.mark.usefixtures("elsewhere")
 def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
-    monkeypatch.setattr(mixed_precision, "best", lambda: policy)
+    monkeypatch.setattr(models, "best_precision", lambda: policy)
     network = build_network(mixed_precision=True, pooling="avg")
     trained = train_network(network, images, learning_rate=0.01, epochs=6)
     assert trained.artifact.manifest["parameters"]["precision"] == policy

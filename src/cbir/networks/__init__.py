@@ -4,11 +4,9 @@
 - `choices`: the same for poolings, embeddings, optimizers, schedules and augmentations.
 - `cnns`: the project's own networks, in addition to those of `keras.applications`.
 - `pooling`: feature maps to one vector per image.
-- `models`: builds a network of backbone, pooling, embedding and classifier.
+- `models`: builds a network of backbone, pooling, embedding and classifier, and its precision.
 - `weights`: the weights that a backbone starts from.
-- `optimizers`: optimizers, learning-rate schedules, the loss, augmentation.
-- `mixed_precision`: half precision on a GPU.
-- `training`: trains a network, with checkpoints.
+- `training`: trains a network: optimizer, loss, augmentation, checkpoints.
 - `embeddings`: stored embeddings, unit length, whitening.
 - `inference`: a network's outputs for many images, in batches; encoders for further images.
 - `architecture`: builds, trains and embeds as a study describes it.

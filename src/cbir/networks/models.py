@@ -6,13 +6,16 @@ A pooling with weights belongs to the head, so that it can be trained on stored 
 frozen backbone.
 """
 
+import contextlib
 import functools
 import inspect
 import itertools
 import math
 import re
+import subprocess
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +29,6 @@ from cbir import StudyError
 from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
-from cbir.networks.mixed_precision import FULL, use_precision
 from cbir.networks.pooling import make_pooling
 from cbir.networks.weights import Weights, find
 
@@ -43,6 +45,7 @@ LAST_BLOCKS = "last_blocks:"
 STANDARDISATION = "standardise"
 # A body with at least this number of layers is a single row in the table of layers.
 DEEP = 30
+FULL = "float32"
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,43 @@ def build(
         "precision": policy,
     }
     return Network(model, parameters, started_from)
+
+
+@contextlib.contextmanager
+def use_precision(mixed: bool) -> Iterator[str]:
+    """Layers built in it use `best_precision()` if `mixed`, else float32; yields Keras' policy."""
+    before = keras.config.dtype_policy()
+    policy = best_precision() if mixed else FULL
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield policy
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def best_precision() -> str:
+    """bfloat16 on NVIDIA's Ampere and later, float16 on Volta and Turing, float32 elsewhere.
+
+    Half precision would be slower on a CPU.
+    """
+    try:
+        has_gpu = bool(keras.distribution.list_devices("gpu"))
+    except AttributeError:  # Keras lists no devices for PyTorch, which takes any GPU there is
+        has_gpu = True
+    capability = _compute_capability() if has_gpu else 0
+    if capability < 7:
+        return FULL
+    return "mixed_bfloat16" if capability >= 8 else "mixed_float16"
+
+
+def _compute_capability() -> float:
+    """The compute capability of the weakest GPU; 0 if the driver reports none."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return min(float(line) for line in done.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0
 
 
 def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:

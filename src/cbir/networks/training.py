@@ -1,4 +1,7 @@
-"""Training a network, with checkpoints: an interrupted training resumes with the same numbers."""
+"""Training a network: optimizer, loss, augmentation, and checkpoints.
+
+An interrupted training resumes with the same numbers.
+"""
 
 import functools
 import json
@@ -12,12 +15,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from keras import layers, ops
 
 from cbir import StudyError
 from cbir.cache import SCRATCH, Artifact, backend, cached, file_digest, read, replacing, write_text
 from cbir.images.dataset import Dataset
-from cbir.networks import optimizers
-from cbir.networks.choices import HEAD_STEPS
+from cbir.networks.choices import AUGMENTATIONS, HEAD_STEPS, OPTIMIZERS, SCHEDULES
 from cbir.networks.inference import BATCH_SIZE, is_out_of_memory, open_features, predict_batch
 from cbir.networks.models import STANDARDISATION, Network, broken_layer, rebuild
 from cbir.networks.weights import BACKBONE_FILE
@@ -145,7 +148,7 @@ def train(
             `measured_epochs`: epochs whose weights are kept in addition to the final ones;
             `early_stopping`: epochs without a better validation accuracy after which training ends
             and restores the weights of the best epoch; 0 trains for all epochs;
-            and those of `optimizers.optimizer`, `optimizers.loss` and `optimizers.augmented`.
+            and those of `make_optimizer`, `make_loss` and `augmented`.
         seed: seed of the image order and of the random layers.
         features: from `inference.frozen_features`, to train the head on; None to train on the
             images themselves.
@@ -171,10 +174,10 @@ def train(
             network.model.load_weights(head.weights_path())
         if features:
             _standardise(network.head, inputs, dataset.train)
-        trained = optimizers.augmented(model, settings["augmentation"])
+        trained = augmented(model, settings["augmentation"])
         trained.compile(
-            optimizers.optimizer(settings, steps),
-            loss=optimizers.loss(settings),
+            make_optimizer(settings, steps),
+            loss=make_loss(settings),
             metrics=["accuracy"],
             steps_per_execution=STEPS_AT_ONCE if features and backend() == "tensorflow" else 1,
         )
@@ -229,6 +232,73 @@ def train(
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     network.model.load_weights(artifact.folder / FINAL)
     return Training(artifact, history, _best(rows, early_stopping), features, head)
+
+
+def make_optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
+    """An optimizer whose learning rate follows a schedule.
+
+    Args:
+        settings: `optimizer`, a key of `OPTIMIZERS`;
+            `learning_rate` at its highest;
+            `schedule`, a key of `SCHEDULES`;
+            `weight_decay`: share by which a step shrinks each weight, times the rate, decoupled
+            from the gradient for every optimizer;
+            `epochs`: passes over the training images.
+        steps: batches in an epoch.
+    """
+    rate = settings["learning_rate"]
+    if schedule := SCHEDULES[settings["schedule"]]:
+        total = steps * settings["epochs"]
+        warmup = int(total * schedule.warmup_share)
+        if schedule.warmup_epochs:
+            warmup = min(warmup, steps * schedule.warmup_epochs)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=max(1, total - warmup),
+            warmup_target=rate,
+            warmup_steps=max(1, warmup),
+        )
+    # A weight decay of 0 would add an operation that changes nothing.
+    decay = {"weight_decay": settings["weight_decay"]} if settings["weight_decay"] else {}
+    row = OPTIMIZERS[settings["optimizer"]]
+    return row.make(keras.optimizers, learning_rate=rate, **decay)
+
+
+def make_loss(settings: dict):
+    """Cross-entropy: (n,) int labels, (n, n_classes) probabilities -> (n,) losses.
+
+    Args:
+        settings: `label_smoothing`, the share of the label that is spread over all classes.
+    """
+    if not (smoothing := settings["label_smoothing"]):
+        return "sparse_categorical_crossentropy"
+
+    def smoothed(labels, probabilities):
+        targets = ops.one_hot(ops.reshape(labels, (-1,)), probabilities.shape[-1])
+        return keras.losses.categorical_crossentropy(
+            targets, probabilities, label_smoothing=smoothing
+        )
+
+    return smoothed
+
+
+def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
+    """A model for training that augments its images; it shares the weights of the model.
+
+    Args:
+        model: images in [0, 255] -> probabilities.
+        augmentation: keys of `AUGMENTATIONS`, applied in this order.
+    """
+    if not augmentation:
+        return model
+    images = keras.Input(model.input_shape[1:])
+    augmented_images = images
+    for name in augmentation:
+        augmented_images = AUGMENTATIONS[name].make(layers)(augmented_images)
+    training_model = keras.Model(images, model(augmented_images))
+    # Keras scales the loss by this policy; without that, float16 loses small gradients.
+    training_model.dtype_policy = model.dtype_policy
+    return training_model
 
 
 def open_network(folder: Path) -> Network:
