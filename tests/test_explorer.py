@@ -21,8 +21,8 @@ from cbir.reporting.runs import Run, read_run
 from cbir.retrieval.feedback import Rocchio
 from cbir.search import answers, explorer
 from cbir.search.answers import Result
-from cbir.search.engine import best_architecture, first_finished
 from cbir.search.explorer import LARGE, WORST, Explorer, group_copies, image_url, map_overlays
+from cbir.search.searchers import best_architecture, first_finished
 
 QUERY = "data/shapes/circle/circle-00.png"
 
@@ -47,7 +47,7 @@ def lines(widget: Explorer, panel=0) -> str:
     return " ".join(widget.panels[panel]["lines"])
 
 
-def first_engine(widget: Explorer):
+def first_searcher(widget: Explorer):
     return widget.open(widget.choice["study"], widget.choice["architectures"][0])
 
 
@@ -92,7 +92,7 @@ def test_architectures_are_shown_side_by_side(tiny):
 
 
 def test_queries_can_be_chosen_by_class_by_score_and_by_page(tiny, monkeypatch):
-    dataset = first_engine(tiny).run.dataset
+    dataset = first_searcher(tiny).run.dataset
 
     def choices() -> list[int]:
         return [picture["id"] for picture in tiny.queries["pictures"]]
@@ -111,8 +111,8 @@ def test_queries_can_be_chosen_by_class_by_score_and_by_page(tiny, monkeypatch):
 
 
 def test_used_marks_move_the_query_and_are_not_returned(tiny):
-    engine = first_engine(tiny)
-    engine.__dict__["chosen_weights"] = Rocchio(1.0, 2.0, 0.5)
+    searcher = first_searcher(tiny)
+    searcher.__dict__["chosen_weights"] = Rocchio(1.0, 2.0, 0.5)
     before = shown(tiny)
     change(tiny, positive=[before[3]], negative=[before[0]])
     assert shown(tiny) == before  # until the person searches again
@@ -120,9 +120,9 @@ def test_used_marks_move_the_query_and_are_not_returned(tiny):
         (before[3], "positive"), (before[0], "negative"),
     ]  # fmt: skip
     change(tiny, used=[[before[3]], [before[0]]])
-    vectors = engine.gallery.vectors
+    vectors = searcher.gallery.vectors
     answer = answers.search(
-        engine, engine.gallery, answers.picture_of_query(engine, 0), 10,
+        searcher, searcher.gallery, answers.picture_of_query(searcher, 0), 10,
         positive=vectors[[before[3]]], negative=vectors[[before[0]]],
         left_out={before[3], before[0]},
     )  # fmt: skip
@@ -131,12 +131,12 @@ def test_used_marks_move_the_query_and_are_not_returned(tiny):
 
 
 def test_copies_of_a_picture_take_one_place_and_share_its_mark(tiny):
-    engine = first_engine(tiny)
-    engine.__dict__["chosen_weights"] = Rocchio(1.0, 0.0, 0.0)  # the ranking stays
-    before, gallery = engine.run.rankings["unrestricted"][0].tolist(), engine.gallery
+    searcher = first_searcher(tiny)
+    searcher.__dict__["chosen_weights"] = Rocchio(1.0, 0.0, 0.0)  # the ranking stays
+    before, gallery = searcher.run.rankings["unrestricted"][0].tolist(), searcher.gallery
     copies, labels = before[:8], gallery.labels.copy()
     labels[copies] = 0
-    engine.__dict__["gallery"] = dataclasses.replace(
+    searcher.__dict__["gallery"] = dataclasses.replace(
         gallery,
         labels=labels,
         image=lambda position: gallery.image(copies[0] if position in copies else position),
@@ -168,15 +168,17 @@ def test_uploaded_picture_is_searched(tiny, finished_study):
     content = (finished_study / "data/shapes/cross/cross-03.png").read_bytes()
     change(tiny, positive=shown(tiny)[:1])
     send(tiny, content, parts=3)
-    engine = first_engine(tiny)
+    searcher = first_searcher(tiny)
     square = np.asarray(Image.open(io.BytesIO(content)).resize((32, 32), Image.BICUBIC))
-    (picture,) = answers.embed_pictures(engine, {"mine": square})
-    answer = answers.search(engine, engine.gallery, picture, 10)
+    (picture,) = answers.embed_pictures(searcher, {"mine": square})
+    answer = answers.search(searcher, searcher.gallery, picture, 10)
     assert shown(tiny) == [result.position for result in answer.results]
     assert (tiny.query["name"], tiny.query["label"], tiny.marked) == ("mine  1.png", "", [])
     assert {result["is_hit"] for result in tiny.panels[0]["results"]} == {None}
     change(tiny, query=0)
-    assert tiny.query["name"] == first_engine(tiny).run.image_names[engine.run.dataset.queries[0]]
+    assert (
+        tiny.query["name"] == first_searcher(tiny).run.image_names[searcher.run.dataset.queries[0]]
+    )
     send(tiny, content)
     assert shown(tiny) == [result.position for result in answer.results]
     change(tiny, architectures=["whitened"])
@@ -199,7 +201,7 @@ def test_the_call_shows_the_same_again(tiny, finished_study):
     positive, negative = shown(tiny)[:2]
     marks = {"positive": [positive], "negative": [negative]}
     change(tiny, **marks, used=[[positive], [negative]])
-    assert first_engine(tiny).gallery.names[positive] in tiny.code
+    assert first_searcher(tiny).gallery.names[positive] in tiny.code
     again = restored(tiny)
     assert again.choice == tiny.choice
     assert again.panels == tiny.panels
@@ -282,9 +284,9 @@ def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
 def test_similarity_maps_cover_each_result_and_the_query_for_it(tiny):
     assert list(tiny.options["maps"]) == ["", "similarity"]
     change(tiny, k=3, heat_maps="similarity")
-    engine = first_engine(tiny)
-    answer = answers.search(engine, engine.gallery, answers.picture_of_query(engine, 0), 3)
-    pairs = map_overlays(engine, answer, answer.results)
+    searcher = first_searcher(tiny)
+    answer = answers.search(searcher, searcher.gallery, answers.picture_of_query(searcher, 0), 3)
+    pairs = map_overlays(searcher, answer, answer.results)
     assert tiny.panels[0]["overlays"] == [
         [image_url(image, LARGE) for image in pair] for pair in pairs
     ]
@@ -327,7 +329,7 @@ def test_the_map_places_every_query_with_its_picture(tiny):
     assert tiny.points["ids"] == list(range(12))
     assert points.min(axis=0).tolist() == [0, 0]
     assert points.max(axis=0).tolist() == [100, 100]
-    assert tiny.points["labels"] == first_engine(tiny).run.dataset.query_labels.tolist()
+    assert tiny.points["labels"] == first_searcher(tiny).run.dataset.query_labels.tolist()
     assert tiny.points["caption"] == "cnn: PCA of 12 queries"
     assert tiny.status == ""
 

@@ -169,7 +169,7 @@ def test_runs_of_different_pictures_are_not_compared(measured):
 
 
 @pytest.fixture
-def engine() -> SimpleNamespace:
+def searcher() -> SimpleNamespace:
     """Embeds pictures by their first pixel."""
 
     def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,11 +181,11 @@ def engine() -> SimpleNamespace:
     return SimpleNamespace(run=run, key="key", image_size=8, encode=encode)
 
 
-def test_a_folder_indexed_twice_at_once_is_embedded_once(measured, engine, capsys):
+def test_a_folder_indexed_twice_at_once_is_embedded_once(measured, searcher, capsys):
     changes, folder = [], measured / "data" / "shapes"
 
     def index() -> None:
-        changes.append(galleries.index_folder(folder, engine)[1])
+        changes.append(galleries.index_folder(folder, searcher)[1])
 
     threads = [threading.Thread(target=index) for _ in range(2)]
     for thread in threads:
@@ -197,13 +197,13 @@ def test_a_folder_indexed_twice_at_once_is_embedded_once(measured, engine, capsy
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_gallery_is_embedded_again(measured, engine, damage, capsys):
+def test_a_damaged_gallery_is_embedded_again(measured, searcher, damage, capsys):
     folder = measured / "data" / "shapes"
-    name, _ = galleries.index_folder(folder, engine)
+    name, _ = galleries.index_folder(folder, searcher)
     for path in (measured / "artifacts" / "galleries" / name).glob("*"):
         damage(path)
-    assert galleries.index_folder(folder, engine)[1].embedded == 48
-    assert galleries.index_folder(folder, engine)[1].kept == 48
+    assert galleries.index_folder(folder, searcher)[1].embedded == 48
+    assert galleries.index_folder(folder, searcher)[1].kept == 48
 
 
 # The machine and the user's settings

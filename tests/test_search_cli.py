@@ -1,4 +1,4 @@
-"""Searching a finished study: the engine, galleries of folders, `cbir search`, `cbir index`."""
+"""Searching a finished study: the searcher, galleries of folders, `cbir search`, `cbir index`."""
 
 import csv
 import html
@@ -26,15 +26,15 @@ from cbir.images.dataset import describe_changes
 from cbir.images.folders import NOT_A_PICTURE
 from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
-from cbir.search import answers, cli, galleries, graphs
-from cbir.search.engine import open_engine
+from cbir.search import answers, cli, galleries, searchers
+from cbir.search.searchers import open_searcher
 
 QUERY = "data/shapes/circle/circle-00.png"
 
 
 @pytest.fixture(scope="module")
-def engine(finished_study):
-    return open_engine("tiny", "cnn")
+def searcher(finished_study):
+    return open_searcher("tiny", "cnn")
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def run(capfd, *arguments: str) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-# The engine
+# The searcher
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "whitened"])
 def test_network_embeds_the_studys_images_as_the_study_did(finished_study, architecture):
-    engine = open_engine("tiny", architecture)
-    vectors, probabilities = engine.encode(engine.run.dataset.images[:20])
-    np.testing.assert_allclose(vectors, engine.run.embeddings.vectors[:20], atol=1e-4)
-    np.testing.assert_allclose(probabilities, engine.run.embeddings.probabilities[:20], atol=1e-4)
+    searcher = open_searcher("tiny", architecture)
+    vectors, probabilities = searcher.encode(searcher.run.dataset.images[:20])
+    np.testing.assert_allclose(vectors, searcher.run.embeddings.vectors[:20], atol=1e-4)
+    np.testing.assert_allclose(probabilities, searcher.run.embeddings.probabilities[:20], atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "whitened"])
@@ -67,23 +67,26 @@ def test_exported_graph_embeds_as_keras_does(finished_study, architecture, capfd
     pytest.importorskip("openvino")
     from cbir.networks.inference import make_encoder
 
-    run = open_engine("tiny", architecture).run
+    run = open_searcher("tiny", architecture).run
     images = run.dataset.images[:300]
-    outputs = graphs.graph_encoder(run)(images), make_encoder(run.network, run.embeddings)(images)
+    outputs = (
+        searchers.graph_encoder(run)(images),
+        make_encoder(run.network, run.embeddings)(images),
+    )
     for graph, keras in zip(*outputs, strict=True):
         np.testing.assert_allclose(graph, keras, atol=1e-5)
     assert "exporting the network" in capfd.readouterr().out
-    assert graphs.graph_encoder(read_run("tiny", architecture)) is not None
+    assert searchers.graph_encoder(read_run("tiny", architecture)) is not None
     assert capfd.readouterr().out == ""
 
 
 def test_network_that_cannot_be_exported_is_run_by_keras(finished_study, monkeypatch, capfd):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
-    monkeypatch.setattr(graphs, "find", lambda **_: None)
-    monkeypatch.setattr(graphs, "cached", lambda **_: 1 / 0)
-    engine = open_engine("tiny", "cnn")
-    vectors, _ = engine.encode(engine.run.dataset.images[:2])
-    np.testing.assert_allclose(vectors, engine.run.embeddings.vectors[:2], atol=1e-4)
+    monkeypatch.setattr(searchers, "find", lambda **_: None)
+    monkeypatch.setattr(searchers, "cached", lambda **_: 1 / 0)
+    searcher = open_searcher("tiny", "cnn")
+    vectors, _ = searcher.encode(searcher.run.dataset.images[:2])
+    np.testing.assert_allclose(vectors, searcher.run.embeddings.vectors[:2], atol=1e-4)
     assert "cannot be exported (division by zero): searching with Keras" in capfd.readouterr().out
 
 
@@ -93,22 +96,22 @@ def test_default_architecture_has_the_highest_map(finished_study):
         for name in ("cnn", "whitened")
     }
     means = {name: rows["average_precision"].mean() for name, rows in scores.items()}
-    assert open_engine("tiny").run.architecture == max(means, key=means.get)
+    assert open_searcher("tiny").run.architecture == max(means, key=means.get)
     assert len(set(means.values())) == 2
 
 
-def test_gallery_is_searched_as_the_study_searched_it(engine):
+def test_gallery_is_searched_as_the_study_searched_it(searcher):
     run = read_run("tiny", "cnn")
-    positions, similarities = engine.gallery.search(engine.run.embeddings.query, 10)
+    positions, similarities = searcher.gallery.search(searcher.run.embeddings.query, 10)
     assert (positions == run.rankings["unrestricted"]).all()
     np.testing.assert_allclose(similarities, run.similarities["unrestricted"], atol=1e-6)
 
 
 @pytest.mark.parametrize("search", ["predicted_class", "soft"])
-def test_some_classes_are_searched_as_the_study_searched_them(engine, search):
+def test_some_classes_are_searched_as_the_study_searched_them(searcher, search):
     run = read_run("tiny", "cnn")
-    searchable = engine.searchable(engine.run.embeddings.query_probabilities, search)
-    positions, _ = engine.gallery.search(engine.run.embeddings.query, 10, searchable)
+    searchable = searcher.searchable(searcher.run.embeddings.query_probabilities, search)
+    positions, _ = searcher.gallery.search(searcher.run.embeddings.query, 10, searchable)
     assert (positions == run.rankings[search]).all()
 
 
@@ -124,7 +127,7 @@ def test_some_classes_are_searched_as_the_study_searched_them(engine, search):
 )
 def test_missing_run_is_an_error(finished_study, names, message):
     with pytest.raises(StudyError, match=message):
-        open_engine(*names)
+        open_searcher(*names)
 
 
 def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finished_study, tmp_path):
@@ -137,17 +140,17 @@ def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finishe
         training = project / read_run("tiny", "cnn").summary["artifacts"]["training"]
         (training / "final.weights.h5").unlink()
         with pytest.raises(StudyError, match=again):
-            open_engine("tiny", "cnn").encode(np.zeros((1, 32, 32, 3), np.uint8))
+            open_searcher("tiny", "cnn").encode(np.zeros((1, 32, 32, 3), np.uint8))
         embeddings = project / read_run("tiny", "cnn").summary["artifacts"]["embeddings"]
         shutil.rmtree(embeddings)
         with pytest.raises(
             StudyError, match=f"cnn .*the embeddings are missing or damaged: {again}"
         ):
-            _ = open_engine("tiny", "cnn").gallery.vectors
+            _ = open_searcher("tiny", "cnn").gallery.vectors
         Image.new("RGB", (24, 24)).save(project / QUERY)
         shutil.rmtree(project / "artifacts" / "images")
         with pytest.raises(StudyError, match=f"pictures have changed .*{again}"):
-            _ = open_engine("tiny", "cnn").gallery
+            _ = open_searcher("tiny", "cnn").gallery
 
 
 def test_study_is_searched_whatever_has_become_of_its_pictures(finished_study, tmp_path):
@@ -155,26 +158,26 @@ def test_study_is_searched_whatever_has_become_of_its_pictures(finished_study, t
     shutil.copytree(finished_study, project)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        before = open_engine("tiny", "cnn").gallery
+        before = open_searcher("tiny", "cnn").gallery
         Image.new("RGB", (24, 24)).save(project / "data" / "shapes" / "circle" / "new.png")
-        engine = open_engine("tiny", "cnn")
-        assert engine.gallery.names == before.names
-        assert np.array_equal(engine.gallery.image(0), before.image(0))
-        assert describe_changes(engine.run.dataset) == "1 new (circle/new.png)"
+        searcher = open_searcher("tiny", "cnn")
+        assert searcher.gallery.names == before.names
+        assert np.array_equal(searcher.gallery.image(0), before.image(0))
+        assert describe_changes(searcher.run.dataset) == "1 new (circle/new.png)"
         (project / "data" / "shapes" / "circle" / "new.png").unlink()
-        assert describe_changes(engine.run.dataset) == ""
+        assert describe_changes(searcher.run.dataset) == ""
         (project / QUERY).unlink()
-        assert describe_changes(engine.run.dataset).startswith("1 gone (")
+        assert describe_changes(searcher.run.dataset).startswith("1 gone (")
         shutil.rmtree(project / "data")
-        assert open_engine("tiny", "cnn").gallery.names == before.names
-        assert "No such file" in describe_changes(engine.run.dataset)
+        assert open_searcher("tiny", "cnn").gallery.names == before.names
+        assert "No such file" in describe_changes(searcher.run.dataset)
 
 
 # Answers
 
 
-def test_picture_of_the_gallery_is_not_returned_for_itself(engine, finished_study, capfd):
-    path = engine.gallery.names[0]
+def test_picture_of_the_gallery_is_not_returned_for_itself(searcher, finished_study, capfd):
+    path = searcher.gallery.names[0]
     code, out, _ = run(capfd, "search", path, "--study", "tiny", "-k", "3", "--json")
     assert code == 0
     results = json.loads(out)["answers"][0]["results"]
@@ -191,14 +194,14 @@ def test_search_within_the_predicted_class_returns_no_other(finished_study, capf
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_feedback_moves_the_query_as_rocchio_defines(engine, monkeypatch):
-    monkeypatch.setitem(engine.__dict__, "chosen_weights", Rocchio(1.0, 4.0, 1.0))
-    gallery, labels = engine.gallery, engine.run.dataset.gallery_labels
-    vector, probabilities = gallery.vectors[0], engine.run.embeddings.probabilities[0]
+def test_feedback_moves_the_query_as_rocchio_defines(searcher, monkeypatch):
+    monkeypatch.setitem(searcher.__dict__, "chosen_weights", Rocchio(1.0, 4.0, 1.0))
+    gallery, labels = searcher.gallery, searcher.run.dataset.gallery_labels
+    vector, probabilities = gallery.vectors[0], searcher.run.embeddings.probabilities[0]
     picture = answers.Picture("none", np.zeros((32, 32, 3), np.uint8), vector, probabilities)
     squares = gallery.vectors[labels == 2][:3]
-    plain = answers.search(engine, gallery, picture, 5)
-    moved = answers.search(engine, gallery, picture, 5, positive=squares, negative=[vector])
+    plain = answers.search(searcher, gallery, picture, 5)
+    moved = answers.search(searcher, gallery, picture, 5, positive=squares, negative=[vector])
     assert plain.results[0].position == 0
     assert {result.label for result in moved.results} == {"square"}
     refined = vector + 4 * squares.mean(axis=0) - vector
@@ -222,9 +225,9 @@ def test_feedback_weights_and_their_origin_are_printed(finished_study, capfd):
     _, out, _ = run(capfd, "search", *arguments)
     origin = "(defaults, since the study has not chosen any)"
     assert out.splitlines()[0].endswith(f", weights: {Rocchio()} {origin}")
-    engine = open_engine("tiny", "cnn")
-    engine.__dict__["chosen_weights"] = weights = Rocchio(1, 2, 0.5)
-    assert engine.describe_feedback_weights() == f"{weights} (chosen on validation images)"
+    searcher = open_searcher("tiny", "cnn")
+    searcher.__dict__["chosen_weights"] = weights = Rocchio(1, 2, 0.5)
+    assert searcher.describe_feedback_weights() == f"{weights} (chosen on validation images)"
     _, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "1")
     assert "weights" not in out.splitlines()[0]
 
@@ -415,16 +418,16 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
 # Pictures of another kind
 
 
-def test_picture_farther_than_usual_is_named(engine, capfd):
-    usual = engine.usual_similarity
+def test_picture_farther_than_usual_is_named(searcher, capfd):
+    usual = searcher.usual_similarity
     assert 0 < usual <= 1
-    mean = engine.gallery.vectors.mean(axis=0)
+    mean = searcher.gallery.vectors.mean(axis=0)
     image, probabilities = np.zeros((32, 32, 3), np.uint8), np.full(3, 1 / 3, np.float32)
     far, near = (
         answers.search(
-            engine, engine.gallery, answers.Picture("x", image, vector, probabilities), 3
+            searcher, searcher.gallery, answers.Picture("x", image, vector, probabilities), 3
         )
-        for vector in (-mean / np.linalg.norm(mean), engine.gallery.vectors[5])
+        for vector in (-mean / np.linalg.norm(mean), searcher.gallery.vectors[5])
     )
     assert far.nearest == far.results[0].similarity < usual
     assert f"similarity of {far.nearest:.3f}, and 95 %" in far.warning
@@ -435,12 +438,12 @@ def test_picture_farther_than_usual_is_named(engine, capfd):
     assert [cli.as_json(answer)["as_near_as_usual"] for answer in (far, near)] == [False, True]
 
 
-def test_results_below_a_similarity_are_left_out(engine, monkeypatch, capfd):
+def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
     arguments = ("search", QUERY, "--study", "tiny", "--architecture", "cnn", "--json")
     content = json.loads(run(capfd, *arguments)[1])
     similarities = [result["similarity"] for result in content["answers"][0]["results"]]
     usual = content["usual_similarity"]
-    assert usual == engine.usual_similarity
+    assert usual == searcher.usual_similarity
     assert similarities[-1] < similarities[2]
     for least, value in ((repr(similarities[2]), similarities[2]), ("usual", usual)):
         answer = json.loads(run(capfd, *arguments, "--min-similarity", least)[1])["answers"][0]
@@ -448,7 +451,7 @@ def test_results_below_a_similarity_are_left_out(engine, monkeypatch, capfd):
         assert kept == [similarity for similarity in similarities if similarity >= value]
     with pytest.raises(SystemExit):
         main([*arguments, "--min-similarity", "2"])
-    monkeypatch.setattr("cbir.search.engine.Engine.usual_similarity", None)
+    monkeypatch.setattr("cbir.search.searchers.Searcher.usual_similarity", None)
     code, _, err = run(capfd, *arguments, "--min-similarity", "usual")
     assert code == 1
     assert "the study has not measured what is usual" in err
@@ -512,30 +515,30 @@ def test_folder_becomes_a_gallery_that_is_searched(finished_study, folder, capfd
     )
 
 
-def test_only_new_and_changed_pictures_are_embedded(engine, folder):
-    name, first = galleries.index_folder(folder, engine)
+def test_only_new_and_changed_pictures_are_embedded(searcher, folder):
+    name, first = galleries.index_folder(folder, searcher)
     assert (first.embedded, first.kept, first.removed) == (6, 0, 0)
-    _, second = galleries.index_folder(folder, engine)
+    _, second = galleries.index_folder(folder, searcher)
     assert (second.embedded, second.kept, second.removed) == (0, 6, 0)
     (folder / "circle" / "circle-00.png").unlink()
     Image.new("RGB", (9, 9), "red").save(folder / "new.png")
     changed = folder / "cross" / "cross-01.png"
     Image.new("RGB", (9, 9), "blue").save(changed)
     (folder / "notes.txt").write_text("not a picture")
-    _, third = galleries.index_folder(folder, engine)
+    _, third = galleries.index_folder(folder, searcher)
     assert (third.embedded, third.kept, third.removed) == (2, 4, 1)
     assert [file.name for file in third.left_out] == ["notes.txt"]
     _, gallery = galleries.open_gallery(name)
     assert len(gallery.names) == 6
     at = gallery.names.index(str(changed))
     assert (gallery.image(at) == (0, 0, 255)).all()
-    vectors, _ = engine.encode(gallery.image(at)[None])
+    vectors, _ = searcher.encode(gallery.image(at)[None])
     np.testing.assert_allclose(gallery.vectors[at], vectors[0], atol=1e-5)
 
 
-def test_interrupted_indexing_resumes(engine, folder, monkeypatch):
+def test_interrupted_indexing_resumes(searcher, folder, monkeypatch):
     monkeypatch.setattr(galleries, "BATCH", 2)
-    counts, encode = [], engine.encode
+    counts, encode = [], searcher.encode
 
     def interrupted_encode(images):
         counts.append(len(images))
@@ -543,35 +546,35 @@ def test_interrupted_indexing_resumes(engine, folder, monkeypatch):
             raise KeyboardInterrupt
         return encode(images)
 
-    monkeypatch.setitem(engine.__dict__, "encode", interrupted_encode)
+    monkeypatch.setitem(searcher.__dict__, "encode", interrupted_encode)
     with pytest.raises(KeyboardInterrupt):
-        galleries.index_folder(folder, engine)
+        galleries.index_folder(folder, searcher)
     with pytest.raises(StudyError, match="no gallery 'mine'"):
         galleries.open_gallery("mine")
-    _, changes = galleries.index_folder(folder, engine)
+    _, changes = galleries.index_folder(folder, searcher)
     assert (changes.embedded, changes.kept) == (2, 4)
     assert counts == [2, 2, 2, 2]
 
 
-def test_another_network_embeds_all_pictures_again(engine, folder):
-    galleries.index_folder(folder, engine)
-    _, changes = galleries.index_folder(folder, open_engine("tiny", "whitened"))
+def test_another_network_embeds_all_pictures_again(searcher, folder):
+    galleries.index_folder(folder, searcher)
+    _, changes = galleries.index_folder(folder, open_searcher("tiny", "whitened"))
     assert (changes.embedded, changes.kept) == (6, 0)
     assert galleries.open_gallery("mine")[0].run.architecture == "whitened"
 
 
-def test_broken_link_and_pipe_are_skipped(engine, folder):
+def test_broken_link_and_pipe_are_skipped(searcher, folder):
     (folder / "gone.png").symlink_to(folder / "nothing.png")
     os.mkfifo(folder / "pipe.png")
-    _, changes = galleries.index_folder(folder, engine)
+    _, changes = galleries.index_folder(folder, searcher)
     assert changes.embedded == 6
     assert [file.name for file in changes.left_out] == ["gone.png", "pipe.png"]
 
 
-def test_names_that_are_not_utf8_are_shown_escaped(finished_study, engine, folder, capfd):
+def test_names_that_are_not_utf8_are_shown_escaped(finished_study, searcher, folder, capfd):
     picture = (folder / "circle" / "circle-00.png").rename(folder / os.fsdecode(b"\xe9.png"))
     (folder / os.fsdecode(b"\xea.png")).write_text("no picture")
-    _, changes = galleries.index_folder(folder, engine)
+    _, changes = galleries.index_folder(folder, searcher)
     assert changes.left_out[0].name == r"\xea.png"
     page = folder.parent / "page.html"
     arguments = ("search", str(picture), "--gallery", "mine", "--html", str(page))
@@ -587,68 +590,70 @@ def test_names_that_are_not_utf8_are_shown_escaped(finished_study, engine, folde
 
 
 def test_gallery_of_a_folder_shows_predicted_classes(finished_study, folder, capfd):
-    galleries.index_folder(folder, open_engine("tiny", "cnn"))
+    galleries.index_folder(folder, open_searcher("tiny", "cnn"))
     _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine")
     assert "similarity  predicted class  picture" in out
     _, out, _ = run(capfd, "search", QUERY, "--gallery", "mine", "--json")
     assert "predicted_class" in json.loads(out)["answers"][0]["results"][0]
 
 
-def test_picture_is_recognised_through_a_link_to_its_folder(engine, folder, tmp_path):
+def test_picture_is_recognised_through_a_link_to_its_folder(searcher, folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
-    galleries.index_folder(folder, engine)
+    galleries.index_folder(folder, searcher)
     _, gallery = galleries.open_gallery("mine")
     (positions,) = gallery.positions([tmp_path / "link" / "circle" / "circle-01.png"])
     assert [gallery.names[at] for at in positions] == [str(folder / "circle" / "circle-01.png")]
 
 
-def test_emptied_folder_has_no_gallery(engine, folder):
-    galleries.index_folder(folder, engine)
+def test_emptied_folder_has_no_gallery(searcher, folder):
+    galleries.index_folder(folder, searcher)
     for path in folder.glob("*/*"):
         path.unlink()
     with pytest.raises(StudyError, match="none of the 0 files"):
-        galleries.index_folder(folder, engine)
+        galleries.index_folder(folder, searcher)
     with pytest.raises(StudyError, match="no gallery 'mine'"):
         galleries.open_gallery("mine")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/x", ".hidden", "a b"])
-def test_unsafe_gallery_name_is_an_error(engine, folder, name):
+def test_unsafe_gallery_name_is_an_error(searcher, folder, name):
     with pytest.raises(StudyError, match="--name: "):
-        galleries.index_folder(folder, engine, name)
+        galleries.index_folder(folder, searcher, name)
 
 
-def test_gallery_name_of_another_folder_is_an_error(engine, folder, tmp_path):
-    galleries.index_folder(folder, engine)
+def test_gallery_name_of_another_folder_is_an_error(searcher, folder, tmp_path):
+    galleries.index_folder(folder, searcher)
     write_pictures(tmp_path / "other" / "mine", classes=("circle",), count=1)
     with pytest.raises(StudyError, match="gallery 'mine' contains .* another name .* --name"):
-        galleries.index_folder(tmp_path / "other" / "mine", engine)
-    assert galleries.index_folder(tmp_path / "other" / "mine", engine, "second")[0] == "second"
+        galleries.index_folder(tmp_path / "other" / "mine", searcher)
+    assert galleries.index_folder(tmp_path / "other" / "mine", searcher, "second")[0] == "second"
 
 
-def test_folder_without_a_picture_is_an_error(engine, tmp_path):
+def test_folder_without_a_picture_is_an_error(searcher, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StudyError, match="none of the 0 files"):
-        galleries.index_folder(tmp_path / "empty", engine)
+        galleries.index_folder(tmp_path / "empty", searcher)
 
 
-def test_format_is_recognised_whatever_the_file_name(engine, folder):
+def test_format_is_recognised_whatever_the_file_name(searcher, folder):
     (folder / "circle" / "circle-00.png").rename(folder / "circle" / "picture")
-    _, changes = galleries.index_folder(folder, engine)
+    _, changes = galleries.index_folder(folder, searcher)
     assert (changes.embedded, changes.left_out) == (6, [])
 
 
 @pytest.mark.parametrize("search", ["unrestricted", "predicted_class"])
-def test_gallery_is_searched_group_by_group_as_at_once(engine, folder, monkeypatch, search):
-    galleries.index_folder(folder, engine)
-    queries = [answers.picture_of_query(engine, query) for query in range(4)]
-    whole = answers.search_all(engine, galleries.open_gallery("mine")[1], queries, 3, search=search)
-    monkeypatch.setattr("cbir.search.engine.GROUP", 2)
+def test_gallery_is_searched_group_by_group_as_at_once(searcher, folder, monkeypatch, search):
+    galleries.index_folder(folder, searcher)
+    queries = [answers.picture_of_query(searcher, query) for query in range(4)]
+    whole = answers.search_all(
+        searcher, galleries.open_gallery("mine")[1], queries, 3, search=search
+    )
+    monkeypatch.setattr("cbir.search.searchers.GROUP", 2)
     monkeypatch.setattr(galleries, "GROUP", 2)
-    galleries.index_folder(folder, engine)
+    galleries.index_folder(folder, searcher)
     _, gallery = galleries.open_gallery("mine")
     assert [len(group) for group in gallery.groups()] == [2, 2, 2]
-    parts = answers.search_all(engine, gallery, queries, 3, search=search)
+    parts = answers.search_all(searcher, gallery, queries, 3, search=search)
     for one, other in zip(whole, parts, strict=True):
         assert [result.name for result in one.results] == [result.name for result in other.results]
         similarities = [[result.similarity for result in a.results] for a in (one, other)]
@@ -657,7 +662,7 @@ def test_gallery_is_searched_group_by_group_as_at_once(engine, folder, monkeypat
 
 def test_index_keeps_the_network_of_a_gallery(finished_study, folder, capfd):
     worst = next(
-        name for name in ("cnn", "whitened") if name != open_engine("tiny").run.architecture
+        name for name in ("cnn", "whitened") if name != open_searcher("tiny").run.architecture
     )
     run(capfd, "index", str(folder), "--study", "tiny", "--architecture", worst)
     code, out, _ = run(capfd, "index", str(folder))
@@ -667,31 +672,31 @@ def test_index_keeps_the_network_of_a_gallery(finished_study, folder, capfd):
     assert f"embedded by {worst} of the study tiny: 0 new or changed, 6 unchanged" in out
 
 
-def test_replaced_file_of_the_same_size_and_time_is_noticed_on_request(engine, folder):
+def test_replaced_file_of_the_same_size_and_time_is_noticed_on_request(searcher, folder):
     path, other = (folder / "cross" / f"cross-0{number}.png" for number in (0, 1))
     size = max(path.stat().st_size, other.stat().st_size) + 1
     os.truncate(path, size)  # with zeros after the picture
     os.utime(path, (1, 1))
-    galleries.index_folder(folder, engine)
+    galleries.index_folder(folder, searcher)
     path.write_bytes(other.read_bytes().ljust(size, b"\0"))
     os.utime(path, (1, 1))
     for check, embedded in ((False, 0), (True, 1), (True, 0)):
-        _, changes = galleries.index_folder(folder, engine, check=check)
+        _, changes = galleries.index_folder(folder, searcher, check=check)
         assert (changes.embedded, changes.kept) == (embedded, 6 - embedded)
     gallery = galleries.open_gallery("mine")[1]
     first, second = (gallery.vectors[gallery.names.index(str(file))] for file in (path, other))
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
-def test_moved_and_renamed_pictures_are_not_embedded_again(engine, folder, monkeypatch):
-    galleries.index_folder(folder, engine)
+def test_moved_and_renamed_pictures_are_not_embedded_again(searcher, folder, monkeypatch):
+    galleries.index_folder(folder, searcher)
     elsewhere = folder.parent / "new" / "mine"
     elsewhere.parent.mkdir()
     folder.rename(elsewhere)
     (elsewhere / "cross" / "cross-00.png").rename(elsewhere / "renamed.png")
     os.utime(elsewhere / "renamed.png", (1, 1))
-    monkeypatch.setitem(engine.__dict__, "encode", None)
-    _, changes = galleries.index_folder(elsewhere, engine)
+    monkeypatch.setitem(searcher.__dict__, "encode", None)
+    _, changes = galleries.index_folder(elsewhere, searcher)
     assert (changes.embedded, changes.kept, changes.removed) == (0, 6, 0)
     names = galleries.open_gallery("mine")[1].names
     assert str(elsewhere / "renamed.png") in names
@@ -717,8 +722,8 @@ def test_all_unreadable_files_are_listed(finished_study, folder, capfd):
     assert path.read_text("utf-8") == "name,use,reason,files\n"
 
 
-def test_damaged_gallery_is_named_and_made_anew(engine, folder, capfd):
-    galleries.index_folder(folder, engine)
+def test_damaged_gallery_is_named_and_made_anew(searcher, folder, capfd):
+    galleries.index_folder(folder, searcher)
     path = Path("artifacts/galleries/mine/pictures.parquet").absolute()
     content = path.read_bytes()
     vectors = galleries.open_gallery("mine")[1].vectors
@@ -728,24 +733,24 @@ def test_damaged_gallery_is_named_and_made_anew(engine, folder, capfd):
         code, _, err = run(capfd, "search", QUERY, "--gallery", "mine")
         assert code == 1
         assert re.fullmatch(r"error: .*pictures.parquet is damaged: run `cbir index .*`\n", err)
-        _, changes = galleries.index_folder(folder, engine)
+        _, changes = galleries.index_folder(folder, searcher)
         assert f"{path} is damaged: its pictures are embedded again" in capfd.readouterr().out
         assert changes.embedded == 6
         np.testing.assert_allclose(galleries.open_gallery("mine")[1].vectors, vectors, atol=1e-6)
 
 
-def test_damaged_batch_is_embedded_again(engine, folder):
-    galleries.index_folder(folder, engine)
+def test_damaged_batch_is_embedded_again(searcher, folder):
+    galleries.index_folder(folder, searcher)
     path = Path("artifacts/galleries/mine/pictures.parquet")
     for size in (path.stat().st_size - 9, 0):
         path.rename(path.with_name("batch-000000.parquet"))
         os.truncate(path.with_name("batch-000000.parquet"), size)
-        _, changes = galleries.index_folder(folder, engine)
+        _, changes = galleries.index_folder(folder, searcher)
         assert (changes.embedded, changes.kept) == (6, 0)
 
 
-def test_second_index_of_a_folder_waits_and_names_the_first(engine, folder, monkeypatch, capfd):
-    encode, second = engine.encode, []
+def test_second_index_of_a_folder_waits_and_names_the_first(searcher, folder, monkeypatch, capfd):
+    encode, second = searcher.encode, []
 
     def encode_while_another_starts(images):
         thread = threading.Thread(target=galleries.index_folder, args=(folder, other))
@@ -754,9 +759,9 @@ def test_second_index_of_a_folder_waits_and_names_the_first(engine, folder, monk
         thread.join(1)
         return encode(images)
 
-    other = open_engine("tiny", "cnn")
-    monkeypatch.setitem(engine.__dict__, "encode", encode_while_another_starts)
-    _, changes = galleries.index_folder(folder, engine)
+    other = open_searcher("tiny", "cnn")
+    monkeypatch.setitem(searcher.__dict__, "encode", encode_while_another_starts)
+    _, changes = galleries.index_folder(folder, searcher)
     second[0].join(60)
     assert changes.embedded == 6
     assert f"in use by process {os.getpid()} on " in capfd.readouterr().out

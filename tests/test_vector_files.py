@@ -15,7 +15,7 @@ from cbir.networks import baselines, embeddings, vector_files
 from cbir.reporting import provenance, sentences, tables
 from cbir.reporting.runs import save_run
 from cbir.retrieval import evaluation
-from cbir.search.engine import open_engine
+from cbir.search.searchers import open_searcher
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +307,8 @@ def test_a_picture_cannot_be_embedded_without_a_network(images, pixels, write):
         "no trained architecture in .*, only baselines: add an architecture, and run `make rep"
     )
     with pytest.raises(StudyError, match=message):
-        open_engine("tiny", "pixels")
+        open_searcher("tiny", "pixels")
     invented.save_network("cnn", 2.0)
     message = "pixels in reports/tiny has no network that could embed pictures: choose from cnn"
     with pytest.raises(StudyError, match=message):
-        open_engine("tiny", "pixels")
+        open_searcher("tiny", "pixels")

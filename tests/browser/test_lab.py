@@ -17,7 +17,7 @@ from PIL import Image
 
 from cbir.images.pictures import read_square
 from cbir.search import answers
-from cbir.search.engine import best_architecture, open_engine
+from cbir.search.searchers import best_architecture, open_searcher
 
 pytestmark = pytest.mark.browser
 
@@ -101,9 +101,9 @@ def result_lines(answer) -> list[str]:
 
 
 def search(picture=None, k=10, **feedback):
-    engine = open_engine("tiny")
-    picture = picture or answers.picture_of_query(engine, 0)
-    return answers.search(engine, engine.gallery, picture, k, **feedback)
+    searcher = open_searcher("tiny")
+    picture = picture or answers.picture_of_query(searcher, 0)
+    return answers.search(searcher, searcher.gallery, picture, k, **feedback)
 
 
 def wait_until(page, lines: list[str]) -> None:
@@ -118,9 +118,9 @@ def picture_file(path: Path, side=32) -> tuple[Path, list[str]]:
     """A file with a picture of noise, and what a search for it shows."""
     pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
-    engine = open_engine("tiny")
-    square = read_square(path, engine.image_size)
-    (picture,) = answers.embed_pictures(engine, {"mine": square})
+    searcher = open_searcher("tiny")
+    square = read_square(path, searcher.image_size)
+    (picture,) = answers.embed_pictures(searcher, {"mine": square})
     return path, result_lines(search(picture, k=4))
 
 
@@ -158,7 +158,7 @@ def test_marks_by_key_and_by_click_move_the_query_and_can_be_removed(page):
     page.locator(".cbir-picture").nth(1).click()
     page.get_by_role("button", name="Search again with 2 marks").click()
     first, second, *_ = (result.position for result in before.results)
-    vectors = open_engine("tiny").gallery.vectors
+    vectors = open_searcher("tiny").gallery.vectors
     marks = {"negative": vectors[[first]], "positive": vectors[[second]]}
     wait_until(page, result_lines(search(k=4, **marks, left_out={first, second})))
     for _ in marks:

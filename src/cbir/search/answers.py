@@ -17,7 +17,7 @@ from cbir.images.folders import list_files, readable_name
 from cbir.images.pictures import Unreadable, read_square
 from cbir.networks.embeddings import normalise
 from cbir.retrieval.feedback import refine
-from cbir.search.engine import Engine, Gallery
+from cbir.search.searchers import Gallery, Searcher
 
 STDIN = "-"
 # The number of classes that a prediction lists with their probabilities.
@@ -77,7 +77,7 @@ class Answer:
         results: the most similar first.
         label_kind: the kind of the results' labels, "class" or "predicted class".
         nearest: the similarity of the nearest image; None if no image was searched.
-        usual_similarity: as in `Engine`.
+        usual_similarity: as in `Searcher`.
     """
 
     picture: Picture
@@ -117,11 +117,11 @@ class Answer:
         return ", ".join(f"{name} ({100 * value:.0f} %)" for name, value in most_probable)
 
 
-def read_pictures(engine: Engine, arguments: Iterable[str]) -> tuple[list[Picture], list[str]]:
+def read_pictures(searcher: Searcher, arguments: Iterable[str]) -> tuple[list[Picture], list[str]]:
     """Read and embed pictures named on the command line.
 
     Args:
-        engine: embeds the pictures.
+        searcher: embeds the pictures.
         arguments: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
 
     Returns:
@@ -133,27 +133,27 @@ def read_pictures(engine: Engine, arguments: Iterable[str]) -> tuple[list[Pictur
     images, skipped = {}, []
     for name, file in _files(arguments):
         try:
-            images[name] = read_square(file, engine.image_size)
+            images[name] = read_square(file, searcher.image_size)
         except Unreadable as error:
             skipped.append(f"{name}: {error}")
-    return embed_pictures(engine, images), skipped
+    return embed_pictures(searcher, images), skipped
 
 
-def embed_pictures(engine: Engine, images: dict[str, np.ndarray]) -> list[Picture]:
+def embed_pictures(searcher: Searcher, images: dict[str, np.ndarray]) -> list[Picture]:
     """Embed (size, size, 3) uint8 images, given by name."""
     if not images:
         return []
-    vectors, probabilities = engine.encode(np.stack(list(images.values())))
+    vectors, probabilities = searcher.encode(np.stack(list(images.values())))
     rows = zip(images, images.values(), vectors, probabilities, strict=True)
     return [Picture(*row) for row in rows]
 
 
-def picture_of_query(engine: Engine, query: int) -> Picture:
+def picture_of_query(searcher: Searcher, query: int) -> Picture:
     """One of the study's own queries, with its stored embedding."""
-    embeddings, dataset = engine.run.embeddings, engine.run.dataset
+    embeddings, dataset = searcher.run.embeddings, searcher.run.dataset
     position = dataset.queries[query]
     return Picture(
-        engine.run.image_names[position],
+        searcher.run.image_names[position],
         np.asarray(dataset.images[position]),
         np.asarray(embeddings.vectors[position]),
         np.asarray(embeddings.probabilities[position]),
@@ -171,15 +171,15 @@ def mean_picture(pictures: list[Picture]) -> Picture:
     )
 
 
-def search(engine: Engine, gallery: Gallery, picture: Picture, k: int, **options) -> Answer:
+def search(searcher: Searcher, gallery: Gallery, picture: Picture, k: int, **options) -> Answer:
     """Search a gallery with one picture; `options` as for `search_all`, with one `left_out`."""
     if "left_out" in options:
         options["left_out"] = [options["left_out"]]
-    return search_all(engine, gallery, [picture], k, **options)[0]
+    return search_all(searcher, gallery, [picture], k, **options)[0]
 
 
 def search_all(
-    engine: Engine,
+    searcher: Searcher,
     gallery: Gallery,
     pictures: list[Picture],
     k: int,
@@ -193,13 +193,13 @@ def search_all(
     """Search a gallery with pictures and the feedback given so far.
 
     Args:
-        engine: the engine that embedded the gallery.
+        searcher: embedded the gallery.
         gallery: the gallery to search.
         pictures: the queries.
         k: the number of results.
-        search: a name in `engine.SEARCHES`.
+        search: a name in `searchers.SEARCHES`.
         positive, negative: (n, d) float32 embeddings of positive and negative examples, weighted
-            by `Engine.feedback_weights`.
+            by `Searcher.feedback_weights`.
         left_out: gallery positions that are not returned, by query, such as the query itself.
         min_similarity: the least similarity of a result.
     """
@@ -208,10 +208,10 @@ def search_all(
     left_out = left_out or [()] * len(pictures)
     vectors = [picture.vector for picture in pictures]
     if len(positive) or len(negative):
-        weights = engine.feedback_weights
+        weights = searcher.feedback_weights
         vectors = [refine(vector, positive, negative, weights) for vector in vectors]
     probabilities = np.stack([picture.probabilities for picture in pictures])
-    searchable = engine.searchable(probabilities, search)
+    searchable = searcher.searchable(probabilities, search)
     found = gallery.search(np.stack(vectors), k + max(map(len, left_out)), searchable)
     answers = []
     for picture, kept_out, positions, similarities in zip(pictures, left_out, *found, strict=True):
@@ -222,17 +222,19 @@ def search_all(
         ][:k]
         results = [
             Result(
-                rank, similarity, engine.classes[gallery.labels[position]],
+                rank, similarity, searcher.classes[gallery.labels[position]],
                 gallery.names[position], position, gallery,
             )
             for rank, (position, similarity) in enumerate(ranked, start=1)
             if similarity >= min_similarity
         ]  # fmt: skip
         order = np.argsort(-picture.probabilities, kind="stable")
-        probable = {engine.classes[label]: float(picture.probabilities[label]) for label in order}
+        probable = {searcher.classes[label]: float(picture.probabilities[label]) for label in order}
         nearest = ranked[0][1] if ranked else None
         answers.append(
-            Answer(picture, probable, results, gallery.label_kind, nearest, engine.usual_similarity)
+            Answer(
+                picture, probable, results, gallery.label_kind, nearest, searcher.usual_similarity
+            )
         )
     return answers
 

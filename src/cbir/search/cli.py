@@ -12,7 +12,7 @@ from cbir.progress import describe_skipped
 
 # The maximum number of a study's classes that are listed.
 MOST_CLASSES = 10
-# The value of --min-similarity that stands for `Engine.usual_similarity`.
+# The value of --min-similarity that stands for `Searcher.usual_similarity`.
 USUAL = "usual"
 # Side of the pictures on an HTML page, in pixels.
 THUMBNAIL = 96
@@ -108,26 +108,26 @@ def run_search(arguments: argparse.Namespace) -> bool:
         raise StudyError(f"--html: {html} is a folder: name a file in it, as in {html}/page.html")
     # Progress lines must not mix with JSON.
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
-        engine, gallery = _open(arguments)
-        answers, skipped = _search(arguments, engine, gallery)
-    run, has_feedback = engine.run, bool(arguments.like or arguments.unlike)
-    classes = ", ".join(engine.classes[:MOST_CLASSES])
-    classes += ", …" if len(engine.classes) > MOST_CLASSES else ""
+        searcher, gallery = _open(arguments)
+        answers, skipped = _search(arguments, searcher, gallery)
+    run, has_feedback = searcher.run, bool(arguments.like or arguments.unlike)
+    classes = ", ".join(searcher.classes[:MOST_CLASSES])
+    classes += ", …" if len(searcher.classes) > MOST_CLASSES else ""
     heading = (
         f"Searched {len(gallery.names):,} images of {gallery.name} with {run.architecture} "
         f"of the study {run.study} (classes: {classes})"
         + (f", within {arguments.within}" if arguments.within else "")
-        + (f", weights: {engine.describe_feedback_weights()}" if has_feedback else "")
+        + (f", weights: {searcher.describe_feedback_weights()}" if has_feedback else "")
     )
-    changes = "" if arguments.gallery else engine.describe_changes()
+    changes = "" if arguments.gallery else searcher.describe_changes()
     heading += f"\n{changes}" if changes else ""
     if html:
         write_text(html, html_page(answers, skipped, heading))
     if arguments.json:
         content = {"study": run.study, "architecture": run.architecture}
         content |= {"gallery": gallery.name, "images": len(gallery.names), "changes": changes}
-        content |= {"usual_similarity": engine.usual_similarity}
-        content |= {"weights": vars(engine.feedback_weights)} if has_feedback else {}
+        content |= {"usual_similarity": searcher.usual_similarity}
+        content |= {"weights": vars(searcher.feedback_weights)} if has_feedback else {}
         content |= {"answers": [as_json(answer) for answer in answers], "skipped": skipped}
         print(json.dumps(content, indent=1))
     else:
@@ -146,7 +146,7 @@ def run_index(arguments: argparse.Namespace) -> bool:
     from cbir.images.folders import describe_files
     from cbir.retrieval.engines import EXACT
     from cbir.search import galleries
-    from cbir.search.engine import open_engine
+    from cbir.search.searchers import open_searcher
 
     name = galleries.gallery_name(arguments.folder, arguments.name)
     previous = galleries.read_source(name)
@@ -154,15 +154,15 @@ def run_index(arguments: argparse.Namespace) -> bool:
     architecture = arguments.architecture
     if study == previous.get("study"):
         architecture = architecture or previous["architecture"]
-    engine = open_engine(study, architecture)
+    searcher = open_searcher(study, architecture)
     name, changes = galleries.index_folder(
-        arguments.folder, engine, name, check=arguments.check,
+        arguments.folder, searcher, name, check=arguments.check,
         held_by=arguments.engine or previous.get("engine", EXACT),
     )  # fmt: skip
     total = changes.embedded + changes.kept
     print(
-        f"{name}: {total:,} pictures, embedded by {engine.run.architecture} of the study "
-        f"{engine.run.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
+        f"{name}: {total:,} pictures, embedded by {searcher.run.architecture} of the study "
+        f"{searcher.run.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
         f"{changes.removed:,} removed"
     )
     if text := describe_files(total, changes.left_out, changes.remarks):
@@ -172,42 +172,42 @@ def run_index(arguments: argparse.Namespace) -> bool:
 
 
 def _open(arguments: argparse.Namespace):
-    """The engine and the gallery that the arguments name."""
+    """The searcher and the gallery that the arguments name."""
     from cbir.retrieval.engines import EXACT
     from cbir.search import galleries
-    from cbir.search.engine import open_engine
+    from cbir.search.searchers import open_searcher
 
     if not arguments.gallery:
-        engine = open_engine(arguments.study, arguments.architecture)
+        searcher = open_searcher(arguments.study, arguments.architecture)
         if arguments.engine in ("", EXACT):
-            return engine, engine.gallery
-        return engine, engine.gallery.held_by(arguments.engine, engine.key)
-    engine, gallery = galleries.open_gallery(arguments.gallery, arguments.engine)
+            return searcher, searcher.gallery
+        return searcher, searcher.gallery.held_by(arguments.engine, searcher.key)
+    searcher, gallery = galleries.open_gallery(arguments.gallery, arguments.engine)
     for option in ("study", "architecture"):
-        used = getattr(engine.run, option)
+        used = getattr(searcher.run, option)
         if getattr(arguments, option) not in ("", used):
             folder = galleries.read_source(arguments.gallery)["folder"]
             name = galleries.free_name(arguments.gallery)
-            study = arguments.study or engine.run.study
+            study = arguments.study or searcher.run.study
             command = galleries.index_command(folder, name, study, arguments.architecture)
             raise StudyError(
                 f"the gallery {arguments.gallery!r} was made with the {option} {used}: omit "
                 f"--{option}, or make another gallery with `{command}`"
             )
-    return engine, gallery
+    return searcher, gallery
 
 
-def _search(arguments: argparse.Namespace, engine, gallery) -> tuple[list, list[str]]:
+def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, list[str]]:
     """An answer for each readable picture, and "name: reason" of each unreadable one."""
     from cbir.reporting.runs import report_command
     from cbir.search import answers
 
     examples = {}
     for option in ("like", "unlike"):
-        examples[option], skipped = answers.read_pictures(engine, getattr(arguments, option))
+        examples[option], skipped = answers.read_pictures(searcher, getattr(arguments, option))
         if skipped:
             raise StudyError(f"--{option}: {skipped[0]}: leave this example out")
-    queries, skipped = answers.read_pictures(engine, arguments.pictures)
+    queries, skipped = answers.read_pictures(searcher, arguments.pictures)
     if not arguments.pictures:
         queries = [answers.mean_picture(examples["like"])]
     pictures = [*queries, *examples["like"], *examples["unlike"]]
@@ -215,15 +215,15 @@ def _search(arguments: argparse.Namespace, engine, gallery) -> tuple[list, list[
     of_examples = set().union(*positions[len(queries) :])
     least = arguments.min_similarity
     if least == USUAL:
-        least = engine.usual_similarity
+        least = searcher.usual_similarity
         if least is None:
-            command = report_command(engine.run.study, engine.run.architecture)
+            command = report_command(searcher.run.study, searcher.run.architecture)
             raise StudyError(
                 f"--min-similarity: the study has not measured what is {USUAL}: give a number, or "
                 f"run `{command}` again"
             )
     results = answers.search_all(
-        engine, gallery, queries, arguments.k, search=arguments.within or "unrestricted",
+        searcher, gallery, queries, arguments.k, search=arguments.within or "unrestricted",
         positive=[example.vector for example in examples["like"]],
         negative=[example.vector for example in examples["unlike"]],
         left_out=[own | of_examples for own in positions[: len(queries)]],

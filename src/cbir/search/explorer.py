@@ -26,13 +26,13 @@ from cbir.reporting.runs import trained_runs
 from cbir.retrieval.projections import METHODS, TSNE_FROM, project_queries
 from cbir.search import answers
 from cbir.search.answers import Answer, Picture, Result
-from cbir.search.engine import (
+from cbir.search.searchers import (
     SEARCHES,
-    Engine,
+    Searcher,
     architectures,
     best_architecture,
     first_finished,
-    open_engine,
+    open_searcher,
 )
 
 QUERIES_PER_PAGE = 60
@@ -90,8 +90,8 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(self, study: str = "", **choice):
         super().__init__()
-        # Each engine is opened once, and going back to an earlier query costs nothing.
-        self.open = functools.cache(open_engine)
+        # Each searcher is opened once, and going back to an earlier query costs nothing.
+        self.open = functools.cache(open_searcher)
         for method in ("_picture", "_answer", "_overlays", "_map"):
             setattr(self, method, functools.lru_cache(64)(getattr(self, method)))
         self.upload = b""
@@ -135,23 +135,23 @@ class Explorer(anywidget.AnyWidget):
             study = first_finished(study)
         full = DEFAULTS | choice | {"study": study}
         full["architectures"] = full["architectures"] or [best_architecture(study)]
-        engine = self.open(study, full["architectures"][0])
+        searcher = self.open(study, full["architectures"][0])
         for sign in ("positive", "negative"):
-            full[sign] = [_position(mark, engine.gallery.names) for mark in full[sign]]
+            full[sign] = [_position(mark, searcher.gallery.names) for mark in full[sign]]
         if "used" not in choice:
             full["used"] = [full["positive"], full["negative"]]
         if isinstance(query := full["query"], str) and not query.startswith("data:"):
-            names = [engine.run.image_names[at] for at in engine.run.dataset.queries]
+            names = [searcher.run.image_names[at] for at in searcher.run.dataset.queries]
             full["query"] = (
-                names.index(query) if query in names else _read(project_root() / query, engine)
+                names.index(query) if query in names else _read(project_root() / query, searcher)
             )
         return full
 
     def _show(self, choice: dict) -> None:
         study, names = choice["study"], choice["architectures"]
-        engines = [self.open(study, name) for name in names]
-        first = engines[0]
-        kinds = [kind for kind in MAPS if any(has_maps(engine, kind) for engine in engines)]
+        searchers = [self.open(study, name) for name in names]
+        first = searchers[0]
+        kinds = [kind for kind in MAPS if any(has_maps(searcher, kind) for searcher in searchers)]
         self.options = self.options | {
             "architectures": architectures(study), "classes": first.classes,
             "maps": {kind: MAPS[kind] for kind in kinds}, "is_exact": first.image_size <= EXACT,
@@ -167,7 +167,7 @@ class Explorer(anywidget.AnyWidget):
             for sign in ("positive", "negative")
             for position in choice[sign]
         ]
-        panels = [self._panel(engine, choice, label) for engine in engines]
+        panels = [self._panel(searcher, choice, label) for searcher in searchers]
         # Results under heat maps stay as they are while they are the same.
         if not choice["heat_maps"] or panels != [
             {key: panel[key] for key in panels[0]} for panel in self.panels
@@ -177,34 +177,34 @@ class Explorer(anywidget.AnyWidget):
             self.status = "Drawing the map …"
         self.points = self._map(study, names[0]) if choice["is_map"] else {}
         if choice["heat_maps"]:
-            for place, engine in enumerate(engines):
+            for place, searcher in enumerate(searchers):
                 self.status = f"{names[place]} computes heat maps …"
-                panel = self.panels[place] | self._heat_maps(engine, choice)
+                panel = self.panels[place] | self._heat_maps(searcher, choice)
                 self.panels = [*self.panels[:place], panel, *self.panels[place + 1 :]]
 
     def _picture(self, study: str, architecture: str, query: int | str) -> Picture:
         """The query with what an architecture computes from it."""
-        engine = self.open(study, architecture)
+        searcher = self.open(study, architecture)
         if isinstance(query, int):
-            return answers.picture_of_query(engine, query)
+            return answers.picture_of_query(searcher, query)
         self.status = f"{architecture} embeds your picture …"
         about, _, content = query.partition(";base64,")
-        image = read_square(BytesIO(base64.b64decode(content)), engine.image_size)
+        image = read_square(BytesIO(base64.b64decode(content)), searcher.image_size)
         name = re.search(";name=([^;]*)", about)
-        return answers.embed_pictures(engine, {name[1] if name else "your picture": image})[0]
+        return answers.embed_pictures(searcher, {name[1] if name else "your picture": image})[0]
 
     def _answer(
         self, study: str, architecture: str, query: int | str, search: str, k: int, *used: tuple
     ) -> tuple[Answer, list[list[Result]]]:
         """All results of one architecture, and the first k with their copies but no marked ones."""
-        engine, marked = self.open(study, architecture), set(itertools.chain(*used))
-        gallery, picture = engine.gallery, self._picture(study, architecture, query)
+        searcher, marked = self.open(study, architecture), set(itertools.chain(*used))
+        gallery, picture = searcher.gallery, self._picture(study, architecture, query)
         # Under some protocols, the gallery contains the query itself; otherwise, this is -1.
-        itself = engine.run.dataset.exclude[query] if isinstance(query, int) else -1
+        itself = searcher.run.dataset.exclude[query] if isinstance(query, int) else -1
         count = 2 * k + len(marked)
         while True:
             answer = answers.search(
-                engine, gallery, picture, count, search=search,
+                searcher, gallery, picture, count, search=search,
                 positive=gallery.vectors[list(used[0])], negative=gallery.vectors[list(used[1])],
                 left_out={int(itself)} - {-1},
             )  # fmt: skip
@@ -216,9 +216,9 @@ class Explorer(anywidget.AnyWidget):
                 return answer, groups[:k]
             count *= 2
 
-    def _panel(self, engine: Engine, choice: dict, label: str) -> dict:
+    def _panel(self, searcher: Searcher, choice: dict, label: str) -> dict:
         """The prediction and the results of one architecture."""
-        answer, groups = self._answer(*self._search(engine, choice))
+        answer, groups = self._answer(*self._search(searcher, choice))
         shown = [
             {
                 "id": group[0].position, "rank": rank, "name": group[0].name,
@@ -232,24 +232,24 @@ class Explorer(anywidget.AnyWidget):
         hits = sum(result["is_hit"] or False for result in shown)
         lines = [f"Predicted: {answer.prediction}."]
         lines += [f"{hits} of {len(shown)} results are of its class, {label}."] * bool(label)
-        lines += [f"Weights: {engine.describe_feedback_weights()}."] * any(choice["used"])
-        return {"architecture": engine.run.architecture, "lines": lines, "results": shown}
+        lines += [f"Weights: {searcher.describe_feedback_weights()}."] * any(choice["used"])
+        return {"architecture": searcher.run.architecture, "lines": lines, "results": shown}
 
-    def _search(self, engine: Engine, choice: dict) -> tuple:
+    def _search(self, searcher: Searcher, choice: dict) -> tuple:
         """The arguments of `_answer`."""
         used = map(tuple, choice["used"])
         keys = (choice[key] for key in ("query", "search", "k"))
-        return (choice["study"], engine.run.architecture, *keys, *used)
+        return (choice["study"], searcher.run.architecture, *keys, *used)
 
-    def _heat_maps(self, engine: Engine, choice: dict) -> dict:
+    def _heat_maps(self, searcher: Searcher, choice: dict) -> dict:
         """What heat maps add to a panel: query and result of each pair under them, and a note."""
         kind = choice["heat_maps"]
-        if not has_maps(engine, kind):
+        if not has_maps(searcher, kind):
             return {"note": "No attention pooling, so no attention maps."}
         from cbir.reporting import explanations  # imports Keras, which takes seconds
 
-        trust = explanations.trust(engine.run.study, engine.run.architecture)
-        overlays = self._overlays(kind, *self._search(engine, choice))
+        trust = explanations.trust(searcher.run.study, searcher.run.architecture)
+        overlays = self._overlays(kind, *self._search(searcher, choice))
         return {"overlays": overlays, "note": trust if kind == "similarity" else ""}
 
     def _overlays(self, kind: str, *search) -> list[list[str]]:
@@ -259,10 +259,10 @@ class Explorer(anywidget.AnyWidget):
 
     def _map(self, study: str, architecture: str) -> dict:
         """The queries on a plane, with their pictures as tiles of one image."""
-        engine = self.open(study, architecture)
-        dataset = engine.run.dataset
+        searcher = self.open(study, architecture)
+        dataset = searcher.run.dataset
         method = "tsne" if len(dataset.queries) >= TSNE_FROM else "pca"
-        projection = project_queries(engine.run.embeddings, method)
+        projection = project_queries(searcher.run.embeddings, method)
         low, high = projection.points.min(0), projection.points.max(0)
         points = 100 * (projection.points - low) / np.maximum(high - low, 1e-9)
         points[:, 1] = 100 - points[:, 1]  # on a screen, y points downwards
@@ -280,15 +280,15 @@ class Explorer(anywidget.AnyWidget):
             "caption": f"{architecture}: {METHODS[method]} of {len(points):,} queries",
         }  # fmt: skip
 
-    def _call(self, choice: dict, engine: Engine) -> str:
+    def _call(self, choice: dict, searcher: Searcher) -> str:
         """The call that shows the same again, with pictures by their names."""
         given = {key: value for key, value in choice.items() if value != DEFAULTS[key]}
         # Without `used`, all marks are used.
         for key in ("study", "used", "page"):
             given.pop(key, None)
         if isinstance(query := choice["query"], int):
-            given["query"] = engine.run.image_names[engine.run.dataset.queries[query]]
-        names = engine.gallery.names
+            given["query"] = searcher.run.image_names[searcher.run.dataset.queries[query]]
+        names = searcher.gallery.names
         given |= {
             sign: [names[position] for position in choice[sign]]
             for sign in ("positive", "negative")
@@ -307,8 +307,8 @@ class Explorer(anywidget.AnyWidget):
             return
         self.status = "Reading your picture …"
         name, file, self.upload = content["name"], BytesIO(self.upload), b""
-        engine = self.open(self.choice["study"], self.choice["architectures"][0])
-        image, remark = read_picture(file, engine.image_size)
+        searcher = self.open(self.choice["study"], self.choice["architectures"][0])
+        image, remark = read_picture(file, searcher.image_size)
         if image is None:
             self.status = f"{name} cannot be read: {remark}. The previous query is still shown."
             return
@@ -318,13 +318,13 @@ class Explorer(anywidget.AnyWidget):
             self.status = f"{name}: {remark}."
 
 
-def has_maps(engine: Engine, kind: str) -> bool:
+def has_maps(searcher: Searcher, kind: str) -> bool:
     """Whether a network has heat maps of this kind, a name in `MAPS`."""
-    return kind != "attention" or engine.run.summary["parameters"]["pooling"] == "attention"
+    return kind != "attention" or searcher.run.summary["parameters"]["pooling"] == "attention"
 
 
 def map_overlays(
-    engine: Engine, answer: Answer, results: list[Result], kind: str = "similarity"
+    searcher: Searcher, answer: Answer, results: list[Result], kind: str = "similarity"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each result, the query and the result under their heat maps.
 
@@ -346,7 +346,7 @@ def map_overlays(
         return []
     images = np.stack([result.image for result in results])
     queries = np.broadcast_to(answer.picture.image, images.shape)
-    network, whitening = engine.run.network, engine.run.embeddings.whitening
+    network, whitening = searcher.run.network, searcher.run.embeddings.whitening
     if kind == "attention":
         maps = attention_maps(network, queries, images)
     else:
@@ -386,11 +386,11 @@ def _data_url(name: str, image: np.ndarray) -> str:
     return answers.data_url(image).replace(";base64,", f";name={name};base64,", 1)
 
 
-def _read(path: Path, engine: Engine) -> str:
+def _read(path: Path, searcher: Searcher) -> str:
     if not path.is_file():
         raise StudyError(f"neither a query of the study nor a file: {path}")
     try:
-        return _data_url(path.name, read_square(path, engine.image_size))
+        return _data_url(path.name, read_square(path, searcher.image_size))
     except Unreadable as error:
         raise StudyError(f"{path} cannot be read: {error}") from None
 
@@ -403,23 +403,23 @@ def _position(picture: int | str, names: list[str]) -> int:
     return names.index(picture)
 
 
-def _label(engine: Engine, query: int | str) -> str:
+def _label(searcher: Searcher, query: int | str) -> str:
     """The class of a query of the study; empty for an uploaded picture."""
     if isinstance(query, str):
         return ""
-    return engine.classes[engine.run.dataset.query_labels[query]]
+    return searcher.classes[searcher.run.dataset.query_labels[query]]
 
 
-def _page(engine: Engine, choice: dict) -> dict:
+def _page(searcher: Searcher, choice: dict) -> dict:
     """A page of the study's queries, of one class or all, in order or the worst first."""
-    run, dataset = engine.run, engine.run.dataset
+    run, dataset = searcher.run, searcher.run.dataset
     positions = np.arange(len(dataset.queries))
     if choice["order"] == WORST:
         scores = tables.average_precision(run, "unrestricted", run.protocol)
         worst = scores.sort_values(kind="stable").index
         positions = np.searchsorted(dataset.queries, worst)
     if choice["label"]:
-        wanted = engine.classes.index(choice["label"])
+        wanted = searcher.classes.index(choice["label"])
         positions = positions[dataset.query_labels[positions] == wanted]
     start = min(choice["page"], (len(positions) - 1) // QUERIES_PER_PAGE) * QUERIES_PER_PAGE
     shown = positions[start : start + QUERIES_PER_PAGE].tolist()
@@ -427,7 +427,7 @@ def _page(engine: Engine, choice: dict) -> dict:
         "start": start + 1,
         "total": len(positions),
         "pictures": [
-            {"id": query, "label": engine.classes[dataset.query_labels[query]],
+            {"id": query, "label": searcher.classes[dataset.query_labels[query]],
              "image": image_url(dataset.images[dataset.queries[query]], SMALL)}
             for query in shown
         ],

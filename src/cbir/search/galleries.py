@@ -32,13 +32,13 @@ from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker
 from cbir.reporting import measurements, tables
 from cbir.retrieval.engines import EXACT, check_engine, resolved
-from cbir.search.engine import (
+from cbir.search.searchers import (
     DEFAULT_STUDY,
     GROUP,
-    Engine,
     Gallery,
+    Searcher,
     first_finished,
-    open_engine,
+    open_searcher,
 )
 
 BATCH = 256
@@ -112,13 +112,13 @@ def read_source(name: str) -> dict:
 
 
 def index_folder(
-    folder: Path, engine: Engine, name: str = "", *, check: bool = False, held_by: str = EXACT
+    folder: Path, searcher: Searcher, name: str = "", *, check: bool = False, held_by: str = EXACT
 ) -> tuple[str, Changes]:
     """Bring the gallery of a folder up to date: embed new pictures, remove deleted ones.
 
     Args:
         folder: pictures without classes, at any depth.
-        engine: embeds the pictures.
+        searcher: embeds the pictures.
         name: name of the gallery; the folder's name by default.
         check: whether to compare the content of all files, even if size and time are the same.
         held_by: the engine that finds the nearest images, as for `engines.open_engine`.
@@ -138,15 +138,15 @@ def index_folder(
     with disk_errors(home), locked(home):
         home.mkdir(exist_ok=True)
         changes = _update(
-            folder, states, left_out, engine, name=name, check=check, held_by=resolved(held_by)
+            folder, states, left_out, searcher, name=name, check=check, held_by=resolved(held_by)
         )
         if held_by != EXACT:
             open_gallery(name)[1].index.close()
     return name, changes
 
 
-def open_gallery(name: str, held_by: str = "") -> tuple[Engine, Gallery]:
-    """Open a gallery and the engine that embedded it.
+def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
+    """Open a gallery and the searcher that embedded it.
 
     Args:
         name: of the gallery.
@@ -169,9 +169,9 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Engine, Gallery]:
             f"no gallery {name!r}: " + (f"existing: {', '.join(names)}" if names else make)
         )
     folder, study, architecture = source["folder"], source["study"], source["architecture"]
-    engine = open_engine(study, architecture)
+    searcher = open_searcher(study, architecture)
     again = f"run `{index_command(folder, name, study, architecture)}`"
-    if engine.key != source["key"]:
+    if searcher.key != source["key"]:
         raise StudyError(
             f"{architecture} of {study} has been trained again since the gallery was made: "
             f"{again} again"
@@ -197,12 +197,12 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Engine, Gallery]:
         groups,
         columns["label"].to_numpy(),
         [f"{readable_name(folder)}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
-        lambda position: _image(Path(folder, os.fsdecode(files[position])), engine.image_size),
+        lambda position: _image(Path(folder, os.fsdecode(files[position])), searcher.image_size),
         label_kind="predicted class",
         versions=columns["digest"].to_pylist(),
     )
     held_by = resolved(held_by) or source.get("engine", EXACT)
-    return engine, gallery if held_by == EXACT else gallery.held_by(held_by, engine.key)
+    return searcher, gallery if held_by == EXACT else gallery.held_by(held_by, searcher.key)
 
 
 def _gallery_file(name: str) -> Path:
@@ -213,7 +213,7 @@ def _update(
     folder: Path,
     states: dict[str, str],
     left_out: list[LeftOut],
-    engine: Engine,
+    searcher: Searcher,
     *,
     name: str,
     check: bool,
@@ -224,14 +224,14 @@ def _update(
     files = {file: _read(file) for file in path.parent.glob("*.parquet")}
     previous_source, previous = files.get(path, ({}, {}))
     previous_folder = Path(previous_source.get("folder", folder))
-    run = engine.run
+    run = searcher.run
     if previous_folder != folder and previous_folder.is_dir():
         command = index_command(folder, free_name(name), run.study, run.architecture)
         raise StudyError(
             f"the gallery {name!r} contains {readable_name(str(previous_folder))}: choose another "
             f"name for this folder, as in `{command}`"
         )
-    network = {"study": run.study, "architecture": run.architecture, "key": engine.key}
+    network = {"study": run.study, "architecture": run.architecture, "key": searcher.key}
     source = {"folder": str(folder), "engine": held_by, **network}
     stored = {}
     for its_source, rows in files.values():
@@ -247,7 +247,7 @@ def _update(
             rows[file] = by_digest[digest]._replace(state=states[file])
     changes = Changes(kept=len(rows), left_out=left_out)
     waiting = [file for file in others if file not in rows]
-    batches = _embed(folder, waiting, engine, changes)
+    batches = _embed(folder, waiting, searcher, changes)
     for number, batch in enumerate(batches, start=len(list(path.parent.glob("batch-*")))):
         embedded = {
             file: _Row(states[file], digests[file], *output) for file, output in batch.items()
@@ -298,11 +298,11 @@ def _digests(folder: Path, names: list[str]) -> list[str]:
 
 
 def _embed(
-    folder: Path, names: list[str], engine: Engine, changes: Changes
+    folder: Path, names: list[str], searcher: Searcher, changes: Changes
 ) -> Iterator[dict[str, tuple[int, np.ndarray]]]:
     """Predict and embed readable files in batches; add the unreadable and odd ones to `changes`."""
     ticker = Ticker(len(names), "pictures")
-    squares = read_squares([folder / name for name in names], engine.image_size)
+    squares = read_squares([folder / name for name in names], searcher.image_size)
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
         images = {name: image for name, (image, _) in batch if image is not None}
@@ -311,7 +311,7 @@ def _embed(
                 files = changes.left_out if image is None else changes.remarks
                 files.append(LeftOut(readable_name(name), str(remark)))
         if images:
-            vectors, probabilities = engine.encode(np.stack(list(images.values())))
+            vectors, probabilities = searcher.encode(np.stack(list(images.values())))
             labels = probabilities.argmax(axis=1)
             yield dict(zip(images, zip(labels, vectors, strict=True), strict=True))
         ticker.reached(min(start + BATCH, len(names)))

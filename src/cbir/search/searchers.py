@@ -1,11 +1,12 @@
-"""A finished study as a search engine: its trained network and its gallery.
+"""A finished study that can be searched: its trained network and its gallery.
 
-An engine reads the files of a report. It neither trains networks nor embeds the study's images
+A searcher reads the files of a report. It neither trains networks nor embeds the study's images
 again, and it still works after changes to the code.
 """
 
 import functools
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root
+from cbir.cache import cached, find
 from cbir.images.dataset import describe_changes
 from cbir.images.folders import readable_name
-from cbir.networks.embeddings import Encode
+from cbir.networks.embeddings import Encode, batched
 from cbir.reporting import measurements
 from cbir.reporting.runs import (
     Run,
@@ -27,13 +29,14 @@ from cbir.reporting.runs import (
 )
 from cbir.retrieval import engines, ranking, searches
 from cbir.retrieval.feedback import Rocchio
-from cbir.search.graphs import graph_encoder
 
 # The largest number of embeddings that a search prepares at a time, so that its memory is bounded.
 GROUP = 2**16
 DEFAULT_STUDY = "digits"
 # The searches that do not need the true class of the query.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
+# The file of an exported network.
+GRAPH = "graph.xml"
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Searcher:
     """One trained architecture of a finished study, which can embed and search further pictures.
 
     Attributes:
@@ -235,7 +238,51 @@ class Engine:
         return None
 
 
-def open_engine(study: str = "", architecture: str = "") -> Engine:
+def graph_encoder(run: Run) -> Encode | None:
+    """As `inference.make_encoder`, run by OpenVINO without Keras and TensorFlow.
+
+    TensorFlow takes seconds to start, far longer than embedding a few pictures. The first search
+    with a network exports it, and later ones only read the graph. Components of embeddings differ
+    from those of Keras by less than 1e-5. None if the optional package `openvino` is missing or
+    cannot run the network.
+    """
+    try:
+        version = importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+    def make(folder: Path) -> None:
+        from cbir.networks.inference import encoder_of
+
+        print("exporting the network, so that later searches start faster (only once)", flush=True)
+        model = encoder_of(run.network, run.embeddings)
+        model.export(str(folder / GRAPH), format="openvino", verbose=False)
+
+    step = {"parameters": {"openvino": version}, "reads": [run.embeddings.artifact.key]}
+    step |= {"step": "graph", "package": "networks"}
+    try:
+        graph = find(**step) or cached(make=make, **step)
+    except StudyError:  # the folder cannot be written
+        return None
+    except Exception as error:  # OpenVINO does not document what it raises for unknown layers
+        reason = " ".join(str(error).split())[:200]
+        print(f"the network cannot be exported ({reason}): searching with Keras", flush=True)
+        return None
+
+    import openvino
+
+    model = openvino.Core().compile_model(
+        graph.folder / GRAPH, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+
+    def predict(images: np.ndarray) -> list[np.ndarray]:
+        outputs = model(np.asarray(images, np.float32))
+        return [outputs[0], outputs[1]]
+
+    return batched(predict, run.embeddings.whitening)
+
+
+def open_searcher(study: str = "", architecture: str = "") -> Searcher:
     """Open one trained architecture of a finished study.
 
     Args:
@@ -252,7 +299,7 @@ def open_engine(study: str = "", architecture: str = "") -> Engine:
         if (run_folder(study, architecture) / "summary.json").exists():
             reason = f"{architecture} in reports/{study} has no network that could embed pictures"
         raise StudyError(f"{reason}: choose from {', '.join(names)}")
-    return Engine(read_run(study, architecture or best_architecture(study)))
+    return Searcher(read_run(study, architecture or best_architecture(study)))
 
 
 def first_finished(study: str) -> str:
