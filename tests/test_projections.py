@@ -6,8 +6,8 @@ import invented
 import numpy as np
 import pytest
 
-from cbir.reporting import projections
-from cbir.retrieval import projections as computed
+from cbir.reporting import charts, sentences
+from cbir.retrieval import projections
 
 pytestmark = pytest.mark.usefixtures("closed_figures")
 
@@ -21,10 +21,10 @@ def groups(n_each=60, d=12, apart=8.0) -> tuple[np.ndarray, np.ndarray]:
     return vectors, labels
 
 
-@pytest.mark.parametrize("method", computed.METHODS)
+@pytest.mark.parametrize("method", projections.METHODS)
 def test_groups_that_lie_apart_lie_apart_on_the_map(method):
     vectors, labels = groups()
-    points, _ = computed.project(vectors, method)
+    points, _ = projections.project(vectors, method)
     assert points.shape == (120, 2)
     assert points.dtype == np.float32
     centres = np.array([points[labels == label].mean(axis=0) for label in (0, 1)])
@@ -36,21 +36,21 @@ def test_pca_keeps_the_directions_of_most_variance():
     random = np.random.default_rng(0)
     plane = random.normal(size=(50, 2)) * [5, 2]
     turned, _ = np.linalg.qr(random.normal(size=(6, 6)))
-    points, share = computed.project(plane @ turned[:2])
+    points, share = projections.project(plane @ turned[:2])
     assert share == pytest.approx(1)
     # In a plane all distances are kept.
     wanted, distances = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (plane, points))
     assert distances == pytest.approx(wanted, abs=1e-4)
-    assert computed.project(random.normal(size=(400, 10)))[1] < 0.35
+    assert projections.project(random.normal(size=(400, 10)))[1] < 0.35
 
 
-@pytest.mark.parametrize("method", computed.METHODS)
+@pytest.mark.parametrize("method", projections.METHODS)
 @pytest.mark.parametrize("normalised", [False, True])
 def test_vectors_of_one_dimension_lie_on_a_line(method, normalised):
     # An embedding of one dimension and of unit length is 1 or -1.
     vectors = np.random.default_rng(0).normal(size=(120, 1))
     vectors = np.sign(vectors) if normalised else vectors
-    points, share = computed.project(vectors, method)
+    points, share = projections.project(vectors, method)
     assert points.shape == (120, 2)
     assert np.isfinite(points).all()
     assert np.ptp(points[:, 1]) == 0
@@ -61,33 +61,33 @@ def test_vectors_of_one_dimension_lie_on_a_line(method, normalised):
 
 
 def test_vectors_that_are_all_equal_have_a_map_of_one_point():
-    points, share = computed.project(np.ones((5, 3)))
+    points, share = projections.project(np.ones((5, 3)))
     assert share == 0
     assert np.ptp(points, axis=0) == pytest.approx([0, 0])
 
 
-@pytest.mark.parametrize("method", computed.METHODS)
+@pytest.mark.parametrize("method", projections.METHODS)
 def test_the_same_seed_draws_the_same_map(method):
     vectors, _ = groups()
     assert np.array_equal(
-        computed.project(vectors, method)[0], computed.project(vectors, method)[0]
+        projections.project(vectors, method)[0], projections.project(vectors, method)[0]
     )
 
 
 def test_t_sne_pays_from_a_hundred_points_on():
     with pytest.raises(ValueError, match="99 points are too few"):
-        computed.project(groups()[0][:99], "tsne")
+        projections.project(groups()[0][:99], "tsne")
     with pytest.raises(ValueError, match="unknown method 'umap'"):
-        computed.project(groups()[0], "umap")
+        projections.project(groups()[0], "umap")
 
 
 def test_the_points_shown_are_spread_over_the_classes():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [600, 300, 100]))
-    shown = computed.spread(labels, 100)
+    shown = projections.spread(labels, 100)
     assert len(np.unique(shown)) == 100
     assert (np.diff(shown) > 0).all()
     assert np.bincount(labels[shown]) == pytest.approx([60, 30, 10], abs=1)
-    assert computed.spread(labels, 1000).tolist() == list(range(1000))
+    assert projections.spread(labels, 1000).tolist() == list(range(1000))
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +102,15 @@ def saved(project):
 
 def test_a_map_is_of_the_queries_and_drawn_once(saved, monkeypatch):
     images = saved.dataset
-    first = computed.project_queries(saved.embeddings)
+    first = projections.project_queries(saved.embeddings)
     assert first.queries.tolist() == list(range(len(images.queries)))
     assert first.points.shape == (len(images.queries), 2)
     assert 0.5 < first.kept <= 1
     assert 0.5 < first.variance <= 1
     vectors = np.load(saved.summary["artifacts"]["embeddings"] + "/vectors.npy")
-    assert np.array_equal(first.points, computed.project(vectors[images.queries])[0])
-    monkeypatch.setattr(computed, "project", None)
-    assert np.array_equal(computed.project_queries(saved.embeddings).points, first.points)
+    assert np.array_equal(first.points, projections.project(vectors[images.queries])[0])
+    monkeypatch.setattr(projections, "project", None)
+    assert np.array_equal(projections.project_queries(saved.embeddings).points, first.points)
 
 
 def test_trustworthiness_tells_a_map_that_keeps_neighbours_from_one_that_does_not(
@@ -118,16 +118,16 @@ def test_trustworthiness_tells_a_map_that_keeps_neighbours_from_one_that_does_no
 ):
     images = saved.dataset
     by_chance = np.random.default_rng(0).normal(size=(len(images.queries), 2)).astype(np.float32)
-    kept = computed.project_queries(saved.embeddings).kept
-    monkeypatch.setattr(computed, "project", lambda *_: (by_chance, 0.0))
-    assert computed.project_queries(saved.embeddings, "tsne").kept < kept - 0.1
+    kept = projections.project_queries(saved.embeddings).kept
+    monkeypatch.setattr(projections, "project", lambda *_: (by_chance, 0.0))
+    assert projections.project_queries(saved.embeddings, "tsne").kept < kept - 0.1
 
 
 def test_all_runs_have_a_map_by_a_method_with_enough_queries(saved):
     assert list(projections.project_all({"cnn": saved})) == ["cnn"]
     # A dozen queries are too few for t-SNE.
     assert projections.project_all({"cnn": saved}, "tsne") == {}
-    assert projections.figure(saved.dataset, {}, {}) is None
+    assert charts.query_maps(saved.dataset, {}, {}) is None
 
 
 @pytest.fixture
@@ -136,12 +136,12 @@ def dataset():
     return SimpleNamespace(classes=["circle", "cross", "square"], query_labels=np.arange(3))
 
 
-def map_of(labels, method="pca", **changes) -> computed.Projection:
+def map_of(labels, method="pca", **changes) -> projections.Projection:
     """A map whose points lie where their labels are."""
     shown = np.arange(len(labels))
     points = np.stack([labels, shown], axis=1).astype(np.float32)
     given = {"queries": shown, "points": points, "kept": 0.5, "variance": 0.25} | changes
-    return computed.Projection(method, **given)
+    return projections.Projection(method, **given)
 
 
 def points_of(axis) -> list[list]:
@@ -152,7 +152,7 @@ def test_a_map_has_a_colour_and_a_marker_a_class_and_rings_the_wrong(dataset):
     labels = dataset.query_labels = np.array([2, 0, 1, 1])
     predicted = {"cnn": np.array([2, 1, 1, 0]), "random": np.full(4, -1)}
     drawn = {"cnn": map_of(labels), "random": map_of(labels, "tsne", variance=np.nan)}
-    figure = projections.figure(dataset, drawn, predicted)
+    figure = charts.query_maps(dataset, drawn, predicted)
     one, other = figure.axes
     # Others (none), the three classes, then the rings.
     assert points_of(one) == [[], [[0, 1]], [[1, 2], [1, 3]], [[2, 0]], [[0, 1], [1, 3]]]
@@ -171,7 +171,7 @@ def test_a_map_shows_a_part_of_the_queries_with_their_own_classes(dataset):
     dataset.query_labels = np.array([0, 1, 2, 0, 1, 2])
     part = map_of(np.array([1, 2]), queries=np.array([1, 5]))
     predicted = {"cnn": np.array([0, 0, 0, 0, 0, 2])}
-    (axis,) = projections.figure(dataset, {"cnn": part}, predicted).axes
+    (axis,) = charts.query_maps(dataset, {"cnn": part}, predicted).axes
     assert points_of(axis) == [[], [], [[1, 0]], [[2, 1]], [[1, 0]]]
 
 
@@ -180,23 +180,27 @@ def test_of_many_classes_the_most_confused_are_coloured(dataset):
     labels = dataset.query_labels = np.tile(np.arange(14), 3)
     wrong = np.isin(labels, [3, 13])
     predicted = {"cnn": np.where(wrong, 0, labels)}
-    figure = projections.figure(dataset, {"cnn": map_of(labels)}, predicted)
+    figure = charts.query_maps(dataset, {"cnn": map_of(labels)}, predicted)
     named = [entry.get_label() for entry in figure.legends[0].legend_handles]
     assert (named[0], named[-1]) == ("other classes", "classified wrongly")
-    assert len(named) == len(projections.CLASS_COLOURS) + 2
+    assert len(named) == len(charts.CLASS_COLOURS) + 2
     assert {"class 3", "class 13"} < {*named}
     others = figure.axes[0].collections[0]
     assert len(others.get_offsets()) == 4 * 3
 
 
 def test_ten_classes_differ_in_colour_and_in_marker():
-    assert len({*projections.CLASS_COLOURS}) == len({*projections.CLASS_MARKERS}) == 10
+    assert len({*charts.CLASS_COLOURS}) == len({*charts.CLASS_MARKERS}) == 10
 
 
 def test_the_map_with_the_highest_trustworthiness_is_named():
     kept = {"cnn": 0.8, "vgg16": 0.9, "few": np.nan}
     maps = {name: SimpleNamespace(kept=value) for name, value in kept.items()}
-    assert projections.describe(maps).startswith(
+    assert sentences.describe_projections(maps).startswith(
         "The map of vgg16 has the highest trustworthiness, 0.90 (at most 1)"
     )
-    assert projections.describe({"few": maps["few"]}) == projections.describe({}) == ""
+    assert (
+        sentences.describe_projections({"few": maps["few"]})
+        == sentences.describe_projections({})
+        == ""
+    )

@@ -5,7 +5,7 @@ tests, finds a significant difference.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from cbir.reporting import measurements, numbers, tables
 from cbir.reporting.numbers import Estimate
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
+from cbir.retrieval.projections import Projection
 
 # Above this mean cosine similarity of two images, a network has the same embedding for all.
 COLLAPSED = 0.9999
@@ -555,3 +556,19 @@ def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     scope = f"; {NETWORKS_ONLY}" if tables.is_of_networks(pair) else ""
     return f"{outcome} {label or other} (difference {difference}{evidence}{scope})"
+
+
+def describe_projections(projections: Mapping[str, Projection]) -> str:
+    """Whose map preserves neighbourhoods best, in a sentence; empty without any.
+
+    Args:
+        projections: by architecture, from `projections.project_all`.
+    """
+    kept = {name: one.kept for name, one in projections.items() if not math.isnan(one.kept)}
+    if not kept:
+        return ""
+    name = max(kept, key=kept.get)
+    return (
+        f"The map of {name} has the highest trustworthiness, {kept[name]:.2f} (at most 1): the "
+        "nearest points on it are most often nearest in the embedding, too."
+    )

@@ -4,6 +4,7 @@ A two-dimensional map of hundreds of dimensions is a picture, not a measurement:
 the width of groups prove nothing. Therefore, each map states how well it preserves neighbourhoods.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
     with np.load(artifact.folder / "map.npz") as stored:
         kept, variance = float(stored["kept"]), float(stored["variance"])
         return Projection(method, queries, stored["points"], kept, variance)
+
+
+def project_all(runs: Mapping, method: str = "pca") -> dict[str, Projection]:
+    """The projected queries of runs, by name, for their first seed and first protocol.
+
+    Runs with too few queries for t-SNE are left out.
+
+    Raises:
+        StudyError: the embeddings of a run are missing.
+    """
+    return {
+        name: project_queries(run.embeddings, method)
+        for name, run in runs.items()
+        if method != "tsne" or len(run.dataset.queries) >= TSNE_FROM
+    }
 
 
 def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:
