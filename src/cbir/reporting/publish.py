@@ -1,9 +1,9 @@
 """Results that the project publishes: copied from a report, and shown in docs/results.md.
 
-`reports/published/<study>/` contains a study's manifest.json, its figure, the rows of its
-metrics.csv over all queries, a copy of its comparison page, and an optional notes.md.
-docs/results.md is written only from these files. A study can be published in parts, because some of
-its runs take hours: the manifest records the commit of each run.
+`reports/published/<study>/` contains a study's manifest.json, its figure, a copy of its comparison
+page, an optional notes.md, and the rows of its metrics.csv over all queries, for full rankings and
+the first ten results. docs/results.md is written only from these files. A study can be published in
+parts, because some of its runs take hours: the manifest records the commit of each run.
 """
 
 import json
@@ -26,6 +26,7 @@ from cbir.reporting.runs import (
     report_command,
     training_place,
 )
+from cbir.retrieval.evaluation import N_RESULTS
 
 RESULTS = "docs/results.md"
 PAGE = "index.html"
@@ -75,7 +76,12 @@ def publish_study(root: Path, study: str) -> Path:
         figure_rows = figure_rows[figure_rows["protocol"] == figure_rows["protocol"].iloc[0]]
         figure_rows = figure_rows.sort_values("architecture", key=lambda row: row.map(names.index))
     folder.mkdir(parents=True, exist_ok=True)
+<<<<<<< Updated upstream
     measurements.write_csv(measurements.sort(rows[rows["class"].isna()]), folder / "metrics.csv")
+=======
+    is_shown = rows["class"].isna() & (rows["k"].isna() | (rows["k"] == N_RESULTS))
+    tidy.write_csv(tidy.sort(rows[is_shown]), folder / "metrics.csv")
+>>>>>>> Stashed changes
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     if any(run["variant"] for run in manifest["architectures"].values()):
         figure = grids.heat_maps(grids.points_table(runs))
