@@ -76,12 +76,8 @@ def publish_study(root: Path, study: str) -> Path:
         figure_rows = figure_rows[figure_rows["protocol"] == figure_rows["protocol"].iloc[0]]
         figure_rows = figure_rows.sort_values("architecture", key=lambda row: row.map(names.index))
     folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< Updated upstream
-    measurements.write_csv(measurements.sort(rows[rows["class"].isna()]), folder / "metrics.csv")
-=======
     is_shown = rows["class"].isna() & (rows["k"].isna() | (rows["k"] == N_RESULTS))
-    tidy.write_csv(tidy.sort(rows[is_shown]), folder / "metrics.csv")
->>>>>>> Stashed changes
+    measurements.write_csv(measurements.sort(rows[is_shown]), folder / "metrics.csv")
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     if any(run["variant"] for run in manifest["architectures"].values()):
         figure = grids.heat_maps(grids.points_table(runs))
