@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cbir import StudyError, cache
+from cbir import StudyError, cache, files, machine
 
 # A module of the package that is sure to stay, as the one that the steps below run.
 PACKAGE = "retrieval"
@@ -140,8 +140,8 @@ def test_key_changes_with_each_thing_that_decides_a_result(change):
     ],
 )
 def test_key_changes_with_the_version_of_each_package_that_computes(package, monkeypatch):
-    monkeypatch.setattr(cache, "backend", lambda: "tensorflow")
-    versions = cache.versions.__wrapped__()
+    monkeypatch.setattr(machine, "backend", lambda: "tensorflow")
+    versions = machine.versions.__wrapped__()
     assert package in versions
     monkeypatch.setattr(cache, "versions", lambda: versions)
     before = cache.make_key("step", {}, [], "code")
@@ -249,21 +249,21 @@ def test_digest_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # The example of FIPS 180-2, appendix B.1.
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert cache.file_digest(tmp_path / "file") == expected
+    assert files.file_digest(tmp_path / "file") == expected
 
 
 def test_backend_is_what_keras_would_use(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k != "keras"})
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
-    assert cache.backend() == "tensorflow"
+    assert machine.backend() == "tensorflow"
     (tmp_path / "keras.json").write_text('{"backend": "jax"}')
-    assert cache.backend() == "jax"
+    assert machine.backend() == "jax"
     (tmp_path / "keras.json").write_text('{"backend')
     with pytest.raises(StudyError, match="keras.json is not the settings of Keras"):
-        cache.backend()
+        machine.backend()
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    assert cache.backend() == "torch"
+    assert machine.backend() == "torch"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), StudyError("no")])
@@ -342,7 +342,7 @@ def test_is_current_asks_for_exactly_this_key(tmp_path):
 
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "text"
-    cache.write_text(path, "before ü")
+    files.write_text(path, "before ü")
 
     def half(self, text, encoding=None):
         self.write_bytes(b"aft")
@@ -350,7 +350,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="No space"):
-        cache.write_text(path, "after")
+        files.write_text(path, "after")
     assert path.read_text("utf-8") == "before ü"
 
 
@@ -563,6 +563,25 @@ def test_a_result_that_lost_a_file_is_made_anew(root, capsys):
     assert make_once().folder == first.folder
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES])
+def test_a_result_whose_file_cannot_be_read_is_made_anew(root, capsys, monkeypatch, error):
+    first = make_once()
+
+    def refuse(path):
+        raise OSError(error, os.strerror(error), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_digests", {})
+        patched.setattr(cache, "file_digest", refuse)
+        assert found() is None
+    reason = f"result.txt cannot be read ({os.strerror(error)})"
+    assert f"{first.folder}: {reason}: it counts as unfinished" in capsys.readouterr().out
+    assert make_once().folder == first.folder
+    (first.folder / "manifest.json").unlink()
+    (first.folder / "manifest.json").mkdir()  # raises an error when it is read
+    assert make_once() == found()
+
+
 def test_exchanged_folders_are_made_anew(root):
     one, other = make_once(size=1).folder, make_once(size=2).folder
     one.rename(root / "aside")
@@ -625,7 +644,7 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatc
     events, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (events.append("synchronised"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("moved"), replace(*names)))
-    cache.write_text(tmp_path / "text", "text")
+    files.write_text(tmp_path / "text", "text")
     assert events == ["synchronised", "moved"]
 
 
@@ -652,14 +671,24 @@ def test_a_lock_of_a_killed_process_does_not_hold(root, capsys):
     assert not lock.exists()
 
 
+@pytest.mark.parametrize("error", files.WITHOUT_LOCKS)
+def test_a_file_system_without_locks_is_one_line_before_make_is_called(root, monkeypatch, error):
+    def refuse(*given):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StudyError, match="artifacts/step is on a file system without locks: move"):
+        make_once(no_make)
+
+
 # A tmpfs of a megabyte in a mount namespace of its own, which needs no rights.
 FULL_DISK = """
 import sys
 from pathlib import Path
-from cbir import StudyError, cache
+from cbir import StudyError, cache, files, machine
 
 def make(folder):
-    cache.create_array(folder / "array.npy", "f4", (1_000_000,))[:] = 1
+    files.create_array(folder / "array.npy", "f4", (1_000_000,))[:] = 1
 
 try:
     cache.cached("step", make, parameters={}, package="retrieval")

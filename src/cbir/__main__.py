@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from cbir import StudyError, project_root
-from cbir.cache import as_study_error
+from cbir.files import as_study_error
 from cbir.progress import own_stderr
 from cbir.search import cli
 

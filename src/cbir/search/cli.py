@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cbir import StudyError
-from cbir.cache import write_text
+from cbir.files import write_text
 from cbir.progress import describe_skipped
 
 # The maximum number of a study's classes that are listed.

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cbir import StudyError, project_root
-from cbir.cache import disk_errors, file_digest, locked, replacing
+from cbir.files import disk_errors, file_digest, locked, replacing
 from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
 from cbir.progress import Ticker

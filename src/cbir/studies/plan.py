@@ -3,7 +3,7 @@
 import numpy as np
 
 from cbir import StudyError
-from cbir.cache import backend, is_current, keras_home, machine
+from cbir.cache import is_current
 from cbir.images.dataset import SELECTION, is_cached, select
 from cbir.images.folders import (
     LeftOut,
@@ -12,6 +12,7 @@ from cbir.images.folders import (
     list_pictures,
     short_list,
 )
+from cbir.machine import backend, keras_home, machine
 from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import HEAD_STEPS

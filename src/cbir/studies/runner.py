@@ -13,20 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, __version__
-from cbir.cache import (
-    MANIFEST,
-    as_study_error,
-    disk_errors,
-    is_current,
-    locked,
-    package_digest,
-    versions,
-    write_manifest,
-    write_text,
-)
+from cbir.cache import MANIFEST, is_current, package_digest, write_manifest
+from cbir.files import as_study_error, disk_errors, locked, write_text
 from cbir.images import leaks, protocols
 from cbir.images.dataset import Dataset, forget, load_dataset
 from cbir.images.folders import describe_files
+from cbir.machine import versions
 from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS

@@ -1,0 +1,78 @@
+"""What computes the numbers: versions and settings, which keys contain, and the hardware."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from cbir import StudyError
+
+# The packages whose versions can change a number; `versions` adds the backend.
+PACKAGES = ("keras", "numba", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "scipy")
+SETTINGS = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_NUM_INTRAOP_THREADS")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that compute results, and settings of their numerics."""
+    named = {"python": "{}.{}.{}".format(*sys.version_info[:3]), "backend": backend()}
+    for package in (*PACKAGES, backend()):
+        try:
+            named[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise StudyError(
+                f"{package} is not installed: install it, or select another Keras backend "
+                "with KERAS_BACKEND"
+            ) from None
+    return named | {name: os.environ[name] for name in SETTINGS if name in os.environ}
+
+
+def backend() -> str:
+    """The name of the Keras backend that this process uses or would use."""
+    if "keras" in sys.modules:
+        return sys.modules["keras"].backend.backend()
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name
+    settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
+    try:
+        stored = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
+        return stored.get("backend", "tensorflow")
+    except (ValueError, AttributeError) as error:
+        raise StudyError(
+            f"{settings} is not the settings of Keras: correct or delete it"
+        ) from error
+
+
+def keras_home() -> Path:
+    """The folder of Keras' downloads, created if missing: otherwise, Keras would use another."""
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+@functools.cache
+def machine() -> dict:
+    """Processor, number of cores, and the names of GPUs as reported by the driver."""
+    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
+        cpu = names[0].strip() if names else cpu
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        gpus = done.stdout.strip().splitlines()
+    except (OSError, subprocess.SubprocessError):
+        gpus = []
+    return {"system": platform.system(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def peak_memory() -> int:
+    """The peak memory of this process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
