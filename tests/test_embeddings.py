@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from conftest import build_network, empty_project, load_shapes, train_network
@@ -142,6 +143,33 @@ def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
 
     monkeypatch.setattr(inference, "predict", refuse)
     assert architecture.embed(*trained, images).artifact.folder == embedded.artifact.folder
+
+
+@pytest.mark.parametrize(
+    ("weights", "layer"),
+    [
+        ({"embedding": 3e38}, "embedding"),
+        ({"embedding": 3e38, "stage2_conv1": np.nan}, "stage2_conv1"),
+    ],
+    ids=["too large weights", "broken weights"],
+)
+def test_embeddings_that_are_no_numbers_are_refused_with_epoch_and_layer(
+    weights, layer, trained, images, monkeypatch
+):
+    load = keras.Model.load_weights
+
+    def broken(model, path):
+        load(model, path)
+        for weight in model.weights:
+            name = weight.path.split("/")[-2]
+            weight.assign(np.full(weight.shape, weights[name]) if name in weights else weight)
+
+    message = f"after epoch 1, the layer {layer} has NaN or infinite values"
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "load_weights", broken)
+        with pytest.raises(StudyError, match=message):
+            architecture.embed(*trained, images, epoch=1, whitening=2)
+    trained[0].model.load_weights(trained[1].weights_path())
 
 
 def test_a_backbone_that_is_trained_has_no_frozen_features(trained, images):

@@ -82,8 +82,12 @@ def runs(project):
     }
 
 
-def outputs_of(name: str, monkeypatch, **parameters) -> str:
-    """Run a notebook's cells in this process; its texts, its tables, its figures' captions."""
+def outputs_of(name: str, monkeypatch, *, last: str = "", **parameters) -> str:
+    """Run a notebook's cells in this process; its texts, its tables, its figures' captions.
+
+    Args:
+        last: a tag of the last cell to run; all run by default.
+    """
     outputs = []
 
     def record(shown, metadata=None, raw=False):
@@ -98,8 +102,11 @@ def outputs_of(name: str, monkeypatch, **parameters) -> str:
     names = {}
     for cell in code_cells(name):
         exec(compile(cell.source, name, "exec"), names)
-        if "parameters" in cell.metadata.get("tags", ()):
+        tags = cell.metadata.get("tags", ())
+        if "parameters" in tags:
             names |= parameters
+        if last in tags:
+            break
     plt.close("all")
     return "\n".join(outputs)
 
@@ -124,6 +131,18 @@ def chosen_of(names: list[str], chosen: list[str]) -> dict:
 
 def mean_ap(run) -> float:
     return tables.quality_and_cost({run.architecture: run})["value"].item()
+
+
+def test_a_collapsed_network_is_said_on_the_first_screen(runs, monkeypatch):
+    flat = np.eye(8)[[0]]
+    with monkeypatch.context() as patch:
+        patch.setattr(invented, "blurred", lambda view, *given: flat.repeat(len(view.labels), 0))
+        invented.save_network("flat", 0.0, epochs=())
+    monkeypatch.setattr(display, "show", lambda *given: None)
+    names = ["raw_pixels", "flat", "vgg16"]
+    shown = outputs_of("comparison", monkeypatch, last="lead", **chosen_of(names, names))
+    assert "**Collapsed:** flat embeds all images alike" in shown
+    assert "**Collapsed:**" not in shown.replace("**Collapsed:** flat embeds", "")
 
 
 CHOICES = pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import invented
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import empty_project, load_shapes, make_project
+from conftest import empty_project, load_shapes, make_project, toy_dataset, toy_embeddings
 
 from cbir import StudyError, cache, project_root
 from cbir.cache import Artifact, write_text
@@ -124,6 +124,29 @@ def test_architectures_without_results_are_left_out(reports):
     assert read_runs("tiny", ["vgg16"], missing) == {}
 
 
+DIFFERENCES = {
+    "images": {"dataset": {"fingerprint": "other", "parameters": {"split_seed": 0}}},
+    "splits": {"dataset": {"fingerprint": "same", "parameters": {"split_seed": 1}}},
+    "first protocol": {"measurement": {"seeds": [0, 1], "protocols": ["held_out_gallery"]}},
+    "code": {"code": "other"},
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_runs_that_differ_in_more_than_their_architectures_are_not_compared(reports, what):
+    same = {"dataset": {"fingerprint": "same", "parameters": {"split_seed": 0}}, "code": "same"}
+    for name, change in (("cnn", {}), ("vgg16", {}), ("resnet50", DIFFERENCES[what])):
+        leave(reports / name)
+        path = reports / name / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | same | change))
+    assert list(read_runs("tiny", ["cnn", "vgg16"], [])) == ["cnn", "vgg16"]
+    message = (
+        f"resnet50 and vgg16 in reports/tiny have different {what} and cannot be compared: run"
+    )
+    with pytest.raises(StudyError, match=message):
+        read_runs("tiny", ["cnn", "vgg16", "resnet50"], [])
+
+
 def test_the_study_has_the_rows_of_all_its_architectures(reports):
     leave(reports / "cnn")
     leave(reports / "random", baseline=True)
@@ -188,6 +211,22 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
         (seed, protocol): 12 for seed in (2, 4) for protocol in ("closed", "held_out_gallery")
     }
     assert all((root / path).is_dir() for path in summary["artifacts"].values())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["the class probabilities", "precision@1 of the search soft"])
+def test_a_value_that_is_no_number_stops_a_run_before_it_is_written(reports, what, value):
+    dataset = toy_dataset()
+    probabilities, scores = np.full((len(dataset.labels), 4), 0.25), [0.5, 1.0]
+    (probabilities[-1] if "class" in what else scores)[-1] = value
+    embeddings = toy_embeddings(dataset, probabilities=probabilities)
+    per_query = pd.DataFrame({"correct": np.nan, "n_relevant": 3, "precision@1": scores})
+    found = evaluation.Evaluation(embeddings.artifact, "soft", None, None, per_query)
+    states = [evaluation.State(7, 2, embeddings, [found])]
+    message = rf"NaN or infinite values in {what} after epoch 2 \(protocol closed, seed 7\)"
+    with pytest.raises(StudyError, match=message):
+        runs.save_run("tiny", "cnn", measurement={}, states=states, speed=None)
+    assert not (reports / "cnn").exists()
 
 
 @pytest.fixture(scope="module")

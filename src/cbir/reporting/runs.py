@@ -200,9 +200,14 @@ def save_run(
         states: from `evaluation.measure`; the page shows the first one.
         network, training: of the first state; None for a baseline.
         variant: the point of a grid; empty if there is none.
+
+    Raises:
+        StudyError: a class probability or a score is NaN or infinite.
     """
     from cbir.retrieval import evaluation, searches
 
+    for state in states:
+        _check_finite(state)
     folder = run_folder(study, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     # A notebook executed without `make report` invalidates the finished run that it overwrites.
@@ -211,9 +216,7 @@ def save_run(
     dataset = embeddings.dataset
     scores = measurements.per_query(study, architecture, states, variant)
     measurements.write_parquet(scores, folder / "per_query.parquet")
-    measurements.write_csv(
-        _finite(measurements.metrics(scores, dataset.classes)), folder / "metrics.csv"
-    )
+    measurements.write_csv(measurements.metrics(scores, dataset.classes), folder / "metrics.csv")
     here = machine()
     steps = {
         **(training.artifacts if training else {}),
@@ -428,20 +431,25 @@ def _read_json(path: Path) -> dict:
         raise StudyError(f"{path} is damaged: run `{report_command(study)}` again") from error
 
 
-def _finite(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of metrics.csv, none of which may be NaN or infinite.
+def _check_finite(state: "State") -> None:
+    """Check that class probabilities and scores are numbers; embeddings were when they were made.
 
     Raises:
-        StudyError: one is.
+        StudyError: one is NaN or infinite.
     """
-    wrong = rows[~np.isfinite(rows["value"])]
-    if len(wrong):
-        row = wrong.iloc[0]
-        raise StudyError(
-            f"{row['metric']} of the search {row['search']} under {row['protocol']} with seed "
-            f"{row['seed']} is {row['value']} (epoch {row['epoch']}, class {row['class']})"
-        )
-    return rows
+    values = {"the class probabilities": state.embeddings.probabilities}
+    for one in state.evaluations:
+        # Other queries have no scores, and some classes no classifier.
+        scores = one.per_query.query("n_relevant > 0").drop(columns="correct")
+        values |= {f"{name} of the search {one.search}": scores[name] for name in scores}
+    for name, array in values.items():
+        if array is not None and not np.isfinite(array).all():
+            when = f"epoch {state.epoch}" if state.epoch else "the last epoch"
+            protocol = state.embeddings.dataset.protocol
+            raise StudyError(
+                f"NaN or infinite values in {name} after {when} (protocol {protocol}, "
+                f"seed {state.seed})"
+            )
 
 
 def _mean_similarity(embeddings: Embeddings) -> float:
