@@ -560,7 +560,8 @@ def _find_groups(items, top, scale, errors, k, gaps, groups):  # noqa: PLR0917
             start = first
         while end < n_ranked and _is_near(items, end, gaps):
             end += 1
-        groups[n_groups] = start, end
+        # Numba compiles this faster than the assignment of a tuple.
+        groups[n_groups, 0], groups[n_groups, 1] = start, end
         n_groups += 1
         start = end
     return n_groups
