@@ -13,6 +13,8 @@ from PIL import Image
 
 # jsonschema compiles a grammar for a format that no notebook has, which takes a second.
 sys.modules.setdefault("rfc3987_syntax", None)
+# No test outlives a loss of power. Waiting for the disk would take as long as a tenth of the tests.
+os.fsync = lambda file: None
 
 from cbir.retrieval import uncertainty  # noqa: E402
 from cbir.studies import params  # noqa: E402

@@ -45,8 +45,8 @@ RUNS = ["random", BASELINE]
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> SimpleNamespace:
-    """A study of two baselines: its plan, its report, and the same asked for again."""
+def planned(tmp_path_factory) -> SimpleNamespace:
+    """The plan of a study of two baselines, and the files that it made."""
     architectures = {
         BASELINE: BASELINES | {"protocols": PROTOCOLS, "draws": 1},
         "random": BASELINES | {"baseline": "random"},
@@ -55,13 +55,19 @@ def study(tmp_path_factory) -> SimpleNamespace:
     leave_out_notebooks(root, "explanations", "failures", "feedback")
     before = snapshot(root)
     plan = cbir(root, "plan", "--study", "tiny")
-    planned = snapshot(root)
+    after = snapshot(root)
+    new = {path for path in after if after[path] != before.get(path)}
+    return SimpleNamespace(root=root, plan=plan, new=new)
+
+
+@pytest.fixture(scope="module")
+def study(planned) -> SimpleNamespace:
+    """The study's report, and the same asked for again."""
+    root = planned.root
     done = report(root)
     finished = snapshot(root / "reports", root / "artifacts")
     return SimpleNamespace(
         **vars(done),
-        plan=plan,
-        new={path for path in planned if planned[path] != before.get(path)},
         again=report(root).done,
         plan_again=cbir(root, "plan", "--study", "tiny"),
         is_untouched=snapshot(root / "reports", root / "artifacts") == finished,
@@ -80,15 +86,15 @@ def test_command_of_a_study_names_its_folder_as_the_shell_reads_it(value, projec
     assert shlex.split(command)[2:] == ["STUDY=tiny", f"DATA={value}", "SET=epochs=1"]
 
 
-def test_a_plan_says_what_would_run_and_makes_nothing(study):
-    assert study.plan.returncode == 0, study.plan.stderr
-    assert not [path for path in study.new if "/reports/" in path or "/artifacts/" in path]
+def test_a_plan_says_what_would_run_and_makes_nothing(planned):
+    assert planned.plan.returncode == 0, planned.plan.stderr
+    assert not [path for path in planned.new if "/reports/" in path or "/artifacts/" in path]
     for name in RUNS:
-        assert f"{name}: notebooks/baseline.ipynb" in study.plan.stdout
-    assert "48 images in 3 classes: circle (16), cross (16), square (16)" in study.plan.stdout
-    assert "GPU:" in study.plan.stdout
-    assert study.plan.stdout.count("will run, about") == len(RUNS)
-    assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", study.plan.stdout)
+        assert f"{name}: notebooks/baseline.ipynb" in planned.plan.stdout
+    assert "48 images in 3 classes: circle (16), cross (16), square (16)" in planned.plan.stdout
+    assert "GPU:" in planned.plan.stdout
+    assert planned.plan.stdout.count("will run, about") == len(RUNS)
+    assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", planned.plan.stdout)
 
 
 @pytest.mark.slow
