@@ -198,13 +198,13 @@ def frozen(given_weights):
 def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     frozen, images, monkeypatch, tmp_path
 ):
-    predict, seen = inference.predict_means, []
+    predict, seen = inference.predict, []
 
     def count(model, inputs, outputs, what):
         seen.append(what)
         predict(model, inputs, outputs, what)
 
-    monkeypatch.setattr(inference, "predict_means", count)
+    monkeypatch.setattr(inference, "predict", count)
     heads = [{"pooling": "max"}, {"pooling": "max", "seed": 1}]
     heads += [{"pooling": "max", "embedding": "projection", "embedding_dim": 4, "dropout": 0.5}]
     networks = [frozen(**head) for head in heads]
@@ -308,13 +308,13 @@ def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_hea
     pooling, given_weights, images, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
-    predict, seen = inference.predict_means, []
+    predict, seen = inference.predict, []
 
     def count(model, inputs, outputs, what):
         seen.append((what, len(inputs)))
         predict(model, inputs, outputs, what)
 
-    monkeypatch.setattr(inference, "predict_means", count)
+    monkeypatch.setattr(inference, "predict", count)
     there = np.asarray(images.images)
     for seed in (0, 1):
         given = {"weights": given_weights, "train": "head", "pooling": pooling, "seed": seed}

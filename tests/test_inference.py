@@ -51,7 +51,7 @@ def test_outputs_are_those_of_the_model_and_no_more_than_a_batch_is_read(
     inputs = Watched(images)
     paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
     outputs = dict(zip(paths, (np.float16, np.float32), strict=True))
-    inference.predict(encoder, inputs, outputs, "images")
+    inference.predict(encoder, [inputs], outputs, "images")
     assert inputs.reads == [(0, 8), (8, 16), (16, 20)]
     vectors, probabilities = (np.load(path) for path in paths)
     assert (vectors.dtype, probabilities.dtype) == (np.float16, np.float32)
@@ -65,7 +65,7 @@ def test_a_model_of_one_output_writes_one_file(encoder, images, tmp_path, monkey
 
     monkeypatch.setattr(inference, "BATCH_SIZE", 10)
     first = keras.Model(encoder.inputs, encoder.outputs[0])
-    inference.predict(first, images, {tmp_path / "vectors.npy": np.float32}, "images")
+    inference.predict(first, [images], {tmp_path / "vectors.npy": np.float32}, "images")
     expected = first.predict(images.astype(np.float32), verbose=0)
     assert expected.shape == (20, 5)
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_several_inputs_give_the_means_of_their_outputs(encoder, images, tmp_pat
     monkeypatch.setattr(inference, "BATCH_SIZE", 8)
     both = [images, images[::-1]]
     paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
-    inference.predict_means(encoder, both, dict.fromkeys(paths, np.float32), "images")
+    inference.predict(encoder, both, dict.fromkeys(paths, np.float32), "images")
     outputs = [encoder.predict(each.astype(np.float32), verbose=0) for each in both]
     for path, one, other in zip(paths, *outputs, strict=True):
         np.testing.assert_allclose(np.load(path), (one + other) / 2, rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_memory_does_not_grow_with_the_number_of_images(encoder, tmp_path):
         many = np.broadcast_to(np.uint8(7), (count * inference.BATCH_SIZE, 4, 4, 3))
         outputs = {tmp_path / "a.npy": np.float32, tmp_path / "b.npy": np.float32}
         tracemalloc.start()
-        inference.predict(encoder, many, outputs, "images")
+        inference.predict(encoder, [many], outputs, "images")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(np.load(tmp_path / "a.npy")) == len(many)

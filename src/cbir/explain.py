@@ -39,11 +39,9 @@ class Explanation:
     """Queries, their nearest results, the maps of both, and the test of the maps.
 
     Attributes:
-        artifact: the stored explanation and its manifest.
         kind: the kind of map, a name in `KINDS`.
         queries, results: (n,) int positions among the queries and in the gallery.
         similarities: (n,) float32 of each query and its result.
-        maps: of each query and its result.
         curves: from `perturbation_curves`.
     """
 
@@ -79,11 +77,9 @@ def explain_queries(
 
     Args:
         network: the network that computed the embeddings.
-        embeddings: of gallery and queries.
         rankings: (n_queries, k) gallery positions, as in an `Evaluation`.
         kind: "similarity", or "attention" for a network with attention pooling.
         count: number of queries, chosen by `alternate_classes`; those without a result are skipped.
-        steps, random_maps, seed: as for `perturbation_curves`.
 
     Raises:
         StudyError: the network has no such maps, or its feature maps are too small.
@@ -195,18 +191,14 @@ def perturbation_curves(
 
 
 def faithfulness(curves: pd.DataFrame) -> pd.DataFrame:
-    """The area under each curve, and its gains over the areas of other maps.
+    """The area under each of the `perturbation_curves`, and its gains over those of other maps.
 
     A good map has a small area of deletion and a large one of insertion.
-
-    Args:
-        curves: from `perturbation_curves`.
 
     Returns:
         A row per pair: the areas, which are mean similarities, under the names of the curves;
         deletion_gain = deletion_random - deletion, insertion_gain = insertion - insertion_random,
-        and deletion_gain_over_other and insertion_gain_over_other likewise. A gain is positive
-        if the map is better.
+        and deletion_gain_over_other and insertion_gain_over_other likewise.
     """
     wide = curves.pivot(index="pair", columns="share", values=CURVES)
     shares = wide[CURVES[0]].columns

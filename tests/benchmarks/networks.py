@@ -97,7 +97,7 @@ def embed_as_a_study(network, paths: list[Path], folder: Path) -> None:
     decode_pictures(pictures, range(len(paths)), SHAPE["image_size"], folder / "images.npy")
     images = np.load(folder / "images.npy", mmap_mode="r")
     outputs = {folder / "raw.npy": np.float32, folder / "probabilities.npy": np.float32}
-    inference.predict(network.encoder, images, outputs, "embeddings")
+    inference.predict(network.encoder, [images], outputs, "embeddings")
 
 
 def decode_on_one_core(paths: list[Path]) -> None:

@@ -33,11 +33,10 @@ class Architecture:
     """The settings of an architecture, which together with images and a seed yield embeddings.
 
     Attributes:
-        network: arguments of `models.build`, except those determined by images and seed.
-        training: settings of `training.train`, and `head_epochs`, `head_batch_size` and
-            `head_learning_rate`. With `head_epochs` the head is trained first, on the features of
-            the frozen backbone, and stops early.
-        embedding: `test_time_flips` and `whitening` of `embed`.
+        network: arguments of `models.build`, except those determined by images and seed. training:
+        settings of `training.train`, and `head_epochs`, `head_batch_size` and `head_learning_rate`,
+        with which the head is trained first, on features of the frozen backbone. embedding:
+        `test_time_flips` and `whitening` of `embed`.
     """
 
     network: dict
@@ -46,12 +45,7 @@ class Architecture:
     _last: dict = field(default_factory=dict, repr=False)
 
     def build(self, dataset: Dataset, seed: int) -> Network:
-        """Build the untrained network.
-
-        Raises:
-            StudyError: as for `models.build`; or the whitening has more dimensions than the
-                embedding or than there are training images.
-        """
+        """Build the untrained network; StudyError as for `models.build` and `check_whitening`."""
         network = models.build(
             **self.network,
             image_size=dataset.images.shape[1],
@@ -72,16 +66,16 @@ class Architecture:
         key = (dataset.split_fingerprint, seed)
         if key not in self._last:
             self._last.clear()
-            print(f"seed {seed}, {_describe_view(dataset)}", flush=True)
+            view = f"protocol {dataset.protocol}"
+            if dataset.draw is not None:
+                names = [dataset.classes[label] for label in protocols.unseen_labels(dataset)]
+                view += f", draw {dataset.draw}: without {', '.join(names)}"
+            print(f"seed {seed}, {view}", flush=True)
             self._last[key] = self._train(dataset, seed)
         return self._last[key]
 
     def embed(self, dataset: Dataset, seed: int, epoch: int | None = None) -> Embeddings:
-        """Embed all images with the network that was trained on a protocol's view of them.
-
-        Args:
-            epoch: a measured epoch; the final state by default.
-        """
+        """Embed all images of a view, after a measured epoch of its training or the last one."""
         network, trained = self.train(dataset, seed)
         return embed(network, trained, dataset, epoch, **self.embedding)
 
@@ -106,13 +100,6 @@ class Architecture:
         return network, training.train(network, dataset, settings, seed=seed, head=head)
 
 
-def _describe_view(dataset: Dataset) -> str:
-    if dataset.draw is None:
-        return f"protocol {dataset.protocol}"
-    names = ", ".join(dataset.classes[label] for label in protocols.unseen_labels(dataset))
-    return f"protocol {dataset.protocol}, draw {dataset.draw}: without {names}"
-
-
 def embed(
     network: Network,
     training: Training,
@@ -125,18 +112,14 @@ def embed(
     """Embed all images with a trained network, and predict their class probabilities.
 
     Args:
-        network: the network that was trained.
-        training: its training.
-        dataset: the images.
-        epoch: one of the training's measured epochs; the final state by default.
-        test_time_flips: whether to average the outputs for an image and its mirror image. A frozen
-            backbone processes each of the two once, whatever the number of heads.
-        whitening: number of dimensions that PCA whitening, fitted on the training images, keeps; 0
-            for no whitening.
+        epoch: one of the training's measured epochs; the final state by default. test_time_flips:
+        whether to average the outputs for an image and its mirror image. A frozen backbone
+        processes each of the two once, whatever the number of heads. whitening: the dimensions that
+        PCA, fitted on the training images, keeps; 0 for no whitening.
 
     Raises:
         StudyError: `whitening` exceeds what `check_whitening` allows, an embedding contains NaN or
-            infinite values, or one image does not fit in memory.
+        infinite values, or one image does not fit in memory.
     """
 
     def make(folder: Path) -> None:
@@ -149,10 +132,11 @@ def embed(
             if test_time_flips:
                 features.append(inference.frozen_features(network, dataset, mirrored=True))
             inputs = [inference.open_features(artifact) for artifact in features]
-            inference.predict_means(network.head_encoder, inputs, outputs, "embeddings")
+            encoder = network.head_encoder
         else:
+            inputs = [dataset.images]
             encoder = inference.flipped(network.encoder) if test_time_flips else network.encoder
-            inference.predict(encoder, dataset.images, outputs, "embeddings")
+        inference.predict(encoder, inputs, outputs, "embeddings")
         raw = np.load(raw_path, mmap_mode="r")
         state = f"after epoch {epoch or training.best_epoch}"
         if not np.isfinite(np.min(raw) + np.max(raw)):
@@ -170,15 +154,8 @@ def embed(
         vectors.flush()
         network.model.load_weights(training.weights_path())
 
-    artifact = cached(
-        "embeddings",
-        make,
-        parameters={
-            "epoch": epoch or training.best_epoch,
-            "test_time_flips": test_time_flips,
-            "whitening": whitening,
-        },
-        reads=[training.artifact.key, dataset.fingerprint, dataset.split_fingerprint],
-        package="networks",
-    )
+    parameters = {"epoch": epoch or training.best_epoch}
+    parameters |= {"test_time_flips": test_time_flips, "whitening": whitening}
+    reads = [training.artifact.key, dataset.fingerprint, dataset.split_fingerprint]
+    artifact = cached("embeddings", make, parameters=parameters, reads=reads, package="networks")
     return Embeddings.open(artifact.folder, dataset)

@@ -56,11 +56,7 @@ class Backbone:
     arguments: dict = field(default_factory=dict)
 
     def key_fields(self) -> dict:
-        """The fields that enter the keys of cached steps.
-
-        `rates` only serve to estimate times, and the keys have the SHA-256 of the ImageNet weights
-        already.
-        """
+        """The fields in the keys of cached steps, which have the SHA-256 of weights already."""
         return {
             "constructor": self.constructor,
             "blocks": self.blocks,

@@ -27,19 +27,16 @@ def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
     """Compute a baseline's vector for each image.
 
     Args:
-        baseline: a name in `BASELINES`.
-        images: (n, size, size, 3) uint8 RGB, 8 pixels or more; read in blocks, so that the array
-            may be memory-mapped.
-        seed: of `random`, ignored by the others. Random vectors depend on the position, not on the
-            image, so describe gallery and queries in one call, or with two seeds.
+        images: (n, size, size, 3) uint8 RGB, 8 pixels or more; read in blocks. seed: of `random`.
+        Random vectors depend on the position, not on the image, so describe gallery and queries in
+        one call, or with two seeds.
 
     Returns:
-        (n, d) float32, finite, of any length. d is 128 for `random`, size * size * 3 for
-        `raw_pixels`, and for `hand_crafted` 64 colours and 324 values of HOG (more if an image
-        below 16 pixels has more than 4 x 4 cells).
+        (n, d) float32, finite, of any length: 128 for `random`, size * size * 3 for `raw_pixels`,
+        64 colours and 324 values of HOG for `hand_crafted` (more if an image is below 16 pixels).
 
     Raises:
-        StudyError: the baseline is unknown.
+        StudyError: the baseline is not in `BASELINES`.
     """
     if baseline not in BASELINES:
         raise StudyError(f"unknown baseline {baseline!r}: use {', '.join(BASELINES)}")
@@ -59,9 +56,8 @@ def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
 def raw_pixels(images: np.ndarray) -> np.ndarray:
     """(n, size * size * 3) float32: pixel values minus their mean in the image.
 
-    The cosine of two such vectors is the correlation of the pixels. Without the subtraction, all
-    values would be positive and all angles small, and the cosine would measure brightness. An image
-    of a single grey level becomes a row of zeros.
+    The cosine of two such vectors is the correlation of the pixels; without the subtraction, it
+    would measure brightness. An image of a single grey level becomes a row of zeros.
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     return flat - flat.mean(axis=1, keepdims=True)
@@ -70,8 +66,7 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
 def hand_crafted(images: np.ndarray) -> np.ndarray:
     """(n, 64 + d) float32: colour histogram and HOG, each of length 1, so that both count equally.
 
-    HOG uses the channel with the largest gradient at each pixel. It is zero for an image of a
-    single colour.
+    HOG uses the channel with the largest gradient at each pixel; it is zero for a single colour.
     """
     return np.concatenate([colour_histogram(images), oriented_gradients(images)], axis=1)
 
@@ -93,17 +88,9 @@ def oriented_gradients(images: np.ndarray) -> np.ndarray:
     from skimage.feature import hog  # takes a second to import
 
     # One thread takes half a millisecond per image, and several threads were slower.
-    rows = [
-        hog(
-            image,
-            orientations=ORIENTATIONS,
-            pixels_per_cell=(image.shape[0] // CELLS,) * 2,
-            cells_per_block=(CELLS_PER_BLOCK,) * 2,
-            block_norm="L2-Hys",
-            channel_axis=-1,
-        )
-        for image in images
-    ]
+    cell, block = (images.shape[1] // CELLS,) * 2, (CELLS_PER_BLOCK,) * 2
+    settings = {"pixels_per_cell": cell, "cells_per_block": block, "block_norm": "L2-Hys"}
+    rows = [hog(image, ORIENTATIONS, channel_axis=-1, **settings) for image in images]
     gradients = np.array(rows, np.float32)
     lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
     return gradients / np.where(lengths > 0, lengths, 1)

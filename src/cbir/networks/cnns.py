@@ -10,13 +10,9 @@ from keras import layers
 def plain_cnn(
     *, input_shape: tuple, include_top: bool, weights: None, dropout: float
 ) -> keras.Model:
-    """A network like the paper's: convolution, pooling and a fully connected head.
+    """A network like the paper's: convolution, pooling and, in the head, fully connected layers.
 
-    Args:
-        input_shape: (height, width, 3).
-        include_top: False; the fully connected layers belong to the head.
-        weights: None.
-        dropout: rate of the head; half of it is applied after each pooling.
+    `dropout` is the rate of the head; half of it is applied after each pooling.
     """
     inputs = keras.Input(input_shape)
     maps = inputs

@@ -30,11 +30,9 @@ class Embeddings:
     """The embeddings of a data set.
 
     Attributes:
-        artifact: the stored embeddings and their manifest.
-        dataset: the images, and which of them are gallery and queries.
         vectors: (n, d) float32 of unit length, memory-mapped, in the order of the images.
         probabilities: (n, n_classes) float32 predicted class probabilities; None without a
-            classifier, as for most baselines.
+        classifier, as for most baselines.
     """
 
     artifact: Artifact
@@ -44,15 +42,7 @@ class Embeddings:
 
     @classmethod
     def open(cls, folder: Path, dataset: Dataset) -> "Embeddings":
-        """Open stored embeddings, as `architecture.embed` and `embed_baseline` write them.
-
-        Args:
-            folder: of the artifact.
-            dataset: the images that were embedded.
-
-        Raises:
-            StudyError: the folder holds no finished embeddings.
-        """
+        """Open the finished embeddings of a data set in a folder; StudyError if there are none."""
         if (artifact := read(folder)) is None:
             raise StudyError(f"no embeddings in {folder}: run the study again")
         paths = [folder / name for name in (VECTORS, PROBABILITIES)]
@@ -90,32 +80,15 @@ class Embeddings:
     def sizes(self) -> pd.DataFrame:
         """A row for gallery and queries: images, dimensions, dtype, megabytes."""
         parts = {"gallery": self.gallery, "queries": self.query}
-        rows = {
-            part: {
-                "images": len(vectors),
-                "dimensions": vectors.shape[1],
-                "dtype": str(vectors.dtype),
-                "megabytes": vectors.nbytes / 1e6,
-            }
-            for part, vectors in parts.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        rows = [(*part.shape, str(part.dtype), part.nbytes / 1e6) for part in parts.values()]
+        return pd.DataFrame(rows, [*parts], ["images", "dimensions", "dtype", "megabytes"])
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Divide each row by its Euclidean length.
+    """Divide each row of (n, d) by its Euclidean length, as float32.
 
     A row of zeros, which ReLU can produce, has no direction. It becomes the unit vector with equal
-    angles to all axes, so that it can be ranked.
-
-    Args:
-        vectors: (n, d) of any length.
-
-    Returns:
-        (n, d) float32 of unit length.
-
-    Raises:
-        StudyError: a value is not a finite number.
+    angles to all axes, so that it can be ranked. StudyError if a value is NaN or infinite.
     """
     vectors = np.asarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
@@ -128,17 +101,13 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
-    """Fit PCA whitening to vectors of unit length.
+    """Fit PCA whitening to (n, d) vectors of the training images, brought to unit length.
 
-    All vectors are held in memory: 45,000 training images in 2,048 dimensions take 370 MB, and the
-    fit needs more.
-
-    Args:
-        vectors: (n, d) of the training images, of any length.
-        dimensions: the number of dimensions of the largest variance to keep.
+    All vectors are held in memory: 45,000 in 2,048 dimensions take 370 MB, and the fit needs more.
 
     Returns:
-        `mean` (d,) and `axes` (d, dimensions): (v - mean) @ axes has variance 1 in each dimension.
+        `mean` (d,) and `axes` (d, dimensions), those of the largest variance: (v - mean) @ axes has
+        variance 1 in each dimension.
 
     Raises:
         StudyError: as for `check_whitening`.
@@ -153,11 +122,7 @@ def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]
 
 
 def check_whitening(dimensions: int, n: int, width: int) -> None:
-    """Check, before training, that PCA can keep so many dimensions of n embeddings.
-
-    Raises:
-        StudyError: there are fewer images or fewer dimensions.
-    """
+    """StudyError, before training, if PCA cannot keep so many dimensions of n embeddings."""
     if dimensions > min(n, width):
         raise StudyError(
             f"whitening: {dimensions} dimensions are too many for {width}-dimensional embeddings "
@@ -166,11 +131,7 @@ def check_whitening(dimensions: int, n: int, width: int) -> None:
 
 
 def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> np.ndarray:
-    """Turn a network's raw vectors, (n, width), into embeddings, (n, d) float32 of unit length.
-
-    Args:
-        whitening: from `fit_whitening`; None for none.
-    """
+    """Raw vectors, (n, width), as embeddings, (n, d) float32 of unit length, whitened or not."""
     vectors = normalise(raw)
     if whitening is None:
         return vectors
@@ -182,9 +143,7 @@ def batched(
 ) -> Encode:
     """A function that embeds images of any number in batches.
 
-    Args:
-        predict: a batch of images -> raw vectors and probabilities.
-        whitening: as for `finish`.
+    `predict` maps a batch of images to raw vectors and probabilities.
     """
 
     def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,14 +158,8 @@ def batched(
 def embed_baseline(baseline: str, dataset: Dataset, seed: int, vectors: str = "") -> Embeddings:
     """Embed all images without a network: by a fixed rule, or with vectors made elsewhere.
 
-    Args:
-        baseline: a name in `baselines.BASELINES`, or `vector_files.VECTORS`.
-        dataset: the images.
-        seed: of the random vectors.
-        vectors: the file, for `vector_files.VECTORS`.
-
-    Raises:
-        StudyError: as for `vector_files.read`.
+    `baseline` is in `baselines.BASELINES`, or `vector_files.VECTORS` with the file `vectors`;
+    `seed` is that of random vectors. StudyError as for `vector_files.read`.
     """
 
     def make(folder: Path) -> None:
@@ -231,11 +184,7 @@ def embed_baseline(baseline: str, dataset: Dataset, seed: int, vectors: str = ""
 def baseline_encoder(baseline: str, seed: int) -> Encode | None:
     """A function that embeds further images with a baseline: vectors, and None as probabilities.
 
-    Args:
-        baseline, seed: as for `embed_baseline`.
-
-    Returns:
-        None for vectors made elsewhere, because what made them is not here.
+    None for vectors made elsewhere, because what made them is not here.
     """
     if baseline == vector_files.VECTORS:
         return None

@@ -46,16 +46,12 @@ def similarity_maps(
 ) -> Maps:
     """Grad-CAM maps of how much each part of an image raises its similarity to the other image.
 
-    At each position the map is max(0, sum over channels of a_c F_c), where F_c are the feature maps
-    of `deepest_layer` and a_c is the mean over positions of the derivative of the similarity with
-    respect to F_c. It is then divided by its maximum.
-
-    The derivative treats the length of an embedding as a constant; otherwise, it would vanish if
-    two embeddings are equal. If the rest of the network is linear, the contributions of the
-    positions then sum to the similarity.
+    At each position the map is max(0, sum over channels of a_c F_c), divided by its maximum, where
+    F_c are the feature maps of `deepest_layer` and a_c is the mean over positions of the derivative
+    of the similarity with respect to F_c. The derivative treats the length of an embedding as a
+    constant; otherwise, it would vanish if two embeddings are equal.
 
     Args:
-        network: the network whose embeddings are compared.
         query_images, result_images: (n, size, size, 3) in [0, 255], pair by pair.
         whitening: from `embeddings.fit_whitening`, if the embeddings are whitened.
 
@@ -76,13 +72,8 @@ def similarity_maps(
 def attention_maps(network: Network, query_images: np.ndarray, result_images: np.ndarray) -> Maps:
     """Maps of the weights of an attention pooling, divided by the largest weight of each image.
 
-    Unlike a similarity map, an attention map does not depend on the other image of the pair.
-
-    Args:
-        query_images, result_images: (n, size, size, 3) in [0, 255].
-
-    Raises:
-        StudyError: the network has no attention pooling.
+    Images are (n, size, size, 3) in [0, 255]. Unlike a similarity map, an attention map does not
+    depend on the other image of the pair. StudyError if the network has no attention pooling.
     """
     if network.parameters["pooling"] != "attention":
         raise StudyError("attention maps need a network with attention pooling")
@@ -94,13 +85,10 @@ def attention_maps(network: Network, query_images: np.ndarray, result_images: np
 
 
 def deepest_layer(body: keras.Model) -> str:
-    """The last layer of a body whose feature maps have 4 x 4 positions or more.
+    """The last layer of a body whose feature maps have 4 x 4 positions or more, else StudyError.
 
     Only layers through which all information passes count, such as the end of a residual block, but
     not a layer that its shortcut bypasses. Padding does not count.
-
-    Raises:
-        StudyError: all feature maps are smaller.
     """
     operations = body.operations  # Each operation follows those whose outputs it reads.
     made = {id(operation.output): place for place, operation in enumerate(operations)}
@@ -123,16 +111,15 @@ def deepest_layer(body: keras.Model) -> str:
 def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values of a function, and the gradient of their sum, with any backend of Keras.
 
-    If each value depends on only one row of the tensor, each row of the gradient is the gradient of
-    that value.
+    If each value depends on only one row of the tensor, each row of the gradient is that of its
+    value.
 
     Args:
         function: maps a tensor to one of any shape, with Keras operations and models called with
-            `training=False`. It sets no variables.
-        tensor: (...) the point at which the gradient is computed.
+        `training=False`. It sets no variables.
 
     Returns:
-        values: float32, of the shape that the function returns; gradient: (...) float32.
+        float32 values, of the shape that the function returns, and gradient, of that of the tensor.
 
     Raises:
         StudyError: the backend, such as NumPy or OpenVINO, has no gradients.

@@ -18,27 +18,22 @@ FEATURES = "features.npy"
 OF_HEAD = ("train", "first_trained", "was_frozen", "embedding", "embedding_dim", "n_classes")
 
 
-def predict(model: keras.Model, inputs: np.ndarray, outputs: dict[Path, type], what: str) -> None:
+def predict(
+    model: keras.Model, inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
+) -> None:
     """Write a model's outputs for all inputs, in their order, into `.npy` files.
 
     Memory does not grow with the number of images.
 
     Args:
         model: with one or more outputs.
-        inputs: (n, ...) array, memory-mapped or not.
+        inputs: (n, ...) arrays, memory-mapped or not; their outputs are averaged row by row.
         outputs: a file and its dtype for each of the model's outputs.
         what: the name of the task in the progress output.
 
     Raises:
         StudyError: one image does not fit in memory, or a value is too large for its dtype.
     """
-    predict_means(model, [inputs], outputs, what)
-
-
-def predict_means(
-    model: keras.Model, inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
-) -> None:
-    """Like `predict`, for several arrays of inputs whose outputs are averaged row by row."""
     arrays, count = [], len(inputs[0])
     ticker = Ticker(count, what)
     for start in range(0, count, BATCH_SIZE):
@@ -68,8 +63,7 @@ def predict_means(
 def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
     """The outputs of a model for one batch; a batch that does not fit in memory is halved.
 
-    Raises:
-        StudyError: one image does not fit in memory.
+    StudyError if one image does not fit.
     """
     try:
         outputs = model.predict_on_batch(np.asarray(inputs, np.float32))
@@ -113,10 +107,7 @@ def frozen_features(
     """Features of a frozen backbone for all images, computed once; None if it is trained.
 
     Heads, seeds and epochs share the array `features.npy`: (n, channels) float32 pooled features,
-    or (n, h, w, channels) float16 maps if the head pools.
-
-    Args:
-        mirrored: whether to compute the features of the mirror images, a separate array.
+    or (n, h, w, channels) float16 maps if the head pools. Those of mirror images are another array.
     """
     if not network.is_frozen:
         return None
@@ -128,16 +119,12 @@ def frozen_features(
 
     def make(folder: Path) -> None:
         backbone = mirror_inputs(network.backbone) if mirrored else network.backbone
-        predict(backbone, dataset.images, {folder / FEATURES: dtype}, "features")
+        predict(backbone, [dataset.images], {folder / FEATURES: dtype}, "features")
 
-    return cached(
-        "features",
-        make,
-        parameters={k: v for k, v in network.parameters.items() if k not in ignored}
-        | {"mirrored": mirrored},
-        reads=[dataset.fingerprint, network.weights.sha256],
-        package="networks",
-    )
+    parameters = {k: v for k, v in network.parameters.items() if k not in ignored}
+    reads = [dataset.fingerprint, network.weights.sha256]
+    parameters |= {"mirrored": mirrored}
+    return cached("features", make, parameters=parameters, reads=reads, package="networks")
 
 
 def open_features(features: Artifact) -> np.ndarray:
@@ -148,13 +135,8 @@ def open_features(features: Artifact) -> np.ndarray:
 def make_encoder(network: Network, embeddings: Embeddings) -> Encode:
     """A function that embeds further images in the same way as the stored embeddings.
 
-    Args:
-        network: the network that computed the embeddings.
-        embeddings: from `architecture.embed`.
-
-    Returns:
-        (n, size, size, 3) uint8 images -> (n, d) float32 vectors of unit length and (n, n_classes)
-        float32 probabilities.
+    It maps (n, size, size, 3) uint8 images to (n, d) float32 vectors of unit length and (n,
+    n_classes) float32 probabilities.
     """
     model = encoder_of(network, embeddings)
     return batched(lambda images: predict_batch(model, images), embeddings.whitening)

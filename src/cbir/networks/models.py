@@ -53,9 +53,8 @@ class Network:
     """A network, and the settings it was built from.
 
     Attributes:
-        model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities. Its layers are
-            the backbone and the head.
-        parameters: everything that determines its layers and its random initial weights.
+        model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities, by backbone
+        and head. parameters: everything that determines its layers and its random initial weights.
         weights: the initial weights of its backbone.
     """
 
@@ -161,12 +160,7 @@ class Network:
 
 
 def rebuild(parameters: dict, path: Path) -> Network:
-    """Build a trained network from its stored parameters and weights.
-
-    Args:
-        parameters: as in `Network.parameters`; further keys are ignored.
-        path: the file of all its weights.
-    """
+    """Build a trained network from its stored `Network.parameters` and all its weights."""
     names = [name for name in inspect.signature(build).parameters if name in parameters]
     network = build(
         **{name: parameters[name] for name in names},
@@ -197,27 +191,16 @@ def build(
     """Build a network to train.
 
     Args:
-        backbone: a name in `BACKBONES`.
-        weights: as for `weights.find`, or its result.
-        train: "all"; "last_blocks:n", the head and the last n blocks of the backbone; "head".
-        image_size: side length of the images in pixels.
-        input_size: side length in pixels to which the network resizes them for the backbone.
-        pooling: a name in `choices.POOLINGS`.
-        feature_maps: whether the head pools even if the pooling has no weights.
-        embedding: a name in `choices.EMBEDDINGS`: "penultimate", a dense layer with ReLU before
-            the classifier; "projection", one without ReLU; "pooled", the pooled features.
-        embedding_dim: units of the dense layer; ignored for "pooled".
-        dropout: share of the embedding that is dropped in training.
-        mixed_precision: whether to compute in half precision if the machine supports it.
-        n_classes: number of classes.
-        seed: of the random initial weights.
-        was_frozen: whether the head is trained first, on features of the frozen backbone; the
-            backbone's BatchNorm then stays frozen. With this or `train: head`, the head
-            standardises the features.
+        backbone, train, input_size, pooling, embedding, embedding_dim, dropout, mixed_precision: as
+        in `studies.params.PARAMETERS`. weights: as there, or the result of `weights.find`.
+        image_size: side length of the images in pixels. feature_maps: whether the head pools even
+        if the pooling has no weights. seed: of the random initial weights. was_frozen: whether the
+        head is trained first, on features of the frozen backbone; the backbone's BatchNorm then
+        stays frozen. With this or `train: head`, the head standardises the features.
 
     Raises:
-        StudyError: the backbone is unknown, the images are too small for it, or its
-            weights are missing or do not fit.
+        StudyError: the backbone is unknown, the images are too small for it, or its weights are
+        missing or do not fit.
     """
     # Every argument, so that none is missing from the keys of what the network computes.
     parameters = dict(locals())
@@ -308,15 +291,10 @@ def _compute_capability() -> float:
 def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
     """Preprocessed pixels -> feature maps, with random weights."""
     arguments = row.arguments | ({"dropout": dropout} if row.constructor == "plain_cnn" else {})
-    construct = getattr(cnns, row.constructor, None)
-    construct = construct or getattr(keras.applications, row.constructor)
+    module = cnns if hasattr(cnns, row.constructor) else keras.applications
+    arguments |= {"input_shape": (input_size, input_size, 3), "include_top": False}
     try:
-        body = construct(
-            input_shape=(input_size, input_size, 3),
-            include_top=False,
-            weights=None,
-            **arguments,
-        )
+        body = getattr(module, row.constructor)(weights=None, **arguments)
     except ValueError as error:  # such as Xception's for fewer than 71 pixels
         raise StudyError(
             f"input_size: {row.constructor} cannot be built for {input_size} pixels: "
@@ -331,14 +309,11 @@ def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
 
 def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
     # The head uses full precision, because retrieval compares embeddings that hardly differ.
-    arguments = {} if embedding == "pooled" else {"units": embedding_dim}
-    vectors = EMBEDDINGS[embedding].make(layers, **arguments, dtype="float32", name="embedding")(
-        pooled
-    )
-    dropped = layers.Dropout(dropout, dtype="float32")(vectors)
-    return layers.Dense(n_classes, activation="softmax", dtype="float32", name="classifier")(
-        dropped
-    )
+    full = {"dtype": "float32"}
+    arguments = full if embedding == "pooled" else full | {"units": embedding_dim}
+    vectors = EMBEDDINGS[embedding].make(layers, **arguments, name="embedding")(pooled)
+    classify = layers.Dense(n_classes, activation="softmax", name="classifier", **full)
+    return classify(layers.Dropout(dropout, **full)(vectors))
 
 
 def _standardised(pooled, dropout: float):
@@ -348,14 +323,9 @@ def _standardised(pooled, dropout: float):
     scale. `training.train` sets the statistics to those of the training images; nothing trains
     them.
     """
-    standardise = layers.BatchNormalization(
-        center=False,
-        scale=False,
-        epsilon=0.0,
-        trainable=False,  # so that it uses the same statistics in training as later
-        dtype="float32",
-        name=STANDARDISATION,
-    )
+    # Not trainable, so that it uses the same statistics in training as later.
+    settings = {"center": False, "scale": False, "epsilon": 0.0, "trainable": False}
+    standardise = layers.BatchNormalization(**settings, dtype="float32", name=STANDARDISATION)
     # With a few hundred images, a head on thousands of channels overfits without this.
     return layers.Dropout(dropout / 2, dtype="float32")(standardise(pooled))
 
@@ -366,9 +336,8 @@ def _output_shape(layer: layers.Layer) -> str:
 
 def _describe_layers(group: list[layers.Layer]) -> dict:
     """A row of `Network.blocks`, but for its name."""
-    convolutions = [
-        layer for layer in group if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D)
-    ]
+    kinds = layers.Conv2D | layers.DepthwiseConv2D
+    convolutions = [layer for layer in group if isinstance(layer, kinds)]
     # Each weight of a kernel is used once per position of the output.
     multiplications = sum(
         math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3]) for layer in convolutions
@@ -395,10 +364,8 @@ def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> s
     """Freeze the layers that are not trained, and BatchNorm if a head was trained before.
 
     A frozen BatchNorm also uses its moving statistics in training. With the statistics of small
-    batches instead, the features that the head was trained on would change.
-
-    Returns:
-        The name of the first layer that is trained; None if all or none are.
+    batches instead, the features that the head was trained on would change. Returns the name of the
+    first layer that is trained; None if all or none are.
     """
     body.trainable = train != "head"
     first = None
@@ -414,16 +381,10 @@ def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> s
 
 
 def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
-    """Load a file's weights into a backbone; a classifier in the file is ignored.
+    """Load the file of `weights` into the body of a backbone; a classifier in it is ignored.
 
-    Args:
-        body: the backbone without resizing, preprocessing and pooling.
-        weights: from `weights.find`, with a path.
-        backbone: its name, for the error.
-
-    Raises:
-        StudyError: the file does not contain this backbone, Keras builds another network for it, or
-            a weight is not finite.
+    StudyError if the file does not contain this backbone, Keras builds another network for it, or a
+    weight is not finite.
     """
     path, constructor = weights.path, BACKBONES[backbone].constructor
     if weights.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
@@ -462,9 +423,8 @@ def broken_layer(model: keras.Model) -> str:
 def _check_names(body: keras.Model, path: Path) -> None:
     """Check the layers of a file in the older format (.h5), since Keras skips layers that differ.
 
-    Raises:
-        ValueError: a layer has no fixed name, the file lacks a layer with weights, or it has
-            another layer among them; only a classifier may follow them.
+    ValueError if a layer has no fixed name, the file lacks a layer with weights, or it has another
+    layer among them; only a classifier may follow them.
     """
     names = [layer.name for layer in body.layers if layer.weights]
     if numbered := [layer.name for *_, layer in _numbered_layers(body) if layer.weights]:

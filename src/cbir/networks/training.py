@@ -43,8 +43,7 @@ class Training:
         artifact: the stored weights and their manifest.
         history: a row per epoch: accuracy, loss, val_accuracy, val_loss, seconds.
         best_epoch: the epoch of the final weights.
-        features: the features of the frozen backbone that the head was trained on; None if it was
-            trained on images.
+        features: those of the frozen backbone that the head was trained on; None for images.
         head: the earlier training of only the head; None if there was none.
     """
 
@@ -94,13 +93,10 @@ class Batches(keras.utils.PyDataset):
     """Batches of (inputs, labels), read from a memory-mapped array when they are needed.
 
     Args:
-        inputs: (n, ...) images or features.
-        labels: (n,) int.
-        positions: the rows to take, in this order.
-        batch_size: rows per batch; the last one may be smaller.
-        workers: threads that read ahead. With two or more, Keras disables tf.data's autotuning,
-            whose thread otherwise delays the end of each epoch (by up to its length). If an epoch
-            takes less than a second, this costs more than it saves.
+        positions: the rows to take, in this order. batch_size: rows per batch; the last one may be
+        smaller. workers: threads that read ahead. With two or more, Keras disables tf.data's
+        autotuning, whose thread otherwise delays the end of each epoch (by up to its length). If an
+        epoch takes less than a second, this costs more than it saves.
     """
 
     def __init__(self, inputs, labels, positions, batch_size, workers=2):
@@ -139,25 +135,15 @@ def train(
     """Train a network on the training images; afterwards, it has the final weights.
 
     Args:
-        network: from `models.build`.
-        dataset: trains on `dataset.train`, reports on `dataset.validation`.
-        settings: all of these, as checked by `params.complete`:
-            `epochs`: passes over the training images; on features, an epoch consists of as many
-            passes as `HEAD_STEPS` steps need;
-            `batch_size`: images per step;
-            `measured_epochs`: epochs whose weights are kept in addition to the final ones;
-            `early_stopping`: epochs without a better validation accuracy after which training ends
-            and restores the weights of the best epoch; 0 trains for all epochs;
-            and those of `make_optimizer`, `make_loss` and `augmented`.
-        seed: seed of the image order and of the random layers.
-        features: from `inference.frozen_features`, to train the head on; None to train on the
-            images themselves.
-        head: an earlier training of only the head of the same network, to continue from.
+        settings: the training parameters of `studies.params.PARAMETERS`, without those of the head.
+        On features, an epoch consists of as many passes as `HEAD_STEPS` steps need. seed: of the
+        image order and of the random layers. features: from `inference.frozen_features`, to train
+        the head on; None for images. head: an earlier training of only the head of the same
+        network, to continue from.
 
     Raises:
         StudyError: a loss or a weight is NaN or infinite, or a batch does not fit in memory. The
-            message names the parameter as in params/, with the prefix `head_` for a training on
-            features.
+        message names the parameter, with the prefix `head_` for a training on features.
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
@@ -195,9 +181,8 @@ def train(
             order = np.concatenate([random.permutation(dataset.train) for _ in range(passes)])
             _seed_random_layers(trained, seed, epoch)
             ticker = EpochProgress(steps, f"epoch {epoch}/{epochs}, batches")
-            row = _fit_epoch(
-                trained, batches(positions=order), validation, epoch, ticker, prefix=prefix
-            )
+            given = batches(positions=order), validation, epoch, ticker
+            row = _fit_epoch(trained, *given, prefix=prefix)
             history.append(row | {"seconds": time.perf_counter() - started})
             if epoch in measured_epochs:
                 network.model.save_weights(folder / _weights_name(epoch))
@@ -211,23 +196,11 @@ def train(
         network.body.save_weights(folder / BACKBONE_FILE)
         write_text(folder / HISTORY, json.dumps(history))
 
-    artifact = cached(
-        "training",
-        make,
-        parameters={
-            **network.parameters,
-            **settings,
-            "measured_epochs": sorted(measured_epochs),
-            "training_seed": seed,
-        },
-        reads=[
-            dataset.split_fingerprint,
-            network.weights.sha256,
-            features.key if features else "",
-            head.artifact.key if head else "",
-        ],
-        package="networks",
-    )
+    parameters = {**network.parameters, **settings, "training_seed": seed}
+    parameters |= {"measured_epochs": sorted(measured_epochs)}
+    reads = [dataset.split_fingerprint, network.weights.sha256]
+    reads += [features.key if features else "", head.artifact.key if head else ""]
+    artifact = cached("training", make, parameters=parameters, reads=reads, package="networks")
     rows = json.loads((artifact.folder / HISTORY).read_text("utf-8"))
     history = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
     network.model.load_weights(artifact.folder / FINAL)
@@ -235,16 +208,10 @@ def train(
 
 
 def make_optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
-    """An optimizer whose learning rate follows a schedule.
+    """An optimizer whose learning rate follows a schedule, for so many steps per epoch.
 
-    Args:
-        settings: `optimizer`, a key of `OPTIMIZERS`;
-            `learning_rate` at its highest;
-            `schedule`, a key of `SCHEDULES`;
-            `weight_decay`: share by which a step shrinks each weight, times the rate, decoupled
-            from the gradient for every optimizer;
-            `epochs`: passes over the training images.
-        steps: batches in an epoch.
+    Its weight decay, the share by which a step shrinks each weight, times the rate, is decoupled
+    from the gradient for every optimizer.
     """
     rate = settings["learning_rate"]
     if schedule := SCHEDULES[settings["schedule"]]:
@@ -252,12 +219,8 @@ def make_optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
         warmup = int(total * schedule.warmup_share)
         if schedule.warmup_epochs:
             warmup = min(warmup, steps * schedule.warmup_epochs)
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(1, total - warmup),
-            warmup_target=rate,
-            warmup_steps=max(1, warmup),
-        )
+        lengths = {"decay_steps": max(1, total - warmup), "warmup_steps": max(1, warmup)}
+        rate = keras.optimizers.schedules.CosineDecay(0.0, warmup_target=rate, **lengths)
     # A weight decay of 0 would add an operation that changes nothing.
     decay = {"weight_decay": settings["weight_decay"]} if settings["weight_decay"] else {}
     row = OPTIMIZERS[settings["optimizer"]]
@@ -265,11 +228,7 @@ def make_optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
 
 
 def make_loss(settings: dict):
-    """Cross-entropy: (n,) int labels, (n, n_classes) probabilities -> (n,) losses.
-
-    Args:
-        settings: `label_smoothing`, the share of the label that is spread over all classes.
-    """
+    """Cross-entropy: (n,) int labels, (n, n_classes) probabilities -> (n,) losses."""
     if not (smoothing := settings["label_smoothing"]):
         return "sparse_categorical_crossentropy"
 
@@ -283,11 +242,9 @@ def make_loss(settings: dict):
 
 
 def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
-    """A model for training that augments its images; it shares the weights of the model.
+    """A model that augments its images in training; it shares the weights of the model.
 
-    Args:
-        model: images in [0, 255] -> probabilities.
-        augmentation: keys of `AUGMENTATIONS`, applied in this order.
+    `augmentation` has keys of `AUGMENTATIONS`, applied in this order.
     """
     if not augmentation:
         return model
@@ -302,14 +259,7 @@ def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
 
 
 def open_network(folder: Path) -> Network:
-    """Rebuild a trained network from the files of its training.
-
-    Args:
-        folder: the folder of the training's artifact.
-
-    Raises:
-        StudyError: its weights are missing.
-    """
+    """Rebuild a trained network from the folder of its training; StudyError if it is missing."""
     if (artifact := read(folder)) is None:
         raise StudyError(f"no trained network in {folder}: run the study again")
     return rebuild(artifact.manifest["parameters"], folder / FINAL)
@@ -347,24 +297,12 @@ def _create_variables(model: keras.Model, batches: Batches) -> None:
 def _fit_epoch(
     model: keras.Model, batches: Batches, validation: Batches, epoch: int, ticker, *, prefix: str
 ) -> dict[str, float]:
-    """Train for one epoch; return a row of the history without its seconds.
-
-    Args:
-        prefix: prefix of the parameters that an error names.
-
-    Raises:
-        StudyError: a loss or a weight is NaN or infinite, or a batch does not fit in memory.
-    """
+    """Train for one epoch; a row of the history without its seconds. Raises as `train`."""
     try:
         logs = model.fit(
-            batches,
-            validation_data=validation,
-            initial_epoch=epoch - 1,
-            epochs=epoch,
-            shuffle=False,
-            verbose=0,
-            callbacks=[ticker],
-        ).history
+            batches, validation_data=validation, initial_epoch=epoch - 1, epochs=epoch,
+            shuffle=False, verbose=0, callbacks=[ticker],
+        ).history  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
             raise StudyError(
@@ -396,8 +334,8 @@ def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> No
 def _resume(folder: Path, model: keras.Model) -> list[dict]:
     """Load the checkpoint of an interrupted training and return its history.
 
-    The history is empty if there is no checkpoint, or if it or a file of weights that belongs to it
-    is damaged.
+    It is empty if there is no checkpoint, or if it or a file of weights that belongs to it is
+    damaged.
     """
     if not (folder / CHECKPOINT).exists():
         return []

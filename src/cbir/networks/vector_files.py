@@ -26,14 +26,7 @@ SUM_ERROR = 1e-3
 
 
 def find(vectors: str) -> Path:
-    """The path of a file of vectors.
-
-    Args:
-        vectors: the parameter `vectors` of the study, a path relative to the project or absolute.
-
-    Raises:
-        StudyError: there is no such file, or it may not be read.
-    """
+    """The path of a file, relative to the project or absolute; StudyError if it cannot be read."""
     path = project_root() / Path(vectors).expanduser()
     if not (path.is_file() and os.access(path, os.R_OK)):
         raise StudyError(
@@ -50,22 +43,21 @@ def fingerprints(vectors: str, dataset: Dataset) -> list[str]:
 def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the vectors of a study's images.
 
-    Args:
-        vectors: as for `find`.
-        dataset: the images.
-
     Returns:
         (n, d) float32 of any length but zero, in the order of the images, and (n, n_classes)
         float32 probabilities, None if the file has none.
 
     Raises:
         StudyError: the file cannot be read, an image has no row or several, or its values are not
-            vectors or probabilities.
+        vectors or probabilities.
     """
     path = find(vectors)
     try:
         columns = _columns(path)
-        rows = _match(_texts(columns[PATH]), dataset)
+        paths = columns[PATH]
+        if paths.ndim != 1 or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"{PATH!r} must be a text in each row, the name of an image")
+        rows = _match([str(path) for path in paths], dataset)
         values = _numbers(VECTOR, columns, rows, dataset.names)
         with np.errstate(over="ignore"):
             lengths = np.linalg.norm(values, axis=1)
@@ -81,11 +73,7 @@ def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
-    """The columns of `COLUMNS` that a file has, each (n_rows, ...).
-
-    Raises:
-        ValueError: the file is not of the kind that its name says, is damaged, or lacks a column.
-    """
+    """The columns of `COLUMNS` that a file has, each (n_rows, ...); ValueError if it is none."""
     try:
         names, columns = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
     except Exception as error:  # libraries raise many kinds
@@ -124,18 +112,8 @@ def _read_npz(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
         return file.files, {name: file[name] for name in COLUMNS if name in file.files}
 
 
-def _texts(values: np.ndarray) -> list[str]:
-    if values.ndim != 1 or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{PATH!r} must be a text in each row, the name of an image")
-    return [str(value) for value in values]
-
-
 def _match(paths: list[str], dataset: Dataset) -> np.ndarray:
-    """(n,) the row of each image.
-
-    Raises:
-        ValueError: an image has no row, or more than one.
-    """
+    """(n,) the row of each image; ValueError if an image has no row, or more than one."""
     position_of = {name: position for position, name in enumerate(dataset.names)}
     rows = np.full(len(position_of), -1)
     for row, path in enumerate(paths):
@@ -163,11 +141,7 @@ def _match(paths: list[str], dataset: Dataset) -> np.ndarray:
 def _numbers(
     name: str, columns: dict[str, np.ndarray], rows: np.ndarray, names: list[str]
 ) -> np.ndarray:
-    """The given rows of a column as (n, width) float32.
-
-    Raises:
-        ValueError: rows are not lists of finite numbers, all of one length.
-    """
+    """The given rows of a column as (n, width) float32; ValueError if they are no vectors."""
     values = columns[name]
     if values.dtype == object:  # a column of lists
         lists = [np.asarray(values[row]) for row in rows]

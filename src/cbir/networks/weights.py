@@ -40,10 +40,9 @@ def find(backbone: str, weights: str) -> Weights:
     otherwise Keras downloads its own file once.
 
     Args:
-        backbone: a name in `BACKBONES`.
         weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or the path of
-            a file. For a file of this project, the manifest beside it records the pixels that it
-            expects; any other file is assumed to expect ImageNet's.
+        a file. For a file of this project, the manifest beside it records the pixels that it
+        expects; any other file is assumed to expect ImageNet's.
 
     Raises:
         StudyError: the file or study does not exist, or the download failed.
@@ -79,8 +78,7 @@ def missing(backbone: str, weights: str) -> str:
 def imagenet_path(backbone: str) -> Path:
     """The project's own file of a backbone's ImageNet weights, or the one that Keras keeps.
 
-    Raises:
-        StudyError: the backbone has none.
+    StudyError if the backbone has none.
     """
     imagenet = BACKBONES[backbone].imagenet
     if imagenet is None:
@@ -120,13 +118,7 @@ def _download(backbone: str) -> Path:
 
 
 def register_backbone(study: str, architecture: str, parameters: dict, folder: Path) -> None:
-    """Record the path of a trained network's backbone, so that `study:<study>` finds it.
-
-    Args:
-        study, architecture: the run that trained it.
-        parameters: those of the network.
-        folder: the folder of its training.
-    """
+    """Record the backbone that a run has trained, so that `study:<study>` finds it."""
     entry = {name: parameters[name] for name in ("backbone", "pixels")}
     entry["path"] = (folder / BACKBONE_FILE).relative_to(project_root()).as_posix()
     index = _index_folder(study)

@@ -19,16 +19,11 @@ AGREES, DISAGREES, UNDECIDED = (
 
 
 def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None) -> str:
-    """Do residual connections help? A line for each ResNet-50 and VGG16 of one treatment.
+    """Do residual connections help? A line for each ResNet-50 and VGG16 of one treatment, if any.
 
     Of several networks of one treatment, those are compared that also share input size, pooling,
-    trained layers and number of training images, if there are any.
-
-    Args:
-        pairs: from `tables.pairs`; by default, tests are corrected for these lines only.
-
-    Returns:
-        Empty if the study lacks such networks.
+    trained layers and number of training images, if there are any. Without `pairs` (from
+    `tables.pairs`), tests are corrected for these lines only.
     """
     rivals = _rivals(networks(runs))
     if not rivals:
@@ -79,12 +74,10 @@ def _setup(run: Run) -> tuple:
 
 
 def gaps(runs: dict[str, Run]) -> pd.DataFrame:
-    """The accuracy on training images minus the accuracy on the queries, by network.
+    """The accuracy on training images minus the accuracy on the queries, a row per network.
 
-    Returns:
-        A row per run, by architecture: network (with the point of its grid), trained (its
-        treatment), images (for training and validation), gap. No rows without networks, or if a
-        grid varies parameters, but not the number of images.
+    Columns: network (with the point of its grid), trained (its treatment), images (for training and
+    validation), gap. Empty if a grid varies parameters, but not the number of images.
     """
     runs = networks(runs)
     points = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
@@ -111,13 +104,10 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def overfitting(runs: dict[str, Run]) -> str:
-    """Does VGG16 overfit, above all with few images? How the `gaps` of networks compare.
+    """Does VGG16 overfit, above all with few images? How the `gaps` of networks compare, if any.
 
     A VGG16 is compared with networks of the same treatment and the same number of images; if a
     grid varies this number, with the fewest images.
-
-    Returns:
-        Empty without gaps.
     """
     table = gaps(runs)
     by_network = dict(iter(table.groupby("network", sort=False)))

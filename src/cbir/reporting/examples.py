@@ -39,17 +39,14 @@ def predicted_labels(runs: dict[str, Run]) -> dict[str, np.ndarray]:
 
 
 def extremes(run: Run, most: int = 3) -> pd.DataFrame:
-    """The queries with the highest, the median and the lowest average precision (AP).
+    """The queries with the highest, the median and the lowest average precision, `most` of each.
 
     For each kind, it selects one query per class as long as there are classes, so that one hard
     class does not fill the figure. Ties are broken by position.
 
-    Args:
-        most: number of queries of each kind.
-
     Returns:
-        A row per query: case ("best", "median" or "worst"), query, average_precision, note (the
-        text beside it).
+        A row per query: case ("best", "median" or "worst"), query, average_precision, note (a
+        text).
     """
     scores = query_scores(run)
     values = scores["average_precision"].dropna()
@@ -63,30 +60,20 @@ def extremes(run: Run, most: int = 3) -> pd.DataFrame:
 
 
 def at_quantiles(runs: dict[str, Run]) -> dict[str, int]:
-    """Queries at the quantiles `QUANTILES` of average precision, the mean over the networks.
-
-    Returns:
-        Positions of the queries by how hard they are. Ties are broken by position.
-    """
+    """Queries at `QUANTILES` of average precision, the mean over the networks, by position."""
     scores = [query_scores(run)["average_precision"] for run in (networks(runs) or runs).values()]
     order = pd.concat(scores, axis=1).mean(axis=1).dropna().sort_values(kind="stable").index
     return {name: order[round(level * (len(order) - 1))] for name, level in QUANTILES.items()}
 
 
 def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
-    """The queries whose average precision differs most between architectures.
+    """The `most` queries whose average precision differs most between networks of one study.
 
-    Baselines are left out, because nobody is surprised that a network is ahead of raw pixels. The
-    function selects one query per class as long as there are classes.
-
-    Args:
-        runs: runs of one study, so that all have the same queries.
-        most: number of queries.
+    It selects one query per class as long as there are classes.
 
     Returns:
         A row per query, the widest spread first: query, spread (highest minus lowest average
-        precision), highest, lowest (names of the architectures), note (the text beside it, by
-        these names). Empty with fewer than two architectures.
+        precision), highest, lowest (names of the architectures), note (its text, by these names).
     """
     columns = ["query", "spread", "highest", "lowest", "note"]
     scores = {name: query_scores(run) for name, run in networks(runs).items()}
@@ -109,22 +96,17 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
 
 
 def costly_confusions(runs: dict[str, Run], most: int = 3) -> pd.DataFrame:
-    """Which classes are returned for which, ordered by the loss of mAP; baselines are left out.
+    """The `most` classes that each network returns for another at the highest loss of mAP.
 
-    A query loses 1 - AP. The loss is attributed to the classes of the misses among its first ten
-    results, in proportion to their number. Divided by the number of queries, the losses of all
-    pairs of classes, and of queries whose first ten are hits (which belong to no pair), add up to
-    1 - mAP. Example: one of 100 queries has an AP of 0.4 and two cats and a truck as misses.
-    It adds 0.4 / 100 to its class and cat, and 0.2 / 100 to its class and truck. Later results are
-    ignored, so this is a share, not a cause.
-
-    Args:
-        most: number of pairs per architecture.
+    A query loses 1 - AP, attributed to the classes of the misses among its first ten results, in
+    proportion to their number. Divided by the number of queries, the losses of all pairs of
+    classes, and of queries whose first ten are hits, add up to 1 - mAP. Example: one of 100 queries
+    has an AP of 0.4 and two cats and a truck as misses: 0.4 / 100 for its class and cat, 0.2 / 100
+    for its class and truck. Later results are ignored, so this is a share, not a cause.
 
     Returns:
         A row per pair, the costliest first: architecture, class, returned (names), mAP lost,
-        queries (how many have such a miss), query (the one that adds most), note (the text beside
-        it).
+        queries (how many have such a miss), query (the one that adds most), note (its text).
     """
     columns = ["architecture", "class", "returned", "mAP lost", "queries", "query", "note"]
     rows = []
@@ -179,16 +161,13 @@ def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
 
 
 def hub_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """Hubness of each architecture and baseline, and that of random results.
+    """Hubness of each run, and "by chance" (a binomial count for each gallery image).
 
-    With random results, each gallery image is among a query's first ten with the same probability,
-    so its count is binomial. The source of `hubs` measures hubness by skewness (the third
-    standardised moment): the higher it is, the larger the share of results from few images.
+    The source of `hubs` measures hubness by skewness, the third standardised moment.
 
     Returns:
-        A row per run, and one called "by chance": skewness (NaN if all counts are equal), never
-        returned (share of the gallery), most often returned (of all gallery images, the highest
-        count), of these wrongly.
+        A row per run: skewness (NaN if all counts are equal), never returned (share of the
+        gallery), most often returned (the highest count), of these wrongly.
     """
     table = {}
     for name, counts in hubs(runs).items():

@@ -45,11 +45,11 @@ CURVE_LOOKS = {
 
 
 def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, Explanation]:
-    """Explain the unrestricted search of all networks that have this kind of map; cached.
+    """Explain the unrestricted search of all networks with this kind of map; cached.
 
     Args:
-        runs: their first seed under their first protocol is explained; baselines have no network.
-        kind: the kind of map, "similarity", or "attention" for networks with attention pooling.
+        runs: their first seed under their first protocol is explained; baselines are left out.
+        kind: "similarity", or "attention" for networks with attention pooling.
 
     Raises:
         StudyError: as for `explain.explain_queries`, or a network or its embeddings are missing.
@@ -64,21 +64,15 @@ def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, 
 
 
 def explain_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Explain the networks of a study, and write reports/<study>/explanations.csv.
-
-    Returns:
-        The rows of `summarise`, with the columns that `gains.read` adds.
-    """
+    """Explain a study's networks, write explanations.csv, and return it as `gains.read` does."""
     return gains.save(summarise(study, explain_all(runs)), study, FILE)
 
 
 def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]:
-    """Each test of each architecture's maps, against random maps and against other pairs' maps.
+    """A row per architecture, test (deletion, insertion) and reference of `AGAINST`.
 
-    Returns:
-        One row per architecture, test (deletion, insertion) and what it is against: area and
-        area_against (means under the curves) and gain (by how much the map is better), as in
-        `gains.mean_row`.
+    Columns are area and area_against (means under the curves) and gain (by how much the map is
+    better), as in `gains.mean_row`.
     """
     rows = []
     for architecture, explanation in explanations.items():
@@ -97,11 +91,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(rows: pd.DataFrame) -> str:
-    """Whose maps are better than random maps and than other pairs' maps, in words.
-
-    Args:
-        rows: from `explain_runs`; without any, the text is empty.
-    """
+    """Whose maps are better than random maps and than other pairs' maps, from `explain_runs`."""
     if rows.empty:
         return ""
     is_better = rows["verdict"] == "better"
@@ -161,11 +151,9 @@ def describe(explanations: Mapping[str, Explanation]) -> str:
 def pairs(
     dataset: Dataset, explanations: Mapping[str, Explanation], most: int = 6
 ) -> Figure | None:
-    """Queries in columns; below each, for each architecture, its map, the result and that one's.
+    """The first `most` queries that all explain, in columns: each map, the result and its map.
 
-    Args:
-        explanations: by architecture, all of one kind; without any, there is no figure.
-        most: queries shown, the first ones that all architectures explain.
+    The explanations, by architecture, are of one kind; without any, there is no figure.
     """
     if not explanations:
         return None
@@ -204,9 +192,6 @@ def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
 
     The order of the pixels is that of the maps (solid), of other pairs' maps (dotted), or of
     random maps (dashed); bands are intervals over the pairs.
-
-    Args:
-        explanations: by architecture; without any, there is no figure.
     """
     if not explanations:
         return None

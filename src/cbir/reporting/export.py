@@ -32,13 +32,9 @@ FOLDER = "export"
 
 
 def export_study(study: str) -> list[Path]:
-    """Write reports/<study>/export/<run>.parquet for every run of a report.
+    """Write reports/<study>/export/<run>.parquet for every run, instead of earlier exports.
 
-    Returns:
-        The paths of the files. Files of earlier exports are deleted.
-
-    Raises:
-        StudyError: there is no report, or a run's images or embeddings are missing.
+    StudyError if there is no report, or a run's images or embeddings are missing.
     """
     folder = run_folder(study) / FOLDER
     if not (names := read_manifest(folder.parent).get("architectures")):
@@ -57,8 +53,7 @@ def export_study(study: str) -> list[Path]:
 def table(run: Run, images: list[bytes]) -> pd.DataFrame:
     """All images of a study with their embeddings by a run's first seed, under its first protocol.
 
-    Args:
-        images: from `encode_images`.
+    `images` are those of `encode_images`.
 
     Returns:
         A row per image, in the order of `Dataset.images`: path (as in `Run.image_names`), image (a
@@ -94,12 +89,8 @@ def splits(dataset: Dataset) -> np.ndarray:
 def neighbours(dataset: Dataset, vectors: np.ndarray) -> list[dict[str, list]]:
     """The ten gallery images that are most similar to each image, without the image itself.
 
-    Args:
-        vectors: (n, d) float32 of unit length.
-
-    Returns:
-        n dictionaries: ids (positions among all images, nearest first) and distances (1 - cosine
-        similarity).
+    For (n, d) float32 vectors of unit length, n dictionaries: ids (positions among all images,
+    nearest first) and distances (1 - cosine similarity).
     """
     place = np.full(len(vectors), -1)
     place[dataset.gallery] = np.arange(len(dataset.gallery))

@@ -24,8 +24,7 @@ def mean_row(values: pd.DataFrame, limits: tuple[float, float] = (0, 1)) -> dict
         limits: the lowest and the highest possible value of the other columns.
 
     Returns:
-        The means and the ends of their intervals, n_queries (those with a gain), and p
-        (`uncertainty.permutation_test` of the gains, not corrected; NaN for too few queries).
+        Means, the ends of their intervals, n_queries (with a gain), p (not corrected; may be NaN).
     """
     row, gains = {}, values[["gain"]]
     means = uncertainty.intervals(values.drop(columns="gain"), limits=limits)
@@ -44,11 +43,9 @@ def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
 
 
 def read(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
-    """The rows of these architectures; none if nothing has been measured.
+    """The rows of these architectures, if measured, with `uncertainty.corrected` and verdict.
 
-    Returns:
-        The columns of the file, those of `uncertainty.corrected` over these rows, and verdict (one
-        of `VERDICTS`).
+    The verdict is one of `VERDICTS`.
     """
     path = run_folder(study) / file
     rows = measurements.read_csv(path) if path.is_file() else NO_ROWS

@@ -53,15 +53,11 @@ def average_seeds(per_query: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """The rows of metrics.csv: means over all queries (`class` empty) and by the query's class.
+    """The rows of metrics.csv: means over all queries (`class` empty) and by class, with intervals.
 
-    Each has its 95 % interval over its queries, except for all queries of a draw of
-    `unseen_classes`: `uncertainty.class_test` gives the interval of all draws. Accuracy has no
-    search.
-
-    Args:
-        per_query: from `per_query` or `average_seeds`.
-        classes: names by label.
+    The interval covers queries, except for all queries of a draw of `unseen_classes`:
+    `uncertainty.class_test` gives the interval of all draws. Accuracy has no search. `classes` are
+    names by label.
     """
     places, means = [], []
     for place, group in per_query.groupby(PLACE, dropna=False, sort=False):
@@ -142,11 +138,9 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def select(rows: pd.DataFrame, **values) -> pd.DataFrame:
-    """Rows of metrics.csv or per_query.parquet by the values of their columns.
+    """Rows of metrics.csv or per_query.parquet by values of their columns; None for empty cells.
 
-    Args:
-        values: by column, as in `metric="accuracy"`; None selects empty cells. By default `epoch`
-            and `class` are None, which is the final state and all queries.
+    By default `epoch` and `class` are None, which is the final state and all queries.
     """
     defaults = {name: None for name in ("epoch", "class") if name in rows}
     for column, value in (defaults | values).items():

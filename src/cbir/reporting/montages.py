@@ -53,16 +53,13 @@ class Tile:
 def montage(
     rows: Sequence[Sequence[Tile | None]], names: Sequence[str] = (), inches: float = SIDE
 ) -> Figure | None:
-    """Pictures in rows, drawn as one image with lines of text between them.
+    """Pictures in rows, drawn as one image with lines of text between them; None without tiles.
 
     Args:
         rows: may differ in length; None leaves a place empty. All tiles get the side of the
-            largest one, but at most `MOST_SIDE`.
+            largest one, but at most `MOST_SIDE`; it is the unit of the axis.
         names: the text at the left of each row; none by default.
         inches: the side of a tile.
-
-    Returns:
-        None if there is no tile. The units of the axis are pixels of the tiles.
     """
     tiles = [tile for row in rows for tile in row if tile]
     if not tiles:
@@ -119,22 +116,16 @@ def framed(
 
 
 def query_tile(dataset: Dataset, query: int) -> Tile:
-    """A query, framed, with its class below.
-
-    Args:
-        query: its position among the queries.
-    """
+    """The query at a position among the queries, framed, with its class below."""
     return framed(dataset, dataset.queries[query], "query")
 
 
 def result_tile(
     dataset: Dataset, query: int, result: int, similarity: float, rank: int = 1
 ) -> Tile | None:
-    """A result of a query, framed as a hit or a miss; None if there is no result.
+    """A result of a query, framed as a hit or a miss; None if there is no result (-1).
 
-    Args:
-        query, result: positions among the queries and in the gallery; -1 for no result.
-        rank: rank of the result, starting at 1.
+    `query` and `result` are positions among the queries and in the gallery; `rank` starts at 1.
     """
     if result < 0:
         return None
@@ -195,10 +186,8 @@ def side_by_side(
 ) -> Figure | None:
     """Queries beside each other, each once, and their results by each architecture in rows.
 
-    Args:
-        queries: positions among the queries, by the text above them.
-        neighbours: as for `retrieved`.
-        most: results shown.
+    `queries` are positions by the text above them; `neighbours` are those of `retrieved`; `most`
+    results are shown.
     """
     rows = []
     for rankings, similarities in neighbours.values():
@@ -222,9 +211,8 @@ def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
 def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figure | None:
     """Queries (above) and their copies in the gallery (below), twelve pairs in a row.
 
-    Args:
-        pairs: from `leaks.find_leaks`; without any, there is no figure.
-        most: maximum number of pairs: the nearest ones of queries spread evenly over all leaks.
+    From `leaks.find_leaks`, the nearest copies of at most `most` queries, spread evenly over all
+    leaks.
     """
     nearest = pairs.drop_duplicates("query")
     spread = np.unique(np.linspace(0, len(nearest) - 1, min(most, len(nearest))).astype(int))
@@ -237,14 +225,10 @@ def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figu
 
 
 def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> Figure | None:
-    """The gallery images that are returned most often, one row per architecture.
+    """The `most` gallery images of `examples.hubs` returned most often, one row per architecture.
 
-    Printed above each image are its place and how often it is among the first ten results; below it
-    are its class and the share of misses. Images that are mostly misses have the frame of a miss.
-
-    Args:
-        counts: by architecture, from `examples.hubs`.
-        most: number of images per architecture; ties are broken by position.
+    Above each image are its place and how often it is among the first ten results; below it are its
+    class and the share of misses. Images that are mostly misses have the frame of a miss.
     """
     rows = []
     for table in counts.values():

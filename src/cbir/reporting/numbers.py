@@ -41,10 +41,7 @@ class Estimate:
         return Estimate(-self.value, -self.high, -self.low)
 
     def __sub__(self, other: "Estimate") -> "Estimate":
-        """The difference of two independent estimates, with the interval that theirs imply.
-
-        Source: Zou and Donner, Construction of Confidence Limits about Effect Measures (2008).
-        """
+        """The difference of two independent estimates (Zou and Donner, 2008)."""
         value = self.value - other.value
         below = math.hypot(self.value - self.low, other.high - other.value)
         above = math.hypot(self.high - self.value, other.value - other.low)
@@ -98,10 +95,9 @@ def decimals(half: float) -> int:
 
 
 def interval_columns(name: str = "value") -> tuple[str, str, str]:
-    """The columns of a number and of the ends of its interval: `value`, `ci_low`, `ci_high`.
+    """A number and the ends of its interval: `value`, `ci_low`, `ci_high`.
 
-    For a number of another name, the columns are, for example, `gain`, `gain_ci_low` and
-    `gain_ci_high`.
+    The columns of other names are, for example, `gain`, `gain_ci_low` and `gain_ci_high`.
     """
     prefix = "" if name == "value" else f"{name}_"
     return name, f"{prefix}ci_low", f"{prefix}ci_high"
@@ -122,10 +118,7 @@ def csv_text(frame: pd.DataFrame, index: bool = False, **options) -> str:
     """A table as CSV, in which no text is a formula; `measurements.read_csv` removes apostrophes.
 
     Spreadsheets compute what begins with =, +, - or @, and names come from files of strangers.
-
-    Args:
-        index: whether the index is a column.
-        options: as for `DataFrame.to_csv`.
+    `index` tells whether the index is a column; options are as for `DataFrame.to_csv`.
     """
     frame = frame.copy()
     for place, kind in enumerate(frame.dtypes):

@@ -81,10 +81,7 @@ def provenance_table(study: str) -> pd.DataFrame:
 
 
 def parameters_table(study: str) -> pd.DataFrame:
-    """The parameters of a study's runs as in YAML: a row per parameter, a column per run.
-
-    The table is empty without a report. A dash means that a run does not have the parameter.
-    """
+    """The parameters of a study's runs as in YAML, a column per run; empty without a report."""
     runs = read_manifest(run_folder(study)).get("architectures", {})
     table = pd.DataFrame({name: run["parameters"] for name, run in runs.items()}, dtype=object)
     table = table.drop(index=["study", "architecture"], errors="ignore")
@@ -134,11 +131,10 @@ def describe_network(network: "Network") -> str:
 
 
 def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """What each architecture is and how it was trained; untrained baselines are left out.
+    """What each network is and how it was trained.
 
     A setting of `OPTIONAL` has a column only if a network uses it, and `trained on` only if a
-    network was trained on another machine, or with other versions, than it was measured with. If
-    the head was trained first, a cell has both values: `512 head, 32`.
+    network was trained elsewhere than it was measured. `512 head, 32` are values of both trainings.
     """
     settings = {name: _settings(run) for name, run in networks(runs).items()}
     table = pd.DataFrame.from_dict(settings, orient="index").rename_axis("architecture")
@@ -178,11 +174,7 @@ def _settings(run: Run) -> dict:
 
 
 def trained_on(summary: dict) -> str:
-    """Machine and versions of a training, as far as they differ from those of the measurement.
-
-    Args:
-        summary: a run's summary, or its entry in a study's manifest.
-    """
+    """Machine and versions of a training in a summary, as far as they differ from the run's."""
     place = summary.get("trained_on") or {"machine": None, "versions": {}}
     machine = [machine_name(place["machine"])] if place["machine"] else []
     return ", ".join(machine + [f"{name} {value}" for name, value in place["versions"].items()])
@@ -196,11 +188,8 @@ def differing_settings(table: pd.DataFrame) -> pd.DataFrame:
 def epochs(summary: dict, epoch: int | None = None) -> str:
     """The number of epochs for which a network was trained, such as `20 head + 3`.
 
-    With early stopping, these are the epochs up to the best one, whose weights are kept.
-
-    Args:
-        summary: the summary of a run, or its entry in a study's manifest.
-        epoch: the epoch of an earlier state of the network.
+    With early stopping, these are the epochs up to the best one. `summary` is that of a run or its
+    entry in a study's manifest; `epoch` that of an earlier state.
     """
     last, head = epoch or summary["epochs"], summary.get("head_epochs")
     if summary["parameters"]["train"] == "head":
@@ -209,11 +198,7 @@ def epochs(summary: dict, epoch: int | None = None) -> str:
 
 
 def weights_name(weights: dict) -> str:
-    """What the initial weights of a network are: `random`, `ImageNet`, a study, a file's name.
-
-    Args:
-        weights: `weights` of a run's summary.
-    """
+    """What a summary's `weights` are: `random`, `ImageNet`, a study, a file's name."""
     source = weights["source"]
     names = {"none": RANDOM, "imagenet": IMAGENET}
     if known := KNOWN_WEIGHTS.get(weights.get("started from")):
@@ -228,10 +213,9 @@ def weights_and_digest(weights: dict) -> str:
 
 
 def treatment(run: Run) -> str:
-    """How a network was trained, in words, from its parameters: frozen, fine-tuned or from scratch.
+    """How a network was trained, in words: frozen, fine-tuned or from scratch, and from what.
 
-    Networks of one treatment can be compared. Each started from weights of its own architecture,
-    but of the same origin.
+    Networks of one treatment can be compared: their weights have the same origin.
     """
     train, start = run.summary["parameters"]["train"], _origin(run.summary["weights"])
     if train == "head":
@@ -242,10 +226,8 @@ def treatment(run: Run) -> str:
 def weights_label(runs: Mapping[str, Run | dict]) -> str:
     """The initial weights of the networks, and the files of vectors, shown with all results.
 
-    A grid is named by its architecture if all its runs started from the same weights.
-
-    Args:
-        runs: the runs of a study, or their entries in its manifest.
+    A grid is named by its architecture if all its runs started from the same weights. `runs` are a
+    study's runs, or their entries in its manifest.
     """
     summaries = {name: run.summary if isinstance(run, Run) else run for name, run in runs.items()}
     files = {name: row["vectors"] for name, row in summaries.items() if row.get("vectors")}

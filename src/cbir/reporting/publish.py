@@ -45,12 +45,11 @@ MEASURES = {
 def publish_study(root: Path, study: str) -> Path:
     """Copy a finished report's numbers and comparison page into reports/published/<study>/.
 
-    Its figure is drawn, too, and paths of this machine are replaced by the names of their files.
-    Published runs that the report does not contain are kept.
+    Its figure is drawn, and paths of this machine become names of files. Published runs that the
+    report lacks are kept.
 
     Raises:
-        StudyError: the study is a trial, has no report or no page, has a report in which an
-            architecture failed, or does not fit its published runs.
+        StudyError: the study is a trial, unfinished, or does not fit its published runs.
     """
     source, folder = root / "reports" / study, root / "reports" / "published" / study
     finished = _finished_manifest(source)
@@ -137,11 +136,7 @@ def _finished_manifest(source: Path) -> dict:
 
 
 def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
-    """The runs of a published manifest that the report's manifest lacks.
-
-    Raises:
-        StudyError: they cannot be shown in one table with those of the report.
-    """
+    """The runs of a published manifest that the report's lacks; StudyError if they do not fit."""
     published, runs = read_manifest(folder), manifest["architectures"]
     kept = {name: published["architectures"][name]
             for name in published.get("architectures", {}) if name not in runs}  # fmt: skip

@@ -97,11 +97,7 @@ class Run:
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """The images with which the run was made, as the study's first protocol uses them.
-
-        Raises:
-            StudyError: they are not stored any more, and the pictures have changed.
-        """
+        """Its images, under the first protocol; StudyError if they are gone and have changed."""
         made_with = self.summary["dataset"]
         dataset = stored_dataset(made_with["fingerprint"], **made_with["parameters"])
         dataset = dataset or load_dataset(**made_with["parameters"])
@@ -126,11 +122,7 @@ class Run:
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
-        """The embeddings of all images with the first seed.
-
-        Raises:
-            StudyError: they are missing or damaged, or the images have changed.
-        """
+        """Those of all images with the first seed; StudyError if they are missing or damaged."""
         folder = project_root() / self.summary["artifacts"]["embeddings"]
         if read(folder) is None:
             raise self._error("the embeddings are missing or damaged")
@@ -140,8 +132,7 @@ class Run:
     def network(self) -> "Network":
         """The trained network of the first seed; it takes seconds to build.
 
-        Raises:
-            StudyError: its weights are missing or damaged.
+        StudyError if its weights are missing or damaged.
         """
         from cbir.networks import training
 
@@ -170,7 +161,7 @@ def run_folder(study: str, architecture: str = "") -> Path:
 def report_command(study: str, architecture: str = "") -> str:
     """The command that makes a report, or only one of its architectures.
 
-    The name of a report is that of a study only if it is neither a trial nor a study of a folder.
+    A trial or a study of a folder is not named like its report, so the report records the command.
     """
     command = read_manifest(run_folder(study)).get("command", "")
     if not command:
@@ -197,8 +188,7 @@ def save_run(
 
     Args:
         measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
-        states: from `evaluation.measure`; the page shows the first one.
-        network, training: of the first state; None for a baseline.
+        states: from `evaluation.measure`; the page shows the first, of `network` and `training`.
         variant: the point of a grid; empty if there is none.
 
     Raises:
@@ -289,11 +279,7 @@ def save_run(
 
 
 def read_run(study: str, architecture: str) -> Run:
-    """Read the files of an architecture's run in reports/.
-
-    Raises:
-        StudyError: the run does not exist, or its artifacts are missing.
-    """
+    """Read the files of a run; StudyError if it does not exist or its artifacts are missing."""
     folder, summary = run_folder(study, architecture), read_summary(study, architecture)
     steps = {name: project_root() / summary["artifacts"][name] for name in summary["searches"]}
     if gone := [path for path in steps.values() if read(path) is None]:
@@ -317,11 +303,7 @@ def read_run(study: str, architecture: str) -> Run:
 
 
 def read_summary(study: str, architecture: str) -> dict:
-    """A run's summary.json.
-
-    Raises:
-        StudyError: it does not exist, or an earlier version wrote it.
-    """
+    """A run's summary.json; StudyError if it is missing or an earlier version wrote it."""
     path = run_folder(study, architecture) / "summary.json"
     summary = _read_json(path) if path.exists() else {}
     if "measurement" not in summary:
@@ -360,8 +342,7 @@ def is_whole(study: str, architecture: str) -> bool:
 def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[str, Run]:
     """The runs of a study by architecture, without the `missing` ones ("name: reason").
 
-    Raises:
-        StudyError: they cannot be compared, because they differ in more than their architectures.
+    StudyError if they differ in more than their architectures.
     """
     names_missing = {line.partition(":")[0] for line in missing}
     runs = {name: read_run(study, name) for name in architectures if name not in names_missing}
@@ -383,12 +364,8 @@ def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[
 def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     """Write a study's metrics.csv, per_query.parquet and manifest.json from those of its runs.
 
-    Without runs, they are empty, so that nothing of an earlier report remains.
-
-    Args:
-        folder: reports/<study>.
-        architectures: those whose results are up to date.
-        about: further content of the study's manifest.
+    Without runs, they are empty, so that nothing of an earlier report remains. `about` is further
+    content of the manifest.
     """
     metrics = [measurements.read_csv(folder / name / "metrics.csv") for name in architectures]
     scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
@@ -415,10 +392,7 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
 
 
 def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
-    """The architecture and the point of a grid's run, from its name and its variant.
-
-    Example: `cnn-64-head`, `input_size=64 train=head`: the name has a word per parameter.
-    """
+    """Architecture and point of a run: `cnn-64-head`, `input_size=64 train=head` has two words."""
     point = dict(word.partition("=")[::2] for word in variant.split() if "=" in word)
     return run.rsplit("-", len(point))[0], point
 
@@ -463,11 +437,7 @@ def machine_name(machine: dict) -> str:
 
 
 def training_place(summary: dict) -> str:
-    """` (on <GPU>)` after the time of a training on another machine than that of the run, else "".
-
-    Args:
-        summary: a run's summary, or its entry in a study's manifest.
-    """
+    """` (on <GPU>)` after a training time in a summary, if it was trained elsewhere, else ""."""
     place = (summary.get("trained_on") or {}).get("machine")
     return f" (on {machine_name(place)})" if place else ""
 
@@ -475,12 +445,7 @@ def training_place(summary: dict) -> str:
 def _elsewhere(manifest: dict, here: dict) -> dict:
     """In what a training's machine and versions differ from those of its run.
 
-    Args:
-        manifest: that of the training's artifact.
-        here: from `machine`.
-
-    Returns:
-        machine (None if it is the same or unknown) and versions (those that differ).
+    machine is None if it is the same or unknown; versions are those that differ.
     """
     place = manifest.get("machine")
     is_here = not place or all(here[key] == place.get(key) for key in ("cpu", "cores", "gpus"))

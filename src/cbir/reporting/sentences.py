@@ -147,10 +147,7 @@ def collapsed(runs: dict[str, Run]) -> str:
 
 
 def between_seeds(runs: dict[str, Run]) -> str:
-    """How large a difference in mAP between seeds is known to be, for use in a sentence.
-
-    This is the largest difference between two seeds of one network, over all networks.
-    """
+    """The largest difference in mAP between two seeds of one network, for use in a sentence."""
     spreads = {}
     for name, run in networks(runs).items():
         means = tables.average_precision_by_seed(run, "unrestricted", run.protocol).mean()
@@ -164,12 +161,7 @@ def between_seeds(runs: dict[str, Run]) -> str:
 
 
 def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """The answer in two short paragraphs: the highest mAP and how certain that is, and the cost.
-
-    Args:
-        points: from `tables.quality_and_cost`.
-        pairs: from `tables.pairs` of the same runs.
-    """
+    """The highest mAP, how certain it is, and its cost, from `quality_and_cost` and `pairs`."""
     trained = points[~points["is_baseline"]].sort_values("value", ascending=False, kind="stable")
     if trained.empty:
         return "No architecture has results; only baselines do."
@@ -201,8 +193,7 @@ def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
 def _relations(outcomes: pd.Series, whole: str = "") -> list[str]:
     """How an architecture compares with others, from its row of `uncertainty.pair_outcomes`.
 
-    Args:
-        whole: what more than two others are called if all have the same outcome.
+    `whole` is what more than two others are called if all have the same outcome.
     """
     groups = outcomes.index.groupby(outcomes) if len(outcomes) else {}
     is_whole = whole and len(outcomes) > 2 and len(groups) == 1
@@ -220,11 +211,7 @@ def join(names: Iterable[str]) -> str:
 
 
 def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
-    """How many pairs of architectures differ significantly, and how they compare with baselines.
-
-    Args:
-        pairs: from `tables.pairs`.
-    """
+    """How many pairs of architectures differ significantly, and how they compare with baselines."""
     architectures = networks(runs)
     if len(architectures) < 2:
         number = "Only one" if architectures else "No"
@@ -247,11 +234,7 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 
 def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
-    """What the tests of the pairs cover, as a list.
-
-    Args:
-        pairs: from `tables.pairs`.
-    """
+    """What the tests of the pairs, from `tables.pairs`, cover, as a list."""
     scopes = {True: SEEDS_COVERED, False: SEEDS_NOT_COVERED}
     # Seeds hardly matter between two baselines.
     is_trained = pairs["ahead"].isin(networks(runs)) | pairs["behind"].isin(networks(runs))
@@ -263,11 +246,7 @@ def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 
 def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
-    """Which class has the lowest mAP, a mean over the networks, in a sentence.
-
-    Args:
-        rows: from `tables.first_protocol_rows`.
-    """
+    """Which class has the lowest mAP in `tables.first_protocol_rows`, a mean over the networks."""
     by_class = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
     is_shown = by_class["architecture"].isin(networks(runs) or runs)
     chosen = {"metric": "mean_average_precision", "search": "unrestricted"}
@@ -280,12 +259,7 @@ def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 
 def extremes(queries: pd.DataFrame, name: str) -> str:
-    """The range of a run's average precision, in a sentence.
-
-    Args:
-        queries: from `examples.extremes`.
-        name: of the run.
-    """
+    """The range of a run's average precision, from `examples.extremes`, in a sentence."""
     scores = queries.groupby("case")["average_precision"]
     return (
         f"The average precision (AP) of {name} reaches from {scores.min()['worst']:.2f} to "
@@ -294,11 +268,7 @@ def extremes(queries: pd.DataFrame, name: str) -> str:
 
 
 def definitions(scores: pd.DataFrame, run: Run) -> str:
-    """How far definitions of one metric differ for one ranking, in a sentence.
-
-    Args:
-        scores: from `map_definitions.compare_definitions`.
-    """
+    """How far definitions of mAP@k differ for one ranking, from `compare_definitions`."""
     return (
         f"The same ranking has an mAP from {scores['value'].min():.3f} to "
         f"{scores['value'].max():.3f}, depending on the definition: that of all queries by "
@@ -307,11 +277,7 @@ def definitions(scores: pd.DataFrame, run: Run) -> str:
 
 
 def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
-    """On which query the architectures disagree most, in a sentence; empty without any.
-
-    Args:
-        queries: from `examples.disagreements`.
-    """
+    """On which query architectures disagree most, from `examples.disagreements`; may be empty."""
     if queries.empty:
         return ""
     widest = queries.iloc[0]
@@ -324,11 +290,7 @@ def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
 
 
 def costliest_confusion(confusions: pd.DataFrame) -> str:
-    """Which confusion of classes costs most mAP, in a sentence; empty without any.
-
-    Args:
-        confusions: from `examples.costly_confusions`.
-    """
+    """Which of `examples.costly_confusions` costs most mAP; empty without any."""
     if confusions.empty:
         return ""
     worst = confusions.loc[confusions["mAP lost"].idxmax()]
@@ -339,11 +301,7 @@ def costliest_confusion(confusions: pd.DataFrame) -> str:
 
 
 def largest_hub(hubs: pd.DataFrame) -> str:
-    """Which architecture returns one image most often, in a sentence.
-
-    Args:
-        hubs: from `examples.hub_table`.
-    """
+    """Which architecture returns one image most often, from `examples.hub_table`."""
     name = hubs["most often returned"].idxmax()
     count, wrongly = hubs.loc[name, ["most often returned", "of these wrongly"]]
     return (
@@ -353,12 +311,9 @@ def largest_hub(hubs: pd.DataFrame) -> str:
 
 
 def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
-    """Which trained architecture has the lowest cost of each kind; empty with fewer than two.
+    """Which trained architecture has the lowest of each of `tables.costs`; empty if fewer than two.
 
     Training times are compared only if all networks were trained on one machine.
-
-    Args:
-        costs: from `tables.costs` of the same runs.
     """
     trained = costs[list(networks(runs))]
     if len(trained.columns) < 2:
@@ -417,11 +372,7 @@ def describe_run(run: Run) -> str:
 
 
 def retrieval_or_classification(pairs: pd.DataFrame) -> str:
-    """Is it retrieval or only classification? For which architectures the classifier is ahead.
-
-    Args:
-        pairs: from `tables.search_pairs`; without any, the text is empty.
-    """
+    """For which architectures classification is ahead, from `tables.search_pairs`; may be empty."""
     return "\n\n".join(
         f"{text} {_compare_searches(pairs, one, other, whom)}."
         for one, other, text, whom in SEARCH_TEXTS
@@ -559,11 +510,7 @@ def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str
 
 
 def describe_projections(projections: Mapping[str, Projection]) -> str:
-    """Whose map preserves neighbourhoods best, in a sentence; empty without any.
-
-    Args:
-        projections: by architecture, from `projections.project_all`.
-    """
+    """Whose map of `project_all` preserves neighbourhoods best; empty without any."""
     kept = {name: one.kept for name, one in projections.items() if not math.isnan(one.kept)}
     if not kept:
         return ""

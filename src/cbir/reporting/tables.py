@@ -70,11 +70,7 @@ def files(dataset: Dataset) -> pd.DataFrame:
 
 
 def named_files(dataset) -> pd.DataFrame:
-    """A row for every file or folder that is left out, or used with a remark.
-
-    Args:
-        dataset: a `Dataset`, or `galleries.Changes`.
-    """
+    """A row for every file that a `Dataset` or `galleries.Changes` leaves out or remarks on."""
     groups = {"left out": dataset.left_out, "used": dataset.remarks}
     return pd.DataFrame(
         [(one.name, use, one.reason, one.files) for use, named in groups.items() for one in named],
@@ -94,13 +90,9 @@ def first_protocol_rows(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
-    """The quality of each architecture under the first protocol, with an estimate in each cell.
+    """The estimates of each architecture under the first protocol, a row for each of `QUALITY`.
 
-    Args:
-        architectures: the columns; dashes for architectures without a run.
-
-    Returns:
-        A row for each of `QUALITY`. If classes are uneven, the mean over classes follows each.
+    Architectures without a run have dashes. If classes are uneven, the mean over classes follows.
     """
     rows, cells = first_protocol_rows(runs), {}
     is_uneven = are_uneven(class_sizes(rows))
@@ -124,12 +116,7 @@ def are_uneven(sizes: pd.Series) -> bool:
 
 
 def class_mean(rows: pd.DataFrame, **selection) -> Estimate:
-    """`mean_of_classes` of one number.
-
-    Args:
-        rows: as in metrics.csv, of one architecture, with those of its classes.
-        selection: as for `measurements.select`.
-    """
+    """`mean_of_classes` of one number, in rows of metrics.csv with those of its classes."""
     classes = rows["class"].dropna().unique()
     return mean_of_classes(
         [number(select(rows, **(selection | {"class": name}))) for name in classes]
@@ -152,10 +139,7 @@ def mean_of_classes(estimates: list[Estimate]) -> Estimate:
 
 
 def costs(runs: dict[str, Run]) -> pd.DataFrame:
-    """The costs of each architecture (rows of `COSTS`), on the machine of the run.
-
-    A network may have been trained on another machine: see `runs.training_place`.
-    """
+    """The costs of each architecture (rows of `COSTS`), on the machine of the run."""
     columns = {}
     for name, run in runs.items():
         summary, speed = run.summary, run.summary["speed"]
@@ -179,12 +163,11 @@ def costs_table(costs: pd.DataFrame, runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
-    """The mAP of each run, and its cost per image.
+    """A row per run: value, ci_low, ci_high, milliseconds, bytes, is_baseline.
 
-    Returns:
-        A row per run: value, ci_low, ci_high (mAP of the unrestricted search under the first
-        protocol), milliseconds (to embed an image within a batch; NaN for vectors that were made
-        elsewhere), bytes (of an image's embedding in the index), is_baseline.
+    The value is the mAP of the unrestricted search under the first protocol; milliseconds are those
+    to embed an image within a batch (NaN for vectors made elsewhere), bytes those of an image's
+    embedding.
     """
     rows = select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"])
     table = rows.set_index("architecture").loc[list(runs), ["value", "ci_low", "ci_high"]]
@@ -199,12 +182,9 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def best_networks(points: pd.DataFrame) -> list[str]:
-    """The three or four networks with the highest mAP, or baselines if there are no networks.
+    """The networks with the highest mAP in `quality_and_cost`, or baselines without networks.
 
-    Three if there are many runs, so that their results and a chart of all runs fit on one screen.
-
-    Args:
-        points: from `quality_and_cost`.
+    Four, or three if there are many runs: their results and a chart of all runs fit on one screen.
     """
     ordered = points.sort_values("value", ascending=False, kind="stable")
     trained = ordered[~ordered["is_baseline"]]
@@ -231,10 +211,7 @@ def average_precision_by_seed(run: Run, search: str, protocol: str) -> pd.DataFr
 
 
 def pairs(runs: dict[str, Run]) -> pd.DataFrame:
-    """Every pair of architectures and baselines, compared query by query in average precision.
-
-    The scores are those of the unrestricted search. See `uncertainty.compare` for the columns.
-    """
+    """`uncertainty.compare` of all runs, query by query, in average precision (unrestricted)."""
     scores = {
         name: average_precision_by_seed(run, "unrestricted", run.protocol)
         for name, run in runs.items()
@@ -244,10 +221,7 @@ def pairs(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def unseen_class_means(runs: dict[str, Run]) -> pd.DataFrame:
-    """mAP over the queries of each unseen class: a row per draw and label, a column per run.
-
-    Runs that were not measured under `unseen_classes` have no column.
-    """
+    """mAP of each unseen class: a row per draw and label, a column per run that has any."""
     means = {}
     for name, run in runs.items():
         rows = select(run.per_query, search="unrestricted", protocol="unseen_classes")
@@ -259,12 +233,9 @@ def unseen_class_means(runs: dict[str, Run]) -> pd.DataFrame:
 def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
     """The main numbers of each run, the highest mAP first, with superscripts as ranx prints them.
 
-    Args:
-        compared: from `pairs`.
-
     Returns:
-        A row per run: a letter, architecture, mAP (its superscripts are the letters of the runs
-        that it is significantly ahead of), P@10, accuracy.
+        A row per run: a letter, architecture, mAP (with the letters of the runs that it is
+        significantly ahead of, from `pairs`), P@10, accuracy.
     """
     measures = {"mAP": "mAP, unrestricted", "P@10": "P@10, unrestricted", "accuracy": "accuracy"}
     table = quality(runs, list(runs)).T[list(measures.values())].set_axis([*measures], axis=1)
@@ -287,10 +258,9 @@ def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def search_pairs(runs: dict[str, Run]) -> pd.DataFrame:
-    """Searches of each network compared with each other: is it retrieval or only classification?
+    """Searches of each network compared with each other, all tests corrected together.
 
-    Columns as in `uncertainty.compare`, and architecture; all these tests are corrected together.
-    Runs without a classifier are left out.
+    Columns as in `uncertainty.compare`, and architecture. Runs without a classifier are left out.
     """
     compared = []
     for name, run in runs.items():
@@ -326,14 +296,12 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def lost_and_won_back(runs: dict[str, Run]) -> pd.DataFrame:
-    """Counts of queries by outcome under the first protocol, averaged over seeds.
-
-    Runs without a classifier, such as most baselines, are left out.
+    """Queries by outcome under the first protocol, averaged over seeds; only with a classifier.
 
     Returns:
         A row per run: queries; predicted wrongly; won back (of these, the soft search includes the
-        true class); mass (the total probability that this search reaches); searched (by it, share
-        of the gallery).
+        true class); mass (the total probability that this search reaches); searched (its share of
+        the gallery).
     """
     rows = {}
     for name, run in runs.items():
@@ -374,10 +342,7 @@ def seeds(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def classification(embeddings: Embeddings) -> pd.DataFrame:
-    """How many queries of each class (rows) are classified correctly, and the share.
-
-    If classes are uneven, the last row has the mean over classes.
-    """
+    """How many queries of each class (rows), and of all, are classified correctly."""
     labels, classes = embeddings.dataset.query_labels, embeddings.dataset.classes
     right = pd.DataFrame({"right": embeddings.query_predictions == labels}, dtype=float)
     parts = [right[labels == label] for label in range(len(classes))] + [right]
@@ -403,11 +368,7 @@ def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
 
 
 def stages(history: pd.DataFrame) -> pd.DataFrame:
-    """A row per stage of a training: epochs, seconds, and the accuracies of its last epoch.
-
-    Args:
-        history: from `Training.stages`.
-    """
+    """A row per stage of `Training.stages`: epochs, seconds, the accuracies of its last epoch."""
     return history.groupby("stage", sort=False).agg(
         epochs=("stage", "size"),
         seconds=("seconds", "sum"),
@@ -430,10 +391,7 @@ def states(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def by_protocol(runs: dict[str, Run]) -> pd.DataFrame:
-    """mAP of the unrestricted search: a row per protocol and draw, a column per architecture.
-
-    One draw has too few classes for an interval: that of all draws is `uncertainty.class_test`'s.
-    """
+    """mAP of the unrestricted search: a row per protocol and draw, a column per architecture."""
     rows = select(average_rows(runs), metric="mean_average_precision", search="unrestricted")
     # mAP over the whole ranking (k = 0 here), and at the depth that papers on hashing report.
     rows = rows.assign(k=rows["k"].fillna(0))
@@ -460,11 +418,7 @@ def _unseen_classes(runs: dict[str, Run], draw: int) -> list[str]:
 
 
 def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.DataFrame:
-    """mAP of the unrestricted search over all queries, and over those without leaks.
-
-    Args:
-        leaking: from `leaks.find_leaks`.
-    """
+    """mAP of the unrestricted search over all queries, and without those of `leaks.find_leaks`."""
     table, leaking_queries = {}, shared_dataset(runs).queries[leaking["query"].unique()]
     for name, run in runs.items():
         scores = average_precision(run, "unrestricted", run.protocol)
@@ -494,11 +448,9 @@ def relevant_ranks(run: Run) -> np.ndarray:
 
 
 def scores(run: Run) -> pd.DataFrame:
-    """Retrieval metrics of the first seed under the first protocol, over all queries.
+    """Metrics of the first seed and protocol: a row per metric and k, a column per search.
 
-    Returns:
-        A row per metric and k, a column per search. If classes are uneven, the second row is the
-        mean over classes of the average precision.
+    If classes are uneven, the second row is the mean over classes of the average precision.
     """
     rows = run.first_rows()
     rows = select(rows[rows["search"].notna()])
@@ -531,8 +483,7 @@ def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """How many queries of each true class (rows) are classified as which class (columns).
 
-    Args:
-        labels, predicted: (n_queries,) int; -1 means no prediction and is not counted.
+    `labels` and `predicted` are (n_queries,) int; -1 means no prediction and is not counted.
     """
     labels, predicted = np.asarray(labels, int), np.asarray(predicted, int)
     counts = np.zeros((len(classes), len(classes)), int)
@@ -541,14 +492,9 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: list[st
 
 
 def frequent_confusions(counts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
-    """The pairs of classes that are confused most often; empty if there are none.
+    """The `most` frequent mistakes in `confusion_counts`, if there are any.
 
-    Args:
-        counts: from `confusion_counts`.
-        most: number of pairs.
-
-    Returns:
-        A row per pair: class, predicted, queries (how many), share (of the class's queries).
+    A row per pair: class, predicted, queries (how many), share (of the class's queries).
     """
     pairs = counts.rename_axis("class").rename_axis(columns="predicted").stack().rename("queries")
     pairs = pairs.reset_index()
