@@ -65,7 +65,7 @@ def ranks(hits) -> np.ndarray:
         # Just before them: 1, 1/2, 2/5, 3/9.
         (TRAPEZOID, 1, ((1 + 1) + (1 / 2 + 2 / 3) + (2 / 5 + 3 / 6) + (3 / 9 + 4 / 10)) / 2 / 4),
     ],
-    ids=lambda value: getattr(value, "name", None),
+    ids=lambda value: getattr(value, "definition", None),
 )
 def test_definition_worked_out(definition, k, expected):
     assert definition.score(np.array([[1, 3, 6, 10]], np.float32), k) == pytest.approx([expected])
@@ -91,7 +91,7 @@ def test_worked_example_refuses_more_hits_than_relevant_images():
 
 
 @pytest.mark.parametrize(
-    "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.name
+    "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.definition
 )
 def test_no_hit_is_zero_and_no_relevant_image_nan(definition):
     scores = definition.score(np.array([[INF, INF], [NAN, NAN], [1, 2]], np.float32), 2)
@@ -100,7 +100,7 @@ def test_no_hit_is_zero_and_no_relevant_image_nan(definition):
 
 
 @pytest.mark.parametrize(
-    "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.name
+    "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.definition
 )
 @pytest.mark.parametrize("k", [1, 2, 3, 9])
 def test_perfect_ranking_is_one_but_where_k_images_are_divided_by_more(definition, k):

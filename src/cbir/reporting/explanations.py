@@ -27,10 +27,7 @@ from cbir.retrieval import uncertainty
 FILE = "explanations.csv"
 TESTS = {"deletion": "removed", "insertion": "restored"}
 # The references of the tests: the name of their areas, and of the gain over them.
-AGAINST = {
-    "random maps": ("random", "gain"),
-    "maps of other pairs": ("other", "gain_over_other"),
-}
+AGAINST = {"random maps": ("random", "gain"), "maps of other pairs": ("other", "gain_over_other")}
 # What the ends of the colour scale mean, by kind of map.
 SCALE = {
     "similarity": ("does not raise it", "raises the similarity most"),

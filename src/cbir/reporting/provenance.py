@@ -12,14 +12,7 @@ import pandas as pd
 
 from cbir import cache, project_root
 from cbir.networks.weights import STUDY_PREFIX
-from cbir.reporting.runs import (
-    Run,
-    machine_name,
-    networks,
-    parse_point,
-    read_manifest,
-    run_folder,
-)
+from cbir.reporting.runs import Run, machine_name, networks, parse_point, read_manifest, run_folder
 
 if TYPE_CHECKING:  # Keras takes seconds to import
     from cbir.networks.models import Network

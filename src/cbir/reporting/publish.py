@@ -19,13 +19,7 @@ from cbir.progress import duration
 from cbir.reporting import charts, grids, measurements, pages, provenance, sentences, tables
 from cbir.reporting.display import TEMPLATES
 from cbir.reporting.numbers import span
-from cbir.reporting.runs import (
-    parse_point,
-    read_manifest,
-    read_run,
-    report_command,
-    training_place,
-)
+from cbir.reporting.runs import parse_point, read_manifest, read_run, report_command, training_place
 from cbir.retrieval.evaluation import N_RESULTS
 
 RESULTS = "docs/results.md"

@@ -10,15 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cbir import StudyError, project_root
-from cbir.cache import (
-    MANIFEST,
-    machine,
-    package_digest,
-    read,
-    read_manifest,
-    versions,
-    write_text,
-)
+from cbir.cache import MANIFEST, machine, package_digest, read, read_manifest, versions, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset, stored_dataset
 from cbir.images.folders import PACKAGED, dataset_folder

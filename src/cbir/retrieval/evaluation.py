@@ -29,14 +29,12 @@ class Evaluation:
     """The rankings and scores of one search.
 
     Attributes:
-        artifact: the cached step, with its folder and manifest.
-        search: a name in `searches.SEARCHES`.
-        rankings: (n_queries, k) int32 gallery positions, nearest first, -1 for missing results.
-        similarities: (n_queries, k) float32 cosine similarities, NaN for missing results.
-        per_query: one row per query: query (its position among all images), label, predicted (-1
-            without a classifier), correct (1 or 0; NaN if no classifier was trained on the query's
-            class), searched (share of the gallery that was searched), and the columns of
-            `metrics.evaluate_retrieval`.
+        search: a name in `searches.SEARCHES`. rankings: (n_queries, k) int32 gallery positions,
+        nearest first, -1 for missing results. similarities: (n_queries, k) float32 cosine
+        similarities, NaN for missing results. per_query: one row per query: query (its position
+        among all images), label, predicted (-1 without a classifier), correct (1 or 0; NaN if no
+        classifier was trained on the query's class), searched (share of the gallery), and the
+        columns of `metrics.evaluate_retrieval`.
     """
 
     artifact: Artifact
@@ -52,12 +50,9 @@ class Evaluation:
 
 
 def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
-    """Rank the gallery for every query and score the rankings; cached.
+    """Rank the gallery for every query by a search of `searches.SEARCHES`, and score it; cached.
 
-    Args:
-        embeddings: of gallery and queries.
-        search: a name in `searches.SEARCHES`.
-        ks: depths at which to measure, in addition to `N_RESULTS`.
+    It measures at the depths `ks`, at `N_RESULTS` and at those of the protocol.
     """
     dataset = embeddings.dataset
     ks = sorted({*ks, N_RESULTS, *PROTOCOL_KS.get(dataset.protocol, ())})
@@ -119,7 +114,7 @@ class State:
     Attributes:
         seed: the seed of the training.
         epoch: the epoch after which the network was in this state; None for the final one.
-        embeddings: the embeddings of this state; their data set is the protocol's view.
+        embeddings: those of this state; their data set is the protocol's view.
         evaluations: one per search, `unrestricted` first.
     """
 
@@ -139,11 +134,10 @@ def measure(
     """Measure every seed under every protocol; the study's first seed and protocol come first.
 
     Args:
-        dataset: from `load_dataset`.
         embed_view: (view, seed) -> embeddings, of a network or of a baseline; for an earlier state
-            of a network, (view, seed, epoch=epoch).
-        measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
-        epochs: states to measure under the first protocol, in addition to the final one.
+        of a network, (view, seed, epoch=epoch). measurement: `seeds`, `protocols`, `unseen`,
+        `draws` and `ks` of the study. epochs: states to measure under the first protocol, in
+        addition to the final one.
     """
     states = []
     seeds, ks = measurement["seeds"], measurement["ks"]
@@ -170,10 +164,6 @@ def training_accuracy(states: list[State], measurement: dict) -> dict[str, float
 
     Unlike the accuracy in the history, it is measured with the final state, without dropout and
     augmentation, and averaged over the seeds.
-
-    Args:
-        states: the states of a network, from `measure`.
-        measurement: as for `measure`.
     """
     is_correct = {}
     for state in states:
@@ -187,10 +177,10 @@ def training_accuracy(states: list[State], measurement: dict) -> dict[str, float
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of embedding and searching on this machine; None if images cannot be embedded here.
+    """The speed on this machine; None if images cannot be embedded here.
 
     Attributes:
-        images_per_second: speed of embedding images that are in memory, in batches.
+        images_per_second: of embedding images that are in memory, in batches.
         query_milliseconds: median time to embed one image and search the gallery with it.
     """
 
@@ -201,9 +191,7 @@ class Speed:
 def measure_speed(embeddings: Embeddings, encode: Encode | None) -> Speed:
     """Time the embedding of images, and single queries, after a warm-up; cached.
 
-    Args:
-        embeddings: the embeddings of the gallery to search.
-        encode: images -> vectors and probabilities; None for vectors that were made elsewhere.
+    `encode` is None for vectors that were made elsewhere.
     """
     if encode is None:
         return Speed(None, None)

@@ -45,15 +45,9 @@ MIN_LENGTH = 1e-6
 class Rocchio:
     """The weights of Rocchio's formula, each 0 or greater; only their ratios matter.
 
-    Manning et al. (2008), 9.1.1, call the defaults reasonable.
-
-    Attributes:
-        query: weight of the original query.
-        positive: weight of the mean of the positive examples.
-        negative: weight of the mean of the negative examples, which is subtracted.
-
-    Raises:
-        ValueError: a weight is below 0 or not finite.
+    Manning et al. (2008), 9.1.1, call the defaults reasonable. `positive` and `negative` are those
+    of the means of the examples; the latter is subtracted. ValueError if one is below 0 or not
+    finite.
     """
 
     query: float = 1.0
@@ -79,12 +73,10 @@ def refine(
     Args:
         query: (d,) of unit length, the original query.
         positive, negative: (n, d) of unit length, all examples marked so far; either may be empty.
-        weights: the weights of the formula.
 
     Returns:
         (d,) float32 of unit length: weights.query · query + weights.positive · mean(positive) −
-        weights.negative · mean(negative), divided by its length. If the parts cancel out and leave
-        no direction, the query is returned.
+        weights.negative · mean(negative), divided by its length; the query if the parts cancel out.
 
     Raises:
         ValueError: dimensions do not fit.
@@ -115,16 +107,12 @@ def refine_queries(
     is_negative: np.ndarray,
     weights: Rocchio,
 ) -> np.ndarray:
-    """`refine` for many queries at once.
+    """`refine` for many queries at once, as (n, d) float32 of unit length.
 
     Args:
         query: (n, d) of unit length.
         marked: (n, m, d) of unit length, the images marked for each query.
         is_positive, is_negative: (n, m) bool; an image that is neither does not count.
-        weights: of the formula.
-
-    Returns:
-        (n, d) float32 of unit length.
     """
     query, marked = np.asarray(query, np.float64), np.asarray(marked, np.float64)
     shares = weights.positive * _mean_shares(is_positive)
@@ -143,11 +131,7 @@ def _mean_shares(is_chosen: np.ndarray) -> np.ndarray:
 
 
 def measure_feedback(embeddings: Embeddings) -> pd.DataFrame:
-    """Simulate feedback with weights chosen on the validation images.
-
-    Returns:
-        The rows of `simulate_feedback`, with weight_query, weight_positive and weight_negative.
-    """
+    """`simulate_feedback` with weights chosen on validation images; columns weight_… hold them."""
     weights = choose_weights(embeddings)
     columns = {f"weight_{name}": weight for name, weight in asdict(weights).items()}
     return simulate_feedback(embeddings, weights).assign(**columns)
@@ -165,12 +149,8 @@ def choose_weights(embeddings: Embeddings) -> Rocchio:
 def score_weights(embeddings: Embeddings) -> pd.DataFrame:
     """Score each pair of weights on the validation images, with the training images as gallery.
 
-    Cached. Queries are not used.
-
-    Returns:
-        One row per pair of `POSITIVE` and `NEGATIVE_SHARES`: positive, negative,
-        mean_average_precision (after one round, on the images not yet marked; NaN if no query has a
-        relevant one left).
+    Cached. One row per pair of `POSITIVE` and `NEGATIVE_SHARES`: positive, negative,
+    mean_average_precision (after one round, on the images not yet marked; NaN if none is relevant).
     """
     dataset = embeddings.dataset
 
@@ -220,8 +200,6 @@ def simulate_feedback(
     """Simulate a user who marks the nearest images by their class, query by query; cached.
 
     Args:
-        embeddings: of gallery and queries.
-        weights: of Rocchio's formula.
         rounds: number of rounds of marking.
         marked: images marked per round, the nearest that are not yet marked.
         max_queries: approximate number of queries, in equal shares of all classes; 0 for all.
@@ -275,13 +253,9 @@ def simulate_feedback(
 
 @dataclass(frozen=True)
 class _QueryBlock:
-    """A block of queries, and the gallery to search.
+    """A block of b queries, the rows of all queries that they are, and the gallery to search.
 
-    Attributes:
-        rows: the rows of these queries among all.
-        query, labels, exclude: (b, d), (b,) and (b,), of these queries.
-        gallery: of n_gallery images, prepared.
-        gallery_labels: (n_gallery + 1,) int; the last one, at -1, stands for no image.
+    `gallery_labels` has one more label, at -1, which stands for no image.
     """
 
     rows: slice
@@ -340,10 +314,7 @@ def _query_blocks(
 def _rounds(
     block: _QueryBlock, original: np.ndarray, weights: Rocchio, rounds: int, marked: int
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-    """Yield the state after 0, 1 and more rounds.
-
-    Args:
-        original: (b, n_gallery) the rankings of the original queries.
+    """Yield the state after 0, 1 and more rounds, from the (b, n_gallery) original rankings.
 
     Yields:
         For each query the ranking of the images not yet marked; and (b, marked * round) the marked

@@ -22,15 +22,13 @@ class Definition:
     """One definition of mean average precision.
 
     Attributes:
-        name: its name in this project.
-        formula: in words and symbols; P(i) is the precision at rank i.
-        divides_by: what the sum of precisions is divided by.
-        used_by: libraries and papers, with versions.
-        score: a function of `ranks`, as in `metrics`, and k >= 1, which returns a score from 0 to 1
-            per query, (n_queries,) float64; NaN for a query without relevant images.
+        definition: its name in this project. formula: in words and symbols; P(i) is the precision
+        at rank i. divides_by: what the sum of precisions is divided by. used_by: libraries and
+        papers, with versions. score: a function of `ranks`, as in `metrics`, and k >= 1:
+        (n_queries,) float64 from 0 to 1, NaN for a query without relevant images.
     """
 
-    name: str
+    definition: str
     formula: str
     divides_by: str
     used_by: str
@@ -42,14 +40,11 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
 
     Args:
         ranks: (n_queries, R) float, as in `metrics`.
-        k: at least 1.
+        k: at least 1, else ValueError.
 
     Returns:
         One row per definition: definition, formula, divides_by, used_by, value (mAP: the mean over
         the queries with a relevant image, NaN if there are none), ci_low, ci_high.
-
-    Raises:
-        ValueError: k is below 1.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -59,16 +54,8 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
         scores = [definition.score(ranks[start : start + BATCH], k) for start in batches]
         scores = pd.DataFrame({"mAP": np.concatenate([[], *scores])})
         mean = uncertainty.intervals(scores).loc["mAP", ["value", "ci_low", "ci_high"]]
-        rows.append(
-            {
-                "definition": definition.name,
-                "formula": definition.formula,
-                "divides_by": definition.divides_by,
-                "used_by": definition.used_by,
-                **mean,
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append({**vars(definition), **mean})
+    return pd.DataFrame(rows).drop(columns="score")
 
 
 def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
@@ -79,36 +66,17 @@ def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
 
     Args:
         hits: whether each result is relevant, in order; no other images are returned.
-        n_relevant: R, at least the number of hits.
-        k: at least 1.
+        n_relevant: R, at least the number of hits, else ValueError.
+        k: at least 1, else ValueError.
 
     Returns:
         As from `compare_definitions`; intervals are NaN, since there is only one query.
-
-    Raises:
-        ValueError: there are more hits than relevant images, or k is below 1.
     """
     ranks = [rank for rank, hit in enumerate(hits, start=1) if hit]
     if len(ranks) > n_relevant:
         raise ValueError(f"{len(ranks)} hits, but only {n_relevant} relevant images")
     missed = [np.inf] * (n_relevant - len(ranks))
     return compare_definitions(np.array([ranks + missed], np.float32), k)
-
-
-def _by_relevant(ranks: np.ndarray, k: int) -> np.ndarray:
-    return _precisions(ranks, k) / np.maximum(metrics.n_relevant(ranks), 1)
-
-
-def _by_hits(ranks: np.ndarray, k: int) -> np.ndarray:
-    return _precisions(ranks, k) / np.maximum((ranks[:, :k] <= k).sum(axis=1), 1)
-
-
-def _at_r(ranks: np.ndarray, _: int) -> np.ndarray:
-    return metrics.average_precision_at_r(ranks)
-
-
-def _whole(ranks: np.ndarray, _: int) -> np.ndarray:
-    return metrics.average_precision(ranks)
 
 
 def _trapezoid(ranks: np.ndarray, _: int) -> np.ndarray:
@@ -128,7 +96,7 @@ def _precisions(ranks: np.ndarray, k: int) -> np.ndarray:
 
 DEFINITIONS = (
     Definition(
-        name="AP@k by min(R, k)",
+        definition="AP@k by min(R, k)",
         formula="sum of P(i) at the hits i <= k, / min(R, k): the best first k results score 1",
         divides_by="min(R, k)",
         used_by="this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
@@ -136,43 +104,45 @@ DEFINITIONS = (
         score=metrics.average_precision,
     ),
     Definition(
-        name="AP@k by R",
+        definition="AP@k by R",
         formula="sum of P(i) at the hits i <= k, / R: at most k / R if k < R",
         divides_by="R",
         used_by="trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
         "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
-        score=_by_relevant,
+        score=lambda ranks, k: _precisions(ranks, k) / np.maximum(metrics.n_relevant(ranks), 1),
     ),
     Definition(
-        name="AP@k by hits found",
+        definition="AP@k by hits found",
         formula="sum of P(i) at the hits i <= k, / number of those hits: one hit at rank 1 and "
         "none after it scores 1",
         divides_by="hits among the first k",
         used_by="torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
         "DeepHash-pytorch CalcTopMap; HashNet's code, which excludes queries without a hit from "
         "the mean",
-        score=_by_hits,
+        score=lambda ranks, k: (
+            _precisions(ranks, k) / np.maximum((ranks[:, :k] <= k).sum(axis=1), 1)
+        ),
     ),
     Definition(
-        name="MAP@R",
+        definition="MAP@R",
         formula="sum of P(i) at the hits i <= R, / R; k is not used",
         divides_by="R",
         used_by="Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch Metric "
         "Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK with "
         "clip_at_r",
-        score=_at_r,
+        score=lambda ranks, _: metrics.average_precision_at_r(ranks),
     ),
     Definition(
-        name="AP of the full ranking",
+        definition="AP of the full ranking",
         formula="sum of P(i) at all hits i, / R; k is not used",
         divides_by="R",
         used_by="this study; scikit-learn average_precision_score (if no similarities are "
         "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
         "Metric Learning 2.9.0 mean_average_precision without k",
-        score=_whole,
+        score=lambda ranks, _: metrics.average_precision(ranks),
     ),
     Definition(
-        name="AP of the full ranking, trapezoids",
+        definition="AP of the full ranking, trapezoids",
         formula="sum over all hits i of the mean of the precisions before and at i, / R; the "
         "precision before rank 1 is 1; k is not used",
         divides_by="R",

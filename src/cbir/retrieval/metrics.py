@@ -74,9 +74,8 @@ def search_and_evaluate(
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Like `evaluate_retrieval`, and also return the k nearest images by the same similarities.
 
-    Returns:
-        The table of metrics; rankings, (n_queries, k) int32, and similarities, (n_queries, k)
-        float32, as from `ranking.search`.
+    They are rankings, (n_queries, k) int32, and similarities, (n_queries, k) float32, as from
+    `ranking.search`.
     """
     if not isinstance(ks, Iterable):
         raise ValueError(f"ks must be a sequence of depths, such as (1, 10), not {ks!r}")
@@ -93,12 +92,10 @@ def search_and_evaluate(
 
 
 def per_query(ranks: np.ndarray, ks: Iterable[int]) -> pd.DataFrame:
-    """Compute all metrics.
+    """Compute all metrics of (n, R) ranks.
 
-    Returns:
-        One row per query, in their order: n_relevant, average_precision, r_precision,
-        average_precision_at_r, reciprocal_rank, and for each k precision@k, recall@k, hit_rate@k,
-        average_precision@k, ndcg@k.
+    One row per query: n_relevant, average_precision, r_precision, average_precision_at_r,
+    reciprocal_rank, and for each k precision@k, recall@k, hit_rate@k, average_precision@k, ndcg@k.
     """
     columns = {
         "n_relevant": n_relevant(ranks),

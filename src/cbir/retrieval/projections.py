@@ -48,11 +48,7 @@ class Projection:
 
 
 def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
-    """Project the embeddings of at most 1,000 queries; cached.
-
-    Raises:
-        ValueError: as for `project`.
-    """
+    """Project the embeddings of at most 1,000 queries; cached. ValueError as for `project`."""
     dataset = embeddings.dataset
     queries = spread(dataset.query_labels)
 
@@ -93,18 +89,14 @@ def project_all(runs: Mapping, method: str = "pca") -> dict[str, Projection]:
 
 
 def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:
-    """Project vectors to two dimensions.
+    """Project (n, d) vectors, n at least 2, to two dimensions by a method of `METHODS`.
 
     Sources: van der Maaten, Hinton, Visualizing Data using t-SNE (2008); the initialisation by
     PCA: Kobak, Berens, The art of using t-SNE for single-cell transcriptomics (2019).
 
-    Args:
-        vectors: (n, d), n at least 2, finite. With d = 1, the points lie on a line.
-        method: a name in `METHODS`.
-
     Returns:
         (n, 2) float32 points, and the share of the variance that they preserve (NaN except for PCA;
-        0 if all vectors are equal).
+        0 if all vectors are equal). With d = 1, the points lie on a line.
 
     Raises:
         ValueError: unknown method, or too few points for t-SNE.

@@ -46,7 +46,7 @@ class Calibration:
         temperature: divisor of the logits, so that probabilities match frequencies.
         mass: the total probability that the classes searched by `soft` must reach.
         scores: mean average precision on the validation images for each of `MASSES`.
-        usual_similarity: the similarity that the nearest image reaches for `USUAL` of the images.
+        usual_similarity: that which the nearest image reaches for `USUAL` of the images.
     """
 
     temperature: float
@@ -149,12 +149,9 @@ def calibrate(embeddings: Embeddings) -> Calibration:
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The most probable temperature, between 1/20 and 20, given the labels and a prior around 1.
 
-    It minimises the labels' mean cross-entropy plus log(T)² / (2 n `TEMPERATURE_SPREAD`²). It is 1
-    if every label is the most probable class, since only errors reveal overconfidence.
-
-    Args:
-        probabilities: (n, n_classes) of a softmax.
-        labels: (n,) int.
+    For (n, n_classes) probabilities and (n,) labels, it minimises the labels' mean cross-entropy
+    plus log(T)² / (2 n `TEMPERATURE_SPREAD`²). It is 1 if every label is the most probable class,
+    since only errors reveal overconfidence.
     """
     from scipy.optimize import minimize_scalar  # takes half a second to import
 

@@ -105,9 +105,8 @@ def intervals(
 ) -> pd.DataFrame:
     """Each column's mean over queries with its interval; arguments as for `confidence_bounds`.
 
-    Returns:
-        One row per column of `values`, in their order: value, ci_low, ci_high (float64; value is
-        NaN if no query has one), n_queries (int64, those with a value).
+    One row per column of `values`: value, ci_low, ci_high (float64; value is NaN if no query has
+    one), n_queries (int64, those with a value).
     """
     low, high = confidence_bounds(
         values.to_numpy(float), limits=limits, resamples=resamples, level=level, seed=seed
@@ -134,14 +133,9 @@ def permutation_test(
     Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation
     (2007); the added 1: Phipson and Smyth, Permutation P-values Should Never Be Zero (2010).
 
-    Args:
-        differences: (n_queries,), finite; NaN is left out.
-
-    Returns:
-        Above 0, at most 1; 1 if all differences are 0; NaN for fewer than `MIN_QUERIES`.
-
-    Raises:
-        ValueError: `differences` is not one-dimensional, or contains an infinite value.
+    For (n_queries,) finite differences (NaN is left out), p is above 0 and at most 1, 1 if all are
+    0, NaN for fewer than `MIN_QUERIES`. ValueError if they are not one-dimensional or one is
+    infinite.
     """
     differences = np.asarray(differences, float)
     if differences.ndim != 1:
@@ -154,14 +148,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's correction of p-values for multiple tests, which controls the family-wise error rate.
 
     The smallest of n is multiplied by n, the next by n - 1, and so on; none is smaller than the
-    previous one, and none exceeds 1. Example: 0.01, 0.04, 0.03 become 0.03, 0.06, 0.06. Source:
-    Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
-
-    Args:
-        p_values: (n,), from 0 to 1; NaN stays NaN and is not counted.
-
-    Returns:
-        (n,) float64, in the order given.
+    previous one, and none exceeds 1. NaN stays NaN and is not counted. Example: 0.01, 0.04, 0.03
+    become 0.03, 0.06, 0.06. Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure
+    (1979).
     """
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]
@@ -172,10 +161,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """The same tests with p_holm (`holm` over all rows) and is_significant (p_holm < 0.05).
+    """Tests, with column p, and p_holm (`holm` over all rows) and is_significant (p_holm < 0.05).
 
-    Args:
-        tests: one row per test, with column p; existing columns of these names are replaced.
+    Existing columns of these names are replaced.
     """
     p_holm = holm(tests["p"].to_numpy(float))
     return tests.assign(p_holm=p_holm, is_significant=p_holm < ALPHA)
@@ -240,12 +228,9 @@ def compare(
 def compare_classes(values: pd.DataFrame) -> pd.DataFrame:
     """Compare every pair of architectures on classes that they were not trained on.
 
-    Args:
-        values: (n, n_architectures), means over the queries of a class, indexed by draw and class.
-
-    Returns:
-        As from `compare`, with n_classes in the place of n_queries; difference, interval and p are
-        those of `class_test`. covers_seeds is True, since each draw is another training.
+    `values` are (n, n_architectures) means over the queries of a class, indexed by draw and class.
+    As from `compare`, with n_classes in the place of n_queries; difference, interval and p are
+    those of `class_test`. covers_seeds is True, since each draw is another training.
     """
     pairs, differences = _pairs(values)
     table = class_test(differences)

@@ -76,10 +76,8 @@ class RunConfig:
     """One architecture of a study: the notebook that runs it, and its parameters.
 
     Attributes:
-        architecture: its name in the report: the name of its file, followed by the values of its
-            point if there is a grid.
+        architecture: its name in the report: that of its file, followed by the values of its point.
         file: the name of its file in params/<study>/, without the extension.
-        notebook: the notebook's path.
         parameters: all parameters, flat, those in `PLACED` first.
     """
 
@@ -123,8 +121,7 @@ def studies(root: Path) -> list[str]:
 def further_pages(root: Path, study: str) -> dict[str, dict]:
     """The key `pages` of study.yaml: notebooks that run after the others, and their parameters.
 
-    Raises:
-        StudyError: a notebook does not exist, or its parameters are no mapping.
+    StudyError if a notebook does not exist, or its parameters are no mapping.
     """
     path = root / "params" / study / SHARED
     source, content = _read_yaml(path, root)
@@ -150,11 +147,10 @@ def load(
     """Read and check a study's files, before any work starts.
 
     Args:
-        root: the project's folder.
         study: name of a folder in params/.
         report: name of the folder in reports/ that the notebooks write to; the study's by default.
         dataset: overrides the study's `dataset`.
-        overrides: "key=value key=value", values in YAML; overrides everything in the files.
+        overrides: as for `parse_overrides`; overrides everything in the files.
         architectures: names of files or of points of a grid, which must fit the overrides.
 
     Returns:
@@ -162,9 +158,8 @@ def load(
         baselines last. Architectures that are not chosen and do not fit the overrides are left out.
 
     Raises:
-        StudyError: the study or an architecture is unknown, or a parameter is unknown, missing,
-            ill-typed or out of bounds; the message names the file, the key and the nearest known
-            key.
+        StudyError: an architecture or a parameter is unknown, missing, ill-typed or out of bounds;
+        the message names the file, the key and the nearest known key.
     """
     folder = root / "params" / study
     if study not in studies(root):
@@ -231,10 +226,7 @@ def _without(names: Collection[str], values: dict) -> dict:
 
 
 def _find_notebook(name: str, source: str, content: dict, root: Path) -> Path:
-    """The notebook that the file names, else that of the architecture's name, else the generic one.
-
-    Removes the key `notebook` from the file's parameters.
-    """
+    """The notebook that a file names (its key is removed), else that of its name or the generic."""
     named = content.pop("notebook", BASELINE if "baseline" in content else None)
     if named is not None and not (
         isinstance(named, str) and re.fullmatch(r"[\w. -]{1,100}", named)
@@ -293,8 +285,7 @@ def _check_together(run: RunConfig, first: RunConfig) -> None:
 def _check_grids(content, source: str) -> list[dict[str, list]]:
     """The key `grid` of a file: one grid, or a list of several over the same parameters.
 
-    Raises:
-        StudyError: values are not lists, or a parameter must be the same for all runs of a study.
+    StudyError if values are not lists, or a parameter must be the same for all runs of a study.
     """
     grids = content if isinstance(content, list) and content else [content]
     for grid in grids:
@@ -328,14 +319,9 @@ def _check_grids(content, source: str) -> list[dict[str, list]]:
 
 
 def points(grids: list[dict[str, list]], fixed: Collection[str] = ()) -> list[dict]:
-    """Every combination of each grid's values, once.
+    """Every combination of each grid's values, once; a single empty point if there is no grid.
 
-    Args:
-        grids: the values of each parameter.
-        fixed: parameters that are not varied, such as those set by SET.
-
-    Returns:
-        A single empty point if there is no grid.
+    `fixed` parameters, such as those set by SET, are not varied.
     """
     combinations = []
     for grid in grids:
@@ -366,10 +352,9 @@ def point_text(value) -> str:
 
 
 def parse_overrides(text: str) -> dict:
-    """ "epochs=3 ks=[1,10]" as a dictionary; values are YAML.
+    """Overrides, such as "epochs=3 ks=[1,10]", as a dictionary; values are YAML.
 
-    Raises:
-        StudyError: a part is not `key=value`.
+    StudyError if a part is not `key=value`.
     """
     changes = {}
     for piece in text.split():

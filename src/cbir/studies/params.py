@@ -68,10 +68,7 @@ class Parameter:
     bound: Bound | None = None
 
     def error(self, value) -> str:
-        """Why a value is invalid, to follow the parameter's name; empty if it is valid.
-
-        An int is accepted as a float.
-        """
+        """Why a value is invalid, to follow the parameter's name; empty if it is valid."""
         if not _is_of(value, self.type):
             return f"must be {self.type}, not {shown(value)}"
         if self.type == "str" and CONTROL.search(value):
@@ -282,12 +279,8 @@ def names_for(parameters: Mapping) -> tuple[str, ...]:
 def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
     """Check parameters, and merge defaults and layers, each of which overrides the previous ones.
 
-    Args:
-        layers: parameters by name, for each source as error messages name it.
-        names: the parameters to return, in this order.
-
-    Raises:
-        StudyError: a parameter is unknown, missing, ill-typed or out of bounds.
+    Layers are named as error messages name them; `names` are the parameters to return, in this
+    order. StudyError if a parameter is unknown, missing, ill-typed or out of bounds.
     """
     rows = {name: PARAMETERS[name] for name in names}
     values = {name: row.default for name, row in rows.items() if row.default is not None}
@@ -329,14 +322,8 @@ def complete(
 ) -> Settings:
     """Check the groups of parameters of a notebook and fill in defaults.
 
-    Args:
-        data, network, training, embedding, measurement: parameters by name, as in `PARAMETERS`.
-        baseline: the name of a baseline that replaces the network.
-        vectors: its file, if there is one.
-
-    Raises:
-        StudyError: a parameter is unknown, missing, ill-typed or out of bounds, or contradicts
-            another.
+    `baseline` is the name of a baseline that replaces the network, `vectors` its file. StudyError
+    as for `merge`, or if a parameter contradicts another.
     """
     groups = {"data": data, "network": network, "training": training, "embedding": embedding}
     groups |= {"measurement": measurement}

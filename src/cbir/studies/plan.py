@@ -5,13 +5,7 @@ import numpy as np
 from cbir import StudyError
 from cbir.cache import is_current
 from cbir.images.dataset import SELECTION, is_cached, select
-from cbir.images.folders import (
-    LeftOut,
-    data_place,
-    describe_files,
-    list_pictures,
-    short_list,
-)
+from cbir.images.folders import LeftOut, data_place, describe_files, list_pictures, short_list
 from cbir.machine import backend, keras_home, machine
 from cbir.networks import vector_files, weights
 from cbir.networks.backbones import BACKBONES
@@ -78,9 +72,6 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     """The images in words, and the approximate numbers of training images and of all images.
 
     Images in a folder are counted, but not decoded, unless they are cached.
-
-    Raises:
-        StudyError: they cannot be listed, or cannot be split.
     """
     name, place = study.data["dataset"], data_place(study.data["dataset"])
     if are_cached:
@@ -122,12 +113,7 @@ def _describe_classes(
 
 
 def _estimate(run: RunConfig, n_train: int, n_images: int) -> float:
-    """Seconds that a run takes if none of its steps is cached.
-
-    Args:
-        run: a run of the study.
-        n_train, n_images: as from `_describe_images`.
-    """
+    """Seconds that a run takes if no step is cached; numbers as from `_describe_images`."""
     if run.is_baseline:
         return NOTEBOOK_SECONDS
     settings = run.parameters

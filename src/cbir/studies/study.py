@@ -63,12 +63,9 @@ class Study:
 
     Attributes:
         name: name of the folder in reports/; that of a trial ends in "-trial-" and six digits of
-            the digest of its overrides.
-        runs: every architecture of the study.
-        chosen: the architectures to bring up to date.
-        command: the command that makes the report for all architectures.
-        root: the project's folder.
-        further_pages: notebooks that only this study has, and their parameters.
+        the digest of its overrides. runs: every architecture of the study. chosen: the
+        architectures to bring up to date. command: the command that makes the report for all
+        architectures. further_pages: notebooks that only this study has, and their parameters.
     """
 
     name: str
@@ -126,12 +123,11 @@ def open_study(
     """Read and check a study's files, before any work starts.
 
     Args:
-        root: the project's folder.
         study: a folder in params/; empty for `digits`, or for `folder` if `dataset` is given.
         architectures: names of files or of points of a grid, separated by spaces; empty for all.
         dataset: a folder of pictures, or a CSV file of them, that replaces those of the study,
-            relative to the working directory; empty to keep these.
-        overrides: "key=value key=value", for a trial.
+        relative to the working directory; empty to keep these. overrides: as for
+        `configs.parse_overrides`, for a trial.
 
     Raises:
         StudyError: the study, an architecture or a parameter is unknown or does not fit.
@@ -176,11 +172,7 @@ def _data_place(root: Path, dataset: str) -> str:
 
 
 def _report_name(root: Path, dataset: str, ending: str) -> str:
-    """The name of a folder's report: the folder's, with those above it if others have that name.
-
-    Args:
-        ending: follows the name.
-    """
+    """The name of a folder's report, with folders above it if others have that name."""
     place = (root / dataset).resolve()
     words = [*place.parts[1:-1], place.stem if place.suffix in TABLES else place.name or "folder"]
     names = ["-".join(words[-count:]) for count in range(1, len(words) + 1)]
@@ -198,10 +190,7 @@ def _quoted(value: str) -> str:
 
 
 def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
-    """Raise StudyError if SET changes a parameter that none of the chosen runs uses.
-
-    A trial with only baselines ignores parameters of networks, as a study's files do.
-    """
+    """StudyError if SET changes what no chosen run uses; trials of baselines ignore networks'."""
     if all(run.is_baseline for run in chosen):
         return
     for key in configs.parse_overrides(overrides):
