@@ -148,7 +148,7 @@ def test_too_little_memory_is_reported_in_one_line(error, images, tmp_path):
 
     model = SimpleNamespace(predict_on_batch=fail)
     with pytest.raises(StudyError, match="^out of memory while embedding one image: lower") as at:
-        inference.predict(model, images, {tmp_path / "a.npy": np.float32}, "images")
+        inference.predict(model, [images], {tmp_path / "a.npy": np.float32}, "images")
     assert "\n" not in str(at.value)
 
 
@@ -163,7 +163,7 @@ def test_a_batch_too_large_for_the_memory_is_embedded_in_parts(encoder, images, 
 
     model = SimpleNamespace(predict_on_batch=of_three_at_most)
     paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
-    inference.predict(model, images, dict.fromkeys(paths, np.float32), "images")
+    inference.predict(model, [images], dict.fromkeys(paths, np.float32), "images")
     assert sizes[:4] == [20, 10, 5, 2]
     assert sum(size for size in sizes if size <= 3) == len(images)
     for path, expected in zip(paths, encoder.predict(images * 1.0, verbose=0), strict=True):
@@ -173,9 +173,9 @@ def test_a_batch_too_large_for_the_memory_is_embedded_in_parts(encoder, images, 
 def test_maps_that_half_precision_cannot_hold_are_refused(images, tmp_path):
     model = SimpleNamespace(predict_on_batch=lambda inputs: inputs * 1000)
     path = tmp_path / "features.npy"
-    inference.predict(model, images // 4, {path: np.float16}, "features")
+    inference.predict(model, [images // 4], {path: np.float16}, "features")
     with pytest.raises(StudyError, match="^features: a value exceeds .*65,504.*: use pooling: avg"):
-        inference.predict(model, images * 0 + 66, {path: np.float16}, "features")
+        inference.predict(model, [images * 0 + 66], {path: np.float16}, "features")
 
 
 def test_any_other_error_stays_what_it_is(images, tmp_path):
@@ -185,4 +185,4 @@ def test_any_other_error_stays_what_it_is(images, tmp_path):
     assert not inference.is_out_of_memory(RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         model = SimpleNamespace(predict_on_batch=fail)
-        inference.predict(model, images, {tmp_path / "a.npy": np.float32}, "images")
+        inference.predict(model, [images], {tmp_path / "a.npy": np.float32}, "images")
