@@ -33,10 +33,11 @@ class Architecture:
     """The settings of an architecture, which together with images and a seed yield embeddings.
 
     Attributes:
-        network: arguments of `models.build`, except those determined by images and seed. training:
-        settings of `training.train`, and `head_epochs`, `head_batch_size` and `head_learning_rate`,
-        with which the head is trained first, on features of the frozen backbone. embedding:
-        `test_time_flips` and `whitening` of `embed`.
+        network: arguments of `models.build`, except those determined by images and seed.
+        training: settings of `training.train`, and `head_epochs`, `head_batch_size` and
+            `head_learning_rate`, with which the head is trained first, on features of the frozen
+            backbone.
+        embedding: `test_time_flips` and `whitening` of `embed`.
     """
 
     network: dict
@@ -112,14 +113,15 @@ def embed(
     """Embed all images with a trained network, and predict their class probabilities.
 
     Args:
-        epoch: one of the training's measured epochs; the final state by default. test_time_flips:
-        whether to average the outputs for an image and its mirror image. A frozen backbone
-        processes each of the two once, whatever the number of heads. whitening: the dimensions that
-        PCA, fitted on the training images, keeps; 0 for no whitening.
+        epoch: one of the training's measured epochs; the final state by default.
+        test_time_flips: whether to average the outputs for an image and its mirror image. A frozen
+            backbone processes each of the two once, whatever the number of heads.
+        whitening: the dimensions that PCA, fitted on the training images, keeps; 0 for no
+            whitening.
 
     Raises:
         StudyError: `whitening` exceeds what `check_whitening` allows, an embedding contains NaN or
-        infinite values, or one image does not fit in memory.
+            infinite values, or one image does not fit in memory.
     """
 
     def make(folder: Path) -> None:

@@ -27,9 +27,9 @@ def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
     """Compute a baseline's vector for each image.
 
     Args:
-        images: (n, size, size, 3) uint8 RGB, 8 pixels or more; read in blocks. seed: of `random`.
-        Random vectors depend on the position, not on the image, so describe gallery and queries in
-        one call, or with two seeds.
+        images: (n, size, size, 3) uint8 RGB, 8 pixels or more; read in blocks.
+        seed: of `random`. Random vectors depend on the position, not on the image, so describe
+            gallery and queries in one call, or with two seeds.
 
     Returns:
         (n, d) float32, finite, of any length: 128 for `random`, size * size * 3 for `raw_pixels`,

@@ -32,7 +32,7 @@ class Embeddings:
     Attributes:
         vectors: (n, d) float32 of unit length, memory-mapped, in the order of the images.
         probabilities: (n, n_classes) float32 predicted class probabilities; None without a
-        classifier, as for most baselines.
+            classifier, as for most baselines.
     """
 
     artifact: Artifact

@@ -116,7 +116,7 @@ def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarr
 
     Args:
         function: maps a tensor to one of any shape, with Keras operations and models called with
-        `training=False`. It sets no variables.
+            `training=False`. It sets no variables.
 
     Returns:
         float32 values, of the shape that the function returns, and gradient, of that of the tensor.

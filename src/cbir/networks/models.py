@@ -54,7 +54,8 @@ class Network:
 
     Attributes:
         model: (n, size, size, 3) images in [0, 255] -> (n, n_classes) probabilities, by backbone
-        and head. parameters: everything that determines its layers and its random initial weights.
+            and head.
+        parameters: everything that determines its layers and its random initial weights.
         weights: the initial weights of its backbone.
     """
 
@@ -192,15 +193,18 @@ def build(
 
     Args:
         backbone, train, input_size, pooling, embedding, embedding_dim, dropout, mixed_precision: as
-        in `studies.params.PARAMETERS`. weights: as there, or the result of `weights.find`.
-        image_size: side length of the images in pixels. feature_maps: whether the head pools even
-        if the pooling has no weights. seed: of the random initial weights. was_frozen: whether the
-        head is trained first, on features of the frozen backbone; the backbone's BatchNorm then
-        stays frozen. With this or `train: head`, the head standardises the features.
+            in `studies.params.PARAMETERS`.
+        weights: as there, or the result of `weights.find`.
+        image_size: side length of the images in pixels.
+        feature_maps: whether the head pools even if the pooling has no weights.
+        seed: of the random initial weights.
+        was_frozen: whether the head is trained first, on features of the frozen backbone; the
+            backbone's BatchNorm then stays frozen. With this or `train: head`, the head
+            standardises the features.
 
     Raises:
         StudyError: the backbone is unknown, the images are too small for it, or its weights are
-        missing or do not fit.
+            missing or do not fit.
     """
     # Every argument, so that none is missing from the keys of what the network computes.
     parameters = dict(locals())

@@ -93,10 +93,11 @@ class Batches(keras.utils.PyDataset):
     """Batches of (inputs, labels), read from a memory-mapped array when they are needed.
 
     Args:
-        positions: the rows to take, in this order. batch_size: rows per batch; the last one may be
-        smaller. workers: threads that read ahead. With two or more, Keras disables tf.data's
-        autotuning, whose thread otherwise delays the end of each epoch (by up to its length). If an
-        epoch takes less than a second, this costs more than it saves.
+        positions: the rows to take, in this order.
+        batch_size: rows per batch; the last one may be smaller.
+        workers: threads that read ahead. With two or more, Keras disables tf.data's autotuning,
+            whose thread otherwise delays the end of each epoch (by up to its length). If an epoch
+            takes less than a second, this costs more than it saves.
     """
 
     def __init__(self, inputs, labels, positions, batch_size, workers=2):
@@ -136,14 +137,14 @@ def train(
 
     Args:
         settings: the training parameters of `studies.params.PARAMETERS`, without those of the head.
-        On features, an epoch consists of as many passes as `HEAD_STEPS` steps need. seed: of the
-        image order and of the random layers. features: from `inference.frozen_features`, to train
-        the head on; None for images. head: an earlier training of only the head of the same
-        network, to continue from.
+            On features, an epoch consists of as many passes as `HEAD_STEPS` steps need.
+        seed: of the image order and of the random layers.
+        features: from `inference.frozen_features`, to train the head on; None for images.
+        head: an earlier training of only the head of the same network, to continue from.
 
     Raises:
         StudyError: a loss or a weight is NaN or infinite, or a batch does not fit in memory. The
-        message names the parameter, with the prefix `head_` for a training on features.
+            message names the parameter, with the prefix `head_` for a training on features.
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]

@@ -41,8 +41,8 @@ def find(backbone: str, weights: str) -> Weights:
 
     Args:
         weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or the path of
-        a file. For a file of this project, the manifest beside it records the pixels that it
-        expects; any other file is assumed to expect ImageNet's.
+            a file. For a file of this project, the manifest beside it records the pixels that it
+            expects; any other file is assumed to expect ImageNet's.
 
     Raises:
         StudyError: the file or study does not exist, or the download failed.

@@ -29,12 +29,13 @@ class Evaluation:
     """The rankings and scores of one search.
 
     Attributes:
-        search: a name in `searches.SEARCHES`. rankings: (n_queries, k) int32 gallery positions,
-        nearest first, -1 for missing results. similarities: (n_queries, k) float32 cosine
-        similarities, NaN for missing results. per_query: one row per query: query (its position
-        among all images), label, predicted (-1 without a classifier), correct (1 or 0; NaN if no
-        classifier was trained on the query's class), searched (share of the gallery), and the
-        columns of `metrics.evaluate_retrieval`.
+        search: a name in `searches.SEARCHES`.
+        rankings: (n_queries, k) int32 gallery positions, nearest first, -1 for missing results.
+        similarities: (n_queries, k) float32 cosine similarities, NaN for missing results.
+        per_query: one row per query: query (its position among all images), label, predicted (-1
+            without a classifier), correct (1 or 0; NaN if no classifier was trained on the query's
+            class), searched (share of the gallery), and the columns of
+            `metrics.evaluate_retrieval`.
     """
 
     artifact: Artifact
@@ -135,9 +136,9 @@ def measure(
 
     Args:
         embed_view: (view, seed) -> embeddings, of a network or of a baseline; for an earlier state
-        of a network, (view, seed, epoch=epoch). measurement: `seeds`, `protocols`, `unseen`,
-        `draws` and `ks` of the study. epochs: states to measure under the first protocol, in
-        addition to the final one.
+            of a network, (view, seed, epoch=epoch).
+        measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
+        epochs: states to measure under the first protocol, in addition to the final one.
     """
     states = []
     seeds, ks = measurement["seeds"], measurement["ks"]

@@ -22,10 +22,12 @@ class Definition:
     """One definition of mean average precision.
 
     Attributes:
-        definition: its name in this project. formula: in words and symbols; P(i) is the precision
-        at rank i. divides_by: what the sum of precisions is divided by. used_by: libraries and
-        papers, with versions. score: a function of `ranks`, as in `metrics`, and k >= 1:
-        (n_queries,) float64 from 0 to 1, NaN for a query without relevant images.
+        definition: its name in this project.
+        formula: in words and symbols; P(i) is the precision at rank i.
+        divides_by: what the sum of precisions is divided by.
+        used_by: libraries and papers, with versions.
+        score: a function of `ranks`, as in `metrics`, and k >= 1: (n_queries,) float64 from 0 to 1,
+            NaN for a query without relevant images.
     """
 
     definition: str

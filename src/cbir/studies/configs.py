@@ -159,7 +159,7 @@ def load(
 
     Raises:
         StudyError: an architecture or a parameter is unknown, missing, ill-typed or out of bounds;
-        the message names the file, the key and the nearest known key.
+            the message names the file, the key and the nearest known key.
     """
     folder = root / "params" / study
     if study not in studies(root):

@@ -63,9 +63,11 @@ class Study:
 
     Attributes:
         name: name of the folder in reports/; that of a trial ends in "-trial-" and six digits of
-        the digest of its overrides. runs: every architecture of the study. chosen: the
-        architectures to bring up to date. command: the command that makes the report for all
-        architectures. further_pages: notebooks that only this study has, and their parameters.
+            the digest of its overrides.
+        runs: every architecture of the study.
+        chosen: the architectures to bring up to date.
+        command: the command that makes the report for all architectures.
+        further_pages: notebooks that only this study has, and their parameters.
     """
 
     name: str
@@ -126,8 +128,8 @@ def open_study(
         study: a folder in params/; empty for `digits`, or for `folder` if `dataset` is given.
         architectures: names of files or of points of a grid, separated by spaces; empty for all.
         dataset: a folder of pictures, or a CSV file of them, that replaces those of the study,
-        relative to the working directory; empty to keep these. overrides: as for
-        `configs.parse_overrides`, for a trial.
+            relative to the working directory; empty to keep these.
+        overrides: as for `configs.parse_overrides`, for a trial.
 
     Raises:
         StudyError: the study, an architecture or a parameter is unknown or does not fit.
