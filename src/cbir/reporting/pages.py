@@ -1,4 +1,7 @@
-"""Turns executed notebooks into HTML pages that are self-contained, linked, and hide code."""
+"""Turns executed notebooks into HTML pages that are self-contained, linked, and hide code.
+
+To add a page, add a notebook to notebooks/, and its title to `studies.study.DEEPER`.
+"""
 
 import base64
 import io
