@@ -490,23 +490,14 @@ def pair_of(pairs: pd.DataFrame, one: str, other: str):
     return next(pairs[pairs["ahead"].isin(both) & pairs["behind"].isin(both)].itertuples())
 
 
-def relation(pairs: pd.DataFrame, name: str, other: str, label: str = "") -> str:
-    """How one of a pair compares with the other, with the difference.
-
-    Args:
-        pairs: from `uncertainty.compare`.
-        label: what the other one is called; its name by default.
-    """
+def relation(pairs: pd.DataFrame, name: str, other: str) -> str:
+    """How one of a pair, from `uncertainty.compare`, compares with the other, and by how much."""
     pair = pair_of(pairs, name, other)
-    outcome, evidence = "not significantly different from", ""
-    if pair.is_significant:
-        outcome = f"significantly {'ahead of' if pair.ahead == name else 'behind'}"
-    if math.isnan(pair.p):
-        outcome = "untested against"
-        evidence = f", fewer than {uncertainty.MIN_QUERIES} queries"
+    outcome = uncertainty.pair_outcomes(pairs, [name, other]).loc[name, other]
+    few = f", fewer than {uncertainty.MIN_QUERIES} queries" if outcome == "untested" else ""
     difference = Estimate(pair.difference, pair.ci_low, pair.ci_high)
     scope = f"; {NETWORKS_ONLY}" if tables.is_of_networks(pair) else ""
-    return f"{outcome} {label or other} (difference {difference}{evidence}{scope})"
+    return f"{RELATIONS[outcome]} {other} (difference {difference}{few}{scope})"
 
 
 def describe_projections(projections: Mapping[str, Projection]) -> str:

@@ -99,18 +99,13 @@ def intervals(
     values: pd.DataFrame,
     *,
     limits: tuple[np.ndarray | float, np.ndarray | float] | None = (0, 1),
-    resamples: int = 2000,
-    level: float = 1 - ALPHA,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Each column's mean over queries with its interval; arguments as for `confidence_bounds`.
 
     One row per column of `values`: value, ci_low, ci_high (float64; value is NaN if no query has
     one), n_queries (int64, those with a value).
     """
-    low, high = confidence_bounds(
-        values.to_numpy(float), limits=limits, resamples=resamples, level=level, seed=seed
-    )
+    low, high = confidence_bounds(values.to_numpy(float), limits=limits)
     columns = {"value": values.mean(), "ci_low": low, "ci_high": high, "n_queries": values.count()}
     return pd.DataFrame(columns, index=values.columns)
 
@@ -174,9 +169,6 @@ def compare(
     *,
     baselines: Collection[str] = (),
     same_networks: bool = False,
-    resamples: int = 2000,
-    permutations: int = 10_000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compare every pair of architectures on the same queries.
 
@@ -209,8 +201,8 @@ def compare(
         raise ValueError("two architectures have the same name")
     means = pd.DataFrame({name: scores.mean(axis=1) for name, scores in by_name.items()})
     pairs, differences = _pairs(means)
-    table = intervals(differences, limits=None, resamples=resamples, seed=seed)
-    p_values = _permutation_tests(differences.to_numpy(), permutations, seed)
+    table = intervals(differences, limits=None)
+    p_values = _permutation_tests(differences.to_numpy())
     covers_seeds = np.zeros(len(pairs), bool)
     for row, pair in enumerate(pairs.itertuples()):
         trained = [by_name[name] for name in (pair.ahead, pair.behind) if name not in baselines]
@@ -239,7 +231,7 @@ def compare_classes(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def seed_test(
-    differences: np.ndarray, seed_means: Sequence[np.ndarray], *, level: float = 1 - ALPHA
+    differences: np.ndarray, seed_means: Sequence[np.ndarray]
 ) -> tuple[float, float, float]:
     """Interval and two-sided test of a mean difference, over both seeds and queries.
 
@@ -279,7 +271,7 @@ def seed_test(
     def quantile(p: float) -> float:
         return -weight * stdtrit(seeds_free, p / 2) - (1 - weight) * stdtrit(n - 1, p / 2)
 
-    half = quantile(1 - level) * error
+    half = quantile(ALPHA) * error
 
     def excess(log_p: float) -> float:
         return quantile(np.exp(log_p)) - abs(mean) / error
@@ -401,7 +393,9 @@ def _weighted_sums(
     return *np.hsplit(sums, 2), extra
 
 
-def _permutation_tests(differences: np.ndarray, permutations: int, seed: int) -> np.ndarray:
+def _permutation_tests(
+    differences: np.ndarray, permutations: int = 10_000, seed: int = 0
+) -> np.ndarray:
     """(m,) p-values of the columns of (n, m) differences; NaN counts as 0, which moves no sum."""
     n, generator = len(differences), np.random.default_rng(seed)
     filled = np.nan_to_num(_matrix(differences))
