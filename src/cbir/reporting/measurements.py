@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from cbir.cache import replacing, write_text
@@ -86,7 +87,7 @@ def metrics(per_query: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 def _limits(
     scores: pd.DataFrame, n_relevant: pd.Series, search: str | None
-) -> tuple[pd.Series, pd.Series]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and the highest score, by column, that another query of these classes could have.
 
     The number of relevant images limits precision and recall. In a search of the true class, a
@@ -94,15 +95,15 @@ def _limits(
     of one class or of all. The classes at hand then have the limits, and the interval of a score
     that is constant by construction is a point.
     """
-    lowest, highest = pd.Series(0.0, scores.columns), pd.Series(1.0, scores.columns)
-    for name in scores:
+    lowest, highest = np.zeros(scores.shape[1]), np.ones(scores.shape[1])
+    for column, name in enumerate(scores):
         metric, _, k = name.partition("@")
         if search == "oracle_class" or (metric == "searched" and search != "soft"):
-            lowest[name], highest[name] = scores[name].min(), scores[name].max()
+            lowest[column], highest[column] = scores[name].min(), scores[name].max()
         elif metric == "recall":
-            highest[name] = min(1, int(k) / max(1, n_relevant.min()))
+            highest[column] = min(1, int(k) / max(1, n_relevant.min()))
         elif metric == "precision":
-            highest[name] = min(1, n_relevant.max() / int(k))
+            highest[column] = min(1, n_relevant.max() / int(k))
     return lowest, highest
 
 

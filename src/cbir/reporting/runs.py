@@ -406,7 +406,7 @@ def _check_finite(state: "State") -> None:
     values = {"the class probabilities": state.embeddings.probabilities}
     for one in state.evaluations:
         # Other queries have no scores, and some classes no classifier.
-        scores = one.per_query.query("n_relevant > 0").drop(columns="correct")
+        scores = one.per_query[one.per_query["n_relevant"] > 0].drop(columns="correct")
         values |= {f"{name} of the search {one.search}": scores[name] for name in scores}
     for name, array in values.items():
         if array is not None and not np.isfinite(array).all():

@@ -105,8 +105,10 @@ def intervals(
     One row per column of `values`: value, ci_low, ci_high (float64; value is NaN if no query has
     one), n_queries (int64, those with a value).
     """
-    low, high = confidence_bounds(values.to_numpy(float), limits=limits)
-    columns = {"value": values.mean(), "ci_low": low, "ci_high": high, "n_queries": values.count()}
+    array = values.to_numpy(float)
+    low, high = confidence_bounds(array, limits=limits)
+    n_queries = (~np.isnan(array)).sum(axis=0)
+    columns = {"value": values.mean(), "ci_low": low, "ci_high": high, "n_queries": n_queries}
     return pd.DataFrame(columns, index=values.columns)
 
 
