@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -189,17 +190,25 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
             for group in range(file.num_row_groups):
                 yield _vectors(file.read_row_group(group, ["vector"]))
 
+    def ids() -> np.ndarray:
+        with report_damage(), _open(path) as file:
+            digests = file.read(["digest"])["digest"].to_pylist()
+        numbers = bytes.fromhex("".join(digest[:16].rjust(16, "0") for digest in digests))
+        numbers = pd.Series(np.frombuffer(numbers, np.int64))
+        # Copies of a picture have the same embedding, but not the same number.
+        return (numbers + numbers.groupby(numbers).cumcount()).to_numpy()
+
     with report_damage(), _open(path) as file:
-        columns = file.read(["name", "label", "digest"])
-    files = columns["name"].to_pylist()
+        columns = file.read(["name", "label"])
+    files, prefix = columns["name"].to_pylist(), readable_name(folder)
     gallery = Gallery(
         name,
         groups,
         columns["label"].to_numpy(),
-        [f"{readable_name(folder)}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
+        [f"{prefix}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
         lambda position: _image(Path(folder, os.fsdecode(files[position])), searcher.image_size),
+        ids,
         label_kind="predicted class",
-        versions=columns["digest"].to_pylist(),
     )
     held_by = resolved(held_by) or source.get("engine", EXACT)
     return searcher, gallery if held_by == EXACT else gallery.held_by(held_by, searcher.key)
@@ -350,7 +359,8 @@ def _vectors(table: pa.Table) -> np.ndarray:
         np.frombuffer(chunk.buffers()[1], np.float32, len(chunk) * chunk.type.byte_width // 4)
         for chunk in chunks
     ]
-    return np.concatenate(rows).reshape(len(table), -1)
+    vectors = np.concatenate(rows) if len(rows) > 1 else rows[0]
+    return vectors.reshape(len(table), -1)
 
 
 def _read_source(path: Path) -> dict | None:

@@ -7,7 +7,7 @@ again, and it still works after changes to the code.
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,8 +50,7 @@ class Gallery:
         names: unique in the gallery, such as paths.
         image: position -> (size, size, 3) uint8.
         label_kind: the kind of the labels, "class" or "predicted class".
-        versions: what tells two embeddings of one name apart, such as the digest of the picture;
-            empty if there is only one.
+        ids: a function that computes (n,) int64, unique numbers of the embeddings for an engine.
         index: what finds the nearest images; None compares a query with all of them.
     """
 
@@ -60,8 +59,8 @@ class Gallery:
     labels: np.ndarray
     names: list[str]
     image: Callable[[int], np.ndarray]
+    ids: Callable[[], np.ndarray]
     label_kind: str = "class"
-    versions: Sequence[str] = ()
     index: engines.GalleryEngine | None = None
 
     def held_by(self, choice: str, key: str) -> "Gallery":
@@ -75,11 +74,9 @@ class Gallery:
             StudyError: as for `engines.open_engine` and `engines.GalleryEngine.load`.
         """
         folder = project_root() / "artifacts" / "engines"
-        width = self.vectors.shape[1]
+        width = next(iter(self.groups())).shape[1]
         index = engines.open_engine(choice, width, name=self.name, key=key, folder=folder)
-        named = zip(self.names, self.versions or [""] * len(self.names), strict=True)
-        hashes = [hashlib.sha256("\n".join(pair).encode()).digest()[:8] for pair in named]
-        index.load(self.vectors, self.labels, np.frombuffer(b"".join(hashes), np.int64))
+        index.load(_LateVectors(self), self.labels, self.ids())
         return replace(self, index=index)
 
     @functools.cached_property
@@ -142,6 +139,25 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class _LateVectors:
+    """The vectors of a gallery, which are read only if an engine asks for rows of them."""
+
+    gallery: Gallery
+
+    def __len__(self) -> int:
+        return len(self.gallery.names)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return self.gallery.vectors[rows]
+
+
+def numbers_of(texts: Iterable[str]) -> np.ndarray:
+    """(n,) int64 from texts, of which equal ones have equal numbers."""
+    digests = (hashlib.sha256(text.encode()).digest()[:8] for text in texts)
+    return np.frombuffer(b"".join(digests), np.int64)
+
+
+@dataclass(frozen=True)
 class Searcher:
     """One trained architecture of a finished study, which can embed and search further pictures.
 
@@ -185,6 +201,7 @@ class Searcher:
             dataset.gallery_labels,
             [self.run.image_names[position] for position in dataset.gallery],
             lambda position: dataset.images[dataset.gallery[position]],
+            lambda: numbers_of(dataset.names[position] for position in dataset.gallery),
         )
 
     @property
