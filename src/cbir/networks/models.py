@@ -110,17 +110,12 @@ class Network:
             for outer in part.layers:
                 inner = getattr(outer, "layers", [])
                 rows += [
-                    {
-                        "part": part.name,
-                        "layer": layer.name,
-                        "output": _output_shape(layer),
-                        "parameters": layer.count_params(),
-                        "trained": _count_trained(layer),
-                    }
+                    (part.name, layer.name, _output_shape(layer), layer.count_params(),
+                     _count_trained(layer))
                     for layer in (inner if 0 < len(inner) < DEEP else [outer])
                     if not isinstance(layer, layers.InputLayer)
-                ]
-        return pd.DataFrame(rows)
+                ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["part", "layer", "output", "parameters", "trained"])
 
     def blocks(self) -> pd.DataFrame:
         """Contents and cost of the blocks in the backbone's body: a row per block, then a total.

@@ -75,7 +75,20 @@ def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of `COLUMNS` that a file has, each (n_rows, ...); ValueError if it is none."""
     try:
-        names, columns = _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+        if path.suffix == ".parquet":
+            import pyarrow.parquet  # only few studies need it
+
+            file = pyarrow.parquet.ParquetFile(path)
+            names = file.schema_arrow.names
+            table = file.read([name for name in COLUMNS if name in names]).to_pandas()
+            columns = {name: table[name].to_numpy() for name in table}
+        elif not zipfile.is_zipfile(path):
+            raise ValueError("not a file of numpy.savez")
+        else:
+            # Arrays of Python objects are refused, because reading them could run code.
+            with np.load(path, allow_pickle=False) as file:
+                names = file.files
+                columns = {name: file[name] for name in COLUMNS if name in names}
     except Exception as error:  # libraries raise many kinds
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"cannot be read ({type(error).__name__}: {reason})") from error
@@ -89,27 +102,6 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
                 f"{values.shape} for {columns[PATH].shape}"
             )
     return columns
-
-
-def _read_parquet(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The names of all columns, and those of `COLUMNS`; one of lists becomes an array of arrays."""
-    import pyarrow.parquet  # only few studies need it
-
-    file = pyarrow.parquet.ParquetFile(path)
-    names = file.schema_arrow.names
-    table = file.read([name for name in COLUMNS if name in names]).to_pandas()
-    return names, {name: table[name].to_numpy() for name in table}
-
-
-def _read_npz(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The names of all arrays, and those of `COLUMNS`.
-
-    Arrays of Python objects are refused, because reading them could run code.
-    """
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not a file of numpy.savez")
-    with np.load(path, allow_pickle=False) as file:
-        return file.files, {name: file[name] for name in COLUMNS if name in file.files}
 
 
 def _match(paths: list[str], dataset: Dataset) -> np.ndarray:

@@ -174,7 +174,8 @@ def _other_differences(runs: dict[str, Run], names: list[str]) -> str:
     settings = provenance.networks_table(compared).drop(columns=["backbone"])
     # Each architecture has its own file of weights.
     weights = [provenance.weights_name(run.summary["weights"]) for run in compared.values()]
-    differing = ", ".join(provenance.differing_settings(settings.assign(weights=weights)))
+    settings = settings.assign(weights=weights)
+    differing = ", ".join(settings.columns[settings.nunique() > 1])
     text = f" They also differ in other settings, which may explain this: {differing}."
     return text if differing else ""
 

@@ -173,11 +173,6 @@ def trained_on(summary: dict) -> str:
     return ", ".join(machine + [f"{name} {value}" for name, value in place["versions"].items()])
 
 
-def differing_settings(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `networks_table` in which networks differ; all of them for one network."""
-    return table if len(table) < 2 else table.loc[:, table.nunique() > 1]
-
-
 def epochs(summary: dict, epoch: int | None = None) -> str:
     """The number of epochs for which a network was trained, such as `20 head + 3`.
 
@@ -235,7 +230,7 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
 def _initial_weights(summaries: Mapping[str, dict]) -> str:
     table = pd.DataFrame(
         [
-            (name, parse_point(name, summary["variant"])[0], _start(summary["weights"]))
+            (name, parse_point(name, summary["variant"])[0], _origin(summary["weights"], True))
             for name, summary in summaries.items()
             if summary.get("weights")
         ],
@@ -253,17 +248,13 @@ def _initial_weights(summaries: Mapping[str, dict]) -> str:
 
 def pretrained_warning(runs: dict[str, Run]) -> str:
     """A warning if unseen classes may have been seen in pretraining or elsewhere; else empty."""
-    summaries = {
-        name: run.summary
-        for name, run in runs.items()
-        if "unseen_classes" in run.summary["measurement"]["protocols"]
-    }
-    pretrained = [
-        name
-        for name, summary in summaries.items()
-        if "weights" in summary and summary["weights"]["started from"] != "random"
-    ]
-    elsewhere = [name for name, summary in summaries.items() if "vectors" in summary]
+    pretrained, elsewhere = [], []
+    for name, run in runs.items():
+        if "unseen_classes" in run.summary["measurement"]["protocols"]:
+            if "weights" in run.summary and run.summary["weights"]["started from"] != "random":
+                pretrained.append(name)
+            if "vectors" in run.summary:
+                elsewhere.append(name)
     warnings = []
     if pretrained:
         warnings.append(
@@ -278,19 +269,12 @@ def pretrained_warning(runs: dict[str, Run]) -> str:
     return " ".join(warnings)
 
 
-def _start(weights: dict) -> str:
-    """The initial weights of a network in words; a known file with its SHA-256."""
-    digest = weights.get("started from")
+def _origin(weights: dict, has_digest: bool = False) -> str:
+    """The kind of a network's initial weights in words; a known file possibly with its SHA-256."""
+    source, digest = weights["source"], weights.get("started from")
     if digest in KNOWN_WEIGHTS:
-        return f"from {weights_name(weights)} weights (SHA-256 {_first_digits(digest)})"
-    return _origin(weights)
-
-
-def _origin(weights: dict) -> str:
-    """The kind of a network's initial weights in words."""
-    source = weights["source"]
-    if weights.get("started from") in KNOWN_WEIGHTS:
-        return _ORIGINS["imagenet"]
+        name = f"from {weights_name(weights)} weights (SHA-256 {_first_digits(digest)})"
+        return name if has_digest else _ORIGINS["imagenet"]
     if source.startswith(STUDY_PREFIX):
         study = source.removeprefix(STUDY_PREFIX).partition("/")[0]
         return f"from a backbone trained in another study of this project ({study})"
