@@ -7,6 +7,7 @@ beats random maps. Therefore, the test also compares with the map of another pai
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,7 @@ KINDS = ("similarity", "attention")
 # The standard deviation of the blur that replaces removed pixels, as a share of the image's side.
 BLUR = 0.25
 # The similarities under the pair's own map, another pair's map, and random maps.
-CURVES = [
-    f"{action}{whose}"
-    for action in ("deletion", "insertion")
-    for whose in ("", "_other", "_random")
-]
+CURVES = [one + whose for one in ("deletion", "insertion") for whose in ("", "_other", "_random")]
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,7 @@ def explain_queries(
     queries = queries[rankings[queries, 0] >= 0]
     results = np.asarray(rankings[queries, 0], int)
     query_places, result_places = dataset.queries[queries], dataset.gallery[results]
+    settings = {"steps": steps, "random_maps": random_maps, "seed": seed}
 
     def make(folder: Path) -> None:
         query_images, result_images = dataset.images[query_places], dataset.images[result_places]
@@ -99,30 +97,13 @@ def explain_queries(
         else:
             maps = similarity_maps(network, query_images, result_images, embeddings.whitening)
         np.savez(folder / "maps.npz", **vars(maps))
-        curves = perturbation_curves(
-            make_encoder(network, embeddings),
-            query_images,
-            embeddings.vectors[result_places],
-            maps.query,
-            steps=steps,
-            random_maps=random_maps,
-            seed=seed,
-        )
+        encode, vectors = make_encoder(network, embeddings), embeddings.vectors[result_places]
+        curves = perturbation_curves(encode, query_images, vectors, maps.query, **settings)
         curves.to_parquet(folder / "curves.parquet")
 
-    artifact = cached(
-        "explanations",
-        make,
-        parameters={
-            "kind": kind,
-            "pairs": np.column_stack([query_places, result_places]).tolist(),
-            "steps": steps,
-            "random_maps": random_maps,
-            "seed": seed,
-        },
-        reads=[embeddings.artifact.key],
-        package="explain",
-    )
+    pairs = np.column_stack([query_places, result_places]).tolist()
+    parameters, reads = settings | {"kind": kind, "pairs": pairs}, [embeddings.artifact.key]
+    artifact = cached("explanations", make, parameters=parameters, reads=reads, package="explain")
     with np.load(artifact.folder / "maps.npz") as arrays:
         maps = Maps(arrays["query"], arrays["result"], str(arrays["layer"]))
     curves = pd.read_parquet(artifact.folder / "curves.parquet")
@@ -180,12 +161,8 @@ def perturbation_curves(
             maps.append(generator.permutation(cells.ravel()).reshape(cells.shape))
         ranks = np.stack([_pixel_ranks(cells, len(image), generator) for cells in maps])
         similarities = _similarities(encode, image, result_vectors[pair], ranks, shares)
-        columns = [
-            curve
-            for curves in similarities
-            for curve in (curves[0], curves[1], curves[2:].mean(axis=0))
-        ]
-        by_name = dict(zip(CURVES, columns, strict=True))
+        columns = [[*curves[:2], curves[2:].mean(axis=0)] for curves in similarities]
+        by_name = dict(zip(CURVES, itertools.chain(*columns), strict=True))
         frames.append(pd.DataFrame({"pair": pair, "share": shares, **by_name}))
     return pd.concat(frames, ignore_index=True)
 

@@ -82,11 +82,8 @@ class Architecture:
 
     def _train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
         settings = dict(self.training)
-        head_settings = {
-            name.removeprefix("head_"): settings.pop(name)
-            for name in self.training
-            if name.startswith("head_")
-        }
+        names = [name for name in self.training if name.startswith("head_")]
+        head_settings = {name.removeprefix("head_"): settings.pop(name) for name in names}
         head_settings = settings | head_settings | {"measured_epochs": [], "augmentation": []}
         head_settings["early_stopping"] = settings["early_stopping"] or HEAD_PATIENCE
         head = None

@@ -98,12 +98,10 @@ def neighbours(dataset: Dataset, vectors: np.ndarray) -> list[dict[str, list]]:
         vectors, vectors[dataset.gallery], N_RESULTS, exclude=place
     )
     return [
-        {
-            "ids": dataset.gallery[row[row >= 0]].tolist(),
-            "distances": (1 - values[row >= 0]).tolist(),
-        }
+        {"ids": dataset.gallery[row[row >= 0]].tolist(),
+         "distances": (1 - values[row >= 0]).tolist()}
         for row, values in zip(rankings, similarities, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def encode_images(dataset: Dataset) -> list[bytes]:

@@ -347,19 +347,14 @@ def classification(embeddings: Embeddings) -> pd.DataFrame:
     right = pd.DataFrame({"right": embeddings.query_predictions == labels}, dtype=float)
     parts = [right[labels == label] for label in range(len(classes))] + [right]
     rows = [
-        {
-            "queries": len(part),
-            "right": int(part["right"].sum()),
-            "accuracy": number(uncertainty.intervals(part)),
-        }
-        for part in parts
+        (len(part), int(part["right"].sum()), number(uncertainty.intervals(part))) for part in parts
     ]
     names = [*classes, "all"]  # a class may have one of the names of the last rows
     if are_uneven(right.groupby(labels).size()):
-        shares = [row["accuracy"] for row in rows[:-1]]
-        rows.append(rows[-1] | {"accuracy": mean_of_classes(shares)})
+        rows.append((*rows[-1][:2], mean_of_classes([accuracy for *_, accuracy in rows[:-1]])))
         names.append("mean over classes")
-    return pd.DataFrame(rows, pd.Index(names, name="class"))
+    index = pd.Index(names, name="class")
+    return pd.DataFrame(rows, index, ["queries", "right", "accuracy"])
 
 
 def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
@@ -369,12 +364,9 @@ def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
 
 def stages(history: pd.DataFrame) -> pd.DataFrame:
     """A row per stage of `Training.stages`: epochs, seconds, the accuracies of its last epoch."""
-    return history.groupby("stage", sort=False).agg(
-        epochs=("stage", "size"),
-        seconds=("seconds", "sum"),
-        accuracy=("accuracy", "last"),
-        val_accuracy=("val_accuracy", "last"),
-    )
+    accuracies = {name: (name, "last") for name in ("accuracy", "val_accuracy")}
+    columns = {"epochs": ("stage", "size"), "seconds": ("seconds", "sum")} | accuracies
+    return history.groupby("stage", sort=False).agg(**columns)
 
 
 def states(runs: dict[str, Run]) -> pd.DataFrame:
@@ -437,12 +429,9 @@ def relevant_ranks(run: Run) -> np.ndarray:
     from cbir.retrieval import ranking  # imports numba, which few tables need
 
     dataset, embeddings = run.dataset, run.embeddings
+    queries, gallery = (embeddings.query, dataset.query_labels), embeddings.gallery
     blocks = ranking.relevant_ranks(
-        embeddings.query,
-        dataset.query_labels,
-        embeddings.gallery,
-        dataset.gallery_labels,
-        exclude=dataset.exclude,
+        *queries, gallery, dataset.gallery_labels, exclude=dataset.exclude
     )
     return np.concatenate([ranks for ranks, *_ in blocks])
 

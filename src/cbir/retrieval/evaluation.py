@@ -63,16 +63,11 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
         labels, gallery_labels = dataset.query_labels, dataset.gallery_labels[inputs.order]
         # A search may reorder the gallery, and the queries in it have other positions then.
         place = np.argsort(inputs.order)
+        exclude = np.where(dataset.exclude < 0, -1, place[dataset.exclude])
         scores, rankings, similarities = metrics.search_and_evaluate(
-            inputs.query,
-            labels,
-            inputs.gallery,
-            gallery_labels,
-            k=N_RESULTS,
-            ks=ks,
-            restrict_to=inputs.restrict_to,
-            exclude=np.where(dataset.exclude < 0, -1, place[dataset.exclude]),
-        )
+            inputs.query, labels, inputs.gallery, gallery_labels,
+            k=N_RESULTS, ks=ks, restrict_to=inputs.restrict_to, exclude=exclude,
+        )  # fmt: skip
         np.save(folder / "rankings.npy", np.where(rankings < 0, -1, inputs.order[rankings]))
         np.save(folder / "similarities.npy", similarities)
         queries = {"query": dataset.queries, "label": labels}
@@ -87,20 +82,13 @@ def evaluate(embeddings: Embeddings, search: str, ks: list[int]) -> Evaluation:
         per_query = pd.concat([pd.DataFrame(queries), scores], axis=1)
         per_query.to_parquet(folder / "per_query.parquet")
 
-    artifact = cached(
-        "rankings",
-        make,
-        parameters={"search": search, "ks": ks},
-        reads=[embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint],
-        package="retrieval",
-    )
-    return Evaluation(
-        artifact,
-        search,
-        np.load(artifact.folder / "rankings.npy", mmap_mode="r"),
-        np.load(artifact.folder / "similarities.npy", mmap_mode="r"),
-        pd.read_parquet(artifact.folder / "per_query.parquet"),
-    )
+    parameters = {"search": search, "ks": ks}
+    reads = [embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint]
+    artifact = cached("rankings", make, parameters=parameters, reads=reads, package="retrieval")
+    names = ("rankings.npy", "similarities.npy")
+    arrays = [np.load(artifact.folder / name, mmap_mode="r") for name in names]
+    per_query = pd.read_parquet(artifact.folder / "per_query.parquet")
+    return Evaluation(artifact, search, *arrays, per_query)
 
 
 def first_view(dataset: Dataset, measurement: dict) -> Dataset:
@@ -140,8 +128,7 @@ def measure(
         measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
         epochs: states to measure under the first protocol, in addition to the final one.
     """
-    states = []
-    seeds, ks = measurement["seeds"], measurement["ks"]
+    states, seeds, ks = [], measurement["seeds"], measurement["ks"]
     first_protocol = measurement["protocols"][0]
     settings = {name: measurement[name] for name in ("protocols", "unseen", "draws")}
     views = list(protocols.views(dataset, **settings))
@@ -215,11 +202,6 @@ def measure_speed(embeddings: Embeddings, encode: Encode | None) -> Speed:
         speed = Speed(throughput, 1000 * statistics.median(seconds[1:] or seconds))
         (folder / "speed.json").write_text(json.dumps(asdict(speed)), encoding="utf-8")
 
-    artifact = cached(
-        "speed",
-        make,
-        parameters={},
-        reads=[embeddings.artifact.key, dataset.search_fingerprint],
-        package="retrieval",
-    )
+    reads = [embeddings.artifact.key, dataset.search_fingerprint]
+    artifact = cached("speed", make, parameters={}, reads=reads, package="retrieval")
     return Speed(**json.loads((artifact.folder / "speed.json").read_text("utf-8")))

@@ -157,18 +157,11 @@ def score_weights(embeddings: Embeddings) -> pd.DataFrame:
     def make(folder: Path) -> None:
         labels = dataset.labels[dataset.validation]
         rows = sample_evenly(labels, MAX_VALIDATION, VALIDATION_SEED)
-        pairs = [
-            (positive, share * positive)
-            for positive, share in itertools.product(POSITIVE, NEGATIVE_SHARES)
-        ]
+        pairs = [(one, share * one) for one, share in itertools.product(POSITIVE, NEGATIVE_SHARES)]
         scores = [[] for _ in pairs]
-        for block in _query_blocks(
-            embeddings.vectors[dataset.validation[rows]],
-            labels[rows],
-            np.full(len(rows), -1),
-            embeddings.vectors[dataset.train],
-            dataset.labels[dataset.train],
-        ):
+        queries = embeddings.vectors[dataset.validation[rows]], labels[rows], np.full(len(rows), -1)
+        gallery = embeddings.vectors[dataset.train], dataset.labels[dataset.train]
+        for block in _query_blocks(*queries, *gallery):
             original = block.rank(block.query)
             for (positive, negative), precisions in zip(pairs, scores, strict=True):
                 weights = Rocchio(positive=positive, negative=negative)
@@ -178,13 +171,8 @@ def score_weights(embeddings: Embeddings) -> pd.DataFrame:
         means = pd.DataFrame([np.concatenate(precisions) for precisions in scores]).mean(axis=1)
         table.assign(mean_average_precision=means).to_parquet(folder / "scores.parquet")
 
-    artifact = cached(
-        "feedback-weights",
-        make,
-        parameters={},
-        reads=[embeddings.artifact.key, dataset.split_fingerprint],
-        package="retrieval",
-    )
+    reads = [embeddings.artifact.key, dataset.split_fingerprint]
+    artifact = cached("feedback-weights", make, parameters={}, reads=reads, package="retrieval")
     return pd.read_parquet(artifact.folder / "scores.parquet")
 
 
@@ -223,31 +211,17 @@ def simulate_feedback(
 
     def make(folder: Path) -> None:
         rows = sample_evenly(dataset.query_labels, max_queries, seed)
-        blocks = _query_blocks(
-            embeddings.query[rows],
-            dataset.query_labels[rows],
-            dataset.exclude[rows],
-            embeddings.gallery,
-            dataset.gallery_labels,
-        )
+        queries = embeddings.query[rows], dataset.query_labels[rows], dataset.exclude[rows]
+        blocks = _query_blocks(*queries, embeddings.gallery, dataset.gallery_labels)
         frames = [_simulate_block(block, weights, rounds, marked) for block in blocks]
         table = pd.concat(frames, ignore_index=True)
         table.insert(0, "query", dataset.queries[rows[table.pop("row")]])
         table.sort_values(["query", "round"]).to_parquet(folder / "per_query.parquet", index=False)
 
-    artifact = cached(
-        "feedback",
-        make,
-        parameters={
-            "weights": asdict(weights),
-            "rounds": rounds,
-            "marked": marked,
-            "max_queries": max_queries,
-            "seed": seed,
-        },
-        reads=[embeddings.artifact.key, dataset.search_fingerprint],
-        package="retrieval",
-    )
+    parameters = {"weights": asdict(weights), "rounds": rounds, "marked": marked}
+    parameters |= {"max_queries": max_queries, "seed": seed}
+    reads = [embeddings.artifact.key, dataset.search_fingerprint]
+    artifact = cached("feedback", make, parameters=parameters, reads=reads, package="retrieval")
     return pd.read_parquet(artifact.folder / "per_query.parquet")
 
 

@@ -61,13 +61,8 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
         kept = trustworthiness(vectors, points, n_neighbors=neighbours) if neighbours else np.nan
         np.savez(folder / "map.npz", points=points, kept=kept, variance=variance)
 
-    artifact = cached(
-        "map",
-        make,
-        parameters={"method": method},
-        reads=[embeddings.artifact.key, dataset.search_fingerprint],
-        package="retrieval",
-    )
+    reads = [embeddings.artifact.key, dataset.search_fingerprint]
+    artifact = cached("map", make, parameters={"method": method}, reads=reads, package="retrieval")
     with np.load(artifact.folder / "map.npz") as stored:
         kept, variance = float(stored["kept"]), float(stored["variance"])
         return Projection(method, queries, stored["points"], kept, variance)

@@ -120,29 +120,18 @@ def calibrate(embeddings: Embeddings) -> Calibration:
         queries = embeddings.vectors[dataset.validation]
         gallery = ranking.prepare(embeddings.vectors[dataset.train])
         _, nearest = ranking.search(queries, gallery, 1)
-        scores = {}
+        scores, searched = {}, (queries, labels, gallery, dataset.labels[dataset.train])
         for mass in MASSES:
-            per_query = metrics.evaluate_retrieval(
-                queries,
-                labels,
-                gallery,
-                dataset.labels[dataset.train],
-                ks=(),
-                restrict_to=probable(probabilities, temperature, mass),
-            )
+            classes = probable(probabilities, temperature, mass)
+            per_query = metrics.evaluate_retrieval(*searched, ks=(), restrict_to=classes)
             scores[str(mass)] = float(per_query["average_precision"].mean())
         best = max(MASSES, key=lambda mass: (scores[str(mass)], -mass))
         usual = float(np.quantile(nearest, 1 - USUAL))
         text = json.dumps(asdict(Calibration(temperature, best, scores, usual)))
         (folder / "calibration.json").write_text(text, encoding="utf-8")
 
-    artifact = cached(
-        "calibration",
-        make,
-        parameters={},
-        reads=[embeddings.artifact.key, dataset.split_fingerprint],
-        package="retrieval",
-    )
+    reads = [embeddings.artifact.key, dataset.split_fingerprint]
+    artifact = cached("calibration", make, parameters={}, reads=reads, package="retrieval")
     return Calibration(**json.loads((artifact.folder / "calibration.json").read_text("utf-8")))
 
 
