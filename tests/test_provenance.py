@@ -326,23 +326,6 @@ def test_weights_of_a_studys_architecture_keep_the_name_of_the_study():
     assert "tiny-imagenet-32/vgg16" in table.loc["cnn", "weights"]
 
 
-def test_what_all_share_is_told_once_and_the_rest_in_a_table():
-    described = pd.DataFrame(
-        {"batch": [64, 64], "epochs": [3, 4], "pooling": ["avg", "avg"]}, index=["a", "b"]
-    )
-    assert described.loc[:, described.nunique() > 1].to_dict() == {"epochs": {"a": 3, "b": 4}}
-
-
-def test_settings_that_differ_are_named():
-    described = pd.DataFrame({"batch": [64, 32]}, index=["a", "b"])
-    assert list(described.loc[:, described.nunique() > 1]) == ["batch"]
-
-
-def test_all_settings_of_one_network_are_told():
-    described = pd.DataFrame({"batch": [64], "epochs": [3]}, index=["a"])
-    assert list(described.loc[:, described.nunique() > 1]) == ["batch", "epochs"]
-
-
 @pytest.mark.parametrize("asked", [["closed"], ["closed", "unseen_classes"]])
 @pytest.mark.parametrize("source", SOURCES.values())
 def test_pretraining_is_warned_of_only_where_classes_are_called_unseen(asked, source):
