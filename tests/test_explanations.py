@@ -232,11 +232,12 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
         bad=explanation(-0.1, 0.1, over_other=-0.05),
     )
     text = explanations.compare(rows)
-    assert text.splitlines()[0] == (
+    assert text == (
         "Maps of good are better than random maps and than maps of other pairs in both tests; maps "
         "of other and bad are not better than random maps in one test or both."
     )
-    assert text.splitlines()[2:6] == [
+    text = explanations.verdicts(rows)
+    assert text.splitlines()[:4] == [
         "- Deletion, compared with random maps: **better** for good, other; **worse** for bad.",
         "- Deletion, compared with maps of other pairs: **better** for good; **worse** for bad; "
         "**not significantly different** for other.",
@@ -252,7 +253,7 @@ def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
     rows = gains.read("tiny", explanations.FILE, ["cnn", "vgg16"])
     assert rows.empty
     assert explanations.trust("tiny", "cnn").endswith("has not been measured.")
-    assert explanations.compare(rows) == ""
+    assert explanations.compare(rows) == explanations.verdicts(rows) == ""
     assert explanations.table(rows).empty
 
 
@@ -288,7 +289,7 @@ def test_few_pairs_have_no_verdict(project, monkeypatch):
     monkeypatch.setattr(uncertainty, "MIN_QUERIES", 30)
     rows = saved(cnn=explanation(0.1, 0.1, 0.1))
     assert (rows["verdict"] == "untested").all()
-    assert "**untested** for cnn" in explanations.compare(rows)
+    assert "**untested** for cnn" in explanations.verdicts(rows)
     text = explanations.trust("tiny", "cnn")
     assert "such maps are untested against random maps by deletion and insertion" in text
     assert explanations.table(rows)["p_holm"].map(str).tolist() == ["–"] * 4

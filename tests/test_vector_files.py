@@ -248,7 +248,7 @@ def test_class_probabilities_allow_every_search(images, pixels, write):
     counts = tables.confusions({"sure": run})["sure"].to_numpy()
     assert (counts.sum(), np.trace(counts)) == (n, n - 1)
     text = sentences.describe_run(run)
-    assert f"It classifies {n} queries with an accuracy of {quality['accuracy']}." in text
+    assert f"It classifies the queries with an accuracy of {quality['accuracy']}." in text
     assert "training" not in text
     assert "MB; the time to make them is unknown." in text
     assert len(tables.search_pairs({"sure": run})) == 2

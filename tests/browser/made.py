@@ -57,7 +57,7 @@ def _displayed(function, *arguments, **changes) -> tuple:
 
 
 def curve() -> plt.Figure:
-    """Lines and text, which are smaller as SVG."""
+    """Lines and text."""
     figure, axis = plt.subplots(figsize=(10, 3.6))
     axis.plot([1, 2, 3], [0.5, 0.7, 0.8], marker="o", label="cnn")
     axis.set(xlabel="epoch", ylabel="accuracy")
@@ -66,7 +66,7 @@ def curve() -> plt.Figure:
 
 
 def noise() -> plt.Figure:
-    """Noise in place of a large photograph, which is smaller as PNG."""
+    """Noise in place of a large photograph."""
     figure, axis = plt.subplots(figsize=(3, 3))
     axis.imshow(np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8))
     axis.set_axis_off()

@@ -1,5 +1,6 @@
 """The explorer in a real JupyterLab, used as a person does: run all cells, choose, drop, mark."""
 
+import base64
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from cbir.search.searchers import best_architecture, open_searcher
 
 pytestmark = pytest.mark.browser
 
+SEARCH = ROOT / "src" / "cbir" / "search"
 TOKEN = "of-the-test"
 SLOW = 120_000  # milliseconds: a kernel that loads its libraries on a busy machine
 
@@ -122,6 +124,43 @@ def picture_file(path: Path, side=32) -> tuple[Path, list[str]]:
     square = read_square(path, searcher.image_size)
     (picture,) = answers.embed_pictures(searcher, {"mine": square})
     return path, result_lines(search(picture, k=4))
+
+
+NOTHING = {
+    "choice": {"positive": [], "negative": [], "used": [[], []]}, "options": {}, "queries": {},
+    "points": {}, "query": {}, "marked": [], "panels": [], "code": "", "status": "",
+    "is_busy": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "is_problem"),
+    [
+        ({"is_busy": True}, "Waiting for the notebook’s kernel.", False),
+        ({"is_busy": True, "status": "cnn embeds your picture …"}, "cnn embeds", False),
+        ({"status": "No study is finished: run `make report` first."}, "make report", True),
+        ({"panels": [{"architecture": "cnn", "lines": [], "results": []}]}, "No results:", False),
+        ({"queries": {"start": 1, "total": 0, "pictures": []}}, "no queries", True),
+    ],
+)
+def test_what_happens_and_what_is_lacking_is_said_in_words(browser, state, text, is_problem):
+    window = browser.new_context()
+    page = window.new_page()
+    page.set_content("<div></div>")
+    script = base64.b64encode((SEARCH / "explorer.js").read_bytes()).decode()
+    page.evaluate(
+        """async ([script, state]) => {
+            const {default: widget} = await import(`data:text/javascript;base64,${script}`);
+            const model = {get: (name) => state[name], on() {}, off() {}};
+            widget.render({model, el: document.querySelector("div")});
+        }""",
+        [script, NOTHING | state],
+    )
+    assert page.get_by_text(text).is_visible()
+    busy = page.locator("div").first.get_attribute("aria-busy")
+    assert busy == str(state.get("is_busy", False)).lower()
+    assert page.locator(".cbir-problem").count() == is_problem
+    window.close()
 
 
 def test_notebook_runs_and_shows_results(page):
@@ -237,6 +276,21 @@ def test_architectures_stand_side_by_side_and_heat_maps_cover_their_results(page
     assert query.get_attribute("src") == pointed != plain
     page.mouse.move(0, 0)
     assert query.get_attribute("src") == plain
+
+
+def test_the_query_stays_while_results_scroll(page):
+    page.set_viewport_size({"width": 1400, "height": 640})
+    k = page.get_by_role("spinbutton")
+    k.fill("10")
+    k.press("Enter")
+    page.locator(".cbir-picture").nth(19).wait_for()
+    panels, query = page.locator(".cbir-panels"), page.locator(".cbir-card")
+    panels.scroll_into_view_if_needed()
+    before = query.bounding_box()
+    page.locator(".cbir-picture").last.hover()
+    assert panels.evaluate("one => one.scrollTop") > 0
+    assert query.bounding_box() == before
+    page.set_viewport_size({"width": 1400, "height": 5000})
 
 
 def test_a_narrow_explorer_has_one_column_and_never_scrolls_sideways(page):

@@ -4,12 +4,15 @@ The tests check pages made for them and, where `make report` has written it, the
 digits.
 """
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from . import made
 
@@ -228,6 +231,29 @@ def test_on_paper_there_is_no_navigation_and_all_is_black_on_white(browser, made
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )
     assert (brightness(ink), brightness(paper)) == (0, 3 * 255)
+
+
+def test_what_is_folded_on_a_screen_is_printed(browser, made_pages):
+    page = open_page(browser, made_pages["comparison"]).page
+    is_shown = "one => one.checkVisibility()"
+    assert not page.locator("main details table").evaluate(is_shown)
+    page.emulate_media(media="print")
+    assert page.locator("main details table").evaluate(is_shown)
+
+
+def lightness(image) -> float:
+    """The mean of the channels of what is on the screen, from 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(image.screenshot()))).mean()
+
+
+@pytest.mark.parametrize("name", ["architecture", "grid"])
+def test_charts_are_dark_in_the_dark_and_light_on_paper(name, browser, made_pages):
+    page = open_page(browser, made_pages[name], color_scheme="dark").page
+    chart = page.locator("main figure img").first
+    in_the_dark = lightness(chart)
+    page.emulate_media(media="print", color_scheme="dark")
+    assert in_the_dark < 80
+    assert lightness(chart) > 200
 
 
 def test_on_a_sheet_of_paper_nothing_is_cut_off(browser, path):

@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cbir.images.dataset import Dataset
 from cbir.reporting import measurements, tables
-from cbir.reporting.display import HIT, LOOKS, MISS, MOST_ROWS, entry, looks
+from cbir.reporting.display import FAINT, HIT, INK, LOOKS, MISS, MOST_ROWS, entry, looks
 from cbir.reporting.montages import shorten
 from cbir.reporting.numbers import Estimate, from_row, interval_columns
 from cbir.retrieval.projections import METHODS, Projection
@@ -21,15 +21,15 @@ from cbir.retrieval.projections import METHODS, Projection
 MOST_MARKERS = 12
 # With more classes, the counts of a confusion matrix would be too small to read.
 MOST_COUNTED = 12
-# Paul Tol's muted colours and a dark one, safe for colour-blind readers. Because ten colours are
-# hard to distinguish, each class also has a marker.
+# Okabe and Ito's colours and further ones that can be seen on light and dark pages. Because ten
+# colours are hard to distinguish, each class also has a marker.
 CLASS_COLOURS = [
-    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933",
-    "#AA4499", "#222222",
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#AA4499", "#8C8C00", "#B5446E",
+    "#7A6FF0", "#A65628",
 ]  # fmt: skip
 CLASS_MARKERS = "os^DvPX<>*"
-OTHERS = "#BBBBBB"
 INTERVAL = list(interval_columns())
+SHADES = LinearSegmentedColormap.from_list("shades", [(HIT, 0), (HIT, 0.55)])
 # A legend to the right of its figure.
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
 
@@ -79,16 +79,19 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
         values = values.loc[values.mean(axis=1).nsmallest(MOST_ROWS).index]
     texts = cells.loc[values.index].map(lambda cell: str(cell).replace(" ", "\n"))
     figure, axis = plt.subplots(figsize=(1.5 * len(values.columns) + 2.4, 0.52 * len(values) + 1))
-    label = f"{metric.replace('_', ' ')}, {search}"
-    _heat_map(axis, values, texts, cmap="Blues", vmax=1, cbar_kws={"label": label})
-    axis.set(xlabel="", ylabel="class of the query")
+    heat_map(axis, values, texts, vmin=0, vmax=1)
+    axis.set(xlabel=f"{metric.replace('_', ' ')}, {search}", ylabel="class of the query")
     return figure
 
 
-def _heat_map(axis: plt.Axes, values: pd.DataFrame, texts: pd.DataFrame, **style) -> None:
-    """Draw values as colours with texts on them; `style` as for `sns.heatmap`."""
-    style |= {"linewidths": 0.5, "annot_kws": {"size": 8}}
-    sns.heatmap(values, annot=texts, fmt="", ax=axis, **style)
+def heat_map(axis: plt.Axes, values: pd.DataFrame, texts: pd.DataFrame, **style) -> None:
+    """Draw values as colours, from none to `HIT`, with texts on them; `style` as for `sns.heatmap`.
+
+    Colours are half transparent, so that texts can be read on light and dark pages.
+    """
+    style = {"cmap": SHADES, "cbar": False, "linewidths": 0.5, "fmt": ""} | style
+    sns.heatmap(values, annot=texts, annot_kws={"size": 8, "color": INK}, ax=axis, **style)
+    axis.grid(visible=False)
     axis.tick_params(axis="y", rotation=0)
 
 
@@ -186,9 +189,8 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
         texts.loc[pair.behind, pair.ahead] += "\n" + f"{-gain:+}".replace(" ", "\n")
     side = 1.25 * len(table) + 1.5
     figure, axis = plt.subplots(figsize=(side, 0.65 * side))
-    colours = ListedColormap([MISS, "#F2F2F2", HIT])
-    _heat_map(axis, values, texts, cmap=colours, vmin=-1, vmax=1, cbar=False)
-    axis.grid(visible=False)
+    colours = ListedColormap([(MISS, 0.5), (FAINT, 0.1), (HIT, 0.5)])
+    heat_map(axis, values, texts, cmap=colours, vmin=-1, vmax=1)
     axis.set(xlabel="against", ylabel="")
     axis.tick_params(axis="x", rotation=30)
     return figure
@@ -212,9 +214,10 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
         positions = most_confused(table)
         classes = [shorten(label) for label in table.columns[positions]]
         names = {"xticklabels": classes, "yticklabels": classes}
-        style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True}
-        selected = (frame.iloc[positions, positions] for frame in (shares, table))
-        _heat_map(axis, *selected, **style, **names)
+        # A number in each empty cell would hide the others.
+        texts = table.astype(object).replace(0, "")
+        selected = (frame.iloc[positions, positions] for frame in (shares, texts))
+        heat_map(axis, *selected, vmin=0, vmax=1, square=True, **names)
         title = name
         if len(positions) < len(table):
             title += f"\nthe {len(positions)} of {len(table)} classes confused most often"
@@ -249,7 +252,7 @@ def query_maps(
         wrong = projection.points[(guesses >= 0) & (guesses != shown_labels)]
         size = float(np.clip(14_000 / len(shown_labels), 14, 30))
         others_label = "other classes" if len(coloured_labels) < len(classes) else ""
-        axis.scatter(*others.T, s=size / 3, color=OTHERS, marker=".", label=others_label)
+        axis.scatter(*others.T, s=size / 3, color=FAINT, marker=".", label=others_label)
         looks = zip(coloured_labels, CLASS_COLOURS, CLASS_MARKERS, strict=False)
         for label, colour, marker in looks:
             axis.scatter(
@@ -257,7 +260,7 @@ def query_maps(
                 alpha=0.75, linewidths=0, label=entry(shorten(classes[label], 24)),
             )  # fmt: skip
         axis.scatter(
-            *wrong.T, s=2.4 * size + 12, facecolors="none", edgecolors="black", linewidths=0.6,
+            *wrong.T, s=2.4 * size + 12, facecolors="none", edgecolors=INK, linewidths=0.6,
             label="classified wrongly",
         )  # fmt: skip
         axis.set(xticks=[], yticks=[])

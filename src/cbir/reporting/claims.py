@@ -35,7 +35,7 @@ def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None
             for one, other in zip(compared["ahead"], compared["behind"], strict=True)
         ]
         pairs = uncertainty.corrected(compared[is_shown])
-    lines = []
+    lines = ["The paper says that residual connections let ResNet-50 learn better.\n"]
     for one, other in rivals:
         pair = sentences.pair_of(pairs, one, other)
         verdict = UNDECIDED
@@ -47,10 +47,6 @@ def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None
             f"{sentences.relation(pairs, one, other)}, {verdict}."
             f"{_other_differences(runs, [one, other])}"
         )
-    lines.append(
-        "\nThe paper says that residual connections let ResNet-50 learn better. ResNet-50 and "
-        "VGG16 also differ in depth, width and batch normalisation: whole networks are compared."
-    )
     return "\n".join(lines)
 
 
@@ -111,17 +107,11 @@ def overfitting(runs: dict[str, Run]) -> str:
     """
     table = gaps(runs)
     by_network = dict(iter(table.groupby("network", sort=False)))
-    lines = [_change(name, rows) for name, rows in by_network.items()]
+    lines = ['The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n']
+    lines += [_change(name, rows) for name, rows in by_network.items()]
     firsts = [rows.index[0] for rows in by_network.values()]
     lines += [_against_others(runs, n, table) for n in firsts if runs[n].backbone == DEEP]
-    if table.empty:
-        return ""
-    lines.append(
-        '\nThe paper says that VGG-16\'s depth "can cause overfitting on smaller datasets". The '
-        "gap of a network is its accuracy on training images minus its accuracy on queries. "
-        "Intervals of gaps cover other images, but not other seeds."
-    )
-    return "\n".join(filter(None, lines))
+    return "\n".join(filter(None, lines)) if len(table) else ""
 
 
 def _change(name: str, rows: pd.DataFrame) -> str:

@@ -2,11 +2,8 @@
 
 import textwrap
 from collections.abc import Mapping
-from html import escape
 
-from IPython.display import HTML, display
-
-from cbir.reporting.display import TEMPLATES
+from cbir.reporting.display import FONTS, INK, NEUTRAL, TEMPLATES
 from cbir.reporting.numbers import span
 from cbir.reporting.runs import Run, networks
 
@@ -73,21 +70,9 @@ def system(runs: Mapping[str, Run]) -> str:
         description=description,
         rows=rows,
         width=WIDTH, height=rows[2]["top"] + rows[2]["height"] + MARGIN,
-        margin=MARGIN, gap=GAP, box=BOX, text=TEXT, line=LINE, padding=PADDING,
+        margin=MARGIN, gap=GAP, box=BOX, text=TEXT, line=LINE, padding=PADDING, ink=INK,
+        soft=NEUTRAL, fonts=FONTS,
     )  # fmt: skip
-
-
-def show_svg(svg: str, caption: str) -> None:
-    """Display an SVG above its caption, in a box that scrolls if the page is narrower.
-
-    An empty SVG displays nothing.
-    """
-    if not svg:
-        return
-    # tabindex lets the keyboard scroll it.
-    box = '<div style="overflow-x: auto" tabindex="0" role="region" aria-label="Block diagram">'
-    below = f"<figcaption>{escape(caption)}</figcaption>"
-    display(HTML(f'<figure class="diagram" style="margin: 0">{box}{svg}</div>{below}</figure>'))
 
 
 def _row(boxes: dict[str, list[str]], first_column: int = 0) -> dict:

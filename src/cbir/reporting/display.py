@@ -1,11 +1,12 @@
 """How notebooks show figures, tables and texts. Empty ones are not shown."""
 
-import contextlib
-import functools
+import base64
 import hashlib
 import io
 import logging
 import re
+import unicodedata
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,13 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import SVG, Image, Markdown, display
-from matplotlib import font_manager
-from matplotlib.axes import Axes
+from IPython.display import SVG, Markdown, display
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
+from PIL import Image
 
 from cbir.reporting import numbers
 from cbir.reporting.numbers import Estimate, PValue, from_row
@@ -28,7 +28,7 @@ from cbir.reporting.numbers import Estimate, PValue, from_row
 # The maximum number of classes in a figure, so that it stays readable.
 MOST_ROWS = 40
 # Okabe and Ito's palette, safe for colour-blind readers.
-HIT, MISS, NEUTRAL, FAINT = "#0072B2", "#D55E00", "#555555", "#8C8C8C"
+HIT, MISS, FAINT = "#0072B2", "#D55E00", "#8C8C8C"
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
 # Markers, so that lines can be distinguished without their colour.
 MARKERS = "osD^vPX"
@@ -38,10 +38,11 @@ LOOKS = [(PALETTE[place % 6], MARKERS[place % 7]) for place in range(42)]
 KNOWN = ("cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong")
 # Baselines that are fixed rules are grey.
 RULES = {"random": (FAINT, "X"), "raw_pixels": (FAINT, "P"), "hand_crafted": (FAINT, "v")}
-# Pixel figures are drawn at twice the size at which they are shown, so that they are sharp.
+# The colours of texts and lines, in each of which a page has its own in the dark (colours.css).
+INK, NEUTRAL, LINE = "#1c2126", "#56606a", "#d9dee3"
 PIXELS_PER_INCH = 84
-# A figure with more points, or with more pixels in its images, is not stored as SVG.
-MOST_POINTS, MOST_PIXELS = 2_000, 250_000
+# More points of a figure are stored as pixels, at twice the size at which they are shown.
+MOST_POINTS = 2_000
 # The titles of columns whose names in the library are not words.
 TITLES = {
     "val_accuracy": "validation accuracy",
@@ -61,18 +62,24 @@ TEMPLATES = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 
-# matplotlib brings this font along; others are used only for letters that it lacks.
+# Figures are laid out with the font that matplotlib brings along, which is a wide one, and shown
+# with the reader's.
 FONT = "DejaVu Sans"
-# Fonts with the same box for every letter.
-BOXES = ("lastresort", ".lastresort", "adobeblank")
-NO_FONT = (
-    "No font on this machine has their letters; Noto fonts do (on Debian and Ubuntu, the packages "
-    "fonts-noto-core and fonts-noto-cjk). With such a font, delete this report and make it again."
-)
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+# How much wider than the box in its place a letter of Chinese, Japanese or Korean is, in ems.
+WIDER = 0.4
+# A picture within an SVG.
+_PNG = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
 
 # Figures are the same for every user, whatever their matplotlibrc says.
 plt.rcdefaults()
-sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, font=FONT)
+sns.set_theme(
+    style="whitegrid", context="notebook", palette=PALETTE, font=FONT,
+    rc=dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    | dict.fromkeys(("axes.edgecolor", "grid.color"), LINE)
+    # Texts stay texts.
+    | {"svg.fonttype": "none"},
+)  # fmt: skip
 # A font that lacks the usual weight is drawn in another one, which is no reason for a warning.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 # Names may contain "$", and are never formulas.
@@ -85,111 +92,68 @@ plt.rcParams["svg.hashsalt"] = "cbir"
 plt.ioff()
 
 
-def show(figure: Figure | None, alt: str, folded: bool = False) -> None:
-    """Display a figure and close it.
-
-    The format is SVG, which is sharp at any size, except for JPEG with large images and PNG with
-    many points, for which SVG would take more bytes.
+def show(figure: Figure | str | None, alt: str, folded: bool = False) -> None:
+    """Display a figure as SVG, which is sharp at any size, and close it.
 
     Args:
-        figure: None displays nothing.
+        figure: of matplotlib, or an SVG as text, which begins with its width and height in pixels;
+            an empty text or None displays nothing.
         alt: the text alternative of the figure, which is also its caption on a page.
         folded: whether a page shows it only when its caption is clicked.
     """
-    if figure is None:
+    if not figure:
         return
-    if legend := _make_drawable(figure):
-        alt = f"{alt} {legend}"
-    if layout := figure.get_layout_engine():
-        layout.execute(figure)
-    box = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
-    images = figure.findobj(AxesImage)
-    n_pixels = sum(image.get_size()[0] * image.get_size()[1] for image in images)
-    n_points = sum(len(points.get_offsets()) for points in figure.findobj(PathCollection))
-    if n_pixels > MOST_PIXELS:
-        kind, display_type, settings = "jpeg", Image, {"pil_kwargs": {"quality": 80}}
-    elif n_points > MOST_POINTS:
-        kind, display_type, settings = "png", Image, {}
-    else:
-        kind, display_type, settings = "svg+xml", SVG, {"metadata": {"Date": None}}
-        for image in images:
-            # Small pictures are stored pixel by pixel, without interpolation.
-            if image.get_interpolation() == plt.rcParams["image.interpolation"]:
-                image.set_interpolation("none")
-    drawing = io.BytesIO()
-    figure.savefig(drawing, format=kind.partition("+")[0], bbox_inches=box, **settings)
-    sides = {"width": box.width, "height": box.height}
-    about = {side: round(inches * PIXELS_PER_INCH) for side, inches in sides.items()}
-    about |= {"alt": alt, "folded": folded}
-    display(display_type(drawing.getvalue()), metadata={f"image/{kind}": about})
+    svg = figure if isinstance(figure, str) else _draw(figure)
+    width, height = map(int, re.search(r'width="(\d+)" height="(\d+)"', svg).groups())
+    about = {"alt": alt, "width": width, "height": height, "folded": folded}
+    display(SVG(svg), metadata={"image/svg+xml": about})
+
+
+def _draw(figure: Figure) -> str:
+    """A figure as SVG; the figure is closed."""
+    clouds = figure.findobj(PathCollection)
+    if sum(len(points.get_offsets()) for points in clouds) > MOST_POINTS:
+        for points in clouds:
+            points.set_rasterized(True)
+    for image in figure.findobj(AxesImage):
+        # Pictures are stored pixel by pixel, without interpolation.
+        if image.get_interpolation() == plt.rcParams["image.interpolation"]:
+            image.set_interpolation("none")
+    wide = max(map(_width_of_wide_letters, figure.findobj(Text)), default=0)
+    pad, drawing = plt.rcParams["savefig.pad_inches"], io.StringIO()
+    with warnings.catch_warnings():
+        # The reader's fonts have what the font of the layout lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+        box = figure.get_tightbbox().padded(pad + wide, pad)
+        figure.savefig(drawing, format="svg", bbox_inches=box, metadata={"Date": None})
     plt.close(figure)
+    # Pixels as WebP, paths with two decimals, the reader's fonts, and the size on the screen.
+    svg = _PNG.sub(_smaller, drawing.getvalue())
+    svg = re.sub(r' d="[^"]*"', _round_path, svg).replace(f"'{FONT}'", FONTS)
+    width, height = (round(side * PIXELS_PER_INCH) for side in (box.width, box.height))
+    size = f'width="{width}" height="{height}"'
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', size, svg, count=1)
 
 
-def _make_drawable(figure: Figure) -> str:
-    """Draw letters that `FONT` lacks in other fonts, and number the words that no font can draw.
-
-    Returns:
-        The words by number, and which fonts to install; empty if all can be drawn.
-    """
-    texts = figure.findobj(Text)
-    letters = {letter for text in texts for letter in text.get_text() if not letter.isspace()}
-    unknown = frozenset(map(ord, letters)) - _letters_of(FONT)
-    if not unknown:
-        return ""
-    families, undrawable = _fonts_for(unknown)
-    for text in texts:
-        text.set_fontfamily([FONT, *families])
-    if not undrawable:
-        return ""
-    numbers, within = {}, r"[^\s,:;()]*"
-    letters = "".join(map(chr, sorted(undrawable)))
-    words = re.compile(f"{within}[{re.escape(letters)}]{within}")
-
-    def number(text: str) -> str:
-        return words.sub(lambda word: f"[{numbers.setdefault(word[0], len(numbers) + 1)}]", text)
-
-    for axes in figure.findobj(Axes):
-        for axis in (axes.xaxis, axes.yaxis):
-            # Matplotlib sets the tick labels again when it draws the figure.
-            labels = [label.get_text() for label in axis.get_ticklabels()]
-            if any(map(words.search, labels)):
-                axis.set_ticks(axis.get_ticklocs(), list(map(number, labels)))
-    for text in texts:
-        text.set_text(number(text.get_text()))
-    return f"{', '.join(f'[{place}] is {word}' for word, place in numbers.items())}. {NO_FONT}"
+def _width_of_wide_letters(text: Text) -> float:
+    """How much wider a text is than laid out, in inches, as `FONT` lacks the widest letters."""
+    n_wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text.get_text())
+    return WIDER * n_wide * text.get_fontsize() / 72
 
 
-@functools.cache
-def _fonts_for(letters: frozenset[int]) -> tuple[list[str], frozenset[int]]:
-    """The fewest fonts of the machine that draw these letters, and the letters that none draws."""
-    manager = font_manager.fontManager
-    # matplotlib's own list may be older than a font.
-    for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:
-        with contextlib.suppress(Exception):
-            manager.addfont(path)
-    names = {font.name for font in manager.ttflist}
-    names = {name for name in names if not name.replace(" ", "").lower().startswith(BOXES)}
-    drawn_by = {
-        name: letters & _letters_of(name)
-        for name in sorted(names, key=lambda name: ("Sans" not in name, name))
-    }
-    families = []
-    while drawn_by and (best := max(drawn_by, key=lambda name: len(drawn_by[name] & letters))):
-        if not drawn_by[best] & letters:
-            break
-        families.append(best)
-        letters -= drawn_by.pop(best)
-    return families, letters
+def _smaller(image: re.Match) -> str:
+    """A data URL of a PNG as WebP, if that takes fewer bytes."""
+    content, recoded = base64.b64decode(image[1]), io.BytesIO()
+    Image.open(io.BytesIO(content)).save(recoded, "webp", quality=85)
+    if len(recoded.getvalue()) >= len(content):
+        return image[0]
+    return f"data:image/webp;base64,{base64.b64encode(recoded.getvalue()).decode()}"
 
 
-@functools.cache
-def _letters_of(family: str) -> frozenset[int]:
-    """The code points that a font can draw; none if the font cannot be read."""
-    try:
-        path = font_manager.findfont(family, fallback_to_default=False)
-        return frozenset(font_manager.get_font(path).get_charmap())
-    except (ValueError, RuntimeError, OSError):
-        return frozenset()
+def _round_path(path: re.Match) -> str:
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])
 
 
 def entry(name: str) -> str:
@@ -197,8 +161,14 @@ def entry(name: str) -> str:
     return f"\u200a{name}" if name.startswith("_") else name
 
 
-def say(text: str | None) -> None:
-    """Display a text in Markdown; an empty one or None displays nothing."""
+def say(text: str | None, folded_under: str = "") -> None:
+    """Display a text in Markdown; an empty one or None displays nothing.
+
+    Args:
+        folded_under: words that show the text when they are clicked; by default, it is shown.
+    """
+    if text and folded_under:
+        text = f"<details><summary>{folded_under}</summary>\n\n{text}\n\n</details>"
     if text:
         display(Markdown(text))
 

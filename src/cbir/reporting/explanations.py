@@ -106,7 +106,18 @@ def compare(rows: pd.DataFrame) -> str:
         if is_chosen.any()
     ]
     text = "; ".join(parts)
-    lines = [f"{text[0].upper()}{text[1:]}.\n"]
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def verdicts(rows: pd.DataFrame) -> str:
+    """The outcome of each test, as a list, and what the tests cover; empty without any.
+
+    Args:
+        rows: from `explain_runs`.
+    """
+    if rows.empty:
+        return ""
+    lines = []
     for (test, against), group in rows.groupby(["test", "against"], sort=False):
         names = group.groupby("verdict", observed=True)["architecture"].agg(", ".join)
         parts = [f"**{verdict}** for {joined}" for verdict, joined in names.items()]
@@ -146,9 +157,9 @@ def describe(explanations: Mapping[str, Explanation]) -> str:
 
 
 def pairs(
-    dataset: Dataset, explanations: Mapping[str, Explanation], most: int = 6
+    dataset: Dataset, explanations: Mapping[str, Explanation], most: int = 4
 ) -> Figure | None:
-    """The first `most` queries that all explain, in columns: each map, the result and its map.
+    """The first `most` queries that all explain; below each, by architecture: map, result, its map.
 
     The explanations, by architecture, are of one kind; without any, there is no figure.
     """
@@ -157,18 +168,21 @@ def pairs(
     first, *others = explanations.values()
     shared = functools.reduce(np.intersect1d, [other.queries for other in others], first.queries)
     queries = first.queries[np.isin(first.queries, shared)][:most]
-    rows = [[montages.query_tile(dataset, query) for query in queries]]
-    names = [""]
-    for name, explanation in explanations.items():
+    rows = [[]]
+    for query in queries:
+        rows[0] += [montages.query_tile(dataset, query), None, None]
+    for explanation in explanations.values():
         places = [explanation.queries.tolist().index(query) for query in queries]
         results, maps = explanation.results[places], explanation.maps
         result_tiles = zip(queries, results, explanation.similarities[places], strict=True)
-        rows += [
+        tiles = zip(
             montages.under_maps(dataset, dataset.queries[queries], maps.query[places]),
             [montages.result_tile(dataset, *pair) for pair in result_tiles],
             montages.under_maps(dataset, dataset.gallery[results], maps.result[places]),
-        ]
-        names += [f"{name}\n{row}" for row in ("query's map", "result", "result's map")]
+            strict=True,
+        )
+        rows.append([tile for three in tiles for tile in three])
+    names = ["", *explanations]
     figure = montages.montage(rows, names)
     inch = 1 / figure.get_figheight()
     bar = figure.add_axes((0.2, -0.3 * inch, 0.6, 0.12 * inch))

@@ -5,7 +5,6 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
@@ -178,11 +177,8 @@ def heat_maps(points: pd.DataFrame) -> Figure:
         values = values.loc[names.unique(), columns]
         # Speeds differ by factors, so their colours are logarithmic.
         colours = np.log(values) if measure == SPEED else values
-        sns.heatmap(
-            colours, annot=values, fmt=style, cmap="Blues", cbar=False, linewidths=1, ax=axis
-        )
+        charts.heat_map(axis, colours, values, fmt=style)
         axis.set(title=measure, xlabel=dimension, ylabel="")
-        axis.tick_params(axis="y", rotation=0)
     return figure
 
 

@@ -72,17 +72,19 @@ def montage(
         tops.append(end + round(_lines(row, "above") * LINE * inch))
         end = tops[-1] + side + round(_lines(row, "below") * LINE * inch + APART * side)
     width = round((1 + APART) * side)
-    canvas = np.full((end, max(map(len, rows)) * width, 3), 255, np.uint8)
+    # Between the tiles it is transparent.
+    canvas = np.zeros((end, max(map(len, rows)) * width, 4), np.uint8)
     figure = plt.figure(figsize=(canvas.shape[1] / inch, canvas.shape[0] / inch))
     axis = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
     frames, gap = [], 0.035 * inch
     for row, name, top in zip_longest(rows, names, tops, fillvalue=""):
-        axis.text(-3 * gap, top + side / 2, name, ha="right", va="center", size=10)
+        axis.text(-3 * gap, top + side / 2, name, ha="right", va="center", size=11)
         for column, tile in enumerate(row):
             if tile is None:
                 continue
             left = column * width
-            canvas[top : top + side, left : left + side] = _resize(tile.pixels, side)
+            canvas[top : top + side, left : left + side, :3] = _resize(tile.pixels, side)
+            canvas[top : top + side, left : left + side, 3] = 255
             middle = left + side / 2
             style = {"ha": "center", "color": tile.colour, "linespacing": 1.1}
             axis.text(middle, top - 1.5 * gap, tile.above, va="baseline", size=8.8, **style)

@@ -4,7 +4,6 @@ To add a page, add a notebook to notebooks/, and its title to `studies.study.DEE
 """
 
 import base64
-import io
 import re
 from collections.abc import Collection
 from html import unescape
@@ -16,18 +15,21 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html, strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-from PIL import Image
 
 from cbir.cache import write_text
-from cbir.reporting.display import TEMPLATES
+from cbir.reporting.display import HIT, INK, LINE, MISS, NEUTRAL, TEMPLATES
 from cbir.reporting.runs import read_manifest
 
 # The folders in a report with copies of its tables and figures.
 TABLES, FIGURES = "tables", "figures"
-SUFFIXES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
-FIGURE_TYPES = tuple(SUFFIXES)
-# The tag of cells that say what came out.
-LEAD = "lead"
+FIGURE = "image/svg+xml"
+# The variables in colours.css of the colours of a figure.
+ALL_COLOURS = {INK: "ink", NEUTRAL: "soft", LINE: "line"}
+SHAPE_COLOURS = ALL_COLOURS | {"#ffffff": "paper"}
+TEXT_COLOURS = ALL_COLOURS | {HIT.lower(): "hit", MISS.lower(): "miss"}
+COLOURS = TEMPLATES.get_template("colours.css").render()
+# The tags of cells that say what came out, and of those that a page shows first.
+LEAD, FIRST = "lead", "first"
 HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
 # Search engines and shared links truncate longer descriptions.
 LONGEST_DESCRIPTION = 300
@@ -35,8 +37,6 @@ LONGEST_NAME = 60
 # A page that is committed.
 LARGEST_COPY = 3_000_000  # bytes
 _LINK = re.compile(r'<a\b[^>]*\bhref="(?!#|https?://)([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
-# A picture of a page, or one within an SVG.
-_PNG = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
 
 
 def write_page(
@@ -53,13 +53,14 @@ def write_page(
     """
     content = nbformat.read(notebook, as_version=4)
     # Some cells address only readers of the notebook.
-    content.cells = [
-        cell for cell in content.cells if "notebook-only" not in cell.metadata.get("tags", ())
-    ]
+    content.cells = [cell for cell in content.cells if "notebook-only" not in _tags(cell)]
     for cell in content.cells:
         # A notebook for many runs: the heading of each page is the name of its run.
-        if "name-as-title" in cell.metadata.get("tags", ()):
+        if "name-as-title" in _tags(cell):
             cell.source = re.sub(r"\A# .*", f"# {page.stem}", cell.source)
+    # What came out of a run stands below the title, although the notebook computes it last.
+    heading, *cells = content.cells
+    content.cells = [heading, *sorted(cells, key=lambda cell: FIRST not in _tags(cell))]
     outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
     _add_figures(outputs, page)
     _add_tables(outputs, page)
@@ -75,7 +76,7 @@ def write_page(
     leads = [
         markdown2html(output.data["text/markdown"])
         for cell in content.cells
-        if LEAD in cell.metadata.get("tags", ())
+        if LEAD in _tags(cell)
         for output in cell.outputs
         if "text/markdown" in output.get("data", {})
     ]
@@ -83,6 +84,10 @@ def write_page(
     context |= {"contents": _contents(prose), "description": _description([*leads, *prose])}
     html, _ = exporter.from_notebook_node(content, resources={"cbir": context})
     write_text(page, html)
+
+
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
 def write_index(reports: Path) -> None:
@@ -150,47 +155,36 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
     return html
 
 
-def _smaller(image: re.Match) -> str:
-    """A data URL of a PNG as WebP, if that takes fewer bytes."""
-    content, recoded = base64.b64decode(image[1]), io.BytesIO()
-    Image.open(io.BytesIO(content)).save(recoded, "webp", quality=85)
-    if len(recoded.getvalue()) >= len(content):
-        return image[0]
-    return f"data:image/webp;base64,{base64.b64encode(recoded.getvalue()).decode()}"
+def _themed(drawing: str) -> str:
+    """A drawing of `display.show` whose ink and paper are the page's, light or dark."""
 
+    def recolour(tag: re.Match) -> str:
+        names = TEXT_COLOURS if tag[0].startswith("<text") else SHAPE_COLOURS
+        colour = lambda match: f"var(--{names[match[0]]})" if match[0] in names else match[0]  # noqa: E731
+        return re.sub(r"#[0-9a-f]{6}\b", colour, tag[0])
 
-def _round_path(path: re.Match) -> str:
-    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])
-
-
-def _small_svg(drawing: str) -> str:
-    """An SVG with fewer bytes: pixels as WebP, paths with two decimals."""
-    return re.sub(r' d="[^"]*"', _round_path, _PNG.sub(_smaller, drawing))
+    drawing = re.sub(r"<(?:text|path|g|use|rect)\b[^>]*>", recolour, drawing)
+    return re.sub(
+        r"<svg\b[^>]*>", lambda tag: f"{tag[0]}<style>{COLOURS}</style>", drawing, count=1
+    )
 
 
 def _add_figures(outputs: list, page: Path) -> None:
     """Number figures, write each to a file, and pass the metadata of `display.show` on."""
-    figures = [
-        (output, kind)
-        for output in outputs
-        for kind in FIGURE_TYPES
-        # Streams and errors have no data.
-        if kind in output.get("data", {})
-    ]
-    captions = [output.metadata.get(kind, {}).get("alt", "") for output, kind in figures]
-    anchors, contents = _anchors(captions, "figure"), {}
-    for number, ((output, kind), anchor) in enumerate(zip(figures, anchors, strict=True), 1):
-        drawing = output.data[kind]
-        if kind == "image/svg+xml":
-            content = _small_svg(drawing).encode()
-        else:  # Notebooks store all figures except SVG in Base64.
-            content = base64.b64decode("".join(drawing.split()))
-        file = f"{page.stem}-{anchor}.{SUFFIXES[kind]}"
-        contents[file] = content
-        source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-        about = {"name": f"Figure {number}", "source": _PNG.sub(_smaller, source)}
-        about |= {"anchor": f"figure-{anchor}", "file": f"{FIGURES}/{quote(file)}"}
-        output.metadata["figure"] = {"alt": "", **output.metadata.get(kind, {}), **about}
+    # Streams and errors have no data.
+    figures = [output for output in outputs if FIGURE in output.get("data", {})]
+    about_figures = [{"alt": "", **output.metadata.get(FIGURE, {})} for output in figures]
+    anchors, contents = _anchors([about["alt"] for about in about_figures], "figure"), {}
+    for number, (output, about) in enumerate(zip(figures, about_figures, strict=True), 1):
+        drawing, anchor = output.data[FIGURE], anchors[number - 1]
+        file = f"{page.stem}-{anchor}.svg"
+        contents[file] = drawing.encode()
+        about |= {
+            "name": f"Figure {number}", "anchor": f"figure-{anchor}",
+            "file": f"{FIGURES}/{quote(file)}",
+            "source": base64.b64encode(_themed(drawing).encode()).decode(),
+        }  # fmt: skip
+        output.metadata["figure"] = about
     _write_files(page, FIGURES, contents)
 
 

@@ -91,6 +91,14 @@ SEARCH_TEXTS = (
     ("soft", "predicted_class", "Searching several probable classes is",
      "searching only the predicted class"),
 )  # fmt: skip
+# What is not found among the copies of images.
+LEAKS_MISSED = (
+    "The search for copies misses most crops to less than "
+    f"{100 * min(leaks.CROPS):.0f} % of the side, shifts by more than "
+    f"{100 * leaks.SHIFT / leaks.WIDTH:.0f} % of it, rotations by other angles than multiples of "
+    "90°, strong filters, edited content and, among faint, blurred or two-tone pictures, all "
+    "copies that are not almost identical."
+)
 # Said of a comparison that does not cover seeds.
 NETWORKS_ONLY = "these trained networks only"
 
@@ -333,33 +341,30 @@ def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 
 def describe_run(run: Run) -> str:
-    """A run in words, from its numbers."""
+    """A run in words, from its numbers: its mAP, and a list of the others."""
     name, summary = run.architecture, run.summary
-    images, speed = summary["dataset"], summary["speed"]
+    speed = summary["speed"]
     quality = tables.quality({name: run}, [name])[name]
     rows = tables.first_protocol_rows({name: run})
     n_scored = measurements.select(rows, **tables.QUALITY["mAP, unrestricted"])["n_queries"].iloc[0]
     seeds = summary["measurement"]["seeds"]
     of_seeds = f" (means of {len(seeds)} seeds)" if len(seeds) > 1 else ""
-    sentences = [
-        f"**{name}** ranks the whole gallery of {images['gallery']:,} images with a mean average "
-        f"precision of {quality['mAP, unrestricted']}{of_seeds}."
-    ]
+    text = (
+        f"**{name}** ranks the whole gallery with a mean average precision (mAP) of "
+        f"{quality['mAP, unrestricted']}{of_seeds}."
+    )
+    lines = []
     if not math.isnan(quality["accuracy"].value):
-        of_training = ""
+        lines.append(f"It classifies the queries with an accuracy of {quality['accuracy']}.")
         if not run.is_baseline:
             training_accuracy = numbers.from_row(summary["training_accuracy"])
-            of_training = f", and its training images with an accuracy of {training_accuracy}"
-        sentences.append(
-            f"It classifies {images['queries']:,} queries with an accuracy of "
-            f"{quality['accuracy']}{of_training}."
-        )
-    if n_left_out := images["queries"] - n_scored:
-        sentences.append(
+            lines.append(f"It classifies its training images with one of {training_accuracy}.")
+    if n_left_out := summary["dataset"]["queries"] - n_scored:
+        lines.append(
             f"Queries without a relevant image in the gallery were left out: {n_left_out:,}."
         )
     size = f"{summary['index_bytes'] / 1e6:.1f} MB"
-    sentences.append(
+    lines.append(
         f"A query takes {milliseconds:.1f} ms (median), and the embeddings of the gallery take "
         f"{size}."
         if (milliseconds := speed["query_milliseconds"])
@@ -367,8 +372,8 @@ def describe_run(run: Run) -> str:
     )
     if not run.is_baseline:
         seconds = duration(summary["training_seconds"]) + training_place(summary)
-        sentences.append(f"Training took {seconds}; epochs: {len(run.history)}.")
-    return " ".join(sentences)
+        lines.append(f"Training took {seconds}; epochs: {len(run.history)}.")
+    return "\n- ".join([f"{text}\n", *lines])
 
 
 def retrieval_or_classification(pairs: pd.DataFrame) -> str:
@@ -445,7 +450,7 @@ def without_results(missing: list[str]) -> str:
 
 
 def describe_leaks(audit: leaks.Audit) -> str:
-    """How many images have copies, how many copies have another label, and what is not found.
+    """How many images have copies, and how many copies have another label.
 
     A query with identical and with near-duplicate copies counts as identical.
     """
@@ -459,17 +464,12 @@ def describe_leaks(audit: leaks.Audit) -> str:
             f"Leaks with identical pixels: {n_identical:,}, near-duplicates: "
             f"{n_leaking - n_identical:,}.",
         ]
-    crop, shift = 100 * min(leaks.CROPS), 100 * leaks.SHIFT / leaks.WIDTH
     lines += [
         f"Label conflicts, copies with another label: {_n_conflicts(pairs):,} of these queries, "
         f"{_n_conflicts(audit.validation_copies):,} validation images, and, with identical pixels, "
         f"{audit.n_identical_conflicts:,} images of the whole data set.",
         "Validation images with a copy in the training images: "
         f"{_share(audit.validation_copies['query'].nunique(), audit.n_validation)}.",
-        f"The search for copies misses most crops to less than {crop:.0f} % of the side, shifts by "
-        f"more than {shift:.0f} % of it, rotations by other angles than multiples of 90°, strong "
-        "filters, edited content and, among faint, blurred or two-tone pictures, all copies that "
-        "are not almost identical.",
     ]
     return "Queries that are also in the gallery: " + "\n\n".join(lines)
 

@@ -25,7 +25,7 @@ from cbir.networks.vector_files import VECTORS
 from cbir.progress import duration
 from cbir.reporting import measurements, tables
 from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, write_study
-from cbir.reporting.sentences import describe_leaks
+from cbir.reporting.sentences import LEAKS_MISSED, describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
 from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
@@ -140,7 +140,7 @@ def _check_images(study: Study) -> None:
             f"they are compared, not {', '.join(sorted(first_protocols))}"
         )
     first = protocols.view(dataset, *first_protocols)
-    print(describe_leaks(leaks.audit(first)), flush=True)
+    print(f"{describe_leaks(leaks.audit(first))}\n\n{LEAKS_MISSED}", flush=True)
 
 
 def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
