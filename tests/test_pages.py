@@ -163,7 +163,7 @@ def test_a_figure_stands_over_its_number_and_its_text(html, tags):
     figure = Tags(re.search(r"<figure[^>]*>.*?</figure>", html, re.DOTALL)[0])
     (image,) = figure.of("img")
     assert image["width"] == "640"
-    assert figure.text.split() == ["Figure", "1", *image["alt"].split(), "Link", "PNG"]
+    assert figure.text.split() == ["Figure", "1", *image["alt"].split(), "Link", "SVG"]
     # Else a screen reader would read the same words twice.
     assert [span.get("aria-hidden") for span in figure.of("span")] == [None, "true"]
 

@@ -107,11 +107,11 @@ def overfitting(runs: dict[str, Run]) -> str:
     """
     table = gaps(runs)
     by_network = dict(iter(table.groupby("network", sort=False)))
-    lines = ['The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n']
-    lines += [_change(name, rows) for name, rows in by_network.items()]
+    lines = [_change(name, rows) for name, rows in by_network.items()]
     firsts = [rows.index[0] for rows in by_network.values()]
     lines += [_against_others(runs, n, table) for n in firsts if runs[n].backbone == DEEP]
-    return "\n".join(filter(None, lines)) if len(table) else ""
+    said = 'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n'
+    return "\n".join([said, *filter(None, lines)]) if any(lines) else ""
 
 
 def _change(name: str, rows: pd.DataFrame) -> str:
