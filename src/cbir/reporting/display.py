@@ -111,10 +111,12 @@ def show(figure: Figure | str | None, alt: str, folded: bool = False) -> None:
 
 def _draw(figure: Figure) -> str:
     """A figure as SVG; the figure is closed."""
-    clouds = figure.findobj(PathCollection)
+    # Not those of the legend.
+    clouds = [points for axes in figure.axes for points in axes.findobj(PathCollection)]
     if sum(len(points.get_offsets()) for points in clouds) > MOST_POINTS:
         for points in clouds:
-            points.set_rasterized(True)
+            # Rings stay lines, in the ink of the page.
+            points.set_rasterized(len(points.get_facecolor()) > 0)
     for image in figure.findobj(AxesImage):
         # Pictures are stored pixel by pixel, without interpolation.
         if image.get_interpolation() == plt.rcParams["image.interpolation"]:
