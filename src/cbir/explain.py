@@ -112,11 +112,7 @@ def explain_queries(
 
 
 def alternate_classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the first image of each class, then of the second one, and so on, up to a count.
-
-    Args:
-        labels: (n,) int.
-    """
+    """Positions of the first image of each class, then of the second one, and so on, to a count."""
     rounds = pd.Series(labels).groupby(labels).cumcount()
     return np.lexsort((labels, rounds))[:count]
 
@@ -139,13 +135,12 @@ def perturbation_curves(
     2 (steps - 1) (2 + random_maps) + 2 embeddings.
 
     Args:
-        encode: from `inference.make_encoder`.
         query_images: (n, size, size, 3) uint8.
         result_vectors: (n, d) float32 of unit length.
         query_maps: (n, h, w), large values for important parts of the query.
         steps: number of equal shares of the pixels.
-        random_maps: random maps for each pair, 1 or more; their similarities are averaged.
-        seed: seed of the random maps and of the order of pixels with equal values in a map.
+        random_maps: for each pair, 1 or more; their similarities are averaged.
+        seed: of the random maps and of the order of pixels with equal values in a map.
 
     Returns:
         A row per pair and share: pair, share (of the pixels removed or restored, from 0 to 1), and

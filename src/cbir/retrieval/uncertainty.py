@@ -348,10 +348,7 @@ def _compared(
 
 
 def pair_outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataFrame:
-    """Wins, ties and losses of every architecture against every other one.
-
-    Args:
-        pairs: from `compare`; pairs with an architecture not in `architectures` are left out.
+    """Wins, ties and losses of every architecture against every other one, from `compare`.
 
     Returns:
         Rows and columns as in `architectures`: "win" if the row's architecture is significantly
@@ -378,13 +375,11 @@ def _matrix(values: np.ndarray | pd.DataFrame) -> np.ndarray:
 def _weighted_sums(
     values: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of (n, m) values with random weights, which all columns share.
+    """Sums of (n, m) values with random weights, which all columns share, and of the weights.
 
-    Divided by their sum, weights of an exponential distribution are uniform on the simplex.
-
-    Returns:
-        sums and weights: (resamples, m) each, of the values that are given; extra: (resamples, 1),
-        the weight of one more query.
+    Divided by their sum, weights of an exponential distribution are uniform on the simplex. Both
+    sums are (resamples, m), of the values that are given; `extra`, (resamples, 1), is one more
+    query's weight.
     """
     n, generator = len(values), np.random.default_rng(seed)
     both = np.hstack([np.nan_to_num(values), ~np.isnan(values)])

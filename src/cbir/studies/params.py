@@ -51,14 +51,10 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A row of `PARAMETERS`.
+    """A row of `PARAMETERS`: one sentence in Markdown describes it.
 
-    Attributes:
-        group: a name in `GROUPS`.
-        type: as an annotation, such as "list[int]".
-        description: one sentence in Markdown.
-        default: None if the study must set it.
-        bound: None if every value of the type is valid.
+    `type` is written as an annotation, such as "list[int]". Without a `default`, the study must set
+    it; without a `bound`, every value of the type is valid.
     """
 
     group: str

@@ -31,12 +31,7 @@ DEEPER = {
 
 @dataclass(frozen=True)
 class Page:
-    """A page of a report.
-
-    Attributes:
-        name: name of the executed notebook and its log in the report's folder.
-        notebook: the notebook's path in the project.
-    """
+    """A page of a report: the name of its executed notebook and log, and the notebook's path."""
 
     name: str
     notebook: Path
