@@ -57,12 +57,8 @@ class Backbone:
 
     def key_fields(self) -> dict:
         """The fields in the keys of cached steps, which have the SHA-256 of weights already."""
-        return {
-            "constructor": self.constructor,
-            "blocks": self.blocks,
-            "preprocess": self.preprocess,
-            "arguments": self.arguments,
-        }
+        names = ("constructor", "blocks", "preprocess", "arguments")
+        return {name: getattr(self, name) for name in names}
 
 
 BACKBONES = {

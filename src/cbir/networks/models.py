@@ -96,12 +96,9 @@ class Network:
     @property
     def size(self) -> dict[str, int]:
         """Number of parameters: of backbone, of head, in total, and of those that are trained."""
-        return {
-            "backbone": self.backbone.count_params(),
-            "head": self.head.count_params(),
-            "total": self.model.count_params(),
-            "trained": _count_trained(self.model),
-        }
+        parts = {"backbone": self.backbone, "head": self.head, "total": self.model}
+        sizes = {name: part.count_params() for name, part in parts.items()}
+        return sizes | {"trained": _count_trained(self.model)}
 
     def layers(self) -> pd.DataFrame:
         """A row per layer: part, layer, output, parameters, trained; a deep body is one row."""

@@ -278,20 +278,15 @@ def read_run(study: str, architecture: str) -> Run:
         command = report_command(study, architecture)
         raise StudyError(f"{gone[0]} is missing or damaged: run `{command}` again")
 
-    def arrays(file: str) -> dict[str, np.ndarray]:
-        return {name: np.load(path / file, "r") for name, path in steps.items()}
-
     is_trained = "epochs" in summary
-    return Run(
-        study=study,
-        architecture=architecture,
-        summary=summary,
-        metrics=measurements.read_csv(folder / "metrics.csv"),
-        per_query=pd.read_parquet(folder / "per_query.parquet"),
-        history=pd.read_csv(folder / "history.csv", index_col="epoch") if is_trained else None,
-        rankings=arrays("rankings.npy"),
-        similarities=arrays("similarities.npy"),
-    )
+    history = pd.read_csv(folder / "history.csv", index_col="epoch") if is_trained else None
+    metrics = measurements.read_csv(folder / "metrics.csv")
+    per_query = pd.read_parquet(folder / "per_query.parquet")
+    arrays = [
+        {name: np.load(path / file, "r") for name, path in steps.items()}
+        for file in ("rankings.npy", "similarities.npy")
+    ]
+    return Run(study, architecture, summary, metrics, per_query, history, *arrays)
 
 
 def read_summary(study: str, architecture: str) -> dict:
@@ -362,11 +357,8 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     metrics = [measurements.read_csv(folder / name / "metrics.csv") for name in architectures]
     scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
     metrics = pd.concat(metrics) if metrics else pd.DataFrame(columns=measurements.COLUMNS)
-    scores = (
-        pd.concat(scores)
-        if scores
-        else pd.DataFrame(columns=[*measurements.PLACE, *measurements.QUERY])
-    )
+    no_scores = pd.DataFrame(columns=[*measurements.PLACE, *measurements.QUERY])
+    scores = pd.concat(scores) if scores else no_scores
     measurements.write_csv(measurements.sort(metrics), folder / "metrics.csv")
     measurements.write_parquet(scores, folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}

@@ -172,10 +172,9 @@ def quality_and_cost(runs: dict[str, Run]) -> pd.DataFrame:
     rows = select(first_protocol_rows(runs), **QUALITY["mAP, unrestricted"])
     table = rows.set_index("architecture").loc[list(runs), ["value", "ci_low", "ci_high"]]
     summaries = [run.summary for run in runs.values()]
+    speeds = [summary["speed"]["images_per_second"] or math.nan for summary in summaries]
     return table.assign(
-        milliseconds=[
-            1000 / (summary["speed"]["images_per_second"] or math.nan) for summary in summaries
-        ],
+        milliseconds=[1000 / speed for speed in speeds],
         bytes=[summary["index_bytes"] / summary["dataset"]["gallery"] for summary in summaries],
         is_baseline=[run.is_baseline for run in runs.values()],
     )
@@ -274,25 +273,20 @@ def search_pairs(runs: dict[str, Run]) -> pd.DataFrame:
 
 def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
     """The pairs, from `pairs` or `search_pairs`, for readers."""
-    return pd.DataFrame(
-        {
-            **({"architecture": compared["architecture"]} if "architecture" in compared else {}),
-            "ahead": compared["ahead"],
-            "behind": compared["behind"],
-            "difference in mAP": [
-                Estimate(pair.difference, pair.ci_low, pair.ci_high)
-                for pair in compared.itertuples()
-            ],
-            "p": compared["p"].map(PValue),
-            "p, Holm": compared["p_holm"].map(PValue),
-            "effect size": compared["effect_size"],
-            "queries": compared["n_queries"],
-            "significant": np.select(
-                [compared["p"].isna(), compared["is_significant"]], ["–", "yes"], "no"
-            ),
-            "covers seeds": compared["covers_seeds"].map({True: "yes", False: "no"}),
-        }
-    )
+    differences = [
+        Estimate(row.difference, row.ci_low, row.ci_high) for row in compared.itertuples()
+    ]
+    conditions = [compared["p"].isna(), compared["is_significant"]]
+    columns = {
+        "difference in mAP": differences,
+        "p": compared["p"].map(PValue),
+        "p, Holm": compared["p_holm"].map(PValue),
+        "effect size": compared["effect_size"],
+        "queries": compared["n_queries"],
+        "significant": np.select(conditions, ["–", "yes"], "no"),
+        "covers seeds": compared["covers_seeds"].map({True: "yes", False: "no"}),
+    }
+    return compared.filter(["architecture", "ahead", "behind"]).assign(**columns)
 
 
 def lost_and_won_back(runs: dict[str, Run]) -> pd.DataFrame:
