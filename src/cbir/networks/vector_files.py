@@ -73,7 +73,7 @@ def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
-    """The columns of `COLUMNS` that a file has, each (n_rows, ...); ValueError if it is none."""
+    """The columns of `COLUMNS` in a file, each (n_rows, ...); ValueError if it cannot be read."""
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet  # only few studies need it
@@ -133,7 +133,7 @@ def _match(paths: list[str], dataset: Dataset) -> np.ndarray:
 def _numbers(
     name: str, columns: dict[str, np.ndarray], rows: np.ndarray, names: list[str]
 ) -> np.ndarray:
-    """The given rows of a column as (n, width) float32; ValueError if they are no vectors."""
+    """The given rows of a column as (n, width) float32; ValueError if they are not vectors."""
     values = columns[name]
     if values.dtype == object:  # a column of lists
         lists = [np.asarray(values[row]) for row in rows]

@@ -60,7 +60,7 @@ def extremes(run: Run, most: int = 3) -> pd.DataFrame:
 
 
 def at_quantiles(runs: dict[str, Run]) -> dict[str, int]:
-    """Queries at `QUANTILES` of average precision, the mean over the networks, by position."""
+    """The query at each of `QUANTILES` of average precision (the mean over the networks)."""
     scores = [query_scores(run)["average_precision"] for run in (networks(runs) or runs).values()]
     order = pd.concat(scores, axis=1).mean(axis=1).dropna().sort_values(kind="stable").index
     return {name: order[round(level * (len(order) - 1))] for name, level in QUANTILES.items()}

@@ -376,7 +376,10 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
 
 
 def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
-    """Architecture and point of a run: `cnn-64-head`, `input_size=64 train=head` has two words."""
+    """The architecture and the point of a grid's run: its name has a word per parameter.
+
+    Example: `cnn-64-head`, `input_size=64 train=head`.
+    """
     point = dict(word.partition("=")[::2] for word in variant.split() if "=" in word)
     return run.rsplit("-", len(point))[0], point
 
@@ -421,7 +424,7 @@ def machine_name(machine: dict) -> str:
 
 
 def training_place(summary: dict) -> str:
-    """` (on <GPU>)` after a training time in a summary, if it was trained elsewhere, else ""."""
+    """` (on <GPU>)` if a summary's network was trained elsewhere than it was measured, else ""."""
     place = (summary.get("trained_on") or {}).get("machine")
     return f" (on {machine_name(place)})" if place else ""
 

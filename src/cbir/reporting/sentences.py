@@ -285,7 +285,7 @@ def definitions(scores: pd.DataFrame, run: Run) -> str:
 
 
 def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
-    """On which query architectures disagree most, from `examples.disagreements`; may be empty."""
+    """On which query architectures disagree most, from `examples.disagreements`, if there is any."""
     if queries.empty:
         return ""
     widest = queries.iloc[0]
@@ -377,7 +377,7 @@ def describe_run(run: Run) -> str:
 
 
 def retrieval_or_classification(pairs: pd.DataFrame) -> str:
-    """For which architectures classification is ahead, from `tables.search_pairs`; may be empty."""
+    """For which architectures classification is ahead, from `tables.search_pairs`, if any."""
     return "\n\n".join(
         f"{text} {_compare_searches(pairs, one, other, whom)}."
         for one, other, text, whom in SEARCH_TEXTS

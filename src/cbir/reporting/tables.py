@@ -70,7 +70,7 @@ def files(dataset: Dataset) -> pd.DataFrame:
 
 
 def named_files(dataset) -> pd.DataFrame:
-    """A row for every file that a `Dataset` or `galleries.Changes` leaves out or remarks on."""
+    """A row per file that a `Dataset` or `galleries.Changes` leaves out, or uses with a remark."""
     groups = {"left out": dataset.left_out, "used": dataset.remarks}
     return pd.DataFrame(
         [(one.name, use, one.reason, one.files) for use, named in groups.items() for one in named],

@@ -187,7 +187,10 @@ def _quoted(value: str) -> str:
 
 
 def _check_overrides(overrides: str, chosen: list[configs.RunConfig]) -> None:
-    """StudyError if SET changes what no chosen run uses; trials of baselines ignore networks'."""
+    """StudyError if SET changes a parameter that none of the chosen runs uses.
+
+    A trial with only baselines ignores parameters of networks, as a study's files do.
+    """
     if all(run.is_baseline for run in chosen):
         return
     for key in configs.parse_overrides(overrides):
