@@ -285,7 +285,7 @@ def definitions(scores: pd.DataFrame, run: Run) -> str:
 
 
 def disagreement(queries: pd.DataFrame, dataset: Dataset) -> str:
-    """On which query architectures disagree most, from `examples.disagreements`, if there is any."""
+    """On which query architectures disagree most, from `examples.disagreements`; may be empty."""
     if queries.empty:
         return ""
     widest = queries.iloc[0]
