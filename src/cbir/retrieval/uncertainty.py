@@ -36,12 +36,11 @@ def confidence_bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confidence interval of each column's mean over queries, for scores between two limits.
 
-    The interval allows for queries unlike those in the sample. Its low end is a quantile of means
-    with random weights (a Bayesian bootstrap) of the values and one more query at the lower limit;
-    its high end has one more query at the upper limit. If all values lie at a limit, as with
-    shares, this is the interval of Clopper and Pearson, which is computed exactly: 1.0 of 36
-    queries gives [0.903, 1], of 2 queries [0.158, 1]. `tests/benchmarks/uncertainty.py` measures
-    how often the interval covers the mean. NaN is left out.
+    Its low end is a quantile of means with random weights (a Bayesian bootstrap) of the values and
+    one more query at the lower limit; its high end has one more query at the upper limit. If all
+    values lie at a limit, as with shares, this is the interval of Clopper and Pearson, computed
+    exactly: 1.0 of 36 queries gives [0.903, 1], of 2 queries [0.158, 1]. docs/evaluation.md says
+    how often it covers the mean. NaN is left out.
 
     Sources: Gaffke, Three Test Statistics for a Nonparametric One-Sided Hypothesis on the Mean of a
     Nonnegative Variable (2005); Learned-Miller and Thomas, A New Confidence Interval for the Mean
@@ -51,8 +50,8 @@ def confidence_bounds(
     Args:
         values: (n_queries, m), finite, or NaN if a query has no value.
         limits: the lowest and the highest possible value, each a number or (m,). If they are equal,
-            the mean is constant, and the interval is a point. None: unknown, as for differences;
-            then a column's limits are plus and minus its largest absolute value, or 1 if all are 0.
+            the interval is a point. None: unknown, as for differences; then a column's limits are
+            plus and minus its largest absolute value, or 1 if all are 0.
         level: share of samples whose interval covers the mean, between 0 and 1.
 
     Returns:
@@ -118,13 +117,10 @@ def permutation_test(
     """p-value of the two-sided paired permutation test that two architectures are exchangeable.
 
     If they were, each query's difference could equally have the other sign. p is the share of sign
-    choices whose mean is at least as far from 0 as the observed mean: (1 + count) /
-    (1 + permutations) of random choices.
-
-    Exchangeable means more than a mean difference of 0: differences must be distributed
-    symmetrically around 0. If they are skewed around a mean of 0, the test finds differences too
-    often, above all among few queries. With fewer than `MIN_QUERIES` differences, there is
-    therefore no p-value. `tests/benchmarks/uncertainty.py` measures how often the test errs.
+    choices whose mean is at least as far from 0 as the observed mean: (1 + count) / (1 +
+    permutations) of random choices. Exchangeable means more than a mean difference of 0:
+    differences must be symmetric around 0. If they are skewed, the test errs too often among few
+    queries (docs/evaluation.md says how often), so fewer than `MIN_QUERIES` have no p-value.
 
     Sources: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005); Smucker, Allan,
     Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation
@@ -175,16 +171,15 @@ def compare(
     """Compare every pair of architectures on the same queries.
 
     If both have at least `MIN_SEEDS` seeds, or one has and the other is a baseline, the test and
-    the interval are those of `seed_test`, and apply to the architectures. Otherwise they are
-    those of `permutation_test` and `intervals` over the queries alone, and apply only to the
-    networks that were trained.
+    the interval are those of `seed_test`, and apply to the architectures. Otherwise they are those
+    of `permutation_test` and `intervals`, and apply only to the networks that were trained.
 
     Args:
         values: by architecture, one score per query (rows) and seed (columns, or a series for one
             seed). A pair is compared on the queries for which both have a value.
         baselines: those that are not trained, and therefore have no variance between seeds.
-        same_networks: whether all columns with the same number, such as two searches, come from the
-            same trained network, so that seeds are paired.
+        same_networks: whether columns of one number come from the same trained network, as for two
+            searches, so that seeds are paired.
 
     Returns:
         One row per pair, the architectures with the highest means first: ahead, behind (names),
@@ -237,13 +232,11 @@ def seed_test(
 ) -> tuple[float, float, float]:
     """Interval and two-sided test of a mean difference, over both seeds and queries.
 
-    The difference between two architectures varies with the queries and, independently, with the
-    seeds of each. Its variance is estimated by the sum of the variances of these means: that of
-    the differences over queries / n_queries, and of each side's means over seeds / n_seeds. The sum
-    counts interactions of seeds and queries twice, so the test is conservative. The quantile
-    is the mean of the t quantiles of both parts, weighted by their variances (Cochran's
-    approximation); the seeds have Welch's degrees of freedom. `tests/benchmarks/comparisons.py`
-    measures how often the test errs.
+    The variance of the difference is estimated by the sum of its variance over queries / n_queries,
+    and of each side's means over seeds / n_seeds. The sum counts interactions of seeds and queries
+    twice, so the test is conservative. The quantile is the mean of the t quantiles of both parts,
+    weighted by their variances (Cochran's approximation); the seeds have Welch's degrees of
+    freedom. docs/evaluation.md says how often the test errs.
 
     Sources: Cochran and Cox, Experimental Designs (1957), section 4.14; Welch, The Generalization
     of `Student's' Problem when Several Different Population Variances are Involved (1947);
@@ -287,10 +280,10 @@ def class_test(values: pd.DataFrame, limits: tuple[float, float] = (-1, 1)) -> p
     """Intervals and two-sided tests of means over classes, which speak of other classes, too.
 
     Classes differ, and so do the networks of different draws. Therefore each column is tested twice
-    with Student's t, over the means of the classes and over the means of the draws. The interval
-    reaches from the lower low end to the higher high end, and p is the larger of the two. With
-    fewer than `MIN_CLASSES` classes or `MIN_DRAWS` draws, there is neither an interval nor a p.
-    `tests/benchmarks/comparisons.py` measures how often the test errs.
+    with Student's t, over the means of the classes and over those of the draws. The interval
+    reaches from the lower low end to the higher high end, and p is the larger one. With fewer than
+    `MIN_CLASSES` classes or `MIN_DRAWS` draws, there is neither. docs/evaluation.md says how often
+    the test errs.
 
     Args:
         values: (n, m), means over the queries of a class, or differences of them, indexed by draw
