@@ -7,7 +7,7 @@ import pytest
 from invented import result, rows
 from test_provenance import PARAMETERS
 
-from cbir.reporting import claims, grids, provenance, tables
+from cbir.reporting import claims, grids, provenance, sentences, tables
 from cbir.reporting.numbers import Estimate
 
 PRUNED, VGG16, _ = provenance.KNOWN_WEIGHTS
@@ -266,3 +266,9 @@ def test_of_a_grid_without_sizes_or_with_one_nothing_is_said():
             runs |= network(f"net-{variant.partition('=')[2]}", "cnn", variant=variant)
         points = grids.points_table(runs)
         assert claims.input_size(points, grids.pairs(runs, points)) == ""
+
+
+def test_frozen_networks_are_named_if_others_are_not():
+    frozen, tuned = network("head", "vgg16"), network("tuned", "vgg16", train="all")
+    assert sentences.frozen(frozen | tuned) == " Frozen, with only a head trained: head."
+    assert sentences.frozen(frozen) == sentences.frozen(tuned) == ""

@@ -207,6 +207,10 @@ def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other():
     assert display.looks(reversed(names)) == all_looks
     assert all_looks["cnn"] == display.looks(["mine", "cnn"])["cnn"] == display.LOOKS[0]
     assert display.looks(["mine"])["mine"] == display.looks(["mine", "cnn", "other"])["mine"]
+    # A variant has the colour of what it is named after, and another marker.
+    for known, variant in (("resnet50", "resnet50_64"), ("cnn_strong", "cnn_strong_short")):
+        (colour, marker), (same, other) = display.looks([known, variant]).values()
+        assert colour == same and marker != other
     # Fixed rules are grey, and take no look from others.
     rules = display.looks([*display.RULES, *names])
     assert {name: rules[name] for name in names} == all_looks

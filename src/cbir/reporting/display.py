@@ -178,9 +178,9 @@ def say(text: str | None, folded_under: str = "") -> None:
 def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The colour and marker of each architecture in a figure, unique for up to 42 architectures.
 
-    The architectures of `KNOWN` and the baselines of `RULES` always look the same. The look of
-    others depends on a hash of their name; if two would look alike, one of them gets the next free
-    look.
+    The architectures of `KNOWN` and the baselines of `RULES` always look the same. `resnet50_64`
+    has the colour of `resnet50`. All else depends on a hash of the name; if two would look alike,
+    one of them gets the next free look.
     """
     architectures = list(architectures)
     places = {name: KNOWN.index(name) for name in architectures if name in KNOWN}
@@ -188,6 +188,11 @@ def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
     for name in sorted(set(architectures) - {*KNOWN, *RULES}):
         start = int(hashlib.sha256(name.encode()).hexdigest(), 16)
         order = [len(KNOWN) + (start + step) % n_free for step in range(n_free)]
+        # `cnn_strong_short` is a variant of `cnn_strong`, which is itself known.
+        known = max((one for one in KNOWN if name.startswith(f"{one}_")), key=len, default=None)
+        if known:
+            colour = LOOKS[KNOWN.index(known)][0]
+            order.sort(key=lambda place: LOOKS[place][0] != colour)
         free = [place for place in order if place not in places.values()]
         places[name] = (free or order)[0]
     return {name: RULES.get(name) or LOOKS[places[name]] for name in architectures}

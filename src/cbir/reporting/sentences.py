@@ -116,6 +116,20 @@ def intervals(runs: dict[str, Run]) -> str:
     )
 
 
+def frozen(runs: dict[str, Run]) -> str:
+    """Which networks have a frozen backbone; empty if none or all of them have one.
+
+    The sentence begins with a space, to follow another one.
+    """
+    is_frozen = {
+        name: run.summary["parameters"]["train"] == "head" for name, run in networks(runs).items()
+    }
+    if len(set(is_frozen.values())) < 2:
+        return ""
+    names = join(name for name, frozen in is_frozen.items() if frozen)
+    return f" Frozen, with only a head trained: {names}."
+
+
 def uneven_classes(runs: dict[str, Run]) -> str:
     """That classes are uneven, so that means over classes are shown; empty if they are not."""
     sizes = tables.class_sizes(tables.first_protocol_rows(runs))
