@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 # jsonschema compiles a grammar for a format that no notebook has, which takes a second.
@@ -229,19 +230,34 @@ def save_trained(study="tiny", name="cnn", **changes):
     )  # fmt: skip
 
 
+def made_once(tmp_path_factory, name: str, make) -> Path:
+    """A folder of this process with what `make` writes, which only one process of tests makes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / f"{name} unfinished")
+            (shared / f"{name} unfinished").rename(shared / name)
+        return shutil.copytree(shared / name, tmp_path_factory.mktemp(name) / name)
+
+
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory) -> Path:
     """A project with a study of two finished architectures, made once."""
-    root = empty_project(tmp_path_factory.mktemp("finished"))
-    write_pictures(root / "data" / "shapes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("KERAS_HOME", str(root / "keras"))
-        save_trained("tiny", "cnn")
-        save_trained(
-            "tiny", "whitened", whitening=4, test_time_flips=True, epochs=2, pooling="attention"
-        )
-    return root
+
+    def make(root: Path) -> None:
+        empty_project(root)
+        write_pictures(root / "data" / "shapes")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            patch.setenv("KERAS_HOME", str(root / "keras"))
+            save_trained("tiny", "cnn")
+            save_trained(
+                "tiny", "whitened", whitening=4, test_time_flips=True, epochs=2, pooling="attention"
+            )
+
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +267,36 @@ def finished_study(finished_project):
         patch.chdir(finished_project)
         patch.setenv("KERAS_HOME", str(finished_project / "keras"))
         yield finished_project
+
+
+@pytest.fixture(scope="module")
+def measured_project(tmp_path_factory):
+    """A project with the study of `runs`, made the working directory."""
+    import invented
+
+    protocols = ["closed", "held_out_gallery", "unseen_classes"]
+
+    def make(root: Path) -> None:
+        make_project(root)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            invented.save_network("cnn", 2.0, seeds=[3, 1], protocols=protocols)
+            invented.save_network("vgg16", 3.0, epochs=())
+            invented.save_baseline("raw_pixels", protocols=protocols)
+
+    root = made_once(tmp_path_factory, "measured", make)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("KERAS_HOME", str(root / "keras"))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def runs(measured_project):
+    """Three runs on the small pictures: one of two seeds and three protocols, and a baseline."""
+    from cbir.reporting.runs import read_run
+
+    return {name: read_run("tiny", name) for name in ("cnn", "vgg16", "raw_pixels")}
 
 
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):

@@ -66,22 +66,6 @@ def test_a_notebook_runs_with_the_parameters_that_it_has(name):
         params.complete(**{group: values[group] for group in known if group in values})
 
 
-@pytest.fixture(scope="module")
-def project(shared_project):
-    return shared_project
-
-
-@pytest.fixture(scope="module")
-def runs(project):
-    """Three runs on the small pictures: one of two seeds and three protocols, and a baseline."""
-    protocols = ["closed", "held_out_gallery", "unseen_classes"]
-    return {
-        "cnn": invented.save_network("cnn", 2.0, seeds=[3, 1], protocols=protocols),
-        "vgg16": invented.save_network("vgg16", 3.0, epochs=()),
-        "raw_pixels": invented.save_baseline("raw_pixels", protocols=protocols),
-    }
-
-
 def outputs_of(name: str, monkeypatch, *, last: str = "", **parameters) -> str:
     """Run a notebook's cells in this process; its texts, its tables, its figures' captions.
 
@@ -188,7 +172,7 @@ def test_the_page_of_feedback_shows_every_run(runs, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def grid(project):
+def grid(measured_project):
     """Two points of a grid."""
     return {
         f"cnn-{size}": invented.save_network(
@@ -219,13 +203,13 @@ def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
 
 @pytest.mark.parametrize("has_classifier", [True, False])
 def test_the_page_of_vectors_shows_every_search_that_they_allow(
-    has_classifier, project, monkeypatch
+    has_classifier, measured_project, monkeypatch
 ):
     images = load_shapes()
     columns = {"path": np.array(images.names), "vector": np.random.default_rng(0).random((48, 4))}
     if has_classifier:
         columns["probabilities"] = np.eye(3)[images.labels]
-    np.savez(project / "data" / "four.npz", **columns)
+    np.savez(measured_project / "data" / "four.npz", **columns)
     shown = outputs_of(
         "baseline", monkeypatch, study="tiny", architecture="four", baseline="vectors",
         vectors="data/four.npz",

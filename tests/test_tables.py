@@ -27,21 +27,6 @@ WORSE = ["vgg16", "raw_pixels"]
 
 
 @pytest.fixture(scope="module")
-def project(shared_project):
-    return shared_project
-
-
-@pytest.fixture(scope="module")
-def runs(project):
-    """Three runs on the small pictures: one of two seeds and three protocols, and a baseline."""
-    return {
-        "cnn": invented.save_network("cnn", 2.0, seeds=[3, 1], protocols=PROTOCOLS),
-        "vgg16": invented.save_network("vgg16", 3.0, epochs=()),
-        "raw_pixels": invented.save_baseline("raw_pixels", protocols=PROTOCOLS),
-    }
-
-
-@pytest.fixture(scope="module")
 def dataset(runs):
     return load_shapes()
 
@@ -310,7 +295,7 @@ def test_where_every_query_leaks_nothing_is_left_to_measure(runs):
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
-def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, project, runs):
+def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, measured_project, runs):
     run = invented.save_network(f"of {protocol}", 2.5, epochs=(), protocols=[protocol])
     images = run.dataset
     assert images.protocol == protocol
@@ -367,8 +352,8 @@ def test_curves_are_those_of_what_was_trained(runs):
     assert list(tables.histories(runs)) == ["cnn", "vgg16"]
 
 
-def test_the_provenance_names_weights_only_of_what_has_some(runs, project):
-    folder = project / "reports" / "tiny"
+def test_the_provenance_names_weights_only_of_what_has_some(runs, measured_project):
+    folder = measured_project / "reports" / "tiny"
     assert provenance.provenance_table("elsewhere").empty
     for name in runs:
         manifest = {"parameters": {}, "seconds": 3.0}
