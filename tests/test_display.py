@@ -48,7 +48,11 @@ def test_of_nothing_nothing_is_shown(empty, shown):
 
 def test_a_text_is_shown_as_markdown(shown):
     display.say("**a** is ahead of b")
-    assert shown == ["**a** is ahead of b"]
+    display.say("- p < 0.05", folded_under="What the tests cover")
+    assert shown == [
+        "**a** is ahead of b",
+        "<details><summary>What the tests cover</summary>\n\n- p < 0.05\n\n</details>",
+    ]
 
 
 def curve() -> plt.Figure:

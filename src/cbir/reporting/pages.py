@@ -98,9 +98,11 @@ def write_index(reports: Path) -> None:
     studies = []
     for page in [*reports.glob("*/index.html"), *reports.glob("published/*/index.html")]:
         html, folder = page.read_text("utf-8"), page.parent
-        figures = [*re.findall(r'href="(figures/[^"]*)"', html)[:1], "results.png"]
-        pictures = [figure for figure in figures if (folder / unquote(figure)).is_file()]
         path, manifest = folder.relative_to(reports).as_posix(), read_manifest(folder)
+        figure = re.search(rf'href="({FIGURES}/[^"]*)"', html)
+        picture = f"{quote(path)}/results.png" if (folder / "results.png").is_file() else ""
+        if figure and (file := folder / unquote(figure[1])).is_file():
+            picture = _data_url(file.read_text("utf-8"))
         about = re.search(r'<meta[^>]*name="description"[^>]*>', html)
         answer = re.search(r'content="([^"]*)"', about[0])[1] if about else ""
         studies.append(
@@ -110,7 +112,7 @@ def write_index(reports: Path) -> None:
                 "page": f"{quote(path)}/{page.name}",
                 "date": manifest.get("date", ""),
                 "answer": unescape(answer),
-                "picture": f"{quote(path)}/{pictures[0]}" if pictures else "",
+                "picture": picture,
             }
         )
     studies.sort(key=lambda study: study["name"])
@@ -155,7 +157,7 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
     return html
 
 
-def _themed(drawing: str) -> str:
+def _data_url(drawing: str) -> str:
     """A drawing of `display.show` whose ink and paper are the page's, light or dark."""
 
     def recolour(tag: re.Match) -> str:
@@ -164,9 +166,10 @@ def _themed(drawing: str) -> str:
         return re.sub(r"#[0-9a-f]{6}\b", colour, tag[0])
 
     drawing = re.sub(r"<(?:text|path|g|use|rect)\b[^>]*>", recolour, drawing)
-    return re.sub(
+    drawing = re.sub(
         r"<svg\b[^>]*>", lambda tag: f"{tag[0]}<style>{COLOURS}</style>", drawing, count=1
     )
+    return f"data:{FIGURE};base64,{base64.b64encode(drawing.encode()).decode()}"
 
 
 def _add_figures(outputs: list, page: Path) -> None:
@@ -182,7 +185,7 @@ def _add_figures(outputs: list, page: Path) -> None:
         about |= {
             "name": f"Figure {number}", "anchor": f"figure-{anchor}",
             "file": f"{FIGURES}/{quote(file)}",
-            "source": base64.b64encode(_themed(drawing).encode()).decode(),
+            "source": _data_url(drawing),
         }  # fmt: skip
         output.metadata["figure"] = about
     _write_files(page, FIGURES, contents)
