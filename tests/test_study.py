@@ -111,7 +111,7 @@ def test_a_study_ends_well_and_says_nothing_on_stderr(study):
 def test_leaks_are_told_before_anything_runs(study):
     lines = study.done.stdout.splitlines()
     (told,) = [place for place, line in enumerate(lines) if "also in the gallery" in line]
-    assert lines[told].startswith("Queries that are also in the gallery: none found among 12.")
+    assert lines[told].startswith("Queries that are also in the gallery: none found among 12; ")
     assert told < next(place for place, line in enumerate(lines) if "running" in line)
 
 

@@ -471,10 +471,11 @@ def describe_leaks(audit: leaks.Audit) -> str:
     pairs = audit.leaks
     n_leaking = pairs["query"].nunique()
     n_identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
-    lines = [f"none found among {audit.n_queries:,}."]
+    missed = "; most copies that were strongly cropped, shifted, rotated or edited are missed."
+    lines = [f"none found among {audit.n_queries:,}{missed}"]
     if n_leaking:
         lines = [
-            f"{_share(n_leaking, audit.n_queries)}.",
+            f"{_share(n_leaking, audit.n_queries)}{missed}",
             f"Leaks with identical pixels: {n_identical:,}, near-duplicates: "
             f"{n_leaking - n_identical:,}.",
         ]
