@@ -4,7 +4,8 @@
 repetition times each method once, one after the other, so that what else the machine does falls on
 all of them. The slow ones take some of the queries; their seconds are scaled to all of them. PML is
 PyTorch Metric Learning's AccuracyCalculator, once on full rankings and once at its fastest, which
-finds the first R results and ranks no others.
+finds the first R results and ranks no others. Exact searches for the first 10 results are compared
+among themselves.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cbir.retrieval import metrics
+from cbir.retrieval import metrics, ranking
 
 CLASSES = 10
 BLOCK = 256
-OURS, PRODUCT = "cbir", "matrix product"
+OURS, PRODUCT, TOP = "cbir", "matrix product", "cbir, first 10"
 FASTER, SLOWER, MEMORY = 5, 3, 1000
 
 
@@ -111,6 +112,25 @@ def metric_learning_at_r(data: Data) -> float:
     return metric_learning(data, "mean_average_precision_at_r", "max_bin_count")
 
 
+def first_10(data: Data) -> np.ndarray:
+    """(n, 10) the similarities of the first results, like the two functions below."""
+    return ranking.search(data.query, data.gallery, 10)[1]
+
+
+def faiss(data: Data) -> np.ndarray:
+    import faiss
+
+    index = faiss.IndexFlatIP(data.gallery.shape[1])
+    index.add(data.gallery)
+    return index.search(data.query, 10)[0]
+
+
+def usearch(data: Data) -> np.ndarray:
+    from usearch.index import MetricKind, search
+
+    return 1 - search(data.gallery, data.query, 10, MetricKind.IP, exact=True).distances
+
+
 class Method(NamedTuple):
     run: Callable[[Data], object]
     computes: str
@@ -132,23 +152,30 @@ METHODS = {
         "pytorch-metric-learning",
         "average_precision_at_r",
     ),
+    TOP: Method(first_10, "first 10 results", "numba"),
+    "faiss": Method(faiss, "first 10 results", "faiss-cpu"),
+    "usearch": Method(usearch, "first 10 results", "usearch"),
 }
 OTHERS = [name for name, method in METHODS.items() if method.agrees_on]
+SEARCHES = ["faiss", "usearch"]
 
 
 def share(name: str, data: Data, sample: int) -> Data:
     """The queries that a method is timed with."""
-    return data.first(sample) if name in OTHERS else data
+    return data.first(sample) if name in OTHERS + SEARCHES else data
 
 
 def assert_agreement(data: Data) -> None:
-    """All methods find the same means; rounding swaps a few neighbours of 50,000."""
+    """All methods find the same means and results; rounding swaps a few neighbours of 50,000."""
     ours = cbir(data).mean()
     for name in OTHERS:
         method = METHODS[name]
         theirs, expected = method.run(data), ours[method.agrees_on]
         assert abs(theirs - expected) < 1e-5, (name, theirs, expected)
         print(f"  {name}: {method.agrees_on} {theirs:.7f}, ours {expected:.7f}")
+    similarities = first_10(data)
+    for name in SEARCHES:
+        np.testing.assert_allclose(METHODS[name].run(data), similarities, atol=1e-5)
 
 
 def time_all(data: Data, sample: int, repeat: int) -> pd.DataFrame:
@@ -210,7 +237,11 @@ def all_peaks(data: Data, sample: int) -> pd.Series:
 
 
 def tabulate(seconds: pd.DataFrame, peaks: pd.Series, data: Data, sample: int) -> pd.DataFrame:
-    """A row per method. Ratios are medians of those within each repetition."""
+    """A row per method. Ratios are medians of those within each repetition.
+
+    Searches are compared with our search, all other methods with our metrics.
+    """
+    ours = seconds[[TOP if name in [TOP, *SEARCHES] else OURS for name in METHODS]]
     return pd.DataFrame(
         {
             "computes": {name: method.computes for name, method in METHODS.items()},
@@ -219,7 +250,7 @@ def tabulate(seconds: pd.DataFrame, peaks: pd.Series, data: Data, sample: int) -
             "least": seconds.min().round(2),
             "most": seconds.max().round(2),
             "x product": seconds.div(seconds[PRODUCT], axis=0).median().round(2),
-            "x cbir": seconds.div(seconds[OURS], axis=0).median().round(2),
+            "x cbir": (seconds[[*METHODS]] / ours.to_numpy()).median().round(2),
             "peak MB": peaks.round().astype("Int64"),
         }
     ).loc[list(METHODS)]
