@@ -72,7 +72,7 @@ test-slow: $(STAMP)  ## run the slow tests: whole studies and further architectu
 	@$(PYTEST) -m "slow and not browser and not faults"
 
 test-faults: $(STAMP)  ## run the tests with crashes, damaged files and hostile input
-	@$(PYTEST) -m "faults and not browser"
+	@$(PYTEST) -m "faults and not browser" $$(grep -l mark.faults tests/test_*.py)
 
 mutants: $(STAMP)  ## check that the quick tests notice mistakes seeded in the code (minutes)
 	@$(BIN)/python tests/mutants.py

@@ -28,55 +28,93 @@ pytestmark = pytest.mark.faults
 STUDY_FILES = ("metrics.csv", "per_query.parquet")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> SimpleNamespace:
-    """A study of a baseline, run once: its project and the bytes of its files."""
-    root = make_study(tmp_path_factory.mktemp("undisturbed"), {BASELINE: BASELINES})
-    shorten_notebooks(root)
-    started = time.monotonic()
-    run = report(root)
-    assert run.done.returncode == 0, run.done.stderr
-    files = {name: (run.reports / name).read_bytes() for name in STUDY_FILES}
-    return SimpleNamespace(root=root, files=files, seconds=time.monotonic() - started)
-
-
 @pytest.fixture
-def again(undisturbed, tmp_path) -> Path:
-    """The project of the study, as it was before its run."""
-    for name in ("notebooks", "params", "data"):
-        (tmp_path / name).symlink_to(undisturbed.root / name)
-    return tmp_path
+def tiny(tmp_path) -> Path:
+    """A project with a study of a baseline."""
+    root = make_study(tmp_path / "tiny", {BASELINE: BASELINES})
+    shorten_notebooks(root)
+    return root
 
 
-def start_report(root: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cbir", "report", "--study", "tiny"]
-    environment = {**os.environ, "KERAS_HOME": str(root / "keras")}
-    return subprocess.Popen(
-        command, cwd=root, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+# Each run is a fork of this process, which has imported everything, and needs no kernel.
+FORKED_RUNS = """
+import os, random, signal, sys, time
+import nbformat
+from cbir.reporting import pages
+from cbir.studies import kernels, runner
+from cbir.studies.study import open_study
+
+def execute(study, page, executed, parameters):
+    notebook, names = nbformat.read(page.notebook, as_version=4), {}
+    for cell in notebook.cells:
+        exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", ()):
+            names |= parameters
+    nbformat.write(notebook, executed)
+
+def start(root):
+    if process := os.fork():
+        return process
+    os.chdir(root)
+    os._exit(0 if runner.bring_up_to_date(open_study(root, "tiny")) else 1)
+
+def ends(processes):
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+runner._execute = execute
+roots = [runner.Path(root) for root in sys.argv[1:]]
+study = open_study(roots[0], "tiny")
+for notebook in [study.runs[0].notebook, study.pages[0].notebook]:
+    exec(kernels._imports(notebook))
+began = time.monotonic()
+assert ends([start(roots[0])]) == [0]
+seconds = time.monotonic() - began
+for kill in range(6):
+    processes, moment = [start(roots[1]) for _ in range(1 + kill % 2)], random.uniform(0, seconds)
+    time.sleep(moment)
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+    print(f"killed after {moment:.2f} of {seconds:.2f} s", ends(processes), flush=True)
+print(ends([start(roots[1]) for _ in range(2)]))
+"""
+
+
+def test_runs_that_are_killed_or_start_at_once_end_with_the_same_bytes(tiny):
+    again = tiny.parent / "again"
+    shutil.copytree(tiny, again)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_RUNS, tiny, again], cwd=tiny, env=environment,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+    print(done.stdout)
+    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
+    for name in STUDY_FILES:
+        before, after = (root / "reports" / "tiny" / name for root in (tiny, again))
+        assert before.read_bytes() == after.read_bytes()
 
 
-def test_runs_that_are_killed_or_start_at_once_end_with_the_same_bytes(undisturbed, again):
-    moments = random.Random()
-    for _ in range(2):
-        process, seconds = start_report(again), moments.uniform(0.1, 1) * undisturbed.seconds
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(60)
-        print(f"killed after {seconds:.2f} of {undisturbed.seconds:.2f} s")
-    processes = [start_report(again) for _ in range(2)]
-    assert [process.wait(300) for process in processes] == [0, 0]
-    files = {name: (again / "reports" / "tiny" / name).read_bytes() for name in STUDY_FILES}
-    assert files == undisturbed.files
+def test_a_command_that_is_killed_with_its_kernels_goes_on(tiny):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cbir", "report", "--study", "tiny"], cwd=tiny,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    while ": running notebooks/" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(random.uniform(0, 3))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+    done = report(tiny).done
+    assert done.returncode == 0, done.stderr
+    assert "reports/tiny/index.html written in" in done.stdout
 
 
-def test_a_full_disk_under_reports_is_one_line_for_each_architecture(again):
-    (again / "reports").mkdir()
+def test_a_full_disk_under_reports_is_one_line_for_each_architecture(tiny):
+    (tiny / "reports").mkdir()
     mount = 'mount -t tmpfs -o size=300k tmpfs reports || exit 77; exec "$0" "$@"'
     command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, "-m", "cbir", "report"]
     done = subprocess.run(
-        [*command, "--study", "tiny"], cwd=again, capture_output=True, text=True, check=False
+        [*command, "--study", "tiny"], cwd=tiny, capture_output=True, text=True, check=False
     )
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("no file system can be mounted here")
@@ -213,7 +251,7 @@ import hashlib
 from conftest import build_network, load_shapes, train_network
 
 network = build_network()
-train_network(network, load_shapes(), epochs=2)
+train_network(network, load_shapes(), epochs=1)
 weights = b"".join(weight.tobytes() for weight in network.model.get_weights())
 print(network.model.dtype, hashlib.sha256(weights).hexdigest())
 """

@@ -49,12 +49,15 @@ VALUES = st.recursive(
 LINES = st.lists(st.tuples(NAMES, VALUES).map(": ".join), max_size=3)
 
 
+VALID = {"cnn.yaml": yaml.safe_dump(CNN), "study.yaml": yaml.safe_dump(STUDY)}
+
+
 @st.composite
 def documents(draw) -> bytes:
     """A valid file with lines added, lines taken away or bytes changed; or bytes at random."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=60))
-    valid = yaml.safe_dump(draw(st.sampled_from([CNN, STUDY]))).splitlines()
+    valid = draw(st.sampled_from([*VALID.values()])).splitlines()
     kept = draw(st.lists(st.sampled_from(valid), unique=True))
     text = "\n".join(kept + draw(LINES)).encode("utf-8", "surrogatepass")
     if draw(st.booleans()):
@@ -111,13 +114,12 @@ SLOWLY = settings(
 
 @pytest.mark.faults
 @SLOWLY
-@given(content=documents(), file=st.sampled_from(["cnn.yaml", "study.yaml"]))
+@given(content=documents(), file=st.sampled_from([*VALID]))
 @example(content=b"a: &a [*a]", file="cnn.yaml")
 @example(content=b"grid: {learn_from: [" + b"1, " * 20_000 + b"1]}", file="study.yaml")
 def test_any_file_is_read_or_refused(project, content, file):
-    write_study(project, "tiny", STUDY, {"cnn": CNN})
-    path = project / "params" / "tiny" / file
-    path.write_bytes(content)
+    for name, text in VALID.items():
+        (project / "params" / "tiny" / name).write_bytes(content if name == file else text.encode())
     check(project, "params/tiny/")
 
 

@@ -29,7 +29,7 @@ from cbir.progress import Ticker, duration
 # The files in the folder of a training.
 FINAL, HISTORY = "final.weights.h5", "history.json"
 # The state after the last epoch and the weights of the best epoch, which are deleted at the end.
-CHECKPOINT, BEST = f"{SCRATCH}/state.npz", f"{SCRATCH}/best.weights.h5"
+CHECKPOINT = f"{SCRATCH}/state.npz"
 # A step on features takes a few milliseconds, so the time between two steps matters. Only
 # TensorFlow executes several steps at once: PyTorch cannot.
 STEPS_AT_ONCE = 32
@@ -175,7 +175,7 @@ def train(
         )
         validation = batches(positions=dataset.validation)
         _create_variables(trained, validation)
-        history = _resume(folder, trained)
+        history, best = _resume(folder, trained)
         while len(history) < epochs and not _is_over(history, early_stopping):
             epoch, started = len(history) + 1, time.perf_counter()
             random = np.random.default_rng([seed, epoch])
@@ -188,11 +188,11 @@ def train(
             if epoch in measured_epochs:
                 network.model.save_weights(folder / _weights_name(epoch))
             if early_stopping and _best(history, early_stopping) == epoch:
-                model.save_weights(folder / BEST)
-            save_checkpoint(folder, trained, history)
+                best = model.get_weights()
+            save_checkpoint(folder, trained, history, best)
             _print_epoch(history, epochs)
         if early_stopping:
-            model.load_weights(folder / BEST)
+            model.set_weights(best)
         network.model.save_weights(folder / FINAL)
         network.body.save_weights(folder / BACKBONE_FILE)
         write_text(folder / HISTORY, json.dumps(history))
@@ -322,39 +322,47 @@ def _fit_epoch(
     return row
 
 
-def save_checkpoint(folder: Path, model: keras.Model, history: list[dict]) -> None:
-    """Save the state after an epoch in a single file, so that its parts are always consistent."""
+def save_checkpoint(
+    folder: Path, model: keras.Model, history: list[dict], best: list[np.ndarray]
+) -> None:
+    """Save the state after an epoch in a single file, so that its parts are always consistent.
+
+    Args:
+        best: the weights of the best epoch so far; empty without early stopping.
+    """
     arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
     variables = model.optimizer.variables
     arrays |= {f"optimizer_{i}": np.asarray(value) for i, value in enumerate(variables)}
-    weights = {path.as_posix(): file_digest(folder / path) for path in _kept_weights(folder)}
+    arrays |= {f"best_{i}": value for i, value in enumerate(best)}
+    names = [_weights_name(epoch) for epoch in range(1, len(history) + 1)]
+    measured = {name: file_digest(folder / name) for name in names if (folder / name).exists()}
     with replacing(folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
-        np.savez(file, history=json.dumps(history), weights=json.dumps(weights), **arrays)
+        np.savez(file, history=json.dumps(history), measured=json.dumps(measured), **arrays)
 
 
-def _resume(folder: Path, model: keras.Model) -> list[dict]:
-    """Load the checkpoint of an interrupted training and return its history.
+def _resume(folder: Path, model: keras.Model) -> tuple[list[dict], list[np.ndarray]]:
+    """Load the checkpoint of an interrupted training; return its history and its best weights.
 
-    It is empty if there is no checkpoint, or if it or a file of weights that belongs to it is
+    Both are empty if there is no checkpoint, or if it or a file of weights that belongs to it is
     damaged.
     """
     if not (folder / CHECKPOINT).exists():
-        return []
+        return [], []
     try:
         with np.load(folder / CHECKPOINT) as file:  # checks the sums of a zip archive
             state = dict(file)
-        for path, expected in json.loads(str(state["weights"])).items():
-            if file_digest(folder / path) != expected:
-                raise ValueError(f"{path} has changed")
+        for name, expected in json.loads(str(state["measured"])).items():
+            if file_digest(folder / name) != expected:
+                raise ValueError(f"{name} has changed")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         print(f"the checkpoint in {folder} is damaged ({error}): starting again", flush=True)
-        return []
+        return [], []
     model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])
     for i, variable in enumerate(model.optimizer.variables):
         variable.assign(state[f"optimizer_{i}"])
     history = json.loads(str(state["history"]))
     print(f"resuming after epoch {len(history)}", flush=True)
-    return history
+    return history, [value for name, value in state.items() if name.startswith("best_")]
 
 
 def _seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
@@ -385,12 +393,6 @@ def _best(history: list[dict], early_stopping: int) -> int:
 def _is_over(history: list[dict], early_stopping: int) -> bool:
     epochs_since = len(history) - _best(history, early_stopping) if history else 0
     return bool(early_stopping) and epochs_since >= early_stopping
-
-
-def _kept_weights(folder: Path) -> list[Path]:
-    """The files of weights that a training has written so far, as paths in its folder."""
-    paths = [*sorted(folder.glob("epoch-*.weights.h5")), folder / BEST]
-    return [path.relative_to(folder) for path in paths if path.exists()]
 
 
 def _weights_name(epoch: int) -> str:
