@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -292,6 +293,17 @@ def test_warnings_of_pillow_become_remarks_of_their_picture(recwarn):
     assert len(recwarn.list) == 1
 
 
+def test_messages_of_libtiff_become_remarks_of_their_picture(capfd):
+    whole = bytearray(saved(scene().convert("1"), "TIFF", compression="group4"))
+    remarks = []
+    for content in (whole, whole[:100] + bytes(9) + whole[109:], whole):
+        remarks.append(read_picture(io.BytesIO(content), 16).remark)
+    assert remarks[0] == remarks[2] == ""
+    assert remarks[1].startswith("libtiff warns: Fax4Decode: Bad code word")
+    os.write(2, b"of somebody else")
+    assert capfd.readouterr().err == "of somebody else"
+
+
 def test_nearly_black_or_uniform_pictures_are_named():
     grey = np.full((40, 40), 128, np.uint8)
     shaded = np.tile(np.arange(40, dtype=np.uint8) * 4, (40, 1))
@@ -537,6 +549,25 @@ def test_png_with_a_long_text_is_read():
 
 
 # Formats
+
+
+def test_heic_is_read_where_its_package_is_installed():
+    pytest.importorskip("pillow_heif", reason="`make heic` installs it")
+    upright, exif = scene(64, 64), Image.Exif()
+    exif[0x0112] = 6
+    stored = saved(
+        upright.transpose(Image.Transpose.ROTATE_90), "HEIF", quality=95, exif=exif.tobytes()
+    )
+    wanted = np.asarray(upright.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    image, remark = read_picture(io.BytesIO(stored), 32)
+    assert np.abs(image - wanted).mean() < 4
+    assert remark == ""
+    clear = saved(Image.new("RGBA", (64, 64), (*BLUE, 0)), "HEIF", quality=-1)
+    assert (read_square(io.BytesIO(clear), 8) >= 254).all()
+    image, reason = read_picture(io.BytesIO(stored[: len(stored) // 2]), 32)
+    assert image is None or reason == DAMAGED
+    assert reason
+    assert "\n" not in reason
 
 
 def test_postscript_named_as_a_picture_starts_no_program(tmp_path, monkeypatch):

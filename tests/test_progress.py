@@ -41,14 +41,3 @@ def test_elsewhere_there_are_lines_that_say_what_is_left(monkeypatch, capsys):
 )
 def test_durations_are_written_in_words(seconds, text):
     assert progress.duration(seconds) == text
-
-
-def test_unreadable_files_are_counted_and_the_first_ones_are_named():
-    assert progress.describe_skipped([]) == ""
-    assert progress.describe_skipped(["a: cut off"]).splitlines() == [
-        "skipped 1 unreadable file(s):", "  a: cut off",
-    ]  # fmt: skip
-    many = progress.describe_skipped([f"{number}: cut off" for number in range(1234)]).splitlines()
-    assert many[0] == "skipped 1,234 unreadable file(s):"
-    assert many[progress.LISTED] == f"  {progress.LISTED - 1}: cut off"
-    assert many[-1] == f"  and {1234 - progress.LISTED:,} more"

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from conftest import empty_project, load_shapes, make_project, toy_dataset, toy_embeddings
 
-from cbir import StudyError, cache, project_root
+from cbir import StudyError, cache, project_root, report_command
 from cbir.cache import Artifact, write_text
 from cbir.networks.training import Training
 from cbir.reporting import measurements, provenance, runs
-from cbir.reporting.runs import is_whole, read_run, read_runs, report_command, write_study
+from cbir.reporting.runs import is_whole, read_run, read_runs, write_study
 from cbir.retrieval import evaluation, uncertainty
 
 CLASSES = ["circle", "cross"]

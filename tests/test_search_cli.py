@@ -23,7 +23,8 @@ from cbir import StudyError
 from cbir.__main__ import main
 from cbir.cache import write_text
 from cbir.images.dataset import describe_changes
-from cbir.images.folders import NOT_A_PICTURE
+from cbir.images.folders import HIDDEN, NOT_A_PICTURE, LeftOut
+from cbir.images.pictures import DAMAGED
 from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
 from cbir.search import answers, cli, galleries, searchers
@@ -261,15 +262,47 @@ def test_table_names_class_similarity_and_path(finished_study, capfd):
     assert lines[4].split()[-1].startswith("data/shapes/")
 
 
-def test_unreadable_pictures_are_counted_and_named(finished_study, tmp_path, capfd):
+def test_every_file_that_is_named_is_accounted_for(finished_study, tmp_path, capfd):
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    code, out, _ = run(capfd, "search", QUERY, str(tmp_path), "--study", "tiny")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    cut = tmp_path / "cut.jpg"
+    with Image.open(QUERY) as picture:
+        picture.save(cut)
+    os.truncate(cut, cut.stat().st_size - 40)
+    arguments = ("search", QUERY, str(tmp_path), "--like", str(cut), "--study", "tiny")
+    code, out, _ = run(capfd, *arguments, "--html", str(tmp_path / "page.html"))
     assert code == 0
-    assert "skipped 1 unreadable file(s)" in out
-    assert f"{tmp_path / 'broken.png'}: not a picture, or in a format" in out
+    assert "5 files found, 3 used, 2 left out:" in out
+    page = (tmp_path / "page.html").read_text("utf-8")
+    (tmp_path / "page.html").unlink()
+    content = json.loads(run(capfd, *arguments, "--json")[1])
+    assert content["skipped"] == [
+        f"{tmp_path / '.hidden.png'}: {HIDDEN}", f"{tmp_path / 'broken.png'}: {NOT_A_PICTURE}",
+    ]  # fmt: skip
+    assert content["remarks"] == [f"{cut}: {DAMAGED}"] * 2
+    for one in (HIDDEN, NOT_A_PICTURE, DAMAGED):
+        assert one in out
+        assert one in page
+    cut.unlink()
     code, _, err = run(capfd, "search", str(tmp_path), "--study", "tiny")
     assert code == 1
     assert "error: none of the pictures could be read" in err
+
+
+def test_pictures_are_read_as_the_study_read_its_own(searcher, folder, monkeypatch):
+    parameters = searcher.run.summary["dataset"]["parameters"]
+    cut = folder / "circle" / "circle-00.png"
+    os.truncate(cut, cut.stat().st_size - 40)
+    for damaged, used in (("use", 1), ("skip", 0)):
+        monkeypatch.setitem(parameters, "damaged", damaged)
+        pictures, *files = answers.read_pictures(searcher, [str(cut)])
+        assert len(pictures) == used
+        assert files[used] == [LeftOut(str(cut), DAMAGED)]
+        # Pictures that were read otherwise are embedded again.
+        _, changes = galleries.index_folder(folder, searcher)
+        assert changes.embedded == 5 + used
+    monkeypatch.setitem(parameters, "max_megapixels", 0)
+    assert "max_megapixels" in answers.read_pictures(searcher, [QUERY])[1][0].reason
 
 
 def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path, capfd):
@@ -362,10 +395,13 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
     for name in ("notebooks", "params"):
         shutil.rmtree(project / name)
         shutil.copytree(ROOT / name, project / name)
-    write_study(project, "tiny", STUDY, {"cnn": CNN, "whitened": CNN})
+    odd = "it's $HOME; 1"
+    for study in ("tiny", odd):
+        write_study(project, study, STUDY, {"cnn": CNN, "whitened": CNN})
     monkeypatch.chdir(project)
     shutil.copytree(project / "reports" / "tiny", project / "reports" / "shapes-trial")
-    shutil.copytree(project / "reports" / "tiny", project / "reports" / "old")
+    for study in ("old", odd):
+        shutil.copytree(project / "reports" / "tiny", project / "reports" / study)
     shutil.rmtree(project / "reports" / "shapes-trial" / "whitened")  # not in params/folder
     command = 'make report STUDY=folder DATA="data/shapes" SET="split_seed=1"'
     write_text(
@@ -396,22 +432,23 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
     run(capfd, "index", str(folder), "--study", "tiny", "--architecture", "cnn")
     collect("search", QUERY, "--gallery", "mine", "--architecture", "whitened")
     run_advised_commands()
-    write_pictures(tmp_path / "mine-too" / "mine", classes=("circle",), count=1)
-    collect("index", str(tmp_path / "mine-too" / "mine"))
+    write_pictures(tmp_path / odd / "mine", classes=("circle",), count=1)
+    collect("index", str(tmp_path / odd / "mine"))
     collect("index", str(folder), "--architecture", "whitened")
     run_advised_commands()
     os.truncate("artifacts/galleries/mine/pictures.parquet", 0)
     collect("search", QUERY, "--gallery", "mine")
     (project / "data" / "shapes" / "circle" / "circle-00.png").unlink()
-    for study in ("tiny", "shapes-trial", "old"):
+    for study in ("tiny", "shapes-trial", "old", odd):
         collect("search", QUERY.replace("00", "01"), "--study", study)
     run_advised_commands()
     for path in (project / "reports").glob("*/*/summary.json"):
         summary = json.loads(path.read_text("utf-8"))
         summary["artifacts"]["embeddings"] = "artifacts/embeddings/none"
         path.write_text(json.dumps(summary), "utf-8")
-    for study in ("tiny", "shapes-trial", "old"):
+    for study in ("tiny", "shapes-trial", "old", odd):
         collect("search", QUERY.replace("00", "01"), "--study", study)
+        collect("export", "--study", f"{study} missing")
     run_advised_commands()
 
 
@@ -434,7 +471,7 @@ def test_picture_farther_than_usual_is_named(searcher, capfd):
     assert f"at least {usual:.3f}" in far.warning
     assert (near.nearest, near.warning) == (pytest.approx(1), "")
     assert cli.text_table(far).endswith(far.warning)
-    assert far.warning in html.unescape(cli.html_page([far], [], "heading"))
+    assert far.warning in html.unescape(cli.html_page([far], [], [], "heading"))
     assert [cli.as_json(answer)["as_near_as_usual"] for answer in (far, near)] == [False, True]
 
 
@@ -615,7 +652,15 @@ def test_emptied_folder_has_no_gallery(searcher, folder):
         galleries.open_gallery("mine")
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/x", ".hidden", "a b"])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("$x", "x"), ("(2)", "2"), (".a b", "a-b"), ("-été", "été"), ("…", "pictures")],
+)
+def test_name_of_a_gallery_is_a_word_of_the_shell(folder, name):
+    assert galleries.gallery_name(Path("/", folder)) == name
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/x", ".hidden", "a b", "-x"])
 def test_unsafe_gallery_name_is_an_error(searcher, folder, name):
     with pytest.raises(StudyError, match="--name: "):
         galleries.index_folder(folder, searcher, name)

@@ -153,7 +153,7 @@ def test_one_failure_stops_no_other_architecture(failing):
 def test_each_failure_is_one_line_on_stderr(failing):
     lines = failing.done.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines[:-1]] == ["cnn", "resnet50", "vgg16"]
-    assert "run `make report STUDY=elsewhere` first" in lines[0]
+    assert "run `make report DATA=path/to/folder` first" in lines[0]
     assert "could not be downloaded" in lines[1]
     assert "data/damaged.weights.h5 does not fit vgg16" in lines[2]
     assert lines[-1].startswith("failed: cnn, resnet50, vgg16")

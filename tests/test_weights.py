@@ -629,6 +629,7 @@ def base(place):
     """A study that has trained two backbones: the file of one, and that network's body."""
     body = build_network("cnn", seed=3).body
     path = write_weights(place, body)
+    (place / "params" / "base").mkdir()
     register(place, "base", "plain", "cnn")
     register(place, "base", "strong", "cnn_strong", training="artifacts/other")
     return path, body
@@ -659,18 +660,17 @@ def test_what_another_study_expects_of_pixels_goes_on(place, pixels):
 
 
 @pytest.mark.parametrize(
-    ("source", "what"),
+    ("source", "what", "values"),
     [
-        ("study:nowhere", "nowhere has trained no architecture"),
-        ("study:base/nobody", "base has trained no nobody"),
-        ("study:base/strong", "base has trained no strong"),
+        ("study:nowhere", "nowhere has trained no architecture", "DATA=path/to/folder"),
+        ("study:base/nobody", "base has trained no nobody", "STUDY=base"),
+        ("study:base/strong", "base has trained no strong", "STUDY=base"),
     ],
 )
-def test_a_study_without_the_backbone_is_refused(base, source, what):
-    study = source.removeprefix("study:").partition("/")[0]
+def test_a_study_without_the_backbone_is_refused(base, source, what, values):
     assert refused("cnn", source) == (
         f"weights: {source}: the study {what} with the backbone cnn: run "
-        f"`make report STUDY={study}` first"
+        f"`make report {values}` first"
     )
 
 

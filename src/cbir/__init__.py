@@ -25,6 +25,7 @@ From images to metrics, with every parameter that is not given at its default:
 
 import logging
 import os
+import shlex
 from pathlib import Path
 
 # TensorFlow reads these only when it is first imported, so they are set before any Keras import.
@@ -58,3 +59,20 @@ def project_root() -> Path:
     raise StudyError(
         f"no project found at {here}: change to the folder that contains params/ and notebooks/"
     )
+
+
+def report_command(study: str, architecture: str = "") -> str:
+    """The command that makes a report, or only one of its architectures, as a shell reads it.
+
+    The name of a report is that of a study only if it is neither a trial nor a study of a folder.
+    """
+    from cbir.cache import read_manifest
+
+    command = read_manifest(project_root() / "reports" / study).get("command", "")
+    if not command:
+        if not (project_root() / "params" / study).is_dir():
+            return "make report DATA=path/to/folder"
+        command = f"make report STUDY={shlex.quote(study)}"
+    if architecture:
+        command = command.partition(" ARCHITECTURES=")[0] + f' ARCHITECTURES="{architecture}"'
+    return command

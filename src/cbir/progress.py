@@ -4,13 +4,10 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
-
-# The number of unreadable files that a terminal lists; reports list all of them.
-LISTED = 20
 
 
 class Ticker:
@@ -56,22 +53,6 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def describe_skipped(files: Sequence[str], others: str = "") -> str:
-    """Lines that count the unreadable files and name the first ones.
-
-    Args:
-        files: "name: reason" each; the text is empty if there are none.
-        others: where all of them are named.
-    """
-    if not files:
-        return ""
-    lines = [f"skipped {len(files):,} unreadable file(s):"]
-    lines += [f"  {file}" for file in files[:LISTED]]
-    if len(files) > LISTED:
-        lines.append(f"  and {len(files) - LISTED:,} more{f', all {others}' if others else ''}")
-    return "\n".join(lines)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from nbformat import v4
 
+from cbir.images.folders import LeftOut
 from cbir.reporting import display, grids, montages, sentences
 from cbir.reporting import tables as report_tables
 from cbir.reporting.pages import write_page
@@ -201,7 +202,8 @@ def write_search(folder: Path) -> Path:
         Answer(picture, {"dog": 0.9, "cat": 0.1}, [], "predicted class"),
     ]
     path = folder / "search.html"
-    path.write_text(cli.html_page(answers, ["broken.png: not a picture"], "Searched all"), "utf-8")
+    left_out = [LeftOut("broken.png", "not a picture")]
+    path.write_text(cli.html_page(answers, left_out, [], "Searched all"), "utf-8")
     return path
 
 

@@ -223,15 +223,6 @@ def find_files(folder: Path) -> tuple[list[str], list[str], list[LeftOut]]:
     return *in_order, left_out
 
 
-def list_files(folder: Path) -> list[Path]:
-    """The files that `find_files` finds below a folder.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    return [folder / name for name in find_files(folder)[0]]
-
-
 def readable_name(name: str) -> str:
     """The name of a file or folder as text: each byte that is not UTF-8 as \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import os
+import tempfile
 import threading
 import time
 import warnings
@@ -70,7 +71,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 MEMORY = 256 * 2**20
 # The bytes that Pillow's decoders take for a pixel, where it is not 4.
 BYTES_PER_PIXEL = {"AVIF": 12, "GIF": 12, "HEIF": 16, "JPEG2000": 20, "TIFF": 8, "WEBP": 17}
-LARGE_PICTURE = threading.Lock()
+LARGE_PICTURE, STANDARD_ERROR = threading.Lock(), threading.Lock()
 # The most pixels that are converted at once.
 BAND = 2**20
 MAX_MEGAPIXELS = 180
@@ -375,6 +376,26 @@ def _record_warning(show, message, *place, **more) -> None:
         remarks.append(f"Pillow warns: {_one_line(message)}")
 
 
+@contextlib.contextmanager
+def _recorded_messages(picture: Image.Image, remarks: list[str]) -> Iterator[None]:
+    """Collect what libtiff writes to standard error, often its only sign of damage."""
+    if not picture.tile or picture.tile[0].codec_name != "libtiff":
+        yield
+        return
+    # Standard error belongs to the whole process.
+    with STANDARD_ERROR, tempfile.TemporaryFile() as file:
+        terminal = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+        file.seek(0)
+        if message := file.readline(200).decode("utf-8", "replace"):
+            remarks.append(f"libtiff warns: {_one_line(message)}")
+
+
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
 
@@ -423,7 +444,8 @@ def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
     frame = picture.tile[0].extents if picture.format == "GIF" and picture.tile else None
     depth = picture.tile[0].args if picture.format == "PNG" and picture.tile else None
     try:
-        picture.load()
+        with _recorded_messages(picture, remarks):
+            picture.load()
     except Exception:
         # Decoders write into the picture as they go.
         picture.tile = []

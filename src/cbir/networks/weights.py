@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbir import StudyError, project_root
+from cbir import StudyError, project_root, report_command
 from cbir.cache import file_digest, keras_home, read, read_manifest, write_text
 from cbir.networks.backbones import BACKBONES
 
@@ -140,7 +140,7 @@ def _find_in_study(backbone: str, weights: str) -> Weights:
         except ValueError as error:
             raise StudyError(
                 f"weights: {weights}: {path} is damaged: delete reports/{study}/{path.stem} and "
-                f"run `make report STUDY={study}`, which uses cached steps"
+                f"run `{report_command(study)}`, which uses cached steps"
             ) from error
         if entry["backbone"] == backbone:
             entries[path.stem] = entry
@@ -148,7 +148,7 @@ def _find_in_study(backbone: str, weights: str) -> Weights:
         raise StudyError(
             f"weights: {weights}: the study {study} has trained no "
             f"{architecture or 'architecture'} with the backbone {backbone}: run "
-            f"`make report STUDY={study}` first"
+            f"`{report_command(study)}` first"
         )
     if len(entries) > 1:
         raise StudyError(
@@ -159,6 +159,6 @@ def _find_in_study(backbone: str, weights: str) -> Weights:
     path = project_root() / entry["path"]
     if read(path.parent) is None:
         raise StudyError(
-            f"weights: {weights}: {path} is missing or damaged: run `make report STUDY={study}`"
+            f"weights: {weights}: {path} is missing or damaged: run `{report_command(study)}`"
         )
     return Weights(weights, path, file_digest(path), entry["pixels"])

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cbir import StudyError
+from cbir import StudyError, report_command
 from cbir.images.dataset import Dataset
 from cbir.networks.vector_files import PATH, PROBABILITIES, VECTOR
 from cbir.progress import progress
@@ -20,7 +20,6 @@ from cbir.reporting.runs import (
     Run,
     read_manifest,
     read_run,
-    report_command,
     run_folder,
     shared_dataset,
 )

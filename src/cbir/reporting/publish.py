@@ -8,18 +8,19 @@ parts, because some of its runs take hours: the manifest records the commit of e
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from cbir import StudyError
+from cbir import StudyError, report_command
 from cbir.cache import MANIFEST, read, write_text
 from cbir.progress import duration
 from cbir.reporting import charts, grids, measurements, pages, provenance, sentences, tables
 from cbir.reporting.display import TEMPLATES
 from cbir.reporting.numbers import span
-from cbir.reporting.runs import parse_point, read_manifest, read_run, report_command, training_place
+from cbir.reporting.runs import parse_point, read_manifest, read_run, training_place
 from cbir.retrieval.evaluation import N_RESULTS
 
 RESULTS = "docs/results.md"
@@ -61,7 +62,8 @@ def publish_study(root: Path, study: str) -> Path:
         # Networks first, then baselines, as in a report.
         names = sorted(architectures, key=lambda name: (not architectures[name]["weights"], name))
         manifest["architectures"] = {name: architectures[name] for name in names}
-        manifest["command"] = f'make report STUDY={study} ARCHITECTURES="{" ".join(names)}"'
+        command = f'make report STUDY={shlex.quote(study)} ARCHITECTURES="{" ".join(names)}"'
+        manifest["command"] = command
         rows = pd.concat([rows, published])
         # Of several seeds, a figure shows the mean, whose rows name no seed.
         n_seeds = published.groupby("architecture")["seed"].transform("nunique")

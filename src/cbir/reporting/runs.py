@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cbir import StudyError, project_root
+from cbir import StudyError, project_root, report_command
 from cbir.cache import MANIFEST, machine, package_digest, read, read_manifest, versions, write_text
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset, stored_dataset
@@ -148,21 +148,6 @@ class Run:
 def run_folder(study: str, architecture: str = "") -> Path:
     """The folder of a study's results, or of one architecture's."""
     return project_root() / "reports" / study / architecture
-
-
-def report_command(study: str, architecture: str = "") -> str:
-    """The command that makes a report, or only one of its architectures.
-
-    A trial or a study of a folder is not named like its report, so the report records the command.
-    """
-    command = read_manifest(run_folder(study)).get("command", "")
-    if not command:
-        if not (project_root() / "params" / study).is_dir():
-            return "make report DATA=path/to/folder"
-        command = f"make report STUDY={study}"
-    if architecture:
-        command = command.partition(" ARCHITECTURES=")[0] + f' ARCHITECTURES="{architecture}"'
-    return command
 
 
 def save_run(

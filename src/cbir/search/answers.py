@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from cbir import StudyError
-from cbir.images.folders import list_files, readable_name
-from cbir.images.pictures import Unreadable, read_square
+from cbir.images.folders import LeftOut, find_files, readable_name
+from cbir.images.pictures import read_picture
 from cbir.networks.embeddings import normalise
 from cbir.retrieval.feedback import refine
 from cbir.search.searchers import Gallery, Searcher
@@ -117,26 +117,33 @@ class Answer:
         return ", ".join(f"{name} ({100 * value:.0f} %)" for name, value in most_probable)
 
 
-def read_pictures(searcher: Searcher, arguments: Iterable[str]) -> tuple[list[Picture], list[str]]:
-    """Read and embed pictures named on the command line.
+def read_pictures(
+    searcher: Searcher, arguments: Iterable[str], option: str = ""
+) -> tuple[list[Picture], list[LeftOut], list[LeftOut]]:
+    """Read and embed pictures named on the command line, as the study read its own.
 
     Args:
         searcher: embeds the pictures.
         arguments: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
+        option: an option whose pictures must all be readable, such as "--like".
 
     Returns:
-        The pictures, and "name: reason" of each unreadable file.
+        The pictures, the files that are left out, and those used though something is odd.
 
     Raises:
-        StudyError: an argument matches no file.
+        StudyError: an argument matches no file, or a picture of `option` cannot be read.
     """
-    images, skipped = {}, []
-    for name, file in _files(arguments):
-        try:
-            images[name] = read_square(file, searcher.image_size)
-        except Unreadable as error:
-            skipped.append(f"{name}: {error}")
-    return embed_pictures(searcher, images), skipped
+    files, left_out = _files(arguments)
+    images, remarks = {}, []
+    for name, file in files.items():
+        image, remark = read_picture(file, **searcher.reading)
+        if image is None and option:
+            raise StudyError(f"{option}: {name}: {remark}: leave this example out")
+        if image is not None:
+            images[name] = image
+        if remark:
+            (left_out if image is None else remarks).append(LeftOut(name, remark))
+    return embed_pictures(searcher, images), left_out, remarks
 
 
 def embed_pictures(searcher: Searcher, images: dict[str, np.ndarray]) -> list[Picture]:
@@ -246,17 +253,20 @@ def data_url(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
-    """Yield name and file of every picture that the arguments name."""
+def _files(arguments: Iterable[str]) -> tuple[dict[str, Path | BinaryIO], list[LeftOut]]:
+    """The files that the arguments name, by name, and those in their folders that are left out."""
+    named, left_out = {}, []
     for argument in arguments:
         if argument == STDIN:
             if sys.stdin is None:
                 raise StudyError("-: standard input is closed: send it a picture, or name a file")
-            yield "standard input", io.BytesIO(sys.stdin.buffer.read())
+            named["standard input"] = io.BytesIO(sys.stdin.buffer.read())
             continue
         path = Path(argument).expanduser()
         if path.is_dir():
-            files = list_files(path)
+            names, _, others = find_files(path)
+            files = [path / name for name in names]
+            left_out += [one._replace(name=readable_name(f"{path}/{one.name}")) for one in others]
         elif path.exists():
             files = [path]
         else:
@@ -265,4 +275,5 @@ def _files(arguments: Iterable[str]) -> Iterable[tuple[str, Path | BinaryIO]]:
             files = [file for file in matches if file.is_file()]
         if not files:
             raise StudyError(f"no {'files in' if path.is_dir() else 'picture'} {argument}")
-        yield from ((readable_name(str(file)), file) for file in files)
+        named |= {readable_name(str(file)): file for file in files}
+    return named, left_out

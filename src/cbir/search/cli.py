@@ -6,9 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from cbir import StudyError
+from cbir import StudyError, report_command
 from cbir.files import write_text
-from cbir.progress import describe_skipped
 
 # The maximum number of a study's classes that are listed.
 MOST_CLASSES = 10
@@ -97,6 +96,8 @@ def run_search(arguments: argparse.Namespace) -> bool:
         StudyError: a picture, study or gallery does not exist, or an example cannot be read.
         SystemExit: neither a picture nor a positive example is given.
     """
+    from cbir.images.folders import describe_files
+
     if not (arguments.pictures or arguments.like):
         arguments.usage_error("nothing to search for: give a PICTURE, or --like PICTURE")
     html = arguments.html
@@ -109,7 +110,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
     # Progress lines must not mix with JSON.
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         searcher, gallery = _open(arguments)
-        answers, skipped = _search(arguments, searcher, gallery)
+        answers, n_used, left_out, remarks = _search(arguments, searcher, gallery)
     run, has_feedback = searcher.run, bool(arguments.like or arguments.unlike)
     classes = ", ".join(searcher.classes[:MOST_CLASSES])
     classes += ", …" if len(searcher.classes) > MOST_CLASSES else ""
@@ -122,18 +123,20 @@ def run_search(arguments: argparse.Namespace) -> bool:
     changes = "" if arguments.gallery else searcher.describe_changes()
     heading += f"\n{changes}" if changes else ""
     if html:
-        write_text(html, html_page(answers, skipped, heading))
+        write_text(html, html_page(answers, left_out, remarks, heading))
     if arguments.json:
         content = {"study": run.study, "architecture": run.architecture}
         content |= {"gallery": gallery.name, "images": len(gallery.names), "changes": changes}
         content |= {"usual_similarity": searcher.usual_similarity}
         content |= {"weights": vars(searcher.feedback_weights)} if has_feedback else {}
-        content |= {"answers": [as_json(answer) for answer in answers], "skipped": skipped}
+        content |= {"answers": [as_json(answer) for answer in answers]}
+        for key, files in (("skipped", left_out), ("remarks", remarks)):
+            content[key] = [f"{one.name}: {one.reason}" for one in files]
         print(json.dumps(content, indent=1))
     else:
         print("\n\n".join([heading, *map(text_table, answers)]))
-        if skipped:
-            print(f"\n{describe_skipped(skipped, others='in the output of --json')}")
+        if text := describe_files(n_used, left_out, remarks):
+            print(f"\n{text}\nall of these files: --json or --html")
         if html:
             print(f"\n{html} written")
     if not answers:
@@ -197,17 +200,17 @@ def _open(arguments: argparse.Namespace):
     return searcher, gallery
 
 
-def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, list[str]]:
-    """An answer for each readable picture, and "name: reason" of each unreadable one."""
-    from cbir.reporting.runs import report_command
+def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, int, list, list]:
+    """The answers, the number of files used, those left out, and those used though odd."""
     from cbir.search import answers
 
+    queries, left_out, remarks = answers.read_pictures(searcher, arguments.pictures)
     examples = {}
     for option in ("like", "unlike"):
-        examples[option], skipped = answers.read_pictures(searcher, getattr(arguments, option))
-        if skipped:
-            raise StudyError(f"--{option}: {skipped[0]}: leave this example out")
-    queries, skipped = answers.read_pictures(searcher, arguments.pictures)
+        named = getattr(arguments, option)
+        examples[option], *files = answers.read_pictures(searcher, named, f"--{option}")
+        left_out, remarks = left_out + files[0], remarks + files[1]
+    n_used = len(queries) + sum(map(len, examples.values()))
     if not arguments.pictures:
         queries = [answers.mean_picture(examples["like"])]
     pictures = [*queries, *examples["like"], *examples["unlike"]]
@@ -229,7 +232,7 @@ def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, lis
         left_out=[own | of_examples for own in positions[: len(queries)]],
         min_similarity=least,
     )  # fmt: skip
-    return results, skipped
+    return results, n_used, left_out, remarks
 
 
 def as_json(answer) -> dict:
@@ -265,16 +268,17 @@ def text_table(answer) -> str:
     return "\n".join([*lines, *([f"  {answer.warning}"] if answer.warning else [])])
 
 
-def html_page(answers: list, skipped: list[str], heading: str) -> str:
+def html_page(answers: list, left_out: list, remarks: list, heading: str) -> str:
     """A self-contained HTML page of `answers.Answer` objects.
 
     Args:
-        skipped: "name: reason" of each unreadable picture.
+        left_out, remarks: as from `answers.read_pictures`.
         heading: one line that describes the search.
     """
     from cbir.reporting.display import TEMPLATES
     from cbir.search.answers import data_url
 
     return TEMPLATES.get_template("search.html.j2").render(
-        answers=answers, skipped=skipped, heading=heading, side=THUMBNAIL, data_url=data_url
-    )
+        answers=answers, files={"Left out": left_out, "Used, though odd": remarks},
+        heading=heading, side=THUMBNAIL, data_url=data_url,
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from traitlets import Bool, Dict, List, Unicode
 
 from cbir import StudyError, project_root
 from cbir.images.leaks import find_leaks
-from cbir.images.pictures import Unreadable, read_picture, read_square
+from cbir.images.pictures import read_picture, read_square
 from cbir.reporting import tables
 from cbir.reporting.montages import overlay
 from cbir.reporting.runs import trained_runs
@@ -308,7 +308,7 @@ class Explorer(anywidget.AnyWidget):
         self.status = "Reading your picture …"
         name, file, self.upload = content["name"], BytesIO(self.upload), b""
         searcher = self.open(self.choice["study"], self.choice["architectures"][0])
-        image, remark = read_picture(file, searcher.image_size)
+        image, remark = read_picture(file, **searcher.reading)
         if image is None:
             self.status = f"{name} cannot be read: {remark}. The previous query is still shown."
             return
@@ -389,10 +389,10 @@ def _data_url(name: str, image: np.ndarray) -> str:
 def _read(path: Path, searcher: Searcher) -> str:
     if not path.is_file():
         raise StudyError(f"neither a query of the study nor a file: {path}")
-    try:
-        return _data_url(path.name, read_square(path, searcher.image_size))
-    except Unreadable as error:
-        raise StudyError(f"{path} cannot be read: {error}") from None
+    image, remark = read_picture(path, **searcher.reading)
+    if image is None:
+        raise StudyError(f"{path} cannot be read: {remark}")
+    return _data_url(path.name, image)
 
 
 def _position(picture: int | str, names: list[str]) -> int:

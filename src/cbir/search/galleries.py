@@ -82,11 +82,12 @@ def gallery_name(folder: Path, name: str = "") -> str:
     Raises:
         StudyError: the given name is not a safe name of a folder.
     """
-    if re.search(r"[^\w.-]|^\.", name):
+    if re.search(r"[^\w.-]|^[.-]", name):
         raise StudyError(
-            f"--name: {name!r}: use only letters, digits, dots, hyphens and underscores"
+            f"--name: {name!r}: use letters, digits, dots, hyphens and underscores, and begin with "
+            "a letter, a digit or an underscore"
         )
-    return name or re.sub(r"[^\w.-]+|^\.+", "-", folder.resolve().name) or "pictures"
+    return name or re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip(".-") or "pictures"
 
 
 def index_command(folder: str | Path, name: str, study: str, architecture: str = "") -> str:
@@ -241,6 +242,7 @@ def _update(
             f"name for this folder, as in `{command}`"
         )
     network = {"study": run.study, "architecture": run.architecture, "key": searcher.key}
+    network |= searcher.reading
     source = {"folder": str(folder), "engine": held_by, **network}
     stored = {}
     for its_source, rows in files.values():
@@ -311,7 +313,7 @@ def _embed(
 ) -> Iterator[dict[str, tuple[int, np.ndarray]]]:
     """Predict and embed readable files in batches; add the unreadable and odd ones to `changes`."""
     ticker = Ticker(len(names), "pictures")
-    squares = read_squares([folder / name for name in names], searcher.image_size)
+    squares = read_squares([folder / name for name in names], **searcher.reading)
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
         images = {name: image for name, (image, _) in batch if image is not None}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cbir import StudyError, project_root
+from cbir import StudyError, project_root, report_command
 from cbir.cache import cached, find
 from cbir.images.dataset import describe_changes
 from cbir.images.folders import readable_name
@@ -23,7 +23,6 @@ from cbir.reporting.runs import (
     Run,
     read_run,
     read_summary,
-    report_command,
     run_folder,
     trained_runs,
 )
@@ -181,6 +180,13 @@ class Searcher:
     def image_size(self) -> int:
         """Side length in pixels to which pictures are resized."""
         return self.run.summary["dataset"]["parameters"]["image_size"]
+
+    @property
+    def reading(self) -> dict:
+        """How the study read its pictures: the arguments of `pictures.read_picture`."""
+        parameters = self.run.summary["dataset"]["parameters"]
+        names = {"damaged", "max_megapixels"} & parameters.keys()
+        return {"size": self.image_size} | {name: parameters[name] for name in names}
 
     @functools.cached_property
     def encode(self) -> Encode:

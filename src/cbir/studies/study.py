@@ -151,7 +151,7 @@ def open_study(
             )
     chosen = [run for run in runs if configs.is_chosen(names, run.file, run.architecture)]
     _check_overrides(overrides, chosen)
-    command = f"make report STUDY={study}"
+    command = f"make report STUDY={shlex.quote(study)}"
     command += f" DATA={_quoted(dataset)}" if dataset else ""
     command += f" SET={_quoted(overrides)}" if overrides else ""
     names = [run.architecture for run in chosen]
