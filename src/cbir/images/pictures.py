@@ -452,6 +452,9 @@ def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
         if np.ptp(np.reshape(picture.getextrema(), (-1, 2)), axis=1).max() == 0:
             raise
         remarks.append(DAMAGED)
+    if picture.format == "ICO" and picture.mode == "P":
+        # Pillow forgets the transparent colours of the PNG inside.
+        picture.info |= picture.ico.getimage(picture.size).info
     if "transparency" in picture.info and depth in TRANSPARENT_SCALES:
         transparent = np.asarray(picture.info["transparency"]) * TRANSPARENT_SCALES[depth]
         picture.info["transparency"] = transparent.astype(int).tolist()
