@@ -114,7 +114,7 @@ def test_loading_again_adds_what_is_new_and_removes_what_is_gone(other, data):
     [
         ("HNSW16;efSearch=64", 0.9),
         ("IVF8,Flat;nprobe=4", 0.6),
-        ("IVF8,PQ4,RFlat;nprobe=8,k_factor_rf=8", 0.6),
+        ("IVF8,PQ4x4,RFlat;nprobe=8,k_factor_rf=8", 0.6),
         ("LSH64r,RFlat;k_factor_rf=10", 0.6),
     ],
 )

@@ -58,8 +58,10 @@ def signed_square(vector, other) -> Fraction:
 
 
 def cosine(vector, other) -> float:
-    square = signed_square(vector, other) / exact_dot(vector, vector)
-    return math.copysign(math.sqrt(abs(square)), square)
+    """Off by a few units of the last place, if the products of two values are exact in float64."""
+    vector, other = np.asarray(vector, np.float64), np.asarray(other, np.float64)
+    squares = math.fsum(vector * vector) * math.fsum(other * other)
+    return math.fsum(vector * other) / math.sqrt(squares)
 
 
 def ranked(query, gallery, gallery_labels, **limits) -> list[list[tuple[int, float]]]:
