@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -405,6 +406,25 @@ def test_read_only_project_is_one_line_before_make_is_called(root, monkeypatch, 
         make_once(no_make)
 
 
+@pytest.mark.parametrize("ending", ["", ".partial", ".lock", "/.."])
+@pytest.mark.parametrize("make_it", [lambda path: path.write_text("x"), Path.mkdir, None])
+def test_what_stands_in_the_way_of_a_result_is_replaced_or_named(root, ending, make_it):
+    folder = make_once().folder
+    shutil.rmtree(folder if ending != "/.." else folder.parent)
+    path = Path(os.path.normpath(f"{folder}{ending}"))
+    if make_it:
+        make_it(path)
+    else:
+        path.symlink_to("nowhere")
+    try:
+        assert make_once() == found()
+    except StudyError as error:
+        expected = f"cannot write {folder}: {path} is in the way: move it and run again"
+        assert str(error) == expected
+        path.unlink() if make_it != Path.mkdir else path.rmdir()
+        assert make_once() == found()
+
+
 def test_any_other_error_comes_out_as_it_is(root):
     with pytest.raises(FileNotFoundError, match="weights"):
         make_once(raising(FileNotFoundError(errno.ENOENT, "no file", "weights")))
@@ -677,7 +697,7 @@ def test_a_file_system_without_locks_is_one_line_before_make_is_called(root, mon
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(StudyError, match="artifacts/step is on a file system without locks: move"):
+    with pytest.raises(StudyError, match=r"/step/\w+ is on a file system without locks: move"):
         make_once(no_make)
 
 

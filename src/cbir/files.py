@@ -15,6 +15,7 @@ from cbir import StudyError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
+IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -69,28 +70,18 @@ def create_array(path: Path, dtype: type, shape: tuple[int, ...]):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing a folder; wait for one that writes it, and name it.
-
-    Raises:
-        StudyError: its file system has no locks.
-    """
+    """Keep other processes from writing a folder; wait for one that writes it, and name it."""
     path = folder.with_name(f"{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The alternative, a file that only exists, would outlive a process that is killed.
     lock = FileLock(path, fallback_to_soft=False)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            with contextlib.suppress(OSError):  # released in this moment
-                print(f"waiting for {folder}, in use by {path.read_text('utf-8')}", flush=True)
-            lock.acquire()
-    except OSError as error:
-        if error.errno in WITHOUT_LOCKS:
-            raise StudyError(
-                f"{folder.parent} is on a file system without locks: move the project to another"
-            ) from error
-        raise
+        lock.acquire(timeout=0)
+    except Timeout:
+        with contextlib.suppress(OSError):  # released in this moment
+            holder = path.read_text("utf-8", "replace")
+            print(f"waiting for {folder}, in use by {holder}", flush=True)
+        lock.acquire()
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         path.write_text(f"process {os.getpid()} on {platform.node()} since {since}", "utf-8")
@@ -102,7 +93,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise a StudyError that names the folder if the disk is full or read-only."""
+    """Raise a StudyError instead of an OSError, as `as_study_error` does."""
     try:
         yield
     except OSError as error:
@@ -110,7 +101,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def as_study_error(error: OSError, folder: Path) -> Exception:
-    """A StudyError for a full or read-only disk; any other error unchanged."""
+    """A StudyError for an error of writing that the user can mend; any other error unchanged."""
     # h5py reports a full disk without a number.
     if error.errno in FULL or "No space left" in str(error):
         return StudyError(
@@ -119,4 +110,11 @@ def as_study_error(error: OSError, folder: Path) -> Exception:
         )
     if error.errno in READ_ONLY:
         return StudyError(f"cannot write {folder}: make it writable and run again")
+    if error.errno in IN_THE_WAY:
+        place = error.filename2 or error.filename
+        return StudyError(f"cannot write {folder}: {place} is in the way: move it and run again")
+    if error.errno in WITHOUT_LOCKS:
+        return StudyError(
+            f"{folder} is on a file system without locks: move the project to another"
+        )
     return error
