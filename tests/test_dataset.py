@@ -346,7 +346,9 @@ def test_class_with_an_empty_folder_of_validation_images_is_named(root):
     assert "'green' (0 validation images, needs 1)" in error_of()
 
 
-@pytest.mark.parametrize("names", ["train val", "Train valid Test", "training validation testing"])
+@pytest.mark.parametrize(
+    "names", ["train val", "Train valid Test", "training_set images-validation seg_test"]
+)
 def test_folders_of_parts_are_used_as_such(root, names):
     train, validation, *test = names.split()
     write_colours(root / "data" / "shapes" / train, {"red": 8, "blue": 6})
@@ -412,8 +414,21 @@ def test_unclear_layout_is_refused_with_those_that_are_understood(root, files, m
 
 def test_folder_around_the_data_set_is_named_with_what_is_meant(root):
     write_colours(root / "data" / "shapes" / "Pets", {"red": 4, "blue": 4})
-    (meant,) = re.findall("did you mean DATA=(.*), with blue, red", error_of())
+    (root / "data" / "shapes" / "notes").mkdir()
+    (meant,) = re.findall("without pictures: notes/; .* DATA=(.*), with blue, red", error_of())
     assert load(meant).classes == ["blue", "red"]
+    (meant,) = re.findall("did you mean DATA=(.*), with blue, red", error_of("data"))
+    assert load(meant).classes == ["blue", "red"]
+
+
+def test_folders_that_are_the_same_in_all_classes_are_named(root):
+    for fold in ("fold 1", "fold 2"):
+        write_colours(root / "data" / "shapes" / fold, {"red": 3, "blue": 3})
+    shapes = load()
+    assert shapes.classes == ["fold 1", "fold 2"]
+    assert shapes.layout.startswith("All classes have the same subfolders (blue, red)")
+    save_copy(root / "data" / "shapes" / "fold 2" / "green" / "0.png")
+    assert load().layout == ""
 
 
 def test_parts_inside_the_classes_are_a_split(root):
@@ -523,7 +538,7 @@ def test_small_classes_are_left_out_on_request(root):
     shapes = load(min_images=3)
     assert shapes.classes == ["green", "red"]
     assert set(shapes.labels) == {0, 1}
-    assert [(one.name, one.files) for one in shapes.left_out] == [("'blue' (1 images, needs 3)", 1)]
+    assert [(one.name, one.files) for one in shapes.left_out] == [("'blue' (1 image, needs 3)", 1)]
     assert "fewer than two classes" in error_of(min_images=6)
     # As if it had never been there.
     shutil.rmtree(root / "data" / "shapes" / "blue")
@@ -612,6 +627,7 @@ def test_csv_file_without_splits_is_split(root):
         ("path,class,split\na.png,cat,holdout", "split of a.png is 'holdout'"),
         ("path,class\na.png,cat\nb.png,cat", "only one class"),
         ("path,class\nnowhere,cat\n,\nb,dog", "none of the 2 listed pictures is there"),
+        ('path,class\n"a.png,cat\nb.png,dog', "a.png,cat\\nb.png,dog"),
     ],
 )
 def test_csv_file_that_cannot_be_used_is_one_line(root, text, message):
@@ -932,7 +948,7 @@ def test_one_class_is_not_enough(root):
 def test_all_classes_with_too_few_pictures_are_named_in_one_line(root):
     write_colours(root / "data" / "shapes", {"red": 2, "blue": 1, "green": 3})
     message = error_of()
-    assert "'blue' (1 images, needs 3), 'red' (2 images, needs 3): " in message
+    assert "'blue' (1 image, needs 3), 'red' (2 images, needs 3): " in message
     for number in range(3):
         save_copy(root / "data" / "shapes" / "plain" / f"{number}.png", seed=number)
     (advice,) = re.findall('SET="(.*)"', message)

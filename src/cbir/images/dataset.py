@@ -50,7 +50,7 @@ class Dataset:
         fingerprint: SHA-256 of all images and labels.
         left_out: the files and folders that are not used, with their reasons.
         remarks: the files that are used though something is odd about them, such as damage.
-        layout: a sentence that says which folders are which part; empty if there is no split.
+        layout: a sentence on which folders are which part, or on what is odd about the folders.
         protocol: which images are gallery and which are queries; see `protocols`.
         draw: number of the draw, if the protocol draws classes.
         stored: the folder of the decoded images.
@@ -490,9 +490,8 @@ def _small_classes(
     for label in np.flatnonzero(is_small).tolist():
         reasons = [unreadable[row] for row in unreadable if pictures.labels[row] == label]
         part = int((counts[label] < needed).argmax())
-        text = (
-            f"{counts[label, part]} {f'{PARTS[part]} ' * bool(given)}images, needs {needed[part]}"
-        )
+        count, kind = int(counts[label, part]), f"{PARTS[part]} " * bool(given)
+        text = f"{count} {kind}image{'s' * (count != 1)}, needs {needed[part]}"
         if (counts[label] >= needed).all():
             text = f"{counts[label].sum()} images"
         if reasons:

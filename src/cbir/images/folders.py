@@ -67,6 +67,8 @@ ROLES = ("training", "validation", "test")
 PART_OF = {
     "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2,
 }  # fmt: skip
+# What may stand around such a name, as in training_set, test-images and seg_train.
+AROUND_PART = r"(?:set|data|images?|pictures?|photos?|seg|split|\d|[\W_])*"
 # The data sets that need not be folders.
 PACKAGED = ("digits", "cifar10")
 # The endings of a file that lists pictures with their classes.
@@ -101,7 +103,7 @@ class Pictures:
         labels: (n,) int64.
         names: n unique names, such as paths relative to the folder.
         parts: (n,) int64 indices into `PARTS`, or None if the data has no split.
-        layout: a sentence that says which folders are which part; empty if there is no split.
+        layout: a sentence on which folders are which part, or on what is odd about the folders.
         unreadable: reasons by position, of pictures that are known to be unreadable.
         left_out: all other files and folders.
     """
@@ -159,19 +161,18 @@ def list_pictures(place: Path) -> Pictures:
             f"cannot read {place} ({error.strerror}): arrange the pictures as {LAYOUTS}"
         ) from None
     reasons, others = _read_heads(place, files)
-    left_out += others
     rows, layout = _arrange(place, list(reasons), folders)
-    _check_classes(place, rows)
-    left_out += [LeftOut(name, "outside the class folders") for name in reasons if name not in rows]
     with_pictures = {""}
     for name in reasons:
         while (name := name.rpartition("/")[0]) not in with_pictures:
             with_pictures.add(name)
-    left_out += [
-        LeftOut(folder, "folder without pictures", 0)
-        for folder in folders
-        if folder.count("/") <= 2 and folder[:-1] not in with_pictures
+    empty = [
+        folder for folder in folders if folder.count("/") <= 2 and folder[:-1] not in with_pictures
     ]
+    _check_classes(place, rows, empty)
+    left_out += others
+    left_out += [LeftOut(name, "outside the class folders") for name in reasons if name not in rows]
+    left_out += [LeftOut(folder, "folder without pictures", 0) for folder in empty]
     return _pictures(place, rows, layout, reasons, left_out)
 
 
@@ -323,7 +324,7 @@ def _arrange(
     # macOS writes é as two characters, other systems as one: both are the same class.
     paths = {name: unicodedata.normalize("NFC", name).split("/") for name in names}
     tops = [folder[:-1] for folder in folders if folder.count("/") == 1]
-    parts = {top: PART_OF[top.lower()] for top in tops if top.lower() in PART_OF}
+    parts = {top: part for top in tops if (part := _part_of(top)) is not None}
     nested = {path[0] for path in paths.values() if len(path) > 2}
     if any(part == 0 and top in nested for top, part in parts.items()):
         return _arrange_parts(place, paths, parts, nested)
@@ -332,16 +333,26 @@ def _arrange(
         fault = "no class folders with pictures in" if has_train else "no training folder beside"
         tops = short_list(f"{top}/" for top in parts)
         raise StudyError(f"{place}: {fault} {tops}: arrange the pictures as {LAYOUTS}")
-    inner = {path[1].lower() for path in paths.values() if len(path) > 1}
-    if inner <= PART_OF.keys() and any(PART_OF[name] == 0 for name in inner):
-        rows = {
-            name: (PART_OF[path[1].lower()], path[0])
-            for name, path in paths.items()
-            if len(path) > 2
-        }
-        words = short_list(f"{name}/" for name in sorted(inner, key=PART_OF.get))
+    inner = {path[1]: _part_of(path[1]) for path in paths.values() if len(path) > 1}
+    if 0 in inner.values() and None not in inner.values():
+        rows = {name: (inner[path[1]], path[0]) for name, path in paths.items() if len(path) > 2}
+        words = short_list(f"{name}/" for name in sorted(inner, key=inner.get))
         return rows, f"The split is that of the folders {words} in each class."
-    return {name: (None, path[0]) for name, path in paths.items() if len(path) > 1}, ""
+    inner = {path[0]: set() for path in paths.values() if len(path) > 1}
+    for path in paths.values():
+        if len(path) > 2:
+            inner[path[0]].add(path[1])
+    first, *others = inner.values() or [set()]
+    is_odd = len(first) > 1 and others and all(other == first for other in others)
+    hint = f"All classes have the same subfolders ({short_list(sorted(first))}): are they classes?"
+    rows = {name: (None, path[0]) for name, path in paths.items() if len(path) > 1}
+    return rows, hint if is_odd else ""
+
+
+def _part_of(name: str) -> int | None:
+    """The part that the name of a folder, or a value of the column `split`, stands for."""
+    match = re.fullmatch(f"{AROUND_PART}({'|'.join(PART_OF)}){AROUND_PART}", name.lower())
+    return PART_OF[match[1]] if match else None
 
 
 def _arrange_parts(
@@ -369,16 +380,26 @@ def _arrange_parts(
     return rows, f"The split is that of the folders: {short_list(words)}{rest}."
 
 
-def _check_classes(place: Path, rows: dict) -> None:
-    """Raise StudyError if there are not two classes, or if test has one that train lacks."""
+def _check_classes(place: Path, rows: dict, empty: Iterable[str] = ()) -> None:
+    """Raise StudyError if there are not two classes, or if test has one that train lacks.
+
+    Args:
+        rows: as from `_arrange`.
+        empty: folders without pictures.
+    """
     classes = sorted({name for _, name in rows.values()})
     if not classes:
         raise StudyError(f"no pictures in the subfolders of {place}: arrange them as {LAYOUTS}")
     if len(classes) < 2:
-        inner = sorted({name.split("/")[1] for name in rows if name.count("/") > 1})
-        hint = (
-            f"; did you mean DATA={place / classes[0]}, with {short_list(inner)}?" if inner else ""
-        )
+        hint = f"; without pictures: {short_list(empty)}" if empty else ""
+        if place.is_dir() and not any(part is not None for part, _ in rows.values()):
+            common = os.path.commonpath([os.path.dirname(name) for name in rows])  # noqa: PTH120
+            below = {name[len(common) + 1 :].split("/")[0] for name in rows}
+            inner = {name for name in below if f"{common}/{name}" not in rows}
+            hint += (
+                f"; did you mean DATA={place / common}, with {short_list(sorted(inner))}?"
+                * bool(inner)
+            )
         raise StudyError(
             f"{place} has only one class ({classes[0]}): a study needs at least two, arranged as "
             f"{LAYOUTS}{hint}"
@@ -411,7 +432,7 @@ def _pictures(
         items=[place / name for name in names],
         labels=np.array([labels[rows[name][1]] for name in names], np.int64),
         names=list(map(readable_name, names)),
-        parts=np.array(parts, np.int64) if layout else None,
+        parts=None if None in parts else np.array(parts, np.int64),
         layout=layout,
         unreadable={row: reasons[name] for row, name in enumerate(names) if reasons[name]},
         left_out=sorted(one._replace(name=readable_name(one.name)) for one in left_out),
@@ -439,7 +460,7 @@ def _read_table(table: Path) -> Pictures:
         )
         # Windows separates folders by backslashes.
         name = name if (table.parent / name).exists() else name.replace("\\", "/")
-        row = PART_OF.get(split.lower()), unicodedata.normalize("NFC", label)
+        row = _part_of(split), unicodedata.normalize("NFC", label)
         if "split" in columns and row[0] is None:
             raise StudyError(f"{table}: split of {name} is {split!r}: use train, val or test")
         if not name and not label:  # an empty line of a spreadsheet
@@ -457,7 +478,7 @@ def _read_table(table: Path) -> Pictures:
         raise StudyError(
             f"{table}: none of the {len(left_out):,} listed pictures is there: paths are relative "
             "to the CSV file, and names have their endings; the first is "
-            f"{table.parent / left_out[0].name}"
+            + short_list([str(table.parent / left_out[0].name)])
         )
     reasons, others = _read_heads(table.parent, rows)
     rows = {name: row for name, row in rows.items() if name in reasons}
