@@ -312,9 +312,11 @@ def read_picture(
             reason = unsupported(_head(picture))
         except Image.DecompressionBombError:
             reason = _too_large(max_megapixels)
+        except (Unreadable, FileNotFoundError) as error:
+            reason = _one_line(error)
         # The exceptions that Pillow's decoders raise for broken files are not documented.
         except Exception as error:
-            reason = _one_line(error) or type(error).__name__
+            reason = f"cannot be decoded ({_one_line(error) or type(error).__name__})"
     if not reason and damaged == "skip" and DAMAGED in remarks:
         reason = DAMAGED
     if reason:

@@ -94,7 +94,8 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     unreadable = [LeftOut(pictures.names[row], why) for row, why in pictures.unreadable.items()]
     left_out = pictures.left_out + unreadable + not_selected
     lines = _describe_classes(pictures.classes, pictures.labels[rows], pictures.layout, left_out)
-    lines += f"\n{INDENT}Damaged pictures are found when they are decoded."
+    lines += f"\n{INDENT}Damaged pictures are found when they are decoded; the report lists "
+    lines += "every such file in files.csv."
     return lines, round(n_gallery * (1 - study.data["validation_fraction"])), len(rows)
 
 
