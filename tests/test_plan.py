@@ -7,6 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT, STUDY, write_pictures, write_study
 
+from cbir import StudyError
 from cbir.networks.backbones import BACKBONES
 from cbir.studies import plan
 from cbir.studies.study import open_study
@@ -77,3 +78,7 @@ def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypat
         ("3", "Train/dog/.thumbnails/"), ("1", "Train/cat/notes.txt"), ("1", "Train/dog/0.heic"),
     ]  # fmt: skip
     assert not (tmp_path / "artifacts").exists()
+    study |= {"test_fraction": 0.1, "protocols": ["closed", "held_out_gallery"]}
+    write_study(tmp_path, "small", study, {"raw_pixels": {"baseline": "raw_pixels"}})
+    with pytest.raises(StudyError, match=r'set SET="protocols=\[closed\]"'):
+        plan.describe(open_study(tmp_path, "small"))

@@ -4,7 +4,7 @@ import numpy as np
 
 from cbir import StudyError
 from cbir.cache import is_current
-from cbir.images.dataset import SELECTION, is_cached, select
+from cbir.images.dataset import SELECTION, Dataset, is_cached, select
 from cbir.images.folders import LeftOut, data_place, describe_files, list_pictures, short_list
 from cbir.machine import backend, keras_home, machine
 from cbir.networks import vector_files, weights
@@ -94,6 +94,15 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     unreadable = [LeftOut(pictures.names[row], why) for row, why in pictures.unreadable.items()]
     left_out = pictures.left_out + unreadable + not_selected
     lines = _describe_classes(pictures.classes, pictures.labels[rows], pictures.layout, left_out)
+    kept, labels = np.unique(pictures.labels[rows], return_inverse=True)
+    classes, gallery = [pictures.classes[label] for label in kept], np.arange(n_gallery)
+    study.check_protocols(
+        Dataset(
+            study.data, classes, np.empty((len(rows), 0)), labels, pictures.names, train=gallery,
+            validation=gallery[:0], gallery=gallery, queries=np.arange(n_gallery, len(rows)),
+            fingerprint="",
+        )
+    )  # fmt: skip
     lines += f"\n{INDENT}Damaged pictures are found when they are decoded; the report lists "
     lines += "every such file in files.csv."
     return lines, round(n_gallery * (1 - study.data["validation_fraction"])), len(rows)

@@ -128,9 +128,8 @@ def _check_images(study: Study) -> None:
     if text := describe_files(len(dataset.labels), dataset.left_out, dataset.remarks):
         measurements.write_csv(tables.named_files(dataset), files)
         print(f"{text}\nall of these files: {files.relative_to(study.root)}")
+    study.check_protocols(dataset)
     for run in study.runs:
-        names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
-        list(protocols.views(dataset, **names))
         if run.vectors and run.architecture in study.chosen:
             embed_baseline(VECTORS, dataset, 0, run.vectors)
     # All runs of a study have the same first protocol.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cbir import StudyError
 from cbir.cache import digest, make_key, package_digest
+from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.images.folders import PACKAGED, TABLES, readable_name
 from cbir.networks import vector_files, weights
@@ -85,6 +86,12 @@ class Study:
     def dataset(self) -> Dataset:
         """Its images; read on first use."""
         return load_dataset(**self.data)
+
+    def check_protocols(self, dataset: Dataset) -> None:
+        """Raise StudyError if the images do not fit a protocol."""
+        for run in self.runs:
+            names = {name: run.parameters[name] for name in ("protocols", "unseen", "draws")}
+            list(protocols.views(dataset, **names))
 
     def command_for(self, architectures: Collection[str]) -> str:
         """The command that makes the results of these architectures."""
