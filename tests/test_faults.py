@@ -111,7 +111,7 @@ def test_a_command_that_is_killed_with_its_kernels_goes_on(tiny):
 
 def test_a_full_disk_under_reports_is_one_line_for_each_architecture(tiny):
     (tiny / "reports").mkdir()
-    mount = 'mount -t tmpfs -o size=300k tmpfs reports || exit 77; exec "$0" "$@"'
+    mount = 'mount -t tmpfs -o size=100k tmpfs reports || exit 77; exec "$0" "$@"'
     command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, "-m", "cbir", "report"]
     done = subprocess.run(
         [*command, "--study", "tiny"], cwd=tiny, capture_output=True, text=True, check=False

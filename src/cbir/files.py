@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,8 +103,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def as_study_error(error: OSError, folder: Path) -> Exception:
     """A StudyError for an error of writing that the user can mend; any other error unchanged."""
-    # h5py reports a full disk without a number.
-    if error.errno in FULL or "No space left" in str(error):
+    # h5py and NumPy report a full disk without a number.
+    if error.errno in FULL or re.search("No space left|requested and .* written", str(error)):
         return StudyError(
             f"disk full while writing {folder}: free some space and run again; "
             "finished steps are kept"
