@@ -216,7 +216,7 @@ def searcher() -> SimpleNamespace:
         return vectors, vectors
 
     run = SimpleNamespace(study="tiny", architecture="cnn")
-    return SimpleNamespace(run=run, key="key", image_size=8, encode=encode)
+    return SimpleNamespace(run=run, key="key", reading={"size": 8}, encode=encode)
 
 
 def test_a_folder_indexed_twice_at_once_is_embedded_once(measured, searcher, capsys):
