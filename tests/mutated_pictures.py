@@ -93,7 +93,9 @@ def main(count: int, seed: int) -> None:
         path = Path(folder, "picture")
 
         def watch(event: str, arguments: tuple) -> None:
-            is_other = event == "open" and arguments[0] != str(path) and is_reading
+            # A temporary file without a name is opened by the name of its folder.
+            usual = (str(path), tempfile.gettempdir())
+            is_other = event == "open" and arguments[0] not in usual and is_reading
             if is_reading and (event.startswith(ESCAPES) or is_other):
                 escapes.append((event, str(arguments)[:200]))
 
