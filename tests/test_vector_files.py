@@ -1,5 +1,6 @@
 """Vectors from elsewhere: matched by name, refused with the reason, measured like all others."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -303,9 +304,9 @@ def test_there_is_no_encoder_of_vectors():
 
 def test_a_picture_cannot_be_embedded_without_a_network(images, pixels, write):
     save("pixels", write(path=np.array(images.names), vector=pixels))
-    message = (
-        "no trained architecture in .*, only baselines: add an architecture, and run `make rep"
-    )
+    command = 'make report STUDY=tiny ARCHITECTURES="pixels"'
+    Path("reports/tiny/manifest.json").write_text(json.dumps({"command": command}))
+    message = "in .*, only baselines: add an architecture, and run `make report STUDY=tiny` first"
     with pytest.raises(StudyError, match=message):
         open_searcher("tiny", "pixels")
     invented.save_network("cnn", 2.0)

@@ -346,7 +346,8 @@ def architectures(study: str) -> list[str]:
     if study not in runs:
         has_baselines = any(run_folder(study).glob("*/summary.json"))
         reason = ", only baselines: add an architecture, and" if has_baselines else ":"
-        reason += f" run `{report_command(study)}` first"
+        # The recorded command may name only baselines.
+        reason += f" run `{report_command(study).partition(' ARCHITECTURES=')[0]}` first"
         raise StudyError(
             f"no trained architecture in {run_folder(study)}{reason}"
             + (f", or choose a finished study: {', '.join(runs)}" if runs else "")
