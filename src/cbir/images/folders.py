@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import re
+import shlex
 import unicodedata
 import warnings
 from collections import deque
@@ -396,10 +397,8 @@ def _check_classes(place: Path, rows: dict, empty: Iterable[str] = ()) -> None:
             common = os.path.commonpath([os.path.dirname(name) for name in rows])  # noqa: PTH120
             below = {name[len(common) + 1 :].split("/")[0] for name in rows}
             inner = {name for name in below if f"{common}/{name}" not in rows}
-            hint += (
-                f"; did you mean DATA={place / common}, with {short_list(sorted(inner))}?"
-                * bool(inner)
-            )
+            meant = shlex.quote(str(place / common))
+            hint += f"; did you mean DATA={meant}, with {short_list(sorted(inner))}?" * bool(inner)
         raise StudyError(
             f"{place} has only one class ({classes[0]}): a study needs at least two, arranged as "
             f"{LAYOUTS}{hint}"
