@@ -726,6 +726,25 @@ def test_ties_on_both_sides_of_any_grid_are_ties():
         assert (rankings == expected).all()
 
 
+def test_a_similarity_is_the_same_whichever_rows_are_read_with_it():
+    random = np.random.default_rng(0)
+    gallery = ranking.prepare(random.normal(size=(9, 65)))
+    codes = np.zeros(9, np.int32)
+    query = ranking._Query(random.normal(size=65), 1.0, 0.0)
+    found = []
+    for order in (np.arange(9), np.arange(9)[::-1], random.permutation(9), np.array([3])):
+        exact = np.full(9, np.nan)
+        ranking._write_similarities(
+            query,
+            ranking._Gallery(gallery.rows, gallery.scales, codes),
+            order.astype(np.int32),
+            exact,
+        )
+        found.append(exact[3])
+    assert len(set(found)) == 1
+    assert found[0] == pytest.approx(query.vector @ gallery.rows[3] * gallery.scales[3])
+
+
 @pytest.mark.parametrize("size", [1e-4, 1])
 def test_larger_errors_than_expected_are_noticed(size, monkeypatch):
     query, gallery = close_vectors("near copies", 1)

@@ -362,6 +362,10 @@ def test_every_protocol_that_can_stand_first_is_explained():
     assert len(first) == 3
     for name in first:
         assert f"`{name}`" in sentences.protocol(name)
+    # What the intervals cover, and what they do not.
+    assert "of the same classes, but no other classes." in sentences.protocol("closed")
+    assert "for new images they are too narrow" in sentences.protocol("held_out_gallery")
+    assert "cover other classes." in sentences.protocol("unseen_classes")
 
 
 def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():

@@ -162,7 +162,7 @@ SEARCHES = ["faiss", "usearch"]
 
 def share(name: str, data: Data, sample: int) -> Data:
     """The queries that a method is timed with."""
-    return data.first(sample) if name in OTHERS + SEARCHES else data
+    return data.first(sample) if name in OTHERS else data
 
 
 def assert_agreement(data: Data) -> None:

@@ -12,7 +12,7 @@ query and the gallery alone; other queries, blocks, threads and the BLAS library
    depends on its two vectors alone, and is exact if they are integers, such as codes of 0 and 1 or
    of -1 and 1. Float32 products of small integers are exact already and are not computed again.
 
-The bound on rounding errors is empirical: they are measured in every ranking (see `DEVIATIONS`).
+The bound on rounding errors is empirical: they are measured for every query (see `DEVIATIONS`).
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.
@@ -37,10 +37,10 @@ from cbir.progress import progress
 TIE = 1e-12
 # Rounding errors of sums grow with the square root of the number of terms (Higham and Mary, "A new
 # approach to probabilistic rounding error analysis", 2019). Those of an approximate similarity s
-# are measured, in units of radius + sqrt(d) * abs(s), on `SAMPLES` images of each ranking. Their
+# are measured, in units of radius + sqrt(d) * abs(s), on `SAMPLES` images for each query. Their
 # bound is `DEVIATIONS` times the root mean square plus `LEAST_ERROR`. If an error turns out to be
 # larger, the bound is doubled.
-SAMPLES, DEVIATIONS, LEAST_ERROR = 16, 6, 2.0**-25
+SAMPLES, DEVIATIONS, LEAST_ERROR = 64, 6, 2.0**-25
 # The relative rounding error of a float32.
 ROUNDING = 2.0**-24
 # Products of integers below 2**24 are exact in float32, whatever the order of their sums. They are
@@ -52,16 +52,15 @@ BLOCK = 256
 MAX_SIMILARITIES = 2**24
 # The number of gallery images that a core multiplies a block with at a time.
 PIECE = 4096
-# The library that NumPy uses for products. Its idle threads would keep the cores busy.
-BLAS = ThreadpoolController().select(user_api="blas")
+# The library that NumPy uses for products. Its idle threads would keep the cores busy, so it gets
+# one thread, from one caller at a time: a second one would find 1 as the number to go back to.
+BLAS, PRODUCT = ThreadpoolController().select(user_api="blas"), threading.Lock()
 # The radix sort moves items of 64 bits: a key of two digits, whether the image is relevant, and its
 # position. `LAST` is the key of images that are not searched.
 BITS = 12
 DIGIT, LAST = 2**BITS, 2 ** (2 * BITS) - 1
 POSITION, RELEVANT = np.uint64(2**32 - 1), np.uint64(2**32)
 KEY, UPPER_DIGIT = np.uint64(33), np.uint64(33 + BITS)
-# Merge sort begins with parts of this size, which are sorted by insertion.
-SMALL = 16
 # The largest galleries whose ranks are exact in float32, and whose positions are int32.
 MAX_FLOAT32, MAX_GALLERY = 2**24, 2**31 - 1
 
@@ -241,14 +240,35 @@ def _search(  # noqa: PLR0917
         rankings = np.full((len(ranks), min(k, len(gallery))), -1, np.int32)
         similarities = np.full(rankings.shape, np.nan, np.float32)
         given = queries[part].astype(np.float64)
+        offsets = given @ gallery.mean
+        errors = np.full((len(ranks), 2), (TIE, ROUNDING))
+        if not is_exact:
+            errors = _error_bounds(approximate, given, query_scales[part], gallery)
         _write_rankings(
-            approximate, is_exact, given, query_scales[part], given @ gallery.mean,
-            _Gallery(gallery.rows, gallery.scales, gallery.radius, codes),
+            approximate, is_exact, errors, given, query_scales[part], offsets,
+            _Gallery(gallery.rows, gallery.scales, codes),
             searchable[part], wanted[part], exclude[part], ranks, rankings, similarities,
         )  # fmt: skip
         return ranks, rankings, similarities
 
     return _blocks(vectors.astype(np.float32, copy=False), gallery_vectors, rank)
+
+
+def _error_bounds(
+    approximate: np.ndarray, queries: np.ndarray, scales: np.ndarray, gallery: PreparedGallery
+) -> np.ndarray:
+    """(b, 2) float64: the error of a similarity s should be below the first + the second * abs(s).
+
+    The errors of `SAMPLES` images suggest it (see `DEVIATIONS`).
+    """
+    n, root = len(gallery), np.sqrt(queries.shape[1])
+    samples = np.arange(SAMPLES) * n // SAMPLES
+    sampled = gallery.rows[samples] * gallery.scales[samples, None] - gallery.mean
+    found = approximate[:, samples].astype(np.float64)
+    errors = found - queries @ sampled.T * scales[:, None]
+    errors /= gallery.radius + root * abs(found) + TIE
+    bounds = LEAST_ERROR + DEVIATIONS * np.sqrt(np.square(errors).mean(axis=1))
+    return np.column_stack([bounds * gallery.radius + TIE, bounds * root])
 
 
 def _rows(name: str, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -314,9 +334,12 @@ def _check_ids(
 
 
 def _searchable(restrict_to: np.ndarray | None, n: int, classes: np.ndarray) -> np.ndarray:
-    """(n, number of the gallery's classes) bool, whether a query's search may return the class."""
+    """(n, number of the gallery's classes) bool, whether a query's search may return the class.
+
+    Without `restrict_to`, there are no columns, and all may be returned.
+    """
     if restrict_to is None:
-        return np.ones((n, len(classes)), bool)
+        return np.empty((n, 0), bool)
     restrict_to = _array("restrict_to", restrict_to)
     if restrict_to.ndim == 1:
         return _check_ids("restrict_to", restrict_to, n)[:, None] == classes
@@ -358,28 +381,6 @@ def _blocks(
             yield tuple(map(np.concatenate, zip(*results, strict=True)))
 
 
-class _OneBlasThread:
-    """A context in which the BLAS library uses one thread, for any number of callers at once."""
-
-    def __init__(self):
-        self._lock, self._callers, self._limit = threading.Lock(), 0, None
-
-    def __enter__(self):
-        with self._lock:
-            if not self._callers:
-                self._limit = BLAS.limit(limits=1)
-            self._callers += 1
-
-    def __exit__(self, *_):
-        with self._lock:
-            self._callers -= 1
-            if not self._callers:
-                self._limit.restore_original_limits()
-
-
-_one_blas_thread = _OneBlasThread()
-
-
 def _multiply(
     threads: ThreadPoolExecutor, block: np.ndarray, gallery: np.ndarray, out: np.ndarray
 ) -> None:
@@ -389,7 +390,7 @@ def _multiply(
         piece = slice(place, place + PIECE)
         np.matmul(block, gallery[piece].T, out=out[:, piece])
 
-    with _one_blas_thread:
+    with PRODUCT, BLAS.limit(limits=1):
         list(threads.map(multiply, range(0, len(gallery), PIECE)))
 
 
@@ -398,7 +399,6 @@ class _Gallery(NamedTuple):
 
     rows: np.ndarray
     scales: np.ndarray
-    radius: float
     codes: np.ndarray
 
 
@@ -412,18 +412,19 @@ class _Query(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def _write_rankings(  # noqa: PLR0917
-    approximate, is_exact, queries, query_scales, offsets, gallery, searchable, wanted, exclude,
-    ranks, rankings, similarities,
+    approximate, is_exact, errors, queries, query_scales, offsets, gallery, searchable, wanted,
+    exclude, ranks, rankings, similarities,
 ):  # fmt: skip
     """Write the ranks of each query's relevant images, its nearest images and their similarities.
 
     Args:
         approximate: (b, n_gallery) float32, the products of the queries at unit length and the
             centred gallery; or if `is_exact`, the products of both as given, which are overwritten.
+        errors: (b, 2) float64, from `_error_bounds`.
         queries, query_scales: (b, d) float64 and (b,), as given, and 1 / length.
         offsets: (b,) float64, the products of `queries` and the mean of the gallery.
         gallery: a `_Gallery`.
-        searchable: (b, n_classes) bool.
+        searchable: (b, n_classes) bool, or (b, 0).
         wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
         ranks: (b, R) float, written from the left.
         rankings, similarities: (b, k) int32 and float32, written from the left.
@@ -444,17 +445,16 @@ def _write_rankings(  # noqa: PLR0917
             approximate[row], top, scale, gallery.codes, searchable[row], wanted[row],
             exclude[row], keys, items, moved,
         )  # fmt: skip
-        # The error of a similarity s is expected to be below `errors[0] + errors[1] * abs(s)`.
-        errors = (TIE, ROUNDING)
-        if not is_exact:
-            errors = _error_bound(approximate[row], query, gallery, items[:n_ranked])
+        error, growth = errors[row]
         while True:
-            n_groups = _find_groups(items[:n_ranked], top, scale, errors, k, gaps, groups)
+            bound = (error, growth)
+            n_groups = _find_groups(items[:n_ranked], top, scale, bound, k, gaps, groups)
             if is_exact or _write_exact(
-                groups[:n_groups], items, approximate[row], errors, query, gallery, is_needed, exact
-            ):
+                groups[:n_groups], items, approximate[row], bound, query, gallery, is_needed,
+                positions, exact,
+            ):  # fmt: skip
                 break
-            errors = (2 * errors[0], 2 * errors[1])
+            error, growth = 2 * error, 2 * growth
         for start, end in groups[:n_groups]:
             _sort_group(
                 items[start:end], exact, query, gallery, wanted[row], values[start:end],
@@ -485,7 +485,7 @@ def _sort_approximately(  # noqa: PLR0917
     for place in range(n):
         step = np.uint32((top - approximate[place]) * scale)
         keys[place] = step << one | np.uint32(codes[place] == wanted)
-    if not searchable.all():
+    if len(searchable):
         for place in range(n):
             if not searchable[codes[place]]:
                 keys[place] = 2 * LAST
@@ -514,18 +514,6 @@ def _sort_approximately(  # noqa: PLR0917
     while n and items[n - 1] >> KEY == LAST:
         n -= 1
     return n
-
-
-@njit(nogil=True, cache=True)
-def _error_bound(approximate, query, gallery, items):
-    """The bound on rounding errors that those of `SAMPLES` images suggest (see `DEVIATIONS`)."""
-    root, total, n_samples = np.sqrt(len(query.vector)), 0.0, min(SAMPLES, len(items))
-    for sample in range(n_samples):
-        position = items[sample * (len(items) - 1) // SAMPLES] & POSITION
-        error = approximate[position] + query.offset - _similarity(query, gallery, position)
-        total += (error / (gallery.radius + root * abs(approximate[position]) + TIE)) ** 2
-    bound = LEAST_ERROR + DEVIATIONS * np.sqrt(total / max(n_samples, 1))
-    return bound * gallery.radius + TIE, bound * root
 
 
 @njit(nogil=True, cache=True)
@@ -575,7 +563,7 @@ def _is_near(items, place, gaps):
 
 @njit(nogil=True, cache=True)
 def _write_exact(  # noqa: PLR0917
-    groups, items, approximate, errors, query, gallery, is_needed, exact
+    groups, items, approximate, errors, query, gallery, is_needed, positions, exact
 ):
     """Write the exact similarities of the images in the groups.
 
@@ -585,13 +573,16 @@ def _write_exact(  # noqa: PLR0917
     for start, end in groups:
         for place in range(start, end):
             is_needed[items[place] & POSITION] = True
-    is_bounded = True
+    n_needed = 0
     for position in range(len(is_needed)):  # Memory is read faster in its order.
-        if is_needed[position]:
-            is_needed[position] = False
-            exact[position] = _similarity(query, gallery, position)
-            error = abs(approximate[position] + query.offset - exact[position])
-            is_bounded &= error <= errors[0] + errors[1] * abs(approximate[position])
+        positions[n_needed] = position
+        n_needed += is_needed[position]
+        is_needed[position] = False
+    _write_similarities(query, gallery, positions[:n_needed], exact)
+    is_bounded = True
+    for position in positions[:n_needed]:
+        error = abs(approximate[position] + query.offset - exact[position])
+        is_bounded &= error <= errors[0] + errors[1] * abs(approximate[position])
     return is_bounded
 
 
@@ -615,7 +606,8 @@ def _sort_group(items, exact, query, gallery, wanted, values, positions):  # noq
             if difference <= tolerance:
                 continue
         if place - first > 1:
-            values[first:place] = values[first]
+            for tie in range(first, place):
+                values[tie] = values[first]
             _sort(values[first:place], positions[first:place])
         first = place
     for place in range(n):
@@ -625,12 +617,25 @@ def _sort_group(items, exact, query, gallery, wanted, values, positions):  # noq
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _similarity(query, gallery, position):
-    """The similarity in float64; the order of the sums is fixed when this is compiled."""
-    total = 0.0
-    for place in range(len(query.vector)):
-        total += query.vector[place] * gallery.rows[position, place]
-    return total * (gallery.scales[position] * query.scale)
+def _write_similarities(query, gallery, positions, exact):
+    """Write the similarities of the images at these positions in float64.
+
+    The order of the sums is fixed when this is compiled. Four rows are read at once, since memory
+    takes little longer for them than for one.
+    """
+    rows, scales, last = gallery.rows, gallery.scales, len(positions) - 1
+    for first in range(0, len(positions), 4):
+        a, b = positions[first], positions[min(first + 1, last)]
+        c, d = positions[min(first + 2, last)], positions[min(first + 3, last)]
+        sum_a = sum_b = sum_c = sum_d = 0.0
+        for axis in range(len(query.vector)):
+            value = query.vector[axis]
+            sum_a += value * rows[a, axis]
+            sum_b += value * rows[b, axis]
+            sum_c += value * rows[c, axis]
+            sum_d += value * rows[d, axis]
+        exact[a], exact[b] = sum_a * (scales[a] * query.scale), sum_b * (scales[b] * query.scale)
+        exact[c], exact[d] = sum_c * (scales[c] * query.scale), sum_d * (scales[d] * query.scale)
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
@@ -655,43 +660,22 @@ def _extremes(values):
 def _sort(values, positions):
     """Sort both arrays by falling values, and by positions where values are equal.
 
-    Merge sort, since NumPy's sorts take Numba seconds to compile.
+    Shell sort: the arrays are nearly sorted, and NumPy's sorts take Numba seconds to compile.
     """
-    n = len(values)
-    for start in range(0, n, SMALL):
-        for end in range(start + 1, min(start + SMALL, n)):
+    gap = 1
+    while 3 * gap < len(values):
+        gap = 3 * gap + 1
+    while gap:
+        for end in range(gap, len(values)):
             value, position, place = values[end], positions[end], end
-            while place > start and _precedes(
-                value, position, values[place - 1], positions[place - 1]
+            while place >= gap and (
+                values[place - gap] < value
+                or (values[place - gap] == value and positions[place - gap] > position)
             ):
-                values[place], positions[place] = values[place - 1], positions[place - 1]
-                place -= 1
+                values[place], positions[place] = values[place - gap], positions[place - gap]
+                place -= gap
             values[place], positions[place] = value, position
-    width = SMALL
-    while width < n:
-        for start in range(0, n - width, 2 * width):
-            right, end = start + width, min(start + 2 * width, n)
-            if _precedes(values[right - 1], positions[right - 1], values[right], positions[right]):
-                continue
-            left_values = values[start:right].copy()
-            left_positions = positions[start:right].copy()
-            left, place = 0, start
-            while left < width:
-                if right < end and _precedes(
-                    values[right], positions[right], left_values[left], left_positions[left]
-                ):
-                    values[place], positions[place] = values[right], positions[right]
-                    right += 1
-                else:
-                    values[place], positions[place] = left_values[left], left_positions[left]
-                    left += 1
-                place += 1
-        width *= 2
-
-
-@njit(nogil=True, cache=True)
-def _precedes(value, position, other_value, other_position):
-    return value > other_value or (value == other_value and position < other_position)
+        gap //= 3
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
