@@ -551,6 +551,7 @@ DAMAGES = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "emptied": lambda path: os.truncate(path, 0),
     "other content": lambda path: path.write_text("gone"),
+    "brackets": lambda path: path.write_text("[" * 100_000),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b" x"),
 }
 

@@ -192,7 +192,7 @@ def read_manifest(folder: Path) -> dict:
     """The content of a folder's manifest; empty if it has none, or if it cannot be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
