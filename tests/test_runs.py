@@ -117,6 +117,16 @@ def test_results_whose_artifacts_are_gone_are_reported(reports):
     assert not is_whole("tiny", "cnn")
 
 
+@pytest.mark.parametrize("content", [b"", b"null", b"3", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_summary_is_named(reports, content):
+    leave(reports / "cnn")
+    (reports / "cnn" / "summary.json").write_bytes(content)
+    for read_it in (lambda: read_run("tiny", "cnn"), runs.trained_runs):
+        with pytest.raises(StudyError, match="cnn/summary.json is damaged: run `make report"):
+            read_it()
+    assert not is_whole("tiny", "cnn")
+
+
 def test_architectures_without_results_are_left_out(reports):
     leave(reports / "cnn")
     missing = ["resnet50: not run", "vgg16: a: b"]

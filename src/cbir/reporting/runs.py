@@ -1,5 +1,6 @@
 """The files of a run: written by an architecture's notebook, read by the comparison."""
 
+import contextlib
 import functools
 import json
 from dataclasses import asdict, dataclass
@@ -370,11 +371,10 @@ def parse_point(run: str, variant: str) -> tuple[str, dict[str, str]]:
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        study = path.parent.parent.name
-        raise StudyError(f"{path} is damaged: run `{report_command(study)}` again") from error
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(content := json.loads(path.read_text("utf-8")), dict):
+            return content
+    raise StudyError(f"{path} is damaged: run `{report_command(path.parent.parent.name)}` again")
 
 
 def _check_finite(state: "State") -> None:
