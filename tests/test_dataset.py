@@ -302,6 +302,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
 def test_class_of_unread_formats_stops_the_study_and_says_what_reads_them(root, monkeypatch):
     # As if pillow-heif were not installed.
     monkeypatch.setattr(folders, "MARKED", [name for name in folders.MARKED if name != "HEIF"])
+    monkeypatch.setattr(folders, "HEIC_IS_READ", False)
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 4, "blue": 4, "cat": 0, "raw": 0})
     for number in range(5):

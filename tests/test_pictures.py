@@ -572,6 +572,8 @@ def test_heic_is_read_where_its_package_is_installed():
     assert image is None or reason == DAMAGED
     assert reason
     assert "\n" not in reason
+    # What is read needs no advice.
+    assert "make heic" not in read_picture(io.BytesIO(stored[:40]), 32).remark
 
 
 def test_postscript_named_as_a_picture_starts_no_program(tmp_path, monkeypatch):

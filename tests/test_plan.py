@@ -66,7 +66,7 @@ def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypat
     write_pictures(folder / "Train", ["cat", "dog"], count=6)
     write_pictures(folder / "val", ["cat", "dog"], count=2)
     (folder / "Train" / "cat" / "notes.txt").write_text("notes")
-    (folder / "Train" / "dog" / "0.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(30))
+    (folder / "Train" / "dog" / "0.nef").write_bytes(b"II*\0" + bytes(30))
     write_pictures(folder / "Train" / "dog", [".thumbnails"], count=3)
     study = STUDY | {"dataset": "elsewhere/pets"}
     write_study(tmp_path, "planned", study, {"raw_pixels": {"baseline": "raw_pixels"}})
@@ -75,7 +75,7 @@ def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypat
     assert "training images from Train/, validation images from val/; test images are" in text
     assert "21 files found, 16 used, 5 left out:\n" in text
     assert re.findall(r"^ +(\d+)  .*\((.*)\)$", text, re.MULTILINE) == [
-        ("3", "Train/dog/.thumbnails/"), ("1", "Train/cat/notes.txt"), ("1", "Train/dog/0.heic"),
+        ("3", "Train/dog/.thumbnails/"), ("1", "Train/cat/notes.txt"), ("1", "Train/dog/0.nef"),
     ]  # fmt: skip
     assert not (tmp_path / "artifacts").exists()
     study |= {"test_fraction": 0.1, "protocols": ["closed", "held_out_gallery"]}

@@ -234,7 +234,7 @@ def unsupported(head: bytes) -> str:
     """Why Pillow does not recognise a file, from its first bytes."""
     if not head:
         return "empty file"
-    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and not HEIC_IS_READ:
         return HEIC
     return next((reason for mark, reason in OTHERS.items() if mark in head.lower()), NOT_A_PICTURE)
 
