@@ -94,7 +94,7 @@ def test_the_page_of_results_agrees_with_what_is_published():
 
 def test_what_is_published_of_a_study_is_small_and_over_all_queries():
     paths = list((ROOT / "reports" / "published").glob("*/metrics.csv"))
-    assert max(path.stat().st_size for path in paths) < 1_000_000
+    assert max(path.stat().st_size for path in paths) < 200_000
     assert all(measurements.read_csv(path)["class"].isna().all() for path in paths)
 
 
