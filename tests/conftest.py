@@ -55,8 +55,12 @@ FROZEN = {"pooling": "avg", "train": "head", "head_epochs": 2, "head_batch_size"
 FROZEN |= {"epochs": 0, "measured_epochs": []}
 
 # They take the longest, so they start first: no worker is left alone with one of them at the end.
-LONGEST = ["test_study_networks.py", "test_study_changes.py", "test_study.py", "test_weights.py",
-           "test_models.py", "test_embeddings.py"]  # fmt: skip
+LONGEST = [
+    "test_study_networks.py", "test_study_changes.py", "test_training.py", "test_weights.py",
+    "test_search_cli.py", "test_models.py", "test_study.py", "test_runner.py", "test_explorer.py",
+    "test_architecture.py", "test_gradients.py", "test_notebooks.py", "test_embeddings.py",
+    "test_sentences.py", "test_ranking.py", "test_engines.py",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -163,6 +167,14 @@ def small_cnn():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cnns, "plain_cnn", small)
         yield
+
+
+@pytest.fixture
+def short_epochs(monkeypatch):
+    """Epochs on features have ten steps."""
+    from cbir.networks import training
+
+    monkeypatch.setattr(training, "HEAD_STEPS", 10)
 
 
 def empty_project(root: Path) -> Path:

@@ -300,10 +300,9 @@ def test_a_training_that_diverges_is_reported_in_one_line_that_names_the_key(
 
 
 @pytest.fixture(scope="module")
-def of_head(images):
+def of_head(undisturbed):
     """Builds networks whose heads alone are trained, on a backbone that has learnt something."""
-    done = train_network(build_network(pooling="avg"), images, epochs=6, learning_rate=0.005)
-    path = str(done.artifact.folder / "backbone.weights.h5")
+    path = str(undisturbed[1].artifact.folder / "backbone.weights.h5")
 
     def build(pooling="gem", **changes):
         # Another seed: the backbone has learnt to suit the head that its own seed began with.
@@ -336,6 +335,7 @@ def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, im
 
 
 @pytest.mark.parametrize("early_stopping", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("short_epochs")
 def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     early_stopping, of_head, images, tmp_path, monkeypatch
 ):
@@ -370,6 +370,7 @@ def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     assert names == expected | {training.HISTORY}
 
 
+@pytest.mark.usefixtures("short_epochs")
 def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
     of_head, maps, images, elsewhere, monkeypatch
 ):
@@ -598,6 +599,7 @@ def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
         training.open_network(tmp_path)
 
 
+@pytest.mark.usefixtures("short_epochs")
 @pytest.mark.parametrize("backbone", ["cnn", pytest.param("cnn_strong", marks=pytest.mark.slow)])
 def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, images):
     network = build_network(backbone, train="head")
