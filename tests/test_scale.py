@@ -1,11 +1,11 @@
-"""Generated galleries, what engines cost in them, shorter embeddings, and the page of all this."""
+"""Galleries like real ones, what engines cost in them, shorter embeddings, and their sentences."""
 
 import invented
 import numpy as np
 import pytest
 
-from cbir.reporting import scale as report
-from cbir.retrieval import engines, scale
+from cbir.reporting import gains, sentences, tables
+from cbir.retrieval import engines, reranking, scale
 
 
 @pytest.fixture
@@ -16,13 +16,17 @@ def run(project, monkeypatch):
     return invented.save_network("cnn", 2.0, epochs=())
 
 
-def test_generated_embeddings_have_the_means_and_the_spread_of_the_real_ones(run):
+@pytest.mark.parametrize("rank", [2, 100])
+def test_generated_embeddings_have_the_means_and_the_spread_of_the_real_ones(
+    run, rank, monkeypatch
+):
+    monkeypatch.setattr(scale, "RANK", rank)
     real, labels = run.embeddings.gallery, run.embeddings.dataset.gallery_labels
-    made = scale.generate(run.embeddings, 30_000, 500)
+    made = scale.generate(scale.describe(run.embeddings), 30_000)
     assert made.gallery.shape == (30_000, real.shape[1])
     np.testing.assert_allclose(np.linalg.norm(made.gallery[:100], axis=1), 1, rtol=1e-5)
     for label in np.unique(labels):
-        # Principal components are a rotation, so lengths and products stay.
+        # The directions are rotated, so lengths and products stay.
         of_real = real[labels == label].mean(axis=0)
         of_made = made.gallery[made.labels == label].mean(axis=0)
         assert of_made @ of_made == pytest.approx(of_real @ of_real, abs=0.05)
@@ -32,15 +36,32 @@ def test_generated_embeddings_have_the_means_and_the_spread_of_the_real_ones(run
 
 def test_a_larger_gallery_begins_with_the_smaller_one(run, monkeypatch):
     monkeypatch.setattr(scale, "BLOCK", 100)
-    small, large = (scale.generate(run.embeddings, size, 4) for size in (150, 350))
+    described = scale.describe(run.embeddings)
+    small, large = (scale.generate(described, size) for size in (150, 350))
     np.testing.assert_array_equal(small.gallery, large.gallery[:150])
     np.testing.assert_array_equal(small.queries, large.queries)
 
 
+def test_stored_description_makes_separate_classes_with_queries_farther_than_images(
+    project, monkeypatch
+):
+    monkeypatch.setattr(scale, "QUERIES", 100)
+    made = scale.generate(scale.stored_description(), 1000)
+    assert made.gallery.shape == (1000, 256)
+    similar = made.queries @ made.gallery.T
+    accuracy = (made.labels[similar.argmax(axis=1)] == made.query_labels).mean()
+    # Of the real images, 0.929.
+    assert 0.85 < accuracy < 0.98
+    within = made.gallery @ made.gallery.T - 2 * np.eye(1000)
+    assert np.median(within.max(axis=1)) > np.median(similar.max(axis=1))
+
+
 def test_exact_finds_everything_and_its_map_is_that_of_the_ranking(run):
-    made = scale.generate(run.embeddings, 400, 4)
-    costs, rows = scale.measure_engine("exact", made)
-    assert scale.recall(rows, rows) == 1
+    described = scale.describe(run.embeddings)
+    costs, _ = scale.measure_engines(described, [400], {"exact": 1000})
+    made = scale.generate(described, 400)
+    (row,) = costs.to_dict("records")
+    assert (row["recall"], row["map_change"]) == (1, 0)
     order = np.argsort(-(made.queries @ made.gallery.T), axis=1, kind="stable")[:, :100]
     precisions = []
     for found, label in zip(order, made.query_labels, strict=True):
@@ -48,15 +69,15 @@ def test_exact_finds_everything_and_its_map_is_that_of_the_ranking(run):
         hits = 1 + np.flatnonzero(is_hit)
         most = min(100, (made.labels == label).sum())
         precisions.append((np.arange(1, len(hits) + 1) / hits).sum() / most)
-    assert costs["map"] == pytest.approx(np.mean(precisions), abs=1e-3)
-    assert costs["bytes"] == 2 * 4 * 4
+    assert row["map"] == pytest.approx(np.mean(precisions), abs=1e-3)
+    assert row["bytes"] == 2 * 4 * made.gallery.shape[1]
 
 
 def test_recall_counts_the_nearest_images_that_were_found():
     nearest = np.arange(20).reshape(2, 10)
     found = nearest.copy()
     found[0, :3] = [100, 101, -1]
-    assert scale.recall(found, nearest) == pytest.approx((0.7 + 1) / 2)
+    assert scale.recall(found, nearest).tolist() == pytest.approx([0.7, 1])
 
 
 def test_the_page_names_the_fastest_engine_that_finds_enough_and_what_could_not_run(
@@ -77,23 +98,40 @@ def test_the_page_names_the_fastest_engine_that_finds_enough_and_what_could_not_
         lambda text, *given, **named: Half() if text == "half" else real(text, *given, **named),
     )
     chosen = {"exact": 1000, "half": 300, "nosuch": 1000}
-    costs, missing = report.measure_engines(run.study, run, [200, 400], chosen, 4)
-    assert costs[["engine", "size"]].to_numpy().tolist() == [
-        ["exact", 200], ["half", 200], ["exact", 400],
+    embeddings = run.embeddings
+    most = len(embeddings.gallery)
+    costs, missing = scale.measure_engines(
+        scale.describe(embeddings), [most + 1, most], chosen, embeddings
+    )
+    assert costs[["engine", "size", "is_real"]].to_numpy().tolist() == [
+        ["exact", most, True], ["half", most, True], ["exact", most + 1, False],
     ]  # fmt: skip
     assert costs["recall"].tolist() == [1, 0.5, 1]
-    assert "With 200 images, **exact** answers fastest" in report.describe(costs, missing)
-    assert "'nosuch' is unknown" in report.describe(costs, missing)
-    assert len(report.engines_table(costs)) == 3
+    assert costs["map_change_ci_high"][1] < 0
+    text = sentences.engines(costs, missing)
+    assert f"From {most} images on, **exact** answers fastest" in text
+    assert text.count("answers fastest") == 1
+    assert "'nosuch' is unknown" in text
+    assert len(tables.engines(costs)) == 3
     fast = costs.assign(recall=1.0, p50=[2.0, 1.0, 2.0])
-    assert "With 200 images, **half** answers fastest: 1 ms per query instead of 2 ms" in (
-        report.describe(fast, [])
+    assert f"From {most} images on, **half** answers fastest: 1 ms per query instead of 2 ms" in (
+        sentences.engines(fast, [])
     )
 
 
+def test_real_galleries_are_drawn_without_doubles(run):
+    embeddings = run.embeddings
+    drawn = scale.draw_real(embeddings, 30)
+    positions = [np.flatnonzero((embeddings.gallery == one).all(axis=1)) for one in drawn.gallery]
+    assert all(len(found) == 1 for found in positions)
+    assert len(np.unique(positions)) == 30
+    labels = embeddings.dataset.gallery_labels[np.ravel(positions)]
+    np.testing.assert_array_equal(labels, drawn.labels)
+
+
 def test_larger_galleries_are_computed_in_proportion(run):
-    costs, _ = report.measure_engines(run.study, run, [400], {"exact": 1000}, 4)
-    table = report.paper_table(costs.assign(build=0.4), 1000.0)
+    costs, _ = scale.measure_engines(scale.describe(run.embeddings), [400], {"exact": 1000})
+    table = tables.larger_galleries(costs.assign(build=0.4, bytes=32), 1000.0)
     assert table["memory (GB)"].tolist() == ["3", "32"]
     assert table["embedding (hours, one machine)"].tolist() == ["28", "278"]
     assert table["build (hours, one machine)"].tolist() == ["27.8", "277.8"]
@@ -105,6 +143,16 @@ def test_all_components_lose_nothing_and_bits_are_counted(run, monkeypatch):
     rows = scale.measure_reductions(run.embeddings)
     assert rows["reduction"].unique().tolist() == [f"PCA {width - 1}", "sign bits"]
     assert rows["bytes"].unique().tolist() == [4 * (width - 1), -(-width // 8)]
-    saved = report.measure_reductions(run.study, {"cnn": run})
-    assert len(report.effects_table(saved)) == 2
-    assert report.describe_effects(saved).count("\n") == 1
+    saved = gains.measure(run.study, {"cnn": run}, scale.measure_reductions, "reduction")
+    assert len(gains.measured_table(saved, "reduction")) == 2
+    assert gains.describe(saved, "reduction").count("\n") == 1
+
+
+def test_rerankings_are_described_with_their_gains(run, monkeypatch):
+    few = {"query expansion": [{"neighbours": 2, "alpha": 0}]}
+    monkeypatch.setattr(reranking, "SETTINGS", few)
+    saved = gains.measure(run.study, {"cnn": run}, reranking.measure_rerankings, "reranking")
+    (row,) = saved.to_dict("records")
+    assert row["gain"] == pytest.approx(row["with"] - row["without"])
+    table = gains.measured_table(saved, "reranking")
+    assert table["settings"].tolist() == ["neighbours 2, alpha 0"]

@@ -307,3 +307,27 @@ def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
     table = counts.to_numpy()
     wrong = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
     return np.sort(np.argsort(-wrong, kind="stable")[:most])
+
+
+def engines(costs: pd.DataFrame) -> Figure:
+    """Time of a query and recall by size of the gallery, one colour per engine.
+
+    Args:
+        costs: from `scale.measure_engines`.
+    """
+    figure, (times, recalls) = plt.subplots(1, 2, figsize=(10, 4))
+    for name, (colour, marker) in looks(costs["engine"].unique()).items():
+        rows = costs[costs["engine"] == name]
+        style = {"color": colour, "marker": marker, "markersize": 5, "label": name}
+        times.plot(rows["size"], rows["p50"], **style)
+        recalls.plot(rows["size"], rows["recall"], **style)
+    for axis in (times, recalls):
+        axis.set(xscale="log", xlabel="images in the gallery")
+        # Those of matplotlib are formulas, which figures do not draw.
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.tick_params(axis="x", labelsize="small")
+    times.set(yscale="log", ylabel="median time of a query (ms)")
+    times.yaxis.set_major_formatter("{x:g}")
+    recalls.set(ylabel="recall@10", ylim=(min(0.5, costs["recall"].min()) - 0.02, 1.02))
+    recalls.legend(**BESIDE)
+    return figure

@@ -1,18 +1,26 @@
 """Mean gains with their tests, in one file per study and question.
 
-`explanations` and `feedback` measure gains; this module averages, stores, reads and tabulates their
-rows. Each mean, of gains or of anything else, has the columns of `numbers.interval_columns`.
+Explanations, feedback, shorter embeddings and re-ranking are measured elsewhere; this module
+averages, stores, reads and tabulates the rows. Each mean, of gains or of anything else, has the
+columns of `numbers.interval_columns`.
 """
+
+import json
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 
+from cbir.networks.embeddings import Embeddings
 from cbir.reporting import measurements
 from cbir.reporting.numbers import PValue, from_row, interval_columns
-from cbir.reporting.runs import run_folder
+from cbir.reporting.runs import Run, run_folder
 from cbir.retrieval import uncertainty
 
 VERDICTS = ("better", "worse", "not significantly different", "untested")
+# Average precision with and without what is measured, and the columns beside it that are no costs.
+WITH, WITHOUT = "with", "without"
+SCORES = ["average_precision", "average_precision_without"]
 NO_ROWS = pd.DataFrame(columns=["study", "architecture", "gain", "p"])
 
 
@@ -70,3 +78,53 @@ def _cell(row: pd.Series, name: str):
     if interval_columns(name)[1] in row:
         return from_row(row, name)
     return PValue(row[name]) if name == "p_holm" else row[name]
+
+
+def measure(
+    study: str, runs: Mapping[str, Run], scores: Callable[[Embeddings], pd.DataFrame], kind: str
+) -> pd.DataFrame:
+    """Average what changes the average precision of queries, and write it to <kind>s.csv.
+
+    Args:
+        runs: by name.
+        scores: embeddings -> a row per query and kind: query, `kind`, `SCORES`, and costs, which
+            are the same for all queries of a kind.
+        kind: the column that names what is measured.
+
+    Returns:
+        A row per run and kind, as from `read`: architecture, `kind`, the means `WITHOUT`, `WITH`
+        and gain, and the costs.
+    """
+    rows = []
+    for name, run in runs.items():
+        for of_kind, group in scores(run.embeddings).groupby(kind, sort=False):
+            values = group[SCORES].set_axis([WITH, WITHOUT], axis="columns")
+            values = values.assign(gain=values[WITH] - values[WITHOUT])
+            row = {"study": study, "architecture": name, kind: of_kind} | mean_row(values)
+            rows.append(row | group.drop(columns=["query", kind, *SCORES]).iloc[0].to_dict())
+    return save(rows, study, f"{kind}s.csv")
+
+
+def measured_table(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The rows of `measure` for readers."""
+    shown = table(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
+    shown["bytes per image"] = rows["bytes"].map("{:,.0f}".format).to_numpy()
+    if "settings" in rows:
+        settings = rows["settings"].map(json.loads)
+        shown["settings"] = [", ".join(f"{k} {v:g}" for k, v in one.items()) for one in settings]
+        shown["ms per query"] = rows["milliseconds"].map("{:.2f}".format).to_numpy()
+    return shown
+
+
+def describe(rows: pd.DataFrame, kind: str) -> str:
+    """Each verdict of `measure`, in words."""
+    verbs = {"better": "raises", "worse": "lowers"}
+    lines = []
+    for _, row in rows.iterrows():
+        before, after = from_row(row, WITHOUT), from_row(row, WITH)
+        if verb := verbs.get(row["verdict"]):
+            change = f"{verb} the mAP from {before} to {after}, by {from_row(row, 'gain'):+}"
+        else:
+            change = f"does not change the mAP significantly: {before} without it, {after} with it"
+        lines.append(f"- {row['architecture']}: {row[kind]} {change}.")
+    return "\n".join(lines)

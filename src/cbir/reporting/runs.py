@@ -275,6 +275,14 @@ def read_run(study: str, architecture: str) -> Run:
     return Run(study, architecture, summary, metrics, per_query, history, *arrays)
 
 
+def find_run(study: str, architecture: str) -> Run | None:
+    """As `read_run`; None if the study has not been run here."""
+    try:
+        return read_run(study, architecture)
+    except StudyError:
+        return None
+
+
 def read_summary(study: str, architecture: str) -> dict:
     """A run's summary.json; StudyError if it is missing or an earlier version wrote it."""
     path = run_folder(study, architecture) / "summary.json"

@@ -13,13 +13,15 @@ from cbir.images import leaks
 from cbir.images.dataset import Dataset
 from cbir.progress import duration
 from cbir.reporting import measurements, numbers, tables
-from cbir.reporting.numbers import Estimate
+from cbir.reporting.numbers import Estimate, from_row
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
 from cbir.retrieval.projections import Projection
 
 # Above this mean cosine similarity of two images, a network has the same embedding for all.
 COLLAPSED = 0.9999
+# The share of the ten nearest images that an engine must find to be recommended.
+LEAST_RECALL = 0.95
 
 # What the numbers of a protocol mean, for readers of a report.
 PROTOCOL_TEXTS = {
@@ -525,3 +527,31 @@ def describe_projections(projections: Mapping[str, Projection]) -> str:
         f"The map of {name} has the highest trustworthiness, {kept[name]:.2f} (at most 1): the "
         "nearest points on it are most often nearest in the embedding, too."
     )
+
+
+def engines(costs: pd.DataFrame, missing: list[str]) -> str:
+    """Which engine answers fastest from which size on, of those that find enough.
+
+    Args:
+        costs, missing: from `scale.measure_engines`.
+    """
+    lines, previous = [], ""
+    for size, rows in costs.groupby("size"):
+        enough = rows[rows["recall"] >= LEAST_RECALL]
+        best = enough.loc[enough["p50"].idxmin()]
+        exact = rows.loc[rows["engine"] == "exact", "p50"].iloc[0]
+        times = f"{best['p50']:.2g} ms per query"
+        if best["engine"] != "exact":
+            times += f" instead of {exact:.2g} ms with exact, recall@10 {from_row(best, 'recall')}"
+        if best["engine"] == previous:
+            lines[-1] += f"; with {size:,}: {times}"
+        else:
+            previous = best["engine"]
+            lines.append(f"- From {size:,} images on, **{previous}** answers fastest: {times}")
+    lines = [f"{line}." for line in lines]
+    lines.append(
+        f"\nOnly engines that find at least {LEAST_RECALL:.0%} of the ten nearest images are "
+        "considered. Times are medians of single queries on the machine named below. Measuring "
+        f"took at most {costs['peak_bytes'].max() / 1e9:.1f} GB of memory."
+    )
+    return "\n".join([*lines, *(f"\nNot measured: {reason}" for reason in missing)])

@@ -55,6 +55,8 @@ METRICS = [
 # the classes' means: sizes between 1 and r have a coefficient of variation of at most
 # (r - 1) / (2 sqrt(r)).
 UNEVEN = 1.5
+# Sizes of galleries beyond those that are measured, and the memory of a machine that holds a part.
+LARGER, MACHINE_BYTES = (10**8, 10**9), 256 * 2**30
 BY_CLASS = ", mean over classes"  # The suffix of the name of such a measure.
 
 
@@ -485,3 +487,42 @@ def frequent_confusions(counts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
     is_mistake = (pairs["class"] != pairs["predicted"]) & (pairs["queries"] > 0)
     mistakes = pairs[is_mistake].sort_values("queries", ascending=False, kind="stable")
     return mistakes.head(most).reset_index(drop=True)
+
+
+def engines(costs: pd.DataFrame) -> pd.DataFrame:
+    """What engines cost and find, from the rows of `scale.measure_engines`."""
+    return pd.DataFrame({
+        "engine": costs["engine"],
+        "images": costs["size"].map("{:,}".format),
+        "recall@10": [from_row(row, "recall") for _, row in costs.iterrows()],
+        "mAP@100": costs["map"].map("{:.3f}".format),
+        "change of mAP@100": [f"{from_row(row, 'map_change'):+}" for _, row in costs.iterrows()],
+        "median (ms)": costs["p50"].map("{:.2f}".format),
+        "99th percentile (ms)": costs["p99"].map("{:.2f}".format),
+        "queries/s": costs["throughput"].map("{:,.0f}".format),
+        "build (s)": costs["build"].map("{:,.1f}".format),
+        "bytes per image": costs["bytes"].map("{:,.0f}".format),
+    })  # fmt: skip
+
+
+def larger_galleries(costs: pd.DataFrame, images_per_second: float) -> pd.DataFrame:
+    """What `LARGER` galleries would need, computed from the largest one that was measured.
+
+    Args:
+        costs: from `scale.measure_engines`.
+        images_per_second: speed of embedding.
+    """
+    largest = costs[costs["size"] == costs["size"].max()]
+    rows = []
+    for size in LARGER:
+        for _, row in largest.iterrows():
+            n_bytes = size * row["bytes"]
+            rows.append({
+                "images": f"{size:,}",
+                "engine": row["engine"],
+                "memory (GB)": f"{n_bytes / 1e9:,.0f}",
+                "machines of 256 GiB": f"{math.ceil(n_bytes / MACHINE_BYTES):,}",
+                "build (hours, one machine)": f"{size / row['size'] * row['build'] / 3600:,.1f}",
+                "embedding (hours, one machine)": f"{size / images_per_second / 3600:,.0f}",
+            })  # fmt: skip
+    return pd.DataFrame(rows)

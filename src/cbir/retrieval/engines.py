@@ -225,7 +225,7 @@ class Faiss:
         return rows, np.where(rows < 0, np.float32(np.nan), 1 - distances / 2)
 
     def n_bytes(self) -> int:
-        return len(self._faiss.serialize_index(self._index))
+        return self._path.stat().st_size
 
     def close(self) -> None:
         del self._index

@@ -221,7 +221,7 @@ def measure_rerankings(embeddings: Embeddings) -> pd.DataFrame:
         embeddings: of a data set whose queries are not in the gallery.
 
     Returns:
-        One row per query and method: query (its position among all images), method, settings
+        One row per query and method: query (its position among all images), reranking, settings
         (JSON), average_precision, average_precision_without, milliseconds (added per query) and
         bytes (added per gallery image).
     """
@@ -247,7 +247,7 @@ def measure_rerankings(embeddings: Embeddings) -> pd.DataFrame:
             scores = [np.nanmean(trial.rerank(method, point)[0]) for point in fitting]
             best = fitting[int(np.argmax(scores))]
             precisions, milliseconds, n_bytes = final.rerank(method, best)
-            columns = {"query": dataset.queries[rows], "method": method}
+            columns = {"query": dataset.queries[rows], "reranking": method}
             columns |= {"settings": json.dumps(best), "average_precision": precisions}
             columns |= {"average_precision_without": without, "milliseconds": milliseconds}
             frames.append(pd.DataFrame(columns | {"bytes": n_bytes}))

@@ -1,14 +1,15 @@
 """Galleries of any size, generated like real embeddings, and what engines cost and find in them.
 
-A gallery that outgrows a machine cannot be had for a study, so it is generated: with the classes
-and the spread of real embeddings, but without their outliers and near copies.
+A gallery that outgrows a machine cannot be had for a study, so it is generated. The class means and
+covariances of real embeddings describe it: those of a run, or the stored ones of CIFAR-10.
 """
 
+import hashlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,29 +17,38 @@ import numpy as np
 import pandas as pd
 from numpy.lib.format import open_memmap
 
+from cbir import StudyError
 from cbir.cache import Artifact, cached, write_text
 from cbir.images.dataset import take_rows
 from cbir.networks.embeddings import Embeddings, normalise
-from cbir.retrieval import metrics
-from cbir.retrieval.engines import BLOCK, open_engine
+from cbir.retrieval import metrics, uncertainty
+from cbir.retrieval.engines import BLOCK, EXACT, open_engine
 
-# The number of generated queries, and of those that are timed one by one after some to warm up.
+# The number of queries, and of those that are timed one by one after some to warm up.
 QUERIES, TIMED, WARM_UP = 1000, 200, 10
 # The depths of recall and of mAP.
 RECALL_DEPTH, MAP_DEPTH = 10, 100
 SEED = 0
 # The numbers of principal components that embeddings are reduced to.
 COMPONENTS = (128, 64)
+# The number of principal components whose covariances a description keeps; of the others, it keeps
+# the variances.
+RANK = 64
+# From `describe` of ResNet-50, fine-tuned on CIFAR-10: 50,000 training and 10,000 test images in
+# 256 dimensions. docs/benchmarks.md compares galleries that it generates with the real ones.
+CIFAR10 = Path(__file__).with_name("cifar10.npz")
+# What describes embeddings: arrays by name.
+Description = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Generated embeddings with classes: a gallery, and queries of the same distribution.
+class Sample:
+    """A gallery and queries, real or sample.
 
     Attributes:
         artifact: the stored arrays.
         gallery, labels: (n, d) float32 of unit length, memory-mapped; (n,) int64 classes.
-        queries, query_labels: (`QUERIES`, d) and (`QUERIES`,), likewise.
+        queries, query_labels: (at most `QUERIES`, d) and (n_queries,), likewise.
     """
 
     artifact: Artifact
@@ -48,99 +58,165 @@ class Generated:
     query_labels: np.ndarray
 
 
-def generate(embeddings: Embeddings, size: int, dimensions: int) -> Generated:
-    """Generate a gallery of any size with the classes and the spread of real embeddings; cached.
+def describe(embeddings: Embeddings) -> Description:
+    """The classes and the spread of embeddings in a few numbers.
 
-    Each class is a Gaussian with the mean and the covariance of its gallery images in the first
-    principal components of all of them; then all vectors get unit length. A larger gallery begins
-    with the embeddings of a smaller one.
+    Gallery and queries are described separately, since a network embeds the images that trained it
+    nearer to one another.
+
+    Returns:
+        For "gallery" and "queries": <part>_classes and <part>_shares (c,), <part>_means (c, d),
+        <part>_roots (c, r, r) of the covariances of the first r = `RANK` principal components, and
+        <part>_deviations (c, d - r) of the others; float16 in the directions of the gallery's
+        components.
+    """
+    dataset, described = embeddings.dataset, {}
+    gallery = embeddings.gallery.astype(float)
+    # Not centred: cosine similarities depend on the origin.
+    axes = np.linalg.eigh(gallery.T @ gallery)[1][:, ::-1]
+    parts = {
+        "gallery": (gallery, dataset.gallery_labels),
+        "queries": (embeddings.query, dataset.query_labels),
+    }
+    for part, (vectors, labels) in parts.items():
+        classes, counts = np.unique(labels, return_counts=True)
+        described[f"{part}_classes"], described[f"{part}_shares"] = classes, counts / counts.sum()
+        means, roots, deviations = [], [], []
+        for label in classes:
+            of_class = vectors[labels == label] @ axes
+            means.append(of_class.mean(axis=0))
+            covariance = np.atleast_2d(np.cov(of_class[:, :RANK].T, bias=True))
+            values, directions = np.linalg.eigh(covariance)
+            root = directions * np.sqrt(np.maximum(values, 0))
+            # A triangular root takes half of the space.
+            roots.append(np.linalg.qr(root.T, mode="r").T)
+            deviations.append(of_class[:, RANK:].std(axis=0))
+        named = {"means": means, "roots": roots, "deviations": deviations}
+        described |= {f"{part}_{name}": np.array(x, np.float16) for name, x in named.items()}
+    return described
+
+
+def stored_description() -> Description:
+    """The description in `CIFAR10`."""
+    with np.load(CIFAR10) as arrays:
+        return dict(arrays)
+
+
+def generate(description: Description, size: int) -> Sample:
+    """Generate a gallery of any size; cached.
+
+    Each class is a Gaussian with the mean and the covariance of the description. All vectors are
+    rotated at random, as the dimensions of a network have no order, and get unit length. A larger
+    gallery begins with the embeddings of a smaller one.
 
     Args:
-        embeddings: the real ones.
+        description: from `describe` or `stored_description`.
         size: n.
-        dimensions: d, limited to that of the real ones.
     """
-    dimensions = min(dimensions, embeddings.gallery.shape[1])
+    dimensions = description["gallery_means"].shape[1]
 
     def make(folder: Path) -> None:
-        draw = _fit(embeddings, dimensions)
-        shape, labels = (size, dimensions), np.empty(size, np.int64)
-        gallery = open_memmap(folder / "gallery.npy", "w+", np.float32, shape)
+        labels = np.empty(size, np.int64)
+        gallery = open_memmap(folder / "gallery.npy", "w+", np.float32, (size, dimensions))
         for block, start in enumerate(range(0, size, BLOCK)):
-            vectors, classes = draw(np.random.default_rng([SEED, block]), BLOCK)
+            vectors, classes = _draw(description, "gallery", BLOCK, [SEED, block])
             gallery[start : start + BLOCK] = vectors[: size - start]
             labels[start : start + BLOCK] = classes[: size - start]
         gallery.flush()
-        np.save(folder / "labels.npy", labels)
-        for name, array in zip(
-            ("queries", "query_labels"), draw(np.random.default_rng(QUERIES), QUERIES), strict=True
-        ):
-            np.save(folder / f"{name}.npy", array)
+        queries, query_labels = _draw(description, "queries", QUERIES, [QUERIES])
+        _save(folder, labels=labels, queries=queries, query_labels=query_labels)
 
+    digest = hashlib.sha256()
+    for name in sorted(description):
+        digest.update(np.ascontiguousarray(description[name]))
     artifact = cached(
-        "generated", make, parameters={"size": size, "dimensions": dimensions},
-        reads=[embeddings.artifact.key, embeddings.dataset.search_fingerprint],
+        "generated", make, parameters={"size": size}, reads=[digest.hexdigest()],
         package="retrieval",
     )  # fmt: skip
+    return _open(artifact)
+
+
+def draw_real(embeddings: Embeddings, size: int) -> Sample:
+    """Draw a gallery of at most all gallery images, and queries, from real embeddings; cached."""
+    dataset = embeddings.dataset
+
+    def make(folder: Path) -> None:
+        random = np.random.default_rng(SEED)
+        rows = random.permutation(len(embeddings.gallery))[:size]
+        asked = random.permutation(len(embeddings.query))[:QUERIES]
+        _save(
+            folder, gallery=embeddings.gallery[rows], labels=dataset.gallery_labels[rows],
+            queries=embeddings.query[asked], query_labels=dataset.query_labels[asked],
+        )  # fmt: skip
+
+    artifact = cached(
+        "drawn", make, parameters={"size": size}, package="retrieval",
+        reads=[embeddings.artifact.key, dataset.search_fingerprint],
+    )  # fmt: skip
+    return _open(artifact)
+
+
+def _save(folder: Path, **arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def _open(artifact: Artifact) -> Sample:
     names = ("gallery", "labels", "queries", "query_labels")
-    return Generated(
+    return Sample(
         artifact, *(np.load(artifact.folder / f"{name}.npy", mmap_mode="r") for name in names)
     )
 
 
-def _fit(embeddings: Embeddings, dimensions: int) -> Callable:
-    """A function (random generator, n) -> (n, d) embeddings and (n,) classes like real ones."""
-    real, labels = embeddings.gallery.astype(float), embeddings.dataset.gallery_labels
-    # Not centred: cosine similarities depend on the origin.
-    axes = np.linalg.eigh(real.T @ real)[1][:, ::-1][:, :dimensions]
-    classes, counts = np.unique(labels, return_counts=True)
-    means, roots = [], []
-    for label in classes:
-        of_class = real[labels == label] @ axes
-        values, vectors = np.linalg.eigh(np.cov(of_class.T, bias=True))
-        means.append(of_class.mean(axis=0))
-        roots.append((vectors * np.sqrt(np.maximum(values, 0))).T)
-
-    def draw(random: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        place = random.choice(len(classes), n, p=counts / counts.sum())
-        rows = random.standard_normal((n, dimensions))
-        for number, (mean, root) in enumerate(zip(means, roots, strict=True)):
-            rows[place == number] = mean + rows[place == number] @ root
-        return normalise(rows), classes[place]
-
-    return draw
+def _draw(
+    description: Description, part: str, n: int, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, d) embeddings of the gallery or the queries, and their (n,) classes."""
+    random = np.random.default_rng(seed)
+    classes, shares, means, roots, deviations = (
+        description[f"{part}_{name}"]
+        for name in ("classes", "shares", "means", "roots", "deviations")
+    )
+    place, rank = random.choice(len(classes), n, p=shares), roots.shape[1]
+    vectors = random.standard_normal((n, means.shape[1]), np.float32)
+    for number, root in enumerate(roots.astype(np.float32)):
+        rows = np.flatnonzero(place == number)
+        spread = [vectors[rows, :rank] @ root.T, vectors[rows, rank:] * deviations[number]]
+        vectors[rows] = np.hstack(spread) + means[number]
+    normal = np.random.default_rng(SEED).standard_normal(means.shape[1:] * 2)
+    return normalise(vectors @ np.linalg.qr(normal)[0].astype(np.float32)), classes[place]
 
 
-def measure_engine(text: str, generated: Generated) -> tuple[dict[str, float], np.ndarray]:
+def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndarray]:
     """Measure what an engine costs, and what it finds; cached.
 
     Args:
         text: as for `open_engine`.
-        generated: from `generate`.
+        sample: from `generate` or `draw_real`.
 
     Returns:
         Its costs: size; p50 and p99 (milliseconds of a single query for 10 results); throughput
         (queries per second, searched together for 100 results); build (seconds); bytes (per
-        embedding); and map (mAP of the first 100 results). And (`QUERIES`, 100) rows of the gallery
-        that it returned.
+        embedding); and peak_bytes (the most memory of this process so far). And (n_queries, 100)
+        rows of the gallery that it returned.
     """
 
     def make(folder: Path) -> None:
-        size, dimensions = generated.gallery.shape
-        key = generated.artifact.key
+        size, dimensions = sample.gallery.shape
+        key = sample.artifact.key
         engine = open_engine(text, dimensions, name="scale", key=key, folder=folder / "engine")
         started = time.perf_counter()
-        engine.load(generated.gallery, generated.labels, np.arange(size))
+        engine.load(sample.gallery, sample.labels, np.arange(size))
         build = time.perf_counter() - started
         milliseconds = []
-        for query in generated.queries[: WARM_UP + TIMED]:
+        for query in sample.queries[: WARM_UP + TIMED]:
             started = time.perf_counter()
             engine.search(query[None], RECALL_DEPTH)
             milliseconds.append(1000 * (time.perf_counter() - started))
         p50, p99 = np.percentile(milliseconds[WARM_UP:], [50, 99])
         started = time.perf_counter()
-        rows, _ = engine.search(generated.queries, min(MAP_DEPTH, size))
-        throughput = QUERIES / (time.perf_counter() - started)
+        rows, _ = engine.search(sample.queries, min(MAP_DEPTH, size))
+        throughput = len(rows) / (time.perf_counter() - started)
         costs = {"size": size, "p50": p50, "p99": p99, "throughput": throughput}
         costs |= {"build": build, "bytes": engine.n_bytes() / size}
         engine.close()
@@ -149,32 +225,83 @@ def measure_engine(text: str, generated: Generated) -> tuple[dict[str, float], n
         write_text(folder / "costs.json", json.dumps(costs))
 
     artifact = cached(
-        "engines", make, parameters={"engine": text}, reads=[generated.artifact.key],
+        "engines", make, parameters={"engine": text}, reads=[sample.artifact.key],
         package="retrieval",
     )  # fmt: skip
     rows = np.load(artifact.folder / "rows.npy")
     costs = json.loads((artifact.folder / "costs.json").read_text("utf-8"))
-    costs["map"] = _mean_average_precision(rows, generated)
-    return costs, rows
+    return costs | {"peak_bytes": artifact.manifest["peak_memory_bytes"]}, rows
 
 
-def recall(rows: np.ndarray, nearest: np.ndarray) -> float:
-    """The share of the nearest images that are among as many results, on average over queries.
+def measure_engines(
+    description: Description,
+    sizes: list[int],
+    engines: Mapping[str, int],
+    real: Embeddings | None = None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Measure engines in galleries of several sizes.
+
+    Args:
+        description: of the generated embeddings.
+        sizes: of the galleries.
+        engines: the largest size at which each is measured, by text as for `open_engine`.
+        real: real embeddings, which are used up to their number.
+
+    Returns:
+        A row per engine and size: engine, is_real, the costs of `measure_engine`, and the means
+        over the queries of recall, map (of the first 100 results) and map_change (from `exact`, on
+        the same queries), each with <name>_ci_low and <name>_ci_high; and "engine: reason" of those
+        that could not be measured.
+    """
+    rows, missing = [], {}
+    for size in sorted(sizes):
+        is_real = real is not None and size <= len(real.gallery)
+        sample = draw_real(real, size) if is_real else generate(description, size)
+        _, nearest = measure_engine(EXACT, sample)
+        exact_precision = _average_precision(nearest, sample)
+        for engine, largest in engines.items():
+            if size > largest or engine in missing:
+                continue
+            try:
+                costs, found = measure_engine(engine, sample)
+            except StudyError as error:
+                missing[engine] = str(error)
+                continue
+            precision = _average_precision(found, sample)
+            means = [
+                uncertainty.intervals(
+                    pd.DataFrame({"recall": recall(found, nearest), "map": precision})
+                ),
+                uncertainty.intervals(
+                    pd.DataFrame({"map_change": precision - exact_precision}), limits=None
+                ),
+            ]
+            row = {"engine": engine, "is_real": is_real, **costs}
+            for name, mean in pd.concat(means).iterrows():
+                row |= {name: mean["value"]}
+                row |= {f"{name}_{end}": mean[end] for end in ("ci_low", "ci_high")}
+            rows.append(row)
+    return pd.DataFrame(rows), [f"{engine}: {reason}" for engine, reason in missing.items()]
+
+
+def recall(rows: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """(n_queries,) shares of the nearest images that are among as many results.
 
     Args:
         rows, nearest: (n_queries, k), of an engine and of `exact`, as from `measure_engine`.
     """
     pairs = zip(rows[:, :RECALL_DEPTH], nearest[:, :RECALL_DEPTH], strict=True)
-    return float(np.mean([np.isin(right, found).mean() for found, right in pairs]))
+    return np.array([np.isin(right, found).mean() for found, right in pairs])
 
 
-def _mean_average_precision(rows: np.ndarray, generated: Generated) -> float:
-    """mAP of these results, as `metrics.average_precision` with k."""
-    is_hit = (rows >= 0) & (generated.labels[rows] == generated.query_labels[:, None])
-    n_relevant = np.bincount(generated.labels)[generated.query_labels]
+def _average_precision(rows: np.ndarray, sample: Sample) -> np.ndarray:
+    """(n_queries,) AP of these results, as `metrics.average_precision` with k."""
+    is_hit = (rows >= 0) & (sample.labels[rows] == sample.query_labels[:, None])
+    n_relevant = np.bincount(sample.labels, minlength=sample.query_labels.max() + 1)
+    n_relevant = n_relevant[sample.query_labels]
     precisions = is_hit.cumsum(axis=1) / np.arange(1, rows.shape[1] + 1)
-    best = np.minimum(n_relevant, rows.shape[1])
-    return float((np.where(is_hit, precisions, 0).sum(axis=1) / best).mean())
+    best = np.maximum(1, np.minimum(n_relevant, rows.shape[1]))
+    return np.where(is_hit, precisions, 0).sum(axis=1) / best
 
 
 def measure_reductions(embeddings: Embeddings) -> pd.DataFrame:
