@@ -16,6 +16,7 @@ endif
 BENCH := $(dir $(STAMP)).cbir-bench
 BROWSER := $(dir $(STAMP)).cbir-browser
 SCALE := $(dir $(STAMP)).cbir-scale
+RAY := $(dir $(STAMP)).cbir-ray
 HEIC := $(dir $(STAMP)).cbir-heic
 FAST := $(dir $(STAMP)).cbir-fast
 CBIR := $(BIN)/python -m cbir
@@ -40,7 +41,7 @@ use STUDY, ARCHITECTURES, DATA and SET, `make report` also CHECK, `make export` 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale fast heic export publish results docs lock clean distclean
+.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale ray fast heic export publish results docs lock clean distclean
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +94,8 @@ fast: $(FAST)  ## install OpenVINO, with which `cbir search` starts without Tens
 
 scale: $(SCALE)  ## install faiss and Milvus, which hold galleries that outgrow a machine
 
+ray: $(RAY)  ## install Ray, with which `cbir index` embeds on many machines
+
 export: $(STAMP)  ## write the images and embeddings of STUDY to Parquet files for other programs
 	@$(CBIR) export --study="$$CBIR_STUDY"
 
@@ -134,8 +137,8 @@ distclean: clean  ## also delete caches and the environment
 	@touch $@
 
 # The additional packages of an extra; the locked versions stay as they are.
-$(BENCH) $(BROWSER) $(SCALE) $(HEIC) $(FAST): EXTRA = $(subst .cbir-,,$(notdir $@))
-$(BENCH) $(BROWSER) $(SCALE) $(HEIC) $(FAST): $(STAMP)
+$(BENCH) $(BROWSER) $(SCALE) $(RAY) $(HEIC) $(FAST): EXTRA = $(subst .cbir-,,$(notdir $@))
+$(BENCH) $(BROWSER) $(SCALE) $(RAY) $(HEIC) $(FAST): $(STAMP)
 	@echo "installing additional packages for $(EXTRA) (only once)"
 	@sed -n 's/ *\\$$//; /^[A-Za-z0-9].*==/p' requirements.lock > $@.txt
 	@if command -v uv >/dev/null; then \

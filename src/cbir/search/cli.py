@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="name of the gallery (default: the name of the folder)")
     index.add_argument("--check", action="store_true",
         help="compare the content of all files, even if their sizes and times are unchanged")
+    index.add_argument("--workers", choices=("ray",), default="",
+        help="embed in parallel processes of Ray: on this machine, or on the cluster at the "
+        "address in RAY_ADDRESS, which selects Ray, too")
     index.set_defaults(run=run_index)
     # fmt: on
 
@@ -161,6 +165,7 @@ def run_index(arguments: argparse.Namespace) -> bool:
     name, changes = galleries.index_folder(
         arguments.folder, searcher, name, check=arguments.check,
         held_by=arguments.engine or previous.get("engine", EXACT),
+        workers=arguments.workers or (galleries.RAY if os.environ.get("RAY_ADDRESS") else ""),
     )  # fmt: skip
     total = changes.embedded + changes.kept
     print(

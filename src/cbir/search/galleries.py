@@ -10,9 +10,11 @@ path, size and modification time counts as unchanged, unless a check is requeste
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
+import pickle
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -30,6 +32,7 @@ from cbir import StudyError, project_root
 from cbir.files import disk_errors, file_digest, locked, replacing
 from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
+from cbir.machine import SETTINGS
 from cbir.progress import Ticker
 from cbir.reporting import measurements, tables
 from cbir.retrieval.engines import EXACT, check_engine, resolved
@@ -43,6 +46,9 @@ from cbir.search.searchers import (
 )
 
 BATCH = 256
+# The value of --workers that embeds on Ray, and the number of pictures that it hands out at a time,
+# a multiple of `BATCH`: sums of a network depend on the batch.
+RAY, CHUNK = "ray", 4 * BATCH
 # The key of a gallery's source in the file's metadata.
 SOURCE = b"source"
 
@@ -74,6 +80,14 @@ class _Row(NamedTuple):
     digest: str
     label: int
     vector: np.ndarray
+
+
+class _Embedded(NamedTuple):
+    """A picture that was read, a remark on it, and its predicted class and embedding, if any."""
+
+    name: str
+    remark: str
+    output: tuple[int, np.ndarray] | None
 
 
 def gallery_name(folder: Path, name: str = "") -> str:
@@ -114,7 +128,13 @@ def read_source(name: str) -> dict:
 
 
 def index_folder(
-    folder: Path, searcher: Searcher, name: str = "", *, check: bool = False, held_by: str = EXACT
+    folder: Path,
+    searcher: Searcher,
+    name: str = "",
+    *,
+    check: bool = False,
+    held_by: str = EXACT,
+    workers: str = "",
 ) -> tuple[str, Changes]:
     """Bring the gallery of a folder up to date: embed new pictures, remove deleted ones.
 
@@ -124,6 +144,7 @@ def index_folder(
         name: name of the gallery; the folder's name by default.
         check: whether to compare the content of all files, even if size and time are the same.
         held_by: the engine that finds the nearest images, as for `engines.open_engine`.
+        workers: what embeds the pictures: `RAY`, or this process by default.
 
     Returns:
         The gallery's name, and the changes.
@@ -135,13 +156,16 @@ def index_folder(
     folder = folder.expanduser().resolve()
     name = gallery_name(folder, name)
     check_engine(held_by)
+    if workers == RAY and not importlib.util.find_spec("ray"):
+        raise StudyError("--workers: Ray is not installed: run `make ray` first, or omit --workers")
     home = _gallery_file(name).parent
     states, left_out = _list_files(folder)
     with disk_errors(home), locked(home):
         home.mkdir(exist_ok=True)
         changes = _update(
-            folder, states, left_out, searcher, name=name, check=check, held_by=resolved(held_by)
-        )
+            folder, states, left_out, searcher, name=name, check=check, held_by=resolved(held_by),
+            workers=workers,
+        )  # fmt: skip
         if held_by != EXACT:
             open_gallery(name)[1].index.close()
     return name, changes
@@ -228,6 +252,7 @@ def _update(
     name: str,
     check: bool,
     held_by: str,
+    workers: str,
 ) -> Changes:
     """Bring the file of a gallery up to date; `states` and `left_out` as from `_list_files`."""
     path = _gallery_file(name)
@@ -258,7 +283,7 @@ def _update(
             rows[file] = by_digest[digest]._replace(state=states[file])
     changes = Changes(kept=len(rows), left_out=left_out)
     waiting = [file for file in others if file not in rows]
-    batches = _embed(folder, waiting, searcher, changes)
+    batches = _embed(folder, waiting, searcher, changes, workers)
     for number, batch in enumerate(batches, start=len(list(path.parent.glob("batch-*")))):
         embedded = {
             file: _Row(states[file], digests[file], *output) for file, output in batch.items()
@@ -309,23 +334,94 @@ def _digests(folder: Path, names: list[str]) -> list[str]:
 
 
 def _embed(
-    folder: Path, names: list[str], searcher: Searcher, changes: Changes
+    folder: Path, names: list[str], searcher: Searcher, changes: Changes, workers: str
 ) -> Iterator[dict[str, tuple[int, np.ndarray]]]:
     """Predict and embed readable files in batches; add the unreadable and odd ones to `changes`."""
-    ticker = Ticker(len(names), "pictures")
+    ticker, done = Ticker(len(names), "pictures"), 0
+    batches = _embed_on_ray if workers == RAY else _embed_here
+    for batch in batches(folder, names, searcher):
+        for name, remark, output in batch:
+            if remark:
+                files = changes.left_out if output is None else changes.remarks
+                files.append(LeftOut(readable_name(name), remark))
+        if embedded := {name: output for name, _, output in batch if output is not None}:
+            yield embedded
+        done += len(batch)
+        ticker.reached(done)
+
+
+def _embed_here(folder: Path, names: list[str], searcher: Searcher) -> Iterator[list[_Embedded]]:
+    """Read and embed pictures, in batches and in order."""
     squares = read_squares([folder / name for name in names], **searcher.reading)
     for start in range(0, len(names), BATCH):
         batch = list(zip(names[start : start + BATCH], squares, strict=False))
-        images = {name: image for name, (image, _) in batch if image is not None}
-        for name, (image, remark) in batch:
-            if remark:
-                files = changes.left_out if image is None else changes.remarks
-                files.append(LeftOut(readable_name(name), str(remark)))
+        images = [image for _, (image, _) in batch if image is not None]
+        outputs = iter(())
         if images:
-            vectors, probabilities = searcher.encode(np.stack(list(images.values())))
-            labels = probabilities.argmax(axis=1)
-            yield dict(zip(images, zip(labels, vectors, strict=True), strict=True))
-        ticker.reached(min(start + BATCH, len(names)))
+            vectors, probabilities = searcher.encode(np.stack(images))
+            outputs = zip(probabilities.argmax(axis=1), vectors, strict=True)
+        yield [
+            _Embedded(name, str(remark), None if image is None else next(outputs))
+            for name, (image, remark) in batch
+        ]
+
+
+def _embed_on_ray(folder: Path, names: list[str], searcher: Searcher) -> Iterator[list[_Embedded]]:
+    """The same batches from parallel processes of Ray, here or on the cluster at RAY_ADDRESS.
+
+    Ray starts a process that ended once more, and gives it the same pictures.
+
+    Raises:
+        StudyError: the cluster does not answer, or a process cannot embed.
+    """
+    import ray
+    import ray.data
+
+    run, threads = searcher.run, int(os.environ["TF_NUM_INTRAOP_THREADS"])
+    settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    options = ray.data.DataContext.get_current()
+    options.enable_progress_bars = options.print_on_execution_start = False
+    options.execution_options.preserve_order = True
+    # Names need not be UTF-8, which Arrow demands.
+    chunks = [pickle.dumps(names[at : at + CHUNK]) for at in range(0, len(names), CHUNK)]
+    try:
+        ray.init(
+            log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True,
+            runtime_env={"env_vars": settings},
+        )  # fmt: skip
+        processes = int(ray.cluster_resources()["CPU"] // threads)
+        data = ray.data.from_items(chunks, override_num_blocks=max(1, len(chunks)))
+        data = data.map_batches(
+            _Worker, batch_size=1, num_cpus=min(threads, ray.cluster_resources()["CPU"]),
+            concurrency=(1, max(1, min(processes, len(chunks)))),
+            fn_constructor_args=(project_root(), run.study, run.architecture, searcher.key, folder),
+        )  # fmt: skip
+        for row in data.iter_rows():
+            yield from pickle.loads(row["batches"])
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise StudyError(
+            f"Ray at {where} failed: {reason}: check RAY_ADDRESS and RAY_AUTH_TOKEN, and that each "
+            "machine has this project and the pictures in the same folders; run the same command "
+            "again to continue"
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+class _Worker:
+    """A process that embeds pictures for `_embed_on_ray`."""
+
+    def __init__(self, root: Path, study: str, architecture: str, key: str, folder: Path):
+        os.chdir(root)
+        self._searcher, self._folder = open_searcher(study, architecture), folder
+        if self._searcher.key != key:
+            raise StudyError(f"{root} has another network {architecture} of the study {study}")
+
+    def __call__(self, chunk: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        names = pickle.loads(chunk["item"][0])
+        return {"batches": [pickle.dumps(list(_embed_here(self._folder, names, self._searcher)))]}
 
 
 def _write(path: Path, source: dict, rows: dict[str, _Row]) -> None:
