@@ -1,11 +1,13 @@
 """Engines for large galleries: the same answers, whichever holds the embeddings."""
 
+import base64
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,7 @@ def server(tmp_path_factory):
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}", process
     process.terminate()
     process.wait()
 
@@ -66,7 +68,7 @@ def other(request, tmp_path):
     if text == "milvus:lite":
         text = f"milvus:{tmp_path}/lite"
     elif text == "milvus:server":
-        text = "milvus:" + request.getfixturevalue("server")
+        text = "milvus:" + request.getfixturevalue("server")[0]
     engine = open_named(text, tmp_path, name=request.node.name.replace("[", "-").replace("]", ""))
     yield engine
     if hasattr(engine, "close"):
@@ -232,11 +234,89 @@ def test_second_process_waits_for_a_folder_of_milvus_lite_and_names_the_first(da
     assert process.wait() == 0
 
 
+@pytest.fixture
+def failing_server():
+    """A function that starts a server which fails, and the tokens that it was sent."""
+    grpc = pytest.importorskip("grpc")
+    started, tokens = [], []
+
+    def start(code: str) -> str:
+        def fail(_, context):
+            tokens.append(dict(context.invocation_metadata()).get("authorization"))
+            context.abort(grpc.StatusCode[code], "as the test wants it")
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(self, _):
+                return grpc.unary_unary_rpc_method_handler(fail)
+
+        server = grpc.server(ThreadPoolExecutor(2), handlers=[Handler()])
+        started.append(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        return f"http://127.0.0.1:{port}"
+
+    yield start, tokens
+    for server in started:
+        server.stop(None)
+
+
 @pytest.mark.slow
-def test_milvus_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "TRIES", 2)
+@pytest.mark.parametrize(
+    "code", ["UNAVAILABLE", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED"]
+)
+def test_milvus_server_that_fails_is_one_line_without_the_token(
+    code, failing_server, tmp_path, monkeypatch, capfd
+):
+    start, tokens = failing_server
+    monkeypatch.setattr(engines, "PATIENCE", 2)
+    monkeypatch.setenv("MILVUS_TOKEN", "root:secret-9")
+    where, started = start(code), time.perf_counter()
+    with pytest.raises(StudyError, match=f"{where} failed.*check its address, its ver") as error:
+        open_named(f"milvus:{where}", tmp_path)
+    assert time.perf_counter() - started < 20
+    sent = base64.b64encode(b"root:secret-9").decode()
+    assert set(tokens) == {sent}
+    printed = str(error.value) + "".join(capfd.readouterr())
+    assert "\n" not in str(error.value)
+    assert not [secret for secret in ("secret-9", sent) if secret in printed]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_milvus_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PATIENCE", 2)
     with pytest.raises(StudyError, match="http://127.0.0.1:1 failed.*start the server"):
         open_named("milvus:http://127.0.0.1:1", tmp_path)
+
+
+@pytest.mark.faults
+def test_milvus_server_that_hangs_is_left_and_found_again(server, data, tmp_path, monkeypatch):
+    where, process = server
+    engine = open_named(f"milvus:{where}", tmp_path, name="hangs")
+    engine.load(*data[:3])
+    monkeypatch.setattr(engines, "PATIENCE", 3)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(StudyError, match=f"{where} failed"):
+            engine.search(data[3], 10)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    monkeypatch.setattr(engines, "PATIENCE", 60)
+    rows, _ = engine.search(data[3], 10)
+    np.testing.assert_array_equal(rows, exact(data).search(data[3], 10)[0])
+    engine.close()
+
+
+@pytest.mark.slow
+def test_another_index_of_milvus_replaces_the_first(data, tmp_path):
+    for choice in (";HNSW", ""):
+        engine = open_named(f"milvus:{tmp_path}/lite{choice}", tmp_path)
+        engine.load(*data[:3])
+        index = engine._client.describe_index(engine._collection, "vector")
+        assert index["index_type"] == (choice[1:] or "FLAT")
+        rows, _ = engine.search(data[3], 10)
+        engine.close()
+    np.testing.assert_array_equal(rows, exact(data).search(data[3], 10)[0])
 
 
 @pytest.mark.slow

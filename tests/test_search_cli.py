@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -873,3 +875,106 @@ def test_unknown_engine_is_refused_before_anything_is_embedded(finished_study, f
     assert code == 1
     assert "'fais:Flat' is unknown: use exact" in error
     assert not (finished_study / "artifacts" / "galleries").exists()
+
+
+# Many pictures
+
+
+@pytest.mark.slow
+def test_commands_of_the_docs_on_large_galleries_run_as_written(
+    finished_study, tmp_path, monkeypatch, capfd
+):
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("faiss")
+    text = (ROOT / "docs" / "search.md").read_text("utf-8")
+    block = text.partition("## Engines for large galleries")[2].split("```")[1]
+    commands = [line for line in block.splitlines() if line.startswith("cbir ")]
+    assert len(commands) == 3
+    write_pictures(tmp_path / "Pictures", classes=("circle", "cross"), count=3)
+    shutil.copy(QUERY, tmp_path / "cat.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # The study is another one, and so is the folder of the query.
+    shutil.copytree(finished_study / "reports" / "tiny", finished_study / "reports" / "holiday")
+    try:
+        for command in commands:
+            words = map(os.path.expanduser, shlex.split(command)[1:])
+            words = [str(tmp_path / word) if word == "cat.jpg" else word for word in words]
+            code, out, err = run(capfd, *words)
+            assert (code, err) == (0, "")
+        assert "Searched 6 images of Pictures" in out
+        assert galleries.read_source("Pictures")["engine"].startswith("milvus:/")
+    finally:
+        for path in ("reports/holiday", "artifacts/galleries/Pictures", "pictures.db"):
+            shutil.rmtree(finished_study / path, ignore_errors=True)
+
+
+def workers_of_ray() -> list[int]:
+    """The processes of Ray that embed, which this process has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"MapWorker" not in (process / "cmdline").read_bytes():
+                continue
+            ancestor = int(process.name)
+            while ancestor not in (0, os.getpid()):
+                status = Path("/proc", str(ancestor), "status").read_text()
+                ancestor = int(re.search(r"PPid:\s+(\d+)", status)[1])
+        except OSError:  # it has ended
+            continue
+        if ancestor:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.faults
+def test_processes_of_ray_embed_the_same_even_if_one_is_killed(
+    searcher, tmp_path, finished_study, monkeypatch, capfd
+):
+    pytest.importorskip("ray", reason="ray is not installed: `make ray` does it")
+    folder = tmp_path / "many"
+    write_pictures(folder, classes=("circle", "cross"), count=30)
+    (folder / "circle" / "broken.png").write_bytes(b"no picture")
+    # The batches of the processes are as small as those of one process, which are whole chunks.
+    monkeypatch.setattr(galleries, "BATCH", 8)
+    monkeypatch.setattr(galleries, "CHUNK", 8)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-" + 40 * "9")
+    killed = []
+
+    def kill_one() -> None:
+        while not killed:
+            killed.extend(workers_of_ray()[:1])
+            time.sleep(0.05)
+        # By now, it has embedded some of the pictures.
+        while not list((finished_study / "artifacts" / "galleries" / "ray").glob("batch-*")):
+            time.sleep(0.01)
+        os.kill(killed[0], signal.SIGKILL)
+
+    try:
+        _, changes = galleries.index_folder(folder, searcher, "plain")
+        watcher = threading.Thread(target=kill_one, daemon=True)
+        watcher.start()
+        _, on_ray = galleries.index_folder(folder, searcher, "ray", workers=galleries.RAY)
+        watcher.join(5)
+        assert not watcher.is_alive()
+        home = finished_study / "artifacts" / "galleries"
+        plain, ray = (home / name / "pictures.parquet" for name in ("plain", "ray"))
+        assert plain.read_bytes() == ray.read_bytes()
+        assert (on_ray.embedded, on_ray.left_out) == (changes.embedded, changes.left_out)
+    finally:
+        shutil.rmtree(finished_study / "artifacts" / "galleries", ignore_errors=True)
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_cluster_of_ray_that_does_not_answer_is_one_line(searcher, folder, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(StudyError, match="Ray at 127.0.0.1:1 failed: .*check RAY_ADDRESS"):
+        galleries.index_folder(folder, searcher, workers=galleries.RAY)
+
+
+def test_missing_ray_is_named_with_the_command(searcher, folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match="Ray is not installed: run `make ray`"):
+        galleries.index_folder(folder, searcher, workers=galleries.RAY)

@@ -6,6 +6,7 @@ An engine is chosen by one text, and all engines are asked in the same way:
     faiss:HNSW32;efSearch=128       a faiss factory string, and faiss' own search parameters
     milvus:./folder                 Milvus Lite, in a folder
     milvus:http://host:19530        a Milvus server; MILVUS_TOKEN holds the token, if it needs one
+    milvus:http://host:19530;HNSW   the same with a type of index of Milvus, instead of FLAT
 
 Loading can be repeated. An engine keeps what it already holds, adds what is new and removes what
 the gallery no longer has, so an interruption loses at most one block and doubles nothing.
@@ -17,7 +18,6 @@ import contextlib
 import importlib
 import logging
 import os
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +39,9 @@ BLOCK, BLOCKS_PER_FILE = 10_000, 25
 MOST_TRAINING, SEED = 262_144, 0
 # The largest number of results of a Milvus server. Milvus Lite has no such limit.
 MOST_RESULTS = 16_384
-# A server that fails is asked this often, with pauses of 1, 2, 4 … seconds.
-TRIES = 4
+# The seconds after which a request to a server fails; until then, pymilvus repeats it if the server
+# does not answer.
+PATIENCE = 60
 
 
 class GalleryEngine(Protocol):
@@ -282,21 +283,24 @@ class Milvus:
 
     The name of the collection ends in the fingerprint of the network, so that embeddings of
     different networks never mix. Milvus ranks by inner product, with its index FLAT, which finds
-    the same images as `Exact`, on Lite, and AUTOINDEX, which is approximate, on a server.
+    the same images as `Exact`, unless another one is chosen.
 
     Args:
-        where: a folder, or the URI of a server, `http://host:port`.
+        choice: a folder, or the URI of a server, `http://host:port`; after a semicolon, the type of
+            the index.
         dimensions, name, key: as for `open_engine`.
 
     Raises:
         StudyError: as for `open_engine`.
     """
 
-    def __init__(self, where: str, dimensions: int, name: str, key: str):
+    def __init__(self, choice: str, dimensions: int, name: str, key: str):
+        import grpc
         import pymilvus
 
+        where, _, index_type = choice.partition(";")
         self._where = where
-        self._error = pymilvus.MilvusException
+        self._errors = (pymilvus.MilvusException, grpc.RpcError)
         self._is_server = "://" in where
         token = os.environ.get("MILVUS_TOKEN", "")
         if self._is_server:
@@ -310,7 +314,7 @@ class Milvus:
             self._uri = str(folder)
             # Milvus Lite logs an error each time it is asked for a time stamp, which it has not.
             logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
-        self._client = self._ask(lambda: pymilvus.MilvusClient(self._uri, token=token, timeout=30))
+        self._client = self._ask(pymilvus.MilvusClient, self._uri, token=token)
         self._collection = f"{_identifier(name)}_{key[:12]}"
         others = [
             other for other in self._ask(self._client.list_collections)
@@ -321,9 +325,9 @@ class Milvus:
                 f"{where} holds the gallery {name!r} embedded by another network: choose another "
                 f"name for the gallery, or drop the collection {others[0]}"
             )
-        if not self._ask(lambda: self._client.has_collection(self._collection)):
-            self._create(pymilvus, dimensions)
-        self._ask(lambda: self._client.load_collection(self._collection))
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type=index_type or "FLAT", metric_type="IP")
+        self._open(pymilvus, dimensions, index)
 
     def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
         self._order = np.argsort(ids)
@@ -332,7 +336,7 @@ class Milvus:
         removed = np.setdiff1d(held, ids)
         for start in range(0, len(removed), BLOCK):
             gone = removed[start : start + BLOCK].tolist()
-            self._ask(lambda gone=gone: self._client.delete(self._collection, ids=gone))
+            self._ask(self._client.delete, self._collection, ids=gone)
         missing = np.flatnonzero(~np.isin(ids, held))
         ticker = Ticker(len(missing), "embeddings")
         # A message to a server holds 64 MB at most.
@@ -343,7 +347,7 @@ class Milvus:
                 {"id": int(ids[row]), "label": int(labels[row]), "vector": vector}
                 for row, vector in zip(rows, np.asarray(embeddings[rows], np.float32), strict=True)
             ]
-            self._ask(lambda data=data: self._client.upsert(self._collection, data))
+            self._ask(self._client.upsert, self._collection, data)
             ticker.reached(start + len(rows))
 
     def search(
@@ -356,10 +360,9 @@ class Milvus:
         for of_group, classes in _groups(len(queries), restrict_to):
             condition = "" if classes is None else f"label in {classes.tolist()}"
             answers = self._ask(
-                lambda of_group=of_group, condition=condition: self._client.search(
-                    self._collection, list(np.asarray(queries[of_group], np.float32)),
-                    filter=condition, limit=k, consistency_level="Strong",
-                )
+                self._client.search, self._collection,
+                list(np.asarray(queries[of_group], np.float32)), filter=condition, limit=k,
+                consistency_level="Strong",
             )  # fmt: skip
             for query, hits in zip(of_group, answers, strict=True):
                 found = np.array([hit["id"] for hit in hits], np.int64)
@@ -380,27 +383,31 @@ class Milvus:
             server_manager_instance.release_server(self._uri)
             self._lock.release()
 
-    def _create(self, pymilvus, dimensions: int) -> None:
-        schema = pymilvus.MilvusClient.create_schema(auto_id=False)
-        schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
-        schema.add_field("label", pymilvus.DataType.INT64)
-        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=dimensions)
-        index = self._client.prepare_index_params()
-        kind = "AUTOINDEX" if self._is_server else "FLAT"
-        index.add_index("vector", index_type=kind, metric_type="IP")
-        self._ask(
-            lambda: self._client.create_collection(
-                self._collection, schema=schema, index_params=index
-            )
-        )
+    def _open(self, pymilvus, dimensions: int, index) -> None:
+        """Open the collection with this index; create what is missing."""
+        (wanted,) = index
+        if not self._ask(self._client.has_collection, self._collection):
+            schema = pymilvus.MilvusClient.create_schema(auto_id=False)
+            schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
+            schema.add_field("label", pymilvus.DataType.INT64)
+            schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=dimensions)
+            create = self._client.create_collection
+            self._ask(create, self._collection, schema=schema, index_params=index)
+        held = self._ask(self._client.describe_index, self._collection, "vector") or {}
+        if held.get("index_type") != wanted.index_type:
+            self._ask(self._client.release_collection, self._collection)
+            if held:
+                self._ask(self._client.drop_index, self._collection, "vector")
+            self._ask(self._client.create_index, self._collection, index)
+        self._ask(self._client.load_collection, self._collection)
 
     def _held(self) -> np.ndarray:
         """The ids in the collection."""
 
-        def read_all() -> list[int]:
+        def read_all(timeout: int) -> list[int]:
             pages = self._client.query_iterator(
                 self._collection, batch_size=BLOCK, filter="", output_fields=["id"],
-                consistency_level="Strong",
+                consistency_level="Strong", timeout=timeout,
             )  # fmt: skip
             ids = []
             while rows := pages.next():
@@ -410,21 +417,20 @@ class Milvus:
 
         return np.array(self._ask(read_all), np.int64)
 
-    def _ask(self, request):
-        """The answer to a request, which is repeated a few times if a server fails.
+    def _ask(self, request, *arguments, **named):
+        """The answer to a request of pymilvus.
 
         Raises:
-            StudyError: the last try failed.
+            StudyError: it failed, or took longer than `PATIENCE`.
         """
-        tries = TRIES if self._is_server else 1
-        for attempt in range(tries):
-            try:
-                return request()
-            except self._error as error:
-                reason = " ".join(str(error.message).split())[:200]
-            if attempt < tries - 1:
-                time.sleep(2**attempt)
-        remedy = "start the server, or check its address" if self._is_server else "check the folder"
+        try:
+            return request(*arguments, timeout=PATIENCE, **named)
+        except self._errors as error:
+            message = error.message if hasattr(error, "message") else error.details()
+            reason = " ".join(str(message).split())[:200]
+        remedy = "check the folder"
+        if self._is_server:
+            remedy = "start the server, or check its address, its version and MILVUS_TOKEN"
         raise StudyError(
             f"Milvus at {self._where} failed: {reason}: {remedy}; what it holds is kept"
         )

@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import pickle
 import re
@@ -374,6 +375,8 @@ def _embed_on_ray(folder: Path, names: list[str], searcher: Searcher) -> Iterato
     Raises:
         StudyError: the cluster does not answer, or a process cannot embed.
     """
+    if "RAY_AUTH_TOKEN" in os.environ:  # Ray would not use it otherwise
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     import ray.data
 
@@ -382,23 +385,24 @@ def _embed_on_ray(folder: Path, names: list[str], searcher: Searcher) -> Iterato
     options = ray.data.DataContext.get_current()
     options.enable_progress_bars = options.print_on_execution_start = False
     options.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Names need not be UTF-8, which Arrow demands.
     chunks = [pickle.dumps(names[at : at + CHUNK]) for at in range(0, len(names), CHUNK)]
     try:
         ray.init(
-            log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True,
-            runtime_env={"env_vars": settings},
+            os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="ERROR",
+            ignore_reinit_error=True, runtime_env={"env_vars": settings},
         )  # fmt: skip
-        processes = int(ray.cluster_resources()["CPU"] // threads)
+        most = max(1, min(len(chunks), int(ray.cluster_resources()["CPU"] // threads)))
         data = ray.data.from_items(chunks, override_num_blocks=max(1, len(chunks)))
         data = data.map_batches(
             _Worker, batch_size=1, num_cpus=min(threads, ray.cluster_resources()["CPU"]),
-            concurrency=(1, max(1, min(processes, len(chunks)))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
             fn_constructor_args=(project_root(), run.study, run.architecture, searcher.key, folder),
         )  # fmt: skip
         for row in data.iter_rows():
             yield from pickle.loads(row["batches"])
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises bare exceptions, too
         where = os.environ.get("RAY_ADDRESS", "this machine")
         reason = str(error).strip().splitlines()[-1][:200]
         raise StudyError(
