@@ -25,14 +25,14 @@ def test_in_a_terminal_there_is_a_bar_that_goes_when_all_is_done(monkeypatch):
     assert ticker.bar.n == 10
 
 
-def test_elsewhere_there_are_lines_that_say_what_is_left(monkeypatch, capsys):
+def test_elsewhere_there_are_lines_that_say_the_speed_and_what_is_left(monkeypatch, capsys):
     now = iter([0.0, 4.0, 6.0, 9.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
     ticker = progress.Ticker(4000, "embeddings")
     for done in (500, 1000, 4000):
         ticker.reached(done)
     # After 6 seconds, a quarter done; before and soon after it nothing is printed.
-    assert capsys.readouterr().out == "embeddings: 1,000 of 4,000, 18 s left\n"
+    assert capsys.readouterr().out == "embeddings: 1,000 of 4,000, 166.7/s, 18 s left\n"
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,10 @@ class Ticker:
         now = time.perf_counter()
         if now - self.last >= self.every and done < self.total:
             self.last = now
-            left = (now - self.started) / done * (self.total - done)
-            print(
-                f"{self.what}: {done:,} of {self.total:,}, {duration(left)} left",
-                flush=True,
-            )
+            rate = done / (now - self.started)
+            left = duration((self.total - done) / rate)
+            reached = f"{done:,} of {self.total:,}, {rate:,.1f}/s"
+            print(f"{self.what}: {reached}, {left} left", flush=True)
 
 
 def progress(items: Iterable, total: int, what: str) -> Iterator:
