@@ -51,8 +51,7 @@ def test_stored_description_makes_separate_classes_with_queries_farther_than_ima
     assert made.gallery.shape == (1000, 256)
     similar = made.queries @ made.gallery.T
     accuracy = (made.labels[similar.argmax(axis=1)] == made.query_labels).mean()
-    # Of the real images, 0.929.
-    assert 0.85 < accuracy < 0.99
+    assert accuracy > 0.95
     within = made.gallery @ made.gallery.T - 2 * np.eye(1000)
     assert np.median(within.max(axis=1)) > np.median(similar.max(axis=1))
 
