@@ -259,7 +259,7 @@ def imported(path: Path) -> set[str]:
 def test_every_package_that_the_code_imports_is_asked_for():
     found = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").rglob("*.py")))
     # The lock file has one of Keras' backends. The others and the extras are optional.
-    extras = {"faiss", "pymilvus", "milvus_lite", "openvino", "pillow_heif"}
+    extras = {"faiss", "pymilvus", "milvus_lite", "grpc", "ray", "openvino", "pillow_heif"}
     theirs = found - {*sys.stdlib_module_names, "cbir", "torch", "jax", *extras}
     by_module = packages_distributions()
     names = {plain(by_module[module][0]) for module in theirs}
