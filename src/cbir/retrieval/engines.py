@@ -302,6 +302,8 @@ class Milvus:
         self._where = where
         self._errors = (pymilvus.MilvusException, grpc.RpcError)
         self._is_server = "://" in where
+        # A message to a server holds 64 MB at most.
+        self._block = max(1, min(BLOCK, 2**24 // (dimensions * 4)))
         token = os.environ.get("MILVUS_TOKEN", "")
         if self._is_server:
             self._uri = where
@@ -339,10 +341,8 @@ class Milvus:
             self._ask(self._client.delete, self._collection, ids=gone)
         missing = np.flatnonzero(~np.isin(ids, held))
         ticker = Ticker(len(missing), "embeddings")
-        # A message to a server holds 64 MB at most.
-        block = max(1, min(BLOCK, 2**24 // max(1, embeddings.shape[1] * 4)))
-        for start in range(0, len(missing), block):
-            rows = missing[start : start + block]
+        for start in range(0, len(missing), self._block):
+            rows = missing[start : start + self._block]
             data = [
                 {"id": int(ids[row]), "label": int(labels[row]), "vector": vector}
                 for row, vector in zip(rows, np.asarray(embeddings[rows], np.float32), strict=True)
