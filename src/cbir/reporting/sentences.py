@@ -540,9 +540,10 @@ def engines(costs: pd.DataFrame, missing: list[str]) -> str:
         enough = rows[rows["recall"] >= LEAST_RECALL]
         best = enough.loc[enough["p50"].idxmin()]
         exact = rows.loc[rows["engine"] == "exact", "p50"].iloc[0]
-        times = f"{best['p50']:.2g} ms per query"
+        times = f"{_milliseconds(best['p50'])} per query"
         if best["engine"] != "exact":
-            times += f" instead of {exact:.2g} ms with exact, recall@10 {from_row(best, 'recall')}"
+            times += f" instead of {_milliseconds(exact)} with exact, recall@10 "
+            times += str(from_row(best, "recall"))
         if best["engine"] == previous:
             lines[-1] += f"; with {size:,}: {times}"
         else:
@@ -550,8 +551,12 @@ def engines(costs: pd.DataFrame, missing: list[str]) -> str:
             lines.append(f"- From {size:,} images on, **{previous}** answers fastest: {times}")
     lines = [f"{line}." for line in lines]
     lines.append(
-        f"\nOnly engines that find at least {LEAST_RECALL:.0%} of the ten nearest images are "
-        "considered. Times are medians of single queries on the machine named below. Measuring "
+        f"\nOnly engines that find at least {100 * LEAST_RECALL:.0f} % of the ten nearest images "
+        "are considered. Times are medians of single queries on the machine named below. Measuring "
         f"took at most {costs['peak_bytes'].max() / 1e9:.1f} GB of memory."
     )
     return "\n".join([*lines, *(f"\nNot measured: {reason}" for reason in missing)])
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2g} ms" if value < 99.5 else f"{value:,.0f} ms"

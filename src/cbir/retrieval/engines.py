@@ -314,8 +314,9 @@ class Milvus:
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _wait_for(folder)
             self._uri = str(folder)
-            # Milvus Lite logs an error each time it is asked for a time stamp, which it has not.
+            # Milvus Lite has no time stamps, and both sides log that each time.
             logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
+            logging.getLogger("pymilvus").setLevel(logging.ERROR)
         self._client = self._ask(pymilvus.MilvusClient, self._uri, token=token)
         self._collection = f"{_identifier(name)}_{key[:12]}"
         others = [
