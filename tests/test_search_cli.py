@@ -65,8 +65,9 @@ def test_network_embeds_the_studys_images_as_the_study_did(finished_study, archi
     np.testing.assert_allclose(probabilities, searcher.run.embeddings.probabilities[:20], atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["cnn", "whitened"])
-def test_exported_graph_embeds_as_keras_does(finished_study, architecture, capfd):
+# Whitening enlarges differences.
+@pytest.mark.parametrize(("architecture", "most"), [("cnn", 1e-5), ("whitened", 1e-4)])
+def test_exported_graph_embeds_as_keras_does(finished_study, architecture, most, capfd):
     pytest.importorskip("openvino")
     from cbir.networks.inference import make_encoder
 
@@ -77,7 +78,7 @@ def test_exported_graph_embeds_as_keras_does(finished_study, architecture, capfd
         make_encoder(run.network, run.embeddings)(images),
     )
     for graph, keras in zip(*outputs, strict=True):
-        np.testing.assert_allclose(graph, keras, atol=1e-5)
+        np.testing.assert_allclose(graph, keras, atol=most)
     assert "exporting the network" in capfd.readouterr().out
     assert searchers.graph_encoder(read_run("tiny", architecture)) is not None
     assert capfd.readouterr().out == ""

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from html import unescape
 from pathlib import Path
 from textwrap import shorten
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import nbformat
 from nbconvert import HTMLExporter
@@ -99,10 +99,7 @@ def write_index(reports: Path) -> None:
     for page in [*reports.glob("*/index.html"), *reports.glob("published/*/index.html")]:
         html, folder = page.read_text("utf-8"), page.parent
         path, manifest = folder.relative_to(reports).as_posix(), read_manifest(folder)
-        figure = re.search(rf'href="({FIGURES}/[^"]*)"', html)
-        picture = f"{quote(path)}/results.png" if (folder / "results.png").is_file() else ""
-        if figure and (file := folder / unquote(figure[1])).is_file():
-            picture = _data_url(file.read_text("utf-8"))
+        figure = re.search(r'<img\b[^>]*\bsrc="(data:[^"]*)"', html)
         about = re.search(r'<meta[^>]*name="description"[^>]*>', html)
         answer = re.search(r'content="([^"]*)"', about[0])[1] if about else ""
         studies.append(
@@ -112,7 +109,7 @@ def write_index(reports: Path) -> None:
                 "page": f"{quote(path)}/{page.name}",
                 "date": manifest.get("date", ""),
                 "answer": unescape(answer),
-                "picture": picture,
+                "picture": figure[1] if figure else "",
             }
         )
     studies.sort(key=lambda study: study["name"])

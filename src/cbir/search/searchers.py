@@ -266,8 +266,8 @@ def graph_encoder(run: Run) -> Encode | None:
 
     TensorFlow takes seconds to start, far longer than embedding a few pictures. The first search
     with a network exports it, and later ones only read the graph. Components of embeddings differ
-    from those of Keras by less than 1e-5. None if the optional package `openvino` is missing or
-    cannot run the network.
+    from those of Keras by less than 1e-5, or 1e-4 with whitening. None if the optional package
+    `openvino` is missing or cannot run the network.
     """
     try:
         version = importlib.metadata.version("openvino")
