@@ -12,7 +12,7 @@ from cbir.images import protocols
 from cbir.networks import architecture, baselines, embeddings, inference
 from cbir.networks.embeddings import fit_whitening, normalise
 
-pytestmark = pytest.mark.usefixtures("small_cnn", "shared_project")
+pytestmark = pytest.mark.usefixtures("small_cnn", "shared_project", "short_epochs")
 
 
 @pytest.fixture(scope="module")
