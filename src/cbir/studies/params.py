@@ -127,9 +127,9 @@ PARAMETERS = {
         "refuses the study if one has too few.", 0, _IMAGES),
     "damaged": Parameter("data", "str",
         "Damaged files, such as those cut off: `use` reads them as far as they go, `skip` leaves "
-        "them out; both name them.", "use", _one_of("use", "skip")),
+        "them out; both list them.", "use", _one_of("use", "skip")),
     "max_megapixels": Parameter("data", "int",
-        "Pictures of more million pixels are left out.",
+        "Pictures of more megapixels are left out.",
         MAX_MEGAPIXELS, _between(1, 10_000, " (million pixels)")),
     "test_fraction": Parameter("data", "float",
         "Share of each class that becomes test images, if the data set has no test images.",
@@ -179,9 +179,9 @@ PARAMETERS = {
         "Whether a GPU computes in half precision where possible; a CPU never does.", True),
     # How it is trained.
     "head_epochs": Parameter("training", "int",
-        "Most epochs in which only the head is trained, on features of the frozen backbone, before "
-        "`epochs`. Each has at least 100 steps, and training ends after 5 epochs, or "
-        "`early_stopping`, without a better validation accuracy.",
+        "Maximum number of epochs in which only the head is trained, on features of the frozen "
+        "backbone, before `epochs`. Each has at least 100 steps, and training ends after 5 epochs, "
+        "or `early_stopping`, without a better validation accuracy.",
         0, _EPOCHS),
     "head_batch_size": Parameter("training", "int",
         "Images per step in those epochs.", 256, _SIZE),
@@ -208,8 +208,8 @@ PARAMETERS = {
     "label_smoothing": Parameter("training", "float",
         "Share of the target probability spread over all classes.", 0.0, _SHARE),
     "early_stopping": Parameter("training", "int",
-        "Training ends after this many epochs without a better validation accuracy, and restores "
-        "the weights of the best epoch; 0 trains for all epochs.", 0, _EPOCHS),
+        "Training ends after this many epochs without a better validation accuracy, and the weights "
+        "of the best epoch are restored; 0 trains for all epochs.", 0, _EPOCHS),
     # How embeddings are made.
     "test_time_flips": Parameter("embedding", "bool",
         "Whether an embedding is the mean over an image and its mirror image.", False),
