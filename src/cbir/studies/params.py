@@ -208,8 +208,8 @@ PARAMETERS = {
     "label_smoothing": Parameter("training", "float",
         "Share of the target probability spread over all classes.", 0.0, _SHARE),
     "early_stopping": Parameter("training", "int",
-        "Training ends after this many epochs without a better validation accuracy, and the weights "
-        "of the best epoch are restored; 0 trains for all epochs.", 0, _EPOCHS),
+        "Training ends after this many epochs without a better validation accuracy, and the "
+        "weights of the best epoch are restored; 0 trains for all epochs.", 0, _EPOCHS),
     # How embeddings are made.
     "test_time_flips": Parameter("embedding", "bool",
         "Whether an embedding is the mean over an image and its mirror image.", False),
