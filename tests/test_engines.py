@@ -160,7 +160,9 @@ def test_faiss_index_is_read_again_and_a_damaged_one_is_built_again(data, tmp_pa
     open_named("faiss:Flat", tmp_path).load(*data[:3])
     assert path.stat().st_mtime_ns == written
     content = path.read_bytes()
-    for damaged in (content[:1000], b"", content[: len(content) // 2] + bytes(len(content) // 2)):
+    half = len(content) // 2
+    without_ids = content.replace(data[2].tobytes(), bytes(data[2].nbytes))
+    for damaged in (content[:1000], b"", content[:half] + bytes(half), without_ids):
         path.write_bytes(damaged)
         engine = open_named("faiss:Flat", tmp_path)
         engine.load(*data[:3])
@@ -337,6 +339,12 @@ def test_unknown_engines_are_refused_with_the_known_ones(text, tmp_path):
 def test_faiss_choices_that_faiss_does_not_know_are_refused(choice, tmp_path):
     with pytest.raises(StudyError, match="faiss does not accept"):
         open_named(f"faiss:{choice}", tmp_path)
+
+
+def test_galleries_that_are_too_small_for_an_index_are_one_line(data, tmp_path):
+    engine = open_named("faiss:IVF1024,Flat", tmp_path)
+    with pytest.raises(StudyError, match="built from 600 embeddings .*1024.*: use faiss:HNSW32"):
+        engine.load(*data[:3])
 
 
 @pytest.mark.parametrize(("text", "package"), [("faiss:Flat", "faiss"), ("milvus:x", "pymilvus")])

@@ -1,6 +1,7 @@
 """Running a study with notebooks that do nothing: in which order, what again, what fails."""
 
 import errno
+import importlib.util
 import os
 import re
 import threading
@@ -16,6 +17,7 @@ from PIL import Image
 from cbir import StudyError
 from cbir.cache import locked, read_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
+from cbir.retrieval.engines import PACKAGES
 from cbir.studies import runner
 from cbir.studies.study import open_study
 
@@ -179,6 +181,27 @@ def test_a_page_or_run_whose_files_changed_is_made_again(short, project, damage,
             word = "missing" if damage == "gone" else "damaged"
             assert f"{path.name} is {word}: it counts as unfinished" in capsys.readouterr().out
     assert short() == (True, [])
+
+
+def test_a_page_of_engines_runs_again_once_one_of_them_is_installed(short, project, monkeypatch):
+    shared, find, installed = (
+        project / "params" / "tiny" / "study.yaml",
+        importlib.util.find_spec,
+        [],
+    )
+
+    def find_installed(name, *rest):
+        return name in installed if name in PACKAGES.values() else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_installed)
+    shared.write_text(shared.read_text() + "\npages:\n  scale:\n    sizes: [100]\n")
+    assert short()[1][-1] == "scale"
+    (project / "reports" / "tiny" / "rerankings.csv").write_text("")
+    assert short() == (True, [])
+    installed.append("faiss")
+    assert short() == (True, ["scale"])
+    (project / "reports" / "tiny" / "rerankings.csv").write_text("other")
+    assert short() == (True, ["scale"])
 
 
 def test_the_first_page_answers_for_the_files_of_the_study(short, project):

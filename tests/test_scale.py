@@ -119,6 +119,33 @@ def test_the_page_names_the_fastest_engine_that_finds_enough_and_what_could_not_
     )
 
 
+def test_an_interrupted_measurement_begins_anew(run, monkeypatch):
+    made, found = scale.generate(scale.describe(run.embeddings), 400), []
+
+    def open_one(*_, folder, **__):
+        found.append(folder.exists())
+        folder.mkdir()
+        if len(found) == 1:
+            raise KeyboardInterrupt
+        return engines.Exact()
+
+    monkeypatch.setattr(scale, "open_engine", open_one)
+    with pytest.raises(KeyboardInterrupt):
+        scale.measure_engine("exact", made)
+    scale.measure_engine("exact", made)
+    assert found == [False, False]
+
+
+@pytest.mark.slow
+def test_milvus_lite_is_measured_at_every_size_and_leaves_no_files(run, project):
+    pytest.importorskip("milvus_lite")
+    chosen = {"exact": 1000, "milvus:lite": 1000}
+    costs, missing = scale.measure_engines(scale.describe(run.embeddings), [200, 400], chosen)
+    assert missing == []
+    assert costs["recall"].tolist() == [1, 1, 1, 1]
+    assert not list(project.rglob("lite*"))
+
+
 def test_real_galleries_are_drawn_without_doubles(run):
     embeddings = run.embeddings
     drawn = scale.draw_real(embeddings, 30)

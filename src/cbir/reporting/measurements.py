@@ -116,7 +116,7 @@ def sort(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
-    """Write metrics.csv; the same numbers give the same bytes."""
+    """Write rows, such as those of metrics.csv; the same numbers give the same bytes."""
     write_text(path, numbers.csv_text(rows, float_format="%.6g"))
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from filelock import FileLock
 
 from cbir import StudyError
+from cbir.files import disk_errors, locked, replacing
 from cbir.progress import Ticker
 from cbir.retrieval import ranking
 
@@ -85,11 +86,14 @@ class GalleryEngine(Protocol):
         """Release files and connections."""
 
 
-def resolved(text: str) -> str:
-    """The text of an engine with an absolute path, so that it means the same anywhere."""
+def resolved(text: str, base: Path = Path()) -> str:
+    """The text of an engine with an absolute path, so that it means the same anywhere.
+
+    `base` is the folder that relative paths begin at.
+    """
     kind, _, place = text.partition(":")
     is_folder = kind == "milvus" and place and "://" not in place
-    return f"milvus:{Path(place).expanduser().resolve()}" if is_folder else text
+    return f"milvus:{(base / Path(place).expanduser()).resolve()}" if is_folder else text
 
 
 def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path) -> GalleryEngine:
@@ -179,19 +183,33 @@ class Faiss:
             self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_L2)
             self._set_parameters()
         except RuntimeError as error:
-            reason = str(error).rpartition("Error: ")[2]
-            raise StudyError(f"engine: faiss does not accept {choice!r}: {reason}") from None
+            raise StudyError(
+                f"engine: faiss does not accept {choice!r}: {_reason(error)}"
+            ) from None
 
     def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
         self._labels = np.asarray(labels)
-        held = self._read()
+        if np.array_equal(self._read(), ids):
+            return
+        with disk_errors(self._path), locked(self._path):
+            # Another process may have written the file meanwhile.
+            self._build(self._read(), embeddings, ids)
+
+    def _build(self, held: np.ndarray, embeddings: np.ndarray, ids: np.ndarray) -> None:
+        """Add the embeddings that are missing to an index that holds these ids."""
         # An index only grows. If the gallery lost an image, it is built again.
-        if not np.array_equal(held, ids[: len(held)]):
+        if self._index.ntotal != len(held) or not np.array_equal(held, ids[: len(held)]):
             self._index.reset()
             held = ids[:0]
         if not self._index.is_trained:
             rows = np.random.default_rng(SEED).permutation(len(embeddings))[:MOST_TRAINING]
-            self._index.train(np.ascontiguousarray(embeddings[np.sort(rows)], np.float32))
+            try:
+                self._index.train(np.ascontiguousarray(embeddings[np.sort(rows)], np.float32))
+            except RuntimeError as error:
+                raise StudyError(
+                    f"engine: faiss:{self._factory} cannot be built from {len(embeddings):,} "
+                    f"embeddings ({_reason(error)}): use faiss:HNSW32, faiss:Flat or exact"
+                ) from None
         ticker = Ticker(len(ids), "embeddings")
         for block, start in enumerate(range(len(held), len(ids), BLOCK), start=1):
             end = min(start + BLOCK, len(ids))
@@ -268,14 +286,9 @@ class Faiss:
 
     def _write(self, ids: np.ndarray) -> None:
         """Write the index with its ids, as one file under a temporary name, moved into place."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
         index = self._faiss.serialize_index(self._index)
-        with temporary.open("wb") as file:
+        with replacing(self._path) as temporary, temporary.open("wb") as file:
             np.savez(file, factory=self._factory, ids=ids, index=index)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
 
 
 class Milvus:
@@ -435,6 +448,11 @@ class Milvus:
         raise StudyError(
             f"Milvus at {self._where} failed: {reason}: {remedy}; what it holds is kept"
         )
+
+
+def _reason(error: RuntimeError) -> str:
+    """What an error of faiss says, without the place in its code."""
+    return str(error).rpartition("Error: ")[2]
 
 
 def _groups(

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.lib.format import open_memmap
 
 from cbir import StudyError
-from cbir.cache import Artifact, cached, write_text
+from cbir.cache import Artifact, cached, create_array, write_text
 from cbir.images.dataset import take_rows
 from cbir.networks.embeddings import Embeddings, normalise
 from cbir.retrieval import metrics, uncertainty
-from cbir.retrieval.engines import BLOCK, EXACT, open_engine
+from cbir.retrieval.engines import BLOCK, EXACT, open_engine, resolved
 
 # The number of queries, and of those that are timed one by one after some to warm up.
 QUERIES, TIMED, WARM_UP = 1000, 200, 10
@@ -43,7 +42,7 @@ Description = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Sample:
-    """A gallery and queries, real or sample.
+    """A gallery and queries, real or generated.
 
     Attributes:
         artifact: the stored arrays.
@@ -117,7 +116,7 @@ def generate(description: Description, size: int) -> Sample:
 
     def make(folder: Path) -> None:
         labels = np.empty(size, np.int64)
-        gallery = open_memmap(folder / "gallery.npy", "w+", np.float32, (size, dimensions))
+        gallery = create_array(folder / "gallery.npy", np.float32, (size, dimensions))
         for block, start in enumerate(range(0, size, BLOCK)):
             vectors, classes = _draw(description, "gallery", BLOCK, [SEED, block])
             gallery[start : start + BLOCK] = vectors[: size - start]
@@ -191,7 +190,7 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
     """Measure what an engine costs, and what it finds; cached.
 
     Args:
-        text: as for `open_engine`.
+        text: as for `open_engine`. A relative folder of Milvus Lite is deleted at the end.
         sample: from `generate` or `draw_real`.
 
     Returns:
@@ -203,8 +202,12 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
 
     def make(folder: Path) -> None:
         size, dimensions = sample.gallery.shape
-        key = sample.artifact.key
-        engine = open_engine(text, dimensions, name="scale", key=key, folder=folder / "engine")
+        key, home = sample.artifact.key, folder / "engine"
+        # With what an interrupted measurement has built, the rest would take less time.
+        shutil.rmtree(home, ignore_errors=True)
+        # A server may hold galleries of other sizes.
+        about = {"name": f"scale-{key[:12]}", "key": key, "folder": home}
+        engine = open_engine(resolved(text, home), dimensions, **about)
         started = time.perf_counter()
         engine.load(sample.gallery, sample.labels, np.arange(size))
         build = time.perf_counter() - started
@@ -220,7 +223,7 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
         costs = {"size": size, "p50": p50, "p99": p99, "throughput": throughput}
         costs |= {"build": build, "bytes": engine.n_bytes() / size}
         engine.close()
-        shutil.rmtree(folder / "engine", ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
         np.save(folder / "rows.npy", rows)
         write_text(folder / "costs.json", json.dumps(costs))
 

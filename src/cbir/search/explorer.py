@@ -421,7 +421,8 @@ def _page(searcher: Searcher, choice: dict) -> dict:
     if choice["label"]:
         wanted = searcher.classes.index(choice["label"])
         positions = positions[dataset.query_labels[positions] == wanted]
-    start = min(choice["page"], (len(positions) - 1) // QUERIES_PER_PAGE) * QUERIES_PER_PAGE
+    last = max(0, len(positions) - 1) // QUERIES_PER_PAGE
+    start = min(choice["page"], last) * QUERIES_PER_PAGE
     shown = positions[start : start + QUERIES_PER_PAGE].tolist()
     return {
         "start": start + 1,

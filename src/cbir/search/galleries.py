@@ -404,7 +404,7 @@ def _embed_on_ray(folder: Path, names: list[str], searcher: Searcher) -> Iterato
             yield from pickle.loads(row["batches"])
     except Exception as error:  # Ray raises bare exceptions, too
         where = os.environ.get("RAY_ADDRESS", "this machine")
-        reason = str(error).strip().splitlines()[-1][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         raise StudyError(
             f"Ray at {where} failed: {reason}: check RAY_ADDRESS and RAY_AUTH_TOKEN, and that each "
             "machine has this project and the pictures in the same folders; run the same command "

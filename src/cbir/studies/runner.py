@@ -4,6 +4,7 @@ Manifests mark what is finished: that of a run or page records its own files, an
 also the files of the whole study, so that numbers and pages of different runs are never mixed.
 """
 
+import importlib.util
 import sys
 import tempfile
 import time
@@ -34,8 +35,10 @@ from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
 FILES = "files.csv"
 # The files that the notebooks of pages write, beside those of the whole study.
 PAGE_FILES = {
-    "explanations": "explanations.csv", "feedback": "feedback.csv", "scale": "engines.csv",
-}  # fmt: skip
+    "explanations": ["explanations.csv"],
+    "feedback": ["feedback.csv"],
+    "scale": ["engines.csv", "reductions.csv", "rerankings.csv"],
+}
 LARGEST_PAGE = 4_000_000  # bytes
 
 
@@ -195,7 +198,13 @@ def _inputs(
         # One ranking is enough to show how definitions differ.
         run_keys = dict(list(run_keys.items())[:1])
         parameters = {"study": study.name, "architecture": "".join(run_keys)}
-    return notebook_key(page.name, page.notebook, parameters, [*run_keys.values()]), parameters
+    reads = [*run_keys.values()]
+    if page.name == "scale":
+        from cbir.retrieval.engines import PACKAGES  # imports Numba, which few pages need
+
+        # An engine that is installed later is measured then.
+        reads += [package for package in PACKAGES.values() if importlib.util.find_spec(package)]
+    return notebook_key(page.name, page.notebook, parameters, reads), parameters
 
 
 def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
@@ -244,8 +253,7 @@ def _files(study: Study, page: Page) -> list[Path]:
     files += [study.folder / page.folder / name for name in RUN_FILES]
     if page == study.pages[0]:
         files += [study.folder / name for name in STUDY_FILES]
-    elif page.name in PAGE_FILES:
-        files.append(study.folder / PAGE_FILES[page.name])
+    files += [study.folder / name for name in PAGE_FILES.get(page.name, ())]
     return [file for file in files if file.exists()]
 
 
