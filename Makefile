@@ -92,9 +92,9 @@ bench: $(BENCH)  ## compare the speed of ranking and networks with other librari
 
 fast: $(FAST)  ## install OpenVINO, with which `cbir search` starts without TensorFlow
 
-scale: $(SCALE)  ## install faiss and Milvus, which hold galleries that outgrow a machine
+scale: $(SCALE)  ## install faiss and Milvus, engines for large galleries
 
-ray: $(RAY)  ## install Ray, with which `cbir index` embeds on many machines
+ray: $(RAY)  ## install Ray, with which `cbir index` embeds in parallel processes
 
 export: $(STAMP)  ## write the images and embeddings of STUDY to Parquet files for other programs
 	@$(CBIR) export --study="$$CBIR_STUDY"

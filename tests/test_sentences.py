@@ -309,7 +309,7 @@ def test_a_run_is_described_by_its_own_numbers():
     assert said.startswith("**cnn** ranks the whole gallery with a mean average precision (mAP) of")
     assert "precision (mAP) of 0.5 [" in said
     assert "\n- It classifies the queries with an accuracy of 0.8 [0.1," in said
-    assert "\n- It classifies its training images with one of 1.000 [1.000,\u00a01.000]." in said
+    assert "\n- Its accuracy on its training images is 1.000 [1.000,\u00a01.000]." in said
     assert "(means of 2 seeds)" in said
     assert "2.5 ms (median)" in said
     assert "3.0 MB" in said

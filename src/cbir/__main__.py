@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         if run is report:
             command.add_argument(
                 "--check", action="store_true",
-                help="decode all pictures again: finds those that were replaced by others of the "
-                "same size and modification time",
+                help="decode all pictures again, to find those replaced by others of the same "
+                "size and modification time",
             )  # fmt: skip
         for option, (metavar, meaning) in OPTIONS.items() if run in (report, plan) else ():
             command.add_argument(option, default="", metavar=metavar, help=meaning)

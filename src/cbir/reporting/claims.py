@@ -190,5 +190,5 @@ def input_size(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
                 f"- **{name}**: {after[size]} px is {relation} {before[size]} px, at {speed:.2f} "
                 "times the speed."
             )
-    heading = "What larger inputs bring in mAP, and what they cost:\n"
+    heading = "What larger inputs gain in mAP, and what they cost:\n"
     return "\n".join([heading, *lines]) if lines else ""

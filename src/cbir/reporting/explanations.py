@@ -124,8 +124,8 @@ def verdicts(rows: pd.DataFrame) -> str:
         lines.append(f"- {test.capitalize()}, compared with {against}: {'; '.join(parts)}.")
     lines.append(
         f"\nThe tests used {span(rows['n_queries'])} queries of each architecture and their "
-        f"nearest results; p is Holm-corrected over all {len(rows)} rows of the table. They speak "
-        "of one trained network of each architecture, that of the first seed."
+        f"nearest results; p is Holm-corrected over all {len(rows)} rows of the table. They are "
+        "about one trained network of each architecture, that of the first seed."
     )
     return "\n".join(lines)
 

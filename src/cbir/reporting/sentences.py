@@ -68,8 +68,8 @@ INTERVAL_TEXTS = {
 SCOPE = (
     "- p is corrected by Holm's method for all pairs of a table; pairs with fewer than "
     f"{uncertainty.MIN_QUERIES} queries are untested. The verdict is based on p; the interval is "
-    "computed by another method, so that of a significant difference may include 0.\n- With few "
-    "queries (below 100), both may be too optimistic if architectures differ on few queries."
+    "computed by another method and may include 0 for a significant difference.\n- With fewer than "
+    "100 queries, both may be too optimistic if architectures differ on few queries."
 )
 SEEDS_COVERED = (
     f"- If each trained side has {uncertainty.MIN_SEEDS} seeds or more, interval and p cover seeds "
@@ -286,7 +286,7 @@ def extremes(queries: pd.DataFrame, name: str) -> str:
     """The range of a run's average precision, from `examples.extremes`, in a sentence."""
     scores = queries.groupby("case")["average_precision"]
     return (
-        f"The average precision (AP) of {name} reaches from {scores.min()['worst']:.2f} to "
+        f"The average precision (AP) of {name} ranges from {scores.min()['worst']:.2f} to "
         f"{scores.max()['best']:.2f}, with a median of {scores.first()['median']:.2f}."
     )
 
@@ -294,9 +294,8 @@ def extremes(queries: pd.DataFrame, name: str) -> str:
 def definitions(scores: pd.DataFrame, run: Run) -> str:
     """How far definitions of mAP@k differ for one ranking, from `compare_definitions`."""
     return (
-        f"The same ranking has an mAP from {scores['value'].min():.3f} to "
-        f"{scores['value'].max():.3f}, depending on the definition: that of all queries by "
-        f"**{run.architecture}**, its first seed, under the protocol `{run.protocol}`."
+        f"The mAP of **{run.architecture}** (first seed, protocol `{run.protocol}`) ranges from "
+        f"{scores['value'].min():.3f} to {scores['value'].max():.3f}, depending on the definition."
     )
 
 
@@ -374,7 +373,7 @@ def describe_run(run: Run) -> str:
         lines.append(f"It classifies the queries with an accuracy of {quality['accuracy']}.")
         if not run.is_baseline:
             training_accuracy = numbers.from_row(summary["training_accuracy"])
-            lines.append(f"It classifies its training images with one of {training_accuracy}.")
+            lines.append(f"Its accuracy on its training images is {training_accuracy}.")
     if n_left_out := summary["dataset"]["queries"] - n_scored:
         lines.append(
             f"Queries without a relevant image in the gallery were left out: {n_left_out:,}."

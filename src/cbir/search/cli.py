@@ -25,8 +25,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="find the gallery images that are most similar to your pictures",
         description="Predict the class of your own pictures, and find the most similar images in "
         "the gallery of a study or in a folder embedded by `cbir index`. The results contain "
-        "neither the picture itself nor pictures given with --like or --unlike. Most of the time "
-        "is the start, which all pictures of a call share.",
+        "neither the picture itself nor pictures given with --like or --unlike. Starting "
+        "takes most of the time, so search for several pictures in one call.",
         epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
         "-k 5 --html results.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
     )
@@ -61,7 +61,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="negative examples: the query moves away from them")
     search.add_argument("--min-similarity", type=_similarity, default=-1.0, metavar="S",
         help="leave out results with a lower similarity: a number from -1 to 1, or `usual` for "
-        "what is usual in the study")
+        "the usual similarity in the study")
     search.add_argument("--html", metavar="FILE", type=Path, help="also write an HTML page")
     search.add_argument("--json", action="store_true", help="print JSON instead of tables")
     search.set_defaults(run=run_search, usage_error=search.error)
@@ -72,8 +72,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     index.add_argument("--check", action="store_true",
         help="compare the content of all files, even if their sizes and times are unchanged")
     index.add_argument("--workers", choices=("ray",), default="",
-        help="embed in parallel processes of Ray: on this machine, or on the cluster at the "
-        "address in RAY_ADDRESS, which selects Ray, too")
+        help="embed in parallel processes of Ray, on this machine or on the cluster at "
+        "RAY_ADDRESS; setting RAY_ADDRESS alone also selects Ray")
     index.set_defaults(run=run_index)
     # fmt: on
 
@@ -284,6 +284,6 @@ def html_page(answers: list, left_out: list, remarks: list, heading: str) -> str
     from cbir.search.answers import data_url
 
     return TEMPLATES.get_template("search.html.j2").render(
-        answers=answers, files={"Left out": left_out, "Used, though odd": remarks},
+        answers=answers, files={"Left out": left_out, "Used, with a remark": remarks},
         heading=heading, side=THUMBNAIL, data_url=data_url,
     )  # fmt: skip
