@@ -255,8 +255,7 @@ def bars(points: pd.DataFrame, caption: str) -> None:
         for name, row in points.iterrows()
     ]  # fmt: skip
     html = TEMPLATES.get_template("bars.html.j2").render(rows=rows, caption=caption)
-    csv = points.to_csv(lineterminator="\n")
-    bundle = {"text/html": html, "text/csv": csv}
+    bundle = {"text/html": html, "text/csv": numbers.csv_text(points, index=True)}
     display(bundle, metadata={"text/html": {"caption": caption}}, raw=True)
 
 

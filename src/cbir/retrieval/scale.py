@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from cbir import StudyError
 from cbir.cache import Artifact, cached, create_array, write_text
@@ -117,12 +118,14 @@ def generate(description: Description, size: int) -> Sample:
     def make(folder: Path) -> None:
         labels = np.empty(size, np.int64)
         gallery = create_array(folder / "gallery.npy", np.float32, (size, dimensions))
-        for block, start in enumerate(range(0, size, BLOCK)):
-            vectors, classes = _draw(description, "gallery", BLOCK, [SEED, block])
-            gallery[start : start + BLOCK] = vectors[: size - start]
-            labels[start : start + BLOCK] = classes[: size - start]
-        gallery.flush()
-        queries, query_labels = _draw(description, "queries", QUERIES, [QUERIES])
+        # Sums depend on the number of threads.
+        with threadpool_limits(1):
+            for block, start in enumerate(range(0, size, BLOCK)):
+                vectors, classes = _draw(description, "gallery", BLOCK, [SEED, block])
+                gallery[start : start + BLOCK] = vectors[: size - start]
+                labels[start : start + BLOCK] = classes[: size - start]
+            gallery.flush()
+            queries, query_labels = _draw(description, "queries", QUERIES, [QUERIES])
         _save(folder, labels=labels, queries=queries, query_labels=query_labels)
 
     digest = hashlib.sha256()
@@ -323,13 +326,14 @@ def measure_reductions(embeddings: Embeddings) -> pd.DataFrame:
     def make(folder: Path) -> None:
         train = take_rows(embeddings.vectors, dataset.train).astype(float)
         mean = train.mean(axis=0)
-        axes = np.linalg.svd(train - mean, full_matrices=False)[2]
         parts = {"queries": embeddings.query - mean, "gallery": embeddings.gallery - mean}
-        reduced = {
-            f"PCA {n}": ([normalise(part @ axes[:n].T) for part in parts.values()], 4 * n)
-            for n in COMPONENTS
-            if n < len(axes)
-        }
+        with threadpool_limits(1):
+            axes = np.linalg.svd(train - mean, full_matrices=False)[2]
+            reduced = {
+                f"PCA {n}": ([normalise(part @ axes[:n].T) for part in parts.values()], 4 * n)
+                for n in COMPONENTS
+                if n < len(axes)
+            }
         codes = [np.where(part > 0, 1, -1).astype(np.float32) for part in parts.values()]
         reduced["sign bits"] = codes, math.ceil(len(mean) / 8)
         without = score(embeddings.query, embeddings.gallery)
