@@ -196,7 +196,7 @@ def test_the_grid_shows_whatever_has_results(chosen, grid, monkeypatch):
 
 def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
     shown = outputs_of("metrics", monkeypatch, study="tiny", architecture="vgg16")
-    assert "that of all queries by **vgg16**" in shown
+    assert "The mAP of **vgg16** (first seed" in shown
     assert shown.count("<table") == 3
     assert f">{mean_ap(runs['vgg16']):.2f}" in shown
 
