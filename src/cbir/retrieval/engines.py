@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from filelock import FileLock
 
 from cbir import StudyError
 from cbir.files import disk_errors, locked, replacing
@@ -314,7 +315,6 @@ class Milvus:
         self._where = where
         self._errors = (pymilvus.MilvusException, grpc.RpcError)
         self._is_server = "://" in where
-        self._lock = contextlib.ExitStack()
         # A message to a server holds 64 MB at most.
         self._block = max(1, min(BLOCK, 2**24 // (dimensions * 4)))
         token = os.environ.get("MILVUS_TOKEN", "")
@@ -324,8 +324,8 @@ class Milvus:
             folder = Path(where).expanduser().resolve()
             # pymilvus recognises a folder of Milvus Lite by this ending.
             folder = folder if folder.suffix == ".db" else folder.with_name(folder.name + ".db")
-            # One process at a time can use it.
-            self._lock.enter_context(locked(folder))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _wait_for(folder)
             self._uri = str(folder)
             # Milvus Lite has no time stamps, and both sides log that each time.
             logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
@@ -395,7 +395,7 @@ class Milvus:
             from milvus_lite.server_manager import server_manager_instance
 
             server_manager_instance.release_server(self._uri)
-            self._lock.close()
+            self._lock.release()
 
     def _open(self, pymilvus, dimensions: int, index) -> None:
         """Open the collection with this index; create what is missing."""
@@ -471,3 +471,17 @@ def _identifier(name: str) -> str:
     """A name for Milvus: letters, digits and underscores, beginning with a letter."""
     return "g_" + "".join(letter if letter.isascii() and letter.isalnum() else f"_{ord(letter):x}_"
                           for letter in name)  # fmt: skip
+
+
+def _wait_for(folder: Path) -> FileLock:
+    """Lock a folder of Milvus Lite, which one process at a time can use, and say who has it."""
+    owner = folder.with_name(folder.name + ".owner")
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    with contextlib.suppress(TimeoutError):
+        lock.acquire(timeout=0)
+    if not lock.is_locked:
+        holder = owner.read_text("utf-8") if owner.exists() else "another process"
+        print(f"waiting for {folder}, used by {holder}", flush=True)
+        lock.acquire()
+    owner.write_text(f"process {os.getpid()}", "utf-8")
+    return lock
