@@ -41,7 +41,12 @@ use STUDY, ARCHITECTURES, DATA and SET, `make report` also CHECK, `make export` 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report plan lab test test-slow test-faults test-browser mutants lint bench scale ray fast heic export publish results docs lock clean distclean
+COMMANDS := help report plan lab test test-slow test-faults test-browser mutants lint bench scale ray fast heic export publish results docs lock clean distclean
+.PHONY: $(COMMANDS)
+# Otherwise, `make report holiday` would run another study before it failed.
+ifneq ($(filter-out $(COMMANDS) .venv/%,$(MAKECMDGOALS)),)
+$(error $(firstword $(filter-out $(COMMANDS) .venv/%,$(MAKECMDGOALS))) is no command: `make` lists them, and DATA=... names a folder)
+endif
 
 help:  ## list all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

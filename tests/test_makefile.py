@@ -16,7 +16,7 @@ from conftest import ROOT
 MAKEFILE = (ROOT / "Makefile").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()
+TARGETS = re.search(r"^COMMANDS := (.+)$", MAKEFILE, re.MULTILINE)[1].split()
 SUPPORTED = ["3.11", "3.12", "3.13"]
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -150,6 +150,15 @@ def test_variable_without_effect_is_named_in_one_line(installed, arguments):
     (line,) = done.stderr.splitlines()
     assert f"{arguments[-1].partition('=')[0]} has no effect here" in line
     assert "`make plan` use STUDY, ARCHITECTURES, DATA and SET" in line
+
+
+@needs_make
+@pytest.mark.parametrize("commands", [["report", "holiday"], ["holiday"]])
+def test_unknown_command_is_named_before_anything_runs(installed, commands):
+    done = make(installed, *commands)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "holiday is no command: `make` lists them" in line
 
 
 @needs_make

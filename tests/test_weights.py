@@ -524,7 +524,7 @@ def test_unreachable_imagenet_weights_say_which_file_to_put_where(backbone, plac
     text = refused(backbone, "imagenet")
     name = BACKBONES[backbone].imagenet.file
     assert f"put {name} into {place / 'keras' / 'models'}; " in text
-    assert "STUDY=cifar10-scratch" in text
+    assert "name, as ARCHITECTURES, those that need no weights" in text
     assert "`weights: none`, `train: all`, `head_epochs: 0` and `epochs`" in text
     assert not list((place / "keras" / "models").iterdir())
 

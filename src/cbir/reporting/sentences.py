@@ -239,7 +239,7 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     architectures = networks(runs)
     if len(architectures) < 2:
         number = "Only one" if architectures else "No"
-        return f"{number} architecture has results, so there is nothing to compare."
+        return f"{number} architecture has results, so no two can be compared."
     is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
     of_architectures = pairs[is_pair]
     n_different = of_architectures["is_significant"].sum()

@@ -101,8 +101,10 @@ def _run_all(study: Study) -> bool:
             print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
     if failed:
         names = ", ".join(failed)
-        print(f"failed: {names}; see their pages and logs beside {index}", file=sys.stderr)
-    elif not has_run:
+        print(f"failed: {names}; their pages beside {index} say why", file=sys.stderr)
+    elif has_run:
+        print(f"done: {index}")
+    else:
         print(f"nothing to do: {index} is up to date")
     return not failed
 
