@@ -102,10 +102,8 @@ def _run_all(study: Study) -> bool:
     if failed:
         names = ", ".join(failed)
         print(f"failed: {names}; their pages beside {index} say why", file=sys.stderr)
-    elif has_run:
-        print(f"done: {index}")
     else:
-        print(f"nothing to do: {index} is up to date")
+        print(f"done: {index}" if has_run else f"nothing to do: {index} is up to date")
     return not failed
 
 
