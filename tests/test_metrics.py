@@ -438,7 +438,7 @@ def test_rows_whose_directions_differ_by_rounding_errors_are_ties():
 
 def test_identical_rows_stand_in_gallery_order_wherever_they_are():
     random = np.random.default_rng(2)
-    gallery = random.normal(size=(ranking.PIECE + 9, 64)).astype(np.float32)
+    gallery = random.normal(size=(4 * ranking.PIECE + 9, 64)).astype(np.float32)
     copies = [5, 6, 77, 2001, 4000, 4099, 4100, 4104]
     gallery[copies] = gallery[5]
     labels = np.zeros(len(gallery), int)

@@ -532,9 +532,10 @@ def test_relevant_ranks_are_computed_block_by_block(monkeypatch):
         random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
     )
     assert lengths == []
-    for number, length in enumerate([ranking.BLOCK, ranking.BLOCK, 1], start=1):
+    for number, length in enumerate([ranking.BLOCK, ranking.BLOCK, 1], start=2):
         ranks, *_ = next(blocks)
         assert ranks.shape == (length, 20)
+        # A few queries come first, which show how dense the similarities are.
         assert len(lengths) == number and lengths[-1] == length
     with pytest.raises(StopIteration):
         next(blocks)
@@ -659,6 +660,8 @@ def test_a_query_has_one_answer_whatever_else_is_computed(kind, seed, cores, dat
     cut = data.draw(st.integers(1, 22))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking.os, "cpu_count", lambda: cores)
+        patch.setattr(ranking, "MANY", ranking.PROBE)
+        patch.setattr(ranking, "DENSE", data.draw(st.sampled_from([-1, ranking.DENSE])))
         patch.setattr(ranking, "BLOCK", data.draw(st.integers(1, 30)))
         patch.setattr(ranking, "PIECE", data.draw(st.integers(1, 200)))
         patch.setattr(ranking, "MAX_SIMILARITIES", data.draw(st.sampled_from([1, 1000, 2**24])))
@@ -704,6 +707,22 @@ def test_similarities_up_to_the_tolerance_are_ties(angle, is_tie):
     # The outer two differ by 1e-12; a chain would tie them even if they differed by more.
     assert rankings.tolist() == [[0, 1, 2] if is_tie else [1, 2, 0]]
     assert (len(set(similarities[0])) == 1) == is_tie
+
+
+def test_products_in_float64_decide_no_tie(monkeypatch):
+    # Neighbours differ by the tolerance, so that the last bits decide.
+    random = np.random.default_rng(0)
+    query, vector = random.random((2, 64)) + 0.1
+    step = query - vector * (query @ vector) / (vector @ vector)
+    step *= query @ vector / (query @ step)
+    gallery = vector + random.permutation(500)[:, None] * ranking.TIE * step
+    queries = np.vstack([query, random.random((ranking.MANY, 64))])
+    answers = []
+    for share in (1, -1):
+        monkeypatch.setattr(ranking, "DENSE", share)
+        answers.append(everything(queries, gallery))
+    for one, other in zip(*answers, strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 def test_small_similarities_are_ranked_if_they_are_exact():

@@ -12,7 +12,12 @@ query and the gallery alone; other queries, blocks, threads and the BLAS library
    depends on its two vectors alone, and is exact if they are integers, such as codes of 0 and 1 or
    of -1 and 1. Float32 products of small integers are exact already and are not computed again.
 
-The bound on rounding errors is empirical: they are measured for every query (see `DEVIATIONS`).
+The denser the similarities, the more images are in groups, whose embeddings are read once for each
+query. If they are many (see `DENSE`), the matrix product is in float64 instead. Its rounding errors
+are bounded by theory, and only what they could change is computed again as in step 3: similarities
+that may be ties, and those that are returned. The results are the same, bit for bit.
+
+The bound on float32 errors is empirical: they are measured for every query (see `DEVIATIONS`).
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.
@@ -51,7 +56,10 @@ MAX_LENGTH = 2**12
 BLOCK = 256
 MAX_SIMILARITIES = 2**24
 # The number of gallery images that a core multiplies a block with at a time.
-PIECE = 4096
+PIECE = 1024
+# Products are in float64 if more than this share of the gallery is in groups, for `PROBE` queries
+# on average. With fewer queries than `MANY`, it is not worth the time to find out.
+DENSE, PROBE, MANY = 0.025, 4, 64
 # The library that NumPy uses for products. Its idle threads would keep the cores busy, so it gets
 # one thread, from one caller at a time: a second one would find 1 as the number to go back to.
 BLAS, PRODUCT = ThreadpoolController().select(user_api="blas"), threading.Lock()
@@ -227,31 +235,39 @@ def _search(  # noqa: PLR0917
         n_relevant -= np.append(codes, -2)[exclude] == wanted
     places = np.arange(n_relevant.max(initial=0))
     ranks_type = np.float32 if len(gallery) <= MAX_FLOAT32 else np.float64
-    vectors, gallery_vectors = None, gallery.integers
-    if gallery_vectors is not None:
-        vectors = _integers(queries, query_scales)
-    is_exact = vectors is not None
-    if not is_exact:
-        vectors, gallery_vectors = queries * query_scales[:, None], gallery.centred
+    integers = None if gallery.integers is None else _integers(queries, query_scales)
+    if integers is not None:
+        operands = [(integers, gallery.integers)]
+    else:
+        centred = (queries * query_scales[:, None]).astype(np.float32), gallery.centred
+        operands = [centred, (queries.astype(np.float64), gallery.rows)]
 
-    def rank(part: slice, approximate: np.ndarray) -> tuple[np.ndarray, ...]:
+    def rank(part: slice, products: np.ndarray) -> tuple[np.ndarray, ...]:
         is_relevant = places < n_relevant[part, None]
         ranks = np.where(is_relevant, ranks_type(np.inf), ranks_type(np.nan))
         rankings = np.full((len(ranks), min(k, len(gallery))), -1, np.int32)
         similarities = np.full(rankings.shape, np.nan, np.float32)
         given = queries[part].astype(np.float64)
         offsets = given @ gallery.mean
-        errors = np.full((len(ranks), 2), (TIE, ROUNDING))
-        if not is_exact:
+        n_doubtful, approximate, margin = np.zeros(len(ranks), np.int64), products, 0.0
+        if products.dtype == np.float64:
+            approximate = np.empty(products.shape, np.float32)
+            # Two sums of d products differ by less than d * 2**-52, whatever their order.
+            margin = (n_dimensions + 8) * 2.0**-50
+        if is_exact := margin > 0 or integers is not None:
+            errors = np.full((len(ranks), 2), (TIE + margin, ROUNDING))
+        else:
             errors = _error_bounds(approximate, given, query_scales[part], gallery)
         _write_rankings(
-            approximate, is_exact, errors, given, query_scales[part], offsets,
+            approximate, products.astype(np.float64, copy=False) if is_exact else np.empty((0, 0)),
+            margin, errors, given, query_scales[part], offsets,
             _Gallery(gallery.rows, gallery.scales, codes),
             searchable[part], wanted[part], exclude[part], ranks, rankings, similarities,
+            n_doubtful,
         )  # fmt: skip
-        return ranks, rankings, similarities
+        return ranks, rankings, similarities, n_doubtful
 
-    return _blocks(vectors.astype(np.float32, copy=False), gallery_vectors, rank)
+    return _blocks(operands, rank)
 
 
 def _error_bounds(
@@ -361,34 +377,45 @@ def _check_count(name: str, count: int, least: int) -> None:
 
 
 def _blocks(
-    queries: np.ndarray, gallery: np.ndarray, rank: Callable[[slice, np.ndarray], tuple]
+    operands: list[tuple[np.ndarray, np.ndarray]], rank: Callable[[slice, np.ndarray], tuple]
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """The results of `rank`, which gets a part of the queries and its products, by block."""
-    size = min(BLOCK, max(1, MAX_SIMILARITIES // len(gallery)))
-    similarity = np.empty((min(size, len(queries)), len(gallery)), np.float32)
-    starts = range(0, len(queries), size)
-    cores = os.cpu_count() or 1
+    """The results of `rank`, which gets a part of the queries and its products, by block.
+
+    Operands of products are queries and gallery; the second ones are for dense similarities.
+    """
+    queries, gallery = operands[0]
+    n, n_gallery = len(queries), len(gallery)
+    size = min(BLOCK, max(1, MAX_SIMILARITIES // n_gallery))
+    starts, cores = range(0, n, size), os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as threads:
+        if len(operands) > 1 and n >= MANY:
+            probe = slice(0, None, n // PROBE)
+            products = np.empty((len(queries[probe]), n_gallery), np.float32)
+            _multiply(threads, queries[probe], gallery, products)
+            *_, n_doubtful = rank(probe, products)
+            if n_doubtful.mean() > DENSE * n_gallery:
+                queries, gallery = operands[1]
+        products = np.empty((min(size, n), n_gallery), queries.dtype)
         for start in progress(starts, len(starts), f"blocks of {size} queries"):
-            block = similarity[: len(queries[start : start + size])]
+            block = products[: len(queries[start : start + size])]
             _multiply(threads, queries[start : start + size], gallery, block)
             # There are more parts than cores, since one core may be slower than another.
             step = -(-len(block) // (4 * cores))
             cuts = range(0, len(block), step)
             parts = [slice(start + cut, start + min(cut + step, len(block))) for cut in cuts]
             lent = [block[cut : cut + step] for cut in cuts]
-            results = threads.map(rank, parts, lent)
-            yield tuple(map(np.concatenate, zip(*results, strict=True)))
+            *results, _ = zip(*threads.map(rank, parts, lent), strict=True)
+            yield tuple(map(np.concatenate, results))
 
 
 def _multiply(
     threads: ThreadPoolExecutor, block: np.ndarray, gallery: np.ndarray, out: np.ndarray
 ) -> None:
-    """Write the similarities of a block of queries and the gallery into `out`."""
+    """Write the products of a block of queries and the gallery into `out`, in its type."""
 
     def multiply(place: int) -> None:
         piece = slice(place, place + PIECE)
-        np.matmul(block, gallery[piece].T, out=out[:, piece])
+        np.matmul(block, gallery[piece].T.astype(out.dtype, copy=False), out=out[:, piece])
 
     with PRODUCT, BLAS.limit(limits=1):
         list(threads.map(multiply, range(0, len(gallery), PIECE)))
@@ -412,14 +439,16 @@ class _Query(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def _write_rankings(  # noqa: PLR0917
-    approximate, is_exact, errors, queries, query_scales, offsets, gallery, searchable, wanted,
-    exclude, ranks, rankings, similarities,
+    approximate, products, margin, errors, queries, query_scales, offsets, gallery, searchable,
+    wanted, exclude, ranks, rankings, similarities, n_doubtful,
 ):  # fmt: skip
     """Write the ranks of each query's relevant images, its nearest images and their similarities.
 
     Args:
         approximate: (b, n_gallery) float32, the products of the queries at unit length and the
-            centred gallery; or if `is_exact`, the products of both as given, which are overwritten.
+            centred gallery. If there are `products`, it is overwritten.
+        products: (b, n_gallery) float64, those of queries and gallery as given, or (0, 0).
+        margin: how much the difference of two similarities may be off because of `products`.
         errors: (b, 2) float64, from `_error_bounds`.
         queries, query_scales: (b, d) float64 and (b,), as given, and 1 / length.
         offsets: (b,) float64, the products of `queries` and the mean of the gallery.
@@ -428,16 +457,18 @@ def _write_rankings(  # noqa: PLR0917
         wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
         ranks: (b, R) float, written from the left.
         rankings, similarities: (b, k) int32 and float32, written from the left.
+        n_doubtful: (b,) int64, the number of images beyond the first k places in groups is added.
     """
     n, k = len(gallery.codes), rankings.shape[1]
     keys, items, moved = np.empty(n, np.uint32), np.empty(n, np.uint64), np.empty(n, np.uint64)
     values, positions, groups = np.empty(n), np.empty(n, np.int32), np.empty((n, 2), np.int32)
     exact, is_needed, gaps = np.empty(n), np.zeros(n, np.bool_), np.empty(DIGIT, np.uint64)
+    is_exact, again = len(products) > 0, np.empty(n, np.int32)
     for row in range(len(queries)):
         query = _Query(queries[row], query_scales[row], offsets[row] * query_scales[row])
         if is_exact:
             for place in range(n):
-                exact[place] = approximate[row, place] * (gallery.scales[place] * query.scale)
+                exact[place] = products[row, place] * (gallery.scales[place] * query.scale)
                 approximate[row, place] = exact[place]
         top, bottom = _extremes(approximate[row])
         scale = (LAST - 1) / max(top - bottom, TIE)
@@ -458,8 +489,9 @@ def _write_rankings(  # noqa: PLR0917
         for start, end in groups[:n_groups]:
             _sort_group(
                 items[start:end], exact, query, gallery, wanted[row], values[start:end],
-                positions[start:end],
+                positions[start:end], margin, k - start, again,
             )  # fmt: skip
+            n_doubtful[row] += max(0, end - max(start, k))
         for place in range(min(k, n_ranked)):
             rankings[row, place] = items[place] & POSITION
             similarities[row, place] = values[place]
@@ -587,16 +619,31 @@ def _write_exact(  # noqa: PLR0917
 
 
 @njit(nogil=True, cache=True)
-def _sort_group(items, exact, query, gallery, wanted, values, positions):  # noqa: PLR0917
+def _sort_group(  # noqa: PLR0917
+    items, exact, query, gallery, wanted, values, positions, margin, k, again
+):
     """Sort the items of a group by exact similarity, with ties in the order of the gallery.
 
-    Their similarities are in `values` then; those of ties are equal.
+    Their similarities are in `values` then; those of ties are equal. With a margin, the first k and
+    all that may be ties are computed again, so that they depend on the query and the image alone.
     """
     n, first = len(items), 0
     for place in range(n):
         positions[place] = items[place] & POSITION
         values[place] = exact[positions[place]]
     _sort(values, positions)
+    n_again, is_near = 0, False
+    for place in range(n if margin else 0):
+        was_near = is_near
+        is_near = place + 1 < n and values[place] - values[place + 1] <= TIE + margin
+        if was_near or is_near or place < k:
+            again[n_again] = positions[place]
+            n_again += 1
+    if n_again:
+        _write_similarities(query, gallery, again[:n_again], exact)
+        for place in range(n):
+            values[place] = exact[positions[place]]
+        _sort(values, positions)
     for place in range(1, n + 1):
         if place < n:
             difference, tolerance = values[place - 1] - values[place], TIE
