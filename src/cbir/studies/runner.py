@@ -40,6 +40,8 @@ PAGE_FILES = {
     "scale": ["engines.csv", "reductions.csv", "rerankings.csv"],
 }
 LARGEST_PAGE = 4_000_000  # bytes
+# A kernel may take as long to start, since other programs may keep the machine busy.
+KERNEL_SECONDS = 600
 
 
 def bring_up_to_date(study: Study, check: bool = False) -> bool:
@@ -320,6 +322,7 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
         papermill.execute_notebook(
             str(page.notebook), str(executed), parameters=parameters, kernel_name="python3",
             km=kernel.manager, stdout_file=sys.stdout, progress_bar=sys.stderr.isatty(),
+            start_timeout=KERNEL_SECONDS,
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
