@@ -1222,6 +1222,7 @@ def test_slow_host_is_left_for_another_that_goes_on(monkeypatch, tmp_path, serve
     assert "data/cifar10" in out
 
 
+@pytest.mark.slow
 def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     root, monkeypatch, server
 ):

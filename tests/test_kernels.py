@@ -48,6 +48,7 @@ def test_a_kernel_that_waits_for_another_notebook_ends(notebooks, tmp_path):
     kernel.stop()
 
 
+@pytest.mark.slow
 def test_an_interrupted_notebook_s_kernel_ends_without_complaints(notebooks, tmp_path, capfd):
     cells = [nbformat.v4.new_code_cell("import time\ntime.sleep(60)")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), notebooks[0])
