@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -275,10 +276,15 @@ def finished_project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished_study(finished_project):
     """The project with the finished study, made the working directory."""
+    yield from work_in(finished_project)
+
+
+def work_in(project: Path) -> Iterator[Path]:
+    """The project as the working directory, with Keras' files in it, until the fixture ends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(finished_project)
-        patch.setenv("KERAS_HOME", str(finished_project / "keras"))
-        yield finished_project
+        patch.chdir(project)
+        patch.setenv("KERAS_HOME", str(project / "keras"))
+        yield project
 
 
 @pytest.fixture(scope="module")
@@ -296,11 +302,7 @@ def measured_project(tmp_path_factory):
             invented.save_network("vgg16", 3.0, epochs=())
             invented.save_baseline("raw_pixels", protocols=protocols)
 
-    root = made_once(tmp_path_factory, "measured", make)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("KERAS_HOME", str(root / "keras"))
-        yield root
+    yield from work_in(made_once(tmp_path_factory, "measured", make))
 
 
 @pytest.fixture(scope="module")
