@@ -94,7 +94,7 @@ MUTANTS = [Mutant(*row) for row in [
      "np.unique(np.random.default_rng(0).permutation(pictures.labels[rows]),", "dataset"),
     ("images/dataset.py", "np.setdiff1d(np.arange(len(labels)), second), second",
      "np.arange(len(labels)), second", "dataset"),
-    ("images/dataset.py", 'gallery=np.arange(content["n_train"])', "gallery=np.arange(len(labels))",
+    ("images/dataset.py", "gallery=np.arange(n_train)", "gallery=np.arange(len(labels))",
      "dataset"),
     ("images/dataset.py", "== self.queries, places, -1)", "== self.queries, -1, -1)", "protocols"),
     ("images/dataset.py", "    random = np.random.default_rng(seed)\n",

@@ -6,7 +6,7 @@ of RGB images of one size, training images before test images.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,17 +104,13 @@ class Dataset:
 
     def counts(self) -> pd.DataFrame:
         """Number of images by class (rows; the last one is all classes) and by role (columns)."""
-        uses = {
-            "training": self.train,
-            "validation": self.validation,
-            "gallery": self.gallery,
-            "queries": self.queries,
-        }
+        roles = {"training": self.train, "validation": self.validation}
+        roles |= {"gallery": self.gallery, "queries": self.queries}
         columns = {
-            use: np.bincount(self.labels[positions], minlength=len(self.classes))
-            for use, positions in uses.items()
+            role: np.bincount(self.labels[positions], minlength=len(self.classes))
+            for role, positions in roles.items()
         }
-        table = pd.DataFrame(columns, index=pd.Index(self.classes, name="class"))
+        table = pd.DataFrame(columns, index=self.classes)
         # A class may be called "all", so the sum is appended.
         return pd.concat([table, table.sum().to_frame("all").T]).rename_axis("class")
 
@@ -155,96 +151,40 @@ def load_dataset(
     Raises:
         StudyError: the data cannot be read, or cannot be split as requested.
     """
-    parameters = {
-        "dataset": dataset,
-        "image_size": image_size,
-        "test_fraction": test_fraction,
-        "split_seed": split_seed,
-        "training_images": training_images,
-        "test_images": test_images,
-        "min_images": min_images,
-        "damaged": damaged,
-        "max_megapixels": max_megapixels,
-    }
-    step, left_out = _images_step(**parameters)
-    images = cached(**step)
-    content = _read_content(images.folder)
-    labels = np.load(images.folder / "labels.npy")
-    n_train = content["n_train"]
-
-    def make(folder: Path) -> None:
-        train, validation = _split(content, labels, validation_fraction, split_seed)
-        np.save(folder / "train.npy", train)
-        np.save(folder / "validation.npy", validation)
-
-    split = cached(
-        "split",
-        make,
-        parameters={"validation_fraction": validation_fraction, "split_seed": split_seed},
-        reads=[content["fingerprint"]],
-        package="images",
-    )
-    train, validation = (
-        stratified_share(
-            np.load(split.folder / f"{part}.npy"), learn_from / n_train, labels, split_seed
-        )
-        for part in ("train", "validation")
-    )
-    parameters["validation_fraction"] = validation_fraction
-    return _open(images.folder, parameters, train, validation, left_out)
+    parameters = dict(locals())
+    del parameters["learn_from"]
+    step, decode, left_out = _images_step(parameters)
+    return _open(cached(make=decode, **step).folder, parameters, left_out, learn_from)
 
 
-def stored_dataset(
-    fingerprint: str, *, dataset: str, validation_fraction: float, **parameters
-) -> Dataset | None:
+def stored_dataset(fingerprint: str, **parameters) -> Dataset | None:
     """A data set as it was read earlier, even if its pictures have changed or are gone.
 
-    Args:
-        fingerprint: of the data set.
-        dataset, validation_fraction, parameters: `Dataset.parameters`.
-
-    Returns:
-        None if its images are not stored.
+    `parameters` are those of the data set. None if no images with this fingerprint are stored.
     """
+    settings = _decoding(parameters)
     paths = (project_root() / "artifacts" / "images").glob("*/content.json")
     # Renamed pictures have the same fingerprint, and the newest names fit best.
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-        is_same = read_manifest(path.parent).get("parameters") == parameters
-        if not is_same or read(path.parent) is None:
-            continue
-        content = _read_content(path.parent)
-        if content["fingerprint"] == fingerprint:
-            parts = _split(
-                content, np.load(path.with_name("labels.npy")), validation_fraction,
-                parameters["split_seed"],
-            )  # fmt: skip
-            parameters |= {"dataset": dataset, "validation_fraction": validation_fraction}
-            return _open(path.parent, parameters, *parts, content["listed"])
+        is_same = read_manifest(path.parent).get("parameters") == settings
+        if is_same and read(path.parent) is not None:
+            content = _read_content(path.parent)
+            if content["fingerprint"] == fingerprint:
+                return _open(path.parent, parameters, content["listed"])
     return None
 
 
-def is_cached(*, validation_fraction: float, **parameters) -> bool:
-    """Whether the images and their split are cached, so that `load_dataset` only reads."""
-    step, _ = _images_step(**parameters)
-    del step["make"]
-    if (images := find(**step)) is None:
-        return False
-    split = {"validation_fraction": validation_fraction, "split_seed": parameters["split_seed"]}
-    reads = [_read_content(images.folder)["fingerprint"]]
-    return find("split", parameters=split, reads=reads, package="images") is not None
+def is_cached(**parameters) -> bool:
+    """Whether the images are decoded, so that `load_dataset` with these arguments only reads."""
+    return find(**_images_step(parameters)[0]) is not None
 
 
 def forget(parameters: dict) -> str:
     """Let the images be decoded again, and return the fingerprint of those forgotten, if any.
 
-    Sizes and modification times of files do not show every change.
-
-    Args:
-        parameters: as for `is_cached`.
+    Sizes and modification times of files do not show every change. Parameters as for `is_cached`.
     """
-    step, _ = _images_step(**{k: v for k, v in parameters.items() if k != "validation_fraction"})
-    del step["make"]
-    if (images := find(**step)) is None:
+    if (images := find(**_images_step(parameters)[0])) is None:
         return ""
     (images.folder / MANIFEST).unlink()
     return _read_content(images.folder)["fingerprint"]
@@ -289,31 +229,21 @@ def _read_content(images: Path) -> dict:
     return json.loads((images / "content.json").read_text("utf-8"))
 
 
-def _split(
-    content: dict, labels: np.ndarray, validation_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and validation images of stored images."""
-    n_train, validation = content["n_train"], np.array(content["validation"], np.int64)
-    if len(validation):
-        return np.setdiff1d(np.arange(n_train), validation), validation
-    return stratified_split(
-        labels[:n_train], validation_fraction, seed, content["classes"], "validation"
-    )
-
-
 def _open(
-    folder: Path,
-    parameters: dict,
-    train: np.ndarray,
-    validation: np.ndarray,
-    listed: Iterable[LeftOut],
+    folder: Path, parameters: dict, listed: Iterable[LeftOut], learn_from: int = 0
 ) -> Dataset:
-    """The data set whose images are stored in a folder.
-
-    Args:
-        listed: what was left out before anything was decoded.
-    """
+    """The data set whose images are stored in a folder; `listed` was left out without decoding."""
     content, labels = _read_content(folder), np.load(folder / "labels.npy")
+    n_train, seed = content["n_train"], parameters["split_seed"]
+    validation = np.array(content["validation"], np.int64)
+    train = np.setdiff1d(np.arange(n_train), validation)
+    if not len(validation):
+        share = parameters["validation_fraction"]
+        names = content["classes"], "validation"
+        train, validation = stratified_split(labels[:n_train], share, seed, *names)
+    train, validation = (
+        stratified_share(rows, learn_from / n_train, labels, seed) for rows in (train, validation)
+    )
     loaded = Dataset(
         parameters=parameters,
         classes=content["classes"],
@@ -322,8 +252,8 @@ def _open(
         names=content["names"],
         train=train,
         validation=validation,
-        gallery=np.arange(content["n_train"]),
-        queries=np.arange(content["n_train"], len(labels)),
+        gallery=np.arange(n_train),
+        queries=np.arange(n_train, len(labels)),
         fingerprint=content["fingerprint"],
         left_out=[LeftOut(*row) for row in [*listed, *content["left_out"]]],
         remarks=[LeftOut(*row) for row in content["remarks"]],
@@ -334,14 +264,18 @@ def _open(
     return loaded
 
 
-def _images_step(**parameters) -> tuple[dict, list[LeftOut]]:
-    """The step that decodes the images of a data set (the arguments of `cached`), and the files
-    that are left out without being decoded.
+def _decoding(parameters: dict) -> dict:
+    """The arguments of `load_dataset` that decide what is decoded; another folder may hold it."""
+    others = ("dataset", "validation_fraction")
+    return {name: value for name, value in parameters.items() if name not in others}
+
+
+def _images_step(parameters: dict) -> tuple[dict, Callable[[Path], None], list[LeftOut]]:
+    """The step that decodes the images of a data set (the arguments of `find`), a function that
+    makes it, and the files that are left out without being decoded.
     """
-    dataset = parameters["dataset"]
+    dataset, settings, left_out = parameters["dataset"], _decoding(parameters), []
     place = data_place(dataset)
-    settings = {name: value for name, value in parameters.items() if name != "dataset"}
-    left_out = []
     if dataset == "digits":
         read_pictures, reads = digits_pictures, ["scikit-learn"]
     elif dataset == "cifar10" and not place.is_dir():
@@ -354,14 +288,8 @@ def _images_step(**parameters) -> tuple[dict, list[LeftOut]]:
             )
         left_out = pictures.left_out
         read_pictures, reads = lambda: pictures, _reads(pictures)
-    return {
-        "step": "images",
-        "make": lambda into: _decode(read_pictures(), into, **settings),
-        # A folder that has moved is not decoded again.
-        "parameters": settings,
-        "reads": reads,
-        "package": "images",
-    }, left_out
+    step = {"step": "images", "parameters": settings, "reads": reads, "package": "images"}
+    return step, lambda into: _decode(read_pictures(), into, **settings), left_out
 
 
 def _decode(
