@@ -1,10 +1,13 @@
 """Galleries like real ones, what engines cost in them, shorter embeddings, and their sentences."""
 
+from types import SimpleNamespace
+
 import invented
 import numpy as np
+import pandas as pd
 import pytest
 
-from cbir.reporting import gains, sentences, tables
+from cbir.reporting import charts, gains, sentences, tables
 from cbir.retrieval import engines, reranking, scale
 
 
@@ -109,14 +112,34 @@ def test_the_page_names_the_fastest_engine_that_finds_enough_and_what_could_not_
     assert costs["recall"].tolist() == [1, 0.5, 1]
     assert costs["map_change_ci_high"][1] < 0
     text = sentences.engines(costs, missing)
-    assert f"From {most} images on, **exact** answers fastest" in text
-    assert text.count("answers fastest") == 1
+    assert text.startswith("Fastest at every size is **exact**.")
     assert "'nosuch' is unknown" in text
     assert len(tables.engines(costs)) == 3
-    fast = costs.assign(recall=1.0, p50=[2.0, 1.0, 2.0])
-    assert f"From {most} images on, **half** answers fastest: 1 ms per query instead of 2 ms" in (
-        sentences.engines(fast, [])
+    fast = costs.assign(recall=1.0, p50=[2.0, 1.0, 200.0])
+    text = sentences.engines(fast, [])
+    changes = f"is **half**, from {most + 1} images on **exact**."
+    assert text.startswith(f"Fastest in the smallest gallery {changes}")
+    assert f"With {most + 1} images, exact takes 200 ms per query." in text
+    one_size = sentences.engines(fast[:2], [])
+    assert "half takes 1 ms per query instead of 2 ms with exact, and its recall@10 is 1.0" in (
+        one_size
     )
+    # Neither `exact` nor any engine that finds enough need be measured at every size.
+    without = sentences.engines(fast.assign(engine=["a", "half", "half"]), [])
+    assert without.startswith("Fastest at every size is **half**.")
+    assert "half takes 200 ms per query, and its recall@10 is 1.0" in without
+    too_few = sentences.engines(fast.assign(recall=[1, 1, 0.9]), [])
+    assert f"is **half**, from {most + 1} images on no engine." in too_few
+    assert f"With {most} images, half takes 1 ms" in too_few
+
+
+def test_no_two_engines_look_alike():
+    rows = {"size": [10, 100] * 18, "p50": 1.0, "recall": 1.0, "engine": np.repeat(range(18), 2)}
+    figure = charts.engines(pd.DataFrame(rows))
+    for axis in figure.axes:
+        looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
+        assert len(looks) == len(axis.lines) == 18
+        assert len({line.get_marker() for line in axis.lines[:10]}) == 10
 
 
 def test_an_interrupted_measurement_begins_anew(run, monkeypatch):
@@ -158,10 +181,19 @@ def test_real_galleries_are_drawn_without_doubles(run):
 
 def test_larger_galleries_are_computed_in_proportion(run):
     costs, _ = scale.measure_engines(scale.describe(run.embeddings), [400], {"exact": 1000})
-    table = tables.larger_galleries(costs.assign(build=0.4, bytes=32), 1000.0)
-    assert table["memory (GB)"].tolist() == ["3", "32"]
-    assert table["embedding (hours, one machine)"].tolist() == ["28", "278"]
-    assert table["build (hours, one machine)"].tolist() == ["27.8", "277.8"]
+    (row,) = tables.larger_galleries(costs.assign(build=0.4, bytes=320)).to_dict("records")
+    assert list(row.values()) == ["exact", "32", "1", "27.8", "320", "2", "277.8"]
+
+
+def test_time_to_embed_larger_galleries_is_that_of_the_first_network():
+    def summary(speed):
+        return SimpleNamespace(summary={"speed": {"images_per_second": speed}})
+
+    # Vectors of other programs have no speed.
+    runs = {"dinov2": summary(None), "cnn": summary(1000.0), "vgg16": summary(10.0)}
+    text = "Embedding them with cnn would take this machine 28 and 278 hours."
+    assert sentences.larger_galleries(runs) == text
+    assert sentences.larger_galleries({"dinov2": summary(None)}) == ""
 
 
 def test_all_components_lose_nothing_and_bits_are_counted(run, monkeypatch):

@@ -16,6 +16,7 @@ from cbir.reporting import measurements, numbers, tables
 from cbir.reporting.numbers import Estimate, from_row
 from cbir.reporting.runs import Run, networks, training_place
 from cbir.retrieval import uncertainty
+from cbir.retrieval.engines import EXACT
 from cbir.retrieval.projections import Projection
 
 # Above this mean cosine similarity of two images, a network has the same embedding for all.
@@ -534,27 +535,41 @@ def engines(costs: pd.DataFrame, missing: list[str]) -> str:
     Args:
         costs, missing: from `scale.measure_engines`.
     """
-    lines, previous = [], ""
-    for size, rows in costs.groupby("size"):
-        enough = rows[rows["recall"] >= LEAST_RECALL]
-        best = enough.loc[enough["p50"].idxmin()]
-        exact = rows.loc[rows["engine"] == "exact", "p50"].iloc[0]
-        times = f"{_milliseconds(best['p50'])} per query"
-        if best["engine"] != "exact":
-            times += f" instead of {_milliseconds(exact)} with exact, recall@10 "
-            times += str(from_row(best, "recall"))
-        if best["engine"] == previous:
-            lines[-1] += f"; with {size:,}: {times}"
-        else:
-            previous = best["engine"]
-            lines.append(f"- From {size:,} images on, **{previous}** answers fastest: {times}")
-    lines = [f"{line}." for line in lines]
-    lines.append(
-        f"\nOnly engines that find at least {100 * LEAST_RECALL:.0f} % of the ten nearest images "
-        "are considered. Times are medians of single queries on the machine named below. Measuring "
-        f"took at most {costs['peak_bytes'].max() / 1e9:.1f} GB of memory."
+    enough = costs[costs["recall"] >= LEAST_RECALL]
+    fastest = enough.loc[enough.groupby("size")["p50"].idxmin()].set_index("size")
+    winners = fastest["engine"].map("**{}**".format).reindex(sorted(set(costs["size"])))
+    winners = winners.fillna("no engine")
+    winners = winners[winners != winners.shift()]
+    which = "in the smallest gallery" if len(winners) > 1 else "at every size"
+    changes = [f"from {size:,} images on {name}" for size, name in winners.iloc[1:].items()]
+    paragraphs = [f"Fastest {which} is {', '.join([winners.iloc[0], *changes])}."]
+    for size, best in fastest.tail(1).iterrows():
+        exact = costs.loc[(costs["engine"] == EXACT) & (costs["size"] == size), "p50"]
+        text = (
+            f"With {size:,} images, {best['engine']} takes {_milliseconds(best['p50'])} per query"
+        )
+        if best["engine"] != EXACT:
+            text += "".join(f" instead of {_milliseconds(value)} with exact" for value in exact)
+            text += f", and its recall@10 is {from_row(best, 'recall')}"
+        paragraphs.append(f"{text}.")
+    paragraphs.append(
+        f"Only engines that find at least {100 * LEAST_RECALL:.0f} % of the ten nearest images "
+        "count. Times are medians of single queries on the machine named below. Measuring took at "
+        f"most {costs['peak_bytes'].max() / 1e9:.1f} GB of memory."
     )
-    return "\n".join([*lines, *(f"\nNot measured: {reason}" for reason in missing)])
+    return "\n\n".join([*paragraphs, *(f"Not measured: {reason}" for reason in missing)])
+
+
+def larger_galleries(runs: dict[str, Run]) -> str:
+    """How long the first network would take to embed `tables.LARGER` galleries; empty if none."""
+    speeds = {name: run.summary["speed"]["images_per_second"] for name, run in runs.items()}
+    for name, speed in speeds.items():
+        if speed:
+            hours = (f"{size / speed / 3600:,.0f}" for size in tables.LARGER.values())
+            return (
+                f"Embedding them with {name} would take this machine {' and '.join(hours)} hours."
+            )
+    return ""
 
 
 def _milliseconds(value: float) -> str:

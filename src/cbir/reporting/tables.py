@@ -56,7 +56,7 @@ METRICS = [
 # (r - 1) / (2 sqrt(r)).
 UNEVEN = 1.5
 # Sizes of galleries beyond those that are measured, and the memory of a machine that holds a part.
-LARGER, MACHINE_BYTES = (10**8, 10**9), 256 * 2**30
+LARGER, MACHINE_BYTES = {"100 million": 10**8, "1 billion": 10**9}, 256 * 2**30
 BY_CLASS = ", mean over classes"  # The suffix of the name of such a measure.
 
 
@@ -505,24 +505,17 @@ def engines(costs: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def larger_galleries(costs: pd.DataFrame, images_per_second: float) -> pd.DataFrame:
+def larger_galleries(costs: pd.DataFrame) -> pd.DataFrame:
     """What `LARGER` galleries would need, computed from the largest one that was measured.
 
     Args:
         costs: from `scale.measure_engines`.
-        images_per_second: speed of embedding.
     """
     largest = costs[costs["size"] == costs["size"].max()]
-    rows = []
-    for size in LARGER:
-        for _, row in largest.iterrows():
-            n_bytes = size * row["bytes"]
-            rows.append({
-                "images": f"{size:,}",
-                "engine": row["engine"],
-                "memory (GB)": f"{n_bytes / 1e9:,.0f}",
-                "machines of 256 GiB": f"{math.ceil(n_bytes / MACHINE_BYTES):,}",
-                "build (hours, one machine)": f"{size / row['size'] * row['build'] / 3600:,.1f}",
-                "embedding (hours, one machine)": f"{size / images_per_second / 3600:,.0f}",
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+    columns = {"engine": largest["engine"]}
+    for name, size in LARGER.items():
+        n_bytes, hours = size * largest["bytes"], largest["build"] / 3600 * size / largest["size"]
+        columns[f"{name}: memory (GB)"] = (n_bytes / 1e9).map("{:,.0f}".format)
+        columns[f"{name}: machines"] = np.ceil(n_bytes / MACHINE_BYTES).map("{:,.0f}".format)
+        columns[f"{name}: build (hours)"] = hours.map("{:,.1f}".format)
+    return pd.DataFrame(columns)
