@@ -16,7 +16,6 @@ import pandas as pd
 from cbir import StudyError, project_root
 from cbir.cache import MANIFEST, cached, digest, find, read, read_manifest
 from cbir.images.folders import (
-    HEIC_IS_READ,
     PARTS,
     LeftOut,
     Pictures,
@@ -191,10 +190,7 @@ def forget(parameters: dict) -> str:
 
 
 def describe_changes(dataset: Dataset) -> str:
-    """What has changed in a data set's folder since it was decoded, in words; empty if nothing.
-
-    A file that was replaced under its name counts if its size or modification time differs.
-    """
+    """What has changed in a data set's folder since it was decoded, in words; empty if nothing."""
     name = dataset.parameters["dataset"]
     place = data_place(name)
     if name == "digits" or (name == "cifar10" and not place.is_dir()):
@@ -208,14 +204,9 @@ def describe_changes(dataset: Dataset) -> str:
     words = [f"{len(names):,} {word} ({short_list(sorted(names), 3)})"
              for names, word in ((new, "new"), (gone, "gone")) if names]  # fmt: skip
     made_from = read(dataset.stored).manifest["reads"]
-    if not words and made_from != _reads(pictures):
+    if not words and made_from != folder_state(pictures):
         words = ["some pictures were replaced"]
     return ", ".join(words)
-
-
-def _reads(pictures: Pictures) -> list[str]:
-    """What the decoded images of a folder depend on."""
-    return [folder_state(pictures), str(HEIC_IS_READ)]
 
 
 def take_rows(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -260,7 +251,9 @@ def _open(
         layout=content["layout"],
         stored=folder,
     )
-    _check_disjoint(loaded)
+    assert len(set(loaded.names)) == len(loaded.names), "an image is query and gallery"
+    assert not np.intersect1d(train, validation).size, "train meets validation"
+    assert np.isin([*train, *validation], loaded.gallery).all()
     return loaded
 
 
@@ -287,7 +280,7 @@ def _images_step(parameters: dict) -> tuple[dict, Callable[[Path], None], list[L
                 f"{place} has no folder test/: unpack CIFAR-10 there again, with train/ and test/"
             )
         left_out = pictures.left_out
-        read_pictures, reads = lambda: pictures, _reads(pictures)
+        read_pictures, reads = lambda: pictures, folder_state(pictures)
     step = {"step": "images", "parameters": settings, "reads": reads, "package": "images"}
     return step, lambda into: _decode(read_pictures(), into, **settings), left_out
 
@@ -402,9 +395,7 @@ def _small_classes(
 ) -> dict[int, str]:
     """Classes with too few images to be split, or fewer than `min_images`, and how many they have.
 
-    Args:
-        readable: positions of the readable pictures.
-        unreadable: reasons by position.
+    `readable` are positions of pictures, `unreadable` reasons by position.
     """
     given = pictures.given_parts
     needed = np.array([1, "validation" in given, "test" in given], int)
@@ -426,13 +417,6 @@ def _small_classes(
             text += f"; {len(reasons)} unreadable: {short_list(dict.fromkeys(reasons), 2)}"
         descriptions[label] = f"{pictures.classes[label]!r} ({text})"
     return descriptions
-
-
-def _check_disjoint(dataset: Dataset) -> None:
-    """Check that queries, training and validation images do not overlap."""
-    assert len(set(dataset.names)) == len(dataset.names), "an image is query and gallery"
-    assert not np.intersect1d(dataset.train, dataset.validation).size, "train meets validation"
-    assert np.isin([*dataset.train, *dataset.validation], dataset.gallery).all()
 
 
 def stratified_split(

@@ -81,12 +81,8 @@ LAYOUTS = (
 
 
 class LeftOut(NamedTuple):
-    """A file or folder that is not used.
-
-    Attributes:
-        name: its path relative to the data set's folder; that of a folder ends in a slash.
-        reason: why, in a few words that are the same for all files of one kind.
-        files: the number of files that this is about.
+    """A file or folder that is not used: its path relative to the data set's folder (that of a
+    folder ends in a slash), the reason, and the number of files that this is about.
     """
 
     name: str
@@ -125,22 +121,15 @@ class Pictures:
 
 
 def data_place(dataset: str) -> Path:
-    """The folder or CSV file of a data set; it need not exist.
-
-    Args:
-        dataset: as for `load_dataset`.
-    """
-    return Path(os.path.normpath(project_root() / _relative_place(dataset)))
+    """The folder or CSV file of a data set, as for `load_dataset`; it need not exist."""
+    place = "data/cifar10" if dataset == "cifar10" else dataset
+    return Path(os.path.normpath(project_root() / place))
 
 
 def dataset_folder(dataset: str) -> Path:
     """The folder that names of pictures are relative to, itself relative to the project's."""
-    place = _relative_place(dataset)
+    place = Path("data/cifar10" if dataset == "cifar10" else dataset)
     return place.parent if place.suffix.lower() in TABLES else place
-
-
-def _relative_place(dataset: str) -> Path:
-    return Path("data/cifar10" if dataset == "cifar10" else dataset)
 
 
 def list_pictures(place: Path) -> Pictures:
@@ -163,13 +152,9 @@ def list_pictures(place: Path) -> Pictures:
         ) from None
     reasons, others = _read_heads(place, files)
     rows, layout = _arrange(place, list(reasons), folders)
-    with_pictures = {""}
-    for name in reasons:
-        while (name := name.rpartition("/")[0]) not in with_pictures:
-            with_pictures.add(name)
-    empty = [
-        folder for folder in folders if folder.count("/") <= 2 and folder[:-1] not in with_pictures
-    ]
+    paths = (name.split("/")[:-1] for name in reasons)
+    parents = {"/".join(path[:depth]) + "/" for path in paths for depth in (1, 2)}
+    empty = [folder for folder in folders if folder.count("/") <= 2 and folder not in parents]
     _check_classes(place, rows, empty)
     left_out += others
     left_out += [LeftOut(name, "outside the class folders") for name in reasons if name not in rows]
@@ -239,12 +224,15 @@ def unsupported(head: bytes) -> str:
     return next((reason for mark, reason in OTHERS.items() if mark in head.lower()), NOT_A_PICTURE)
 
 
-def folder_state(pictures: Pictures) -> str:
-    """Digest of the names, classes, parts, sizes and modification times of a folder's pictures."""
+def folder_state(pictures: Pictures) -> list[str]:
+    """What the images of a folder depend on: a digest of its pictures' names, classes, parts, sizes
+    and modification times, and whether HEIC is read.
+    """
     parts = None if pictures.parts is None else pictures.parts.tolist()
     states = [file_state(path) for path in pictures.items]
     labels, unreadable = pictures.labels.tolist(), list(pictures.unreadable.items())
-    return digest([pictures.classes, pictures.names, labels, parts, states, unreadable])
+    state = [pictures.classes, pictures.names, labels, parts, states, unreadable]
+    return [digest(state), str(HEIC_IS_READ)]
 
 
 def file_state(path: Path) -> str:
@@ -275,11 +263,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _read_heads(place: Path, names: Iterable[str]) -> tuple[dict[str, str], list[LeftOut]]:
-    """Tell pictures from other files by their first bytes.
-
-    Returns:
-        The pictures, with the reasons why some cannot be read, mostly empty; and all other files.
-    """
+    """The pictures, with the reasons why some cannot be read, mostly empty; and all other files."""
     pictures, others, folder = {}, [], str(place)
     for name in names:
         suffix = f".{name.rpartition('.')[2].lower()}"
@@ -319,8 +303,7 @@ def _arrange(
 ) -> tuple[dict[str, tuple[int | None, str]], str]:
     """Part and class of each picture in a class folder, and the layout in words.
 
-    Raises:
-        StudyError: it is unclear which folders are classes.
+    StudyError if it is unclear which folders are classes.
     """
     # macOS writes é as two characters, other systems as one: both are the same class.
     paths = {name: unicodedata.normalize("NFC", name).split("/") for name in names}
@@ -384,9 +367,7 @@ def _arrange_parts(
 def _check_classes(place: Path, rows: dict, empty: Iterable[str] = ()) -> None:
     """Raise StudyError if there are not two classes, or if test has one that train lacks.
 
-    Args:
-        rows: as from `_arrange`.
-        empty: folders without pictures.
+    `rows` are as from `_arrange`, and `empty` folders without pictures.
     """
     classes = sorted({name for _, name in rows.values()})
     if not classes:
@@ -501,11 +482,10 @@ def group_by_reason(left_out: Iterable[LeftOut]) -> list[LeftOut]:
     groups = {}
     for one in left_out:
         groups.setdefault(re.sub(r"\d+", "0", one.reason), []).append(one)
-    rows = [
-        LeftOut(short_list([one.name for one in group if one.name], 3), group[0].reason,
-                sum(one.files for one in group))
-        for group in groups.values()
-    ]  # fmt: skip
+    rows = []
+    for group in groups.values():
+        names = short_list([one.name for one in group if one.name], 3)
+        rows.append(LeftOut(names, group[0].reason, sum(one.files for one in group)))
     return sorted(rows, key=lambda row: -row.files)
 
 
@@ -517,13 +497,8 @@ def describe_files(
     The text is empty if there is nothing to say but the number of files.
     """
     lines, n_left_out = [], sum(one.files for one in left_out)
-    for title, files in (
-        (
-            f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out",
-            left_out,
-        ),
-        ("used, though odd", remarks),
-    ):
+    found = f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out"
+    for title, files in ((found, left_out), ("used, though odd", remarks)):
         rows = group_by_reason(files)
         lines += [f"{title}:"] if rows else []
         lines += [

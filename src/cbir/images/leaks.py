@@ -2,23 +2,21 @@
 
 Two images are copies if their pixels are identical, or if they are near-duplicates: the same
 picture saved again, brighter, noisier, blurred, in grey, mirrored, turned by a multiple of 90
-degrees, shifted by up to two pixels of 32, or cropped by up to a tenth. The search finds most
-of them, in four steps.
+degrees, shifted by up to two pixels of 32, or cropped by up to a tenth. Most are found:
 
 1. Images with identical pixels form a group, which is searched once.
-2. Every image becomes a map of its details: 32x32 pixels of brightness, band-passed, so that shapes
-   count and shading does not. The descriptor of an image is the low frequencies of the cosine
-   transform of this map, as in perceptual hashes (Zauner, "Implementation and benchmarking of
-   perceptual image hash functions", 2010). Pairs whose descriptors have a cosine similarity of at
-   least `CANDIDATE` are candidates. Exact matrix products compare all pairs, with each query in
-   eight orientations and 13 shifts.
+2. Every image becomes a map of its details: 32x32 pixels of brightness, band-passed. Its descriptor
+   is the low frequencies of the map's cosine transform, as in perceptual hashes (Zauner,
+   "Implementation and benchmarking of perceptual image hash functions", 2010). Pairs whose
+   descriptors have a cosine similarity of at least `CANDIDATE`, in one of eight orientations and 13
+   shifts of the query, are candidates.
 3. A candidate is a near-duplicate if its maps, as they are or blurred, correlate by at least
    `MIN_CORRELATION`, in the best of some shifts and crops, and by much more than those of unrelated
    pictures would: arctanh(r) >= `MIN_DEVIATIONS` * s, or `MIN_DEVIATIONS_IF_HIGH` * s if r is at
    least `HIGH_CORRELATION`. Here s is the standard deviation of the correlation over all shifts
-   that the two power spectra imply. It is large if the maps show few details (the effective
-   sample size of Clifford, Richardson and Hémon, "Assessing the significance of the correlation
-   between two spatial processes", Biometrics 1989): an aeroplane in the sky resembles many others.
+   that the two power spectra imply: large if the maps show few details (the effective sample size
+   of Clifford, Richardson and Hémon, "Assessing the significance of the correlation between two
+   spatial processes", Biometrics 1989). An aeroplane in the sky resembles many others.
 4. If both images are simple, which means blurred or of two tones, such as handwritten digits, they
    must correlate by at least `MIN_SIMPLE_CORRELATION`.
 
@@ -93,25 +91,14 @@ def find_leaks(
         the labels differ).
     """
     pictures = pd.factorize(np.array(_digests(queries) + _digests(gallery), object))[0]
-    queried = pd.DataFrame(
-        {
-            "query": range(len(queries)),
-            "picture": pictures[: len(queries)],
-            "query_label": query_labels,
-            "itself": -1 if itself is None else itself,
-        }
+    queried = pd.DataFrame({"picture": pictures[: len(queries)], "query_label": query_labels})
+    queried = queried.rename_axis("query").reset_index()
+    queried["itself"] = -1 if itself is None else itself
+    stored = pd.DataFrame({"picture": pictures[len(queries) :], "label": gallery_labels})
+    stored = stored.rename_axis("gallery").reset_index()
+    groups = stored.groupby(["picture", "label"], as_index=False).agg(
+        gallery=("gallery", "min"), last=("gallery", "max"), copies=("gallery", "size")
     )
-    stored = pd.DataFrame(
-        {
-            "gallery": range(len(gallery)),
-            "picture": pictures[len(queries) :],
-            "label": gallery_labels,
-        }
-    )
-    groups = stored.groupby(["picture", "label"])["gallery"].agg(
-        gallery="min", last="max", copies="size"
-    )
-    groups = groups.reset_index()
     near = _near_duplicates(
         _Maps(queries, queried.drop_duplicates("picture"), "query", "queries"),
         _Maps(gallery, stored.drop_duplicates("picture"), "gallery", "gallery"),
@@ -157,30 +144,19 @@ def audit(dataset: Dataset) -> Audit:
     """Search a data set for copies; cached."""
 
     def make(folder: Path) -> None:
-        for name, left, right in (
-            ("leaks", dataset.queries, dataset.gallery),
-            ("validation", dataset.validation, dataset.train),
+        for name, left, right, itself in (
+            ("leaks", dataset.queries, dataset.gallery, dataset.exclude),
+            ("validation", dataset.validation, dataset.train, None),
         ):
-            places = np.minimum(np.searchsorted(right, left), len(right) - 1)
-            pairs = find_leaks(
-                _Rows(dataset.images, left),
-                dataset.labels[left],
-                _Rows(dataset.images, right),
-                dataset.labels[right],
-                itself=np.where(right[places] == left, places, -1),
-            )
+            rows = [(_Rows(dataset.images, part), dataset.labels[part]) for part in (left, right)]
+            pairs = find_leaks(*rows[0], *rows[1], itself)
             pairs.to_parquet(folder / f"{name}.parquet")
         pictures = pd.Series(dataset.labels).groupby(_digests(dataset.images))
         n_conflicts = int((pictures.transform("nunique") > 1).sum())
         (folder / "conflicts.json").write_text(json.dumps(n_conflicts), encoding="utf-8")
 
-    folder = cached(
-        "leaks",
-        make,
-        parameters={},
-        reads=[dataset.search_fingerprint, dataset.split_fingerprint],
-        package="images",
-    ).folder
+    reads = [dataset.search_fingerprint, dataset.split_fingerprint]
+    folder = cached("leaks", make, parameters={}, reads=reads, package="images").folder
     return Audit(
         leaks=pd.read_parquet(folder / "leaks.parquet"),
         validation_copies=pd.read_parquet(folder / "validation.parquet"),
@@ -211,18 +187,11 @@ def _digests(images: np.ndarray | _Rows) -> list[bytes]:
 
 
 class _Maps:
-    """The maps of details of the images that are searched, about 2 kB per image.
+    """The maps of details of the images to search; images without contrast are left out.
 
-    Args:
-        images: (n, size, size, 3) uint8.
-        rows: one row per image to search: its `picture`, and its position in the column `column`.
-
-    Attributes:
-        pictures: (m,) int, numbers of the pictures.
-        maps: (m, WIDTH, WIDTH) float16, brightness in grey levels, band-passed.
-        is_simple: (m,) bool, blurred or of two tones.
-
-    Images without contrast are left out.
+    `pictures`, (m,) int, are the numbers of the pictures, `maps`, (m, WIDTH, WIDTH) float16, their
+    band-passed brightness in grey levels, and `is_simple`, (m,) bool, says which are blurred or of
+    two tones. `rows` has the `picture` of each image, and its position in the column `column`.
     """
 
     def __init__(self, images: np.ndarray | _Rows, rows: pd.DataFrame, column: str, name: str):
@@ -245,16 +214,12 @@ class _Maps:
 
 def _near_duplicates(queries: _Maps, gallery: _Maps) -> pd.DataFrame:
     """`picture`, `other`, `kind` and `correlation` of all pairs of two near-duplicates."""
-    right = np.empty((len(gallery.maps), IS_LOW.sum()), np.float32)
-    for start in range(0, len(right), GALLERY):
-        part = slice(start, start + GALLERY)
-        right[part] = _descriptors(gallery.maps[part], SHIFT, SHIFT)
+    blocks = np.array_split(gallery.maps, len(gallery.maps) // GALLERY + 1)
+    right = np.concatenate([_descriptors(maps, SHIFT, SHIFT) for maps in blocks])
     right = _with_simple(right, gallery.is_simple, 1)
     pairs = [pd.DataFrame({"picture": [], "other": [], "correlation": []}, dtype=np.int64)]
-    starts = range(0, len(queries.maps), QUERIES)
-    for start in progress(
-        starts, len(starts), f"looking for leaks: comparing, blocks of {QUERIES}"
-    ):
+    starts, what = range(0, len(queries.maps), QUERIES), "looking for leaks: comparing, blocks of"
+    for start in progress(starts, len(starts), f"{what} {QUERIES}"):
         maps = queries.maps[start : start + QUERIES].astype(np.float32)
         simple = queries.is_simple[start : start + QUERIES]
         for turned in _orientations(maps):
@@ -262,16 +227,9 @@ def _near_duplicates(queries: _Maps, gallery: _Maps) -> pd.DataFrame:
             correlation = _confirmed_correlations(
                 turned, left, gallery.maps, image, simple[left] & gallery.is_simple[image]
             )
-            is_near = correlation > 0
-            pairs.append(
-                pd.DataFrame(
-                    {
-                        "picture": queries.pictures[start + left[is_near]],
-                        "other": gallery.pictures[image[is_near]],
-                        "correlation": correlation[is_near],
-                    }
-                )
-            )
+            columns = {"picture": queries.pictures[start + left], "other": gallery.pictures[image]}
+            rows = pd.DataFrame(columns | {"correlation": correlation})
+            pairs.append(rows[correlation > 0])
     best = pd.concat(pairs).groupby(["picture", "other"], as_index=False)["correlation"].max()
     return best[best["picture"] != best["other"]].assign(kind=KINDS[1])
 
@@ -282,10 +240,7 @@ def _candidates(
     """Positions of pairs with similar descriptors, in one of 13 shifts of the first image.
 
     From every shift by up to `SHIFT` pixels, one of these is at most half as far along one axis.
-
-    Args:
-        maps, simple: of the first images.
-        right: descriptors of the second images, as from `_with_simple`.
+    `right` are descriptors of the second images, as from `_with_simple`.
     """
     pairs = [np.empty(0, np.int64)]
     left = [
@@ -304,10 +259,7 @@ def _candidates(
 
 
 def _with_simple(descriptors: np.ndarray, simple: np.ndarray, weight: float) -> np.ndarray:
-    """Descriptors with one more column: the dot product of two simple images changes by a weight.
-
-    The pairs of `SIMPLE_CANDIDATE` then reach `CANDIDATE`.
-    """
+    """Descriptors with a column that makes simple pairs of `SIMPLE_CANDIDATE` reach `CANDIDATE`."""
     return np.column_stack([descriptors, weight * simple]).astype(np.float32)
 
 
@@ -334,13 +286,9 @@ def _confirm(query: np.ndarray, image: np.ndarray, simple: np.ndarray) -> np.nda
     # Only pairs that are not yet confirmed are resampled, which takes several times as long.
     rows = np.flatnonzero(~is_near & (correlation >= MIN_WHOLE))
     for left_rows, left_columns, right_rows, right_columns in RESAMPLINGS:
-        correlation[rows] = np.maximum(
-            correlation[rows],
-            _correlate(
-                left_rows @ query[rows] @ left_columns.T,
-                right_rows @ image[rows] @ right_columns.T,
-            ),
-        )
+        left = left_rows @ query[rows] @ left_columns.T
+        right = right_rows @ image[rows] @ right_columns.T
+        correlation[rows] = np.maximum(correlation[rows], _correlate(left, right))
     is_near[rows] = _is_near(correlation[rows], query[rows], image[rows], simple[rows])
     return np.where(is_near, correlation, 0)
 
@@ -361,9 +309,7 @@ def _is_near(
 def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(n,) float64, the largest cosine similarity of the inner part of `right` and any of `left`.
 
-    Args:
-        left, right: (n, WIDTH, WIDTH) float32. Maps have a mean of about 0, so that their cosine
-            similarity is their correlation.
+    Maps have a mean of about 0, so that their cosine similarity is their correlation.
     """
     inner = np.zeros_like(right)
     inner[:, SHIFT:-SHIFT, SHIFT:-SHIFT] = right[:, SHIFT:-SHIFT, SHIFT:-SHIFT]

@@ -1,8 +1,5 @@
 """Pictures: their decoding into square RGB images by a centre crop.
 
-A data set's pictures are listed first (`digits_pictures`, `cifar10_pictures`, or
-`folders.list_pictures`) and then decoded into one array on disk (`decode_pictures`).
-
 The format of a file is detected from its content. Decoding applies the EXIF orientation, converts
 colours to sRGB, puts transparent pictures on white, takes the first frame of an animation, and
 scales channels of more than 8 bits down to 8.
@@ -76,6 +73,7 @@ LARGE_PICTURE, STANDARD_ERROR = threading.Lock(), threading.Lock()
 BAND = 2**20
 MAX_MEGAPIXELS = 180
 DAMAGED = "damaged: only a part of it can be read"
+TOO_LARGE = "more than {} million pixels, the limit set by max_megapixels"
 END_OF_JPEG = b"\xff\xd9"
 # The brightest grey levels of 8 to 16 bits; 32767 is that of signed ones.
 WHITES = (255, 1023, 4095, 16383, 32767, 65535)
@@ -108,11 +106,8 @@ class Unreadable(Exception):
 
 
 class Reading(NamedTuple):
-    """A picture as it was read.
-
-    Attributes:
-        image: (size, size, 3) uint8 RGB; None if the picture cannot be read.
-        remark: why not, or what is odd about it; mostly empty.
+    """A picture as (size, size, 3) uint8 RGB, None if it cannot be read, and why not, or what is
+    odd about it.
     """
 
     image: np.ndarray | None
@@ -133,10 +128,8 @@ def digits_pictures() -> Pictures:
 
 
 def cifar10_pictures() -> Pictures:
-    """CIFAR-10 as Keras reads it, from an archive whose SHA-256 is checked.
-
-    Raises:
-        StudyError: the download failed.
+    """CIFAR-10 as Keras reads it, from an archive whose SHA-256 is checked; StudyError if the
+    download fails.
     """
     try:
         _download_cifar10(keras_home() / "datasets")
@@ -163,8 +156,7 @@ def cifar10_pictures() -> Pictures:
 def _download_cifar10(folder: Path) -> None:
     """Download CIFAR-10 to where Keras looks for it, from where an earlier download stopped.
 
-    Raises:
-        OSError: no address answers, or the file is not the known one.
+    OSError if no address answers, or the file is not the known one.
     """
     archive = folder / CIFAR10_ARCHIVE
     begun = archive.with_name(f"{archive.name}.partial")
@@ -193,11 +185,7 @@ def _download_cifar10(folder: Path) -> None:
 
 
 def _download(address: str, path: Path, least: float) -> None:
-    """Download the rest of a file.
-
-    Raises:
-        OSError: the server does not answer, or sends fewer than `least` bytes per second.
-    """
+    """Download the rest of a file; OSError without an answer or `least` bytes per second."""
     done = path.stat().st_size if path.exists() else 0
     request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
     try:
@@ -229,7 +217,6 @@ def decode_pictures(
     found whether they are selected or not.
 
     Args:
-        pictures: n pictures.
         rows: positions in `pictures`, in the order of the array.
         size: side length in pixels.
         path: the .npy file to write, (len(rows), size, size, 3) uint8 RGB.
@@ -273,11 +260,7 @@ def read_squares(pictures: Sequence[Path | np.ndarray], size: int, **options) ->
 
 
 def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
-    """The image of `read_picture`.
-
-    Raises:
-        Unreadable: the picture cannot be read.
-    """
+    """The image of `read_picture`; Unreadable if the picture cannot be read."""
     image, remark = read_picture(picture, size)
     if image is None:
         raise Unreadable(remark)
@@ -309,9 +292,12 @@ def read_picture(
         try:
             image = _decode(picture, size, max_megapixels, remarks)
         except UnidentifiedImageError:  # Its message contains the file, or a stream's address.
-            reason = unsupported(_head(picture))
+            is_path = isinstance(picture, Path)
+            with picture.open("rb") if is_path else contextlib.nullcontext(picture) as file:
+                file.seek(0)
+                reason = unsupported(file.read(HEAD))
         except Image.DecompressionBombError:
-            reason = _too_large(max_megapixels)
+            reason = TOO_LARGE.format(max_megapixels)
         except (Unreadable, FileNotFoundError) as error:
             reason = _one_line(error)
         # The exceptions that Pillow's decoders raise for broken files are not documented.
@@ -332,15 +318,6 @@ def enlarge_map(cells: np.ndarray, size: int) -> np.ndarray:
     """Enlarge the (h, w) values of a map to (size, size) float32, bilinearly."""
     image = Image.fromarray(np.asarray(cells, np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _head(picture: Path | BinaryIO) -> bytes:
-    """The first bytes of a file."""
-    if not isinstance(picture, Path):
-        picture.seek(0)
-        return picture.read(HEAD)
-    with picture.open("rb") as file:
-        return file.read(HEAD)
 
 
 def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
@@ -402,10 +379,6 @@ def _one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _too_large(max_megapixels: int) -> str:
-    return f"more than {max_megapixels} million pixels, the limit set by max_megapixels"
-
-
 def _decode(
     source: Path | BinaryIO, size: int, max_megapixels: int, remarks: list[str]
 ) -> np.ndarray:
@@ -416,7 +389,7 @@ def _decode(
     with Image.open(source, formats=FORMATS) as picture:
         pixels = picture.width * picture.height
         if pixels > Image.MAX_IMAGE_PIXELS:
-            raise Unreadable(_too_large(max_megapixels))
+            raise Unreadable(TOO_LARGE.format(max_megapixels))
         if picture.format == "TIFF" and _is_misread(picture):
             raise Unreadable("a kind of TIFF that Pillow misreads: convert it to PNG")
         # The coefficients of a progressive JPEG are decoded whole.
@@ -480,12 +453,8 @@ def _fit(picture: Image.Image, size: int, extent: tuple[float, float] | None = N
     """The largest square in the middle, scaled bicubically to size x size pixels, with 8 bits.
 
     A picture of four times the size or more is first reduced by a whole factor, in bands: whole
-    copies of it would take too much memory.
-
-    Args:
-        picture: in any mode.
-        size: side length in pixels.
-        extent: the part of the picture, from its upper left corner, that is used; by default all.
+    copies of it would take too much memory. `extent` is the part that is used, from the upper left
+    corner; by default all.
     """
     extent = extent or picture.size
     side = min(extent)
@@ -536,9 +505,8 @@ def _deep_to_grey(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
         is_data = np.isfinite(levels) & (levels < NO_DATA) & (levels != no_data)
         return np.where(is_data, levels, 0).clip(0)
 
-    height = max(1, BAND // picture.width)
-    rows = range(0, picture.height, height)
-    boxes = [(0, row, picture.width, min(row + height, picture.height)) for row in rows]
+    (width, height), step = picture.size, max(1, BAND // picture.width)
+    boxes = [(0, row, width, min(row + step, height)) for row in range(0, height, step)]
     largest = max(float(values(picture.crop(box)).max()) for box in boxes)
     whites = (1.0,) if picture.mode == "F" else WHITES
     white = next((white for white in whites if white >= largest), largest)
@@ -574,13 +542,10 @@ def _to_srgb(picture: Image.Image, profile: bytes | None, remarks: list[str]) ->
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
     """The mode of the colours that an ICC profile describes, and their conversion to sRGB.
 
-    Args:
-        profile: empty for Lab colours, which describe themselves.
+    An empty profile stands for Lab colours, which describe themselves.
     """
-    if profile:
-        source = ImageCms.getOpenProfile(io.BytesIO(profile))
-    else:
-        source = ImageCms.createProfile("LAB")
+    lab = ImageCms.createProfile("LAB")
+    source = ImageCms.getOpenProfile(io.BytesIO(profile)) if profile else lab
     mode = PROFILE_MODES[source.profile.xcolor_space.strip()]
     return mode, ImageCms.buildTransform(source, SRGB, mode, "RGB")
 

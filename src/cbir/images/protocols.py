@@ -64,7 +64,11 @@ def view(dataset: Dataset, protocol: str, *, unseen: int = 2, draw: int | None =
     if protocol == "closed":
         return dataset
     if protocol == "held_out_gallery":
-        _check_relevant(dataset, dataset.queries, protocol)
+        if np.bincount(dataset.query_labels).max() < 2:
+            raise StudyError(
+                f"protocol {protocol}: no class has two test images, so no query has a relevant "
+                "image: add test images"
+            )
         return replace(dataset, protocol=protocol, gallery=dataset.queries)
     if protocol == "unseen_classes":
         return _unseen_classes(dataset, unseen, draw or 0)
@@ -80,7 +84,7 @@ def unseen_labels(dataset: Dataset) -> np.ndarray:
 
 def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
     """Draw classes in rounds: every class is unseen once before any class is unseen twice."""
-    n_classes = len(dataset.classes)
+    n_classes, seed = len(dataset.classes), dataset.parameters["split_seed"]
     if unseen > n_classes - 2:
         raise StudyError(
             f"protocol unseen_classes: {n_classes} classes without {unseen} leave fewer than two "
@@ -88,7 +92,6 @@ def _unseen_classes(dataset: Dataset, unseen: int, draw: int) -> Dataset:
         )
     start = draw * unseen
     rounds = range((start + unseen - 1) // n_classes + 1)
-    seed = dataset.parameters["split_seed"]
     order = np.concatenate(
         [np.random.default_rng([seed, number]).permutation(n_classes) for number in rounds]
     )
@@ -128,13 +131,8 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
         training.append(drawn[HASHING_QUERIES:][:HASHING_TRAINING])
     queries, training = np.sort(np.concatenate(queries)), np.sort(np.concatenate(training))
     # The protocol gives labels for only 5,000 images, so validation images are taken from these.
-    train, validation = stratified_split(
-        dataset.labels[training],
-        dataset.parameters["validation_fraction"],
-        seed,
-        dataset.classes,
-        "validation",
-    )
+    share, names = dataset.parameters["validation_fraction"], (dataset.classes, "validation")
+    train, validation = stratified_split(dataset.labels[training], share, seed, *names)
     return replace(
         dataset,
         protocol="hashing_1k",
@@ -143,12 +141,3 @@ def _hashing_1k(dataset: Dataset) -> Dataset:
         gallery=np.setdiff1d(np.arange(len(dataset.labels)), queries),
         queries=queries,
     )
-
-
-def _check_relevant(dataset: Dataset, positions: np.ndarray, protocol: str) -> None:
-    counts = np.bincount(dataset.labels[positions], minlength=len(dataset.classes))
-    if counts.max() < 2:
-        raise StudyError(
-            f"protocol {protocol}: no class has two test images, so no query has a relevant image: "
-            "add test images"
-        )
