@@ -222,6 +222,9 @@ def test_milvus_refuses_a_gallery_of_another_network(data, tmp_path):
     engine.close()
     with pytest.raises(StudyError, match="another network"):
         open_named(f"milvus:{tmp_path}/lite", tmp_path, key="b" * 64)
+    # A name that begins like it is that of another gallery.
+    open_named(f"milvus:{tmp_path}/lite", tmp_path, name="pictures-2", key="b" * 64).close()
+    open_named(f"milvus:{tmp_path}/lite", tmp_path, key="a" * 64).close()
 
 
 @pytest.mark.faults

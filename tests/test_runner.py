@@ -1,7 +1,6 @@
 """Running a study with notebooks that do nothing: in which order, what again, what fails."""
 
 import errno
-import importlib.util
 import os
 import re
 import threading
@@ -15,9 +14,9 @@ from conftest import write_study as write_study_files
 from PIL import Image
 
 from cbir import StudyError
-from cbir.cache import locked, read_manifest, write_text
+from cbir.cache import locked, read_manifest, write_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
-from cbir.retrieval.engines import PACKAGES
+from cbir.retrieval import engines
 from cbir.studies import runner
 from cbir.studies.study import open_study
 
@@ -183,23 +182,21 @@ def test_a_page_or_run_whose_files_changed_is_made_again(short, project, damage,
     assert short() == (True, [])
 
 
-def test_a_page_of_engines_runs_again_once_one_of_them_is_installed(short, project, monkeypatch):
-    shared, find, installed = (
-        project / "params" / "tiny" / "study.yaml",
-        importlib.util.find_spec,
-        [],
-    )
-
-    def find_installed(name, *rest):
-        return name in installed if name in PACKAGES.values() else find(name, *rest)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_installed)
+def test_a_page_of_engines_runs_again_once_engines_or_what_galleries_are_like_change(
+    short, project, monkeypatch
+):
+    shared, installed = project / "params" / "tiny" / "study.yaml", []
+    monkeypatch.setattr(engines, "versions", lambda kind: installed * (kind == "faiss"))
     shared.write_text(shared.read_text() + "\npages:\n  scale:\n    sizes: [100]\n")
     assert short()[1][-1] == "scale"
     (project / "reports" / "tiny" / "rerankings.csv").write_text("")
-    assert short() == (True, [])
-    installed.append("faiss")
+    for again in ([], ["faiss-cpu 1"], ["faiss-cpu 2"]):
+        installed[:] = again
+        assert short() == (True, ["scale"] if again else [])
+    (project / "reports" / runner.LIKE).mkdir(parents=True)
+    write_manifest(project / "reports" / runner.LIKE, [], key="new")
     assert short() == (True, ["scale"])
+    assert short() == (True, [])
     (project / "reports" / "tiny" / "rerankings.csv").write_text("other")
     assert short() == (True, ["scale"])
 

@@ -159,6 +159,18 @@ def test_an_interrupted_measurement_begins_anew(run, monkeypatch):
     assert found == [False, False]
 
 
+def test_another_version_of_an_engine_is_measured_again(run, monkeypatch):
+    made, measured = scale.generate(scale.describe(run.embeddings), 100), []
+    monkeypatch.setattr(
+        scale, "open_engine", lambda *_, **__: measured.append(1) or engines.Exact()
+    )
+    for number, again in (("1", 1), ("1", 1), ("2", 2)):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, number=number: number)
+        assert engines.versions("milvus:x") == [f"pymilvus {number}", f"milvus-lite {number}"]
+        scale.measure_engine("faiss:Flat", made)
+        assert len(measured) == again
+
+
 @pytest.mark.slow
 def test_milvus_lite_is_measured_at_every_size_and_leaves_no_files(run, project):
     pytest.importorskip("milvus_lite")

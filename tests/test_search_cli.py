@@ -21,7 +21,7 @@ import pytest
 from conftest import CNN, ROOT, STUDY, cbir, write_pictures, write_study
 from PIL import Image
 
-from cbir import StudyError
+from cbir import StudyError, cbir_command
 from cbir.__main__ import main
 from cbir.cache import write_text
 from cbir.images.dataset import describe_changes
@@ -325,7 +325,7 @@ def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path
         (["search", "missing.png"], "no picture missing.png"),
         (["search", QUERY, "--html", "no/such/folder.html"], "--html: cannot write folder.html"),
         (["search", QUERY, "--html", "data"], "--html: data is a folder: .* data/page.html"),
-        (["search", QUERY, "--gallery", "none"], "no gallery 'none': make one with `cbir index"),
+        (["search", QUERY, "--gallery", "none"], "no gallery 'none': make one with `.*cbir index"),
         (["index", "missing"], "no folder .*missing"),
     ],
     ids=str,
@@ -391,6 +391,23 @@ def test_search_writes_nothing(finished_study, capfd):
     assert state() == before
 
 
+def test_advised_commands_begin_with_what_the_shell_finds(tmp_path, monkeypatch):
+    home, other = tmp_path / "a project" / ".venv" / "bin", tmp_path / "other"
+    for folder in (home, other):
+        folder.mkdir(parents=True)
+        for name in ("cbir", "python"):
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(home / "python"))
+    monkeypatch.chdir(tmp_path / "a project")
+    for path, command in ((other, ".venv/bin/cbir"), (home, "cbir"), (".venv/bin", "cbir")):
+        monkeypatch.setenv("PATH", f"{path}:/bin")
+        assert cbir_command("search", "a b") == f"{command} search 'a b'"
+    monkeypatch.setenv("PATH", "/bin")
+    monkeypatch.chdir("/")
+    assert subprocess.run(cbir_command(), shell=True, check=False).returncode == 0
+
+
 def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypatch, capfd):
     """Each message names a command; each of them runs, and removes its cause where it can."""
     project = tmp_path / "copy"
@@ -413,12 +430,13 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
     messages = []
 
     def run_advised_commands() -> None:
-        commands = [re.findall("`((?:cbir|make) [^`]+)`", message) for message in messages]
+        commands = [re.findall(r"`((?:\S*cbir|make) [^`]+)`", message) for message in messages]
         assert all(commands), messages
         messages.clear()
         for command in {command for found in commands for command in found}:
             filled = command.replace("FOLDER", str(folder)).replace("path/to/folder", "data/shapes")
             program, *words = shlex.split(filled.replace("PICTURE", QUERY.replace("00", "01")))
+            assert program == "make" or shutil.which(program)
             if program == "make":
                 assert words.pop(0) == "report"
                 pairs = [word.partition("=")[::2] for word in words]
@@ -780,7 +798,7 @@ def test_damaged_gallery_is_named_and_made_anew(searcher, folder, capfd):
         path.write_bytes(damaged)
         code, _, err = run(capfd, "search", QUERY, "--gallery", "mine")
         assert code == 1
-        assert re.fullmatch(r"error: .*pictures.parquet is damaged: run `cbir index .*`\n", err)
+        assert re.fullmatch(r"error: .*pictures.parquet is damaged: run `.*cbir index .*`\n", err)
         _, changes = galleries.index_folder(folder, searcher)
         assert f"{path} is damaged: its pictures are embedded again" in capfd.readouterr().out
         assert changes.embedded == 6
@@ -863,12 +881,21 @@ def test_another_engine_finds_the_same_pictures(choice, finished_study, folder, 
     assert [result["similarity"] for result in found[:2]] == pytest.approx([1, 1], abs=1e-4)
 
 
-def test_gallery_of_a_study_can_be_held_by_an_engine(finished_study, capfd):
+def test_gallery_of_a_study_can_be_held_by_an_engine(finished_study, folder, capfd):
     pytest.importorskip("faiss")
-    search = ["search", QUERY, "--study", "tiny", "--json"]
-    exact = json.loads(run(capfd, *search)[1])["answers"][0]["results"]
-    found = json.loads(run(capfd, *search, "--engine", "faiss:Flat")[1])["answers"][0]["results"]
-    assert [result["path"] for result in found] == [result["path"] for result in exact]
+    search, engine = ["search", QUERY, "--study", "tiny"], ["--engine", "faiss:Flat"]
+    # A gallery of the same name is another one for the engine.
+    _, out, _ = run(capfd, "index", str(folder), "--study", "tiny", "--name", "tiny", *engine)
+    assert "of the study tiny, engine faiss:Flat: 6 new" in out
+    files = {path: path.read_bytes() for path in Path("artifacts/engines").glob("*")}
+    exact = json.loads(run(capfd, *search, "--json")[1])
+    found = json.loads(run(capfd, *search, *engine, "--json")[1])
+    paths = [[result["path"] for result in one["answers"][0]["results"]] for one in (found, exact)]
+    assert paths[0] == paths[1]
+    assert (found["engine"], exact["engine"]) == ("faiss:Flat", "exact")
+    assert {path: path.read_bytes() for path in files} == files
+    assert ", engine faiss:Flat\n" in run(capfd, *search, *engine)[1]
+    assert "engine" not in run(capfd, *search)[1]
 
 
 def test_unknown_engine_is_refused_before_anything_is_embedded(finished_study, folder, capfd):

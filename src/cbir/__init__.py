@@ -26,6 +26,8 @@ From images to metrics, with every parameter that is not given at its default:
 import logging
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 # TensorFlow reads these only when it is first imported, so they are set before any Keras import.
@@ -58,6 +60,18 @@ def project_root() -> Path:
             return folder
     raise StudyError(
         f"no project found at {here}: change to the folder that contains params/ and notebooks/"
+    )
+
+
+def cbir_command(*words: str) -> str:
+    """A command of this program for a shell in the working directory.
+
+    It begins with the path of the program, unless the shell finds it by its name.
+    """
+    path, found = Path(sys.executable).with_name("cbir"), shutil.which("cbir")
+    is_found = found and os.path.realpath(found) == os.path.realpath(path)
+    return shlex.join(
+        ["cbir" if is_found else min(os.path.relpath(path), str(path), key=len), *words]
     )
 
 

@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from cbir import StudyError, project_root
+from cbir import StudyError, cbir_command, project_root
 from cbir.files import as_study_error
 from cbir.progress import own_stderr
 from cbir.search import cli
@@ -42,12 +42,12 @@ def main(words: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cbir",
+        prog=cbir_command(),
         description="Compare architectures for content-based image retrieval, and search with your "
         "own pictures. Run it in the project's folder or in a folder below it.",
-        epilog="examples: cbir report; cbir search cat.jpg; cbir COMMAND --help. The exit status "
-        "is 0 on success, 1 on failure, 2 for invalid arguments, 130 after an interruption, "
-        f"{BROKEN_PIPE} if the output is not read to its end.",
+        epilog="examples: %(prog)s report; %(prog)s search cat.jpg; %(prog)s COMMAND --help. The "
+        "exit status is 0 on success, 1 on failure, 2 for invalid arguments, 130 after an "
+        f"interruption, {BROKEN_PIPE} if the output is not read to its end.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for run in (report, plan, export, publish, results, docs):

@@ -15,7 +15,7 @@ faiss and Milvus are optional extras, imported only if they are chosen.
 """
 
 import contextlib
-import importlib
+import importlib.metadata
 import logging
 import os
 import zipfile
@@ -32,7 +32,8 @@ from cbir.progress import Ticker
 from cbir.retrieval import ranking
 
 EXACT = "exact"
-PACKAGES = {"faiss": "faiss", "milvus": "pymilvus"}
+# Of each kind of engine: the name of its module, and further packages that may bring it.
+PACKAGES = {"faiss": ("faiss", "faiss-cpu"), "milvus": ("pymilvus", "milvus-lite")}
 # The number of embeddings that are added at a time, and between two versions of a faiss index on
 # disk, each of which takes a second or more to write.
 BLOCK, BLOCKS_PER_FILE = 10_000, 25
@@ -132,11 +133,20 @@ def check_engine(text: str) -> None:
             "milvus:./folder or milvus:http://host:19530"
         )
     try:
-        importlib.import_module(PACKAGES[kind])
+        importlib.import_module(PACKAGES[kind][0])
     except ImportError:
         raise StudyError(
-            f"engine: {PACKAGES[kind]} is not installed: run `make scale` first, or use exact"
+            f"engine: {PACKAGES[kind][0]} is not installed: run `make scale` first, or use exact"
         ) from None
+
+
+def versions(text: str) -> list[str]:
+    """The packages of an engine that are installed, with their versions."""
+    found = []
+    for package in PACKAGES.get(text.partition(":")[0], ()):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return found
 
 
 class Exact:
@@ -334,7 +344,7 @@ class Milvus:
         self._collection = f"{_identifier(name)}_{key[:12]}"
         others = [
             other for other in self._ask(self._client.list_collections)
-            if other.startswith(f"{_identifier(name)}_") and other != self._collection
+            if other.rpartition("_")[0] == _identifier(name) and other != self._collection
         ]  # fmt: skip
         if others:
             raise StudyError(

@@ -22,7 +22,7 @@ from cbir.cache import Artifact, cached, create_array, write_text
 from cbir.images.dataset import take_rows
 from cbir.networks.embeddings import Embeddings, normalise
 from cbir.retrieval import metrics, uncertainty
-from cbir.retrieval.engines import BLOCK, EXACT, open_engine, resolved
+from cbir.retrieval.engines import BLOCK, EXACT, open_engine, resolved, versions
 
 # The number of queries, and of those that are timed one by one after some to warm up.
 QUERIES, TIMED, WARM_UP = 1000, 200, 10
@@ -231,8 +231,8 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
         write_text(folder / "costs.json", json.dumps(costs))
 
     artifact = cached(
-        "engines", make, parameters={"engine": text}, reads=[sample.artifact.key],
-        package="retrieval",
+        "engines", make, parameters={"engine": text}, package="retrieval",
+        reads=[sample.artifact.key, *versions(text)],
     )  # fmt: skip
     rows = np.load(artifact.folder / "rows.npy")
     costs = json.loads((artifact.folder / "costs.json").read_text("utf-8"))

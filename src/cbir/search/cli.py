@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from cbir import StudyError, report_command
+from cbir import StudyError, cbir_command, report_command
 from cbir.files import write_text
 
 # The maximum number of a study's classes that are listed.
@@ -27,8 +27,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "the gallery of a study or in a folder embedded by `cbir index`. The results contain "
         "neither the picture itself nor pictures given with --like or --unlike. Starting "
         "takes most of the time, so search for several pictures in one call.",
-        epilog="examples: cbir search cat.jpg --study holiday; cbir search new/ --study cifar10 "
-        "-k 5 --html results.html; cbir search --like a.png b.png --unlike c.png --gallery holiday",
+        epilog="examples: %(prog)s cat.jpg --study holiday; %(prog)s new/ --study cifar10 "
+        "-k 5 --html results.html; %(prog)s --like a.png b.png --unlike c.png --gallery holiday",
     )
     index = commands.add_parser(
         "index",
@@ -101,6 +101,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
         SystemExit: neither a picture nor a positive example is given.
     """
     from cbir.images.folders import describe_files
+    from cbir.retrieval.engines import EXACT
 
     if not (arguments.pictures or arguments.like):
         arguments.usage_error("nothing to search for: give a PICTURE, or --like PICTURE")
@@ -121,6 +122,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
     heading = (
         f"Searched {len(gallery.names):,} images of {gallery.name} with {run.architecture} "
         f"of the study {run.study} (classes: {classes})"
+        + (f", engine {gallery.engine}" if gallery.engine != EXACT else "")
         + (f", within {arguments.within}" if arguments.within else "")
         + (f", weights: {searcher.describe_feedback_weights()}" if has_feedback else "")
     )
@@ -130,7 +132,8 @@ def run_search(arguments: argparse.Namespace) -> bool:
         write_text(html, html_page(answers, left_out, remarks, heading))
     if arguments.json:
         content = {"study": run.study, "architecture": run.architecture}
-        content |= {"gallery": gallery.name, "images": len(gallery.names), "changes": changes}
+        content |= {"gallery": gallery.name, "images": len(gallery.names), "engine": gallery.engine}
+        content |= {"changes": changes}
         content |= {"usual_similarity": searcher.usual_similarity}
         content |= {"weights": vars(searcher.feedback_weights)} if has_feedback else {}
         content |= {"answers": [as_json(answer) for answer in answers]}
@@ -168,14 +171,16 @@ def run_index(arguments: argparse.Namespace) -> bool:
         workers=arguments.workers or (galleries.RAY if os.environ.get("RAY_ADDRESS") else ""),
     )  # fmt: skip
     total = changes.embedded + changes.kept
+    engine = galleries.read_source(name)["engine"]
+    engine = f", engine {engine}" if engine != EXACT else ""
     print(
         f"{name}: {total:,} pictures, embedded by {searcher.run.architecture} of the study "
-        f"{searcher.run.study}: {changes.embedded:,} new or changed, {changes.kept:,} unchanged, "
-        f"{changes.removed:,} removed"
+        f"{searcher.run.study}{engine}: {changes.embedded:,} new or changed, "
+        f"{changes.kept:,} unchanged, {changes.removed:,} removed"
     )
     if text := describe_files(total, changes.left_out, changes.remarks):
         print(f"{text}\nall of these files: {changes.table}")
-    print(f"search it with `cbir search PICTURE --gallery {name}`")
+    print(f"search it with `{cbir_command('search', 'PICTURE', '--gallery', name)}`")
     return True
 
 
@@ -189,7 +194,9 @@ def _open(arguments: argparse.Namespace):
         searcher = open_searcher(arguments.study, arguments.architecture)
         if arguments.engine in ("", EXACT):
             return searcher, searcher.gallery
-        return searcher, searcher.gallery.held_by(arguments.engine, searcher.key)
+        # No gallery of a folder can have a name with a space.
+        name = f"study {searcher.run.study}"
+        return searcher, searcher.gallery.held_by(arguments.engine, name, searcher.key)
     searcher, gallery = galleries.open_gallery(arguments.gallery, arguments.engine)
     for option in ("study", "architecture"):
         used = getattr(searcher.run, option)

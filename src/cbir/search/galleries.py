@@ -17,7 +17,6 @@ import logging
 import os
 import pickle
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cbir import StudyError, project_root
+from cbir import StudyError, cbir_command, project_root
 from cbir.files import disk_errors, file_digest, locked, replacing
 from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import Unreadable, read_square, read_squares
@@ -113,8 +112,8 @@ def index_command(folder: str | Path, name: str, study: str, architecture: str =
         name: of the gallery.
         study, architecture: of the network; without an architecture, the best of the study.
     """
-    words = ["cbir", "index", readable_name(str(folder)), "--name", name, "--study", study]
-    return shlex.join([*words, *(["--architecture", architecture] if architecture else [])])
+    words = [readable_name(str(folder)), "--name", name, "--study", study]
+    return cbir_command("index", *words, *["--architecture", architecture] * bool(architecture))
 
 
 def free_name(name: str) -> str:
@@ -124,7 +123,7 @@ def free_name(name: str) -> str:
 
 
 def read_source(name: str) -> dict:
-    """The folder, study, architecture and key of a gallery; empty if there is none."""
+    """The folder, engine, study, architecture and key of a gallery; empty if there is none."""
     return _read_source(_gallery_file(name)) or {}
 
 
@@ -237,7 +236,7 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
         label_kind="predicted class",
     )
     held_by = resolved(held_by) or source.get("engine", EXACT)
-    return searcher, gallery if held_by == EXACT else gallery.held_by(held_by, searcher.key)
+    return searcher, gallery if held_by == EXACT else gallery.held_by(held_by, name, searcher.key)
 
 
 def _gallery_file(name: str) -> Path:

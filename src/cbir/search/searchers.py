@@ -51,6 +51,7 @@ class Gallery:
         label_kind: the kind of the labels, "class" or "predicted class".
         ids: a function that computes (n,) int64, unique numbers of the embeddings for an engine.
         index: what finds the nearest images; None compares a query with all of them.
+        engine: its choice, as for `engines.open_engine`.
     """
 
     name: str
@@ -61,22 +62,23 @@ class Gallery:
     ids: Callable[[], np.ndarray]
     label_kind: str = "class"
     index: engines.GalleryEngine | None = None
+    engine: str = engines.EXACT
 
-    def held_by(self, choice: str, key: str) -> "Gallery":
+    def held_by(self, choice: str, name: str, key: str) -> "Gallery":
         """This gallery in an engine, which then finds the nearest images; it is loaded if needed.
 
         Args:
-            choice: as for `engines.open_engine`.
-            key: of the network.
+            choice, key: as for `engines.open_engine`.
+            name: that the engine gives to this gallery and to no other.
 
         Raises:
             StudyError: as for `engines.open_engine` and `engines.GalleryEngine.load`.
         """
         folder = project_root() / "artifacts" / "engines"
         width = next(iter(self.groups())).shape[1]
-        index = engines.open_engine(choice, width, name=self.name, key=key, folder=folder)
+        index = engines.open_engine(choice, width, name=name, key=key, folder=folder)
         index.load(_LateVectors(self), self.labels, self.ids())
-        return replace(self, index=index)
+        return replace(self, index=index, engine=choice)
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:

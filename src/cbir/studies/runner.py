@@ -4,7 +4,6 @@ Manifests mark what is finished: that of a run or page records its own files, an
 also the files of the whole study, so that numbers and pages of different runs are never mixed.
 """
 
-import importlib.util
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, __version__
-from cbir.cache import MANIFEST, is_current, package_digest, write_manifest
+from cbir.cache import MANIFEST, is_current, package_digest, read_manifest, write_manifest
 from cbir.files import as_study_error, disk_errors, locked, write_text
 from cbir.images import leaks, protocols
 from cbir.images.dataset import Dataset, forget, load_dataset
@@ -39,6 +38,8 @@ PAGE_FILES = {
     "feedback": ["feedback.csv"],
     "scale": ["engines.csv", "reductions.csv", "rerankings.csv"],
 }
+# The run that large galleries are like, unless a study names another.
+LIKE = "cifar10/resnet50_finetuned"
 LARGEST_PAGE = 4_000_000  # bytes
 # A kernel may take as long to start, since other programs may keep the machine busy.
 KERNEL_SECONDS = 600
@@ -202,10 +203,12 @@ def _inputs(
         parameters = {"study": study.name, "architecture": "".join(run_keys)}
     reads = [*run_keys.values()]
     if page.name == "scale":
-        from cbir.retrieval.engines import PACKAGES  # imports Numba, which few pages need
+        from cbir.retrieval import engines  # imports Numba, which few pages need
 
-        # An engine that is installed later is measured then.
-        reads += [package for package in PACKAGES.values() if importlib.util.find_spec(package)]
+        # What is installed or run later is measured then.
+        reads += [version for kind in engines.PACKAGES for version in engines.versions(kind)]
+        like = study.folder.parent / parameters.setdefault("like", LIKE)
+        reads.append(read_manifest(like).get("key", ""))
     return notebook_key(page.name, page.notebook, parameters, reads), parameters
 
 
