@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import CNN, STUDY, cbir, make_project, write_pictures, write_study
 
+from cbir import cbir_command
 from cbir.__main__ import main
 from cbir.studies.study import open_study
 
@@ -276,4 +277,4 @@ def test_a_wrong_call_shows_how_to_call(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*arguments])
     assert caught.value.code == 2
-    assert "usage: cbir" in capsys.readouterr().err
+    assert f"usage: {cbir_command()}" in capsys.readouterr().err
