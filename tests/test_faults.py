@@ -13,11 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import invented
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import empty_project, write_pictures
-from studies import BASELINE, BASELINES, make_study, report, shorten_notebooks
+from studies import BASELINE, BASELINES, DEEPER, make_study, report, shorten_notebooks
+from test_study_networks import stop_at
 
 from cbir import StudyError
 from cbir.reporting.runs import read_run, read_runs
@@ -61,7 +63,7 @@ def start(root):
 def ends(processes):
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
 
-runner._execute = execute
+runner._execute, kernels.start_ahead = execute, lambda *place: None
 roots = [runner.Path(root) for root in sys.argv[1:]]
 study = open_study(roots[0], "tiny")
 for notebook in [study.runs[0].notebook, study.pages[0].notebook]:
@@ -107,6 +109,24 @@ def test_a_command_that_is_killed_with_its_kernels_goes_on(tiny):
     done = report(tiny).done
     assert done.returncode == 0, done.stderr
     assert "reports/tiny/index.html written in" in done.stdout
+
+
+def test_an_interruption_ends_both_pages_that_run(tiny):
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
+    given = nbformat.v4.new_code_cell('study = ""\narchitectures = []\nmissing = []')
+    given.metadata["tags"] = ["parameters"]
+    asleep = nbformat.v4.new_code_cell('import time\nprint("asleep", flush=True)\ntime.sleep(60)')
+    notebook = nbformat.v4.new_notebook(cells=[given, asleep], metadata=kernel)
+    for name in DEEPER[:3]:
+        nbformat.write(notebook, tiny / "notebooks" / f"{name}.ipynb")
+    stopped = stop_at(tiny, "asleep", signal.SIGINT)
+    assert stopped.stderr == "interrupted: run the same command again to continue\n"
+    assert stopped.returncode == 130
+    assert stopped.left == []
+    assert stopped.stdout.count(": running notebooks/") == 4
+    reports = tiny / "reports" / "tiny"
+    assert (reports / "index" / "manifest.json").exists()
+    assert not any((reports / name / "manifest.json").exists() for name in DEEPER[:3])
 
 
 def test_a_full_disk_under_reports_is_one_line_for_each_architecture(tiny):

@@ -37,15 +37,21 @@ def test_a_waiting_kernel_has_run_the_imports_and_runs_the_notebook(notebooks, t
     assert not kernel.manager.has_kernel
 
 
-def test_a_kernel_that_waits_for_another_notebook_ends(notebooks, tmp_path):
+def test_a_kernel_that_waits_for_another_notebook_goes_on_until_all_are_stopped(
+    notebooks, tmp_path
+):
     log = tmp_path / "kernel.log"
+    kernels.start_ahead(notebooks[1], log, tmp_path)
     kernels.start_ahead(notebooks[1], log, tmp_path)
     (waiting,) = kernels._waiting
     kernel = kernels.take(notebooks[0], log, tmp_path)
     assert kernel.place[0] == notebooks[0]
+    assert waiting.manager.has_kernel
+    kernels.stop_waiting()
     assert not waiting.manager.has_kernel
-    assert kernels._waiting == []
+    assert kernel.manager.has_kernel
     kernel.stop()
+    assert kernels._waiting == kernels._running == []
 
 
 @pytest.mark.slow

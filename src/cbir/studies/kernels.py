@@ -2,13 +2,19 @@
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 
+# Kernels that wait for their notebooks, and those that run them.
 _waiting: list["Kernel"] = []
+_running: list["Kernel"] = []
 
 
 class Kernel:
     """A kernel that was started for a notebook and runs its imports first.
+
+    Attributes:
+        is_killed: whether `kill_running` has ended it.
 
     Args:
         notebook: the notebook that it is for.
@@ -21,7 +27,7 @@ class Kernel:
         from jupyter_client import AsyncKernelManager, BlockingKernelClient
         from jupyter_core.utils import run_sync
 
-        self.place = (notebook, log, root)
+        self.place, self.is_killed = (notebook, log, root), False
         self.manager = AsyncKernelManager(kernel_name="python3")
         with log.open("w") as file:
             run_sync(self.manager.start_kernel)(cwd=str(root), stderr=file)
@@ -33,6 +39,8 @@ class Kernel:
 
     def stop(self) -> None:
         """Stop the kernel immediately."""
+        if self in _running:
+            _running.remove(self)
         self._client.stop_channels()
         self._run_sync(self._end)()
 
@@ -46,23 +54,35 @@ class Kernel:
 
 
 def start_ahead(notebook: Path, log: Path, root: Path) -> None:
-    """Start a kernel that waits for its notebook."""
-    _waiting.append(Kernel(notebook, log, root))
+    """Start a kernel that waits for its notebook, unless one does."""
+    if all(kernel.place != (notebook, log, root) for kernel in _waiting):
+        _waiting.append(Kernel(notebook, log, root))
 
 
 def take(notebook: Path, log: Path, root: Path) -> Kernel:
-    """Return the kernel that waits for a notebook, or a new one; stop all other waiting kernels."""
-    wanted = [kernel for kernel in _waiting if kernel.place == (notebook, log, root)]
-    for kernel in wanted[:1]:
-        _waiting.remove(kernel)
-    stop_waiting()
-    return wanted[0] if wanted else Kernel(notebook, log, root)
+    """Return the kernel that waits for a notebook, or a new one."""
+    for kernel in [*_waiting]:
+        if kernel.place == (notebook, log, root):
+            _waiting.remove(kernel)
+            break
+    else:
+        kernel = Kernel(notebook, log, root)
+    _running.append(kernel)
+    return kernel
 
 
 def stop_waiting() -> None:
     """Stop all waiting kernels."""
     while _waiting:
         _waiting.pop().stop()
+
+
+def kill_running() -> None:
+    """Kill all kernels that run notebooks in other threads, which then stop them."""
+    logging.getLogger("papermill").disabled = True  # It would report that they died.
+    for kernel in [*_running]:
+        kernel.is_killed = True
+        kernel.manager.provisioner.process.kill()
 
 
 def _imports(notebook: Path) -> str:

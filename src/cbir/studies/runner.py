@@ -1,12 +1,15 @@
-"""Running a study: its notebooks in sequence with papermill, the pages of its report, failures.
+"""Running a study: its notebooks with papermill, the pages of its report, failures.
 
 Manifests mark what is finished: that of a run or page records its own files, and that of index.html
 also the files of the whole study, so that numbers and pages of different runs are never mixed.
 """
 
+import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, 
 from cbir.reporting.sentences import LEAKS_MISSED, describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import Page, Study, git_state, notebook_key, run_key
+from cbir.studies.study import DEEPER, Page, Study, git_state, notebook_key, run_key
 
 # The file in a report's folder that lists the files that are left out, or used with a remark.
 FILES = "files.csv"
@@ -67,6 +70,8 @@ def bring_up_to_date(study: Study, check: bool = False) -> bool:
 
 def _run_all(study: Study) -> bool:
     started = time.perf_counter()
+    if following := _following(study, None):
+        kernels.start_ahead(*_kernel_of(study, following))
     _check_images(study)
     run_keys, reasons, has_run = {}, {}, False
     for run in study.runs:
@@ -89,25 +94,51 @@ def _run_all(study: Study) -> bool:
         # After an interruption from here on, the page and the study's files count as unfinished.
         (study.folder / study.pages[0].folder / MANIFEST).unlink(missing_ok=True)
         _write_files(study, run_keys, {name: reasons[name] for name in failed})
-        has_run = True
-    for page in stale:
+
+    def update(page: Page) -> bool:
+        """Write a page; whether it succeeded."""
         try:
             if run_keys:
                 _run_notebook(study, page, *inputs[page])
-                has_run = True
             else:
                 _write_note(study, page, "; ".join(missing))
         except StudyError as error:
-            failed.append(page.name)
             print(f"{page.name}: failed: {error}", file=sys.stderr, flush=True)
-        if page == study.pages[0] and page.name not in failed:
+            return False
+        if page == study.pages[0]:
             print(f"{index} written in {duration(time.perf_counter() - started)}", flush=True)
+        return True
+
+    done = {page: update(page) for page in stale if page == study.pages[0]}
+    done |= _two_at_once(update, [page for page in stale if page.name in DEEPER])
+    # A page that only this study has may measure times, so nothing runs beside it.
+    done |= {page: update(page) for page in stale if page not in done}
+    failed += [page.name for page in stale if not done[page]]
+    has_run |= bool(run_keys and stale)
     if failed:
         names = ", ".join(failed)
         print(f"failed: {names}; their pages beside {index} say why", file=sys.stderr)
     else:
         print(f"done: {index}" if has_run else f"nothing to do: {index} is up to date")
     return not failed
+
+
+def _two_at_once(update: Callable[[Page], bool], pages: list[Page]) -> dict[Page, bool]:
+    """Call a function for each page, for two pages at a time; its results.
+
+    An interruption or error ends the notebooks that run, and no other starts.
+    """
+    with ThreadPoolExecutor(2) as threads:
+        calls = {threads.submit(update, page): page for page in pages}
+        try:
+            return {calls[call]: call.result() for call in as_completed(calls)}
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            # A kernel that is just starting is killed later.
+            while not all(call.done() for call in calls):
+                kernels.kill_running()
+                time.sleep(0.1)
+            raise
 
 
 def _check_writable(study: Study) -> None:
@@ -324,8 +355,9 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
             kernels.start_ahead(*_kernel_of(study, following))
         papermill.execute_notebook(
             str(page.notebook), str(executed), parameters=parameters, kernel_name="python3",
-            km=kernel.manager, stdout_file=sys.stdout, progress_bar=sys.stderr.isatty(),
-            start_timeout=KERNEL_SECONDS,
+            km=kernel.manager, stdout_file=sys.stdout, start_timeout=KERNEL_SECONDS,
+            # Two bars at once would overwrite each other.
+            progress_bar=sys.stderr.isatty() and page.name not in DEEPER,
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
@@ -333,6 +365,8 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
         reason = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
         reason = reason.removeprefix("StudyError: ")
     except Exception as error:  # The death of a kernel is reported in many ways.
+        if kernel.is_killed:
+            raise KeyboardInterrupt from None
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         if "Kernel died" in reason:
             reason += " (possibly out of memory: lower batch_size or input_size)"
@@ -352,14 +386,17 @@ def _kernel_of(study: Study, page: Page) -> tuple[Path, Path, Path]:
     return page.notebook, study.folder / f"{page.name}.stderr.log", study.root
 
 
-def _following(study: Study, page: Page) -> Page | None:
-    """The page whose notebook runs next: that of an unfinished run, or one about all runs."""
-    pages = [*study.pages, None]
-    for run in reversed(study.runs):
-        is_finished = (study.folder / run.architecture / MANIFEST).exists()
-        if run.architecture == page.name or (run.architecture in study.chosen and not is_finished):
-            pages.insert(0, Page(run.architecture, run.notebook))
-    return pages[pages.index(page) + 1]
+def _following(study: Study, page: Page | None = None) -> Page | None:
+    """The page whose notebook runs after that of another, or first, if it can be foreseen.
+
+    It is that of an unfinished run, or one about all runs. Two of those run at once.
+    """
+    runs = []
+    for run in study.runs:
+        name, is_finished = run.architecture, (study.folder / run.architecture / MANIFEST).exists()
+        if page and name == page.name or name in study.chosen and not is_finished:
+            runs.append(Page(name, run.notebook))
+    return dict(itertools.pairwise([None, *runs, *study.pages[:2]])).get(page) if runs else None
 
 
 def _write_note(study: Study, page: Page, reason: str) -> None:
