@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import invented
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from cbir.reporting import charts, sentences
 from cbir.retrieval import projections
@@ -30,6 +31,15 @@ def test_groups_that_lie_apart_lie_apart_on_the_map(method):
     centres = np.array([points[labels == label].mean(axis=0) for label in (0, 1)])
     nearest = np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1)
     assert (nearest == labels).mean() > 0.98
+
+
+def test_points_do_not_depend_on_the_number_of_threads():
+    vectors = np.random.default_rng(0).normal(size=(1000, 256))
+    points = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            points.append(projections.project(vectors)[0])
+    np.testing.assert_array_equal(*points)
 
 
 def test_pca_keeps_the_directions_of_most_variance():

@@ -6,6 +6,7 @@ import invented
 import numpy as np
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_limits
 
 from cbir.reporting import charts, gains, sentences, tables
 from cbir.retrieval import engines, reranking, scale
@@ -35,6 +36,18 @@ def test_generated_embeddings_have_the_means_and_the_spread_of_the_real_ones(
         assert of_made @ of_made == pytest.approx(of_real @ of_real, abs=0.05)
     shares = np.bincount(made.labels) / len(made.labels)
     np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.02)
+
+
+def test_descriptions_do_not_depend_on_the_number_of_threads():
+    vectors, labels = np.random.default_rng(0).normal(size=(1000, 256)), np.arange(1000) % 5
+    dataset = SimpleNamespace(gallery_labels=labels, query_labels=labels[:50])
+    embeddings = SimpleNamespace(gallery=vectors, query=vectors[:50], dataset=dataset)
+    described = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            described.append(scale.describe(embeddings))
+    for name in described[0]:
+        np.testing.assert_array_equal(described[0][name], described[1][name], err_msg=name)
 
 
 def test_a_larger_gallery_begins_with_the_smaller_one(run, monkeypatch):

@@ -107,17 +107,16 @@ def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float
 
     vectors = np.asarray(vectors, np.float32)
     components = min(COMPONENTS, *vectors.shape)
-    # If all vectors are equal, scikit-learn divides 0 by 0.
-    with np.errstate(invalid="ignore"):
+    # The number of threads changes the last digits of PCA. If all vectors are equal, scikit-learn
+    # divides 0 by 0.
+    with threadpool_limits(1), np.errstate(invalid="ignore"):
         fitted = PCA(components, random_state=SEED).fit(vectors)
-    # Vectors with one dimension get a second axis of zeros.
-    reduced = np.pad(fitted.transform(vectors), ((0, 0), (0, max(0, 2 - components))))
-    if method == "pca":
-        share = float(np.nan_to_num(fitted.explained_variance_ratio_[:2]).sum())
-        return reduced[:, :2].astype(np.float32), share
-    tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", learning_rate="auto", random_state=SEED)
-    # On a busy machine, waiting threads would cost more time than they save.
-    with threadpool_limits(1):
+        # Vectors with one dimension get a second axis of zeros.
+        reduced = np.pad(fitted.transform(vectors), ((0, 0), (0, max(0, 2 - components))))
+        if method == "pca":
+            share = float(np.nan_to_num(fitted.explained_variance_ratio_[:2]).sum())
+            return reduced[:, :2].astype(np.float32), share
+        tsne = TSNE(2, perplexity=PERPLEXITY, init="pca", learning_rate="auto", random_state=SEED)
         return tsne.fit_transform(reduced).astype(np.float32), np.nan
 
 

@@ -58,6 +58,7 @@ class Sample:
     query_labels: np.ndarray
 
 
+@threadpool_limits.wrap(limits=1)  # sums depend on the number of threads
 def describe(embeddings: Embeddings) -> Description:
     """The classes and the spread of embeddings in a few numbers.
 
