@@ -155,6 +155,21 @@ def test_no_two_engines_look_alike():
         assert len({line.get_marker() for line in axis.lines[:10]}) == 10
 
 
+def test_recall_is_that_of_the_search_that_is_timed(run, monkeypatch):
+    class Deeper(engines.Exact):
+        """Finds nothing unless it is asked for many results."""
+
+        def search(self, queries, k, restrict_to=None):
+            rows, similarities = super().search(queries, k, restrict_to)
+            return (rows if k > 10 else np.full_like(rows, -1)), similarities
+
+    opened = iter([engines.Exact(), Deeper()])
+    monkeypatch.setattr(scale, "open_engine", lambda *_, **__: next(opened))
+    described = scale.describe(run.embeddings)
+    costs, _ = scale.measure_engines(described, [400], {"faiss:Flat": 400})
+    assert costs[["recall", "map_change"]].to_numpy().tolist() == [[0, 0]]
+
+
 def test_an_interrupted_measurement_begins_anew(run, monkeypatch):
     made, found = scale.generate(scale.describe(run.embeddings), 400), []
 

@@ -190,7 +190,7 @@ def _draw(
     return normalise(vectors @ np.linalg.qr(normal)[0].astype(np.float32)), classes[place]
 
 
-def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndarray]:
+def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Measure what an engine costs, and what it finds; cached.
 
     Args:
@@ -199,9 +199,10 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
 
     Returns:
         Its costs: size; p50 and p99 (milliseconds of a single query for 10 results); throughput
-        (queries per second, searched together for 100 results); build (seconds); bytes (per
-        embedding); and peak_bytes (the most memory of this process so far). And (n_queries, 100)
-        rows of the gallery that it returned.
+        (queries per second, searched together for 10 results); build (seconds); bytes (per
+        embedding); and peak_bytes (the most memory of this process so far). And the rows of the
+        gallery that it returned: (n_queries, 10) of this search, and (n_queries, 100) of another
+        one, since engines that are asked for more results look at more images.
     """
 
     def make(folder: Path) -> None:
@@ -222,22 +223,24 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
             milliseconds.append(1000 * (time.perf_counter() - started))
         p50, p99 = np.percentile(milliseconds[WARM_UP:], [50, 99])
         started = time.perf_counter()
-        rows, _ = engine.search(sample.queries, min(MAP_DEPTH, size))
-        throughput = len(rows) / (time.perf_counter() - started)
+        nearest, _ = engine.search(sample.queries, RECALL_DEPTH)
+        throughput = len(nearest) / (time.perf_counter() - started)
+        ranked, _ = engine.search(sample.queries, min(MAP_DEPTH, size))
         costs = {"size": size, "p50": p50, "p99": p99, "throughput": throughput}
         costs |= {"build": build, "bytes": engine.n_bytes() / size}
         engine.close()
         shutil.rmtree(home, ignore_errors=True)
-        np.save(folder / "rows.npy", rows)
+        np.savez(folder / "rows.npz", nearest=nearest, ranked=ranked)
         write_text(folder / "costs.json", json.dumps(costs))
 
     artifact = cached(
         "engines", make, parameters={"engine": text}, package="retrieval",
         reads=[sample.artifact.key, *versions(text)],
     )  # fmt: skip
-    rows = np.load(artifact.folder / "rows.npy")
     costs = json.loads((artifact.folder / "costs.json").read_text("utf-8"))
-    return costs | {"peak_bytes": artifact.manifest["peak_memory_bytes"]}, rows
+    costs["peak_bytes"] = artifact.manifest["peak_memory_bytes"]
+    with np.load(artifact.folder / "rows.npz") as rows:
+        return costs, rows["nearest"], rows["ranked"]
 
 
 def measure_engines(
@@ -264,17 +267,17 @@ def measure_engines(
     for size in sorted(sizes):
         is_real = real is not None and size <= len(real.gallery)
         sample = draw_real(real, size) if is_real else generate(description, size)
-        _, nearest = measure_engine(EXACT, sample)
-        exact_precision = _average_precision(nearest, sample)
+        _, nearest, ranked = measure_engine(EXACT, sample)
+        exact_precision = _average_precision(ranked, sample)
         for engine, largest in engines.items():
             if size > largest or engine in missing:
                 continue
             try:
-                costs, found = measure_engine(engine, sample)
+                costs, found, ranked = measure_engine(engine, sample)
             except StudyError as error:
                 missing[engine] = str(error)
                 continue
-            precision = _average_precision(found, sample)
+            precision = _average_precision(ranked, sample)
             means = [
                 uncertainty.intervals(
                     pd.DataFrame({"recall": recall(found, nearest), "map": precision})
@@ -297,8 +300,7 @@ def recall(rows: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     Args:
         rows, nearest: (n_queries, k), of an engine and of `exact`, as from `measure_engine`.
     """
-    pairs = zip(rows[:, :RECALL_DEPTH], nearest[:, :RECALL_DEPTH], strict=True)
-    return np.array([np.isin(right, found).mean() for found, right in pairs])
+    return (nearest[:, :, None] == rows[:, None]).any(axis=2).mean(axis=1)
 
 
 def _average_precision(rows: np.ndarray, sample: Sample) -> np.ndarray:
