@@ -242,7 +242,7 @@ def _search(  # noqa: PLR0917
         centred = (queries * query_scales[:, None]).astype(np.float32), gallery.centred
         operands = [centred, (queries.astype(np.float64), gallery.rows)]
 
-    def rank(part: slice, products: np.ndarray) -> tuple[np.ndarray, ...]:
+    def rank(part: slice | np.ndarray, products: np.ndarray) -> tuple[np.ndarray, ...]:
         is_relevant = places < n_relevant[part, None]
         ranks = np.where(is_relevant, ranks_type(np.inf), ranks_type(np.nan))
         rankings = np.full((len(ranks), min(k, len(gallery))), -1, np.int32)
@@ -377,7 +377,8 @@ def _check_count(name: str, count: int, least: int) -> None:
 
 
 def _blocks(
-    operands: list[tuple[np.ndarray, np.ndarray]], rank: Callable[[slice, np.ndarray], tuple]
+    operands: list[tuple[np.ndarray, np.ndarray]],
+    rank: Callable[[slice | np.ndarray, np.ndarray], tuple],
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """The results of `rank`, which gets a part of the queries and its products, by block.
 
@@ -389,7 +390,8 @@ def _blocks(
     starts, cores = range(0, n, size), os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as threads:
         if len(operands) > 1 and n >= MANY:
-            probe = slice(0, None, n // PROBE)
+            # Not a slice: Numba would compile another version for arrays with gaps.
+            probe = np.arange(0, n, n // PROBE)
             products = np.empty((len(queries[probe]), n_gallery), np.float32)
             _multiply(threads, queries[probe], gallery, products)
             *_, n_doubtful = rank(probe, products)
