@@ -166,7 +166,7 @@ def test_weights_of_a_study_that_was_not_run_are_named_by_a_plan(place, monkeypa
     assert "will run, about" in first
     assert "cannot run: weights: study:elsewhere: " in second
     assert "run `make report DATA=path/to/folder` first" in second
-    assert "will run" not in second
+    assert "will run, about" not in second
     assert {*place.glob("artifacts/*/*"), *place.glob("reports/*")} == before
 
 

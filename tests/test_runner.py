@@ -17,8 +17,8 @@ from cbir import StudyError
 from cbir.cache import locked, read_manifest, write_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
 from cbir.retrieval import engines
-from cbir.studies import runner
-from cbir.studies.study import open_study
+from cbir.studies import plan, runner
+from cbir.studies.study import LIKE, open_study
 
 DEEPER = ["failures", "explanations", "feedback", "metrics"]
 RUNS = ["cnn", "resnet50", "vgg16"]
@@ -164,6 +164,27 @@ def test_pages_come_back_once_there_are_results_again(bring, project):
     assert "No results" not in index.read_text("utf-8")
 
 
+def test_a_plan_names_the_runs_and_pages_that_would_run(bring, project):
+    def planned(architectures: str = "") -> list[str]:
+        text = plan.describe(open_study(project, "tiny", architectures=architectures))
+        pattern = r"^(\w+): notebooks/\w+\.ipynb: (will run|up to date|left out)"
+        states = re.findall(pattern, text, re.MULTILINE)
+        assert [name for name, _ in states] == [*RUNS, "comparison", *DEEPER]
+        names = [name for name, state in states if state == "will run"]
+        assert text.endswith("nothing to run") == (not names)
+        return names
+
+    for architectures in ("cnn", "", "cnn"):
+        names = planned(architectures)
+        assert bring(architectures=architectures) == (True, names)
+    assert names == []
+    path = project / "params" / "tiny" / "vgg16.yaml"
+    path.write_text(path.read_text().replace("dropout: 0.1", "dropout: 0.2"))
+    names = planned()
+    assert names == ["vgg16", "comparison", *DEEPER[:-1]]
+    assert bring() == (True, names)
+
+
 def test_an_architecture_that_is_left_out_has_a_page_that_says_so(bring, project):
     _, executed = bring(architectures="cnn")
     assert executed == ["cnn", "comparison", *DEEPER]
@@ -223,8 +244,8 @@ def test_a_page_of_engines_runs_again_once_engines_or_what_galleries_are_like_ch
     for again in ([], ["faiss-cpu 1"], ["faiss-cpu 2"]):
         installed[:] = again
         assert short() == (True, ["scale"] if again else [])
-    (project / "reports" / runner.LIKE).mkdir(parents=True)
-    write_manifest(project / "reports" / runner.LIKE, [], key="new")
+    (project / "reports" / LIKE).mkdir(parents=True)
+    write_manifest(project / "reports" / LIKE, [], key="new")
     assert short() == (True, ["scale"])
     assert short() == (True, [])
     (project / "reports" / "tiny" / "rerankings.csv").write_text("other")

@@ -12,13 +12,14 @@ from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import HEAD_STEPS
 from cbir.progress import duration
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import Study, run_key
+from cbir.studies.study import Study, page_inputs, run_key
 
 # The time to start a notebook, draw its figures and write its page.
 NOTEBOOK_SECONDS = 25
 # The features per second in the training of a head, with the 512 channels of VGG16, on two cores.
 HEAD_RATE = 40_000
 INDENT = " " * 10
+LEFT_OUT, CANNOT_RUN = "left out", "cannot run: "
 # The number of masked images that are embedded to test a network's explanations.
 MASKED_IMAGES = 2_500
 
@@ -29,20 +30,32 @@ def describe(study: Study) -> str:
     images, n_train, n_images = _describe_images(study, are_images_cached)
     lines = [
         f"report    reports/{study.name}/index.html",
-        f"images    {study.data['dataset']}: {'cached, ' * are_images_cached}{images}",
+        f"images    {study.data['dataset']}: {images}",
         f"backend   {backend()}, GPU: {', '.join(machine()['gpus']) or 'none found'}",
     ]
-    total = 0.0
+    run_keys, missing, is_known, total = {}, [], True, 0.0
     for run in study.runs:
-        state, will_run = _state(study, run, are_images_cached)
-        if will_run:
+        name = run.architecture
+        state, key = _state(study, run, are_images_cached)
+        is_known &= key is not None
+        if key:
+            run_keys[name] = key
+        else:
+            reason = "not run" if state == LEFT_OUT else state.removeprefix(CANNOT_RUN)
+            missing.append(f"{name}: {reason}")
+        if state.startswith("will"):
             seconds = _estimate(run, n_train, n_images)
             state += f", about {duration(seconds)}"
             total += seconds
-        lines.append(f"{run.architecture}: {run.notebook.relative_to(study.root)}: {state}")
+        lines.append(f"{name}: {run.notebook.relative_to(study.root)}: {state}")
+    for page in study.pages:
+        key = is_known and page_inputs(study, page, run_keys, missing)[0]
+        is_up_to_date = key and is_current(study.folder / page.folder, key)
+        total += 0 if is_up_to_date else NOTEBOOK_SECONDS
+        state = "up to date" if is_up_to_date else "will run"
+        lines.append(f"{page.name}: {page.notebook.relative_to(study.root)}: {state}")
     if not total:
         return "\n".join([*lines, "nothing to run"])
-    total += len(study.pages) * NOTEBOOK_SECONDS
     lines.append(
         f"about {duration(total)} in total on two cores without a GPU (a rough estimate; less if "
         "steps are cached or shared by several runs)"
@@ -50,22 +63,23 @@ def describe(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, bool]:
-    """The state of a run in words, and whether it would run."""
-    if run.architecture not in study.chosen:
-        return "left out", False
+def _state(study: Study, run: RunConfig, are_images_cached: bool) -> tuple[str, str | None]:
+    """The state of a run in words, and its key: empty without results, None if it is not known."""
+    is_chosen = run.architecture in study.chosen
     if missing := weights.missing(*run.weights):
-        return f"will download {missing} and run", True
+        return (f"will download {missing} and run", None) if is_chosen else (LEFT_OUT, "")
+    # The key contains the fingerprint of the images, which only cached images have.
     try:
+        key = run_key(study, run) if are_images_cached else None
         weights.find(*run.weights)
         if run.vectors:
             vector_files.find(run.vectors)
     except StudyError as error:
-        return f"cannot run: {error}", False
-    # The key contains the fingerprint of the images, which only cached images have.
-    if are_images_cached and is_current(study.folder / run.architecture, run_key(study, run)):
-        return "up to date", False
-    return "will run", True
+        return (f"{CANNOT_RUN}{error}", "") if is_chosen else (LEFT_OUT, "")
+    is_up_to_date = key and is_current(study.folder / run.architecture, key)
+    if not is_chosen:
+        return LEFT_OUT, key if is_up_to_date else key and ""
+    return "up to date" if is_up_to_date else "will run", key
 
 
 def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:

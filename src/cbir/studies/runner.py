@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, __version__
-from cbir.cache import MANIFEST, is_current, package_digest, read_manifest, write_manifest
+from cbir.cache import MANIFEST, is_current, package_digest, write_manifest
 from cbir.files import as_study_error, disk_errors, locked, write_text
 from cbir.images import leaks, protocols
 from cbir.images.dataset import Dataset, forget, load_dataset
@@ -31,7 +31,7 @@ from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, 
 from cbir.reporting.sentences import LEAKS_MISSED, describe_leaks
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import DEEPER, Page, Study, git_state, notebook_key, run_key
+from cbir.studies.study import DEEPER, Page, Study, git_state, page_inputs, run_key
 
 # The file in a report's folder that lists the files that are left out, or used with a remark.
 FILES = "files.csv"
@@ -41,8 +41,6 @@ PAGE_FILES = {
     "feedback": ["feedback.csv"],
     "scale": ["engines.csv", "reductions.csv", "rerankings.csv"],
 }
-# The run that large galleries are like, unless a study names another.
-LIKE = "cifar10/resnet50_finetuned"
 LARGEST_PAGE = 4_000_000  # bytes
 # A kernel may take as long to start, since other programs may keep the machine busy.
 KERNEL_SECONDS = 600
@@ -87,7 +85,7 @@ def _run_all(study: Study) -> bool:
                 print(f"{name}: left out", flush=True)
     failed = [name for name in reasons if name in study.chosen]
     missing = [f"{name}: {reason}" for name, reason in reasons.items()]
-    inputs = {page: _inputs(study, page, run_keys, missing) for page in study.pages}
+    inputs = {page: page_inputs(study, page, run_keys, missing) for page in study.pages}
     stale = [page for page, (key, _) in inputs.items() if not _is_current(study, page, key)]
     index = (study.folder / "index.html").relative_to(study.root)
     if study.pages[0] in stale:
@@ -219,28 +217,6 @@ def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str
 
 def _is_current(study: Study, page: Page, key: str) -> bool:
     return is_current(study.folder / page.folder, key)
-
-
-def _inputs(
-    study: Study, page: Page, run_keys: dict[str, str], missing: list[str]
-) -> tuple[str, dict]:
-    """The key of a page, and the parameters of its notebook."""
-    names = [run.architecture for run in study.runs]
-    parameters = {"study": study.name, "architectures": names, "missing": missing}
-    parameters |= study.further_pages.get(page.name, {})
-    if page.name == "metrics":
-        # One ranking is enough to show how definitions differ.
-        run_keys = dict(list(run_keys.items())[:1])
-        parameters = {"study": study.name, "architecture": "".join(run_keys)}
-    reads = [*run_keys.values()]
-    if page.name == "scale":
-        from cbir.retrieval import engines  # imports Numba, which few pages need
-
-        # What is installed or run later is measured then.
-        reads += [version for kind in engines.PACKAGES for version in engines.versions(kind)]
-        like = study.folder.parent / parameters.setdefault("like", LIKE)
-        reads.append(read_manifest(like).get("key", ""))
-    return notebook_key(page.name, page.notebook, parameters, reads), parameters
 
 
 def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbir import StudyError
-from cbir.cache import digest, make_key, package_digest
+from cbir import StudyError, report_command
+from cbir.cache import digest, make_key, package_digest, read_manifest
 from cbir.images import protocols
 from cbir.images.dataset import Dataset, load_dataset
 from cbir.images.folders import PACKAGED, TABLES, readable_name
@@ -28,6 +28,8 @@ DEEPER = {
     "feedback": "What relevance feedback gains",
     "metrics": "What mAP@k means",
 }
+# The run that large galleries are like, unless a study names another.
+LIKE = "cifar10/resnet50_finetuned"
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,12 @@ def open_study(
     if overrides:
         # Trials with different overrides have reports of their own.
         ending = f"-trial-{digest(configs.parse_overrides(overrides))[:6]}"
+    reports = {path.parent.name for path in (root / "reports").glob("*/manifest.json")}
+    if study in reports.difference(configs.studies(root)):
+        raise StudyError(
+            f"STUDY: {study} is the report of `{report_command(study)}`: use the variables of that "
+            "command"
+        )
     name = (_report_name(root, dataset, ending) if dataset else study) + ending
     names = architectures.split()
     runs = configs.load(
@@ -218,6 +226,33 @@ def run_key(study: Study, run: configs.RunConfig) -> str:
     if run.vectors:
         reads += vector_files.fingerprints(run.vectors, study.dataset)
     return notebook_key("run", run.notebook, parameters, reads)
+
+
+def page_inputs(
+    study: Study, page: Page, run_keys: dict[str, str], missing: list[str]
+) -> tuple[str, dict]:
+    """The key of a page, and the parameters of its notebook.
+
+    Args:
+        run_keys: the keys of the runs that have results.
+        missing: "architecture: reason" for each other run.
+    """
+    names = [run.architecture for run in study.runs]
+    parameters = {"study": study.name, "architectures": names, "missing": missing}
+    parameters |= study.further_pages.get(page.name, {})
+    if page.name == "metrics":
+        # One ranking is enough to show how definitions differ.
+        run_keys = dict(list(run_keys.items())[:1])
+        parameters = {"study": study.name, "architecture": "".join(run_keys)}
+    reads = [*run_keys.values()]
+    if page.name == "scale":
+        from cbir.retrieval import engines  # imports Numba, which few pages need
+
+        # What is installed or run later is measured then.
+        reads += [version for kind in engines.PACKAGES for version in engines.versions(kind)]
+        like = study.folder.parent / parameters.setdefault("like", LIKE)
+        reads.append(read_manifest(like).get("key", ""))
+    return notebook_key(page.name, page.notebook, parameters, reads), parameters
 
 
 def notebook_key(step: str, notebook: Path, parameters: dict, reads: list[str]) -> str:
