@@ -476,7 +476,14 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
 # Pictures of another kind
 
 
-def test_picture_farther_than_usual_is_named(searcher, capfd):
+@pytest.fixture
+def few_are_enough(monkeypatch):
+    """The study has less than 59 validation images."""
+    monkeypatch.setattr("cbir.search.searchers.MIN_VALIDATION", 1)
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_picture_farther_than_usual_is_named(searcher, capfd, monkeypatch):
     usual = searcher.usual_similarity
     assert 0 < usual <= 1
     mean = searcher.gallery.vectors.mean(axis=0)
@@ -494,8 +501,11 @@ def test_picture_farther_than_usual_is_named(searcher, capfd):
     assert cli.text_table(far).endswith(far.warning)
     assert far.warning in html.unescape(cli.html_page([far], [], [], "heading"))
     assert [cli.as_json(answer)["as_near_as_usual"] for answer in (far, near)] == [False, True]
+    monkeypatch.setattr("cbir.search.searchers.MIN_VALIDATION", 59)
+    assert searcher.usual_similarity is None
 
 
+@pytest.mark.usefixtures("few_are_enough")
 def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
     arguments = ("search", QUERY, "--study", "tiny", "--architecture", "cnn", "--json")
     content = json.loads(run(capfd, *arguments)[1])
@@ -512,7 +522,7 @@ def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
     monkeypatch.setattr("cbir.search.searchers.Searcher.usual_similarity", None)
     code, _, err = run(capfd, *arguments, "--min-similarity", "usual")
     assert code == 1
-    assert "the study has not measured what is usual" in err
+    assert "what is usual is not known" in err
 
 
 # Streams

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from cbir import StudyError, cbir_command, report_command
+from cbir import StudyError, cbir_command
 from cbir.files import write_text
 
 # The maximum number of a study's classes that are listed.
@@ -232,10 +232,11 @@ def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, int
     if least == USUAL:
         least = searcher.usual_similarity
         if least is None:
-            command = report_command(searcher.run.study, searcher.run.architecture)
+            from cbir.search.searchers import MIN_VALIDATION  # imports Numba, which takes a second
+
             raise StudyError(
-                f"--min-similarity: the study has not measured what is {USUAL}: give a number, or "
-                f"run `{command}` again"
+                f"--min-similarity: what is {USUAL} is not known, which takes a network and at "
+                f"least {MIN_VALIDATION} validation images: give a number"
             )
     results = answers.search_all(
         searcher, gallery, queries, arguments.k, search=arguments.within or "unrestricted",

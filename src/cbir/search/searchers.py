@@ -34,6 +34,10 @@ GROUP = 2**16
 DEFAULT_STUDY = "digits"
 # The searches that do not need the true class of the query.
 SEARCHES = ("unrestricted", "predicted_class", "soft")
+# With fewer validation images than this, even the lowest of their similarities is, with a chance of
+# more than 5 %, above what 95 % of all images reach: 0.95 ** 59 < 0.05 (Wilks, "Determination of
+# sample sizes for setting tolerance limits", 1941).
+MIN_VALIDATION = 59
 # The file of an exported network.
 GRAPH = "graph.xml"
 
@@ -216,8 +220,10 @@ class Searcher:
     def usual_similarity(self) -> float | None:
         """Of a validation image and its nearest training image: 95 % have at least this one.
 
-        None if the study has not measured it.
+        None if the study has not measured it, or on fewer than `MIN_VALIDATION` images.
         """
+        if self.run.summary["dataset"]["validation"] < MIN_VALIDATION:
+            return None
         calibrations = self.run.summary.get("calibrations", {})
         return calibrations.get(str(self.run.seed), {}).get("usual_similarity")
 
