@@ -466,29 +466,32 @@ def without_results(missing: list[str]) -> str:
 
 
 def describe_leaks(audit: leaks.Audit) -> str:
-    """How many images have copies, and how many copies have another label.
+    """How many queries have copies in the gallery, in one sentence."""
+    if audit.leaks.empty:
+        return f"No copy of a query was found in the gallery ({audit.n_queries:,} queries)."
+    leaking = _share(audit.leaks["query"].nunique(), audit.n_queries)
+    return f"Queries with a copy in the gallery: {leaking}."
+
+
+def leak_details(audit: leaks.Audit) -> str:
+    """The kinds of copies, those with another label, and which copies are not found, as a list.
 
     A query with identical and with near-duplicate copies counts as identical.
     """
-    pairs = audit.leaks
-    n_leaking = pairs["query"].nunique()
-    n_identical = pairs.loc[pairs["kind"] == "identical", "query"].nunique()
-    missed = "; most copies that were strongly cropped, shifted, rotated or edited are missed."
-    lines = [f"none found among {audit.n_queries:,}{missed}"]
-    if n_leaking:
-        lines = [
-            f"{_share(n_leaking, audit.n_queries)}{missed}",
-            f"Leaks with identical pixels: {n_identical:,}, near-duplicates: "
-            f"{n_leaking - n_identical:,}.",
-        ]
-    lines += [
-        f"Label conflicts, copies with another label: {_n_conflicts(pairs):,} of these queries, "
+    n_leaking, identical = audit.leaks["query"].nunique(), audit.leaks["kind"] == "identical"
+    n_identical = audit.leaks.loc[identical, "query"].nunique()
+    lines = [
+        f"Leaks with identical pixels: {n_identical:,}, near-duplicates: "
+        f"{n_leaking - n_identical:,}.",
+        "Label conflicts, copies with another label: "
+        f"{_n_conflicts(audit.leaks):,} of these queries, "
         f"{_n_conflicts(audit.validation_copies):,} validation images, and, with identical pixels, "
         f"{audit.n_identical_conflicts:,} images of the whole data set.",
         "Validation images with a copy in the training images: "
         f"{_share(audit.validation_copies['query'].nunique(), audit.n_validation)}.",
+        LEAKS_MISSED,
     ]
-    return "Queries that are also in the gallery: " + "\n\n".join(lines)
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _n_conflicts(pairs: pd.DataFrame) -> int:
