@@ -268,7 +268,7 @@ def test_a_network_says_where_it_came_from(network):
 def test_a_training_on_this_machine_is_not_called_one_on_another(network):
     same = invented.save_network("cnn", 2.0, epochs=(), elsewhere={"machine": cache.machine()})
     assert same.summary["trained_on"] == network.summary["trained_on"]
-    assert network.summary["trained_on"] == {"machine": None, "versions": {}}
+    assert network.summary["trained_on"] == {"machine": None, "versions": {}, "commit": None}
     assert runs.training_place(network.summary) == ""
     assert "trained on" not in provenance.networks_table({"vgg16-64": network})
 
@@ -293,10 +293,28 @@ def test_a_training_elsewhere_is_recorded_as_far_as_it_differed(
     manifest = {"versions": cache.versions() | versions}
     manifest |= {"machine": place} if place else {}
     run = invented.save_network("cnn", 2.0, epochs=(), elsewhere=manifest)
-    assert run.summary["trained_on"] == {"machine": place, "versions": versions}
+    assert run.summary["trained_on"] == {"machine": place, "versions": versions, "commit": None}
     assert runs.training_place(run.summary) == time
     table = provenance.networks_table({"cnn": run, "vgg16-64": network})
     assert table["trained on"].tolist() == [where, "–"]
+
+
+def test_the_page_of_a_run_says_what_its_training_ran_with(network):
+    """Its training may be older than the rest of the run: what its manifest says counts."""
+    folder = cache.project_root() / network.summary["artifacts"]["training"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    place = {"cpu": "a processor", "cores": 16, "gpus": ["A GPU"]}
+    content = manifest | {"machine": place, "versions": {"keras": "3.99"}, "sha256": ""}
+    content["git"] = {"commit": "fed", "clean": False}
+    content["sha256"] = cache.digest(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert provenance.training_table(network)["value"].to_dict() == {
+        "commit": "fed (with uncommitted changes)",
+        "processor": "a processor, 16 cores",
+        "GPU": "A GPU",
+        "packages": "keras 3.99",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_every_row_and_the_summary_name_the_point_of_a_grid(network):
@@ -354,10 +372,16 @@ def test_steps_before_the_training_are_told_too(network):
 )
 def test_provenance_says_what_each_network_started_from(weights, said, reports):
     run = {"weights": weights | {"trained": "def"}, "seconds": {}, "peak_memory_bytes": 1}
+    same = {"machine": None, "versions": {}, "commit": "abc"}
+    elsewhere = {"machine": None, "versions": {"jax": "0.7"}, "commit": "fed"}
     manifest = {"command": "make", "git": {"commit": "abc", "clean": True}, "versions": {}}
     manifest |= {"machine": {"cpu": "a", "cores": 2, "gpus": []}, "data": {"fingerprint": "abc"}}
-    manifest |= {"architectures": {"cnn": run}}
+    architectures = {"cnn": run, "same": run | {"trained_on": same}}
+    architectures["other"] = run | {"trained_on": elsewhere}
+    manifest |= {"architectures": architectures}
     (reports / "manifest.json").write_text(json.dumps(manifest))
     table = provenance.provenance_table("tiny")["value"]
+    is_trained_on = table.index.str.endswith(", trained on")
+    assert table[is_trained_on].to_dict() == {"other, trained on": "commit fed, jax 0.7"}
     assert table["cnn, started from"] == said
     assert table["cnn, weights, SHA-256"] == "def"

@@ -32,7 +32,14 @@ from cbir.files import (  # noqa: F401
     synchronise,
     write_text,
 )
-from cbir.machine import backend, keras_home, machine, peak_memory, versions  # noqa: F401
+from cbir.machine import (  # noqa: F401
+    backend,
+    git_state,
+    keras_home,
+    machine,
+    peak_memory,
+    versions,
+)
 
 MANIFEST = "manifest.json"
 # A step keeps here what only its resumption after an interruption needs.
@@ -182,7 +189,7 @@ def write_manifest(folder: Path, files: Iterable[Path], **content) -> None:
         name = Path(os.path.relpath(path, folder)).as_posix()
         recorded[name] = {"bytes": path.stat().st_size, "sha256": _remembered_digest(path)}
     content |= {"folder": folder.name.removesuffix(PARTIAL), "files": recorded}
-    content |= {"versions": versions(), "machine": machine()}
+    content |= {"versions": versions(), "machine": machine(), "git": git_state(project_root())}
     # As it will be read: JSON has no tuples.
     content = json.loads(json.dumps({**content, "sha256": ""}))
     write_text(folder / MANIFEST, json.dumps(content | {"sha256": digest(content)}, indent=1))

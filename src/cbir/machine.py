@@ -1,4 +1,4 @@
-"""What computes the numbers: versions and settings, which keys contain, and the hardware."""
+"""What computes the numbers: versions and settings, which keys contain, commit and hardware."""
 
 import functools
 import importlib.metadata
@@ -70,6 +70,17 @@ def machine() -> dict:
     except (OSError, subprocess.SubprocessError):
         gpus = []
     return {"system": platform.system(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+
+
+@functools.cache
+def git_state(root: Path) -> dict:
+    """The commit of a project, and whether its working tree is clean; None without git."""
+    git = functools.partial(subprocess.check_output, cwd=root, text=True, stderr=subprocess.DEVNULL)
+    try:
+        commit = git(["git", "rev-parse", "HEAD"]).strip()
+        return {"commit": commit, "clean": not git(["git", "status", "--porcelain"])}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "clean": None}
 
 
 def peak_memory() -> int:

@@ -46,24 +46,17 @@ def provenance_table(study: str) -> pd.DataFrame:
     """What a report was made from, from its manifest.json; empty without one."""
     if not (manifest := read_manifest(run_folder(study))):
         return pd.DataFrame({"value": []})
-    git, machine = manifest["git"], manifest["machine"]
-    changes = " (with uncommitted changes)" if git["clean"] is False else ""
-    versions = manifest["versions"].items()
-    rows = {
-        "command": manifest["command"],
-        "commit": f"{git['commit'] or 'not under git'}{changes}",
-        "processor": f"{machine['cpu']}, {machine['cores']} cores",
-        "GPU": ", ".join(machine["gpus"]) or "none",
-        "packages": ", ".join(f"{name} {version}" for name, version in versions),
-        "data, SHA-256": manifest["data"]["fingerprint"],
-    }
+    rows = {"command": manifest["command"], **_ran_with(manifest)}
+    rows["data, SHA-256"] = manifest["data"]["fingerprint"]
     for name, run in manifest["architectures"].items():
         if weights := run["weights"]:
             start = weights_name(weights)
             digest = "" if start == RANDOM else f", SHA-256 {weights['started from']}"
             rows[f"{name}, started from"] = start + digest
             rows[f"{name}, weights, SHA-256"] = weights["trained"]
-            if place := trained_on(run):
+            commit = (run.get("trained_on") or {}).get("commit")
+            is_other = commit and commit != manifest["git"]["commit"]
+            if place := ", ".join(filter(None, [is_other and f"commit {commit}", trained_on(run)])):
                 rows[f"{name}, {TRAINED_ON}"] = place
         if vectors := run.get("vectors"):
             rows[f"{name}, vectors"] = f"{vectors['source']}, SHA-256 {vectors['sha256']}"
@@ -71,6 +64,29 @@ def provenance_table(study: str) -> pd.DataFrame:
         rows[f"{name}, seconds"] = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps)
         rows[f"{name}, peak memory"] = f"{run['peak_memory_bytes'] / 1e9:.2f} GB"
     return pd.DataFrame({"value": rows})
+
+
+def training_table(run: Run) -> pd.DataFrame:
+    """The commit, machine and versions with which the network of a run's page was trained.
+
+    They may be others than those of the study, whose cached trainings are used again.
+    """
+    manifest = _artifact_manifest(run, "training")
+    return pd.DataFrame({"value": _ran_with(manifest) if manifest else {}})
+
+
+def _ran_with(manifest: dict) -> dict[str, str]:
+    """Commit, machine and versions in the manifest of a study or a step, for readers."""
+    # Earlier versions of the project did not record the commit of a step.
+    git, machine = manifest.get("git", {"commit": UNKNOWN, "clean": None}), manifest["machine"]
+    changes = " (with uncommitted changes)" if git["clean"] is False else ""
+    versions = manifest["versions"].items()
+    return {
+        "commit": f"{git['commit'] or 'not under git'}{changes}",
+        "processor": f"{machine['cpu']}, {machine['cores']} cores",
+        "GPU": ", ".join(machine["gpus"]) or "none",
+        "packages": ", ".join(f"{name} {version}" for name, version in versions),
+    }
 
 
 def parameters_table(study: str) -> pd.DataFrame:
@@ -138,7 +154,7 @@ def networks_table(runs: dict[str, Run]) -> pd.DataFrame:
 
 def _settings(run: Run) -> dict:
     summary, parameters = run.summary, run.summary["parameters"]
-    training, head = parameters["training"], _artifact_parameters(run, "head")
+    training, head = parameters["training"], _artifact_manifest(run, "head").get("parameters", {})
 
     def by_stage(name: str) -> str:
         value = _number(training.get(name))
@@ -146,7 +162,8 @@ def _settings(run: Run) -> dict:
             return f"{value} head"
         return f"{_number(head.get(name))} head, {value}" if head else value
 
-    optional = parameters | training | _artifact_parameters(run, "embeddings")
+    made_with = _artifact_manifest(run, "embeddings").get("parameters", {})
+    optional = parameters | training | made_with
     return {
         "backbone": parameters["backbone"],
         "weights": weights_and_digest(summary["weights"]),
@@ -300,8 +317,8 @@ def _number(value: float | bool | None) -> str:
     return UNUSED if not value else "yes" if value is True else f"{value:g}"
 
 
-def _artifact_parameters(run: Run, step: str) -> dict:
-    """The parameters of a step of the run; empty if the step does not exist or was deleted."""
+def _artifact_manifest(run: Run, step: str) -> dict:
+    """The manifest of a step of the run; empty if the step does not exist or was deleted."""
     folder = run.summary.get("artifacts", {}).get(step)
     artifact = cache.read(project_root() / folder, thorough=False) if folder else None
-    return artifact.manifest["parameters"] if artifact else {}
+    return artifact.manifest if artifact else {}

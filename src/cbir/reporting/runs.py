@@ -423,9 +423,10 @@ def training_place(summary: dict) -> str:
 
 
 def _elsewhere(manifest: dict, here: dict) -> dict:
-    """In what a training's machine and versions differ from those of its run.
+    """The commit of a training, and in what its machine and versions differ from those of its run.
 
-    machine is None if it is the same or unknown; versions are those that differ.
+    machine is None if it is the same or unknown; versions are those that differ; commit is None if
+    an earlier version of the project, which did not record it, trained the network.
     """
     place = manifest.get("machine")
     is_here = not place or all(here[key] == place.get(key) for key in ("cpu", "cores", "gpus"))
@@ -434,7 +435,8 @@ def _elsewhere(manifest: dict, here: dict) -> dict:
         for name, version in manifest.get("versions", {}).items()
         if version != versions().get(name)
     }
-    return {"machine": None if is_here else place, "versions": differing}
+    commit = manifest.get("git", {}).get("commit")
+    return {"machine": None if is_here else place, "versions": differing, "commit": commit}
 
 
 def shared_dataset(runs: dict[str, Run]) -> Dataset:

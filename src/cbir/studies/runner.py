@@ -21,17 +21,17 @@ from cbir.files import as_study_error, disk_errors, locked, write_text
 from cbir.images import leaks, protocols
 from cbir.images.dataset import Dataset, forget, load_dataset
 from cbir.images.folders import describe_files
-from cbir.machine import versions
+from cbir.machine import git_state, versions
 from cbir.networks import weights
 from cbir.networks.embeddings import embed_baseline
 from cbir.networks.vector_files import VECTORS
 from cbir.progress import duration
 from cbir.reporting import measurements, tables
 from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, write_study
-from cbir.reporting.sentences import LEAKS_MISSED, describe_leaks
+from cbir.reporting.sentences import describe_leaks, leak_details
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import DEEPER, Page, Study, git_state, page_inputs, run_key
+from cbir.studies.study import DEEPER, Page, Study, page_inputs, run_key
 
 # The file in a report's folder that lists the files that are left out, or used with a remark.
 FILES = "files.csv"
@@ -169,7 +169,8 @@ def _check_images(study: Study) -> None:
             embed_baseline(VECTORS, dataset, 0, run.vectors)
     # All runs of a study have the same first protocol.
     first = protocols.view(dataset, study.runs[0].parameters["protocols"][0])
-    print(f"{describe_leaks(leaks.audit(first))}\n\n{LEAKS_MISSED}", flush=True)
+    audit = leaks.audit(first)
+    print(f"{describe_leaks(audit)}\n{leak_details(audit)}", flush=True)
 
 
 def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
@@ -194,8 +195,7 @@ def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
         if is_chosen or not (study.folder / page.file).exists():
             _write_note(study, page, str(error))
         raise
-    about = {"parameters": run.parameters, "git": git_state(study.root)}
-    seconds = _run_notebook(study, page, key, run.notebook_parameters, **about)
+    seconds = _run_notebook(study, page, key, run.notebook_parameters, parameters=run.parameters)
     print(f"{name}: done in {duration(seconds)}", flush=True)
     return key, True
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import shlex
-import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,13 +261,3 @@ def notebook_key(step: str, notebook: Path, parameters: dict, reads: list[str]) 
     templates = (Path(__file__).parent.parent / "reporting" / "template").iterdir()
     texts += [path.read_text("utf-8") for path in sorted(templates) if path.is_file()]
     return make_key(step, parameters, reads, digest([texts, package_digest("reporting")]))
-
-
-def git_state(root: Path) -> dict:
-    """The project's commit, and whether the working tree is clean."""
-    git = functools.partial(subprocess.check_output, cwd=root, text=True, stderr=subprocess.DEVNULL)
-    try:
-        commit = git(["git", "rev-parse", "HEAD"]).strip()
-        return {"commit": commit, "clean": not git(["git", "status", "--porcelain"])}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "clean": None}
