@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import yaml
 from conftest import ROOT, STUDY, cbir, write_pictures, write_study
-from test_pages import Tags
+from test_notebook_html import Tags
 
 BASELINE = "raw_pixels"
 BASELINES = {"notebook": "baseline", "baseline": BASELINE}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cbir import StudyError
 from cbir.reporting import explanations, measurements, tables
-from cbir.reporting.pages import write_page
+from cbir.reporting.notebook_html import write_page
 from cbir.reporting.runs import Run, read_run
 from cbir.retrieval.feedback import Rocchio
 from cbir.search import answers, explorer

@@ -42,7 +42,7 @@ def tiny(tmp_path) -> Path:
 FORKED_RUNS = """
 import os, random, signal, sys, time
 import nbformat
-from cbir.reporting import pages
+from cbir.reporting import notebook_html
 from cbir.studies import kernels, runner
 from cbir.studies.study import open_study
 

@@ -14,7 +14,7 @@ from nbformat import v4
 
 from cbir import StudyError, cache
 from cbir.__main__ import main
-from cbir.reporting import measurements, pages, publish, runs
+from cbir.reporting import measurements, notebook_html, publish, runs
 
 MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
 
@@ -101,7 +101,7 @@ def test_what_is_published_of_a_study_is_small_and_over_all_queries():
 def test_published_pages_are_small_and_need_nothing_else():
     for path in (ROOT / "reports" / "published").glob("*/index.html"):
         html = path.read_text("utf-8")
-        assert path.stat().st_size <= pages.LARGEST_COPY
+        assert path.stat().st_size <= notebook_html.LARGEST_COPY
         files = set(re.findall(r'href="([^"#:]+)"', html))
         assert all((path.parent / file).exists() for file in files)
         assert not re.search(r"(?<![\w/+])/(home|root|tmp|Users)/", html)
@@ -257,7 +257,7 @@ def write_index(root: Path) -> None:
     nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(text)]), notebook)
     links = [("Comparison", "index.html"), ("cnn", "cnn.html")]
     page = notebook.with_name("index.html")
-    pages.write_page(notebook, page, report="tiny", title="tiny", links=links)
+    notebook_html.write_page(notebook, page, report="tiny", title="tiny", links=links)
 
 
 def publish_tiny(root: Path) -> Path:

@@ -18,7 +18,7 @@ from nbformat import v4
 from cbir.images.folders import LeftOut
 from cbir.reporting import display, grids, montages, sentences
 from cbir.reporting import tables as report_tables
-from cbir.reporting.pages import write_page
+from cbir.reporting.notebook_html import write_page
 from cbir.search import cli
 from cbir.search.answers import Answer, Picture, Result
 from cbir.studies import configs

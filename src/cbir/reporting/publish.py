@@ -17,7 +17,7 @@ import pandas as pd
 from cbir import StudyError, report_command
 from cbir.cache import MANIFEST, read, write_text
 from cbir.progress import duration
-from cbir.reporting import charts, grids, measurements, pages, provenance, sentences, tables
+from cbir.reporting import charts, grids, measurements, notebook_html, provenance, sentences, tables
 from cbir.reporting.display import TEMPLATES
 from cbir.reporting.numbers import span
 from cbir.reporting.runs import parse_point, read_manifest, read_run, training_place
@@ -83,7 +83,7 @@ def publish_study(root: Path, study: str) -> Path:
         f"A copy of the page that `{finished['command']}` wrote. The other pages that it mentions "
         "are not published; the same command writes them."
     )
-    page = pages.published_copy(source / PAGE, kept=["metrics.csv", MANIFEST], note=note)
+    page = notebook_html.published_copy(source / PAGE, kept=["metrics.csv", MANIFEST], note=note)
     write_text(folder / PAGE, _without_paths(page, finished, root))
     return folder
 

@@ -31,7 +31,7 @@ from cbir.reporting.runs import RUN_FILES, STUDY_FILES, is_whole, read_summary, 
 from cbir.reporting.sentences import describe_leaks, leak_details
 from cbir.studies import kernels
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import DEEPER, Page, Study, page_inputs, run_key
+from cbir.studies.study import PAGES, Page, Study, page_inputs, run_key
 
 # The file in a report's folder that lists the files that are left out, or used with a remark.
 FILES = "files.csv"
@@ -108,7 +108,7 @@ def _run_all(study: Study) -> bool:
         return True
 
     done = {page: update(page) for page in stale if page == study.pages[0]}
-    done |= _two_at_once(update, [page for page in stale if page.name in DEEPER])
+    done |= _two_at_once(update, [page for page in stale if page.name in PAGES])
     # A page that only this study has may measure times, so nothing runs beside it.
     done |= {page: update(page) for page in stale if page not in done}
     failed += [page.name for page in stale if not done[page]]
@@ -258,7 +258,7 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
 
 def _files(study: Study, page: Page) -> list[Path]:
     """The files of a page or run."""
-    from cbir.reporting.pages import copies_of
+    from cbir.reporting.notebook_html import copies_of
 
     path = study.folder / page.file
     files = [path, *copies_of(path)]
@@ -322,7 +322,7 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    from cbir.reporting.pages import log_of
+    from cbir.reporting.notebook_html import log_of
 
     reason = ""
     kernel = kernels.take(*_kernel_of(study, page))
@@ -333,7 +333,7 @@ def _execute(study: Study, page: Page, executed: Path, parameters: dict) -> None
             str(page.notebook), str(executed), parameters=parameters, kernel_name="python3",
             km=kernel.manager, stdout_file=sys.stdout, start_timeout=KERNEL_SECONDS,
             # Two bars at once would overwrite each other.
-            progress_bar=sys.stderr.isatty() and page.name not in DEEPER,
+            progress_bar=sys.stderr.isatty() and page.name not in PAGES,
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
@@ -388,7 +388,7 @@ def _write_note(study: Study, page: Page, reason: str) -> None:
 
 
 def _write_page(study: Study, page: Page) -> None:
-    from cbir.reporting.pages import write_index, write_page
+    from cbir.reporting.notebook_html import write_index, write_page
 
     path, title = study.folder / page.file, f"{page.title} · {study.name}"
     executed = study.folder / f"{page.name}.ipynb"

@@ -19,9 +19,10 @@ from cbir.networks.backbones import BACKBONES
 from cbir.reporting.runs import data_of
 from cbir.studies import configs, params
 
-# The notebooks of index.html, and the pages about all runs that follow it, with their titles.
+# The notebooks of index.html, with their titles.
 INDEX = {"comparison": "Image retrieval compared", "grid": "Image retrieval, point by point"}
-DEEPER = {
+# The further pages about all runs. To add one, add a notebook to notebooks/ and its title here.
+PAGES = {
     "failures": "What goes wrong",
     "explanations": "Why two images match",
     "feedback": "What relevance feedback gains",
@@ -51,7 +52,7 @@ class Page:
     @property
     def title(self) -> str:
         """The title of the browser's window."""
-        return (INDEX | DEEPER).get(self.name, self.name)
+        return (INDEX | PAGES).get(self.name, self.name)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Study:
     def pages(self) -> list[Page]:
         """The pages about all runs whose notebooks exist, index.html first."""
         is_grid = any(run.parameters["variant"] for run in self.runs)
-        names = ["grid" if is_grid else "comparison", *DEEPER, *self.further_pages]
+        names = ["grid" if is_grid else "comparison", *PAGES, *self.further_pages]
         pages = [Page(name, self.root / "notebooks" / f"{name}.ipynb") for name in names]
         return [page for page in pages if page.notebook.exists()]
 
@@ -158,7 +159,7 @@ def open_study(
         root, study, report=name, dataset=dataset or None, overrides=overrides, architectures=names
     )
     for run in runs:
-        if run.architecture in ("index", "export", *INDEX, *DEEPER):
+        if run.architecture in ("index", "export", *INDEX, *PAGES):
             raise StudyError(
                 f"params/{study}/{run.file}.yaml: the report already has a page or folder called "
                 f"{run.file}: rename the file"

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
-from cbir.reporting import display, pages
-from cbir.reporting.pages import log_of, published_copy, write_index, write_page
+from cbir.reporting import display, notebook_html
+from cbir.reporting.notebook_html import log_of, published_copy, write_index, write_page
 from cbir.studies import runner
 from cbir.studies.study import Page
 
@@ -428,7 +428,7 @@ def test_ink_and_paper_of_a_figure_are_those_of_the_page_and_its_file_is_for_pap
 def test_a_copy_keeps_to_its_size_and_says_which_figures_it_lacks(original, monkeypatch):
     whole = published_copy(original, kept=[], note="")
     sizes = [len(image["src"]) for image in Tags(whole).of("img")]
-    monkeypatch.setattr(pages, "LARGEST_COPY", len(whole.encode()) - 1)
+    monkeypatch.setattr(notebook_html, "LARGEST_COPY", len(whole.encode()) - 1)
     html = published_copy(original, kept=[], note="")
     assert len(html.encode()) < len(whole.encode()) - max(sizes) + 500
     (left,) = Tags(html).of("img")

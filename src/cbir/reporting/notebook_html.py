@@ -1,6 +1,6 @@
-"""Turns executed notebooks into HTML pages that are self-contained, linked, and hide code.
+"""Turns executed notebooks into HTML files that are self-contained, linked, and hide code.
 
-To add a page, add a notebook to notebooks/, and its title to `studies.study.DEEPER`.
+A page of a report is a notebook in notebooks/, with its title in `studies.study.PAGES`.
 """
 
 import base64
