@@ -1,6 +1,6 @@
 """Charts: a data frame in, a matplotlib figure out; without rows, there is no figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,8 +47,7 @@ BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
 def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
     """Accuracy and loss by epoch: solid on training images, dashed on validation images.
 
-    Args:
-        histories: by architecture, one row per epoch: accuracy, loss, val_accuracy, val_loss.
+    `histories` have a row per epoch, by architecture: accuracy, loss, val_accuracy, val_loss.
     """
     if not histories:
         return None
@@ -75,14 +74,12 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
 def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     """A heat map of one metric by class of the query and architecture, with intervals.
 
-    If there are more than `MOST_ROWS` classes, it shows those with the lowest scores.
-
-    Args:
-        rows: rows of metrics.csv for one protocol, and for one seed or the average of all seeds.
+    If there are more than `MOST_ROWS` classes, it shows those with the lowest scores. `rows` are
+    those of metrics.csv for one protocol, and for one seed or the average of all seeds.
     """
     is_chosen = (rows["metric"] == metric) & (rows["search"] == search) & rows["k"].isna()
     metric_rows = rows[is_chosen & rows["class"].notna() & rows["epoch"].isna()]
-    cells = metric_rows.assign(cell=[from_row(row) for _, row in metric_rows.iterrows()])
+    cells = metric_rows.assign(cell=metric_rows.apply(from_row, axis=1))
     cells = cells.pivot(index="class", columns="architecture", values="cell")
     values = cells.map(lambda cell: cell.value)
     if len(values) > MOST_ROWS:
@@ -106,11 +103,7 @@ def heat_map(axis: plt.Axes, values: pd.DataFrame, texts: pd.DataFrame, **style)
 
 
 def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
-    """A metric against k with its interval, one line per architecture.
-
-    Args:
-        rows: as for `per_class`.
-    """
+    """A metric against k with its interval, one line per architecture; rows as in `per_class`."""
     metric_rows = measurements.select(rows[rows["k"].notna()], metric=metric, search=search)
     metric_rows = metric_rows.astype({"k": int}).set_index("k").sort_index()
     figure, axis = plt.subplots(figsize=(7, 3.8))
@@ -126,11 +119,9 @@ def by_depth(rows: pd.DataFrame, metric: str, search: str) -> Figure:
 
 
 def draw_mean(axis: plt.Axes, means: pd.DataFrame, **look) -> None:
-    """Draw a line of means within the band of their intervals.
+    """Draw a line of means (value, ci_low, ci_high by position) in the band of their intervals.
 
-    Args:
-        means: value, ci_low, ci_high by the position on the horizontal axis.
-        look: style of the line, as for `Axes.plot`; `color` also applies to the band.
+    `look` is the style of the line, as for `Axes.plot`; `color` also applies to the band.
     """
     axis.plot(means.index, means["value"], **look)
     low, high = means["ci_low"], means["ci_high"]
@@ -138,11 +129,7 @@ def draw_mean(axis: plt.Axes, means: pd.DataFrame, **look) -> None:
 
 
 def by_search(rows: pd.DataFrame) -> Figure:
-    """mAP of each search with its interval, one row per architecture.
-
-    Args:
-        rows: as for `per_class`.
-    """
+    """mAP of each search with its interval, one row per architecture; rows as in `per_class`."""
     mean_rows = measurements.select(rows, metric="mean_average_precision", k=None)
     names = list(dict.fromkeys(mean_rows["architecture"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(names) + 1.2))
@@ -156,37 +143,25 @@ def by_search(rows: pd.DataFrame) -> Figure:
                 fmt=marker, capsize=3, markersize=6, label=search,
             )  # fmt: skip
     axis.set(xlabel="mean average precision, with its 95 % interval")
-    _name_rows(axis, names)
-    return figure
-
-
-def interval_lengths(means: pd.DataFrame) -> np.ndarray:
-    """(2, n) distances of the ends of intervals from their means, as for `Axes.errorbar`.
-
-    Args:
-        means: three columns: the means, and the low and high ends.
-    """
-    value, low, high = means.to_numpy(float).T
-    # If all queries have the same score, the mean and its interval may differ in the last digit.
-    return np.maximum([value - low, high - value], 0)
-
-
-def _name_rows(axis: plt.Axes, names: Sequence[str]) -> None:
-    """Name the rows from top to bottom, and place the legend beside them."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     axis.legend(**BESIDE)
+    return figure
+
+
+def interval_lengths(means: pd.DataFrame) -> np.ndarray:
+    """(2, n) distances of intervals' ends, in the last two columns, from the means in the first."""
+    value, low, high = means.to_numpy(float).T
+    # If all queries have the same score, the mean and its interval may differ in the last digit.
+    return np.maximum([value - low, high - value], 0)
 
 
 def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """Who is significantly better: a win, a tie or a loss of the row against the column.
 
     An asterisk marks what holds only for the trained networks, because the test covers no seeds.
-
-    Args:
-        table: from `uncertainty.pair_outcomes`.
-        pairs: from `uncertainty.compare`.
+    `table` is from `uncertainty.pair_outcomes`, `pairs` from `uncertainty.compare`.
     """
     values = table.map({"win": 1, "tie": 0, "untested": 0, "loss": -1}.get).astype(float)
     texts = table.copy()
@@ -209,12 +184,9 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
 def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
     """The number of queries of each true class (rows) by predicted class (columns).
 
-    Colour shows the share of the true class, numbers count queries. If there are more than
-    `MOST_COUNTED` classes, those that are confused most often are shown, as the title says; shares
-    still refer to all queries of the class.
-
-    Args:
-        counts: by architecture, from `tables.confusion_counts`.
+    Colour shows the share of the true class, numbers count queries; `counts` are from
+    `tables.confusion_counts`, by architecture. If there are more than `MOST_COUNTED` classes, those
+    that are confused most often are shown; shares still refer to all queries of the class.
     """
     if not counts:
         return None
@@ -276,28 +248,17 @@ def query_maps(
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         axis.set_title(f"{name}, {METHODS[projection.method]}", size=10)
-        axis.set_xlabel(_quality(projection), size=8.5)
+        kept = {f"{100 * projection.variance:.0f} % of the variance": projection.variance,
+                f"trustworthiness {projection.kept:.2f}": projection.kept}  # fmt: skip
+        qualities = [text for text, value in kept.items() if not np.isnan(value)]
+        axis.set_xlabel(", ".join(qualities), size=8.5)
     entries = axes[0].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", frameon=False, ncols=6, fontsize=9)
     return figure
 
 
-def _quality(projection: Projection) -> str:
-    """What a projection preserves, in words."""
-    parts = {
-        f"{100 * projection.variance:.0f} % of the variance": projection.variance,
-        f"trustworthiness {projection.kept:.2f}": projection.kept,
-    }
-    return ", ".join(text for text, value in parts.items() if not np.isnan(value))
-
-
 def panels(n: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """A figure of n panels, and their axes.
-
-    Args:
-        columns: panels in a row, at most.
-        size: width and height of a panel in inches.
-    """
+    """A figure of n panels of this size in inches, in rows of at most `columns`, and their axes."""
     columns = min(columns, n)
     rows = -(-n // columns)
     figsize = size[0] * columns, size[1] * rows
@@ -308,11 +269,9 @@ def panels(n: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.
 
 
 def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
-    """Positions, sorted, of the classes with the most wrong classifications, as either class.
+    """Positions, sorted, of the `most` classes in `confusion_counts` that are confused most often.
 
-    Args:
-        counts: from `tables.confusion_counts`.
-        most: how many; equals by position.
+    Equals by position.
     """
     table = counts.to_numpy()
     wrong = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()

@@ -30,11 +30,9 @@ def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None
         return ""
     if pairs is None:
         compared = tables.pairs({name: runs[name] for rival in rivals for name in rival})
-        is_shown = [
-            (one, other) in rivals or (other, one) in rivals
-            for one, other in zip(compared["ahead"], compared["behind"], strict=True)
-        ]
-        pairs = uncertainty.corrected(compared[is_shown])
+        both_ways = {*rivals, *((other, one) for one, other in rivals)}
+        of_pairs = compared[["ahead", "behind"]].itertuples(index=False, name=None)
+        pairs = uncertainty.corrected(compared[[pair in both_ways for pair in of_pairs]])
     lines = ["The paper says that residual connections let ResNet-50 learn better.\n"]
     for one, other in rivals:
         pair = sentences.pair_of(pairs, one, other)
@@ -80,7 +78,7 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
     variants = [point for _, point in points.values() if point]
     if variants and not any(grids.LEARN_FROM in point for point in variants):
         runs = {}
-    accuracies, entries = tables.quality(runs, list(runs)).loc["accuracy"] if runs else {}, {}
+    entries, accuracies = {}, tables.quality(runs, list(runs)).loc["accuracy"] if runs else {}
     for name, run in runs.items():
         architecture, point = points[name]
         words = [f"{key} {value}" for key, value in point.items() if key != grids.LEARN_FROM]
@@ -94,9 +92,8 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
             "gap": gap,
         }
     columns = ["network", "trained", "images", "gap"]
-    return pd.DataFrame.from_dict(entries, orient="index", columns=columns).sort_values(
-        "images", kind="stable"
-    )
+    table = pd.DataFrame.from_dict(entries, orient="index", columns=columns)
+    return table.sort_values("images", kind="stable")
 
 
 def overfitting(runs: dict[str, Run]) -> str:
@@ -173,9 +170,7 @@ def _other_differences(runs: dict[str, Run], names: list[str]) -> str:
 def input_size(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """What larger inputs bring and cost, step by step, a line per network; else empty.
 
-    Args:
-        points: from `grids.points_table`.
-        pairs: from `grids.pairs`.
+    `points` are from `grids.points_table`, `pairs` from `grids.pairs`.
     """
     size = "input_size"
     if size not in grids.dimensions(points) or not grids.is_number(points, size):

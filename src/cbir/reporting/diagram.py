@@ -31,31 +31,27 @@ def system(runs: Mapping[str, Run]) -> str:
         return ""
     summaries = [run.summary for run in runs.values()]
     images, measurement = summaries[0]["dataset"], summaries[0]["measurement"]
-    names, plural = ", ".join(runs), "s" if len(runs) > 1 else ""
+    plural = "s" if len(runs) > 1 else ""
     sizes = span(summary["embedding_dim"] for summary in summaries)
     megabytes = span((summary["index_bytes"] / 1e6 for summary in summaries), digits=1)
     n_seeds = span(len(summary["measurement"]["seeds"]) for summary in summaries)
-    all_searches = [search for summary in summaries for search in summary["searches"]]
-    searches = ", ".join(dict.fromkeys(all_searches))
+    searches = dict.fromkeys(search for summary in summaries for search in summary["searches"])
     ks = ", ".join(f"{k:,}" for k in measurement["ks"])
     n_classes, n_queries = len(images["classes"]), f"{images['queries']:,}"
     training_phase = {
         "Training images": [
             f"{images['train']:,} for training", f"{images['validation']:,} for validation",
         ],
-        f"Backbone{plural}": [names],
+        f"Backbone{plural}": [", ".join(runs)],
         f"Head{plural}": [f"embedding of {sizes} numbers, of length 1"],
         "Classifier": [f"{n_classes} classes", f"seeds: {n_seeds}"],
     }  # fmt: skip
-    index = {
-        "Gallery index": [
-            f"{images['gallery']:,} × {sizes} numbers and their classes", f"{megabytes} MB",
-        ]
-    }  # fmt: skip
+    index_lines = [f"{images['gallery']:,} × {sizes} numbers and their classes", f"{megabytes} MB"]
+    index = {"Gallery index": index_lines}
     retrieval_phase = {
         "Queries": [f"{n_queries} images, protocol {measurement['protocols'][0]}"],
         f"The same network{plural}": ["embedding and predicted class of each query"],
-        "Search": [searches],
+        "Search": [", ".join(searches)],
         "Metrics": [f"mAP of {n_queries} rankings, precision at {ks}"],
     }
     phases = training_phase | index | retrieval_phase
@@ -77,14 +73,9 @@ def system(runs: Mapping[str, Run]) -> str:
 
 def _row(boxes: dict[str, list[str]], first_column: int = 0) -> dict:
     """Boxes side by side: where each begins, its lines, and the height of the tallest."""
-    letters = int((BOX - 2 * PADDING) / (LETTER * TEXT))
-    wrapped = {
-        name: [part for line in lines for part in textwrap.wrap(line, letters)]
-        for name, lines in boxes.items()
-    }
-    placed = [
-        {"left": MARGIN + column * (BOX + GAP), "name": name, "lines": lines}
-        for column, (name, lines) in enumerate(wrapped.items(), first_column)
-    ]
-    n_lines = 1 + max(map(len, wrapped.values()))
+    letters, placed = int((BOX - 2 * PADDING) / (LETTER * TEXT)), []
+    for column, (name, lines) in enumerate(boxes.items(), first_column):
+        wrapped = [part for line in lines for part in textwrap.wrap(line, letters)]
+        placed.append({"left": MARGIN + column * (BOX + GAP), "name": name, "lines": wrapped})
+    n_lines = 1 + max(len(box["lines"]) for box in placed)
     return {"boxes": placed, "height": 2 * PADDING + LINE * n_lines - 4}

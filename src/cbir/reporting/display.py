@@ -163,12 +163,8 @@ def entry(name: str) -> str:
     return f"\u200a{name}" if name.startswith("_") else name
 
 
-def say(text: str | None, folded_under: str = "") -> None:
-    """Display a text in Markdown; an empty one or None displays nothing.
-
-    Args:
-        folded_under: words that show the text when they are clicked; by default, it is shown.
-    """
+def say(text: str, folded_under: str = "") -> None:
+    """Display a text in Markdown, if any; `folded_under` are words that show it when clicked."""
     if text and folded_under:
         text = f"<details><summary>{folded_under}</summary>\n\n{text}\n\n</details>"
     if text:
@@ -198,36 +194,29 @@ def looks(architectures: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: RULES.get(name) or LOOKS[places[name]] for name in architectures}
 
 
-def table(
-    frame: pd.DataFrame | None, caption: str, digits: int | dict[str, int] = 3, folded: bool = False
-) -> None:
+def table(frame: pd.DataFrame, caption: str, digits: int = 3, folded: bool = False) -> None:
     """Display a data frame as an HTML table, and as CSV with all digits.
 
     Args:
-        frame: None or an empty frame displays nothing.
+        frame: an empty one displays nothing.
         caption: one sentence.
-        digits: digits after the decimal point, for all rows or by row name; an `Estimate` has as
-            many as its interval supports.
+        digits: digits after the decimal point, but an `Estimate` has as many as its interval
+            supports.
         folded: whether the table is collapsed until its caption is clicked.
     """
-    if frame is None or frame.empty:
+    if frame.empty:
         return
     # A named index is shown as a column; a range is not shown.
     cells = frame.rename_axis(columns=None)
     cells = cells.reset_index() if frame.index.name is not None else cells
     has_names = not isinstance(cells.index, pd.RangeIndex)
-    by_name = digits if isinstance(digits, dict) else {}
-    usual = 3 if by_name else digits
     html = TEMPLATES.get_template("table.html.j2").render(
         caption=caption,
         folded=folded,
         columns=[TITLES.get(name, str(name)) for name in cells.columns],
         is_number=[all(map(_is_number, column)) for _, column in cells.items()],
         names=[str(name) for name in cells.index] if has_names else None,
-        rows=[
-            [_text(cell, by_name.get(name, usual)) for cell in row]
-            for name, *row in cells.itertuples(name=None)
-        ],
+        rows=[[_text(cell, digits) for cell in row] for _, *row in cells.itertuples(name=None)],
     )
     csv = numbers.csv_text(numbers.split(cells), index=has_names)
     bundle = {"text/html": html, "text/csv": csv.replace("\u00a0", " ")}
@@ -235,13 +224,9 @@ def table(
 
 
 def bars(points: pd.DataFrame, caption: str) -> None:
-    """Display mAPs with their intervals and the time per image as bars, the highest mAP first.
+    """Display `tables.quality_and_cost` as bars, the highest mAP first.
 
     Each row names its numbers, so the figure needs no axes, and fits any width.
-
-    Args:
-        points: from `tables.quality_and_cost`.
-        caption: one sentence.
     """
     points = points.sort_values("value", ascending=False, kind="stable")
     by_name = looks(points.index)

@@ -75,9 +75,9 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
         A row per query, the widest spread first: query, spread (highest minus lowest average
         precision), highest, lowest (names of the architectures), note (its text, by these names).
     """
-    columns = ["query", "spread", "highest", "lowest", "note"]
+    columns, rows = ["query", "spread", "highest", "lowest", "note"], []
     scores = {name: query_scores(run) for name, run in networks(runs).items()}
-    if len(scores) < 2:
+    if not scores:
         return pd.DataFrame(columns=columns)
     values = pd.DataFrame({name: frame["average_precision"] for name, frame in scores.items()})
     # A query that some architecture has no score for cannot be compared.
@@ -85,7 +85,6 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     spread = values.max(axis=1) - values.min(axis=1)
     order = (-spread[spread > 0]).sort_values(kind="stable").index
     labels = next(iter(scores.values()))["label"].to_numpy()
-    rows = []
     for query in _of_different_classes(order, labels, most):
         by_name = values.loc[query]
         ends = by_name.idxmax(), by_name.idxmin()
@@ -99,10 +98,8 @@ def costly_confusions(runs: dict[str, Run], most: int = 3) -> pd.DataFrame:
     """The `most` classes that each network returns for another at the highest loss of mAP.
 
     A query loses 1 - AP, attributed to the classes of the misses among its first ten results, in
-    proportion to their number. Divided by the number of queries, the losses of all pairs of
-    classes, and of queries whose first ten are hits, add up to 1 - mAP. Example: one of 100 queries
-    has an AP of 0.4 and two cats and a truck as misses: 0.4 / 100 for its class and cat, 0.2 / 100
-    for its class and truck. Later results are ignored, so this is a share, not a cause.
+    proportion to their number. Example: one of 100 queries has an AP of 0.4 and two cats and a
+    truck as misses: 0.4 / 100 for its class and cat, 0.2 / 100 for its class and truck.
 
     Returns:
         A row per pair, the costliest first: architecture, class, returned (names), mAP lost,
@@ -120,11 +117,9 @@ def _confusions(run: Run) -> Iterable[tuple]:
     dataset = run.dataset
     losses = 1 - query_scores(run)["average_precision"].to_numpy(float)
     scored = ~np.isnan(losses)
-    ranking, labels = np.asarray(run.rankings[UNRESTRICTED]), dataset.query_labels
-    returned = dataset.gallery_labels[ranking]
-    misses = (ranking >= 0) & (returned != labels[:, None])
+    labels, (ranking, is_miss) = dataset.query_labels, _misses(run)
     counts = np.zeros((len(labels), len(dataset.classes)))
-    np.add.at(counts, (np.nonzero(misses)[0], returned[misses]), 1)
+    np.add.at(counts, (np.nonzero(is_miss)[0], dataset.gallery_labels[ranking[is_miss]]), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     lost = np.where(scored, losses, 0)[:, None] * shares / max(scored.sum(), 1)
     for label in np.unique(labels):
@@ -149,15 +144,20 @@ def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     """
     counts = {}
     for name, run in runs.items():
-        dataset, ranking = run.dataset, np.asarray(run.rankings[UNRESTRICTED])
-        is_shown = ranking >= 0
-        is_miss = is_shown & (dataset.gallery_labels[ranking] != dataset.query_labels[:, None])
-        columns = {"returned": ranking[is_shown], "wrongly": ranking[is_miss]}
-        n_gallery = len(dataset.gallery)
+        ranking, is_miss = _misses(run)
+        columns = {"returned": ranking[ranking >= 0], "wrongly": ranking[is_miss]}
+        n_gallery = len(run.dataset.gallery)
         counts[name] = pd.DataFrame(
             {key: np.bincount(images, minlength=n_gallery) for key, images in columns.items()}
         )
     return counts
+
+
+def _misses(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(n_queries, 10) the gallery position of each result, or -1, and whether it is a miss."""
+    ranking, dataset = np.asarray(run.rankings[UNRESTRICTED]), run.dataset
+    is_other = dataset.gallery_labels[ranking] != dataset.query_labels[:, None]
+    return ranking, (ranking >= 0) & is_other
 
 
 def hub_table(runs: dict[str, Run]) -> pd.DataFrame:

@@ -1,8 +1,4 @@
-"""Why queries match their results: heat maps over both images, and tests whether they are right.
-
-`explain_runs` writes the test results of a study's networks to `explanations.csv`; all other
-functions draw, tabulate or describe them.
-"""
+"""Why queries match their results: heat maps over both images, and tests whether they are right."""
 
 import functools
 import itertools
@@ -42,14 +38,10 @@ CURVE_LOOKS = {
 
 
 def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, Explanation]:
-    """Explain the unrestricted search of all networks with this kind of map; cached.
+    """Explain the unrestricted search of all networks, with their first seed, by maps of a kind.
 
-    Args:
-        runs: their first seed under their first protocol is explained; baselines are left out.
-        kind: "similarity", or "attention" for networks with attention pooling.
-
-    Raises:
-        StudyError: as for `explain.explain_queries`, or a network or its embeddings are missing.
+    The kind "attention" is only for networks with attention pooling. Cached. StudyError as for
+    `explain.explain_queries`, or if a network or its embeddings are missing.
     """
     return {
         name: explain.explain_queries(
@@ -110,11 +102,7 @@ def compare(rows: pd.DataFrame) -> str:
 
 
 def verdicts(rows: pd.DataFrame) -> str:
-    """The outcome of each test, as a list, and what the tests cover; empty without any.
-
-    Args:
-        rows: from `explain_runs`.
-    """
+    """The outcome of each test, from `explain_runs`, as a list, and what the tests cover."""
     if rows.empty:
         return ""
     lines = []
@@ -168,20 +156,17 @@ def pairs(
     first, *others = explanations.values()
     shared = functools.reduce(np.intersect1d, [other.queries for other in others], first.queries)
     queries = first.queries[np.isin(first.queries, shared)][:most]
-    rows = [[]]
-    for query in queries:
-        rows[0] += [montages.query_tile(dataset, query), None, None]
+    rows = [[tile for q in queries for tile in (montages.query_tile(dataset, q), None, None)]]
     for explanation in explanations.values():
-        places = [explanation.queries.tolist().index(query) for query in queries]
-        results, maps = explanation.results[places], explanation.maps
-        result_tiles = zip(queries, results, explanation.similarities[places], strict=True)
-        tiles = zip(
-            montages.under_maps(dataset, dataset.queries[queries], maps.query[places]),
-            [montages.result_tile(dataset, *pair) for pair in result_tiles],
-            montages.under_maps(dataset, dataset.gallery[results], maps.result[places]),
-            strict=True,
-        )
-        rows.append([tile for three in tiles for tile in three])
+        row, maps = [], explanation.maps
+        for query in queries:
+            place = explanation.queries.tolist().index(query)
+            result, similarity = explanation.results[place], explanation.similarities[place]
+            images = dataset.images[[dataset.queries[query], dataset.gallery[result]]]
+            overlays = map(montages.overlay, images, (maps.query[place], maps.result[place]))
+            query_map, result_map = map(montages.Tile, overlays)
+            row += [query_map, montages.result_tile(dataset, query, result, similarity), result_map]
+        rows.append(row)
     names = ["", *explanations]
     figure = montages.montage(rows, names)
     inch = 1 / figure.get_figheight()

@@ -1,7 +1,4 @@
-"""The gains of relevance feedback in a report: rows in a file, a table, a figure and a text.
-
-`measure_runs` measures all runs of a study and writes `feedback.csv`; all other functions read it.
-"""
+"""The gains of relevance feedback in a report: rows in a file, a table, a figure and a text."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -38,12 +35,8 @@ def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Measure the gains of feedback for a study's runs, and write reports/<study>/feedback.csv.
 
     Architectures and baselines are measured with the first seed and the first protocol; cached.
-
-    Returns:
-        The rows of `summarise`, with the columns that `gains.read` adds.
-
-    Raises:
-        StudyError: the embeddings of a run are missing.
+    The rows are those of `summarise`, with the columns that `gains.read` adds. StudyError if the
+    embeddings of a run are missing.
     """
     measured = {name: measure_feedback(run.embeddings) for name, run in runs.items()}
     return gains.save(summarise(study, measured), study, FILE)
@@ -58,16 +51,14 @@ def read_weights(study: str, architecture: str) -> Rocchio | None:
 def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
     """Means over the queries of each run and round, with their intervals and the paired test.
 
-    Args:
-        measured: from `measure_feedback`, by architecture.
+    `measured` is from `measure_feedback`, by architecture.
 
     Returns:
         One row per architecture and round: with_feedback and without_feedback (mAPs on the same
         images) and gain (their difference), as in `gains.mean_row`, but for round 0, where both
         are the same query, the gain's interval is a point and p is NaN; n_left_out (queries without
-        a relevant image left), marked and positive (how many images a query has marked so far, and
-        how many of these are positive examples: means over all queries), and the weights of
-        `Rocchio`.
+        a relevant image left), marked and positive (means over all queries of the images marked so
+        far, and of the positive examples among them), and the weights of `Rocchio`.
     """
     rows = []
     for architecture, scores in measured.items():
@@ -97,8 +88,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 def figure(rows: pd.DataFrame) -> Figure | None:
     """mAP by round, one colour per architecture: solid with feedback, dashed without.
 
-    Args:
-        rows: from `measure_runs`; without any, there is no figure.
+    Without rows, which are from `measure_runs`, there is no figure.
     """
     if rows.empty:
         return None
@@ -126,8 +116,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
 def describe(rows: pd.DataFrame) -> str:
     """What marking results once does to the mAP of each architecture, in a sentence.
 
-    Args:
-        rows: from `measure_runs`; without a round of feedback, the text is empty.
+    Without a round of feedback in the rows, which are from `measure_runs`, it is empty.
     """
     if rows.empty or rows["round"].max() == 0:
         return ""

@@ -98,10 +98,8 @@ def pairs(runs: dict[str, Run], points: pd.DataFrame) -> pd.DataFrame:
 def best_points(points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
     """The best point of each architecture, and which others may be as good, in words.
 
-    Args:
-        points: from `points_table`.
-        compared: from `pairs`.
-        note: from `sentences.between_seeds`, shown if the tests do not cover seeds.
+    `points` are from `points_table`, `compared` from `pairs`; `note`, from
+    `sentences.between_seeds`, is shown if the tests do not cover seeds.
     """
     groups = points.groupby(ARCHITECTURE, sort=False)
     return "\n\n".join(_best_point(name, group, compared, note) for name, group in groups)

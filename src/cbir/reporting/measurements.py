@@ -37,11 +37,10 @@ def per_query(
     frames = []
     for state in states:
         view = state.embeddings.dataset
-        place = {"study": study, "architecture": architecture, "variant": variant or None}
-        place |= {"seed": state.seed, "draw": view.draw, "epoch": state.epoch}
-        place |= {"protocol": view.protocol}
+        place = [study, architecture, variant or None, state.seed, view.draw, state.epoch]
         for evaluation in state.evaluations:
-            frames.append(evaluation.per_query.assign(**place, search=evaluation.search))
+            where = zip(PLACE, [*place, view.protocol, evaluation.search], strict=True)
+            frames.append(evaluation.per_query.assign(**dict(where)))
     frame = pd.concat(frames, ignore_index=True).astype(INTEGERS | {"variant": "str"})
     return frame[[*PLACE, *frame.columns.drop(PLACE)]]
 
@@ -110,9 +109,8 @@ def _limits(
 def sort(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of metrics.csv in their fixed order; empty cells come first."""
     rows = rows.astype(INTEGERS | {"k": "Int64", "n_queries": "Int64"})
-    return rows.sort_values(COLUMNS[: COLUMNS.index("value")], na_position="first").reset_index(
-        drop=True
-    )
+    order = COLUMNS[: COLUMNS.index("value")]
+    return rows.sort_values(order, na_position="first").reset_index(drop=True)
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
@@ -130,9 +128,8 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Rows of a metrics.csv; names that look like numbers stay text."""
     names = ["study", "architecture", "variant", "protocol", "search", "metric", "class"]
     # A class may be called NA, so only an empty field counts as empty.
-    rows = pd.read_csv(
-        path, dtype=dict.fromkeys(names, "str"), keep_default_na=False, na_values=[""]
-    )
+    empty = {"keep_default_na": False, "na_values": [""]}
+    rows = pd.read_csv(path, dtype=dict.fromkeys(names, "str"), **empty)
     for name in rows.columns.intersection(names):
         rows[name] = rows[name].str.replace(numbers.FORMULA_AS_TEXT, "", regex=True)
     return rows

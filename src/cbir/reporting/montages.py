@@ -167,16 +167,14 @@ def retrieved(
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        first_note = dict.fromkeys(neighbours, "") | dict.fromkeys([*neighbours][:1], note)
-        by_name = note if isinstance(note, dict) else first_note
-        for name in by_name:
-            is_first, (rankings, similarities) = name == next(iter(by_name)), neighbours[name]
+        is_dict = isinstance(note, dict)
+        by_name = note if is_dict else dict(zip_longest(neighbours, [note], fillvalue=""))
+        for place, (name, text) in enumerate(by_name.items()):
+            rankings, similarities = neighbours[name]
             results = enumerate(zip(rankings[query], similarities[query], strict=True), start=1)
             tiles = [result_tile(dataset, query, *result, rank) for rank, result in results]
-            rows.append([query_tile(dataset, query) if is_first else None, *tiles])
-            names.append(
-                "\n".join(filter(None, [name if len(neighbours) > 1 else "", by_name[name]]))
-            )
+            rows.append([None if place else query_tile(dataset, query), *tiles])
+            names.append("\n".join(filter(None, [name if len(neighbours) > 1 else "", text])))
     return montage(rows, names)
 
 
@@ -195,8 +193,7 @@ def side_by_side(
     for rankings, similarities in neighbours.values():
         row = []
         for text, query in queries.items():
-            is_first = not rows
-            row.append(replace(query_tile(dataset, query), above=text) if is_first else None)
+            row.append(None if rows else replace(query_tile(dataset, query), above=text))
             results = zip(rankings[query][:most], similarities[query], strict=False)
             tiles = [result_tile(dataset, query, *result) for result in results]
             row += [tile and replace(tile, above="", below="") for tile in tiles]
@@ -248,25 +245,19 @@ def hubs(dataset: Dataset, counts: dict[str, pd.DataFrame], most: int = 10) -> F
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
     """An image with this side: its pixels repeated if possible, otherwise resampled."""
     if side % len(image) == 0:
-        return enlarge(image, side)
+        return _enlarge(image, side)
     return np.asarray(Image.fromarray(image).resize((side, side)))
 
 
-def enlarge(image: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
+def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
     """An image with each pixel repeated until its side has at least `side` pixels."""
     times = -(-side // len(image))
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def under_maps(dataset: Dataset, positions: np.ndarray, maps: np.ndarray) -> list[Tile]:
-    """Images of a data set, each under its heat map."""
-    images = dataset.images[positions]
-    return [Tile(overlay(image, map_)) for image, map_ in zip(images, maps, strict=True)]
-
-
 def overlay(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """An image, enlarged, under a (h, w) heat map of values from 0 to 1."""
-    image = enlarge(image)
+    image = _enlarge(image, MAP_SIDE)
     colours = 255 * plt.get_cmap(HEAT)(enlarge_map(map_, len(image)))[..., :3]
     return (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
 

@@ -128,13 +128,13 @@ def citation(study: str) -> str:
 
 def describe_network(network: "Network") -> str:
     """A network's initial weights and trained layers, in two or three sentences."""
-    weights, parameters = network.weights, network.parameters
+    weights, train = network.weights, network.parameters["train"]
     start = "random weights"
     if weights.path:
         name = weights_name({"source": weights.source, "started from": weights.sha256})
         start = f"the weights `{name}` (SHA-256 {_first_digits(weights.sha256)})"
-    text = f"It starts from {start}. Training changes {_trained_layers(parameters['train'])}."
-    if parameters["was_frozen"] and parameters["train"] != "head":
+    text = f"It starts from {start}. Training changes {_trained_layers(train)}."
+    if network.parameters["was_frozen"] and train != "head":
         text += " The head is trained first, and batch normalisation stays in inference mode."
     return text
 
@@ -185,7 +185,8 @@ def _settings(run: Run) -> dict:
 
 def trained_on(summary: dict) -> str:
     """Machine and versions of a training in a summary, as far as they differ from the run's."""
-    place = summary.get("trained_on") or {"machine": None, "versions": {}}
+    if not (place := summary.get("trained_on")):
+        return ""
     machine = [machine_name(place["machine"])] if place["machine"] else []
     return ", ".join(machine + [f"{name} {value}" for name, value in place["versions"].items()])
 
@@ -204,11 +205,11 @@ def epochs(summary: dict, epoch: int | None = None) -> str:
 
 def weights_name(weights: dict) -> str:
     """What a summary's `weights` are: `random`, `ImageNet`, a study, a file's name."""
-    source = weights["source"]
+    source, known = weights["source"], KNOWN_WEIGHTS.get(weights.get("started from"))
     names = {"none": RANDOM, "imagenet": IMAGENET}
-    if known := KNOWN_WEIGHTS.get(weights.get("started from")):
-        return known
-    return source if source.startswith(STUDY_PREFIX) else names.get(source, Path(source).name)
+    if known or source.startswith(STUDY_PREFIX):
+        return known or source
+    return names.get(source, Path(source).name)
 
 
 def weights_and_digest(weights: dict) -> str:
@@ -234,44 +235,37 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
     A grid is named by its architecture if all its runs started from the same weights. `runs` are a
     study's runs, or their entries in its manifest.
     """
-    summaries = {name: run.summary if isinstance(run, Run) else run for name, run in runs.items()}
-    files = {name: row["vectors"] for name, row in summaries.items() if row.get("vectors")}
-    vectors = [
-        f"The vectors of {name} were made elsewhere: {Path(file['source']).name} "
-        f"(SHA-256 {_first_digits(file['sha256'])})."
-        for name, file in files.items()
-    ]
-    return " ".join(filter(None, [_initial_weights(summaries), *vectors]))
-
-
-def _initial_weights(summaries: Mapping[str, dict]) -> str:
-    table = pd.DataFrame(
-        [
-            (name, parse_point(name, summary["variant"])[0], _origin(summary["weights"], True))
-            for name, summary in summaries.items()
-            if summary.get("weights")
-        ],
-        columns=["name", "architecture", "start"],
-    )
+    rows, texts = [], []
+    for name, run in runs.items():
+        summary = run.summary if isinstance(run, Run) else run
+        if weights := summary.get("weights"):
+            architecture, _ = parse_point(name, summary["variant"])
+            rows.append((name, architecture, _origin(weights, has_digest=True)))
+        if file := summary.get("vectors"):
+            texts.append(
+                f"The vectors of {name} were made elsewhere: {Path(file['source']).name} "
+                f"(SHA-256 {_first_digits(file['sha256'])})."
+            )
+    table = pd.DataFrame(rows, columns=["name", "architecture", "start"])
     starts = table["start"].unique()
-    if len(starts) < 2:
+    if len(starts) == 1:
         no_imagenet = " No ImageNet weights were used." if "from random weights" in starts else ""
-        return f"All networks started {starts[0]}.{no_imagenet}" if len(starts) else ""
-    is_mixed = table.groupby("architecture")["start"].transform("nunique") > 1
-    labels = table["name"].where(is_mixed, table["architecture"]).groupby(table["start"])
-    parts = [f"{start}: {', '.join(names.unique())}" for start, names in labels]
-    return f"Started {'; '.join(parts)}."
+        texts.insert(0, f"All networks started {starts[0]}.{no_imagenet}")
+    elif len(starts):
+        is_mixed = table.groupby("architecture")["start"].transform("nunique") > 1
+        labels = table["name"].where(is_mixed, table["architecture"]).groupby(table["start"])
+        parts = [f"{start}: {', '.join(names.unique())}" for start, names in labels]
+        texts.insert(0, f"Started {'; '.join(parts)}.")
+    return " ".join(texts)
 
 
 def pretrained_warning(runs: dict[str, Run]) -> str:
     """A warning if unseen classes may have been seen in pretraining or elsewhere; else empty."""
-    pretrained, elsewhere = [], []
-    for name, run in runs.items():
-        if "unseen_classes" in run.summary["measurement"]["protocols"]:
-            if "weights" in run.summary and run.summary["weights"]["started from"] != "random":
-                pretrained.append(name)
-            if "vectors" in run.summary:
-                elsewhere.append(name)
+    unseen = {name: run.summary for name, run in runs.items()
+              if "unseen_classes" in run.summary["measurement"]["protocols"]}  # fmt: skip
+    weights = {name: one["weights"] for name, one in unseen.items() if "weights" in one}
+    pretrained = [name for name, one in weights.items() if one["started from"] != "random"]
+    elsewhere = [name for name, one in unseen.items() if "vectors" in one]
     warnings = []
     if pretrained:
         warnings.append(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,20 +99,14 @@ class Run:
             raise self._error("the pictures have changed since the run")
         return protocols.view(dataset, self.protocol)
 
-    @property
-    def picture_folder(self) -> Path | None:
-        """The folder of the pictures, relative to the project's; None if they are not files."""
-        name = self.summary["dataset"]["parameters"]["dataset"]
-        folder = dataset_folder(name)
-        has_files = name not in PACKAGED or (project_root() / folder).is_dir()
-        return folder if has_files else None
-
     @functools.cached_property
     def image_names(self) -> list[str]:
         """Paths of the images, relative to the project, if they are files, else their names."""
-        folder = self.picture_folder
-        names = self.dataset.names
-        return [(folder / name).as_posix() for name in names] if folder else names
+        name, names = self.summary["dataset"]["parameters"]["dataset"], self.dataset.names
+        folder = dataset_folder(name)
+        if name in PACKAGED and not (project_root() / folder).is_dir():
+            return names
+        return [(folder / name).as_posix() for name in names]
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
@@ -185,7 +180,6 @@ def save_run(
     scores = measurements.per_query(study, architecture, states, variant)
     measurements.write_parquet(scores, folder / "per_query.parquet")
     measurements.write_csv(measurements.metrics(scores, dataset.classes), folder / "metrics.csv")
-    here = machine()
     steps = {
         **(training.artifacts if training else {}),
         "embeddings": embeddings.artifact,
@@ -217,7 +211,7 @@ def save_run(
         "seconds": {name: step.seconds for name, step in steps.items()},
         "artifacts": {name: path.as_posix() for name, path in folders.items()},
         "searches": [one.search for one in evaluations],
-        "machine": here,
+        "machine": machine(),
         "peak_memory_bytes": max(step.manifest["peak_memory_bytes"] for step in steps.values()),
     }
     if "soft" in summary["searches"]:
@@ -245,7 +239,7 @@ def save_run(
             "epochs": training.best_epoch,
             "head_epochs": training.head.best_epoch if training.head else 0,
             "training_seconds": training.seconds,
-            "trained_on": _elsewhere(training.artifact.manifest, here),
+            "trained_on": _elsewhere(training.artifact.manifest),
             "training_accuracy": evaluation.training_accuracy(states, measurement),
         }
         write_text(
@@ -328,16 +322,19 @@ def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[
     names_missing = {line.partition(":")[0] for line in missing}
     runs = {name: read_run(study, name) for name in architectures if name not in names_missing}
     shared = {
-        "images": lambda run: run.summary["dataset"]["fingerprint"],
-        "splits": lambda run: run.summary["dataset"]["parameters"],
-        "first protocol": lambda run: run.protocol,
-        "code": lambda run: run.summary.get("code"),
+        name: {
+            "images": run.summary["dataset"]["fingerprint"],
+            "splits": run.summary["dataset"]["parameters"],
+            "first protocol": run.protocol,
+            "code": run.summary.get("code"),
+        }
+        for name, run in runs.items()
     }
-    for first, (name, run) in zip(runs.values(), list(runs.items())[1:], strict=False):
-        if other := [what for what, of in shared.items() if of(run) != of(first)]:
+    for first, second in itertools.pairwise(shared):
+        if other := [key for key in shared[first] if shared[first][key] != shared[second][key]]:
             raise StudyError(
-                f"{name} and {first.architecture} in reports/{study} have different "
-                f"{', '.join(other)} and cannot be compared: run `{report_command(study)}` again"
+                f"{second} and {first} in reports/{study} have different {', '.join(other)} and "
+                f"cannot be compared: run `{report_command(study)}` again"
             )
     return runs
 
@@ -348,13 +345,14 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     Without runs, they are empty, so that nothing of an earlier report remains. `about` is further
     content of the manifest.
     """
-    metrics = [measurements.read_csv(folder / name / "metrics.csv") for name in architectures]
-    scores = [pd.read_parquet(folder / name / "per_query.parquet") for name in architectures]
-    metrics = pd.concat(metrics) if metrics else pd.DataFrame(columns=measurements.COLUMNS)
-    no_scores = pd.DataFrame(columns=[*measurements.PLACE, *measurements.QUERY])
-    scores = pd.concat(scores) if scores else no_scores
-    measurements.write_csv(measurements.sort(metrics), folder / "metrics.csv")
-    measurements.write_parquet(scores, folder / "per_query.parquet")
+    metrics = [pd.DataFrame(columns=measurements.COLUMNS)]
+    scores = [pd.DataFrame(columns=[*measurements.PLACE, *measurements.QUERY])]
+    if architectures:
+        folders = [folder / name for name in architectures]
+        metrics = [measurements.read_csv(path / "metrics.csv") for path in folders]
+        scores = [pd.read_parquet(path / "per_query.parquet") for path in folders]
+    measurements.write_csv(measurements.sort(pd.concat(metrics)), folder / "metrics.csv")
+    measurements.write_parquet(pd.concat(scores), folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
         summary, ran = _read_json(folder / name / "summary.json"), read_manifest(folder / name)
@@ -422,19 +420,16 @@ def training_place(summary: dict) -> str:
     return f" (on {machine_name(place)})" if place else ""
 
 
-def _elsewhere(manifest: dict, here: dict) -> dict:
+def _elsewhere(manifest: dict) -> dict:
     """The commit of a training, and in what its machine and versions differ from those of its run.
 
     machine is None if it is the same or unknown; versions are those that differ; commit is None if
     an earlier version of the project, which did not record it, trained the network.
     """
-    place = manifest.get("machine")
+    place, here = manifest.get("machine"), machine()
     is_here = not place or all(here[key] == place.get(key) for key in ("cpu", "cores", "gpus"))
-    differing = {
-        name: version
-        for name, version in manifest.get("versions", {}).items()
-        if version != versions().get(name)
-    }
+    trained_with = manifest.get("versions", {}).items()
+    differing = {name: value for name, value in trained_with if value != versions().get(name)}
     commit = manifest.get("git", {}).get("commit")
     return {"machine": None if is_here else place, "versions": differing, "commit": commit}
 

@@ -113,10 +113,13 @@ def protocol(name: str) -> str:
 
 def intervals(runs: dict[str, Run]) -> str:
     """What the intervals of each protocol of the study cover, a line each."""
-    measured = {name for run in runs.values() for name in run.summary["measurement"]["protocols"]}
-    return "\n".join(
-        f"- `{name}`: {INTERVAL_TEXTS[name]}" for name in INTERVAL_TEXTS if name in measured
-    )
+    measured = [name for name in INTERVAL_TEXTS if name in _protocols(runs)]
+    return "\n".join(f"- `{name}`: {INTERVAL_TEXTS[name]}" for name in measured)
+
+
+def _protocols(runs: dict[str, Run]) -> set[str]:
+    """The names of the protocols under which runs were measured."""
+    return {name for run in runs.values() for name in run.summary["measurement"]["protocols"]}
 
 
 def frozen(runs: dict[str, Run]) -> str:
@@ -175,7 +178,7 @@ def between_seeds(runs: dict[str, Run]) -> str:
     """The largest difference in mAP between two seeds of one network, for use in a sentence."""
     spreads = {}
     for name, run in networks(runs).items():
-        means = tables.average_precision_by_seed(run, "unrestricted", run.protocol).mean()
+        means = tables.average_precision_by_seed(run).mean()
         if len(means) > 1:
             spreads[name] = (means.max() - means.min(), len(means))
     if not spreads:
@@ -198,21 +201,17 @@ def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     highest = numbers.from_row(trained.iloc[0])
     text = f"**{first}** has the highest mean average precision (mAP), {highest}"
     text += f": {'; '.join(relations)}." if relations else "."
-    if not others:
-        text += " No other architecture has results."
+    text += "" if others else " No other architecture has results."
     shown = pairs[pairs["ahead"].eq(first) | pairs["behind"].eq(first)]
     if any(map(tables.is_of_networks, shown.itertuples())):
         text += " With other seeds, the order may differ."
     tied = [name for name in others if outcomes[name] == "tie"]
-    fastest = trained.loc[[first, *tied], "milliseconds"].idxmin()
-    costs = [
-        f"{trained.loc[name, 'milliseconds']:.3g} ms with {name}"
-        for name in list(dict.fromkeys([first, fastest, *others]))[:2]
-    ]
-    cost = f"Embedding an image takes {' and '.join(costs)}."
-    if tied:
-        cost = f"Among the statistically tied leaders, {fastest} is the fastest. {cost}"
-    return f"{text}\n\n{cost}"
+    milliseconds = trained["milliseconds"]
+    fastest = milliseconds[[first, *tied]].idxmin()
+    shown = list(dict.fromkeys([first, fastest, *others]))[:2]
+    costs = " and ".join(f"{milliseconds[name]:.3g} ms with {name}" for name in shown)
+    leader = f"Among the statistically tied leaders, {fastest} is the fastest. " if tied else ""
+    return f"{text}\n\n{leader}Embedding an image takes {costs}."
 
 
 def _relations(outcomes: pd.Series, whole: str = "") -> list[str]:
@@ -272,11 +271,11 @@ def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
     """Which class has the lowest mAP in `tables.first_protocol_rows`, a mean over the networks."""
-    by_class = rows[rows["class"].notna() & rows["epoch"].isna() & rows["k"].isna()]
-    is_shown = by_class["architecture"].isin(networks(runs) or runs)
-    chosen = {"metric": "mean_average_precision", "search": "unrestricted"}
-    is_shown &= (by_class[list(chosen)] == pd.Series(chosen)).all(axis=1)
-    means = by_class[is_shown].groupby("class")["value"].mean()
+    is_shown = rows["class"].notna() & rows["architecture"].isin(networks(runs) or runs)
+    # With a column `class`, only rows over all queries would be selected.
+    by_class = rows[is_shown].rename(columns={"class": "name"})
+    selected = measurements.select(by_class, **tables.QUALITY["mAP, unrestricted"])
+    means = selected.groupby("name")["value"].mean()
     return (
         f"The class with the lowest mAP is {means.idxmin()} ({means.min():.2f}), and that with the "
         f"highest is {means.idxmax()} ({means.max():.2f}), as means over the architectures."
@@ -453,9 +452,9 @@ def unseen(runs: dict[str, Run]) -> str:
 
 def published(runs: dict[str, Run]) -> pd.DataFrame:
     """mAPs from the literature that were measured under a protocol of this study, if any."""
-    protocols = {name for run in runs.values() for name in run.summary["measurement"]["protocols"]}
+    measured = _protocols(runs)
     dataset = next(iter(runs.values())).summary["dataset"]["parameters"]["dataset"]
-    rows = [row for row in PUBLISHED_MAP.items() if dataset == "cifar10" and row[0] in protocols]
+    rows = [row for row in PUBLISHED_MAP.items() if dataset == "cifar10" and row[0] in measured]
     return pd.DataFrame(rows, columns=["protocol", "mAP on CIFAR-10"])
 
 

@@ -132,10 +132,10 @@ def mean_of_classes(estimates: list[Estimate]) -> Estimate:
     these classes alone. It is missing if a class has none; a class without a value is left out.
     Source: Zou and Donner, Construction of Confidence Limits about Effect Measures (2008).
     """
-    values = np.array([[one.value, one.low, one.high] for one in estimates]).reshape(-1, 3)
-    value, low, high = values[~np.isnan(values[:, 0])].T
-    if not len(value):
-        return Estimate(np.nan)
+    ends = [(one.value, one.low, one.high) for one in estimates if not math.isnan(one.value)]
+    if not ends:
+        return Estimate(math.nan)
+    value, low, high = np.array(ends).T
     mean, (below, above) = value.mean(), np.linalg.norm([value - low, high - value], axis=1)
     return Estimate(mean, mean - below / len(value), mean + above / len(value))
 
@@ -146,9 +146,9 @@ def costs(runs: dict[str, Run]) -> pd.DataFrame:
     for name, run in runs.items():
         summary, speed = run.summary, run.summary["speed"]
         columns[name] = [
-            summary["size"]["total"] / 1e6 if "size" in summary else float("nan"),
+            summary.get("size", {}).get("total", math.nan) / 1e6,
             summary["embedding_dim"],
-            summary.get("training_seconds", float("nan")),
+            summary.get("training_seconds", math.nan),
             speed["images_per_second"],
             speed["query_milliseconds"],
             summary["index_bytes"] / 1e6,
@@ -198,25 +198,15 @@ def is_of_networks(pair) -> bool:
     return not (pair.covers_seeds or math.isnan(pair.p))
 
 
-def average_precision(run: Run, search: str, protocol: str) -> pd.Series:
-    """Average precision of each (draw and) query in the final state, averaged over the seeds."""
-    rows = select(run.per_query, search=search, protocol=protocol)
-    place = "query" if rows["draw"].isna().all() else ["draw", "query"]
-    return rows.groupby(place)["average_precision"].mean()
-
-
-def average_precision_by_seed(run: Run, search: str, protocol: str) -> pd.DataFrame:
-    """Average precision of each query (rows) and seed (columns) in the final state."""
-    rows = select(run.per_query, search=search, protocol=protocol)
+def average_precision_by_seed(run: Run, search: str = "unrestricted") -> pd.DataFrame:
+    """Average precision of each query (rows) and seed (columns) under the first protocol."""
+    rows = select(run.per_query, search=search, protocol=run.protocol)
     return rows.pivot(index="query", columns="seed", values="average_precision")
 
 
 def pairs(runs: dict[str, Run]) -> pd.DataFrame:
     """`uncertainty.compare` of all runs, query by query, in average precision (unrestricted)."""
-    scores = {
-        name: average_precision_by_seed(run, "unrestricted", run.protocol)
-        for name, run in runs.items()
-    }
+    scores = {name: average_precision_by_seed(run) for name, run in runs.items()}
     baselines = [name for name, run in runs.items() if run.is_baseline]
     return uncertainty.compare(scores, baselines=baselines)
 
@@ -243,17 +233,11 @@ def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
     order = table["mAP"].map(lambda estimate: -estimate.value).sort_values(kind="stable").index
     letters = dict(zip(order, itertools.chain(LETTERS, itertools.repeat("")), strict=False))
     outcomes = uncertainty.pair_outcomes(compared, order)
-    marks = [
-        "".join(
-            SUPERSCRIPTS[letters[other]] for other in order if outcomes.loc[name, other] == "win"
-        )
-        for name in order
-    ]
+    for name in order:
+        beaten = order[outcomes.loc[name, order] == "win"]
+        marks = "".join(SUPERSCRIPTS[letters[other]] for other in beaten)
+        table.at[name, "mAP"] = replace(table.at[name, "mAP"], marks=f" {marks}" * bool(marks))
     table = table.loc[order].rename_axis("architecture").reset_index()
-    table["mAP"] = [
-        replace(estimate, marks=f" {mark}" * bool(mark))
-        for estimate, mark in zip(table["mAP"], marks, strict=True)
-    ]
     table.insert(0, "letter", [letters[name] for name in order])
     return table
 
@@ -266,7 +250,7 @@ def search_pairs(runs: dict[str, Run]) -> pd.DataFrame:
     compared = []
     for name, run in runs.items():
         for searches in COMPARED_SEARCHES if "label_lookup" in run.summary["searches"] else ():
-            by_seed = {one: average_precision_by_seed(run, one, run.protocol) for one in searches}
+            by_seed = {one: average_precision_by_seed(run, one) for one in searches}
             rows = uncertainty.compare(by_seed, same_networks=True)
             compared.append(rows.assign(architecture=name))
     compared = compared or [uncertainty.compare({}).assign(architecture="")]
@@ -326,9 +310,8 @@ def definitions(scores: pd.DataFrame) -> pd.DataFrame:
 def seeds(runs: dict[str, Run]) -> pd.DataFrame:
     """How the mAP of the unrestricted search differs between seeds, a row per architecture."""
     selected = QUALITY["mAP, unrestricted"]
-    rows = pd.concat(
-        [select(run.metrics, protocol=run.protocol, **selected) for run in runs.values()]
-    )
+    by_run = [select(run.metrics, protocol=run.protocol, **selected) for run in runs.values()]
+    rows = pd.concat(by_run)
     rows["half"] = (rows["ci_high"] - rows["ci_low"]) / 2
     groups = rows.groupby("architecture", sort=False)
     columns = {"seeds": "size", "mean": "mean", "lowest": "min", "highest": "max"}
@@ -351,11 +334,6 @@ def classification(embeddings: Embeddings) -> pd.DataFrame:
         names.append("mean over classes")
     index = pd.Index(names, name="class")
     return pd.DataFrame(rows, index, ["queries", "right", "accuracy"])
-
-
-def histories(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
-    """A row per epoch of the first seed, by architecture; baselines have none."""
-    return {name: run.history for name, run in networks(runs).items()}
 
 
 def stages(history: pd.DataFrame) -> pd.DataFrame:
@@ -409,7 +387,7 @@ def with_and_without_leaks(runs: dict[str, Run], leaking: pd.DataFrame) -> pd.Da
     """mAP of the unrestricted search over all queries, and without those of `leaks.find_leaks`."""
     table, leaking_queries = {}, shared_dataset(runs).queries[leaking["query"].unique()]
     for name, run in runs.items():
-        scores = average_precision(run, "unrestricted", run.protocol)
+        scores = average_precision_by_seed(run).mean(axis=1)
         clean = scores[~scores.index.isin(leaking_queries)]
         means = uncertainty.intervals(pd.DataFrame({"all": scores, "without": clean}))
         table[name] = {

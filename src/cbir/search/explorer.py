@@ -415,7 +415,7 @@ def _page(searcher: Searcher, choice: dict) -> dict:
     run, dataset = searcher.run, searcher.run.dataset
     positions = np.arange(len(dataset.queries))
     if choice["order"] == WORST:
-        scores = tables.average_precision(run, "unrestricted", run.protocol)
+        scores = tables.average_precision_by_seed(run).mean(axis=1)
         worst = scores.sort_values(kind="stable").index
         positions = np.searchsorted(dataset.queries, worst)
     if choice["label"]:
