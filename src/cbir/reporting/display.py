@@ -62,8 +62,7 @@ TEMPLATES = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 
-# Figures are laid out with the font that matplotlib brings along, which is a wide one, and shown
-# with the reader's.
+# Figures are laid out with matplotlib's own font, which is a wide one, and shown with the reader's.
 FONT = "DejaVu Sans"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 # How much wider than the box in its place a letter of Chinese, Japanese or Korean is, in ems.

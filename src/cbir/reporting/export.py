@@ -16,13 +16,7 @@ from cbir.images.dataset import Dataset
 from cbir.networks.vector_files import PATH, PROBABILITIES, VECTOR
 from cbir.progress import progress
 from cbir.reporting import examples, measurements
-from cbir.reporting.runs import (
-    Run,
-    read_manifest,
-    read_run,
-    run_folder,
-    shared_dataset,
-)
+from cbir.reporting.runs import Run, read_manifest, read_run, run_folder, shared_dataset
 from cbir.retrieval import ranking
 from cbir.retrieval.evaluation import N_RESULTS
 from cbir.retrieval.projections import project
@@ -43,10 +37,10 @@ def export_study(study: str) -> list[Path]:
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.parquet"):
         path.unlink()
-    paths = {name: folder / f"{name}.parquet" for name in runs}
-    for name, path in paths.items():
-        measurements.write_parquet(table(runs[name], images), path)
-    return [*paths.values()]
+    paths = [folder / f"{name}.parquet" for name in runs]
+    for run, path in zip(runs.values(), paths, strict=True):
+        measurements.write_parquet(table(run, images), path)
+    return paths
 
 
 def table(run: Run, images: list[bytes]) -> pd.DataFrame:
@@ -56,15 +50,18 @@ def table(run: Run, images: list[bytes]) -> pd.DataFrame:
 
     Returns:
         A row per image, in the order of `Dataset.images`: path (as in `Run.image_names`), image (a
-        JPEG file), class, split (as from `splits`), average_precision (of the unrestricted search;
-        NaN except for queries), predicted_class (only with a classifier), x and y (the first two
-        principal components), neighbours (as from `neighbours`), vector (of unit length),
-        probabilities (only with a classifier).
+        JPEG file), class, split ("training", "validation" and "query", the others "gallery"),
+        average_precision (of the unrestricted search; NaN except for queries), predicted_class
+        (only with a classifier), x and y (the first two principal components), neighbours (as from
+        `neighbours`), vector (of unit length), probabilities (only with a classifier).
     """
     dataset, embeddings = run.dataset, run.embeddings
     classes, scores = np.array(dataset.classes), examples.query_scores(run)
     frame = pd.DataFrame({PATH: run.image_names, "image": images, "class": classes[dataset.labels]})
-    frame["split"] = splits(dataset)
+    frame["split"] = "gallery"
+    parts = {"query": dataset.queries, "training": dataset.train, "validation": dataset.validation}
+    for name, positions in parts.items():
+        frame.loc[positions, "split"] = name
     frame.loc[scores["query"], "average_precision"] = scores["average_precision"].to_numpy()
     if embeddings.probabilities is not None:
         frame["predicted_class"] = classes[embeddings.probabilities.argmax(axis=1)]
@@ -74,15 +71,6 @@ def table(run: Run, images: list[bytes]) -> pd.DataFrame:
     if embeddings.probabilities is not None:
         frame[PROBABILITIES] = list(embeddings.probabilities)
     return frame
-
-
-def splits(dataset: Dataset) -> np.ndarray:
-    """(n,) what each image is used for: "training", "validation", "query", else "gallery"."""
-    names = np.full(len(dataset.labels), "gallery", object)
-    parts = {"query": dataset.queries, "training": dataset.train, "validation": dataset.validation}
-    for name, positions in parts.items():
-        names[positions] = name
-    return names
 
 
 def neighbours(dataset: Dataset, vectors: np.ndarray) -> list[dict[str, list]]:

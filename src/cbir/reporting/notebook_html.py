@@ -20,9 +20,9 @@ from cbir.cache import write_text
 from cbir.reporting.display import HIT, INK, LINE, MISS, NEUTRAL, TEMPLATES
 from cbir.reporting.runs import read_manifest
 
-# The folders in a report with copies of its tables and figures.
-TABLES, FIGURES = "tables", "figures"
 FIGURE = "image/svg+xml"
+# The type and the ending of the copies in the folders figures/ and tables/ of a report.
+COPIES = {"figure": (FIGURE, "svg"), "table": ("text/csv", "csv")}
 # The variables in colours.css of the colours of a figure.
 ALL_COLOURS = {INK: "ink", NEUTRAL: "soft", LINE: "line"}
 SHAPE_COLOURS = ALL_COLOURS | {"#ffffff": "paper"}
@@ -42,11 +42,9 @@ _LINK = re.compile(r'<a\b[^>]*\bhref="(?!#|https?://)([^"]*)"[^>]*>(.*?)</a>', r
 def write_page(
     notebook: Path, page: Path, *, report: str, title: str, links: list[tuple[str, str]]
 ) -> None:
-    """Write the HTML page of an executed notebook, and its tables as CSV to `tables/` beside it.
+    """Write the HTML page of an executed notebook, and its tables and figures to files beside it.
 
     Args:
-        notebook: the executed notebook.
-        page: the HTML file.
         report: the study's name, shown before the links.
         title: title of the browser window.
         links: (name, file name) of all pages of the report, including this one.
@@ -131,20 +129,14 @@ def log_of(notebook: Path) -> str:
 
 
 def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
-    """The HTML of a page on its own: without links to other files.
+    """The HTML of a page from `write_page` on its own: without links to other files.
 
-    Args:
-        page: an HTML file that `write_page` wrote.
-        kept: the names of files that stay beside the copy, so that links to them stay, too.
-        note: a text in Markdown for the end of the copy.
-
-    Returns:
-        At most `LARGEST_COPY` bytes in UTF-8: if necessary, texts take the place of the largest
-        figures.
+    It has at most `LARGEST_COPY` bytes in UTF-8: if necessary, texts take the place of the largest
+    figures. Links to the files `kept` stay; `note` is a text in Markdown for the end.
     """
     html = page.read_text("utf-8")
     html = re.sub(r'<nav\b[^>]*class="pages".*?</nav>', "", html, flags=re.DOTALL)
-    files = rf'<a\b[^>]*href="(?:{TABLES}|{FIGURES})/[^"]*"[^>]*>.*?</a>'
+    files = rf'<a\b[^>]*href="(?:{"|".join(COPIES)})s/[^"]*"[^>]*>.*?</a>'
     html = re.sub(files, "", html, flags=re.DOTALL)
     html = _LINK.sub(lambda link: link[0] if link[1] in kept else link[2], html)
     html = html.replace("</main>", f"{markdown2html(note)}\n</main>", 1)
@@ -173,59 +165,46 @@ def _add_figures(outputs: list, page: Path) -> None:
     """Number figures, write each to a file, and pass the metadata of `display.show` on."""
     # Streams and errors have no data.
     figures = [output for output in outputs if FIGURE in output.get("data", {})]
-    about_figures = [{"alt": "", **output.metadata.get(FIGURE, {})} for output in figures]
-    anchors, contents = _anchors([about["alt"] for about in about_figures], "figure"), {}
-    for number, (output, about) in enumerate(zip(figures, about_figures, strict=True), 1):
-        drawing, anchor = output.data[FIGURE], anchors[number - 1]
-        file = f"{page.stem}-{anchor}.svg"
-        contents[file] = drawing.encode()
-        about |= {
-            "name": f"Figure {number}", "anchor": f"figure-{anchor}",
-            "file": f"{FIGURES}/{quote(file)}",
-            "source": _data_url(drawing),
-        }  # fmt: skip
-        output.metadata["figure"] = about
-    _write_files(page, FIGURES, contents)
+    for output in figures:
+        about = {"alt": "", **output.metadata.get(FIGURE, {})}
+        output.metadata["figure"] = about | {"source": _data_url(output.data[FIGURE])}
+    captions = [output.metadata["figure"]["alt"] for output in figures]
+    _write_copies(page, "figure", figures, captions)
 
 
 def _add_tables(outputs: list, page: Path) -> None:
     """Number tables, and write the CSV file of each."""
-    tables = [
-        (output, output.metadata["text/html"]["caption"])
-        for output in outputs
-        if "caption" in output.get("metadata", {}).get("text/html", {})
-    ]
-    anchors, contents = _anchors([caption for _, caption in tables], "table"), {}
-    for number, ((output, caption), anchor) in enumerate(zip(tables, anchors, strict=True), 1):
-        file = f"{page.stem}-{anchor}.csv"
-        contents[file] = output.data["text/csv"].encode()
-        about = {"name": f"Table {number}", "caption": caption, "anchor": f"table-{anchor}"}
-        output.metadata["table"] = about | {"file": f"{TABLES}/{quote(file)}"}
-    _write_files(page, TABLES, contents)
+    about = [output.get("metadata", {}).get("text/html", {}) for output in outputs]
+    tables = [output for output, its in zip(outputs, about, strict=True) if "caption" in its]
+    captions = [its["caption"] for its in about if "caption" in its]
+    for output, caption in zip(tables, captions, strict=True):
+        output.metadata["table"] = {"caption": caption}
+    _write_copies(page, "table", tables, captions)
 
 
-def _anchors(captions: list[str], kind: str) -> list[str]:
-    """The words of each caption, joined by underscores, for anchors and the names of files."""
-    names = []
-    for caption in captions:
+def _write_copies(page: Path, kind: str, outputs: list, captions: list[str]) -> None:
+    """Number outputs of a kind, write each to a file, and remove the page's earlier files.
+
+    Anchors and files are named by the words of the captions, joined by underscores.
+    """
+    folder, anchors, (part, ending) = page.parent / f"{kind}s", [], COPIES[kind]
+    for number, (output, caption) in enumerate(zip(outputs, captions, strict=True), 1):
         words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:LONGEST_NAME] or kind
-        name, copy = words, 1
-        while name in names:
+        anchor, copy = words, 1
+        while anchor in anchors:
             copy += 1
-            name = f"{words}_{copy}"
-        names.append(name)
-    return names
-
-
-def _write_files(page: Path, kind: str, contents: dict[str, bytes]) -> None:
-    """Write copies of a page's tables or figures, and remove the page's earlier ones."""
-    folder = page.parent / kind
-    if contents:
+            anchor = f"{words}_{copy}"
+        anchors.append(anchor)
+        file = f"{page.stem}-{anchor}.{ending}"
         folder.mkdir(exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
+        (folder / file).write_bytes(output.data[part].encode())
+        output.metadata[kind] |= {
+            "name": f"{kind.capitalize()} {number}", "anchor": f"{kind}-{anchor}",
+            "file": f"{folder.name}/{quote(file)}",
+        }  # fmt: skip
+    names = [f"{page.stem}-{anchor}.{ending}" for anchor in anchors]
     for path in copies_of(page):
-        if path.parent == folder and path.name not in contents:
+        if path.parent == folder and path.name not in names:
             path.unlink()
 
 
@@ -234,7 +213,7 @@ def copies_of(page: Path) -> list[Path]:
 
     They are named `<page>-<words>`: the last hyphen ends the page's name.
     """
-    files = [path for kind in (TABLES, FIGURES) for path in (page.parent / kind).glob("*-*")]
+    files = [path for kind in COPIES for path in (page.parent / f"{kind}s").glob("*-*")]
     return [path for path in files if path.stem.rpartition("-")[0] == page.stem]
 
 

@@ -41,10 +41,7 @@ def publish_study(root: Path, study: str) -> Path:
     """Copy a finished report's numbers and comparison page into reports/published/<study>/.
 
     Its figure is drawn, and paths of this machine become names of files. Published runs that the
-    report lacks are kept.
-
-    Raises:
-        StudyError: the study is a trial, unfinished, or does not fit its published runs.
+    report lacks are kept. StudyError for a trial, an unfinished report, or runs that do not fit.
     """
     source, folder = root / "reports" / study, root / "reports" / "published" / study
     finished = _finished_manifest(source)
@@ -162,11 +159,10 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
 def write_results(root: Path) -> bool:
     """Write docs/results.md; return whether it changed."""
     path, text = root / RESULTS, results_page(root)
-    if path.exists() and path.read_text("utf-8") == text:
-        return False
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, text)
-    return True
+    if is_new := not path.exists() or path.read_text("utf-8") != text:
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text)
+    return is_new
 
 
 def results_page(root: Path) -> str:
@@ -183,11 +179,12 @@ def results_page(root: Path) -> str:
 def _section(folder: Path) -> dict[str, str]:
     """The content of a study's section."""
     manifest, rows = read_manifest(folder), measurements.read_csv(folder / "metrics.csv")
-    runs, data, machine = manifest["architectures"], manifest["data"], manifest["machine"]
+    runs, data, machines = manifest["architectures"], manifest["data"], {}
     protocol, notes = next(iter(runs.values()))["parameters"]["protocols"][0], folder / "notes.md"
-    machines = {}
     for name, run in runs.items():
-        machines.setdefault(_describe_machine(run.get("machine") or machine), []).append(name)
+        machine = run.get("machine") or manifest["machine"]
+        text = ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
+        machines.setdefault(text, []).append(name)
     measured_on = [
         text if len(machines) == 1 else f"{text} ({', '.join(names)})"
         for text, names in machines.items()
@@ -209,32 +206,22 @@ def _results_table(rows: pd.DataFrame, runs: dict[str, dict]) -> pd.DataFrame:
     """A row per run, and per measured state of it."""
     table = []
     for name, run in runs.items():
-        run_rows = rows[rows["architecture"] == name]
+        run_rows, weights = rows[rows["architecture"] == name], run["weights"]
         architecture, _ = parse_point(name, run["variant"])
-        weights = provenance.weights_and_digest(run["weights"]) if run["weights"] else "–"
         seconds, speed = run["training_seconds"], run["speed"]["images_per_second"]
-        place = training_place(run)
         for epoch in [None, *sorted(run_rows["epoch"].dropna().astype(int).unique())]:
-            is_timed = seconds and epoch is None
-            states = {
-                measure: _mean(measurements.select(run_rows, epoch=epoch, **selection))
-                for measure, selection in MEASURES.items()
+            place, is_last = training_place(run), epoch is None
+            row = {
+                "architecture": ", ".join(filter(None, [architecture, run["variant"]])),
+                "weights": provenance.weights_and_digest(weights) if weights else "–",
+                "epochs": provenance.epochs(run, epoch) if weights else "–",
             }
-            table.append(
-                {
-                    "architecture": ", ".join(filter(None, [architecture, run["variant"]])),
-                    "weights": weights,
-                    "epochs": provenance.epochs(run, epoch) if run["weights"] else "–",
-                    **states,
-                    "trained in": f"{duration(seconds)}{place}" if is_timed else "–",
-                    "images/s": f"{speed:,.0f}" if speed and epoch is None else "–",
-                }
-            )
+            for measure, selection in MEASURES.items():
+                row[measure] = _mean(measurements.select(run_rows, epoch=epoch, **selection))
+            row["trained in"] = f"{duration(seconds)}{place}" if seconds and is_last else "–"
+            row["images/s"] = f"{speed:,.0f}" if speed and is_last else "–"
+            table.append(row)
     return pd.DataFrame(table)
-
-
-def _describe_machine(machine: dict) -> str:
-    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
 
 
 def _mean(rows: pd.DataFrame) -> str:
@@ -242,14 +229,11 @@ def _mean(rows: pd.DataFrame) -> str:
 
     Without a row of the mean, which names no seed, there is no interval.
     """
-    by_seed = rows[rows["seed"].notna()]
+    by_seed, mean = rows[rows["seed"].notna()], rows[rows["seed"].isna()]
     if len(by_seed) < 2:
         return str(measurements.number(rows))
-    of_seeds, mean = f"{len(by_seed)} seeds", rows[rows["seed"].isna()]
-    values = span(by_seed["value"], 3)
-    if mean.empty:
-        return f"{by_seed['value'].mean():.3f} ({values}, {of_seeds})"
-    return f"{measurements.number(mean)} ({values}, {of_seeds})"
+    value = f"{by_seed['value'].mean():.3f}" if mean.empty else measurements.number(mean)
+    return f"{value} ({span(by_seed['value'], 3)}, {len(by_seed)} seeds)"
 
 
 def _markdown(frame: pd.DataFrame) -> str:

@@ -102,7 +102,6 @@ def _all_between(least: int, most: int, noun: str, fewest: int = 1) -> Bound:
 
 
 _SIZE = _between(1, 65_536)
-_SIZE_OR_NONE = _between(0, 65_536)
 _EPOCHS = _between(0, MOST_EPOCHS)
 _IMAGES = _between(0, 10**9)
 _FRACTION = Bound(lambda value: 0 < value < 1, "must be greater than 0 and less than 1")
@@ -215,7 +214,7 @@ PARAMETERS = {
         "Whether an embedding is the mean over an image and its mirror image.", False),
     "whitening": Parameter("embedding", "int",
         "Dimensions kept by PCA whitening, which is fitted on the training images; 0 disables it.",
-        0, _SIZE_OR_NONE),
+        0, _between(0, 65_536)),
     # What is measured.
     "seeds": Parameter("measurement", "list[int]",
         "Seeds of initial weights, image order and dropout; each seed trains a new network.",
@@ -261,7 +260,6 @@ def names_in(*groups: str) -> tuple[str, ...]:
 DATA = tuple(name for name in names_in("data") if name != "learn_from")
 MEASUREMENT = names_in("measurement")
 OF_BASELINES = (*DATA, *MEASUREMENT, "baseline")
-OF_VECTORS = (*OF_BASELINES, "vectors")
 OF_NETWORKS = names_in("data", "network", "training", "embedding", "measurement")
 
 
@@ -269,7 +267,7 @@ def names_for(parameters: Mapping) -> tuple[str, ...]:
     """The names of all parameters of a run, given some of them: of a network or of a baseline."""
     if "baseline" not in parameters:
         return OF_NETWORKS
-    return OF_VECTORS if parameters["baseline"] == VECTORS else OF_BASELINES
+    return OF_BASELINES + (("vectors",) if parameters["baseline"] == VECTORS else ())
 
 
 def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
