@@ -64,14 +64,10 @@ def _parser() -> argparse.ArgumentParser:
             )  # fmt: skip
         for option, (metavar, meaning) in OPTIONS.items() if run in (report, plan) else ():
             command.add_argument(option, default="", metavar=metavar, help=meaning)
-        if run is export:
-            command.add_argument(
-                "--study", default="", metavar="NAME", help="a folder in reports/ (default: digits)"
-            )
-        if run is publish:
-            command.add_argument(
-                "--study", required=True, metavar="NAME", help="a folder in reports/"
-            )
+        if run in (export, publish):
+            meaning = "a folder in reports/" + " (default: digits)" * (run is export)
+            study = {"default": "digits", "required": run is publish, "metavar": "NAME"}
+            command.add_argument("--study", help=meaning, **study)
     cli.add_commands(commands)
     return parser
 
@@ -134,7 +130,7 @@ def export(arguments: argparse.Namespace) -> bool:
     """Write a study's images and embeddings to Parquet files for other programs."""
     from cbir.reporting.export import export_study
 
-    for path in export_study(arguments.study or "digits"):
+    for path in export_study(arguments.study):
         print(f"{path.relative_to(project_root())} written")
     return True
 

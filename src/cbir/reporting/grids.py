@@ -67,8 +67,8 @@ def is_number(points: pd.DataFrame, dimension: str) -> bool:
 def series(points: pd.DataFrame, axis: str) -> pd.Series:
     """What points that differ only along one axis have in common, by run: `cnn, train all`."""
     others = [name for name in dimensions(points) if name != axis]
-    rows = {run: [row[ARCHITECTURE], *_describe(row, others)] for run, row in points.iterrows()}
-    return pd.Series({run: ", ".join(texts) for run, texts in rows.items()})
+    texts = points.apply(lambda row: _describe(row, others), axis=1)
+    return points[ARCHITECTURE] + texts.map(lambda text: f", {text}" * bool(text))
 
 
 def readable(points: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def best_points(points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
 
 def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame, note: str) -> str:
     names = dimensions(points)
-    texts = {run: f"`{', '.join(_describe(row, names))}`" for run, row in points.iterrows()}
+    texts = {run: f"`{_describe(row, names)}`" for run, row in points.iterrows()}
     best, fastest = points.loc[points[MAP].idxmax()], points.loc[points[SPEED].idxmax()]
     text = (
         f"**{architecture}** has the highest mAP, {from_row(best, MAP)}, with {texts[best.name]}."
@@ -156,8 +156,8 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _describe(point: pd.Series, names: list[str]) -> list[str]:
-    return [f"{name} {point[name]}" for name in names]
+def _describe(point: pd.Series, names: list[str]) -> str:
+    return ", ".join(f"{name} {point[name]}" for name in names)
 
 
 def heat_maps(points: pd.DataFrame) -> Figure:

@@ -131,13 +131,9 @@ def _finished_manifest(source: Path) -> dict:
 def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     """The runs of a published manifest that the report's lacks; StudyError if they do not fit."""
     published, runs = read_manifest(folder), manifest["architectures"]
-    kept = {name: published["architectures"][name]
-            for name in published.get("architectures", {}) if name not in runs}  # fmt: skip
-    if not kept:
+    others = published.get("architectures", {}).items()
+    if not (kept := {name: run for name, run in others if name not in runs}):
         return {}
-    for run in kept.values():
-        # Earlier manifests record machine and versions only for all runs.
-        run |= {key: run.get(key) or published[key] for key in ("machine", "versions")}
     together = [*kept.values(), *runs.values()]
     about = [[data["data"].get(key) for key in SAME_DATA] for data in (published, manifest)]
     reasons = ["other data"] if about[0] != about[1] else []

@@ -118,10 +118,7 @@ class Run:
 
     @functools.cached_property
     def network(self) -> "Network":
-        """The trained network of the first seed; it takes seconds to build.
-
-        StudyError if its weights are missing or damaged.
-        """
+        """That of the first seed; StudyError if its weights are missing or damaged."""
         from cbir.networks import training
 
         folder = project_root() / self.summary["artifacts"]["training"]
@@ -384,11 +381,8 @@ def _read_json(path: Path) -> dict:
 
 
 def _check_finite(state: "State") -> None:
-    """Check that class probabilities and scores are numbers; embeddings were when they were made.
-
-    Raises:
-        StudyError: one is NaN or infinite.
-    """
+    """StudyError if a class probability or a score is NaN or infinite."""
+    # Embeddings were checked when they were made.
     values = {"the class probabilities": state.embeddings.probabilities}
     for one in state.evaluations:
         # Other queries have no scores, and some classes no classifier.

@@ -346,9 +346,7 @@ def variant(point: dict) -> str:
 
 def point_text(value) -> str:
     """A value in words without spaces."""
-    if isinstance(value, list):
-        return f"[{','.join(point_text(item) for item in value)}]"
-    return str(value)
+    return f"[{','.join(map(point_text, value))}]" if isinstance(value, list) else str(value)
 
 
 def parse_overrides(text: str) -> dict:
