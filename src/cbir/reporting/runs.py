@@ -319,19 +319,16 @@ def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[
     names_missing = {line.partition(":")[0] for line in missing}
     runs = {name: read_run(study, name) for name in architectures if name not in names_missing}
     shared = {
-        name: {
-            "images": run.summary["dataset"]["fingerprint"],
-            "splits": run.summary["dataset"]["parameters"],
-            "first protocol": run.protocol,
-            "code": run.summary.get("code"),
-        }
-        for name, run in runs.items()
+        "images": lambda run: run.summary["dataset"]["fingerprint"],
+        "splits": lambda run: run.summary["dataset"]["parameters"],
+        "first protocol": lambda run: run.protocol,
+        "code": lambda run: run.summary.get("code"),
     }
-    for first, second in itertools.pairwise(shared):
-        if other := [key for key in shared[first] if shared[first][key] != shared[second][key]]:
+    for first, second in itertools.pairwise(runs.values()):
+        if other := [what for what, of in shared.items() if of(first) != of(second)]:
             raise StudyError(
-                f"{second} and {first} in reports/{study} have different {', '.join(other)} and "
-                f"cannot be compared: run `{report_command(study)}` again"
+                f"{second.architecture} and {first.architecture} in reports/{study} have different "
+                f"{', '.join(other)} and cannot be compared: run `{report_command(study)}` again"
             )
     return runs
 
