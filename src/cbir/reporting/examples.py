@@ -44,9 +44,7 @@ def extremes(run: Run, most: int = 3) -> pd.DataFrame:
     For each kind, it selects one query per class as long as there are classes, so that one hard
     class does not fill the figure. Ties are broken by position.
 
-    Returns:
-        A row per query: case ("best", "median" or "worst"), query, average_precision, note (a
-        text).
+    A row per query: case ("best", "median" or "worst"), query, average_precision, note (a text).
     """
     scores = query_scores(run)
     values = scores["average_precision"].dropna()
@@ -71,9 +69,8 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
 
     It selects one query per class as long as there are classes.
 
-    Returns:
-        A row per query, the widest spread first: query, spread (highest minus lowest average
-        precision), highest, lowest (names of the architectures), note (its text, by these names).
+    A row per query, the widest spread first: query, spread (highest minus lowest average
+    precision), highest, lowest (names of the architectures), note (its text, by these names).
     """
     columns, rows = ["query", "spread", "highest", "lowest", "note"], []
     scores = {name: query_scores(run) for name, run in networks(runs).items()}
@@ -101,9 +98,8 @@ def costly_confusions(runs: dict[str, Run], most: int = 3) -> pd.DataFrame:
     proportion to their number. Example: one of 100 queries has an AP of 0.4 and two cats and a
     truck as misses: 0.4 / 100 for its class and cat, 0.2 / 100 for its class and truck.
 
-    Returns:
-        A row per pair, the costliest first: architecture, class, returned (names), mAP lost,
-        queries (how many have such a miss), query (the one that adds most), note (its text).
+    A row per pair, the costliest first: architecture, class, returned (names), mAP lost, queries
+    (how many have such a miss), query (the one that adds most), note (its text).
     """
     columns = ["architecture", "class", "returned", "mAP lost", "queries", "query", "note"]
     rows = []
@@ -139,8 +135,7 @@ def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     In high-dimensional spaces, some images are close to many others: hubs. Source: Radovanović,
     Nanopoulos, Ivanović, Hubs in Space: Popular Nearest Neighbors in High-Dimensional Data (2010).
 
-    Returns:
-        By run a row per gallery image, in the gallery's order: returned, wrongly (both int64).
+    By run, a row per gallery image, in the gallery's order: returned, wrongly (both int64).
     """
     counts = {}
     for name, run in runs.items():
@@ -165,9 +160,8 @@ def hub_table(runs: dict[str, Run]) -> pd.DataFrame:
 
     The source of `hubs` measures hubness by skewness, the third standardised moment.
 
-    Returns:
-        A row per run: skewness (NaN if all counts are equal), never returned (share of the
-        gallery), most often returned (the highest count), of these wrongly.
+    A row per run: skewness (NaN if all counts are equal), never returned (share of the gallery),
+    most often returned (the highest count), of these wrongly.
     """
     table = {}
     for name, counts in hubs(runs).items():

@@ -63,11 +63,8 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
     rows = []
     for architecture, scores in measured.items():
         for number, group in scores.groupby("round"):
-            values = group[["average_precision", "average_precision_without"]]
-            values = values.set_axis([WITH, WITHOUT], axis="columns")
-            values = values.assign(gain=values[WITH] - values[WITHOUT])
             row = {"study": study, "architecture": architecture, "round": number}
-            row |= gains.mean_row(values)
+            row |= gains.mean_row(gains.paired(group, WITH, WITHOUT))
             if number == 0:
                 row |= dict.fromkeys(interval_columns("gain"), 0.0) | {"p": np.nan}
             row["n_left_out"] = len(group) - row["n_queries"]

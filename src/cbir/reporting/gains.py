@@ -1,8 +1,6 @@
-"""Mean gains with their tests, in one file per study and question.
+"""Mean gains of explanations, feedback, shorter embeddings and re-ranking, with their tests.
 
-Explanations, feedback, shorter embeddings and re-ranking are measured elsewhere; this module
-averages, stores, reads and tabulates the rows. Each mean, of gains or of anything else, has the
-columns of `numbers.interval_columns`.
+Each mean, of gains or of anything else, has the columns of `numbers.interval_columns`.
 """
 
 import json
@@ -41,6 +39,12 @@ def mean_row(values: pd.DataFrame, limits: tuple[float, float] = (0, 1)) -> dict
         row |= zip(interval_columns(name), mean, strict=True)
     p = uncertainty.permutation_test(gains["gain"].to_numpy())
     return row | {"n_queries": gains["gain"].count(), "p": p}
+
+
+def paired(scores: pd.DataFrame, with_name: str, without_name: str) -> pd.DataFrame:
+    """The columns `SCORES` by these names, and gain, their difference."""
+    values = scores[SCORES].set_axis([with_name, without_name], axis="columns")
+    return values.assign(gain=values[with_name] - values[without_name])
 
 
 def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
@@ -86,10 +90,8 @@ def measure(
     """Average what changes the average precision of queries, and write it to <kind>s.csv.
 
     Args:
-        runs: by name.
         scores: embeddings -> a row per query and kind: query, `kind`, `SCORES`, and costs, which
             are the same for all queries of a kind.
-        kind: the column that names what is measured.
 
     Returns:
         A row per run and kind, as from `read`: architecture, `kind`, the means `WITHOUT`, `WITH`
@@ -98,9 +100,8 @@ def measure(
     rows = []
     for name, run in runs.items():
         for of_kind, group in scores(run.embeddings).groupby(kind, sort=False):
-            values = group[SCORES].set_axis([WITH, WITHOUT], axis="columns")
-            values = values.assign(gain=values[WITH] - values[WITHOUT])
-            row = {"study": study, "architecture": name, kind: of_kind} | mean_row(values)
+            means = mean_row(paired(group, WITH, WITHOUT))
+            row = {"study": study, "architecture": name, kind: of_kind} | means
             rows.append(row | group.drop(columns=["query", kind, *SCORES]).iloc[0].to_dict())
     return save(rows, study, f"{kind}s.csv")
 

@@ -128,9 +128,9 @@ def class_mean(rows: pd.DataFrame, **selection) -> Estimate:
 def mean_of_classes(estimates: list[Estimate]) -> Estimate:
     """The mean over classes, in which each class counts the same, with its interval.
 
-    The interval follows from those of the classes, whose queries are independent, and speaks of
-    these classes alone. It is missing if a class has none; a class without a value is left out.
-    Source: Zou and Donner, Construction of Confidence Limits about Effect Measures (2008).
+    The interval follows from those of the classes (Zou and Donner, Construction of Confidence
+    Limits about Effect Measures, 2008), whose queries are independent, and speaks of these classes
+    alone. It is missing if a class has none; a class without a value is left out.
     """
     ends = [(one.value, one.low, one.high) for one in estimates if not math.isnan(one.value)]
     if not ends:
@@ -224,9 +224,8 @@ def unseen_class_means(runs: dict[str, Run]) -> pd.DataFrame:
 def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
     """The main numbers of each run, the highest mAP first, with superscripts as ranx prints them.
 
-    Returns:
-        A row per run: a letter, architecture, mAP (with the letters of the runs that it is
-        significantly ahead of, from `pairs`), P@10, accuracy.
+    A row per run: a letter, architecture, mAP (with the letters of the runs that it is
+    significantly ahead of, from `pairs`), P@10, accuracy.
     """
     measures = {"mAP": "mAP, unrestricted", "P@10": "P@10, unrestricted", "accuracy": "accuracy"}
     table = quality(runs, list(runs)).T[list(measures.values())].set_axis([*measures], axis=1)
@@ -278,10 +277,8 @@ def pairs_table(compared: pd.DataFrame) -> pd.DataFrame:
 def lost_and_won_back(runs: dict[str, Run]) -> pd.DataFrame:
     """Queries by outcome under the first protocol, averaged over seeds; only with a classifier.
 
-    Returns:
-        A row per run: queries; predicted wrongly; won back (of these, the soft search includes the
-        true class); mass (the total probability that this search reaches); searched (its share of
-        the gallery).
+    A row per run: queries; predicted wrongly; won back (of these, the soft search includes the true
+    class); mass (the total probability that this search reaches); searched (share of the gallery).
     """
     rows = {}
     for name, run in runs.items():
