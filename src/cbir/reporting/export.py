@@ -50,7 +50,7 @@ def table(run: Run, images: list[bytes]) -> pd.DataFrame:
 
     Returns:
         A row per image, in the order of `Dataset.images`: path (as in `Run.image_names`), image (a
-        JPEG file), class, split ("training", "validation" and "query", the others "gallery"),
+        JPEG file), class, split (as from `splits`),
         average_precision (of the unrestricted search; NaN except for queries), predicted_class
         (only with a classifier), x and y (the first two principal components), neighbours (as from
         `neighbours`), vector (of unit length), probabilities (only with a classifier).
@@ -58,10 +58,7 @@ def table(run: Run, images: list[bytes]) -> pd.DataFrame:
     dataset, embeddings = run.dataset, run.embeddings
     classes, scores = np.array(dataset.classes), examples.query_scores(run)
     frame = pd.DataFrame({PATH: run.image_names, "image": images, "class": classes[dataset.labels]})
-    frame["split"] = "gallery"
-    parts = {"query": dataset.queries, "training": dataset.train, "validation": dataset.validation}
-    for name, positions in parts.items():
-        frame.loc[positions, "split"] = name
+    frame["split"] = splits(dataset)
     frame.loc[scores["query"], "average_precision"] = scores["average_precision"].to_numpy()
     if embeddings.probabilities is not None:
         frame["predicted_class"] = classes[embeddings.probabilities.argmax(axis=1)]
@@ -71,6 +68,15 @@ def table(run: Run, images: list[bytes]) -> pd.DataFrame:
     if embeddings.probabilities is not None:
         frame[PROBABILITIES] = list(embeddings.probabilities)
     return frame
+
+
+def splits(dataset: Dataset) -> np.ndarray:
+    """(n,) what each image is used for: "training", "validation", "query", else "gallery"."""
+    names = np.full(len(dataset.labels), "gallery", object)
+    parts = {"query": dataset.queries, "training": dataset.train, "validation": dataset.validation}
+    for name, positions in parts.items():
+        names[positions] = name
+    return names
 
 
 def neighbours(dataset: Dataset, vectors: np.ndarray) -> list[dict[str, list]]:

@@ -167,8 +167,8 @@ def retrieved(
     """
     rows, names = [], []
     for query, note in zip_longest(queries, notes, fillvalue=""):
-        is_dict = isinstance(note, dict)
-        by_name = note if is_dict else dict(zip_longest(neighbours, [note], fillvalue=""))
+        first_note = dict.fromkeys(neighbours, "") | dict.fromkeys([*neighbours][:1], note)
+        by_name = note if isinstance(note, dict) else first_note
         for place, (name, text) in enumerate(by_name.items()):
             rankings, similarities = neighbours[name]
             results = enumerate(zip(rankings[query], similarities[query], strict=True), start=1)
