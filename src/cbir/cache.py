@@ -4,8 +4,7 @@
 its inputs (data and weights have fingerprints), its code, and the versions of the packages that
 compute it. The manifest is written last: it marks the folder as finished, and records the size and
 SHA-256 of each file. A folder that does not fit its manifest counts as unfinished, and its step
-runs again. Nothing else determines whether something is up to date, from a network's weights to a
-whole report, whose pages and numbers have manifests, too.
+runs again. Reports have manifests, too.
 """
 
 import ast
@@ -85,7 +84,6 @@ def cached(
     """The result of a step: read from `artifacts/<step>/<key>/` if it is whole, else computed.
 
     Args:
-        step: the step's name, and that of its folder in `artifacts/`.
         make: writes the result into a given folder. After an interruption, it gets the same folder
             again, with the files it has already written, and may resume. At the end, its folder
             `SCRATCH` is deleted.
@@ -138,7 +136,6 @@ def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> st
     """The key of a step: 64 hexadecimal digits, equal only if the result must be equal.
 
     Args:
-        step: the step's name.
         parameters: all of its parameters, as JSON content.
         reads: keys or fingerprints of all its inputs.
         code: digest of the code that it runs, as from `package_digest`.
@@ -177,12 +174,7 @@ def source_digest(source: str) -> str:
 
 
 def write_manifest(folder: Path, files: Iterable[Path], **content) -> None:
-    """Mark a folder as finished.
-
-    Args:
-        files: those in it, or elsewhere, that belong to the result.
-        content: `key`, `seconds` and further information for readers.
-    """
+    """Mark a folder as finished, with the files that belong to the result, and further content."""
     recorded = {}
     for path in sorted(set(files) - {folder / MANIFEST}):
         synchronise(path)

@@ -36,7 +36,7 @@ class Explanation:
     """Queries, their nearest results, the maps of both, and the test of the maps.
 
     Attributes:
-        kind: the kind of map, a name in `KINDS`.
+        kind: of the maps, a name in `KINDS`.
         queries, results: (n,) int positions among the queries and in the gallery.
         similarities: (n,) float32 of each query and its result.
         curves: from `perturbation_curves`.
@@ -129,10 +129,9 @@ def perturbation_curves(
 ) -> pd.DataFrame:
     """Measure the similarity as pixels are removed, or restored, in the order of a map.
 
-    A removed pixel takes its value from a strongly blurred copy of the query, which keeps colour
-    and brightness but no shape; a single colour would add edges. A random map is the pair's own map
-    with its positions shuffled; another pair's map is that of the previous pair. Each pair takes
-    2 (steps - 1) (2 + random_maps) + 2 embeddings.
+    A removed pixel takes its value from a strongly blurred copy of the query; a single colour would
+    add edges. A random map is the pair's own map with its positions shuffled; another pair's map is
+    that of the previous pair.
 
     Args:
         query_images: (n, size, size, 3) uint8.
@@ -165,12 +164,9 @@ def perturbation_curves(
 def faithfulness(curves: pd.DataFrame) -> pd.DataFrame:
     """The area under each of the `perturbation_curves`, and its gains over those of other maps.
 
-    A good map has a small area of deletion and a large one of insertion.
-
-    Returns:
-        A row per pair: the areas, which are mean similarities, under the names of the curves;
-        deletion_gain = deletion_random - deletion, insertion_gain = insertion - insertion_random,
-        and deletion_gain_over_other and insertion_gain_over_other likewise.
+    A good map has a small area of deletion and a large one of insertion. A row per pair: the areas,
+    which are mean similarities, under the names of the curves; deletion_gain = deletion_random -
+    deletion, insertion_gain = insertion - insertion_random, and the same with _over_other.
     """
     wide = curves.pivot(index="pair", columns="share", values=CURVES)
     shares = wide[CURVES[0]].columns

@@ -63,13 +63,18 @@ def machine() -> dict:
     if cpuinfo.exists():
         names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text())
         cpu = names[0].strip() if names else cpu
+    cores, gpus = os.cpu_count(), nvidia_smi("name")
+    return {"system": platform.system(), "cpu": cpu, "cores": cores, "gpus": gpus}
+
+
+def nvidia_smi(field: str) -> list[str]:
+    """What NVIDIA's driver reports of each GPU; empty without such a driver."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        gpus = done.stdout.strip().splitlines()
     except (OSError, subprocess.SubprocessError):
-        gpus = []
-    return {"system": platform.system(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+        return []
+    return done.stdout.strip().splitlines()
 
 
 @functools.cache

@@ -54,14 +54,8 @@ SMALL_FILE = 16_000
 
 # The formats that are read, of those that this Pillow can decode.
 Image.init()
-FORMATS = [
-    name
-    for name in (
-        "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
-        "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP",
-    )
-    if name in Image.OPEN
-]  # fmt: skip
+FORMATS = "AVIF BMP DDS DIB GIF HEIF ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI TGA TIFF WEBP"
+FORMATS = [name for name in FORMATS.split() if name in Image.OPEN]
 # A PNG may carry long texts; Pillow bounds their sum.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # The bytes that reading a picture may take while other threads read too.
@@ -139,17 +133,17 @@ def cifar10_pictures() -> Pictures:
     except Exception as error:  # Keras raises a bare Exception if a download fails.
         raise StudyError(
             "CIFAR-10 is not in data/cifar10 and could not be downloaded "
-            f"({' '.join(str(error).split())[:300]}): run again to continue, put its pictures into "
+            f"({_one_line(error)[:300]}): run again to continue, put its pictures into "
             "data/cifar10/{train,test}/<class>/*.png, or run `make report` without STUDY, "
             "which needs no download"
         ) from error
+    counts = {"train": len(train), "test": len(test)}
     return Pictures(
         classes=CIFAR10_CLASSES,
         items=[*train, *test],
         labels=np.concatenate([train_labels, test_labels]).ravel().astype(np.int64),
-        names=[f"train-{row:05d}" for row in range(len(train))]
-        + [f"test-{row:05d}" for row in range(len(test))],
-        parts=np.repeat([PARTS.index("train"), PARTS.index("test")], [len(train), len(test)]),
+        names=[f"{part}-{row:05d}" for part, count in counts.items() for row in range(count)],
+        parts=np.repeat([PARTS.index(part) for part in counts], [*counts.values()]),
     )
 
 
@@ -241,10 +235,7 @@ def decode_pictures(
 
 
 def read_squares(pictures: Sequence[Path | np.ndarray], size: int, **options) -> Iterator[Reading]:
-    """Yield every picture as from `read_picture`, in order.
-
-    Threads read at most a few hundred pictures ahead, so memory does not grow with their number.
-    """
+    """Yield every picture as from `read_picture`, in order, read at most a few hundred ahead."""
 
     def read(chunk: Sequence[Path | np.ndarray]) -> list[Reading]:
         return [read_picture(picture, size, **options) for picture in chunk]
@@ -321,12 +312,8 @@ def enlarge_map(cells: np.ndarray, size: int) -> np.ndarray:
 
 
 def _are_small(pictures: Sequence[Path | np.ndarray]) -> bool:
-    sizes = [
-        picture.nbytes if isinstance(picture, np.ndarray) else picture.stat().st_size
-        for picture in pictures
-        if isinstance(picture, np.ndarray) or picture.exists()
-    ]
-    return sum(sizes) <= SMALL_FILE * len(sizes)
+    files = [picture for picture in pictures if isinstance(picture, Path) and picture.exists()]
+    return sum(path.stat().st_size for path in files) <= SMALL_FILE * len(files)
 
 
 @contextlib.contextmanager
@@ -480,9 +467,8 @@ def _to_linear(picture: Image.Image) -> Image.Image:
     """A picture in a mode whose values can be averaged: L, RGB, RGBA, CMYK or LAB."""
     if picture.has_transparency_data:
         return picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
-    if picture.mode in ("L", "RGB", "CMYK", "LAB"):
-        return picture
-    return picture.convert("L" if picture.mode == "1" else "RGB")
+    is_linear = picture.mode in ("L", "RGB", "CMYK", "LAB")
+    return picture if is_linear else picture.convert("L" if picture.mode == "1" else "RGB")
 
 
 def _deep_to_grey(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:

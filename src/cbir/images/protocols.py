@@ -1,18 +1,7 @@
 """Protocols: which images train the network, form the gallery and serve as queries.
 
-| protocol | trained on | gallery | queries |
-|---|---|---|---|
-| `closed` | training images | training images | test images |
-| `held_out_gallery` | training images | test images | test images, each without itself |
-| `unseen_classes` | training images of some classes | training images of all classes | test \
-images of the other classes |
-| `hashing_1k` | 500 images per class | all except the queries | 100 images per class |
-
-`closed` is the paper's protocol: the gallery consists of the images that the network was trained
-on. Under `held_out_gallery`, the network was trained on neither gallery nor queries.
-`unseen_classes` measures whether an embedding works for classes that it was not trained on.
-`hashing_1k` is the protocol of the deep-hashing literature on CIFAR-10, with a gallery of 59,000
-images: training and test images are pooled, and all parts are drawn from the pool.
+docs/evaluation.md describes them and what each shows. `hashing_1k` pools CIFAR-10's training and
+test images, and draws all parts from the pool.
 """
 
 import contextlib

@@ -59,11 +59,7 @@ class Architecture:
         return network
 
     def train(self, dataset: Dataset, seed: int) -> tuple[Network, Training]:
-        """Train the network on a protocol's view of the data set, or load the cached training.
-
-        The head is trained before the backbone, since gradients through an untrained head would
-        spoil a pretrained backbone.
-        """
+        """Train the network on a protocol's view of the data set, or load the cached training."""
         key = (dataset.split_fingerprint, seed)
         if key not in self._last:
             self._last.clear()
@@ -87,6 +83,7 @@ class Architecture:
         head_settings = settings | head_settings | {"measured_epochs": [], "augmentation": []}
         head_settings["early_stopping"] = settings["early_stopping"] or HEAD_PATIENCE
         head = None
+        # Gradients through an untrained head would spoil a pretrained backbone.
         if head_settings["epochs"]:
             frozen = Architecture(self.network | {"train": "head"}, self.training, self.embedding)
             network = frozen.build(dataset, seed)

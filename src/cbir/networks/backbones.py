@@ -13,12 +13,8 @@ INCLUDED = "included"
 
 @dataclass(frozen=True)
 class Imagenet:
-    """The file of a backbone's ImageNet weights, without its classifier.
-
-    Attributes:
-        file: its name in the cache of Keras.
-        folder: its folder below `KERAS_APPLICATIONS`.
-        md5: as listed by Keras; None if Keras lists none.
+    """The file of a backbone's ImageNet weights, without its classifier: its name in the cache of
+    Keras, its folder below `KERAS_APPLICATIONS` and its MD5, None if Keras lists none.
     """
 
     file: str
@@ -84,11 +80,10 @@ BACKBONES = {
         constructor="ResNet50",
         blocks=(
             "conv1_conv",
-            *(
-                f"conv{stage}_block{block}_1_conv"
-                for stage, count in ((2, 3), (3, 4), (4, 6), (5, 3))
-                for block in range(1, count + 1)
-            ),
+            *(f"conv2_block{block}_1_conv" for block in range(1, 4)),
+            *(f"conv3_block{block}_1_conv" for block in range(1, 5)),
+            *(f"conv4_block{block}_1_conv" for block in range(1, 7)),
+            *(f"conv5_block{block}_1_conv" for block in range(1, 4)),
         ),
         rates=(145, 550),
         preprocess="resnet50",

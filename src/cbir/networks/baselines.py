@@ -64,18 +64,14 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def hand_crafted(images: np.ndarray) -> np.ndarray:
-    """(n, 64 + d) float32: colour histogram and HOG, each of length 1, so that both count equally.
-
-    HOG uses the channel with the largest gradient at each pixel; it is zero for a single colour.
-    """
+    """(n, 64 + d) float32: colour histogram and HOG, each of length 1."""
     return np.concatenate([colour_histogram(images), oriented_gradients(images)], axis=1)
 
 
 def colour_histogram(images: np.ndarray) -> np.ndarray:
     """(n, 64) float32 of length 1: square roots of the shares of 4 x 4 x 4 RGB colours.
 
-    The dot product of two rows is the Bhattacharyya coefficient, from 0 (no colour in common) to 1
-    (the same shares).
+    The dot product of two rows is the Bhattacharyya coefficient.
     """
     levels = images.reshape(len(images), -1, 3) // (256 // COLOUR_LEVELS)
     colours = levels @ np.array([COLOUR_LEVELS**2, COLOUR_LEVELS, 1])
@@ -84,7 +80,7 @@ def colour_histogram(images: np.ndarray) -> np.ndarray:
 
 
 def oriented_gradients(images: np.ndarray) -> np.ndarray:
-    """(n, 324) float32 for most sizes: `skimage.feature.hog`, scaled to length 1."""
+    """(n, 324) float32 for most sizes: `skimage.feature.hog`, scaled to length 1 unless it is 0."""
     from skimage.feature import hog  # takes a second to import
 
     # One thread takes half a millisecond per image, and several threads were slower.

@@ -9,12 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Choice:
-    """The name of a class, and the arguments to call it with.
-
-    Attributes:
-        name: the name of the class; the function that reads the table knows its module.
-        arguments: keyword arguments.
-    """
+    """The name of a class, whose module the reader of the table knows, and keyword arguments."""
 
     name: str
     arguments: dict = field(default_factory=dict)
@@ -27,11 +22,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that rises linearly from zero and falls to zero along a cosine.
-
-    Attributes:
-        warmup_share: share of all steps in which it rises.
-        warmup_epochs: the maximum number of epochs in which it rises; None for no maximum.
+    """A learning rate that rises linearly from zero, for a share of all steps and at most so many
+    epochs, and falls to zero along a cosine.
     """
 
     warmup_share: float
@@ -72,29 +64,23 @@ SCHEDULES = {
     "one_cycle": Schedule(warmup_share=1 / 4),
 }
 
+REFLECT, RANGE = {"fill_mode": "reflect"}, {"value_range": (0, 255)}
 # Keras layers, which draw new values for every image and epoch. Sizes are shares of the image.
 AUGMENTATIONS = {
     "flip": Choice("RandomFlip", {"mode": "horizontal"}),
     "shift": Choice(
         "RandomTranslation",
-        {
-            "height_factor": 0.125,
-            "width_factor": 0.125,
-            "fill_mode": "reflect",
-            "interpolation": "nearest",
-        },
+        {"height_factor": 0.125, "width_factor": 0.125, "interpolation": "nearest"} | REFLECT,
     ),
-    "rotate": Choice("RandomRotation", {"factor": 15 / 360, "fill_mode": "reflect"}),
-    "zoom": Choice("RandomZoom", {"height_factor": 0.15, "fill_mode": "reflect"}),
-    "contrast": Choice("RandomContrast", {"factor": 0.2, "value_range": (0, 255)}),
-    "brightness": Choice("RandomBrightness", {"factor": 0.2, "value_range": (0, 255)}),
-    "erase": Choice(
-        "RandomErasing", {"factor": (0.5, 0.5), "scale": (0.02, 0.2), "value_range": (0, 255)}
-    ),
+    "rotate": Choice("RandomRotation", {"factor": 15 / 360} | REFLECT),
+    "zoom": Choice("RandomZoom", {"height_factor": 0.15} | REFLECT),
+    "contrast": Choice("RandomContrast", {"factor": 0.2} | RANGE),
+    "brightness": Choice("RandomBrightness", {"factor": 0.2} | RANGE),
+    "erase": Choice("RandomErasing", {"factor": (0.5, 0.5), "scale": (0.02, 0.2)} | RANGE),
 }
 
 # An epoch of a head on features has at least this number of steps; it passes over few images
-# several times. A few hundred images have too few steps in one pass to train it in so many epochs.
+# several times.
 HEAD_STEPS = 100
 # The epochs without a better validation accuracy after which the training of a head ends. They take
 # seconds, so no study needs to choose their number.

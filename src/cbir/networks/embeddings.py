@@ -21,18 +21,15 @@ from cbir.networks import baselines, vector_files
 VECTORS, PROBABILITIES, WHITENING = "vectors.npy", "probabilities.npy", "whitening.npz"
 # The number of images that a network processes at a time.
 BATCH_SIZE = 256
-# A function from images to embeddings and class probabilities.
+# A function from images, (n, size, size, 3) uint8, to (n, d) float32 embeddings of unit length and
+# (n, n_classes) float32 class probabilities.
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of a data set.
-
-    Attributes:
-        vectors: (n, d) float32 of unit length, memory-mapped, in the order of the images.
-        probabilities: (n, n_classes) float32 predicted class probabilities; None without a
-            classifier, as for most baselines.
+    """The embeddings of a data set: (n, d) float32 vectors of unit length, memory-mapped, in the
+    order of the images, and (n, n_classes) float32 predicted class probabilities, if any.
     """
 
     artifact: Artifact
@@ -103,14 +100,8 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]:
     """Fit PCA whitening to (n, d) vectors of the training images, brought to unit length.
 
-    All vectors are held in memory: 45,000 in 2,048 dimensions take 370 MB, and the fit needs more.
-
-    Returns:
-        `mean` (d,) and `axes` (d, dimensions), those of the largest variance: (v - mean) @ axes has
-        variance 1 in each dimension.
-
-    Raises:
-        StudyError: as for `check_whitening`.
+    Returns `mean` (d,) and `axes` (d, dimensions), those of the largest variance: (v - mean) @ axes
+    has variance 1 in each dimension. StudyError as for `check_whitening`.
     """
     from sklearn.decomposition import PCA
 
@@ -141,10 +132,7 @@ def finish(raw: np.ndarray, whitening: dict[str, np.ndarray] | None = None) -> n
 def batched(
     predict: Callable[[np.ndarray], list[np.ndarray]], whitening: dict[str, np.ndarray] | None
 ) -> Encode:
-    """A function that embeds images of any number in batches.
-
-    `predict` maps a batch of images to raw vectors and probabilities.
-    """
+    """A function that embeds images; `predict` maps a batch to raw vectors and probabilities."""
 
     def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = range(0, len(images), BATCH_SIZE)
@@ -182,10 +170,7 @@ def embed_baseline(baseline: str, dataset: Dataset, seed: int, vectors: str = ""
 
 
 def baseline_encoder(baseline: str, seed: int) -> Encode | None:
-    """A function that embeds further images with a baseline: vectors, and None as probabilities.
-
-    None for vectors made elsewhere, because what made them is not here.
-    """
+    """A function that embeds further images with a baseline; None for vectors made elsewhere."""
     if baseline == vector_files.VECTORS:
         return None
     return lambda images: (normalise(baselines.describe_images(baseline, images, seed)), None)

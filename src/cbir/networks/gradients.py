@@ -25,12 +25,9 @@ PAIRS = 16
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps of both images of each pair.
+    """Maps of both images of each pair, (n, h, w) float32, and the layer whose maps were used.
 
-    Attributes:
-        query, result: (n, h, w) float32 from 0 to 1, the maximum of each map; a map is all 0 if no
-            position raises the similarity.
-        layer: the layer whose feature maps were used.
+    The maximum of each map is 1; a map is all 0 if no position raises the similarity.
     """
 
     query: np.ndarray
@@ -109,20 +106,10 @@ def deepest_layer(body: keras.Model) -> str:
 
 
 def value_and_gradient(function: Callable, tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a function, and the gradient of their sum, with any backend of Keras.
+    """The float32 values of a function, and the gradient of their sum, with any backend of Keras.
 
-    If each value depends on only one row of the tensor, each row of the gradient is that of its
-    value.
-
-    Args:
-        function: maps a tensor to one of any shape, with Keras operations and models called with
-            `training=False`. It sets no variables.
-
-    Returns:
-        float32 values, of the shape that the function returns, and gradient, of that of the tensor.
-
-    Raises:
-        StudyError: the backend, such as NumPy or OpenVINO, has no gradients.
+    The function maps a tensor to one of any shape, with Keras operations and models called with
+    `training=False`. StudyError if the backend, such as NumPy or OpenVINO, has no gradients.
     """
     inputs = ops.convert_to_tensor(tensor, "float32")
     backend = keras.backend.backend()
@@ -180,9 +167,7 @@ def _parts(network: Network, layer: str, whitening: dict | None) -> tuple[Callab
         vectors = _normalise(network.head_encoder(features, training=False)[0])
         if whitening is None:
             return vectors
-        mean, axes = (
-            ops.convert_to_tensor(whitening[name], "float32") for name in ("mean", "axes")
-        )
+        mean, axes = (ops.cast(whitening[name], "float32") for name in ("mean", "axes"))
         return _normalise(ops.matmul(vectors - mean, axes))
 
     return to_features, to_vectors

@@ -21,12 +21,9 @@ OF_HEAD = ("train", "first_trained", "was_frozen", "embedding", "embedding_dim",
 def predict(
     model: keras.Model, inputs: Sequence[np.ndarray], outputs: dict[Path, type], what: str
 ) -> None:
-    """Write a model's outputs for all inputs, in their order, into `.npy` files.
-
-    Memory does not grow with the number of images.
+    """Write a model's outputs for all inputs, in their order, into `.npy` files, batch by batch.
 
     Args:
-        model: with one or more outputs.
         inputs: (n, ...) arrays, memory-mapped or not; their outputs are averaged row by row.
         outputs: a file and its dtype for each of the model's outputs.
         what: the name of the task in the progress output.
@@ -73,10 +70,8 @@ def predict_batch(model: keras.Model, inputs: np.ndarray) -> list[np.ndarray]:
         if len(inputs) == 1:
             raise StudyError("out of memory while embedding one image: lower input_size") from error
         half = len(inputs) // 2
-        parts = zip(
-            predict_batch(model, inputs[:half]), predict_batch(model, inputs[half:]), strict=True
-        )
-        return [np.concatenate(pair) for pair in parts]
+        halves = [predict_batch(model, part) for part in (inputs[:half], inputs[half:])]
+        return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
     return outputs if isinstance(outputs, list) else [outputs]
 
 
@@ -133,11 +128,7 @@ def open_features(features: Artifact) -> np.ndarray:
 
 
 def make_encoder(network: Network, embeddings: Embeddings) -> Encode:
-    """A function that embeds further images in the same way as the stored embeddings.
-
-    It maps (n, size, size, 3) uint8 images to (n, d) float32 vectors of unit length and (n,
-    n_classes) float32 probabilities.
-    """
+    """A function that embeds further images, (n, size, size, 3) uint8, like the stored ones."""
     model = encoder_of(network, embeddings)
     return batched(lambda images: predict_batch(model, images), embeddings.whitening)
 

@@ -12,7 +12,6 @@ import inspect
 import itertools
 import math
 import re
-import subprocess
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import pandas as pd
 from keras import layers
 
 from cbir import StudyError
+from cbir.machine import nvidia_smi
 from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
@@ -117,9 +117,8 @@ class Network:
     def blocks(self) -> pd.DataFrame:
         """Contents and cost of the blocks in the backbone's body: a row per block, then a total.
 
-        Returns:
-            block (its first layer), output (of its last layer), convolutions, batch_norms,
-            parameters, trained, multiplications (in the convolutions, for an image).
+        Columns: block (its first layer), output (of its last layer), convolutions, batch_norms,
+        parameters, trained, multiplications (in the convolutions, for an image).
         """
         starts = BACKBONES[self.parameters["backbone"]].blocks
         groups = [[]]
@@ -260,10 +259,7 @@ def use_precision(mixed: bool) -> Iterator[str]:
 
 
 def best_precision() -> str:
-    """bfloat16 on NVIDIA's Ampere and later, float16 on Volta and Turing, float32 elsewhere.
-
-    Half precision would be slower on a CPU.
-    """
+    """bfloat16 on NVIDIA's Ampere and later, float16 on Volta and Turing, float32 elsewhere."""
     try:
         has_gpu = bool(keras.distribution.list_devices("gpu"))
     except AttributeError:  # Keras lists no devices for PyTorch, which takes any GPU there is
@@ -277,10 +273,8 @@ def best_precision() -> str:
 def _compute_capability() -> float:
     """The compute capability of the weakest GPU; 0 if the driver reports none."""
     try:
-        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        return min(float(line) for line in done.stdout.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
+        return min(map(float, nvidia_smi("compute_cap")))
+    except ValueError:
         return 0
 
 
@@ -315,9 +309,7 @@ def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes:
 def _standardised(pooled, dropout: float):
     """Features with mean 0 and variance 1 per channel, some of which are dropped in training.
 
-    Backbones give features of very different scales, and a head learns best from features of one
-    scale. `training.train` sets the statistics to those of the training images; nothing trains
-    them.
+    `training.train` sets the statistics to those of the training images.
     """
     # Not trainable, so that it uses the same statistics in training as later.
     settings = {"center": False, "scale": False, "epsilon": 0.0, "trainable": False}
@@ -359,9 +351,7 @@ def _batch_norms(body: keras.Model) -> list[layers.Layer]:
 def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> str | None:
     """Freeze the layers that are not trained, and BatchNorm if a head was trained before.
 
-    A frozen BatchNorm also uses its moving statistics in training. With the statistics of small
-    batches instead, the features that the head was trained on would change. Returns the name of the
-    first layer that is trained; None if all or none are.
+    Returns the name of the first layer that is trained; None if all or none are.
     """
     body.trainable = train != "head"
     first = None
@@ -371,16 +361,15 @@ def _freeze(body: keras.Model, row: Backbone, train: str, was_frozen: bool) -> s
         for layer in body.layers[: names.index(first)]:
             layer.trainable = False
     if was_frozen or first:
+        # The statistics of small batches would change the features that a head was trained on.
         for layer in _batch_norms(body):
             layer.trainable = False
     return first
 
 
 def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
-    """Load the file of `weights` into the body of a backbone; a classifier in it is ignored.
-
-    StudyError if the file does not contain this backbone, Keras builds another network for it, or a
-    weight is not finite.
+    """Load a file into the body of a backbone, without its classifier; StudyError if it does not
+    contain this backbone, Keras builds another network for it, or a weight is not finite.
     """
     path, constructor = weights.path, BACKBONES[backbone].constructor
     if weights.pixels == "imagenet" and re.fullmatch("EfficientNetB[0-7]", constructor):
@@ -419,8 +408,7 @@ def broken_layer(model: keras.Model) -> str:
 def _check_names(body: keras.Model, path: Path) -> None:
     """Check the layers of a file in the older format (.h5), since Keras skips layers that differ.
 
-    ValueError if a layer has no fixed name, the file lacks a layer with weights, or it has another
-    layer among them; only a classifier may follow them.
+    ValueError if a name is not fixed, or the file lacks or adds a layer; a classifier may follow.
     """
     names = [layer.name for layer in body.layers if layer.weights]
     if numbered := [layer.name for *_, layer in _numbered_layers(body) if layer.weights]:
@@ -441,10 +429,9 @@ def _check_names(body: keras.Model, path: Path) -> None:
 
 
 def renumber_layers(body: keras.Model) -> None:
-    """Number unnamed layers from 0, as in the first network of a process.
+    """Number unnamed layers (`conv2d_2`) from 0, as in the first network that a process builds.
 
-    Keras numbers layers without a name (`conv2d_2`) across all networks that a process builds, so a
-    row of `BACKBONES` could not name its blocks.
+    Otherwise, a row of `BACKBONES` could not name its blocks.
     """
     for kind, group in itertools.groupby(_numbered_layers(body), key=lambda entry: entry[0]):
         for place, (_, _, layer) in enumerate(group):

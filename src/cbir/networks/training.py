@@ -90,14 +90,11 @@ class Training:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of (inputs, labels), read from a memory-mapped array when they are needed.
+    """Batches of (inputs, labels) at these positions, read from a memory-mapped array when needed.
 
-    Args:
-        positions: the rows to take, in this order.
-        batch_size: rows per batch; the last one may be smaller.
-        workers: threads that read ahead. With two or more, Keras disables tf.data's autotuning,
-            whose thread otherwise delays the end of each epoch (by up to its length). If an epoch
-            takes less than a second, this costs more than it saves.
+    With two or more workers, threads that read ahead, Keras disables tf.data's autotuning, whose
+    thread otherwise delays the end of each epoch (by up to its length). If an epoch takes less than
+    a second, this costs more than it saves.
     """
 
     def __init__(self, inputs, labels, positions, batch_size, workers=2):
@@ -211,8 +208,7 @@ def train(
 def make_optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
     """An optimizer whose learning rate follows a schedule, for so many steps per epoch.
 
-    Its weight decay, the share by which a step shrinks each weight, times the rate, is decoupled
-    from the gradient for every optimizer.
+    Weight decay is decoupled from the gradient.
     """
     rate = settings["learning_rate"]
     if schedule := SCHEDULES[settings["schedule"]]:
@@ -243,10 +239,7 @@ def make_loss(settings: dict):
 
 
 def augmented(model: keras.Model, augmentation: list[str]) -> keras.Model:
-    """A model that augments its images in training; it shares the weights of the model.
-
-    `augmentation` has keys of `AUGMENTATIONS`, applied in this order.
-    """
+    """A model that shares weights, and augments its images in training by `AUGMENTATIONS`."""
     if not augmentation:
         return model
     images = keras.Input(model.input_shape[1:])
@@ -267,10 +260,7 @@ def open_network(folder: Path) -> Network:
 
 
 def _standardise(head: keras.Model, inputs: np.ndarray, positions: np.ndarray) -> None:
-    """Set the statistics of the head's standardisation to those of some features or maps.
-
-    Maps are pooled first, with the initial weights of the pooling.
-    """
+    """Set the statistics of the head's standardisation to those of some features or pooled maps."""
     layer = head.get_layer(STANDARDISATION)
     pool = keras.Model(head.inputs, layer.input)
     sums, squares = np.zeros((2, layer.input.shape[-1]))
@@ -327,8 +317,7 @@ def save_checkpoint(
 ) -> None:
     """Save the state after an epoch in a single file, so that its parts are always consistent.
 
-    Args:
-        best: the weights of the best epoch so far; empty without early stopping.
+    `best` are the weights of the best epoch so far; empty without early stopping.
     """
     arrays = {f"weight_{i}": value for i, value in enumerate(model.get_weights())}
     variables = model.optimizer.variables
@@ -343,8 +332,7 @@ def save_checkpoint(
 def _resume(folder: Path, model: keras.Model) -> tuple[list[dict], list[np.ndarray]]:
     """Load the checkpoint of an interrupted training; return its history and its best weights.
 
-    Both are empty if there is no checkpoint, or if it or a file of weights that belongs to it is
-    damaged.
+    Both are empty if there is none, or if it or a file of weights that belongs to it is damaged.
     """
     if not (folder / CHECKPOINT).exists():
         return [], []

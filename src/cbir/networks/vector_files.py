@@ -54,10 +54,7 @@ def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]
     path = find(vectors)
     try:
         columns = _columns(path)
-        paths = columns[PATH]
-        if paths.ndim != 1 or not all(isinstance(path, str) for path in paths):
-            raise ValueError(f"{PATH!r} must be a text in each row, the name of an image")
-        rows = _match([str(path) for path in paths], dataset)
+        rows = _match(columns[PATH], dataset)
         values = _numbers(VECTOR, columns, rows, dataset.names)
         with np.errstate(over="ignore"):
             lengths = np.linalg.norm(values, axis=1)
@@ -104,8 +101,11 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def _match(paths: list[str], dataset: Dataset) -> np.ndarray:
+def _match(paths: np.ndarray, dataset: Dataset) -> np.ndarray:
     """(n,) the row of each image; ValueError if an image has no row, or more than one."""
+    if paths.ndim != 1 or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"{PATH!r} must be a text in each row, the name of an image")
+    paths = [str(path) for path in paths]
     position_of = {name: position for position, name in enumerate(dataset.names)}
     rows = np.full(len(position_of), -1)
     for row, path in enumerate(paths):
@@ -137,15 +137,13 @@ def _numbers(
     values = columns[name]
     if values.dtype == object:  # a column of lists
         lists = [np.asarray(values[row]) for row in rows]
-        shapes = [one.shape for one in lists]
-        if odd := next((at for at, shape in enumerate(shapes) if shape != shapes[0]), 0):
-            raise ValueError(
-                f"{name!r} must have the same length in each row, but has the shape {shapes[0]} "
-                f"for {names[0]!r} and {shapes[odd]} for {names[odd]!r}"
-            )
-        matched = np.array(lists)
-    else:
-        matched = values[rows]
+        for image, one in zip(names, lists, strict=True):
+            if one.shape != lists[0].shape:
+                raise ValueError(
+                    f"{name!r} must have the same length in each row, but has the shape "
+                    f"{lists[0].shape} for {names[0]!r} and {one.shape} for {image!r}"
+                )
+    matched = np.array(lists) if values.dtype == object else values[rows]
     if matched.ndim != 2 or not matched.shape[1] or matched.dtype.kind not in "iuf":
         raise ValueError(f"{name!r} must be a list of numbers in each row")
     with np.errstate(over="ignore"):  # numbers beyond float32 become infinite

@@ -13,6 +13,8 @@ BACKBONE_FILE = "backbone.weights.h5"
 STUDY_PREFIX = "study:"
 # The folder of the project for files of ImageNet weights that replace those of Keras.
 OWN_FILES = "data/weights"
+# Its folders, one per study, have a file per backbone that the study has trained.
+INDEX = "artifacts/backbones"
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,7 @@ class Weights:
 
     Attributes:
         source: the parameter `weights` of the study.
-        path: the file; None for random weights.
-        sha256: SHA-256 of the file; empty for random weights.
+        path, sha256: of the file; None and empty for random weights.
         pixels: the range of pixels that the weights expect: "imagenet" for the backbone's own
             preprocessing, "scaled" for [-1, 1].
     """
@@ -120,20 +121,15 @@ def register_backbone(study: str, architecture: str, parameters: dict, folder: P
     """Record the backbone that a run has trained, so that `study:<study>` finds it."""
     entry = {name: parameters[name] for name in ("backbone", "pixels")}
     entry["path"] = (folder / BACKBONE_FILE).relative_to(project_root()).as_posix()
-    index = _index_folder(study)
+    index = project_root() / INDEX / study
     index.mkdir(parents=True, exist_ok=True)
     write_text(index / f"{architecture}.json", json.dumps(entry))
-
-
-def _index_folder(study: str) -> Path:
-    """The folder with one file per backbone that a study has trained."""
-    return project_root() / "artifacts" / "backbones" / study
 
 
 def _find_in_study(backbone: str, weights: str) -> Weights:
     study, _, architecture = weights.removeprefix(STUDY_PREFIX).partition("/")
     entries = {}
-    for path in sorted(_index_folder(study).glob(f"{architecture or '*'}.json")):
+    for path in sorted((project_root() / INDEX / study).glob(f"{architecture or '*'}.json")):
         try:
             entry = json.loads(path.read_text("utf-8"))
         except ValueError as error:

@@ -48,7 +48,6 @@ TITLES = {
     "val_accuracy": "validation accuracy",
     "val_loss": "validation loss",
     "batch_norms": "batch norms",
-    "divides_by": "divided by",
     "used_by": "used by",
     "with_feedback": "with feedback",
     "without_feedback": "without feedback",

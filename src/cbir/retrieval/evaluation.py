@@ -98,13 +98,8 @@ def first_view(dataset: Dataset, measurement: dict) -> Dataset:
 
 @dataclass(frozen=True)
 class State:
-    """A state of a network under a protocol, measured with every search.
-
-    Attributes:
-        seed: the seed of the training.
-        epoch: the epoch after which the network was in this state; None for the final one.
-        embeddings: those of this state; their data set is the protocol's view.
-        evaluations: one per search, `unrestricted` first.
+    """A network after an epoch (None for the final one) under a protocol, whose view is the data
+    set of the embeddings, measured with every search, `unrestricted` first.
     """
 
     seed: int
@@ -125,7 +120,7 @@ def measure(
     Args:
         embed_view: (view, seed) -> embeddings, of a network or of a baseline; for an earlier state
             of a network, (view, seed, epoch=epoch).
-        measurement: `seeds`, `protocols`, `unseen`, `draws` and `ks` of the study.
+        measurement: the study's parameters of this group.
         epochs: states to measure under the first protocol, in addition to the final one.
     """
     states, seeds, ks = [], measurement["seeds"], measurement["ks"]
@@ -165,11 +160,8 @@ def training_accuracy(states: list[State], measurement: dict) -> dict[str, float
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed on this machine; None if images cannot be embedded here.
-
-    Attributes:
-        images_per_second: of embedding images that are in memory, in batches.
-        query_milliseconds: median time to embed one image and search the gallery with it.
+    """The speed on this machine of embedding images in batches, and the median time to embed one
+    and search the gallery with it; None if images cannot be embedded here.
     """
 
     images_per_second: float | None
@@ -177,10 +169,7 @@ class Speed:
 
 
 def measure_speed(embeddings: Embeddings, encode: Encode | None) -> Speed:
-    """Time the embedding of images, and single queries, after a warm-up; cached.
-
-    `encode` is None for vectors that were made elsewhere.
-    """
+    """Time the embedding of images in memory, and single queries, after a warm-up; cached."""
     if encode is None:
         return Speed(None, None)
     dataset = embeddings.dataset

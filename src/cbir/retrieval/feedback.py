@@ -1,11 +1,9 @@
 """Relevance feedback: move a query by positive and negative examples, and measure the gain.
 
-A query image does not reveal what is relevant about it: its class, its colours or its pose. A user
-can mark results as positive or negative examples. Rocchio's formula moves the query towards the
-mean of the positive examples and away from the mean of the negative ones, and the search is
-repeated. Sources: Rocchio, Relevance Feedback in Information Retrieval, in Salton (ed.), The SMART
-Retrieval System (1971); Manning, Raghavan, Schütze, Introduction to Information Retrieval (2008),
-9.1.1.
+Rocchio's formula moves the query towards the mean of the examples that a user marks as positive and
+away from the mean of the negative ones, and the search is repeated. Sources: Rocchio, Relevance
+Feedback in Information Retrieval, in Salton (ed.), The SMART Retrieval System (1971); Manning,
+Raghavan, Schütze, Introduction to Information Retrieval (2008), 9.1.1.
 """
 
 import itertools
@@ -43,11 +41,9 @@ MIN_LENGTH = 1e-6
 
 @dataclass(frozen=True)
 class Rocchio:
-    """The weights of Rocchio's formula, each 0 or greater; only their ratios matter.
+    """The weights of Rocchio's formula, each 0 or greater, else ValueError; only ratios matter.
 
-    Manning et al. (2008), 9.1.1, call the defaults reasonable. `positive` and `negative` are those
-    of the means of the examples; the latter is subtracted. ValueError if one is below 0 or not
-    finite.
+    Manning et al. (2008), 9.1.1, call the defaults reasonable.
     """
 
     query: float = 1.0
@@ -107,12 +103,8 @@ def refine_queries(
     is_negative: np.ndarray,
     weights: Rocchio,
 ) -> np.ndarray:
-    """`refine` for many queries at once, as (n, d) float32 of unit length.
-
-    Args:
-        query: (n, d) of unit length.
-        marked: (n, m, d) of unit length, the images marked for each query.
-        is_positive, is_negative: (n, m) bool; an image that is neither does not count.
+    """`refine` for (n, d) queries at once, with (n, m, d) images, of which (n, m) bool are positive
+    or negative examples; an image that is neither does not count.
     """
     query, marked = np.asarray(query, np.float64), np.asarray(marked, np.float64)
     shares = weights.positive * _mean_shares(is_positive)
@@ -288,11 +280,8 @@ def _query_blocks(
 def _rounds(
     block: _QueryBlock, original: np.ndarray, weights: Rocchio, rounds: int, marked: int
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-    """Yield the state after 0, 1 and more rounds, from the (b, n_gallery) original rankings.
-
-    Yields:
-        For each query the ranking of the images not yet marked; and (b, marked * round) the marked
-        positions, -1 if there was no image left to mark.
+    """Yield, after 0, 1 and more rounds, each query's ranking of the images not yet marked, and
+    (b, marked * round) the marked positions, -1 if there was no image left to mark.
     """
     marks = np.empty((len(original), 0), np.int64)
     unmarked = block.unmarked(original, marks)

@@ -24,7 +24,6 @@ class Definition:
     Attributes:
         definition: its name in this project.
         formula: in words and symbols; P(i) is the precision at rank i.
-        divides_by: what the sum of precisions is divided by.
         used_by: libraries and papers, with versions.
         score: a function of `ranks`, as in `metrics`, and k >= 1: (n_queries,) float64 from 0 to 1,
             NaN for a query without relevant images.
@@ -32,7 +31,6 @@ class Definition:
 
     definition: str
     formula: str
-    divides_by: str
     used_by: str
     score: Callable[[np.ndarray, int], np.ndarray]
 
@@ -44,8 +42,12 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
         ranks: (n_queries, R) float, as in `metrics`.
         k: at least 1, else ValueError.
 
+    Example: ranks 1 and 3, and two of four relevant images beyond the first k = 3 results. The
+    precisions 1/1 and 2/3 add up to 1.667, which is 0.417 divided by R = 4, 0.556 by min(R, k) = 3
+    and 0.833 by the 2 hits found.
+
     Returns:
-        One row per definition: definition, formula, divides_by, used_by, value (mAP: the mean over
+        One row per definition: definition, formula, used_by, value (mAP: the mean over
         the queries with a relevant image, NaN if there are none), ci_low, ci_high.
     """
     if k < 1:
@@ -58,27 +60,6 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
         mean = uncertainty.intervals(scores).loc["mAP", ["value", "ci_low", "ci_high"]]
         rows.append({**vars(definition), **mean})
     return pd.DataFrame(rows).drop(columns="score")
-
-
-def worked_example(hits: list[bool], n_relevant: int, k: int) -> pd.DataFrame:
-    """Score a single ranking, short enough to check by hand, by every definition.
-
-    Example: hits True, False, True of 4 relevant images, k = 3: the precisions 1/1 and 2/3 add up
-    to 1.667, which is 0.417 divided by R = 4, 0.556 by min(R, k) = 3 and 0.833 by the 2 hits found.
-
-    Args:
-        hits: whether each result is relevant, in order; no other images are returned.
-        n_relevant: R, at least the number of hits, else ValueError.
-        k: at least 1, else ValueError.
-
-    Returns:
-        As from `compare_definitions`; intervals are NaN, since there is only one query.
-    """
-    ranks = [rank for rank, hit in enumerate(hits, start=1) if hit]
-    if len(ranks) > n_relevant:
-        raise ValueError(f"{len(ranks)} hits, but only {n_relevant} relevant images")
-    missed = [np.inf] * (n_relevant - len(ranks))
-    return compare_definitions(np.array([ranks + missed], np.float32), k)
 
 
 def _trapezoid(ranks: np.ndarray, _: int) -> np.ndarray:
@@ -100,7 +81,6 @@ DEFINITIONS = (
     Definition(
         definition="AP@k by min(R, k)",
         formula="sum of P(i) at the hits i <= k, / min(R, k): the best first k results score 1",
-        divides_by="min(R, k)",
         used_by="this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
         "retrieval, MeanAveragePrecision in tensorflow/models (k = 100)",
         score=metrics.average_precision,
@@ -108,7 +88,6 @@ DEFINITIONS = (
     Definition(
         definition="AP@k by R",
         formula="sum of P(i) at the hits i <= k, / R: at most k / R if k < R",
-        divides_by="R",
         used_by="trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
         "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
         score=lambda ranks, k: _precisions(ranks, k) / np.maximum(metrics.n_relevant(ranks), 1),
@@ -117,7 +96,6 @@ DEFINITIONS = (
         definition="AP@k by hits found",
         formula="sum of P(i) at the hits i <= k, / number of those hits: one hit at rank 1 and "
         "none after it scores 1",
-        divides_by="hits among the first k",
         used_by="torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
         "DeepHash-pytorch CalcTopMap; HashNet's code, which excludes queries without a hit from "
         "the mean",
@@ -128,7 +106,6 @@ DEFINITIONS = (
     Definition(
         definition="MAP@R",
         formula="sum of P(i) at the hits i <= R, / R; k is not used",
-        divides_by="R",
         used_by="Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch Metric "
         "Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK with "
         "clip_at_r",
@@ -137,7 +114,6 @@ DEFINITIONS = (
     Definition(
         definition="AP of the full ranking",
         formula="sum of P(i) at all hits i, / R; k is not used",
-        divides_by="R",
         used_by="this study; scikit-learn average_precision_score (if no similarities are "
         "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
         "Metric Learning 2.9.0 mean_average_precision without k",
@@ -147,7 +123,6 @@ DEFINITIONS = (
         definition="AP of the full ranking, trapezoids",
         formula="sum over all hits i of the mean of the precisions before and at i, / R; the "
         "precision before rank 1 is 1; k is not used",
-        divides_by="R",
         used_by="revisitop compute_ap: Radenović et al., Revisiting Oxford and Paris (2018)",
         score=_trapezoid,
     ),

@@ -62,28 +62,15 @@ def evaluate_retrieval(
 
 
 def search_and_evaluate(
-    query_embeddings: np.ndarray,
-    query_labels: np.ndarray,
-    gallery_embeddings: np.ndarray,
-    gallery_labels: np.ndarray,
-    *,
-    k: int,
-    ks: Iterable[int],
-    restrict_to: np.ndarray | None = None,
-    exclude: np.ndarray | None = None,
+    *arrays: np.ndarray, k: int, ks: Iterable[int], **restrictions
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Like `evaluate_retrieval`, and also return the k nearest images by the same similarities.
-
-    They are rankings, (n_queries, k) int32, and similarities, (n_queries, k) float32, as from
-    `ranking.search`.
+    """`evaluate_retrieval` of the same arguments, and the k nearest images and their similarities,
+    as from `ranking.search`.
     """
     if not isinstance(ks, Iterable):
         raise ValueError(f"ks must be a sequence of depths, such as (1, 10), not {ks!r}")
-    ks = [_check_depth(k) for k in dict.fromkeys(ks)]
-    blocks = ranking.relevant_ranks(
-        query_embeddings, query_labels, gallery_embeddings, gallery_labels,
-        restrict_to=restrict_to, exclude=exclude, k=k,
-    )  # fmt: skip
+    ks = [ranking.check_count("ks", k, least=1) for k in dict.fromkeys(ks)]
+    blocks = ranking.relevant_ranks(*arrays, k=k, **restrictions)
     scores, rankings, similarities = zip(
         *((per_query(ranks, ks), *nearest) for ranks, *nearest in _ahead(blocks)), strict=True
     )
@@ -234,9 +221,3 @@ def _ahead(blocks: Iterator) -> Iterator:
         while (block := pending.result()) is not None:
             pending = thread.submit(next, blocks, None)
             yield block
-
-
-def _check_depth(k: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"ks: expected integers of 1 or more, got {k!r}")
-    return int(k)

@@ -69,12 +69,9 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
 
 
 def project_all(runs: Mapping, method: str = "pca") -> dict[str, Projection]:
-    """The projected queries of runs, by name, for their first seed and first protocol.
+    """The projected queries of runs, by name, without those with too few queries for t-SNE.
 
-    Runs with too few queries for t-SNE are left out.
-
-    Raises:
-        StudyError: the embeddings of a run are missing.
+    StudyError if the embeddings of a run are missing.
     """
     return {
         name: project_queries(run.embeddings, method)
@@ -86,15 +83,11 @@ def project_all(runs: Mapping, method: str = "pca") -> dict[str, Projection]:
 def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:
     """Project (n, d) vectors, n at least 2, to two dimensions by a method of `METHODS`.
 
+    Returns (n, 2) float32 points, and the share of the variance that they preserve (NaN except for
+    PCA; 0 if all vectors are equal). ValueError for an unknown method, or too few points for t-SNE.
+
     Sources: van der Maaten, Hinton, Visualizing Data using t-SNE (2008); the initialisation by
     PCA: Kobak, Berens, The art of using t-SNE for single-cell transcriptomics (2019).
-
-    Returns:
-        (n, 2) float32 points, and the share of the variance that they preserve (NaN except for PCA;
-        0 if all vectors are equal). With d = 1, the points lie on a line.
-
-    Raises:
-        ValueError: unknown method, or too few points for t-SNE.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
@@ -121,11 +114,7 @@ def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float
 
 
 def spread(labels: np.ndarray, most: int = MOST_SHOWN) -> np.ndarray:
-    """Positions of at most `most` labels, spread evenly over and within the classes; sorted.
-
-    Args:
-        labels: (n,) int.
-    """
+    """Positions of at most `most` labels, spread evenly over and within the classes; sorted."""
     if len(labels) <= most:
         return np.arange(len(labels))
     by_class = np.argsort(labels, kind="stable")

@@ -2,22 +2,20 @@
 
 Similarities that differ by at most `TIE` = 1e-12, relative to the sum of the absolute products that
 they consist of (which is 1 at most), are ties, and ties keep the order of the gallery. (Ties are
-transitive: if a is tied with b and b with c, a is tied with c.) A query's ranking depends on the
-query and the gallery alone; other queries, blocks, threads and the BLAS library make no difference:
+transitive.) A query's ranking depends on the query and the gallery alone; other queries, blocks,
+threads and the BLAS library make no difference:
 
 1. A float32 matrix product yields approximate similarities. Their last bits depend on all of these.
-2. A radix sort orders them. Neighbours that are closer than the rounding errors form a group;
-   images of different groups are in their final order.
+2. A radix sort orders them. Neighbours that are closer than the rounding errors, measured for every
+   query (see `DEVIATIONS`), form a group; images of different groups are in their final order.
 3. Within a group whose order matters, float64 dot products of the embeddings as given decide. Each
    depends on its two vectors alone, and is exact if they are integers, such as codes of 0 and 1 or
    of -1 and 1. Float32 products of small integers are exact already and are not computed again.
 
-The denser the similarities, the more images are in groups, whose embeddings are read once for each
-query. If they are many (see `DENSE`), the matrix product is in float64 instead. Its rounding errors
-are bounded by theory, and only what they could change is computed again as in step 3: similarities
-that may be ties, and those that are returned. The results are the same, bit for bit.
-
-The bound on float32 errors is empirical: they are measured for every query (see `DEVIATIONS`).
+If many images are in groups (see `DENSE`), the matrix product is in float64 instead, since reading
+their embeddings for each query would take longer. Its rounding errors are bounded by theory, and
+only what they could change is computed again as in step 3: similarities that may be ties, and those
+that are returned. The results are the same, bit for bit.
 
 Queries are processed in blocks, so the full rankings of a study are never in memory at once. All
 cores work on the same block: memory does not grow with their number.
@@ -148,21 +146,22 @@ def search(
             rows, ids out of range, or `gallery_labels` missing; the message names the argument and
             the first invalid row.
     """
-    _check_count("k", k, least=1)
+    check_count("k", k, least=1)
     if gallery_labels is None:
         if restrict_to is not None:
             raise ValueError("gallery_labels: required with restrict_to")
         gallery_labels = np.zeros(len(gallery_embeddings), np.int32)
-    blocks = _search(
-        query_embeddings, None, gallery_embeddings, gallery_labels, restrict_to, exclude, k
-    )
+    blocks = relevant_ranks(
+        query_embeddings, None, gallery_embeddings, gallery_labels,
+        restrict_to=restrict_to, exclude=exclude, k=k,
+    )  # fmt: skip
     _, rankings, similarities = zip(*blocks, strict=True)
     return np.concatenate(rankings), np.concatenate(similarities)
 
 
 def relevant_ranks(
     query_embeddings: np.ndarray,
-    query_labels: np.ndarray,
+    query_labels: np.ndarray | None,
     gallery_embeddings: np.ndarray | PreparedGallery,
     gallery_labels: np.ndarray,
     *,
@@ -176,7 +175,7 @@ def relevant_ranks(
         query_embeddings, gallery_embeddings, restrict_to, exclude: as for `search`; an excluded
             image is neither ranked nor relevant.
         query_labels, gallery_labels: (n_queries,) and (n_gallery,) int, 0 or greater; an image is
-            relevant to a query of its own class.
+            relevant to a query of its own class, and to none if `query_labels` is None.
         k: number of results, 0 or greater.
 
     Yields:
@@ -193,26 +192,10 @@ def relevant_ranks(
     Example: a query of class 1 with similarities 0.9, 0.8, 0.7 to images of classes 1, 0, 1 has the
     ranks [1, 3]; restricted to class 0, it has [inf, inf]; with position 0 excluded, [2, nan].
     """
-    _check_count("k", k, least=0)
-    return _search(
-        query_embeddings, query_labels, gallery_embeddings, gallery_labels, restrict_to, exclude, k
-    )
-
-
-def _search(  # noqa: PLR0917
-    query_embeddings: np.ndarray,
-    query_labels: np.ndarray | None,
-    gallery_embeddings: np.ndarray | PreparedGallery,
-    gallery_labels: np.ndarray,
-    restrict_to: np.ndarray | None,
-    exclude: np.ndarray | None,
-    k: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As `relevant_ranks`; without `query_labels`, no image is relevant."""
+    check_count("k", k, least=0)
     queries, query_scales = _rows("query_embeddings", query_embeddings)
-    gallery = gallery_embeddings
-    if not isinstance(gallery, PreparedGallery):
-        gallery = prepare(gallery)
+    is_prepared = isinstance(gallery_embeddings, PreparedGallery)
+    gallery = gallery_embeddings if is_prepared else prepare(gallery_embeddings)
     n_dimensions = gallery.rows.shape[1]
     if queries.shape[1] != n_dimensions:
         raise ValueError(
@@ -273,10 +256,7 @@ def _search(  # noqa: PLR0917
 def _error_bounds(
     approximate: np.ndarray, queries: np.ndarray, scales: np.ndarray, gallery: PreparedGallery
 ) -> np.ndarray:
-    """(b, 2) float64: the error of a similarity s should be below the first + the second * abs(s).
-
-    The errors of `SAMPLES` images suggest it (see `DEVIATIONS`).
-    """
+    """(b, 2) float64, a and b of the bound a + b * abs(s) on the error of a similarity s."""
     n, root = len(gallery), np.sqrt(queries.shape[1])
     samples = np.arange(SAMPLES) * n // SAMPLES
     sampled = gallery.rows[samples] * gallery.scales[samples, None] - gallery.mean
@@ -350,9 +330,8 @@ def _check_ids(
 
 
 def _searchable(restrict_to: np.ndarray | None, n: int, classes: np.ndarray) -> np.ndarray:
-    """(n, number of the gallery's classes) bool, whether a query's search may return the class.
-
-    Without `restrict_to`, there are no columns, and all may be returned.
+    """(n, number of the gallery's classes) bool, whether a query's search may return the class;
+    without `restrict_to` (n, 0), and all may be returned.
     """
     if restrict_to is None:
         return np.empty((n, 0), bool)
@@ -371,9 +350,11 @@ def _searchable(restrict_to: np.ndarray | None, n: int, classes: np.ndarray) -> 
     return restrict_to[:, classes]
 
 
-def _check_count(name: str, count: int, least: int) -> None:
+def check_count(name: str, count: int, least: int) -> int:
+    """A count as int; ValueError if it is none, or too small."""
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
         raise ValueError(f"{name}: expected an integer of {least} or more, got {count!r}")
+    return int(count)
 
 
 def _blocks(
@@ -382,7 +363,7 @@ def _blocks(
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """The results of `rank`, which gets a part of the queries and its products, by block.
 
-    Operands of products are queries and gallery; the second ones are for dense similarities.
+    Operands are queries and gallery; the second ones are for dense similarities.
     """
     queries, gallery = operands[0]
     n, n_gallery = len(queries), len(gallery)
@@ -452,13 +433,9 @@ def _write_rankings(  # noqa: PLR0917
         products: (b, n_gallery) float64, those of queries and gallery as given, or (0, 0).
         margin: how much the difference of two similarities may be off because of `products`.
         errors: (b, 2) float64, from `_error_bounds`.
-        queries, query_scales: (b, d) float64 and (b,), as given, and 1 / length.
         offsets: (b,) float64, the products of `queries` and the mean of the gallery.
-        gallery: a `_Gallery`.
-        searchable: (b, n_classes) bool, or (b, 0).
         wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
-        ranks: (b, R) float, written from the left.
-        rankings, similarities: (b, k) int32 and float32, written from the left.
+        ranks, rankings, similarities: (b, R) and twice (b, k), written from the left.
         n_doubtful: (b,) int64, the number of images beyond the first k places in groups is added.
     """
     n, k = len(gallery.codes), rankings.shape[1]
@@ -511,8 +488,7 @@ def _sort_approximately(  # noqa: PLR0917
 ):
     """Sort the gallery by keys that count down the similarity from `top` in equal steps.
 
-    Returns:
-        The number of images that are searched; they are the first of the sorted `items`.
+    Returns the number of images that are searched; they are the first of the sorted `items`.
     """
     n, wanted = len(codes), np.int32(wanted)
     one, low_bits, shift = np.uint32(1), np.uint32(DIGIT - 1), np.uint32(1 + BITS)
@@ -555,10 +531,7 @@ def _find_groups(items, top, scale, errors, k, gaps, groups):  # noqa: PLR0917
     """Find groups of neighbours that may have been mixed up, if their order matters.
 
     Beyond the first k places, only the order of relevant images and others matters. All of the
-    first k places are in a group.
-
-    Returns:
-        The number of groups; the first place of each and the one after its last are in `groups`.
+    first k places are in a group. Returns the number of `groups`: first places, and ends.
     """
     # The difference of keys from which on their order is certain, by upper digit. Keys are rounded
     # down.
@@ -599,11 +572,7 @@ def _is_near(items, place, gaps):
 def _write_exact(  # noqa: PLR0917
     groups, items, approximate, errors, query, gallery, is_needed, positions, exact
 ):
-    """Write the exact similarities of the images in the groups.
-
-    Returns:
-        False if an approximate similarity is found to have a larger error.
-    """
+    """Write the exact similarities in the groups; False if an error exceeds its bound."""
     for start, end in groups:
         for place in range(start, end):
             is_needed[items[place] & POSITION] = True
@@ -669,8 +638,8 @@ def _sort_group(  # noqa: PLR0917
 def _write_similarities(query, gallery, positions, exact):
     """Write the similarities of the images at these positions in float64.
 
-    The order of the sums is fixed when this is compiled. Four rows are read at once, since memory
-    takes little longer for them than for one.
+    The order of the sums is fixed when this is compiled. Four rows are read at once, which memory
+    serves faster.
     """
     rows, scales, last = gallery.rows, gallery.scales, len(positions) - 1
     for first in range(0, len(positions), 4):

@@ -16,7 +16,6 @@ Three methods of the literature, each on top of a search by cosine similarity:
 the queries.
 """
 
-import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -32,16 +31,14 @@ from cbir.retrieval import metrics, ranking
 from cbir.retrieval.feedback import sample_evenly
 
 # The settings to choose from. The weight of a neighbour is its similarity to the power of `alpha`.
+MEANS = [{"neighbours": n, "alpha": alpha} for n in (2, 5, 10, 20) for alpha in (0, 3)]
 SETTINGS = {
-    "query expansion": [
-        {"neighbours": n, "alpha": alpha} for n, alpha in itertools.product((2, 5, 10, 20), (0, 3))
-    ],
-    "gallery augmentation": [
-        {"neighbours": n, "alpha": alpha} for n, alpha in itertools.product((2, 5, 10, 20), (0, 3))
-    ],
+    "query expansion": MEANS,
+    "gallery augmentation": MEANS,
     "k-reciprocal": [
         {"k1": k1, "k2": k2, "share": share}
-        for (k1, k2), share in itertools.product(((10, 3), (20, 6), (40, 12)), (0.3, 0.7))
+        for k1, k2 in ((10, 3), (20, 6), (40, 12))
+        for share in (0.3, 0.7)
     ],
 }
 # The number of nearest images that the k-reciprocal method reorders.
@@ -73,26 +70,15 @@ def expand_queries(
 
 
 def augment_gallery(gallery: np.ndarray, neighbours: int, alpha: float) -> np.ndarray:
-    """The gallery with each embedding replaced by `expand_queries` of it and its neighbours.
-
-    Args:
-        gallery: (n, d) float32 of unit length.
-        neighbours: of each image, without itself.
-        alpha: as for `expand_queries`.
-
-    Returns:
-        (n, d) float32 of unit length.
+    """The gallery, (n, d) float32 of unit length, with each embedding replaced by `expand_queries`
+    of it and so many neighbours.
     """
     rankings, similarities = ranking.search(
         gallery, gallery, neighbours, exclude=np.arange(len(gallery))
     )
     blocks = np.array_split(np.arange(len(gallery)), max(1, len(gallery) // 1000))
-    return np.concatenate(
-        [
-            expand_queries(gallery[rows], gallery[rankings[rows]], similarities[rows], alpha)
-            for rows in blocks
-        ]
-    )
+    near = ((gallery[rows], gallery[rankings[rows]], similarities[rows]) for rows in blocks)
+    return np.concatenate([expand_queries(*block, alpha) for block in near])
 
 
 @dataclass(frozen=True)
@@ -117,21 +103,19 @@ class Neighbourhoods:
     @property
     def n_bytes(self) -> int:
         """Their memory, without that of the embeddings."""
-        parts = [(part.data, part.indices, part.indptr) for part in (self.codes, self.half)]
-        return self.reach.nbytes + sum(array.nbytes for array in itertools.chain(*parts))
+        matrices = (self.codes, self.half)
+        parts = [part for x in matrices for part in (x.data, x.indices, x.indptr)]
+        return self.reach.nbytes + sum(part.nbytes for part in parts)
 
     def rerank(
         self, queries: np.ndarray, rankings: np.ndarray, similarities: np.ndarray, share: float
     ) -> np.ndarray:
-        """Reorder the nearest images of each query.
+        """(n_queries, k) reordered rankings; equal distances keep their order.
 
         Args:
             queries: (n_queries, d) float32 of unit length, not in the gallery.
             rankings, similarities: (n_queries, k) from `ranking.search`; k is at least k1.
             share: of the original distance in the final one, from 0 to 1.
-
-        Returns:
-            (n_queries, k) int32 gallery positions; equal distances keep their order.
         """
         near = rankings[:, : self.k1]
         members = _members(near, similarities, self.reach, self.half)
@@ -153,12 +137,7 @@ class Neighbourhoods:
 
 
 def find_neighbourhoods(gallery: np.ndarray, k1: int, k2: int) -> Neighbourhoods:
-    """Find the neighbourhoods of a gallery.
-
-    Args:
-        gallery: (n, d) float32 of unit length.
-        k1, k2: as in `Neighbourhoods`, k1 at most n - 1.
-    """
+    """Find the neighbourhoods of a gallery; arguments as in `Neighbourhoods`, k1 at most n - 1."""
     # An image is its own first neighbour, as in the source.
     near, similarities = ranking.search(gallery, gallery, k1 + 1)
     middle = round(k1 / 2)
@@ -187,9 +166,8 @@ def _reciprocal(near: np.ndarray, similarities: np.ndarray, reach: np.ndarray) -
 def _members(
     near: np.ndarray, similarities: np.ndarray, reach: np.ndarray, half: sparse.csr_array
 ) -> sparse.csr_array:
-    """1 at the neighbourhood of each image: its reciprocal neighbours, and those they add.
-
-    A neighbour adds its own, smaller neighbourhood if two thirds of it are neighbours already.
+    """1 at the neighbourhood of each image: its reciprocal neighbours, and the smaller
+    neighbourhood of each of them if two thirds of it are neighbours already.
     """
     members = _reciprocal(near, similarities, reach)
     shared = (members @ half.T).multiply(members).tocsr()
@@ -217,13 +195,9 @@ def _weigh(members: sparse.csr_array, vectors: np.ndarray, gallery: np.ndarray) 
 def measure_rerankings(embeddings: Embeddings) -> pd.DataFrame:
     """Choose the settings of each method on the validation images, and measure it; cached.
 
-    Args:
-        embeddings: of a data set whose queries are not in the gallery.
-
-    Returns:
-        One row per query and method: query (its position among all images), reranking, settings
-        (JSON), average_precision, average_precision_without, milliseconds (added per query) and
-        bytes (added per gallery image).
+    The queries must not be in the gallery. One row per query and method: query (its position among
+    all images), reranking, settings (JSON), average_precision, average_precision_without,
+    milliseconds (added per query) and bytes (added per gallery image).
     """
     dataset = embeddings.dataset
 
@@ -253,11 +227,8 @@ def measure_rerankings(embeddings: Embeddings) -> pd.DataFrame:
             frames.append(pd.DataFrame(columns | {"bytes": n_bytes}))
         pd.concat(frames).to_parquet(folder / "per_query.parquet", index=False)
 
-    artifact = cached(
-        "reranking", make, parameters={},
-        reads=[embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint],
-        package="retrieval",
-    )  # fmt: skip
+    reads = [embeddings.artifact.key, dataset.search_fingerprint, dataset.split_fingerprint]
+    artifact = cached("reranking", make, parameters={}, reads=reads, package="retrieval")
     return pd.read_parquet(artifact.folder / "per_query.parquet")
 
 
@@ -275,11 +246,7 @@ class _Search:
         return max(settings.get("k1", 0), settings.get("neighbours", 0)) < len(self.gallery)
 
     def average_precision(self, queries=None, gallery=None, reorder=None) -> np.ndarray:
-        """Of each query, with other queries or another gallery, and the nearest images reordered.
-
-        Args:
-            reorder: (rankings, similarities) -> rankings; None keeps the order.
-        """
+        """Of each query; with other queries or another gallery, or the nearest images reordered."""
         blocks = ranking.relevant_ranks(
             self.queries if queries is None else queries, self.labels,
             self.gallery if gallery is None else gallery, self.gallery_labels,

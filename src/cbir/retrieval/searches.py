@@ -1,17 +1,7 @@
 """Ways of searching: which images of the gallery are ranked for a query, and by what.
 
-| search | which images are ranked | by what |
-|---|---|---|
-| `unrestricted` | the whole gallery | similarity of embeddings |
-| `predicted_class` | the class that the classifier predicts, as in the paper | similarity |
-| `soft` | the most probable classes, up to a total probability of `mass` | similarity |
-| `label_lookup` | the whole gallery, without embeddings | the query's predicted probability of \
-each image's class, in random order within a class |
-| `oracle_class` | the query's true class, which a real system does not know | similarity |
-
-`label_lookup` shows what the classifier achieves without an embedding. If `unrestricted` is better,
-the embedding contains more information than the predicted class probabilities (Sablayrolles et al.,
-"How should we evaluate supervised hashing?", 2017).
+docs/evaluation.md describes them and what each shows. `label_lookup` ranks by the query's predicted
+probability of each image's class, in random order within a class.
 """
 
 import json
@@ -32,9 +22,8 @@ LOOKUP_SEED = 0
 # The share of validation images whose nearest image counts as near. The others show how often a
 # picture of the study's kind is taken for one of another kind.
 USUAL = 0.95
-# The standard deviation of the prior of log(temperature). It keeps a few errors from moving the
-# temperature far from 1. Without it, two errors among 143 validation images of the digits led to a
-# temperature that raised the cross-entropy on other images from .081 to .101; with it, to .085.
+# The standard deviation of the prior of log(temperature), which keeps a few errors from moving the
+# temperature far from 1.
 TEMPERATURE_SPREAD = 0.25
 
 
@@ -57,12 +46,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SearchInput:
-    """The arrays that a search ranks, as for `metrics.evaluate_retrieval`.
-
-    Attributes:
-        query, gallery: (n_queries, d) and (n_gallery, d).
-        order: (n_gallery,) the gallery position of each row of `gallery`.
-        restrict_to: (n_queries, n_classes) bool, or None if all classes are searched.
+    """The arrays that a search ranks, as for `metrics.evaluate_retrieval`; (n_gallery,) `order` is
+    the gallery position of each row of `gallery`.
     """
 
     query: np.ndarray

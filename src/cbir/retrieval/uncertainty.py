@@ -38,9 +38,9 @@ def confidence_bounds(
 
     Its low end is a quantile of means with random weights (a Bayesian bootstrap) of the values and
     one more query at the lower limit; its high end has one more query at the upper limit. If all
-    values lie at a limit, as with shares, this is the interval of Clopper and Pearson, computed
-    exactly: 1.0 of 36 queries gives [0.903, 1], of 2 queries [0.158, 1]. docs/evaluation.md says
-    how often it covers the mean. NaN is left out.
+    values lie at a limit, as with shares, this is the interval of Clopper and Pearson: 1.0 of 36
+    queries gives [0.903, 1], of 2 queries [0.158, 1]. docs/evaluation.md says how often it covers
+    the mean.
 
     Sources: Gaffke, Three Test Statistics for a Nonparametric One-Sided Hypothesis on the Mean of a
     Nonnegative Variable (2005); Learned-Miller and Thomas, A New Confidence Interval for the Mean
@@ -54,11 +54,8 @@ def confidence_bounds(
             plus and minus its largest absolute value, or 1 if all are 0.
         level: share of samples whose interval covers the mean, between 0 and 1.
 
-    Returns:
-        low, high: (m,) float64 each; NaN for a column with fewer than two values.
-
-    Raises:
-        ValueError: `values` is not a matrix, or contains an infinite value or one beyond a limit.
+    Returns (m,) float64 low and high ends, NaN for a column with fewer than two values. ValueError
+    if `values` is not a matrix, or contains an infinite value or one beyond a limit.
     """
     values = _matrix(values)
     n_given = (~np.isnan(values)).sum(axis=0)
@@ -99,10 +96,9 @@ def intervals(
     *,
     limits: tuple[np.ndarray | float, np.ndarray | float] | None = (0, 1),
 ) -> pd.DataFrame:
-    """Each column's mean over queries with its interval; arguments as for `confidence_bounds`.
+    """Each column's mean with its interval; arguments as for `confidence_bounds`.
 
-    One row per column of `values`: value, ci_low, ci_high (float64; value is NaN if no query has
-    one), n_queries (int64, those with a value).
+    One row per column: value, ci_low, ci_high, n_queries (those with a value).
     """
     array = values.to_numpy(float)
     low, high = confidence_bounds(array, limits=limits)
@@ -118,17 +114,13 @@ def permutation_test(
 
     If they were, each query's difference could equally have the other sign. p is the share of sign
     choices whose mean is at least as far from 0 as the observed mean: (1 + count) / (1 +
-    permutations) of random choices. Exchangeable means more than a mean difference of 0:
-    differences must be symmetric around 0. If they are skewed, the test errs too often among few
-    queries (docs/evaluation.md says how often), so fewer than `MIN_QUERIES` have no p-value.
+    permutations) of random choices. If differences are skewed, the test errs too often among few
+    queries (docs/evaluation.md says how often), so p is NaN for fewer than `MIN_QUERIES` of the
+    (n_queries,) differences, without NaN. ValueError if they have another shape or one is infinite.
 
     Sources: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005); Smucker, Allan,
     Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation
     (2007); the added 1: Phipson and Smyth, Permutation P-values Should Never Be Zero (2010).
-
-    For (n_queries,) finite differences (NaN is left out), p is above 0 and at most 1, 1 if all are
-    0, NaN for fewer than `MIN_QUERIES`. ValueError if they are not one-dimensional or one is
-    infinite.
     """
     differences = np.asarray(differences, float)
     if differences.ndim != 1:
@@ -154,10 +146,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """Tests, with column p, and p_holm (`holm` over all rows) and is_significant (p_holm < 0.05).
-
-    Existing columns of these names are replaced.
-    """
+    """Tests, with column p, and p_holm (`holm` of all rows) and is_significant (p_holm < 0.05)."""
     p_holm = holm(tests["p"].to_numpy(float))
     return tests.assign(p_holm=p_holm, is_significant=p_holm < ALPHA)
 
@@ -215,11 +204,10 @@ def compare(
 
 
 def compare_classes(values: pd.DataFrame) -> pd.DataFrame:
-    """Compare every pair of architectures on classes that they were not trained on.
+    """`compare` architectures by `class_test`, on classes that they were not trained on.
 
     `values` are (n, n_architectures) means over the queries of a class, indexed by draw and class.
-    As from `compare`, with n_classes in the place of n_queries; difference, interval and p are
-    those of `class_test`. covers_seeds is True, since each draw is another training.
+    n_classes takes the place of n_queries, and covers_seeds is True: each draw is another training.
     """
     pairs, differences = _pairs(values)
     table = class_test(differences)
@@ -233,10 +221,10 @@ def seed_test(
     """Interval and two-sided test of a mean difference, over both seeds and queries.
 
     The variance of the difference is estimated by the sum of its variance over queries / n_queries,
-    and of each side's means over seeds / n_seeds. The sum counts interactions of seeds and queries
-    twice, so the test is conservative. The quantile is the mean of the t quantiles of both parts,
-    weighted by their variances (Cochran's approximation); the seeds have Welch's degrees of
-    freedom. docs/evaluation.md says how often the test errs.
+    and of each side's means over seeds / n_seeds, which counts interactions twice. The quantile is
+    the mean of the t quantiles of both parts, weighted by their variances (Cochran's
+    approximation); the seeds have Welch's degrees of freedom. docs/evaluation.md says how often the
+    test errs.
 
     Sources: Cochran and Cox, Experimental Designs (1957), section 4.14; Welch, The Generalization
     of `Student's' Problem when Several Different Population Variances are Involved (1947);
@@ -247,8 +235,7 @@ def seed_test(
         seed_means: for each side that was trained, (n_seeds,) its mean over queries by seed, at
             least two; if seeds are paired, one array of the mean differences.
 
-    Returns:
-        low, high, p: p above 0, at most 1.
+    Returns low, high and p, above 0 and at most 1.
     """
     from scipy.optimize import brentq  # takes a third of a second, and few callers need it
 
@@ -285,13 +272,9 @@ def class_test(values: pd.DataFrame, limits: tuple[float, float] = (-1, 1)) -> p
     `MIN_CLASSES` classes or `MIN_DRAWS` draws, there is neither. docs/evaluation.md says how often
     the test errs.
 
-    Args:
-        values: (n, m), means over the queries of a class, or differences of them, indexed by draw
-            and class. A class may be in several draws; it counts once.
-        limits: the lowest and the highest possible value; intervals end there.
-
-    Returns:
-        One row per column: value (mean over classes), ci_low, ci_high, p, n_classes.
+    `values`, (n, m), are means over the queries of a class, or differences of them, indexed by draw
+    and class; intervals end at the `limits` of possible values. One row per column: value (mean
+    over classes, each of which counts once), ci_low, ci_high, p, n_classes.
     """
     by_class, by_draw = (values.groupby(level=level).mean() for level in (1, 0))
     table = pd.DataFrame({"value": by_class.mean()}, index=values.columns)
@@ -343,11 +326,9 @@ def _compared(
 def pair_outcomes(pairs: pd.DataFrame, architectures: Sequence[str]) -> pd.DataFrame:
     """Wins, ties and losses of every architecture against every other one, from `compare`.
 
-    Returns:
-        Rows and columns as in `architectures`: "win" if the row's architecture is significantly
-        ahead of the column's, "loss" if it is significantly behind, "tie" if they are not
-        significantly different (which does not mean that they are equal), "untested" if there are
-        too few queries, "" if there is no pair.
+    Rows and columns as in `architectures`: "win" if the row's architecture is significantly ahead
+    of the column's, "loss" if it is significantly behind, "tie" if they are not significantly
+    different, "untested" if there are too few queries, "" if there is no pair.
     """
     table = pd.DataFrame("", index=architectures, columns=architectures)
     for pair in pairs.itertuples():
@@ -368,11 +349,10 @@ def _matrix(values: np.ndarray | pd.DataFrame) -> np.ndarray:
 def _weighted_sums(
     values: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of (n, m) values with random weights, which all columns share, and of the weights.
+    """Sums of (n, m) values with random weights, which all columns share, and of the weights, both
+    (resamples, m) without NaN, and (resamples, 1) one more query's weight.
 
-    Divided by their sum, weights of an exponential distribution are uniform on the simplex. Both
-    sums are (resamples, m), of the values that are given; `extra`, (resamples, 1), is one more
-    query's weight.
+    Divided by their sum, weights of an exponential distribution are uniform on the simplex.
     """
     n, generator = len(values), np.random.default_rng(seed)
     both = np.hstack([np.nan_to_num(values), ~np.isnan(values)])
