@@ -10,7 +10,7 @@ from conftest import empty_project, toy_dataset
 
 from cbir import explain
 from cbir.cache import Artifact
-from cbir.networks.gradients import Maps
+from cbir.explain import Maps
 from cbir.reporting import display, explanations, gains, montages
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty

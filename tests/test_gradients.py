@@ -13,17 +13,17 @@ from conftest import build_network
 from keras import layers, ops
 
 from cbir import StudyError
-from cbir.networks import models
-from cbir.networks.backbones import BACKBONES
-from cbir.networks.choices import POOLINGS
-from cbir.networks.embeddings import fit_whitening, normalise
-from cbir.networks.gradients import (
+from cbir.explain import (
     _parts,
     attention_maps,
     deepest_layer,
     similarity_maps,
     value_and_gradient,
 )
+from cbir.networks import models
+from cbir.networks.backbones import BACKBONES
+from cbir.networks.choices import POOLINGS
+from cbir.networks.embeddings import fit_whitening, normalise
 from cbir.networks.models import Network
 from cbir.networks.weights import Weights
 
@@ -68,7 +68,7 @@ def test_values_and_gradients_by_hand():
 # errors of values and of a gradient against numerical differences, and how large the gradient is.
 AGAINST_DIFFERENCES = """
 import keras, numpy as np
-from cbir.networks.gradients import value_and_gradient
+from cbir.explain import value_and_gradient
 keras.utils.set_random_seed(0)
 layers = keras.layers
 model = keras.Sequential([
@@ -268,7 +268,7 @@ def test_an_image_is_like_itself_by_all_that_it_shows():
 def test_pairs_are_explained_alike_whatever_stands_beside_them(monkeypatch):
     network, queries, results = built("cnn_strong"), some_images(5), some_images(5, seed=2)
     whole = similarity_maps(network, queries, results)
-    monkeypatch.setattr("cbir.networks.gradients.PAIRS", 2)
+    monkeypatch.setattr("cbir.explain.PAIRS", 2)
     parts = similarity_maps(network, queries, results)
     np.testing.assert_allclose(whole.query, parts.query, atol=1e-4)
     np.testing.assert_allclose(whole.result, parts.result, atol=1e-4)

@@ -346,8 +346,7 @@ def select(
 ) -> tuple[np.ndarray, int, list[LeftOut]]:
     """Positions of the images to keep, training images first, their number, and what is left out.
 
-    Raises:
-        StudyError: classes have too few readable pictures to be split.
+    StudyError if classes have too few readable pictures to be split.
     """
     readable = np.setdiff1d(np.arange(len(pictures.items)), list(unreadable))
     left_out = []
@@ -422,16 +421,10 @@ def _small_classes(
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, classes: list[str], part: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split images class by class; return the positions of both parts, each sorted.
+    """Split images with (n,) int labels class by class; return the sorted positions of both parts.
 
-    Args:
-        labels: (n,) int.
-        fraction: share of each class in the second part; each part keeps at least one image.
-        seed: seed of the random choice.
-        classes, part: names for the error message.
-
-    Raises:
-        StudyError: a class has fewer than two images.
+    `fraction` is the share of each class in the second part; each part keeps at least one image.
+    StudyError, with the names of `classes` and `part`, if a class has fewer than two images.
     """
     counts = np.bincount(labels, minlength=len(classes))
     if small := [label for label in np.unique(labels) if counts[label] < 2]:
@@ -449,13 +442,8 @@ def stratified_split(
 def stratified_share(rows: np.ndarray, share: float, labels: np.ndarray, seed: int) -> np.ndarray:
     """Select the same share of the rows of each class, at least one row; sorted.
 
-    A smaller share is part of a larger one.
-
-    Args:
-        rows: positions in `labels`, sorted.
-        share: above 0 and below 1; any other value keeps all rows.
-        labels: (n,) int.
-        seed: seed of the random choice.
+    `rows` are sorted positions in `labels`. A share of 0, or of 1 and above, keeps all of them. A
+    smaller share is part of a larger one.
     """
     if not 0 < share < 1 or not len(rows):
         return rows

@@ -133,14 +133,9 @@ def dataset_folder(dataset: str) -> Path:
 
 
 def list_pictures(place: Path) -> Pictures:
-    """The pictures of a folder, or of a CSV file that lists them.
+    """The pictures of a folder, arranged as in `LAYOUTS`, or of a CSV file that lists them.
 
-    Args:
-        place: a folder arranged as in `LAYOUTS`, or the CSV file.
-
-    Raises:
-        StudyError: it is missing, unreadable or empty, has a single class, or its layout is
-            unclear; the message says how to arrange the pictures.
+    StudyError if it is missing, unreadable or empty, has a single class, or its layout is unclear.
     """
     try:
         if place.suffix.lower() in TABLES and not place.is_dir():
@@ -163,16 +158,11 @@ def list_pictures(place: Path) -> Pictures:
 
 
 def find_files(folder: Path) -> tuple[list[str], list[str], list[LeftOut]]:
-    """Everything below a folder, relative to it and sorted.
+    """The files and folders below a folder, relative to it and sorted, and what is left out: hidden
+    and system files, links that lead nowhere or to a folder that is read elsewhere, pipes.
 
     Links to folders are followed, but no folder is read twice, nor one that contains `folder`.
-
-    Returns:
-        The files, the folders, and what is left out: hidden and system files and folders, links
-        that lead nowhere or to a folder that is read elsewhere, unreadable folders, pipes.
-
-    Raises:
-        OSError: the folder itself cannot be read.
+    OSError if the folder itself cannot be read.
     """
     files, folders, left_out = [], [], []
     waiting, links = deque([""]), deque()

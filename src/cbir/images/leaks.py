@@ -123,14 +123,9 @@ def find_leaks(
 
 @dataclass(frozen=True)
 class Audit:
-    """The copies in a data set.
-
-    Attributes:
-        leaks: from `find_leaks`, of the queries in the gallery.
-        validation_copies: from `find_leaks`, of the validation images in the training images.
-        n_queries, n_validation: the number of images that were searched for.
-        n_identical_conflicts: the number of images, in the whole data set, whose pixels are
-            identical to those of an image with another label.
+    """The copies in a data set, from `find_leaks`: of queries in the gallery, and of validation
+    images in the training images; and the number of images, in the whole data set, whose pixels are
+    identical to those of an image with another label.
     """
 
     leaks: pd.DataFrame

@@ -18,16 +18,9 @@ HASHING_QUERIES, HASHING_TRAINING = 100, 500
 
 
 def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) -> Iterator[Dataset]:
-    """Yield the data set as each protocol uses it; `unseen_classes` has one view per draw.
+    """Yield the data set as each protocol uses it; StudyError if it does not fit one.
 
-    Args:
-        dataset: from `load_dataset`.
-        protocols: names in `PROTOCOLS`.
-        unseen: number of classes that `unseen_classes` does not train on.
-        draws: number of times that it draws them.
-
-    Raises:
-        StudyError: the data set does not fit a protocol.
+    `unseen_classes` draws so many classes, which it does not train on, and has one view per draw.
     """
     for protocol in protocols:
         for draw in range(draws) if protocol == "unseen_classes" else [None]:

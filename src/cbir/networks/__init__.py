@@ -4,5 +4,5 @@
 backbone, which starts from `weights`, `pooling`, embedding and classifier; `training` trains it;
 `inference` computes its outputs in batches. `backbones` and `choices` are tables of what a study
 can name, and `cnns` holds the project's own backbones. `embeddings` stores vectors, including those
-of `baselines` and `vector_files`. `gradients` maps what makes two images similar.
+of `baselines` and `vector_files`.
 """

@@ -24,16 +24,12 @@ CELLS_PER_BLOCK = 2
 
 
 def describe_images(baseline: str, images: np.ndarray, seed: int) -> np.ndarray:
-    """Compute a baseline's vector for each image.
+    """A baseline's vector for each image, (n, d) float32, finite, of any length.
 
     Args:
         images: (n, size, size, 3) uint8 RGB, 8 pixels or more; read in blocks.
         seed: of `random`. Random vectors depend on the position, not on the image, so describe
             gallery and queries in one call, or with two seeds.
-
-    Returns:
-        (n, d) float32, finite, of any length: 128 for `random`, size * size * 3 for `raw_pixels`,
-        64 colours and 324 values of HOG for `hand_crafted` (more if an image is below 16 pixels).
 
     Raises:
         StudyError: the baseline is not in `BASELINES`.

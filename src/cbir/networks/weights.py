@@ -35,7 +35,7 @@ class Weights:
 
 
 def find(backbone: str, weights: str) -> Weights:
-    """Find the weights of a backbone.
+    """Find the weights of a backbone; StudyError if they do not exist, or the download fails.
 
     Those of ImageNet come from the file `data/weights/<backbone>.*` of the project if there is one;
     otherwise Keras downloads its own file once.
@@ -44,9 +44,6 @@ def find(backbone: str, weights: str) -> Weights:
         weights: "none", "imagenet", "study:<study>", "study:<study>/<architecture>", or the path of
             a file. For a file of this project, the manifest beside it records the pixels that it
             expects; any other file is assumed to expect ImageNet's.
-
-    Raises:
-        StudyError: the file or study does not exist, or the download failed.
     """
     if weights == "none":
         return Weights("none", None, "", "scaled")

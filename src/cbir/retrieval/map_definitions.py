@@ -19,14 +19,10 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class Definition:
-    """One definition of mean average precision.
+    """One definition of mean average precision; P(i) in its formula is the precision at rank i.
 
-    Attributes:
-        definition: its name in this project.
-        formula: in words and symbols; P(i) is the precision at rank i.
-        used_by: libraries and papers, with versions.
-        score: a function of `ranks`, as in `metrics`, and k >= 1: (n_queries,) float64 from 0 to 1,
-            NaN for a query without relevant images.
+    `score` is a function of `ranks`, as in `metrics`, and k: (n_queries,) float64 from 0 to 1, NaN
+    for a query without relevant images.
     """
 
     definition: str

@@ -97,14 +97,7 @@ class PreparedGallery:
 
 
 def prepare(gallery_embeddings: np.ndarray) -> PreparedGallery:
-    """Check and prepare a gallery, to save time if it is searched many times.
-
-    Args:
-        gallery_embeddings: (n_gallery, d) as for `search`.
-
-    Raises:
-        ValueError: as for `search`.
-    """
+    """Check and prepare a gallery, to save time if it is searched many times; as for `search`."""
     rows, scales = _rows("gallery_embeddings", gallery_embeddings)
     if len(rows) > MAX_GALLERY:
         raise ValueError(f"gallery_embeddings: {len(rows)} rows, but at most {MAX_GALLERY} fit")

@@ -51,16 +51,10 @@ MAX_VALIDATION, MAX_QUERIES, SEED = 500, 1000, 0
 def expand_queries(
     queries: np.ndarray, neighbours: np.ndarray, similarities: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """The weighted means of queries, of weight 1, and their neighbours.
+    """The weighted means of (n, d) queries, of weight 1, and their (n, k, d) neighbours.
 
-    Args:
-        queries: (n, d) float32 of unit length.
-        neighbours: (n, k, d) float32 of unit length.
-        similarities: (n, k); negative ones count as 0.
-        alpha: the neighbours have the weight similarity ** alpha; with 0, all have a weight of 1.
-
-    Returns:
-        (n, d) float32 of unit length.
+    All are float32 of unit length. The neighbours have the weight similarity ** alpha; negative
+    similarities count as 0.
 
     Example: the query [1, 0] with the neighbour [0.6, 0.8] and alpha 1 becomes [1.36, 0.48],
     divided by its length.

@@ -331,8 +331,8 @@ def map_overlays(
     Args:
         results: the results of the answer that are shown.
         kind: a name in `MAPS`. Bright parts raise the similarity most
-            (`gradients.similarity_maps`), or have the largest attention weights
-            (`gradients.attention_maps`).
+            (`explain.similarity_maps`), or have the largest attention weights
+            (`explain.attention_maps`).
 
     Returns:
         Pairs of (size, size, 3) uint8 images.
@@ -340,7 +340,7 @@ def map_overlays(
     Raises:
         StudyError: attention maps of a network without attention pooling.
     """
-    from cbir.networks.gradients import attention_maps, similarity_maps  # imports Keras, too
+    from cbir.explain import attention_maps, similarity_maps  # imports Keras, too
 
     if not results:
         return []
