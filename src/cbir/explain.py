@@ -96,7 +96,6 @@ def explain_queries(
     test uses the embeddings of the study.
 
     Args:
-        network: the network that computed the embeddings.
         rankings: (n_queries, k) gallery positions, as in an `Evaluation`.
         kind: "similarity", or "attention" for a network with attention pooling.
         count: number of queries, chosen by `alternate_classes`; those without a result are skipped.

@@ -47,10 +47,8 @@ CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"
 PATIENCE, SLOW = 15, 500_000
 # The number of pictures that a thread reads at a time, and of such chunks that are read ahead.
 CHUNK, CHUNKS_AHEAD = 64, 8
-# A size in bytes. Threads that read smaller files mostly wait for Python's global lock, so that one
-# thread reads faster.
+# One thread reads smaller files, in bytes, faster than several, which wait for Python's lock.
 SMALL_FILE = 16_000
-
 
 # The formats that are read, of those that this Pillow can decode.
 Image.init()

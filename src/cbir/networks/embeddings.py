@@ -144,10 +144,8 @@ def batched(
 
 
 def embed_baseline(baseline: str, dataset: Dataset, seed: int, vectors: str = "") -> Embeddings:
-    """Embed all images without a network: by a fixed rule, or with vectors made elsewhere.
-
-    `baseline` is in `baselines.BASELINES`, or `vector_files.VECTORS` with the file `vectors`;
-    `seed` is that of random vectors. StudyError as for `vector_files.read`.
+    """Embed all images by a rule of `baselines.BASELINES`, or with `vector_files.VECTORS` and the
+    file `vectors`; StudyError as for `vector_files.read`.
     """
 
     def make(folder: Path) -> None:

@@ -134,7 +134,6 @@ def train(
 
     Args:
         settings: the training parameters of `studies.params.PARAMETERS`, without those of the head.
-            On features, an epoch consists of as many passes as `HEAD_STEPS` steps need.
         seed: of the image order and of the random layers.
         features: from `inference.frozen_features`, to train the head on; None for images.
         head: an earlier training of only the head of the same network, to continue from.
@@ -278,8 +277,7 @@ def _standardise(head: keras.Model, inputs: np.ndarray, positions: np.ndarray) -
 def _create_variables(model: keras.Model, batches: Batches) -> None:
     """Create the variables of the optimizer and the metrics before the first step.
 
-    TensorFlow traces the training step a second time if its first call creates variables. For
-    ResNet-50 on two cores, that takes 12 s, longer than an epoch on the digits.
+    If its first call creates variables, TensorFlow traces the training step a second time.
     """
     model.optimizer.build(model.trainable_variables)
     model.evaluate(batches, steps=1, verbose=0)

@@ -21,16 +21,14 @@ from cbir.progress import progress
 from cbir.retrieval import metrics, ranking
 
 # The weights to choose from; the query has a weight of 1. None is 0, so that an example always
-# counts, and no negative one is as large as the positive one, which would leave nothing of it.
+# counts.
 POSITIVE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 NEGATIVE_SHARES = (0.1, 0.25, 0.5, 0.75)
-# Among weights whose mAP is within this distance of the highest, the smallest are chosen. Larger
-# ones would leave little of the query if a user marks one image instead of ten.
+# Among weights whose mAP is within this distance of the highest, the smallest are chosen.
 MAP_TOLERANCE = 0.002
 # The number of images that the simulated user marks per round.
 MARKED = 10
-# The largest number of validation images that serve as queries to choose the weights, and the seed
-# that draws them.
+# The largest number of validation images that are queries to choose the weights, and their seed.
 MAX_VALIDATION, VALIDATION_SEED = 500, 0
 # The number of queries per block, and the largest number of places in its rankings (16 MB).
 BLOCK, MAX_PLACES = 64, 2**22

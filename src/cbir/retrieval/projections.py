@@ -17,8 +17,7 @@ from cbir.networks.embeddings import Embeddings
 METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 # More points would hide one another, and t-SNE would take more than about five seconds.
 MOST_SHOWN = 1000
-# t-SNE uses about 30 neighbours of each point and needs three times as many points: with fewer, it
-# shows groups that do not exist.
+# t-SNE uses about 30 neighbours of each point. With few points, it shows groups that do not exist.
 PERPLEXITY = 30
 TSNE_FROM = 100
 # t-SNE computes distances in this number of principal components, as in the work of its authors.

@@ -34,9 +34,7 @@ from threadpoolctl import ThreadpoolController
 
 from cbir.progress import progress
 
-# The largest difference between neighbouring similarities that are ties, relative to the sum of
-# absolute products, as rounding errors are. It is above those of a float64 dot product, even in
-# many thousands of dimensions.
+# It is above the rounding errors of a float64 dot product, even in many thousands of dimensions.
 TIE = 1e-12
 # Rounding errors of sums grow with the square root of the number of terms (Higham and Mary, "A new
 # approach to probabilistic rounding error analysis", 2019). Those of an approximate similarity s
@@ -61,8 +59,8 @@ DENSE, PROBE, MANY = 0.025, 4, 64
 # The library that NumPy uses for products. Its idle threads would keep the cores busy, so it gets
 # one thread, from one caller at a time: a second one would find 1 as the number to go back to.
 BLAS, PRODUCT = ThreadpoolController().select(user_api="blas"), threading.Lock()
-# The radix sort moves items of 64 bits: a key of two digits, whether the image is relevant, and its
-# position. `LAST` is the key of images that are not searched.
+# The radix sort moves items of 64 bits: a key of two digits (`LAST` if the image is not searched),
+# whether it is relevant, and its position.
 BITS = 12
 DIGIT, LAST = 2**BITS, 2 ** (2 * BITS) - 1
 POSITION, RELEVANT = np.uint64(2**32 - 1), np.uint64(2**32)

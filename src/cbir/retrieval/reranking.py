@@ -43,8 +43,7 @@ SETTINGS = {
 }
 # The number of nearest images that the k-reciprocal method reorders.
 DEPTH = 200
-# The largest numbers of validation images and of queries that are measured, and the seed that draws
-# them. With 1,000 queries, k-reciprocal re-ranking takes seconds.
+# The largest numbers of validation images and of queries that are measured, and their seed.
 MAX_VALIDATION, MAX_QUERIES, SEED = 500, 1000, 0
 
 
