@@ -1,4 +1,4 @@
-"""A small study of baselines through the real command (slow tests), and what a plan knows."""
+"""How a study is opened, and what a plan knows."""
 
 import dataclasses
 import json
@@ -11,7 +11,6 @@ import sys
 from types import SimpleNamespace
 
 import nbformat
-import pandas as pd
 import pytest
 from conftest import (
     CNN,
@@ -26,12 +25,8 @@ from studies import (
     BASELINE,
     BASELINES,
     PROTOCOLS,
-    check_pages,
-    check_values,
     leave_out_notebooks,
     make_study,
-    ran,
-    report,
     snapshot,
 )
 
@@ -60,21 +55,6 @@ def planned(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(root=root, plan=plan, new=new)
 
 
-@pytest.fixture(scope="module")
-def study(planned) -> SimpleNamespace:
-    """The study's report, and the same asked for again."""
-    root = planned.root
-    done = report(root)
-    finished = snapshot(root / "reports", root / "artifacts")
-    return SimpleNamespace(
-        **vars(done),
-        again=report(root).done,
-        plan_again=cbir(root, "plan", "--study", "tiny"),
-        is_untouched=snapshot(root / "reports", root / "artifacts") == finished,
-    )
-
-
-@pytest.mark.slow
 def test_folder_whose_name_is_not_utf8_is_an_error(project):
     with pytest.raises(StudyError, match=r"DATA: .*\\xe9 is not UTF-8"):
         open_study(project, "tiny", dataset=os.fsdecode(b"\xe9"))
@@ -104,79 +84,6 @@ def test_a_plan_says_what_would_run_and_makes_nothing(planned):
     assert "GPU:" in planned.plan.stdout
     assert planned.plan.stdout.count("will run, about") == len(RUNS)
     assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", planned.plan.stdout)
-
-
-@pytest.mark.slow
-def test_a_study_ends_well_and_says_nothing_on_stderr(study):
-    assert study.done.returncode == 0, study.done.stderr
-    assert study.done.stderr == ""
-    assert "WARNING" not in study.done.stdout
-    assert "reports/tiny/index.html written in" in study.done.stdout
-    for name in RUNS:
-        assert f"{name}: done in" in study.done.stdout
-
-
-@pytest.mark.slow
-def test_leaks_are_told_before_anything_runs(study):
-    lines = study.done.stdout.splitlines()
-    (told,) = [place for place, line in enumerate(lines) if "in the gallery" in line]
-    assert lines[told] == "No copy of a query was found in the gallery (12 queries)."
-    assert told < next(place for place, line in enumerate(lines) if "running" in line)
-
-
-@pytest.mark.slow
-def test_pages_show_figures_with_texts_and_fetch_nothing(study):
-    check_pages(study.reports, RUNS, figures={"index": 2, BASELINE: 1}, deeper=["metrics"])
-
-
-@pytest.mark.slow
-def test_the_notebooks_of_the_project_are_left_as_they_were(study):
-    for path in (study.root / "notebooks").glob("*.ipynb"):
-        assert path.read_bytes() == (ROOT / "notebooks" / path.name).read_bytes()
-
-
-@pytest.mark.slow
-def test_the_table_has_every_run_under_its_protocols(study):
-    table = pd.read_csv(study.reports / "metrics.csv")
-    pairs = table[["architecture", "protocol"]].drop_duplicates().to_numpy().tolist()
-    expected = [[BASELINE, protocol] for protocol in PROTOCOLS] + [["random", "closed"]]
-    assert sorted(pairs) == sorted(expected)
-    assert set(table["search"].dropna()) == {"unrestricted"}
-    assert set(table["k"].dropna()) == set(STUDY["ks"])
-    check_values(table)
-
-
-@pytest.mark.slow
-def test_the_manifest_says_what_the_numbers_were_made_from(study):
-    manifest = json.loads((study.reports / "manifest.json").read_text())
-    assert manifest["study"] == "tiny"
-    assert manifest["command"] == "make report STUDY=tiny"
-    assert {"python", "numpy"} <= set(manifest["versions"])
-    assert set(manifest["git"]) == {"commit", "clean"}
-    assert {"cpu", "cores", "gpus", "system"} <= set(manifest["machine"])
-    assert re.fullmatch("[0-9a-f]{64}", manifest["data"]["fingerprint"])
-    assert manifest["data"]["gallery"] == 36
-    assert manifest["data"]["queries"] == 12
-    assert manifest["failures"] == {}
-    assert list(manifest["architectures"]) == RUNS
-    baseline = manifest["architectures"][BASELINE]
-    assert baseline["weights"] is None
-    assert baseline["parameters"]["baseline"] == BASELINE
-
-
-@pytest.mark.slow
-def test_a_second_run_has_nothing_to_do(study):
-    assert study.again.returncode == 0, study.again.stderr
-    assert "nothing to do: reports/tiny/index.html is up to date" in study.again.stdout
-    assert ran(study.again) == []
-    assert study.is_untouched
-
-
-@pytest.mark.slow
-def test_a_plan_of_a_finished_study_takes_no_time(study):
-    assert study.plan_again.returncode == 0, study.plan_again.stderr
-    assert study.plan_again.stdout.count("up to date") == len(RUNS) + len(["index", "metrics"])
-    assert study.plan_again.stdout.rstrip().endswith("nothing to run")
 
 
 def test_what_needs_no_network_does_not_import_keras():

@@ -109,7 +109,7 @@ def failing(tmp_path_factory) -> SimpleNamespace:
     root = make_study(tmp_path_factory.mktemp("failing"), {})
     (root / "data" / "shapes" / "circle" / "broken.png").write_bytes(b"no picture")
     (root / "data" / "damaged.weights.h5").write_bytes(b"no weights")
-    shorten_notebooks(root, but=("comparison",))
+    shorten_notebooks(root, but=("comparison", "metrics"))
     frozen = CNN | FROZEN
     write_study(
         root,
@@ -141,6 +141,12 @@ def test_a_folder_of_pictures_is_studied_under_its_own_name(failing):
     assert set(table["study"]) == {"shapes"}
     manifest = json.loads((failing.reports / "manifest.json").read_text())
     assert manifest["architectures"][BASELINE]["parameters"]["dataset"] == "data/shapes"
+
+
+def test_definitions_of_map_are_shown_on_a_baseline_without_networks(failing):
+    assert "metrics: running" in failing.done.stdout
+    assert "metrics: failed" not in failing.done.stderr
+    assert len(page(failing.reports, "metrics").of("table")) == 3
 
 
 def test_one_failure_stops_no_other_architecture(failing):

@@ -17,17 +17,20 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CNN, FROZEN, STUDY, cbir
+from conftest import CNN, FROZEN, ROOT, STUDY, cbir
 from studies import (
     BASELINE,
     BASELINES,
+    DEEPER,
     PROTOCOLS,
     QUERIES,
     check_pages,
     check_values,
     make_study,
+    ran,
     report,
     shorten_notebooks,
+    snapshot,
 )
 
 pytestmark = pytest.mark.slow
@@ -39,7 +42,7 @@ EPOCHS = 9
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> SimpleNamespace:
-    """The CNN under all protocols with two seeds, a baseline, and a frozen ResNet-50."""
+    """The CNN under all protocols with two seeds, a baseline, and a frozen ResNet-50; again."""
     more = {"protocols": PROTOCOLS, "draws": 1}
     architectures = {
         "cnn": CNN | more | {"epochs": EPOCHS, "seeds": [0, 1]},
@@ -48,7 +51,15 @@ def study(tmp_path_factory) -> SimpleNamespace:
     }
     root = make_study(tmp_path_factory.mktemp("study"), architectures)
     plan = cbir(root, "plan", "--study", "tiny")
-    return SimpleNamespace(plan=plan, **vars(report(root)))
+    done = report(root)
+    finished = snapshot(root / "reports", root / "artifacts")
+    return SimpleNamespace(
+        plan=plan,
+        **vars(done),
+        again=report(root).done,
+        plan_again=cbir(root, "plan", "--study", "tiny"),
+        is_untouched=snapshot(root / "reports", root / "artifacts") == finished,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +89,31 @@ def test_a_study_ends_well_and_says_nothing_on_stderr(study):
     assert study.done.returncode == 0, study.done.stderr
     assert study.done.stderr == ""
     assert "WARNING" not in study.done.stdout
+    assert "reports/tiny/index.html written in" in study.done.stdout
     for name in RUNS:
         assert f"{name}: done in" in study.done.stdout
 
 
-def test_leaks_are_told_before_anything_is_trained(study):
+def test_leaks_are_told_before_anything_runs(study):
     lines = study.done.stdout.splitlines()
     (told,) = [place for place, line in enumerate(lines) if "in the gallery" in line]
-    assert told < next(place for place, line in enumerate(lines) if line.startswith("epoch"))
+    assert lines[told] == "No copy of a query was found in the gallery (12 queries)."
+    assert told < next(place for place, line in enumerate(lines) if "running" in line)
+
+
+def test_the_notebooks_of_the_project_are_left_as_they_were(study):
+    for path in (study.root / "notebooks").glob("*.ipynb"):
+        assert path.read_bytes() == (ROOT / "notebooks" / path.name).read_bytes()
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    assert study.again.returncode == 0, study.again.stderr
+    assert "nothing to do: reports/tiny/index.html is up to date" in study.again.stdout
+    assert ran(study.again) == []
+    assert study.is_untouched
+    assert study.plan_again.returncode == 0, study.plan_again.stderr
+    assert study.plan_again.stdout.count("up to date") == len([*RUNS, "comparison", *DEEPER])
+    assert study.plan_again.stdout.rstrip().endswith("nothing to run")
 
 
 def test_pages_show_figures_with_texts_and_fetch_nothing(study):
@@ -228,8 +256,19 @@ def test_the_table_of_queries_agrees_with_the_table_of_metrics(queries, table):
     assert counts == {"closed": [12], "held_out_gallery": [12], "unseen_classes": [4]}
 
 
-def test_the_manifest_says_what_the_networks_were_made_from(manifest, study):
+def test_the_manifest_says_what_the_numbers_were_made_from(manifest, study):
+    assert manifest["study"] == "tiny"
+    assert manifest["command"] == "make report STUDY=tiny"
     assert {"python", "backend", "keras", "numpy", "tensorflow"} <= set(manifest["versions"])
+    assert set(manifest["git"]) == {"commit", "clean"}
+    assert {"cpu", "cores", "gpus", "system"} <= set(manifest["machine"])
+    assert re.fullmatch("[0-9a-f]{64}", manifest["data"]["fingerprint"])
+    assert (manifest["data"]["gallery"], manifest["data"]["queries"]) == (36, 12)
+    assert manifest["failures"] == {}
+    assert list(manifest["architectures"]) == [*NETWORKS, BASELINE]
+    baseline = manifest["architectures"][BASELINE]
+    assert baseline["weights"] is None
+    assert baseline["parameters"]["baseline"] == BASELINE
     for name in NETWORKS:
         run = manifest["architectures"][name]
         assert run["parameters"]["backbone"] == name
