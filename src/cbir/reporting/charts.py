@@ -12,17 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cbir.images.dataset import Dataset
 from cbir.reporting import measurements, tables
-from cbir.reporting.display import (
-    FAINT,
-    HIT,
-    INK,
-    LOOKS,
-    MISS,
-    MOST_ROWS,
-    PALETTE,
-    entry,
-    looks,
-)
+from cbir.reporting.display import FAINT, HIT, INK, LOOKS, MISS, MOST_ROWS, entry, looks
 from cbir.reporting.montages import shorten
 from cbir.reporting.numbers import Estimate, from_row, interval_columns
 from cbir.retrieval.projections import METHODS, Projection
@@ -281,7 +271,7 @@ def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
 def engines(costs: pd.DataFrame) -> Figure:
     """Time of a query and recall by size of the gallery, narrow enough for a phone.
 
-    No two of 18 engines look alike: every sixth colour returns with another dash.
+    No two of 18 engines look alike, even without colours, which return with another dash.
 
     Args:
         costs: from `scale.measure_engines`.
@@ -290,11 +280,9 @@ def engines(costs: pd.DataFrame) -> Figure:
         2, 1, figsize=(4, 7.6), sharex=True, layout="constrained"
     )
     for place, (name, rows) in enumerate(costs.groupby("engine", sort=False)):
-        dashes, number = divmod(place, 6)
-        style = {
-            "color": PALETTE[number], "linestyle": ("-", "--", ":")[dashes % 3], "markersize": 5,
-            "marker": CLASS_MARKERS[place % len(CLASS_MARKERS)], "label": name,
-        }  # fmt: skip
+        colour, marker = LOOKS[place % len(LOOKS)]
+        style = {"color": colour, "marker": marker, "markersize": 5, "label": name}
+        style["linestyle"] = ("-", "--", ":")[place // 6 % 3]
         times.plot(rows["size"], rows["p50"], **style)
         recalls.plot(rows["size"], rows["recall"], **style)
     recalls.set(xscale="log", xlabel="images in the gallery", ylabel="recall@10")

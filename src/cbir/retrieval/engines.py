@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from filelock import FileLock
 
 from cbir import StudyError
 from cbir.files import disk_errors, locked, replacing
@@ -101,7 +100,7 @@ def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path
     """Open an engine.
 
     Args:
-        text: as in the module's description.
+        text: as in the module's description, `resolved`.
         dimensions: d.
         name: the gallery's name.
         key: fingerprint of the network; embeddings of two networks are never mixed.
@@ -309,8 +308,8 @@ class Milvus:
     the same images as `Exact`, unless another one is chosen.
 
     Args:
-        choice: a folder, or the URI of a server, `http://host:port`; after a semicolon, the type of
-            the index.
+        choice: the path of a folder, or the URI of a server, `http://host:port`; after a semicolon,
+            the type of the index.
         dimensions, name, key: as for `open_engine`.
 
     Raises:
@@ -331,12 +330,11 @@ class Milvus:
         if self._is_server:
             self._uri = where
         else:
-            folder = Path(where).expanduser().resolve()
             # pymilvus recognises a folder of Milvus Lite by this ending.
-            folder = folder if folder.suffix == ".db" else folder.with_name(folder.name + ".db")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _wait_for(folder)
-            self._uri = str(folder)
+            self._uri = where.removesuffix(".db") + ".db"
+            # One process at a time can use it.
+            self._lock = contextlib.ExitStack()
+            self._lock.enter_context(locked(Path(self._uri)))
             # Milvus Lite has no time stamps, and both sides log that each time.
             logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
             logging.getLogger("pymilvus").setLevel(logging.ERROR)
@@ -405,7 +403,7 @@ class Milvus:
             from milvus_lite.server_manager import server_manager_instance
 
             server_manager_instance.release_server(self._uri)
-            self._lock.release()
+            self._lock.close()
 
     def _open(self, pymilvus, dimensions: int, index) -> None:
         """Open the collection with this index; create what is missing."""
@@ -481,17 +479,3 @@ def _identifier(name: str) -> str:
     """A name for Milvus: letters, digits and underscores, beginning with a letter."""
     return "g_" + "".join(letter if letter.isascii() and letter.isalnum() else f"_{ord(letter):x}_"
                           for letter in name)  # fmt: skip
-
-
-def _wait_for(folder: Path) -> FileLock:
-    """Lock a folder of Milvus Lite, which one process at a time can use, and say who has it."""
-    owner = folder.with_name(folder.name + ".owner")
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    with contextlib.suppress(TimeoutError):
-        lock.acquire(timeout=0)
-    if not lock.is_locked:
-        holder = owner.read_text("utf-8") if owner.exists() else "another process"
-        print(f"waiting for {folder}, used by {holder}", flush=True)
-        lock.acquire()
-    owner.write_text(f"process {os.getpid()}", "utf-8")
-    return lock

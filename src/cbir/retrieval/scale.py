@@ -278,14 +278,9 @@ def measure_engines(
                 missing[engine] = str(error)
                 continue
             precision = _average_precision(ranked, sample)
-            means = [
-                uncertainty.intervals(
-                    pd.DataFrame({"recall": recall(found, nearest), "map": precision})
-                ),
-                uncertainty.intervals(
-                    pd.DataFrame({"map_change": precision - exact_precision}), limits=None
-                ),
-            ]
+            scores = pd.DataFrame({"recall": recall(found, nearest), "map": precision})
+            change = pd.DataFrame({"map_change": precision - exact_precision})
+            means = [uncertainty.intervals(scores), uncertainty.intervals(change, limits=None)]
             row = {"engine": engine, "is_real": is_real, **costs}
             for name, mean in pd.concat(means).iterrows():
                 row |= {name: mean["value"]}

@@ -186,14 +186,11 @@ def run_index(arguments: argparse.Namespace) -> bool:
 
 def _open(arguments: argparse.Namespace):
     """The searcher and the gallery that the arguments name."""
-    from cbir.retrieval.engines import EXACT
     from cbir.search import galleries
     from cbir.search.searchers import open_searcher
 
     if not arguments.gallery:
         searcher = open_searcher(arguments.study, arguments.architecture)
-        if arguments.engine in ("", EXACT):
-            return searcher, searcher.gallery
         # No gallery of a folder can have a name with a space.
         name = f"study {searcher.run.study}"
         return searcher, searcher.gallery.held_by(arguments.engine, name, searcher.key)

@@ -184,16 +184,13 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
             since.
     """
     path = _gallery_file(name)
-    if (source := _read_source(path)) is None and path.exists():
+    if (source := _read_source(path)) is None:
         command = index_command("FOLDER", name, first_finished(DEFAULT_STUDY))
-        raise StudyError(f"{path} is damaged: run `{command}`")
-    if source is None:
-        others = path.parent.parent.glob(f"*/{path.name}")
-        names = sorted(other.parent.name for other in others)
-        make = f"make one with `{index_command('FOLDER', name, first_finished(DEFAULT_STUDY))}`"
-        raise StudyError(
-            f"no gallery {name!r}: " + (f"existing: {', '.join(names)}" if names else make)
-        )
+        if path.exists():
+            raise StudyError(f"{path} is damaged: run `{command}`")
+        names = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{path.name}"))
+        advice = f"existing: {', '.join(names)}" if names else f"make one with `{command}`"
+        raise StudyError(f"no gallery {name!r}: {advice}")
     folder, study, architecture = source["folder"], source["study"], source["architecture"]
     searcher = open_searcher(study, architecture)
     again = f"run `{index_command(folder, name, study, architecture)}`"
@@ -235,8 +232,7 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
         ids,
         label_kind="predicted class",
     )
-    held_by = resolved(held_by) or source.get("engine", EXACT)
-    return searcher, gallery if held_by == EXACT else gallery.held_by(held_by, name, searcher.key)
+    return searcher, gallery.held_by(held_by or source.get("engine", EXACT), name, searcher.key)
 
 
 def _gallery_file(name: str) -> Path:

@@ -19,13 +19,7 @@ from cbir.images.dataset import describe_changes
 from cbir.images.folders import readable_name
 from cbir.networks.embeddings import Encode, batched
 from cbir.reporting import measurements
-from cbir.reporting.runs import (
-    Run,
-    read_run,
-    read_summary,
-    run_folder,
-    trained_runs,
-)
+from cbir.reporting.runs import Run, read_run, read_summary, run_folder, trained_runs
 from cbir.retrieval import engines, ranking, searches
 from cbir.retrieval.feedback import Rocchio
 
@@ -72,13 +66,15 @@ class Gallery:
         """This gallery in an engine, which then finds the nearest images; it is loaded if needed.
 
         Args:
-            choice, key: as for `engines.open_engine`.
+            choice, key: as for `engines.open_engine`; an empty choice is that of `EXACT`.
             name: that the engine gives to this gallery and to no other.
 
         Raises:
             StudyError: as for `engines.open_engine` and `engines.GalleryEngine.load`.
         """
-        folder = project_root() / "artifacts" / "engines"
+        choice, folder = engines.resolved(choice), project_root() / "artifacts" / "engines"
+        if choice in ("", engines.EXACT):
+            return self
         width = next(iter(self.groups())).shape[1]
         index = engines.open_engine(choice, width, name=name, key=key, folder=folder)
         index.load(_LateVectors(self), self.labels, self.ids())
