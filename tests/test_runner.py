@@ -5,6 +5,8 @@ import os
 import re
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -18,7 +20,7 @@ from cbir.cache import locked, read_manifest, write_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
 from cbir.retrieval import engines
 from cbir.studies import plan, runner
-from cbir.studies.study import LIKE, open_study
+from cbir.studies.study import LIKE, Page, open_study
 
 DEEPER = ["failures", "explanations", "feedback", "metrics"]
 RUNS = ["cnn", "resnet50", "vgg16"]
@@ -359,3 +361,16 @@ def test_a_disk_that_is_full_stops_no_other_architecture(short, project, monkeyp
     for name, line in zip(RUNS[:2], lines, strict=False):
         assert line.startswith(f"{name}: {reason}")
     assert short() == (True, [*RUNS[:2], "comparison"])
+
+
+def test_the_kernel_that_starts_ahead_is_that_of_the_next_notebook(tmp_path):
+    run = SimpleNamespace(architecture="cnn", notebook=Path("cnn.ipynb"))
+    of_run, *pages = [Page(name, Path(f"{name}.ipynb")) for name in ("cnn", "index", "failures")]
+    study = SimpleNamespace(runs=[run], chosen=["cnn"], folder=tmp_path, pages=pages)
+    assert runner._following(study) == of_run
+    assert runner._following(study, of_run) == pages[0]
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / "manifest.json").touch()
+    assert runner._following(study) is None
+    assert runner._following(study, pages[0]) == pages[1]
+    assert runner._following(study, pages[1]) is None

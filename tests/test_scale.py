@@ -126,13 +126,13 @@ def test_the_page_names_the_fastest_engine_that_finds_enough_and_what_could_not_
     assert costs["recall"].tolist() == [1, 0.5, 1]
     assert costs["map_change_ci_high"][1] < 0
     text = sentences.engines(costs, missing)
-    assert text.startswith("Fastest at every size is **exact**.")
+    assert text.startswith("The fastest engine at every size: **exact**.")
     assert "'nosuch' is unknown" in text
     assert len(tables.engines(costs)) == 3
     fast = costs.assign(recall=1.0, p50=[2.0, 1.0, 200.0])
     text = sentences.engines(fast, [])
-    changes = f"is **half**, from {most + 1} images on **exact**."
-    assert text.startswith(f"Fastest in the smallest gallery {changes}")
+    changes = f"**half**; from {most + 1} images on: **exact**."
+    assert text.startswith(f"The fastest engine in the smallest gallery: {changes}")
     assert f"With {most + 1} images, exact takes 200 ms per query." in text
     one_size = sentences.engines(fast[:2], [])
     assert "half takes 1 ms per query instead of 2 ms with exact, and its recall@10 is 1.0" in (
@@ -140,10 +140,10 @@ def test_the_page_names_the_fastest_engine_that_finds_enough_and_what_could_not_
     )
     # Neither `exact` nor any engine that finds enough need be measured at every size.
     without = sentences.engines(fast.assign(engine=["a", "half", "half"]), [])
-    assert without.startswith("Fastest at every size is **half**.")
+    assert without.startswith("The fastest engine at every size: **half**.")
     assert "half takes 200 ms per query, and its recall@10 is 1.0" in without
     too_few = sentences.engines(fast.assign(recall=[1, 1, 0.9]), [])
-    assert f"is **half**, from {most + 1} images on no engine." in too_few
+    assert f": **half**; from {most + 1} images on: none." in too_few
     assert f"With {most} images, half takes 1 ms" in too_few
 
 
@@ -232,7 +232,7 @@ def test_time_to_embed_larger_galleries_is_that_of_the_first_network():
 
     # Vectors of other programs have no speed.
     runs = {"dinov2": summary(None), "cnn": summary(1000.0), "vgg16": summary(10.0)}
-    text = "Embedding them with cnn would take this machine 28 and 278 hours."
+    text = "At the speed of cnn on this machine, embedding them would take 28 and 278 hours."
     assert sentences.larger_galleries(runs) == text
     assert sentences.larger_galleries({"dinov2": summary(None)}) == ""
 

@@ -478,7 +478,7 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
 
 @pytest.fixture
 def few_are_enough(monkeypatch):
-    """The study has less than 59 validation images."""
+    """The study has fewer than 59 validation images."""
     monkeypatch.setattr("cbir.search.searchers.MIN_VALIDATION", 1)
 
 
@@ -522,7 +522,7 @@ def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
     monkeypatch.setattr("cbir.search.searchers.Searcher.usual_similarity", None)
     code, _, err = run(capfd, *arguments, "--min-similarity", "usual")
     assert code == 1
-    assert "what is usual is not known" in err
+    assert "the study cannot say what is usual" in err
 
 
 # Streams

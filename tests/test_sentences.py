@@ -510,8 +510,8 @@ def test_label_conflicts_and_copies_for_validation_are_counted():
     )
     text = sentences.leak_details(audit)
     assert (
-        "Label conflicts, copies with another label: 2 of these queries, 1 validation images, and, "
-        "with identical pixels, 7 images of the whole data set.\n- "
+        "Label conflicts, which have a copy with another label: queries: 2, validation images: 1; "
+        "images of the whole data set, with identical pixels: 7.\n- "
         "Validation images with a copy in the training images: 2 of 40 (5.0 %)."
     ) in text
 

@@ -71,7 +71,8 @@ def test_the_name_of_a_report_that_is_no_study_leads_to_its_command(project):
     (project / "reports" / "holiday").mkdir(parents=True)
     manifest = project / "reports" / "holiday" / "manifest.json"
     manifest.write_text(json.dumps({"command": command}))
-    with pytest.raises(StudyError, match=f"STUDY: holiday is the report of `{command}`: "):
+    message = f"STUDY: holiday is a report, not a study in params/. `{command}` made it: "
+    with pytest.raises(StudyError, match=re.escape(message)):
         open_study(project, "holiday")
 
 

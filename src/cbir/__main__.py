@@ -130,7 +130,7 @@ def export(arguments: argparse.Namespace) -> bool:
     """Write a study's images and embeddings to Parquet files for other programs."""
     from cbir.reporting.export import export_study
 
-    for path in export_study(arguments.study):
+    for path in export_study(arguments.study or "digits"):
         print(f"{path.relative_to(project_root())} written")
     return True
 

@@ -92,7 +92,7 @@ def page(browser, lab):
 
 def results(page) -> list[str]:
     """The lines under each result, in order."""
-    # JupyterLab stops to draw cells out of sight, and text that is not drawn keeps its indent.
+    # JupyterLab stops drawing cells out of sight, and text that is not drawn keeps its indent.
     captions = page.locator(".cbir-tiles figcaption").all_inner_texts()
     return ["\n".join(line.strip() for line in text.strip().splitlines()) for text in captions]
 

@@ -482,10 +482,10 @@ def leak_details(audit: leaks.Audit) -> str:
     lines = [
         f"Leaks with identical pixels: {n_identical:,}, near-duplicates: "
         f"{n_leaking - n_identical:,}.",
-        "Label conflicts, copies with another label: "
-        f"{_n_conflicts(audit.leaks):,} of these queries, "
-        f"{_n_conflicts(audit.validation_copies):,} validation images, and, with identical pixels, "
-        f"{audit.n_identical_conflicts:,} images of the whole data set.",
+        "Label conflicts, which have a copy with another label: queries: "
+        f"{_n_conflicts(audit.leaks):,}, validation images: "
+        f"{_n_conflicts(audit.validation_copies):,}; images of the whole data set, with identical "
+        f"pixels: {audit.n_identical_conflicts:,}.",
         "Validation images with a copy in the training images: "
         f"{_share(audit.validation_copies['query'].nunique(), audit.n_validation)}.",
         LEAKS_MISSED,
@@ -540,11 +540,11 @@ def engines(costs: pd.DataFrame, missing: list[str]) -> str:
     enough = costs[costs["recall"] >= LEAST_RECALL]
     fastest = enough.loc[enough.groupby("size")["p50"].idxmin()].set_index("size")
     winners = fastest["engine"].map("**{}**".format).reindex(sorted(set(costs["size"])))
-    winners = winners.fillna("no engine")
+    winners = winners.fillna("none")
     winners = winners[winners != winners.shift()]
     which = "in the smallest gallery" if len(winners) > 1 else "at every size"
-    changes = [f"from {size:,} images on {name}" for size, name in winners.iloc[1:].items()]
-    paragraphs = [f"Fastest {which} is {', '.join([winners.iloc[0], *changes])}."]
+    changes = [f"from {size:,} images on: {name}" for size, name in winners.iloc[1:].items()]
+    paragraphs = [f"The fastest engine {which}: {'; '.join([winners.iloc[0], *changes])}."]
     for size, best in fastest.tail(1).iterrows():
         exact = costs.loc[(costs["engine"] == EXACT) & (costs["size"] == size), "p50"]
         text = (
@@ -569,7 +569,8 @@ def larger_galleries(runs: dict[str, Run]) -> str:
         if speed:
             hours = (f"{size / speed / 3600:,.0f}" for size in tables.LARGER.values())
             return (
-                f"Embedding them with {name} would take this machine {' and '.join(hours)} hours."
+                f"At the speed of {name} on this machine, embedding them would take "
+                f"{' and '.join(hours)} hours."
             )
     return ""
 

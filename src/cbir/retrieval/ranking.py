@@ -247,7 +247,7 @@ def relevant_ranks(
 def _error_bounds(
     approximate: np.ndarray, queries: np.ndarray, scales: np.ndarray, gallery: PreparedGallery
 ) -> np.ndarray:
-    """(b, 2) float64, a and b of the bound a + b * abs(s) on the error of a similarity s."""
+    """(n, 2) float64, c and d of the bound c + d * abs(s) on the error of a similarity s."""
     n, root = len(gallery), np.sqrt(queries.shape[1])
     samples = np.arange(SAMPLES) * n // SAMPLES
     sampled = gallery.rows[samples] * gallery.scales[samples, None] - gallery.mean

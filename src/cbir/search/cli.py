@@ -232,8 +232,8 @@ def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, int
             from cbir.search.searchers import MIN_VALIDATION  # imports Numba, which takes a second
 
             raise StudyError(
-                f"--min-similarity: what is {USUAL} is not known, which takes a network and at "
-                f"least {MIN_VALIDATION} validation images: give a number"
+                f"--min-similarity: the study cannot say what is {USUAL}, which needs a network "
+                f"and at least {MIN_VALIDATION} validation images: give a number"
             )
     results = answers.search_all(
         searcher, gallery, queries, arguments.k, search=arguments.within or "unrestricted",

@@ -12,7 +12,7 @@ from cbir.networks.backbones import BACKBONES
 from cbir.networks.choices import HEAD_STEPS
 from cbir.progress import duration
 from cbir.studies.configs import RunConfig
-from cbir.studies.study import Study, page_inputs, run_key
+from cbir.studies.study import INDEX, PAGES, Study, page_inputs, run_key
 
 # The time to start a notebook, draw its figures and write its page.
 NOTEBOOK_SECONDS = 25
@@ -53,6 +53,8 @@ def describe(study: Study) -> str:
         is_up_to_date = key and is_current(study.folder / page.folder, key)
         total += 0 if is_up_to_date else NOTEBOOK_SECONDS
         state = "up to date" if is_up_to_date else "will run"
+        if page.name not in INDEX | PAGES and not is_up_to_date:
+            state += ", its measurements not estimated"
         lines.append(f"{page.name}: {page.notebook.relative_to(study.root)}: {state}")
     if not total:
         return "\n".join([*lines, "nothing to run"])

@@ -79,6 +79,7 @@ def _run_all(study: Study) -> bool:
             has_run |= is_new
         except StudyError as error:
             reasons[name] = str(error)
+            kernels.stop_waiting()  # The kernel of this run may wait for its notebook.
             if name in study.chosen:
                 print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
             else:
@@ -372,7 +373,11 @@ def _following(study: Study, page: Page | None = None) -> Page | None:
         name, is_finished = run.architecture, (study.folder / run.architecture / MANIFEST).exists()
         if page and name == page.name or name in study.chosen and not is_finished:
             runs.append(Page(name, run.notebook))
-    return dict(itertools.pairwise([None, *runs, *study.pages[:2]])).get(page) if runs else None
+    return (
+        dict(itertools.pairwise([None, *runs, *study.pages[:2]])).get(page)
+        if runs or page
+        else None
+    )
 
 
 def _write_note(study: Study, page: Page, reason: str) -> None:

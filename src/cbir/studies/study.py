@@ -150,8 +150,8 @@ def open_study(
     reports = {path.parent.name for path in (root / "reports").glob("*/manifest.json")}
     if study in reports.difference(configs.studies(root)):
         raise StudyError(
-            f"STUDY: {study} is the report of `{report_command(study)}`: use the variables of that "
-            "command"
+            f"STUDY: {study} is a report, not a study in params/. "
+            f"`{report_command(study)}` made it: use the variables of that command"
         )
     name = (_report_name(root, dataset, ending) if dataset else study) + ending
     names = architectures.split()
