@@ -122,7 +122,7 @@ def test_some_classes_are_searched_as_the_study_searched_them(searcher, search):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("nothing", ""), "no trained architecture in .*nothing: run `make report"),
+        (("nothing", ""), "no study 'nothing': `make report DATA=path/to/folder` makes one"),
         (
             ("tiny", "vgg16"),
             "no trained architecture 'vgg16' in reports/tiny: choose from cnn, whi",

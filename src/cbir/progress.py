@@ -33,7 +33,7 @@ class Ticker:
             self.last = now
             rate = done / (now - self.started)
             left = duration((self.total - done) / rate)
-            reached = f"{done:,} of {self.total:,}, {rate:,.1f}/s"
+            reached = f"{done:,} of {self.total:,}, {rate:{',.1f' if rate >= 1 else '.1g'}}/s"
             print(f"{self.what}: {reached}, {left} left", flush=True)
 
 

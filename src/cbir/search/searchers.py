@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cbir import StudyError, project_root, report_command
-from cbir.cache import cached, find
+from cbir.cache import cached, find, read_manifest
 from cbir.images.dataset import describe_changes
 from cbir.images.folders import readable_name
 from cbir.networks.embeddings import Encode, batched
@@ -348,13 +348,19 @@ def architectures(study: str) -> list[str]:
     """
     runs = trained_runs()
     if study not in runs:
-        has_baselines = any(run_folder(study).glob("*/summary.json"))
-        reason = ", only baselines: add an architecture, and" if has_baselines else ":"
         # The recorded command may name only baselines.
-        reason += f" run `{report_command(study).partition(' ARCHITECTURES=')[0]}` first"
+        command = report_command(study).partition(" ARCHITECTURES=")[0]
+        folder = run_folder(study)
+        has_baselines = any(folder.glob("*/summary.json"))
+        advice = ", only baselines: add an architecture, and" if has_baselines else ":"
+        reason = f"no trained architecture in {folder}{advice} run `{command}` first"
+        is_named = (project_root() / "params" / study).is_dir() or read_manifest(folder)
+        if not (has_baselines or is_named):
+            reason = f"no study {study!r}: `{command}` makes one"
+            if folder.exists():
+                reason = f"the report in {folder} is not finished: run its command again"
         raise StudyError(
-            f"no trained architecture in {run_folder(study)}{reason}"
-            + (f", or choose a finished study: {', '.join(runs)}" if runs else "")
+            reason + (f", or choose a finished study: {', '.join(runs)}" if runs else "")
         )
     return runs[study]
 
