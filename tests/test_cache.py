@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cbir import StudyError, cache, files, machine
 
@@ -518,6 +519,24 @@ def test_two_processes_that_start_at_once_make_once(root):
     (maker,) = {str(process.pid) for process in processes} & set(waiting[0].split())
     assert re.search(rf"in use by process {maker} on \S+ since 20\d\d-", waiting[0])
     assert (root / "calls").read_text() == "made\n"
+
+
+def test_a_process_that_has_just_locked_a_folder_is_named(tmp_path, capsys):
+    path, is_locked = tmp_path / "step.lock", threading.Event()
+
+    def lock() -> None:
+        with FileLock(path):
+            is_locked.set()
+            time.sleep(0.1)
+            path.write_text("process 7 on here")
+            time.sleep(0.1)
+
+    other = threading.Thread(target=lock)
+    other.start()
+    is_locked.wait()
+    with files.locked(tmp_path / "step"):
+        other.join()
+    assert capsys.readouterr().out == f"waiting for {tmp_path}/step, in use by process 7 on here\n"
 
 
 def test_step_of_a_process_that_was_killed_goes_on_in_its_folder(root):

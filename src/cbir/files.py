@@ -17,6 +17,8 @@ from cbir import StudyError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
 IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+# How long a process waits for the name of the one that has locked a folder.
+NAME_SECONDS = 2
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -80,8 +82,11 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         with contextlib.suppress(OSError):  # released in this moment
-            holder = path.read_text("utf-8", "replace")
-            print(f"waiting for {folder}, in use by {holder}", flush=True)
+            # The other process writes its name after it has locked the file.
+            until = time.monotonic() + NAME_SECONDS
+            while not (holder := path.read_text("utf-8", "replace")) and time.monotonic() < until:
+                time.sleep(0.01)
+            print(f"waiting for {folder}, in use by {holder or 'another process'}", flush=True)
         lock.acquire()
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
