@@ -138,8 +138,8 @@ def test_in_a_grid_only_the_tests_that_are_shown_are_corrected():
 
 def gap(training: float, accuracy: float, n: int = 400) -> Estimate:
     """Worked out from the accuracies: theirs lie 0.02 off on training images."""
-    queries = tables.quality(network("x", "cnn", accuracy=accuracy, n_queries=n), ["x"])
-    accuracy = queries.loc["accuracy", "x"]
+    queries = tables.quality(network("x", "cnn", accuracy=accuracy, n_queries=n))
+    accuracy = queries.loc["x", "accuracy"]
     below = np.hypot(0.02, accuracy.high - accuracy.value)
     above = np.hypot(0.02, accuracy.value - accuracy.low)
     value = training - accuracy.value

@@ -25,7 +25,7 @@ def notebooks(tmp_path):
 def test_a_waiting_kernel_has_run_the_imports_and_runs_the_notebook(notebooks, tmp_path):
     place = (notebooks[0], tmp_path / "kernel.log", tmp_path)
     kernels.start_ahead(*place)
-    (waiting,) = kernels._waiting
+    (waiting,) = kernels._waiting.values()
     kernel = kernels.take(*place)
     assert kernel is waiting
     executed = papermill.execute_notebook(
@@ -43,15 +43,16 @@ def test_a_kernel_that_waits_for_another_notebook_goes_on_until_all_are_stopped(
     log = tmp_path / "kernel.log"
     kernels.start_ahead(notebooks[1], log, tmp_path)
     kernels.start_ahead(notebooks[1], log, tmp_path)
-    (waiting,) = kernels._waiting
+    (waiting,) = kernels._waiting.values()
     kernel = kernels.take(notebooks[0], log, tmp_path)
-    assert kernel.place[0] == notebooks[0]
+    assert kernel is not waiting
     assert waiting.manager.has_kernel
     kernels.stop_waiting()
     assert not waiting.manager.has_kernel
     assert kernel.manager.has_kernel
     kernel.stop()
-    assert kernels._waiting == kernels._running == []
+    assert not kernels._waiting
+    assert not kernels._running
 
 
 @pytest.mark.slow

@@ -324,12 +324,12 @@ def test_a_baseline_is_described_without_what_it_has_not():
 
 
 def test_the_least_cost_of_each_kind_is_named_with_its_number():
-    columns = {
+    numbers = {
         "cnn": [1.0, 256, 30.0, 900.0, 5.0, 1.0],
         "vgg16": [15.0, 256, 20.4, 100.0, 4.0, 1.0],
         "random": [np.nan, 128, np.nan, 1e6, 0.1, 1.0],
     }
-    costs = pd.DataFrame(columns, index=list(tables.COSTS))
+    costs = pd.DataFrame.from_dict(numbers, orient="index", columns=list(tables.COSTS))
     runs = make_runs({"cnn": [0.5], "vgg16": [0.5], "random": [0.1]}, baselines=1)
     assert sentences.cheapest(costs, runs) == (
         "**vgg16** trains in the shortest time (20 s) and answers a query fastest (4 ms); "

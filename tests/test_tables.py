@@ -139,17 +139,17 @@ def test_each_architecture_has_its_own_number_of_seeds(runs):
 
 
 def test_each_cell_of_the_quality_has_its_interval(runs):
-    table = tables.quality(runs, ["cnn", "vgg16", "resnet50", "raw_pixels"])
-    assert list(table.index) == list(tables.QUALITY)
-    assert (table["resnet50"].map(str) == "–").all()
+    table = tables.quality(runs)
+    assert list(table.columns) == list(tables.QUALITY)
     for name in ("cnn", "vgg16"):
-        assert all(re.fullmatch(CELL, str(cell)) for cell in table[name])
-    measured = table["raw_pixels"][table["raw_pixels"].map(str) != "–"]
+        assert all(re.fullmatch(CELL, str(cell)) for cell in table.loc[name])
+    baseline = table.loc["raw_pixels"]
+    measured = baseline[baseline.map(str) != "–"]
     assert list(measured.index) == ["mAP, unrestricted", "P@10, unrestricted"]
     assert all(re.fullmatch(CELL, str(cell)) for cell in measured)
     own = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
-    assert first(table.loc["mAP, unrestricted", "cnn"]) == pytest.approx(np.mean(own), rel=1e-5)
-    assert table.loc["accuracy", "cnn"] == table.loc["mAP, predicted class", "cnn"]
+    assert first(table.loc["cnn", "mAP, unrestricted"]) == pytest.approx(np.mean(own), rel=1e-5)
+    assert table.loc["cnn", "accuracy"] == table.loc["cnn", "mAP, predicted class"]
 
 
 def test_the_first_protocol_is_that_of_the_runs(runs):
@@ -246,9 +246,9 @@ def test_each_cost_stands_in_its_row_and_column():
     size = {"size": {"total": 25_600_000}, "embedding_dim": 512, "index_bytes": 7_500_000}
     dear = result(rows([0.5]), training_seconds=900.0, speed=speed, **size)
     table = tables.costs({"cnn": cheap, "resnet50": dear})
-    assert table["cnn"].tolist() == [4.0, 256, 70.0, 1000.0, 2.5, 3.0]
-    assert table["resnet50"].tolist() == [25.6, 512, 900.0, 20.0, 9.5, 7.5]
-    assert list(table.index) == [
+    assert table.loc["cnn"].tolist() == [4.0, 256, 70.0, 1000.0, 2.5, 3.0]
+    assert table.loc["resnet50"].tolist() == [25.6, 512, 900.0, 20.0, 9.5, 7.5]
+    assert list(table.columns) == [
         "parameters (million)", "embedding size", "training (s)", "embedding (images/s)",
         "query (ms, median)", "index (MB)",
     ]  # fmt: skip
@@ -256,12 +256,12 @@ def test_each_cost_stands_in_its_row_and_column():
 
 def test_costs_of_a_baseline_are_those_it_has(runs):
     table = tables.costs(runs)
-    assert list(table.index) == list(tables.COSTS)
-    assert table["vgg16"].notna().all()
-    missing = table["raw_pixels"].isna()
-    assert list(table.index[missing]) == ["parameters (million)", "training (s)"]
-    assert table.loc["parameters (million)", "cnn"] == 4
-    assert table.loc["training (s)", "cnn"] == 6
+    assert list(table.columns) == list(tables.COSTS)
+    assert table.loc["vgg16"].notna().all()
+    missing = table.loc["raw_pixels"].isna()
+    assert list(table.columns[missing]) == ["parameters (million)", "training (s)"]
+    assert table.loc["cnn", "parameters (million)"] == 4
+    assert table.loc["cnn", "training (s)"] == 6
 
 
 def leaking(*queries: int) -> pd.DataFrame:
@@ -377,7 +377,7 @@ def uneven_run(n_large: int):
 
 def test_where_classes_are_uneven_means_over_classes_stand_beside_those_over_queries():
     run = uneven_run(12)
-    table = tables.quality({"cnn": run}, ["cnn"])["cnn"]
+    table = tables.quality({"cnn": run}).loc["cnn"]
     assert first(table["mAP, unrestricted"]) == pytest.approx((12 * 0.9 + 4 * 0.5) / 16)
     mean = table["mAP, unrestricted, mean over classes"]
     # (0.9 + 0.5) / 2; half of each class's interval, as independent errors of a mean of two.
@@ -398,7 +398,7 @@ def test_where_classes_are_uneven_means_over_classes_stand_beside_those_over_que
 
 def test_where_classes_are_even_one_mean_is_enough():
     run = uneven_run(6)
-    assert list(tables.quality({"cnn": run}, ["cnn"]).index) == list(tables.QUALITY)
+    assert list(tables.quality({"cnn": run}).columns) == list(tables.QUALITY)
     assert not tables.scores(run)["metric"].str.contains("mean over classes").any()
     assert sentences.uneven_classes({"cnn": run}) == ""
 

@@ -243,7 +243,7 @@ def test_class_probabilities_allow_every_search(images, pixels, write):
         "unrestricted", "predicted_class", "soft", "label_lookup", "oracle_class",
     ]  # fmt: skip
     n = len(images.queries)
-    quality = tables.quality({"sure": run}, ["sure"])["sure"]
+    quality = tables.quality({"sure": run}).loc["sure"]
     assert quality["accuracy"].value == pytest.approx(1 - 1 / n)
     assert quality["mAP, predicted class"].value == pytest.approx(1 - 1 / n)
     counts = tables.confusions({"sure": run})["sure"].to_numpy()
@@ -268,9 +268,9 @@ def test_probabilities_are_of_no_use_for_unseen_classes(images, pixels, write):
 
 def test_costs_that_are_unknown_are_left_out(images, pixels, write):
     run = save("pixels", write(path=np.array(images.names), vector=pixels))
-    costs = tables.costs({"pixels": run})["pixels"]
+    costs = tables.costs({"pixels": run}).loc["pixels"]
     assert costs["embedding size"] == pixels.shape[1]
-    assert np.isnan(costs[["embedding (images/s)", "query (ms, median)"]].astype(float)).all()
+    assert np.isnan(costs[["embedding (images/s)", "query (ms, median)"]]).all()
     point = tables.quality_and_cost({"pixels": run}).loc["pixels"]
     assert np.isnan(point["milliseconds"])
     assert point["bytes"] == 4 * pixels.shape[1]

@@ -78,7 +78,7 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
     variants = [point for _, point in points.values() if point]
     if variants and not any(grids.LEARN_FROM in point for point in variants):
         runs = {}
-    entries, accuracies = {}, tables.quality(runs, list(runs)).loc["accuracy"] if runs else {}
+    entries, accuracies = {}, tables.quality(runs)["accuracy"] if runs else {}
     for name, run in runs.items():
         architecture, point = points[name]
         words = [f"{key} {value}" for key, value in point.items() if key != grids.LEARN_FROM]

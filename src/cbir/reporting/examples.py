@@ -186,11 +186,7 @@ def hub_table(runs: dict[str, Run]) -> pd.DataFrame:
     return frame.astype({"most often returned": "Int64", "of these wrongly": "Int64"})
 
 
-def _of_different_classes(order: Iterable[int], labels: np.ndarray, most: int) -> list[int]:
+def _of_different_classes(order: pd.Index, labels: np.ndarray, most: int) -> pd.Index:
     """The first query in `order` of each class, then, if there are too few, the first others."""
-    order, first = list(order), {}
-    for query in order:
-        first.setdefault(labels[query], query)
-    queries = list(first.values())[:most]
-    rest = [query for query in order if query not in queries]
-    return queries + rest[: most - len(queries)]
+    is_repeated = pd.Series(labels[order]).duplicated()
+    return order[is_repeated.argsort(kind="stable")][:most]

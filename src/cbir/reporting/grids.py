@@ -33,15 +33,15 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
     parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
     # An architecture may have its own grid, and not vary the parameters that others vary.
     parameters = dict.fromkeys(key for _, point in parsed.values() for key in point)
-    quality, costs = tables.quality(runs, list(runs)), tables.costs(runs)
+    quality, costs = tables.quality(runs), tables.costs(runs)
     for name, run in runs.items():
         architecture, point = parsed[name]
         rows[name] = {
             ARCHITECTURE: architecture,
             **{key: _number(point.get(key) or _constant(run, key)) for key in parameters},
-            **quality.loc[[ACCURACY, MAP], name],
+            **quality.loc[name, [ACCURACY, MAP]],
             TRAINING: from_row(run.summary["training_accuracy"]),
-            **costs.loc[[SPEED, SECONDS, INDEX], name],
+            **costs.loc[name, [SPEED, SECONDS, INDEX]],
             PLACE: training_place(run.summary),
         }
     return numbers.split(pd.DataFrame.from_dict(rows, orient="index"))

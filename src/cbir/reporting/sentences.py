@@ -338,16 +338,15 @@ def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
     Training times are compared only if all networks were trained on one machine.
     """
-    trained = costs[list(networks(runs))]
-    if len(trained.columns) < 2:
+    trained = costs.loc[list(networks(runs))]
+    if len(trained) < 2:
         return ""
-    milliseconds = 1000 / trained.loc["embedding (images/s)"]
     kinds = {
-        "trains in the shortest time ({:,.0f} s)": trained.loc["training (s)"],
-        "embeds an image fastest ({:.3g} ms)": milliseconds,
-        "answers a query fastest ({:.3g} ms)": trained.loc["query (ms, median)"],
+        "trains in the shortest time ({:,.0f} s)": trained["training (s)"],
+        "embeds an image fastest ({:.3g} ms)": 1000 / trained["embedding (images/s)"],
+        "answers a query fastest ({:.3g} ms)": trained["query (ms, median)"],
     }
-    if len({training_place(runs[name].summary) for name in trained}) > 1:
+    if len({training_place(runs[name].summary) for name in trained.index}) > 1:
         del kinds["trains in the shortest time ({:,.0f} s)"]
     by_name = {}
     for text, values in kinds.items():
@@ -359,7 +358,7 @@ def describe_run(run: Run) -> str:
     """A run in words, from its numbers: its mAP, and a list of the others."""
     name, summary = run.architecture, run.summary
     speed = summary["speed"]
-    quality = tables.quality({name: run}, [name])[name]
+    quality = tables.quality({name: run}).loc[name]
     rows = tables.first_protocol_rows({name: run})
     n_scored = measurements.select(rows, **tables.QUALITY["mAP, unrestricted"])["n_queries"].iloc[0]
     seeds = summary["measurement"]["seeds"]

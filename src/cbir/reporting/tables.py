@@ -91,19 +91,19 @@ def first_protocol_rows(runs: dict[str, Run]) -> pd.DataFrame:
     return rows[rows["protocol"] == next(iter(runs.values())).protocol]
 
 
-def quality(runs: dict[str, Run], architectures: list[str]) -> pd.DataFrame:
-    """The estimates of each architecture under the first protocol, a row for each of `QUALITY`.
+def quality(runs: dict[str, Run]) -> pd.DataFrame:
+    """The estimates of each run under the first protocol, a column for each of `QUALITY`.
 
-    Architectures without a run have dashes. If classes are uneven, the mean over classes follows.
+    A measure that a run lacks is a dash. If classes are uneven, the mean over classes follows.
     """
-    rows, cells = first_protocol_rows(runs), {}
+    rows, columns = first_protocol_rows(runs), {}
+    parts = [rows[rows["architecture"] == name] for name in runs]
     is_uneven = are_uneven(class_sizes(rows))
     for measure, selection in QUALITY.items():
-        parts = [(rows[rows["architecture"] == name], selection) for name in architectures]
-        cells[measure] = [number(select(part, **chosen)) for part, chosen in parts]
+        columns[measure] = [number(select(part, **selection)) for part in parts]
         if is_uneven:
-            cells[measure + BY_CLASS] = [class_mean(part, **chosen) for part, chosen in parts]
-    return pd.DataFrame.from_dict(cells, orient="index", columns=architectures)
+            columns[measure + BY_CLASS] = [class_mean(part, **selection) for part in parts]
+    return pd.DataFrame(columns, pd.Index(runs, name="architecture"))
 
 
 def class_sizes(rows: pd.DataFrame) -> pd.Series:
@@ -141,11 +141,11 @@ def mean_of_classes(estimates: list[Estimate]) -> Estimate:
 
 
 def costs(runs: dict[str, Run]) -> pd.DataFrame:
-    """The costs of each architecture (rows of `COSTS`), on the machine of the run."""
-    columns = {}
+    """The costs of each run (columns of `COSTS`), on its machine; NaN if unknown."""
+    rows = {}
     for name, run in runs.items():
         summary, speed = run.summary, run.summary["speed"]
-        columns[name] = [
+        rows[name] = [
             summary.get("size", {}).get("total", math.nan) / 1e6,
             summary["embedding_dim"],
             summary.get("training_seconds", math.nan),
@@ -153,13 +153,13 @@ def costs(runs: dict[str, Run]) -> pd.DataFrame:
             speed["query_milliseconds"],
             summary["index_bytes"] / 1e6,
         ]
-    return pd.DataFrame(columns, index=list(COSTS))
+    return pd.DataFrame.from_dict(rows, "index", float, list(COSTS)).rename_axis("architecture")
 
 
 def costs_table(costs: pd.DataFrame, runs: dict[str, Run]) -> pd.DataFrame:
-    """The `costs` for readers, a row per run: a training time elsewhere names its machine."""
-    rows = {row: costs.loc[row].map(f"{{:,.{digits}f}}".format) for row, digits in COSTS.items()}
-    table = pd.DataFrame(rows).where(costs.T.notna(), "–").rename_axis("architecture")
+    """The `costs` for readers: a training time elsewhere names its machine."""
+    texts = {name: costs[name].map(f"{{:,.{digits}f}}".format) for name, digits in COSTS.items()}
+    table = pd.DataFrame(texts).where(costs.notna(), "–")
     places = [training_place(run.summary) for run in runs.values()]
     return table.assign(**{"training (s)": table["training (s)"] + places})
 
@@ -228,7 +228,7 @@ def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
     significantly ahead of, from `pairs`), P@10, accuracy.
     """
     measures = {"mAP": "mAP, unrestricted", "P@10": "P@10, unrestricted", "accuracy": "accuracy"}
-    table = quality(runs, list(runs)).T[list(measures.values())].set_axis([*measures], axis=1)
+    table = quality(runs)[list(measures.values())].set_axis([*measures], axis=1)
     order = table["mAP"].map(lambda estimate: -estimate.value).sort_values(kind="stable").index
     letters = dict(zip(order, itertools.chain(LETTERS, itertools.repeat("")), strict=False))
     outcomes = uncertainty.pair_outcomes(compared, order)
@@ -236,7 +236,7 @@ def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
         beaten = order[outcomes.loc[name, order] == "win"]
         marks = "".join(SUPERSCRIPTS[letters[other]] for other in beaten)
         table.at[name, "mAP"] = replace(table.at[name, "mAP"], marks=f" {marks}" * bool(marks))
-    table = table.loc[order].rename_axis("architecture").reset_index()
+    table = table.loc[order].reset_index()
     table.insert(0, "letter", [letters[name] for name in order])
     return table
 

@@ -5,8 +5,8 @@ import json
 import logging
 from pathlib import Path
 
-# Kernels that wait for their notebooks, and those that run them.
-_waiting: list["Kernel"] = []
+# Kernels that wait for their notebooks, by the arguments they were made with; and those that run.
+_waiting: dict[tuple[Path, Path, Path], "Kernel"] = {}
 _running: list["Kernel"] = []
 
 
@@ -27,7 +27,7 @@ class Kernel:
         from jupyter_client import AsyncKernelManager, BlockingKernelClient
         from jupyter_core.utils import run_sync
 
-        self.place, self.is_killed = (notebook, log, root), False
+        self.is_killed = False
         self.manager = AsyncKernelManager(kernel_name="python3")
         with log.open("w") as file:
             run_sync(self.manager.start_kernel)(cwd=str(root), stderr=file)
@@ -55,18 +55,13 @@ class Kernel:
 
 def start_ahead(notebook: Path, log: Path, root: Path) -> None:
     """Start a kernel that waits for its notebook, unless one does."""
-    if all(kernel.place != (notebook, log, root) for kernel in _waiting):
-        _waiting.append(Kernel(notebook, log, root))
+    if (notebook, log, root) not in _waiting:
+        _waiting[notebook, log, root] = Kernel(notebook, log, root)
 
 
 def take(notebook: Path, log: Path, root: Path) -> Kernel:
     """Return the kernel that waits for a notebook, or a new one."""
-    for kernel in [*_waiting]:
-        if kernel.place == (notebook, log, root):
-            _waiting.remove(kernel)
-            break
-    else:
-        kernel = Kernel(notebook, log, root)
+    kernel = _waiting.pop((notebook, log, root), None) or Kernel(notebook, log, root)
     _running.append(kernel)
     return kernel
 
@@ -74,7 +69,7 @@ def take(notebook: Path, log: Path, root: Path) -> Kernel:
 def stop_waiting() -> None:
     """Stop all waiting kernels."""
     while _waiting:
-        _waiting.pop().stop()
+        _waiting.popitem()[1].stop()
 
 
 def kill_running() -> None:
