@@ -292,6 +292,15 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
     assert texts == [values, values, ["1,000", "250"] * 4]
 
 
+def test_the_number_of_training_images_is_not_said_to_change_the_speed():
+    runs = learning(10, 20) | run("cnn", {"learn_from": 5}, [0.1], right=0.1, speed=9000.0)
+    points = grids.points_table(runs)
+    figure = grids.heat_maps(points)
+    assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, TRAINING]
+    assert [label.get_text() for label in figure.axes[2].texts][1:] == ["1.000", "0.900"]
+    assert "fastest" not in grids.best_points(points, grids.pairs(runs, points), NOTE)
+
+
 def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
     def columns(runs):
         axis = grids.heat_maps(grids.points_table(runs)).axes[0]

@@ -127,7 +127,9 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame,
             "\n- Not tested against it, because more than one parameter differs, but with "
             f"overlapping intervals: {'; '.join(untested)}."
         )
-    if fastest.name != best.name:
+    # The number of training images does not change the speed.
+    of_speed = [name for name in names if name != LEARN_FROM]
+    if (fastest[of_speed] != best[of_speed]).any():
         text += (
             f"\n- The fastest is {texts[fastest.name]}, {fastest[SPEED] / best[SPEED]:.1f} times "
             f"as fast, with an mAP of {fastest[MAP]:.3f}."
@@ -161,21 +163,25 @@ def _describe(point: pd.Series, names: list[str]) -> str:
 
 
 def heat_maps(points: pd.DataFrame) -> Figure:
-    """Heat maps of accuracy, mAP and images per second, with a column per value of the axis."""
+    """Heat maps of accuracy, mAP and images per second, with a column per value of the axis.
+
+    The number of training images does not change the speed: along it, the third map shows the
+    accuracy on these images instead.
+    """
     dimension = axis_of(points)
+    third = TRAINING if dimension == LEARN_FROM else SPEED
     names, columns = series(points, dimension), points[dimension].unique()
     if is_number(points, dimension):
         columns = sorted(columns)
     figure, axes = plt.subplots(
         1, 3, figsize=(13, 1.4 + 0.55 * names.nunique()), sharey=True, layout="constrained"
     )
-    formats = {ACCURACY: ".3f", MAP: ".3f", SPEED: ",.0f"}
-    for axis, (measure, style) in zip(axes, formats.items(), strict=True):
+    for axis, measure in zip(axes, (ACCURACY, MAP, third), strict=True):
         values = points[measure].groupby([names, points[dimension]], sort=False).first().unstack()
         values = values.loc[names.unique(), columns]
         # Speeds differ by factors, so their colours are logarithmic.
         colours = np.log(values) if measure == SPEED else values
-        charts.heat_map(axis, colours, values, fmt=style)
+        charts.heat_map(axis, colours, values, fmt=",.0f" if measure == SPEED else ".3f")
         axis.set(title=measure, xlabel=dimension, ylabel="")
     return figure
 
