@@ -351,9 +351,12 @@ def test_training_times_of_several_machines_are_not_compared():
     assert "**cnn** trains in the shortest time (70 s)" in sentences.cheapest(costs, runs)
 
 
-def test_reasons_with_colons_are_told_whole():
-    text = sentences.without_results(["vgg16: weights: no file x.h5: give a path"])
-    assert text == "- **vgg16** has no results: weights: no file x.h5: give a path"
+def test_architectures_without_results_are_grouped_by_the_whole_reason():
+    reasons = ["a: not run", "vgg16: weights: no file x.h5: give a path", "b: not run"]
+    assert sentences.without_results(reasons).splitlines() == [
+        "- No results for **a** and **b**: not run",
+        "- No results for **vgg16**: weights: no file x.h5: give a path",
+    ]
     assert sentences.without_results([]) == ""
 
 

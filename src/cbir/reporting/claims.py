@@ -99,14 +99,13 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
 def overfitting(runs: dict[str, Run]) -> str:
     """Does VGG16 overfit, above all with few images? How the `gaps` of networks compare, if any.
 
-    A VGG16 is compared with networks of the same treatment and the same number of images; if a
-    grid varies this number, with the fewest images.
+    A VGG16 is compared with networks of the same treatment and the same number of images.
     """
     table = gaps(runs)
     by_network = dict(iter(table.groupby("network", sort=False)))
     lines = [_change(name, rows) for name, rows in by_network.items()]
-    firsts = [rows.index[0] for rows in by_network.values()]
-    lines += [_against_others(runs, n, table) for n in firsts if runs[n].backbone == DEEP]
+    points = [name for rows in by_network.values() for name in rows.index]
+    lines += [_against_others(runs, name, table) for name in points if runs[name].backbone == DEEP]
     said = 'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n'
     return "\n".join([said, *filter(None, lines)]) if any(lines) else ""
 

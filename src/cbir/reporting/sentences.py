@@ -458,9 +458,12 @@ def published(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def without_results(missing: list[str]) -> str:
-    """The architectures without results, with the reason; empty if there are none."""
-    lines = [line.partition(":")[::2] for line in missing]
-    return "\n".join(f"- **{name}** has no results:{reason}" for name, reason in lines)
+    """The architectures without results, a line per reason; empty if there are none."""
+    names: dict[str, list[str]] = {}
+    for line in missing:
+        name, _, reason = line.partition(":")
+        names.setdefault(reason, []).append(f"**{name}**")
+    return "\n".join(f"- No results for {join(names[reason])}:{reason}" for reason in names)
 
 
 def describe_leaks(audit: leaks.Audit) -> str:
