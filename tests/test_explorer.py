@@ -121,10 +121,10 @@ def test_used_marks_move_the_query_and_are_not_returned(tiny):
     ]  # fmt: skip
     change(tiny, used=[[before[3]], [before[0]]])
     vectors = searcher.gallery.vectors
-    answer = answers.search(
-        searcher, searcher.gallery, answers.picture_of_query(searcher, 0), 10,
+    (answer,) = answers.search_all(
+        searcher, searcher.gallery, [answers.picture_of_query(searcher, 0)], 10,
         positive=vectors[[before[3]]], negative=vectors[[before[0]]],
-        left_out={before[3], before[0]},
+        left_out=[{before[3], before[0]}],
     )  # fmt: skip
     assert shown(tiny) == [result.position for result in answer.results]
     assert "0.5 negative" in lines(tiny)
@@ -171,7 +171,7 @@ def test_uploaded_picture_is_searched(tiny, finished_study):
     searcher = first_searcher(tiny)
     square = np.asarray(Image.open(io.BytesIO(content)).resize((32, 32), Image.BICUBIC))
     (picture,) = answers.embed_pictures(searcher, {"mine": square})
-    answer = answers.search(searcher, searcher.gallery, picture, 10)
+    (answer,) = answers.search_all(searcher, searcher.gallery, [picture], 10)
     assert shown(tiny) == [result.position for result in answer.results]
     assert (tiny.query["name"], tiny.query["label"], tiny.marked) == ("mine  1.png", "", [])
     assert {result["is_hit"] for result in tiny.panels[0]["results"]} == {None}
@@ -285,7 +285,8 @@ def test_similarity_maps_cover_each_result_and_the_query_for_it(tiny):
     assert list(tiny.options["maps"]) == ["", "similarity"]
     change(tiny, k=3, heat_maps="similarity")
     searcher = first_searcher(tiny)
-    answer = answers.search(searcher, searcher.gallery, answers.picture_of_query(searcher, 0), 3)
+    query = answers.picture_of_query(searcher, 0)
+    (answer,) = answers.search_all(searcher, searcher.gallery, [query], 3)
     pairs = map_overlays(searcher, answer, answer.results)
     assert tiny.panels[0]["overlays"] == [
         [image_url(image, LARGE) for image in pair] for pair in pairs

@@ -204,8 +204,10 @@ def test_feedback_moves_the_query_as_rocchio_defines(searcher, monkeypatch):
     vector, probabilities = gallery.vectors[0], searcher.run.embeddings.probabilities[0]
     picture = answers.Picture("none", np.zeros((32, 32, 3), np.uint8), vector, probabilities)
     squares = gallery.vectors[labels == 2][:3]
-    plain = answers.search(searcher, gallery, picture, 5)
-    moved = answers.search(searcher, gallery, picture, 5, positive=squares, negative=[vector])
+    (plain,) = answers.search_all(searcher, gallery, [picture], 5)
+    (moved,) = answers.search_all(
+        searcher, gallery, [picture], 5, positive=squares, negative=[vector]
+    )
     assert plain.results[0].position == 0
     assert {result.label for result in moved.results} == {"square"}
     refined = vector + 4 * squares.mean(axis=0) - vector
@@ -488,12 +490,9 @@ def test_picture_farther_than_usual_is_named(searcher, capfd, monkeypatch):
     assert 0 < usual <= 1
     mean = searcher.gallery.vectors.mean(axis=0)
     image, probabilities = np.zeros((32, 32, 3), np.uint8), np.full(3, 1 / 3, np.float32)
-    far, near = (
-        answers.search(
-            searcher, searcher.gallery, answers.Picture("x", image, vector, probabilities), 3
-        )
-        for vector in (-mean / np.linalg.norm(mean), searcher.gallery.vectors[5])
-    )
+    vectors = (-mean / np.linalg.norm(mean), searcher.gallery.vectors[5])
+    queries = [answers.Picture("x", image, vector, probabilities) for vector in vectors]
+    far, near = answers.search_all(searcher, searcher.gallery, queries, 3)
     assert far.nearest == far.results[0].similarity < usual
     assert f"similarity of {far.nearest:.3f}, and 95 %" in far.warning
     assert f"at least {usual:.3f}" in far.warning

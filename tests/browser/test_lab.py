@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cbir.images.pictures import read_square
+from cbir.images.pictures import read_picture
 from cbir.search import answers
 from cbir.search.searchers import best_architecture, open_searcher
 
@@ -107,7 +107,7 @@ def result_lines(answer) -> list[str]:
 def search(picture=None, k=10, **feedback):
     searcher = open_searcher("tiny")
     picture = picture or answers.picture_of_query(searcher, 0)
-    return answers.search(searcher, searcher.gallery, picture, k, **feedback)
+    return answers.search_all(searcher, searcher.gallery, [picture], k, **feedback)[0]
 
 
 def wait_until(page, lines: list[str]) -> None:
@@ -123,7 +123,7 @@ def picture_file(path: Path, side=32) -> tuple[Path, list[str]]:
     pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     searcher = open_searcher("tiny")
-    square = read_square(path, searcher.image_size)
+    square = read_picture(path, searcher.image_size).image
     (picture,) = answers.embed_pictures(searcher, {"mine": square})
     return path, result_lines(search(picture, k=4))
 
@@ -230,7 +230,7 @@ def test_marks_by_key_and_by_click_move_the_query_and_can_be_removed(page):
     first, second, *_ = (result.position for result in before.results)
     vectors = open_searcher("tiny").gallery.vectors
     marks = {"negative": vectors[[first]], "positive": vectors[[second]]}
-    wait_until(page, result_lines(search(k=4, **marks, left_out={first, second})))
+    wait_until(page, result_lines(search(k=4, **marks, left_out=[{first, second}])))
     for _ in marks:
         page.locator(".cbir-marked button").first.click()
     page.get_by_role("button", name="Search again with 0 marks").click()

@@ -96,7 +96,7 @@ class Pictures:
 
     Attributes:
         classes: class names; a label is an index into them.
-        items: n paths, or arrays as for `read_square`.
+        items: n paths, or arrays as for `read_picture`.
         labels: (n,) int64.
         names: n unique names, such as paths relative to the folder.
         parts: (n,) int64 indices into `PARTS`, or None if the data has no split.

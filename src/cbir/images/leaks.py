@@ -360,8 +360,7 @@ def _descriptors(maps: np.ndarray, top: int, left: int) -> np.ndarray:
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     """(n, size, size, 3) uint8 to (n, WIDTH, WIDTH) float32, brightness in grey levels."""
-    size = images.shape[1]
-    return _both_axes(_resizing(size, WIDTH), images.astype(np.float32) @ LUMA)
+    return _both_axes(_resizing(images.shape[1]), images.astype(np.float32) @ LUMA)
 
 
 def _is_simple(thumbnails: np.ndarray) -> np.ndarray:
@@ -383,13 +382,13 @@ def _both_axes(matrix: np.ndarray, images: np.ndarray) -> np.ndarray:
     return matrix @ images @ matrix.T
 
 
-def _resizing(size: int, cells: int) -> np.ndarray:
-    """(cells, size) float32: the weights of pixels in the mean of each cell, or between pixels."""
-    if size < cells:
-        return _sampling((np.arange(cells) + 0.5) * size / cells - 0.5, size)
-    edges, pixels = np.linspace(0, size, cells + 1), np.arange(size)
+def _resizing(size: int) -> np.ndarray:
+    """(WIDTH, size) float32: the weights of pixels in the mean of each cell, or between pixels."""
+    if size < WIDTH:
+        return _sampling((np.arange(WIDTH) + 0.5) * size / WIDTH - 0.5, size)
+    edges, pixels = np.linspace(0, size, WIDTH + 1), np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(overlap, 0) * (cells / size)).astype(np.float32)
+    return (np.maximum(overlap, 0) * (WIDTH / size)).astype(np.float32)
 
 
 def _sampling(places: np.ndarray, size: int) -> np.ndarray:

@@ -248,14 +248,6 @@ def read_squares(pictures: Sequence[Path | np.ndarray], size: int, **options) ->
             yield from pending.popleft().result()
 
 
-def read_square(picture: Path | BinaryIO | np.ndarray, size: int) -> np.ndarray:
-    """The image of `read_picture`; Unreadable if the picture cannot be read."""
-    image, remark = read_picture(picture, size)
-    if image is None:
-        raise Unreadable(remark)
-    return image
-
-
 def read_picture(
     picture: Path | BinaryIO | np.ndarray,
     size: int,

@@ -118,11 +118,7 @@ def open_engine(text: str, dimensions: int, *, name: str, key: str, folder: Path
 
 
 def check_engine(text: str) -> None:
-    """Check, before any work starts, that an engine is known and its package installed.
-
-    Raises:
-        StudyError: it is not.
-    """
+    """StudyError, before any work starts, if an engine is unknown or its package is missing."""
     kind, _, choice = text.partition(":")
     if text == EXACT:
         return
@@ -440,11 +436,7 @@ class Milvus:
         return np.array(self._ask(read_all), np.int64)
 
     def _ask(self, request, *arguments, **named):
-        """The answer to a request of pymilvus.
-
-        Raises:
-            StudyError: it failed, or took longer than `PATIENCE`.
-        """
+        """The answer to a request of pymilvus; StudyError if it failed or outlasted `PATIENCE`."""
         try:
             return request(*arguments, timeout=PATIENCE, **named)
         except self._errors as error:

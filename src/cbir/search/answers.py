@@ -178,13 +178,6 @@ def mean_picture(pictures: list[Picture]) -> Picture:
     )
 
 
-def search(searcher: Searcher, gallery: Gallery, picture: Picture, k: int, **options) -> Answer:
-    """Search a gallery with one picture; `options` as for `search_all`, with one `left_out`."""
-    if "left_out" in options:
-        options["left_out"] = [options["left_out"]]
-    return search_all(searcher, gallery, [picture], k, **options)[0]
-
-
 def search_all(
     searcher: Searcher,
     gallery: Gallery,

@@ -19,7 +19,7 @@ from traitlets import Bool, Dict, List, Unicode
 
 from cbir import StudyError, project_root
 from cbir.images.leaks import find_leaks
-from cbir.images.pictures import read_picture, read_square
+from cbir.images.pictures import read_picture
 from cbir.reporting import tables
 from cbir.reporting.montages import overlay
 from cbir.reporting.runs import trained_runs
@@ -27,6 +27,7 @@ from cbir.retrieval.projections import METHODS, TSNE_FROM, project_queries
 from cbir.search import answers
 from cbir.search.answers import Answer, Picture, Result
 from cbir.search.searchers import (
+    DEFAULT_STUDY,
     SEARCHES,
     Searcher,
     architectures,
@@ -130,9 +131,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _complete(self, choice: Mapping) -> dict:
         """A choice with all keys, and with positions instead of names."""
-        study = choice.get("study") or "digits"
-        if study not in self.options["studies"]:
-            study = first_finished(study)
+        study = first_finished(choice.get("study") or DEFAULT_STUDY)
         full = DEFAULTS | choice | {"study": study}
         full["architectures"] = full["architectures"] or [best_architecture(study)]
         searcher = self.open(study, full["architectures"][0])
@@ -189,7 +188,7 @@ class Explorer(anywidget.AnyWidget):
             return answers.picture_of_query(searcher, query)
         self.status = f"{architecture} embeds your picture …"
         about, _, content = query.partition(";base64,")
-        image = read_square(BytesIO(base64.b64decode(content)), searcher.image_size)
+        image = read_picture(BytesIO(base64.b64decode(content)), searcher.image_size).image
         name = re.search(";name=([^;]*)", about)
         return answers.embed_pictures(searcher, {name[1] if name else "your picture": image})[0]
 
@@ -203,10 +202,10 @@ class Explorer(anywidget.AnyWidget):
         itself = searcher.run.dataset.exclude[query] if isinstance(query, int) else -1
         count = 2 * k + len(marked)
         while True:
-            answer = answers.search(
-                searcher, gallery, picture, count, search=search,
+            (answer,) = answers.search_all(
+                searcher, gallery, [picture], count, search=search,
                 positive=gallery.vectors[list(used[0])], negative=gallery.vectors[list(used[1])],
-                left_out={int(itself)} - {-1},
+                left_out=[{int(itself)} - {-1}],
             )  # fmt: skip
             groups = [
                 group for group in group_copies(answer.results)

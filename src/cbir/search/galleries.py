@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from cbir import StudyError, cbir_command, project_root
 from cbir.files import disk_errors, file_digest, locked, replacing
 from cbir.images.folders import LeftOut, file_state, find_files, readable_name
-from cbir.images.pictures import Unreadable, read_square, read_squares
+from cbir.images.pictures import read_picture, read_squares
 from cbir.machine import SETTINGS
 from cbir.progress import Ticker
 from cbir.reporting import measurements, tables
@@ -91,11 +91,7 @@ class _Embedded(NamedTuple):
 
 
 def gallery_name(folder: Path, name: str = "") -> str:
-    """The name of a folder's gallery: the given one, or that of the folder.
-
-    Raises:
-        StudyError: the given name is not a safe name of a folder.
-    """
+    """The name of a folder's gallery, its own by default; StudyError if the given one is unsafe."""
     if re.search(r"[^\w.-]|^[.-]", name):
         raise StudyError(
             f"--name: {name!r}: use letters, digits, dots, hyphens and underscores, and begin with "
@@ -123,8 +119,14 @@ def free_name(name: str) -> str:
 
 
 def read_source(name: str) -> dict:
-    """The folder, engine, study, architecture and key of a gallery; empty if there is none."""
-    return _read_source(_gallery_file(name)) or {}
+    """The folder, engine, study, architecture and key of a gallery; empty if there is none, or if
+    its file is damaged.
+    """
+    try:
+        with _open(_gallery_file(name)) as file:
+            return json.loads(file.schema_arrow.metadata[SOURCE])
+    except (pa.ArrowException, OSError):
+        return {}
 
 
 def index_folder(
@@ -184,7 +186,7 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
             since.
     """
     path = _gallery_file(name)
-    if (source := _read_source(path)) is None:
+    if not (source := read_source(name)):
         command = index_command("FOLDER", name, first_finished(DEFAULT_STUDY))
         if path.exists():
             raise StudyError(f"{path} is damaged: run `{command}`")
@@ -228,7 +230,7 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
         groups,
         columns["label"].to_numpy(),
         [f"{prefix}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
-        lambda position: _image(Path(folder, os.fsdecode(files[position])), searcher.image_size),
+        lambda position: _image(Path(folder, os.fsdecode(files[position])), searcher),
         ids,
         label_kind="predicted class",
     )
@@ -365,10 +367,8 @@ def _embed_here(folder: Path, names: list[str], searcher: Searcher) -> Iterator[
 def _embed_on_ray(folder: Path, names: list[str], searcher: Searcher) -> Iterator[list[_Embedded]]:
     """The same batches from parallel processes of Ray, here or on the cluster at RAY_ADDRESS.
 
-    Ray starts a process that ended once more, and gives it the same pictures.
-
-    Raises:
-        StudyError: the cluster does not answer, or a process cannot embed.
+    Ray starts a process that ended once more, and gives it the same pictures. StudyError if the
+    cluster does not answer, or a process cannot embed.
     """
     if "RAY_AUTH_TOKEN" in os.environ:  # Ray would not use it otherwise
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -451,22 +451,9 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _vectors(table: pa.Table) -> np.ndarray:
     """The (n, d) float32 embeddings of a table with this column."""
-    chunks = table["vector"].chunks
-    rows = [
-        np.frombuffer(chunk.buffers()[1], np.float32, len(chunk) * chunk.type.byte_width // 4)
-        for chunk in chunks
-    ]
-    vectors = np.concatenate(rows) if len(rows) > 1 else rows[0]
-    return vectors.reshape(len(table), -1)
-
-
-def _read_source(path: Path) -> dict | None:
-    """The source of a gallery's file; None if there is no file, or if it is damaged."""
-    try:
-        with _open(path) as file:
-            return json.loads(file.schema_arrow.metadata[SOURCE])
-    except (pa.ArrowException, OSError):
-        return None
+    column = table["vector"].combine_chunks()
+    count = len(column) * column.type.byte_width // 4
+    return np.frombuffer(column.buffers()[1], np.float32, count).reshape(len(table), -1)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, _Row]]:
@@ -483,8 +470,7 @@ def _read(path: Path) -> tuple[dict, dict[str, _Row]]:
     return source, {os.fsdecode(name): _Row(*row) for name, *row in rows}
 
 
-def _image(path: Path, size: int) -> np.ndarray:
-    try:
-        return read_square(path, size)
-    except Unreadable:  # deleted since it was embedded
-        return np.full((size, size, 3), 255, np.uint8)
+def _image(path: Path, searcher: Searcher) -> np.ndarray:
+    """The image of a file; white if the file was deleted since it was embedded."""
+    image, size = read_picture(path, **searcher.reading).image, searcher.image_size
+    return np.full((size, size, 3), 255, np.uint8) if image is None else image

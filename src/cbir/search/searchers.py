@@ -330,22 +330,14 @@ def open_searcher(study: str = "", architecture: str = "") -> Searcher:
 
 
 def first_finished(study: str) -> str:
-    """The study if it is finished, else the first finished one.
-
-    Raises:
-        StudyError: no study has a trained architecture.
-    """
+    """The study if it is finished, else the first finished one; StudyError if there is none."""
     if not (runs := trained_runs()):
         raise StudyError(f"no finished study in {run_folder('')}: run `make report` first")
     return study if study in runs else next(iter(runs))
 
 
 def architectures(study: str) -> list[str]:
-    """Names of the trained architectures of a study, without its baselines.
-
-    Raises:
-        StudyError: the study has none.
-    """
+    """The trained architectures of a study, without its baselines; StudyError if it has none."""
     runs = trained_runs()
     if study not in runs:
         # The recorded command may name only baselines.
