@@ -263,7 +263,7 @@ def test_a_study_that_cannot_be_opened_is_reported_and_another_can_be_chosen(
 
 
 def test_errors_are_shown(tiny, monkeypatch):
-    monkeypatch.setattr(answers, "search", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(answers, "search_all", lambda *_, **__: 1 / 0)
     change(tiny, query=1)
     assert "The search failed: ZeroDivisionError" in tiny.status
     assert tiny.panels == []

@@ -49,7 +49,7 @@ def read(vectors: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]
 
     Raises:
         StudyError: the file cannot be read, an image has no row or several, or its values are not
-        vectors or probabilities.
+            vectors or probabilities.
     """
     path = find(vectors)
     try:

@@ -170,11 +170,8 @@ class Faiss:
 
     Args:
         choice: a factory string; after a semicolon, parameters for faiss' `ParameterSpace`.
-        dimensions: d.
+            StudyError if faiss does not accept it.
         path: the file of the index.
-
-    Raises:
-        StudyError: faiss is missing or does not accept `choice`.
     """
 
     def __init__(self, choice: str, dimensions: int, path: Path):
@@ -183,7 +180,6 @@ class Faiss:
         self._faiss, self._path = faiss, path
         factory, _, self._parameters = choice.partition(";")
         self._factory = factory
-        self._space = faiss.ParameterSpace()
         try:
             self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_L2)
             self._set_parameters()
@@ -275,7 +271,8 @@ class Faiss:
 
     def _set_parameters(self) -> None:
         if self._parameters:
-            self._space.set_index_parameters(self._index, self._parameters)
+            space = self._faiss.ParameterSpace()
+            space.set_index_parameters(self._index, self._parameters)
 
     def _read(self) -> np.ndarray:
         """The ids of the file, whose index is opened; none if there is no file for this choice."""
@@ -306,10 +303,7 @@ class Milvus:
     Args:
         choice: the path of a folder, or the URI of a server, `http://host:port`; after a semicolon,
             the type of the index.
-        dimensions, name, key: as for `open_engine`.
-
-    Raises:
-        StudyError: as for `open_engine`.
+        dimensions, name, key: as for `open_engine`, whose errors it raises.
     """
 
     def __init__(self, choice: str, dimensions: int, name: str, key: str):

@@ -123,7 +123,6 @@ def read_pictures(
     """Read and embed pictures named on the command line, as the study read its own.
 
     Args:
-        searcher: embeds the pictures.
         arguments: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
         option: an option whose pictures must all be readable, such as "--like".
 
@@ -193,9 +192,6 @@ def search_all(
     """Search a gallery with pictures and the feedback given so far.
 
     Args:
-        searcher: embedded the gallery.
-        gallery: the gallery to search.
-        pictures: the queries.
         k: the number of results.
         search: a name in `searchers.SEARCHES`.
         positive, negative: (n, d) float32 embeddings of positive and negative examples, weighted

@@ -325,19 +325,11 @@ def has_maps(searcher: Searcher, kind: str) -> bool:
 def map_overlays(
     searcher: Searcher, answer: Answer, results: list[Result], kind: str = "similarity"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each result, the query and the result under their heat maps.
+    """For each of these results, the query and the result, (size, size, 3) uint8, under heat maps.
 
-    Args:
-        results: the results of the answer that are shown.
-        kind: a name in `MAPS`. Bright parts raise the similarity most
-            (`explain.similarity_maps`), or have the largest attention weights
-            (`explain.attention_maps`).
-
-    Returns:
-        Pairs of (size, size, 3) uint8 images.
-
-    Raises:
-        StudyError: attention maps of a network without attention pooling.
+    Bright parts raise the similarity most (`explain.similarity_maps`) or, if the kind in `MAPS` is
+    attention, have the largest weights (`explain.attention_maps`). StudyError for attention maps of
+    a network without attention pooling.
     """
     from cbir.explain import attention_maps, similarity_maps  # imports Keras, too
 

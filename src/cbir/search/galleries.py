@@ -101,13 +101,7 @@ def gallery_name(folder: Path, name: str = "") -> str:
 
 
 def index_command(folder: str | Path, name: str, study: str, architecture: str = "") -> str:
-    """The command that makes a gallery, for messages.
-
-    Args:
-        folder: the folder of pictures, or a word in capitals that stands for it.
-        name: of the gallery.
-        study, architecture: of the network; without an architecture, the best of the study.
-    """
+    """The command that makes a gallery, for messages; `folder` may be a word in capitals."""
     words = [readable_name(str(folder)), "--name", name, "--study", study]
     return cbir_command("index", *words, *["--architecture", architecture] * bool(architecture))
 
@@ -142,18 +136,13 @@ def index_folder(
 
     Args:
         folder: pictures without classes, at any depth.
-        searcher: embeds the pictures.
-        name: name of the gallery; the folder's name by default.
+        name: of the gallery; by default that of the folder.
         check: whether to compare the content of all files, even if size and time are the same.
         held_by: the engine that finds the nearest images, as for `engines.open_engine`.
         workers: what embeds the pictures: `RAY`, or this process by default.
 
-    Returns:
-        The gallery's name, and the changes.
-
-    Raises:
-        StudyError: the folder does not exist or contains no readable picture, or the gallery with
-            this name belongs to another folder.
+    Returns the gallery's name, and the changes. StudyError if the folder does not exist or contains
+    no readable picture, or the gallery with this name belongs to another folder.
     """
     folder = folder.expanduser().resolve()
     name = gallery_name(folder, name)

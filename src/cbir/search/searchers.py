@@ -109,13 +109,8 @@ class Gallery:
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and similarities of the k nearest images, by `index` or `ranking.search`.
-
-        Args:
-            vectors: (n_queries, d) float32 of unit length.
-            k: the number of results.
-            searchable: (n_queries, n_classes) bool, the classes that each query may return;
-                all by default.
+        """Positions and similarities of the k nearest images, as from `ranking.search`, of
+        (n_queries, d) float32 vectors of unit length, in classes as from `Searcher.searchable`.
         """
         if self.index:
             return self.index.search(vectors, min(k, len(self.names)), searchable)
@@ -160,11 +155,7 @@ def numbers_of(texts: Iterable[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Searcher:
-    """One trained architecture of a finished study, which can embed and search further pictures.
-
-    Attributes:
-        run: the architecture's run in the study.
-    """
+    """One trained architecture of a finished study, which can embed and search further pictures."""
 
     run: Run
 
@@ -251,11 +242,8 @@ class Searcher:
         return f"{Rocchio()} (defaults, since the study has not chosen any)"
 
     def searchable(self, probabilities: np.ndarray, search: str) -> np.ndarray | None:
-        """(n, n_classes) bool classes that each query may return; None for all.
-
-        Args:
-            probabilities: (n, n_classes) predicted class probabilities of the queries.
-            search: a name in `SEARCHES`.
+        """(n, n_classes) bool, the classes that queries with these (n, n_classes) predicted class
+        probabilities may return in a search of `SEARCHES`; None for all.
         """
         if search == "predicted_class":
             return probabilities.argmax(axis=1)[:, None] == np.arange(len(self.classes))
