@@ -260,8 +260,8 @@ def _update(
     for its_source, rows in files.values():
         # A folder that was moved is recognised by its content.
         stored |= rows if network.items() <= its_source.items() else {}
-    is_same = {file: file in stored and stored[file].state == states[file] for file in states}
-    rows = {file: stored[file] for file in states if is_same[file] and not check}
+    unchanged = [file for file in states if file in stored and stored[file].state == states[file]]
+    rows = {} if check else {file: stored[file] for file in unchanged}
     others = [file for file in states if file not in rows]
     digests = dict(zip(others, _digests(folder, others), strict=True))
     by_digest = {row.digest: row for row in stored.values() if row.digest}
