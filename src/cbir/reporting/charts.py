@@ -19,6 +19,7 @@ from cbir.retrieval.projections import METHODS, Projection
 
 # The approximate number of markers on a curve, whatever its number of epochs.
 MOST_MARKERS = 12
+MOST_COLUMNS = 3  # of panels
 # With more classes, the counts of a confusion matrix would be too small to read.
 MOST_COUNTED = 12
 # Okabe and Ito's colours and further ones that can be seen on light and dark pages. Because ten
@@ -42,16 +43,16 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
     if not histories:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, (colour, marker) in looks(histories).items():
-        history = histories[name]
-        every = -(-len(history) // MOST_MARKERS) or None
-        for prefix, style, part in (("", "-", "training"), ("val_", "--", "validation")):
-            for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
+    labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy)"}
+    for axis, (measure, label) in zip(axes, labels.items(), strict=True):
+        for name, (colour, marker) in looks(histories).items():
+            history = histories[name]
+            every = -(-len(history) // MOST_MARKERS) or None
+            for prefix, style, part in (("", "-", "training"), ("val_", "--", "validation")):
                 axis.plot(
                     history[prefix + measure], style, color=colour, marker=marker,
                     markevery=every, markersize=4, label=entry(f"{name}, {part}"),
                 )  # fmt: skip
-    for axis, label in zip(axes, ("accuracy", "loss (cross-entropy)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylim(top=1.02)
@@ -67,8 +68,7 @@ def per_class(rows: pd.DataFrame, metric: str, search: str) -> Figure:
     If there are more than `MOST_ROWS` classes, it shows those with the lowest scores. `rows` are
     those of metrics.csv for one protocol, and for one seed or the average of all seeds.
     """
-    is_chosen = (rows["metric"] == metric) & (rows["search"] == search) & rows["k"].isna()
-    metric_rows = rows[is_chosen & rows["class"].notna() & rows["epoch"].isna()]
+    metric_rows = measurements.select(rows, by_class=True, metric=metric, search=search, k=None)
     cells = metric_rows.assign(cell=metric_rows.apply(from_row, axis=1))
     cells = cells.pivot(index="class", columns="architecture", values="cell")
     values = cells.map(lambda cell: cell.value)
@@ -157,11 +157,9 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-        if tables.is_of_networks(pair):
-            texts.loc[pair.ahead, pair.behind] += "*"
-            texts.loc[pair.behind, pair.ahead] += "*"
-        texts.loc[pair.ahead, pair.behind] += "\n" + f"{gain:+}".replace(" ", "\n")
-        texts.loc[pair.behind, pair.ahead] += "\n" + f"{-gain:+}".replace(" ", "\n")
+        mark, both = "*" * tables.is_of_networks(pair), [pair.ahead, pair.behind]
+        for (row, column), lead in ((both, gain), (both[::-1], -gain)):
+            texts.loc[row, column] += f"{mark}\n{lead:+}".replace(" ", "\n")
     side = 1.25 * len(table) + 1.5
     figure, axis = plt.subplots(figsize=(side, 0.65 * side))
     colours = ListedColormap([(MISS, 0.5), (FAINT, 0.1), (HIT, 0.5)])
@@ -180,7 +178,7 @@ def confusion_matrices(counts: Mapping[str, pd.DataFrame]) -> Figure | None:
     """
     if not counts:
         return None
-    figure, axes = panels(len(counts), 3, (3.9, 3.9))
+    figure, axes = panels(len(counts), (3.9, 3.9))
     for axis, (name, table) in zip(axes, counts.items(), strict=True):
         shares = table / np.maximum(table.sum(axis=1).to_numpy(), 1)[:, None]
         positions = most_confused(table)
@@ -215,8 +213,8 @@ def query_maps(
     labels, classes = dataset.query_labels, dataset.classes
     counts = [tables.confusion_counts(labels, predicted[name], classes) for name in projections]
     coloured_labels = most_confused(sum(counts), len(CLASS_COLOURS))
-    side = 9.6 / min(3, len(projections))
-    figure, axes = panels(len(projections), 3, (side, side + 0.35))
+    side = 9.6 / min(MOST_COLUMNS, len(projections))
+    figure, axes = panels(len(projections), (side, side + 0.35))
     for axis, (name, projection) in zip(axes, projections.items(), strict=True):
         shown_labels = labels[projection.queries]
         others = projection.points[~np.isin(shown_labels, coloured_labels)]
@@ -247,9 +245,9 @@ def query_maps(
     return figure
 
 
-def panels(n: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """A figure of n panels of this size in inches, in rows of at most `columns`, and their axes."""
-    columns = min(columns, n)
+def panels(n: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of n panels of this size in inches, in rows of `MOST_COLUMNS`, and their axes."""
+    columns = min(MOST_COLUMNS, n)
     rows = -(-n // columns)
     figsize = size[0] * columns, size[1] * rows
     figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")

@@ -16,6 +16,7 @@ RESIDUAL, DEEP = "resnet50", "vgg16"
 AGREES, DISAGREES, UNDECIDED = (
     "as the paper says", "contrary to the paper", "so these numbers do not decide",
 )  # fmt: skip
+LARGER, SMALLER, SIMILAR = "larger than", "smaller than", "not clearly different from"
 
 
 def residual_connections(runs: dict[str, Run], pairs: pd.DataFrame | None = None) -> str:
@@ -114,15 +115,15 @@ def _change(name: str, rows: pd.DataFrame) -> str:
     """How the gap of a network with the fewest images compares with that with the most."""
     if len(rows) < 2:
         return ""
-    direction = _direction(rows["gap"].iloc[0] - rows["gap"].iloc[-1])
-    relation = f"{direction} than" if direction else "not clearly different from that"
+    relation = _relation(rows["gap"].iloc[0] - rows["gap"].iloc[-1])
+    relation += " that" * (relation == SIMILAR)
     fewest, most = rows["images"].iloc[[0, -1]]
     return f"- **{name}**: with {fewest:,} images, the gap is {relation} with {most:,}."
 
 
 def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str:
     """How the gap of a VGG16 compares with those of other networks that were trained alike."""
-    row, groups = table.loc[name], {"larger": [], "smaller": [], None: []}
+    row, groups = table.loc[name], {LARGER: [], SMALLER: [], SIMILAR: []}
     is_comparable = (table["trained"] == row["trained"]) & (table["images"] == row["images"])
     others = [n for n in table.index[is_comparable] if runs[n].backbone != DEEP]
     if not others:
@@ -130,18 +131,15 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str
     for other in others:
         # Both gaps are of the same images. They are usually easy or hard for both networks, so that
         # the interval of the difference is too wide rather than too narrow.
-        direction = _direction(row["gap"] - table.loc[other, "gap"])
-        groups[direction].append(table.loc[other, "network"])
-    relations = ("larger than", "smaller than", "not clearly different from")
+        relation = _relation(row["gap"] - table.loc[other, "gap"])
+        groups[relation].append(table.loc[other, "network"])
     parts = [
-        f"{relation} that of {sentences.join(names)}"
-        for relation, names in zip(relations, groups.values(), strict=True)
-        if names
+        f"{relation} that of {sentences.join(names)}" for relation, names in groups.items() if names
     ]
     verdict = UNDECIDED
-    if groups["larger"]:
+    if groups[LARGER]:
         verdict = AGREES if len(parts) == 1 else "as the paper says for some of them only"
-    elif groups["smaller"]:
+    elif groups[SMALLER]:
         verdict = DISAGREES
     return (
         f"- With {row['images']:,} images, {row['trained']}, the gap of {row['network']} is "
@@ -149,9 +147,9 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str
     )
 
 
-def _direction(difference: numbers.Estimate) -> str | None:
-    """Whether a difference is clearly above or below 0; None if its interval contains 0."""
-    return "larger" if difference.low > 0 else "smaller" if difference.high < 0 else None
+def _relation(difference: numbers.Estimate) -> str:
+    """How a gap compares with another one, from the interval of their difference."""
+    return LARGER if difference.low > 0 else SMALLER if difference.high < 0 else SIMILAR
 
 
 def _other_differences(runs: dict[str, Run], names: list[str]) -> str:

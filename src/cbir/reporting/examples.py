@@ -4,8 +4,6 @@ All functions use what a report's pictures show: the first ten results with the 
 the first protocol. Positions refer to `Dataset.queries` and `Dataset.gallery`.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -104,29 +102,19 @@ def costly_confusions(runs: dict[str, Run], most: int = 3) -> pd.DataFrame:
     columns = ["architecture", "class", "returned", "mAP lost", "queries", "query", "note"]
     rows = []
     for name, run in networks(runs).items():
-        of_run = [(name, *pair) for pair in _confusions(run)]
-        rows += sorted(of_run, key=lambda row: -row[columns.index("mAP lost")])[:most]
+        dataset, (ranking, is_miss) = run.dataset, _misses(run)
+        losses = (1 - query_scores(run)["average_precision"]).dropna()
+        queries, other_labels = np.nonzero(is_miss)[0], dataset.gallery_labels[ranking[is_miss]]
+        # A query's loss, in equal parts to each of its misses.
+        parts = losses.reindex(queries) / np.bincount(queries)[queries] / len(losses)
+        lost = parts.groupby([dataset.query_labels[queries], other_labels, queries]).sum()
+        pairs = lost[lost > 0].groupby(level=[0, 1])
+        for (label, other), total in pairs.sum().nlargest(most).items():
+            of_pair = pairs.get_group((label, other))
+            true_name, other_name = dataset.classes[label], dataset.classes[other]
+            note, query = f"{other_name} for\n{true_name}", of_pair.idxmax()[-1]
+            rows.append((name, true_name, other_name, total, len(of_pair), query, note))
     return pd.DataFrame(rows, columns=columns)
-
-
-def _confusions(run: Run) -> Iterable[tuple]:
-    dataset = run.dataset
-    losses = 1 - query_scores(run)["average_precision"].to_numpy(float)
-    scored = ~np.isnan(losses)
-    labels, (ranking, is_miss) = dataset.query_labels, _misses(run)
-    counts = np.zeros((len(labels), len(dataset.classes)))
-    np.add.at(counts, (np.nonzero(is_miss)[0], dataset.gallery_labels[ranking[is_miss]]), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    lost = np.where(scored, losses, 0)[:, None] * shares / max(scored.sum(), 1)
-    for label in np.unique(labels):
-        queries = np.flatnonzero(labels == label)
-        for other in np.flatnonzero(lost[queries].sum(axis=0) > 0):
-            lost_to_other = lost[queries, other]
-            true_name, name = dataset.classes[label], dataset.classes[other]
-            example = queries[lost_to_other.argmax()]
-            n_queries = np.count_nonzero(lost_to_other)
-            note = f"{name} for\n{true_name}"
-            yield true_name, name, lost_to_other.sum(), n_queries, example, note
 
 
 def hubs(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:

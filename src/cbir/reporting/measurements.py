@@ -135,12 +135,16 @@ def read_csv(path: Path) -> pd.DataFrame:
     return rows
 
 
-def select(rows: pd.DataFrame, **values) -> pd.DataFrame:
+def select(rows: pd.DataFrame, by_class: bool = False, **values) -> pd.DataFrame:
     """Rows of metrics.csv or per_query.parquet by values of their columns; None for empty cells.
 
-    By default `epoch` and `class` are None, which is the final state and all queries.
+    By default `epoch` and `class` are None, which is the final state and all queries. If
+    `by_class`, the rows of each class take the place of those of all queries.
     """
     defaults = {name: None for name in ("epoch", "class") if name in rows}
+    if by_class:
+        del defaults["class"]
+        rows = rows[rows["class"].notna()]
     for column, value in (defaults | values).items():
         matches = rows[column].isna() if value is None else (rows[column] == value).fillna(False)
         rows = rows[matches.astype(bool)]

@@ -203,8 +203,7 @@ def side_by_side(
 
 def one_query_a_class(dataset: Dataset, most: int = 6) -> np.ndarray:
     """Positions of the first query of each of the first classes."""
-    classes = range(min(most, len(dataset.classes)))
-    return np.array([np.flatnonzero(dataset.query_labels == label)[0] for label in classes])
+    return np.unique(dataset.query_labels, return_index=True)[1][:most]
 
 
 def leaking_pairs(dataset: Dataset, pairs: pd.DataFrame, most: int = 24) -> Figure | None:

@@ -59,9 +59,7 @@ def write_page(
     # What came out of a run stands below the title, although the notebook computes it last.
     heading, *cells = content.cells
     content.cells = [heading, *sorted(cells, key=lambda cell: FIRST not in _tags(cell))]
-    outputs = [output for cell in content.cells for output in cell.get("outputs", ())]
-    _add_figures(outputs, page)
-    _add_tables(outputs, page)
+    _add_copies([output for cell in content.cells for output in cell.get("outputs", ())], page)
     exporter = HTMLExporter(
         template_name="template",
         extra_template_basedirs=[str(Path(__file__).parent)],
@@ -161,35 +159,30 @@ def _data_url(drawing: str) -> str:
     return f"data:{FIGURE};base64,{base64.b64encode(drawing.encode()).decode()}"
 
 
-def _add_figures(outputs: list, page: Path) -> None:
-    """Number figures, write each to a file, and pass the metadata of `display.show` on."""
-    # Streams and errors have no data.
-    figures = [output for output in outputs if FIGURE in output.get("data", {})]
-    for output in figures:
-        about = {"alt": "", **output.metadata.get(FIGURE, {})}
-        output.metadata["figure"] = about | {"source": _data_url(output.data[FIGURE])}
-    captions = [output.metadata["figure"]["alt"] for output in figures]
-    _write_copies(page, "figure", figures, captions)
+def _add_copies(outputs: list, page: Path) -> None:
+    """Number figures and tables, write each to a file, and pass on what `display` says of them."""
+    # Streams and errors have neither data nor metadata.
+    for output in outputs:
+        metadata = output.get("metadata", {})
+        if FIGURE in output.get("data", {}):
+            about = {"alt": "", **metadata.get(FIGURE, {})}
+            source = _data_url(output.data[FIGURE])
+            metadata["figure"] = about | {"source": source, "caption": about["alt"]}
+        elif "caption" in metadata.get("text/html", {}):
+            metadata["table"] = {"caption": metadata["text/html"]["caption"]}
+    for kind in COPIES:
+        _write_copies(page, kind, [one for one in outputs if kind in one.get("metadata", {})])
 
 
-def _add_tables(outputs: list, page: Path) -> None:
-    """Number tables, and write the CSV file of each."""
-    about = [output.get("metadata", {}).get("text/html", {}) for output in outputs]
-    tables = [output for output, its in zip(outputs, about, strict=True) if "caption" in its]
-    captions = [its["caption"] for its in about if "caption" in its]
-    for output, caption in zip(tables, captions, strict=True):
-        output.metadata["table"] = {"caption": caption}
-    _write_copies(page, "table", tables, captions)
-
-
-def _write_copies(page: Path, kind: str, outputs: list, captions: list[str]) -> None:
+def _write_copies(page: Path, kind: str, outputs: list) -> None:
     """Number outputs of a kind, write each to a file, and remove the page's earlier files.
 
     Anchors and files are named by the words of the captions, joined by underscores.
     """
     folder, anchors, (part, ending) = page.parent / f"{kind}s", [], COPIES[kind]
-    for number, (output, caption) in enumerate(zip(outputs, captions, strict=True), 1):
-        words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:LONGEST_NAME] or kind
+    for number, output in enumerate(outputs, 1):
+        caption = output.metadata[kind]["caption"].lower()
+        words = re.sub(r"[^a-z0-9]+", "_", caption).strip("_")[:LONGEST_NAME] or kind
         anchor, copy = words, 1
         while anchor in anchors:
             copy += 1

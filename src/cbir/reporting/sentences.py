@@ -271,11 +271,9 @@ def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
     """Which class has the lowest mAP in `tables.first_protocol_rows`, a mean over the networks."""
-    is_shown = rows["class"].notna() & rows["architecture"].isin(networks(runs) or runs)
-    # With a column `class`, only rows over all queries would be selected.
-    by_class = rows[is_shown].rename(columns={"class": "name"})
-    selected = measurements.select(by_class, **tables.QUALITY["mAP, unrestricted"])
-    means = selected.groupby("name")["value"].mean()
+    shown = rows[rows["architecture"].isin(networks(runs) or runs)]
+    selected = measurements.select(shown, by_class=True, **tables.QUALITY["mAP, unrestricted"])
+    means = selected.groupby("class")["value"].mean()
     return (
         f"The class with the lowest mAP is {means.idxmin()} ({means.min():.2f}), and that with the "
         f"highest is {means.idxmax()} ({means.max():.2f}), as means over the architectures."

@@ -108,8 +108,7 @@ def quality(runs: dict[str, Run]) -> pd.DataFrame:
 
 def class_sizes(rows: pd.DataFrame) -> pd.Series:
     """The number of queries of each class, by name, in rows of metrics.csv under one protocol."""
-    by_class = rows[rows["class"].notna() & rows["epoch"].isna()]
-    return by_class.groupby("class")["n_queries"].max()
+    return select(rows, by_class=True).groupby("class")["n_queries"].max()
 
 
 def are_uneven(sizes: pd.Series) -> bool:
@@ -119,10 +118,8 @@ def are_uneven(sizes: pd.Series) -> bool:
 
 def class_mean(rows: pd.DataFrame, **selection) -> Estimate:
     """`mean_of_classes` of one number, in rows of metrics.csv with those of its classes."""
-    classes = rows["class"].dropna().unique()
-    return mean_of_classes(
-        [number(select(rows, **(selection | {"class": name}))) for name in classes]
-    )
+    classes = select(rows, by_class=True, **selection)
+    return mean_of_classes([from_row(row) for _, row in classes.iterrows()])
 
 
 def mean_of_classes(estimates: list[Estimate]) -> Estimate:

@@ -87,7 +87,7 @@ def _run_all(study: Study) -> bool:
     failed = [name for name in reasons if name in study.chosen]
     missing = [f"{name}: {reason}" for name, reason in reasons.items()]
     inputs = {page: page_inputs(study, page, run_keys, missing) for page in study.pages}
-    stale = [page for page, (key, _) in inputs.items() if not _is_current(study, page, key)]
+    stale = [p for p, (key, _) in inputs.items() if not is_current(study.folder / p.folder, key)]
     index = (study.folder / "index.html").relative_to(study.root)
     if study.pages[0] in stale:
         # After an interruption from here on, the page and the study's files count as unfinished.
@@ -187,7 +187,7 @@ def _update_run(study: Study, run: RunConfig) -> tuple[str, bool]:
         if not is_chosen and weights.missing(*run.weights):
             raise StudyError("not run")
         key = run_key(study, run)
-        if _is_current(study, page, key) and is_whole(study.name, name):
+        if is_current(study.folder / name, key) and is_whole(study.name, name):
             print(f"{name}: up to date", flush=True)
             return key, False
         if not is_chosen:
@@ -214,10 +214,6 @@ def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str
     }
     with disk_errors(study.folder):
         write_study(study.folder, list(run_keys), about)
-
-
-def _is_current(study: Study, page: Page, key: str) -> bool:
-    return is_current(study.folder / page.folder, key)
 
 
 def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
