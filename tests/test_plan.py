@@ -66,14 +66,15 @@ def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypat
     write_pictures(folder / "Train", ["cat", "dog"], count=6)
     write_pictures(folder / "val", ["cat", "dog"], count=2)
     (folder / "Train" / "cat" / "notes.txt").write_text("notes")
+    (folder / "Train" / "dog" / "broken.png").write_bytes(b"no picture")
     (folder / "Train" / "dog" / "0.nef").write_bytes(b"II*\0" + bytes(30))
     write_pictures(folder / "Train" / "dog", [".thumbnails"], count=3)
     study = STUDY | {"dataset": "elsewhere/pets"}
     write_study(tmp_path, "planned", study, {"raw_pixels": {"baseline": "raw_pixels"}})
     text = plan.describe(open_study(tmp_path, "planned"))
-    assert "16 images in 2 classes: cat (8), dog (8)\n" in text
+    assert "17 pictures, not decoded yet, in 2 classes: cat (8), dog (9)\n" in text
     assert "training images from Train/, validation images from val/; test images are" in text
-    assert "21 files found, 16 used, 5 left out:\n" in text
+    assert "22 files found, 17 not decoded yet, 5 left out:\n" in text
     assert re.findall(r"^ +(\d+)  .*\((.*)\)$", text, re.MULTILINE) == [
         ("3", "Train/dog/.thumbnails/"), ("1", "Train/cat/notes.txt"), ("1", "Train/dog/0.nef"),
     ]  # fmt: skip

@@ -300,14 +300,14 @@ def test_pictures_are_read_as_the_study_read_its_own(searcher, folder, monkeypat
     os.truncate(cut, cut.stat().st_size - 40)
     for damaged, used in (("use", 1), ("skip", 0)):
         monkeypatch.setitem(parameters, "damaged", damaged)
-        pictures, *files = answers.read_pictures(searcher, [str(cut)])
+        pictures, *files = answers.read_pictures(searcher, {"cut": cut})
         assert len(pictures) == used
         assert files[used] == [LeftOut(str(cut), DAMAGED)]
         # Pictures that were read otherwise are embedded again.
         _, changes = galleries.index_folder(folder, searcher)
         assert changes.embedded == 5 + used
     monkeypatch.setitem(parameters, "max_megapixels", 0)
-    assert "max_megapixels" in answers.read_pictures(searcher, [QUERY])[1][0].reason
+    assert "max_megapixels" in answers.read_pictures(searcher, {"query": Path(QUERY)})[1][0].reason
 
 
 def test_html_page_holds_the_pictures_and_loads_nothing(finished_study, tmp_path, capfd):
@@ -797,13 +797,39 @@ def test_all_unreadable_files_are_listed(finished_study, folder, capfd):
     assert path.read_text("utf-8") == "name,use,reason,files\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "missing.png", "--gallery", "none"], "no picture missing.png"),
+        (["search", "a.png", "--like", "b.png"], "no picture b.png"),
+        (["search", "a.png", "--gallery", "none"], "no gallery 'none', and no finished study in"),
+        (["index", "missing"], "no folder .*missing"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_named_before_any_study_is_finished(
+    arguments, message, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("params", "notebooks"):
+        Path(name).mkdir()
+    Path("a.png").touch()
+    code, _, err = run(capfd, *arguments)
+    assert code == 1
+    assert re.fullmatch(f"error: {message}.*\n", err)
+
+
 def test_damaged_gallery_is_named_and_made_anew(searcher, folder, capfd):
     galleries.index_folder(folder, searcher)
     path = Path("artifacts/galleries/mine/pictures.parquet").absolute()
     content = path.read_bytes()
     vectors = galleries.open_gallery("mine")[1].vectors
     at = content.index(vectors[3].tobytes())
-    for damaged in (content[:at] + b"\x00" + content[at + 1 :], content[:-20], b""):
+    pages = [content[:at] + b"\x00" + content[at + 1 :], content[:-20], b""]
+    # The last part of a file has no checksum.
+    for old in (b'{"folder"', b'"study"', b'"key": "'):
+        pages.append(content.replace(old, old[:-2] + bytes([old[-2] ^ 1]) + old[-1:]))
+    for damaged in pages:
         path.write_bytes(damaged)
         code, _, err = run(capfd, "search", QUERY, "--gallery", "mine")
         assert code == 1

@@ -417,12 +417,17 @@ def test_a_training_with_a_damaged_checkpoint_starts_again(images, monkeypatch, 
     Path("artifacts").rename("whole")
     network = build_network()
     monkeypatch.setattr(training, "_fit_epoch", stop)
-    files = ("state.npz", "epoch-001.weights.h5")
-    for damage, file in [("none", files[0]), *itertools.product(("flipped", "cut"), files)]:
+    files = ("state", "epoch-001.weights.h5")
+    # The last header of the archive: how its file is compressed, and the first letter of its name.
+    headers = [(damage, files[0]) for damage in (10, 46)]
+    both = itertools.product(("flipped", "cut"), files)
+    for damage, file in [("none", files[0]), *both, *headers]:
         shutil.copytree("whole", "artifacts")
         (path,) = Path("artifacts/training").rglob(file)
         content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= damage == "flipped"
+        is_header = isinstance(damage, int)
+        place = content.rindex(b"PK\1\2") + damage if is_header else len(content) // 2
+        content[place] ^= 32 * is_header + (damage == "flipped")
         path.write_bytes(content[: len(content) // (2 if damage == "cut" else 1)])
         with pytest.raises(KeyboardInterrupt):
             train_network(network, images, **given)
@@ -430,7 +435,7 @@ def test_a_training_with_a_damaged_checkpoint_starts_again(images, monkeypatch, 
         assert ("resuming" in output) == (damage == "none")
         assert ("is damaged (" in output and "starting again" in output) == (damage != "none")
         shutil.rmtree("artifacts")
-    assert epochs == [2] + [1] * 4
+    assert epochs == [2] + [1] * 6
 
 
 @pytest.mark.slow

@@ -242,9 +242,13 @@ def test_the_description_in_a_keras_file_is_neither_executed_nor_read(place, mon
     assert opened == {"model.weights.h5"}
 
 
-def test_a_keras_file_without_weights_is_refused(place):
+def test_a_keras_file_without_weights_or_with_a_damaged_header_is_refused(place):
     path = save(build_network("cnn").body, place / "net.keras")
     assert does_not_fit("cnn", rewritten(path, {"model.weights.h5": None}))
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 10] ^= 32  # how the file in the archive is compressed
+    path.write_bytes(content)
+    assert does_not_fit("cnn", path)
 
 
 @pytest.mark.parametrize("name", ["net.weights.h5", "whole.h5"])

@@ -480,14 +480,15 @@ def group_by_reason(left_out: Iterable[LeftOut]) -> list[LeftOut]:
 
 
 def describe_files(
-    n_used: int, left_out: Iterable[LeftOut], remarks: Iterable[LeftOut] = ()
+    n_used: int, left_out: Iterable[LeftOut], remarks: Iterable[LeftOut] = (), use: str = "used"
 ) -> str:
     """The files that are found, used and left out, and those used with a remark, as lines of text.
 
-    The text is empty if there is nothing to say but the number of files.
+    `use` says what becomes of the `n_used` files. The text is empty if there is nothing to say but
+    the number of files.
     """
     lines, n_left_out = [], sum(one.files for one in left_out)
-    found = f"{n_used + n_left_out:,} files found, {n_used:,} used, {n_left_out:,} left out"
+    found = f"{n_used + n_left_out:,} files found, {n_used:,} {use}, {n_left_out:,} left out"
     for title, files in ((found, left_out), ("used, though odd", remarks)):
         rows = group_by_reason(files)
         lines += [f"{title}:"] if rows else []

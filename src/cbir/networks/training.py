@@ -4,13 +4,14 @@ An interrupted training resumes with the same numbers.
 """
 
 import functools
+import hashlib
 import json
 import math
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import keras
 import numpy as np
@@ -29,7 +30,7 @@ from cbir.progress import Ticker, duration
 # The files in the folder of a training.
 FINAL, HISTORY = "final.weights.h5", "history.json"
 # The state after the last epoch and the weights of the best epoch, which are deleted at the end.
-CHECKPOINT = f"{SCRATCH}/state.npz"
+CHECKPOINT, SUM_BYTES = f"{SCRATCH}/state", 32
 # A step on features takes a few milliseconds, so the time between two steps matters. Only
 # TensorFlow executes several steps at once: PyTorch cannot.
 STEPS_AT_ONCE = 32
@@ -323,8 +324,18 @@ def save_checkpoint(
     arrays |= {f"best_{i}": value for i, value in enumerate(best)}
     names = [_weights_name(epoch) for epoch in range(1, len(history) + 1)]
     measured = {name: file_digest(folder / name) for name in names if (folder / name).exists()}
-    with replacing(folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
+    with replacing(folder / CHECKPOINT) as temporary, temporary.open("w+b") as file:
+        file.seek(SUM_BYTES)
         np.savez(file, history=json.dumps(history), measured=json.dumps(measured), **arrays)
+        checksum = _checksum(file)
+        file.seek(0)
+        file.write(checksum)
+
+
+def _checksum(file: BinaryIO) -> bytes:
+    """SHA-256 of a checkpoint, which begins with it: a zip archive does not check its headers."""
+    file.seek(SUM_BYTES)
+    return hashlib.file_digest(file, "sha256").digest()
 
 
 def _resume(folder: Path, model: keras.Model) -> tuple[list[dict], list[np.ndarray]]:
@@ -335,12 +346,15 @@ def _resume(folder: Path, model: keras.Model) -> tuple[list[dict], list[np.ndarr
     if not (folder / CHECKPOINT).exists():
         return [], []
     try:
-        with np.load(folder / CHECKPOINT) as file:  # checks the sums of a zip archive
-            state = dict(file)
+        with (folder / CHECKPOINT).open("rb") as file:
+            if file.read(SUM_BYTES) != _checksum(file):
+                raise ValueError("its SHA-256 has changed")
+            file.seek(SUM_BYTES)
+            state = dict(np.load(file))
         for name, expected in json.loads(str(state["measured"])).items():
             if file_digest(folder / name) != expected:
                 raise ValueError(f"{name} has changed")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         print(f"the checkpoint in {folder} is damaged ({error}): starting again", flush=True)
         return [], []
     model.set_weights([state[f"weight_{i}"] for i in range(len(model.get_weights()))])

@@ -18,7 +18,6 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -282,8 +281,8 @@ class Faiss:
                     self._index = self._faiss.deserialize_index(file["index"])
                     self._set_parameters()
                     return file["ids"]
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-            pass  # no file, or a damaged one: the index is built again
+        except Exception:  # no file, or a damaged one, for which libraries raise many kinds
+            pass  # The index is built again.
         return np.empty(0, np.int64)
 
     def _write(self, ids: np.ndarray) -> None:

@@ -118,23 +118,22 @@ class Answer:
 
 
 def read_pictures(
-    searcher: Searcher, arguments: Iterable[str], option: str = ""
+    searcher: Searcher, named: dict[str, Path | BinaryIO], option: str = ""
 ) -> tuple[list[Picture], list[LeftOut], list[LeftOut]]:
     """Read and embed pictures named on the command line, as the study read its own.
 
     Args:
-        arguments: files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
+        named: files by name, as from `find_pictures`.
         option: an option whose pictures must all be readable, such as "--like".
 
     Returns:
-        The pictures, the files that are left out, and those used though something is odd.
+        The pictures, the files that cannot be read, and those used though something is odd.
 
     Raises:
-        StudyError: an argument matches no file, or a picture of `option` cannot be read.
+        StudyError: a picture of `option` cannot be read.
     """
-    files, left_out = _files(arguments)
-    images, remarks = {}, []
-    for name, file in files.items():
+    images, left_out, remarks = {}, [], []
+    for name, file in named.items():
         image, remark = read_picture(file, **searcher.reading)
         if image is None and option:
             raise StudyError(f"{option}: {name}: {remark}: leave this example out")
@@ -242,8 +241,12 @@ def data_url(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _files(arguments: Iterable[str]) -> tuple[dict[str, Path | BinaryIO], list[LeftOut]]:
-    """The files that the arguments name, by name, and those in their folders that are left out."""
+def find_pictures(arguments: Iterable[str]) -> tuple[dict[str, Path | BinaryIO], list[LeftOut]]:
+    """The files that the arguments name, by name, and those in their folders that are left out.
+
+    Arguments are files, folders, patterns such as "*.jpg", or "-" for a picture on standard input.
+    StudyError if one of them matches no file.
+    """
     named, left_out = {}, []
     for argument in arguments:
         if argument == STDIN:

@@ -102,6 +102,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
     """
     from cbir.images.folders import describe_files
     from cbir.retrieval.engines import EXACT
+    from cbir.search.answers import find_pictures
 
     if not (arguments.pictures or arguments.like):
         arguments.usage_error("nothing to search for: give a PICTURE, or --like PICTURE")
@@ -114,8 +115,12 @@ def run_search(arguments: argparse.Namespace) -> bool:
         raise StudyError(f"--html: {html} is a folder: name a file in it, as in {html}/page.html")
     # Progress lines must not mix with JSON.
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        # Before the study is opened: what the user typed first is checked first.
+        named = [
+            find_pictures(names) for names in (arguments.pictures, arguments.like, arguments.unlike)
+        ]
         searcher, gallery = _open(arguments)
-        answers, n_used, left_out, remarks = _search(arguments, searcher, gallery)
+        answers, n_used, left_out, remarks = _search(arguments, named, searcher, gallery)
     run, has_feedback = searcher.run, bool(arguments.like or arguments.unlike)
     classes = ", ".join(searcher.classes[:MOST_CLASSES])
     classes += ", …" if len(searcher.classes) > MOST_CLASSES else ""
@@ -158,6 +163,7 @@ def run_index(arguments: argparse.Namespace) -> bool:
     from cbir.search import galleries
     from cbir.search.searchers import open_searcher
 
+    galleries.check_folder(arguments.folder)
     name = galleries.gallery_name(arguments.folder, arguments.name)
     previous = galleries.read_source(name)
     study = arguments.study or previous.get("study", "")
@@ -209,16 +215,19 @@ def _open(arguments: argparse.Namespace):
     return searcher, gallery
 
 
-def _search(arguments: argparse.Namespace, searcher, gallery) -> tuple[list, int, list, list]:
+def _search(
+    arguments: argparse.Namespace, named: list, searcher, gallery
+) -> tuple[list, int, list, list]:
     """The answers, the number of files used, those left out, and those used though odd."""
     from cbir.search import answers
 
-    queries, left_out, remarks = answers.read_pictures(searcher, arguments.pictures)
-    examples = {}
-    for option in ("like", "unlike"):
-        named = getattr(arguments, option)
-        examples[option], *files = answers.read_pictures(searcher, named, f"--{option}")
-        left_out, remarks = left_out + files[0], remarks + files[1]
+    read, left_out, remarks = [], [], []
+    for (files, others), option in zip(named, ("", "--like", "--unlike"), strict=True):
+        pictures, unreadable, odd = answers.read_pictures(searcher, files, option)
+        read.append(pictures)
+        left_out, remarks = left_out + others + unreadable, remarks + odd
+    queries, *marked = read
+    examples = dict(zip(("like", "unlike"), marked, strict=True))
     n_used = len(queries) + sum(map(len, examples.values()))
     if not arguments.pictures:
         queries = [answers.mean_picture(examples["like"])]

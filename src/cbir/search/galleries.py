@@ -17,7 +17,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cbir import StudyError, cbir_command, project_root
+from cbir.cache import digest
 from cbir.files import disk_errors, file_digest, locked, replacing
 from cbir.images.folders import LeftOut, file_state, find_files, readable_name
 from cbir.images.pictures import read_picture, read_squares
@@ -50,7 +51,9 @@ BATCH = 256
 # a multiple of `BATCH`: sums of a network depend on the batch.
 RAY, CHUNK = "ray", 4 * BATCH
 # The key of a gallery's source in the file's metadata.
-SOURCE = b"source"
+SOURCE, CHECKSUM = b"source", "sha256"
+# What a damaged file raises. Its pages have checksums, but its footer has none.
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass
@@ -100,6 +103,12 @@ def gallery_name(folder: Path, name: str = "") -> str:
     return name or re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip(".-") or "pictures"
 
 
+def check_folder(folder: Path) -> None:
+    """StudyError if there is no such folder."""
+    if not (folder := folder.expanduser().resolve()).is_dir():
+        raise StudyError(f"no folder {folder}")
+
+
 def index_command(folder: str | Path, name: str, study: str, architecture: str = "") -> str:
     """The command that makes a gallery, for messages; `folder` may be a word in capitals."""
     words = [readable_name(str(folder)), "--name", name, "--study", study]
@@ -116,11 +125,7 @@ def read_source(name: str) -> dict:
     """The folder, engine, study, architecture and key of a gallery; empty if there is none, or if
     its file is damaged.
     """
-    try:
-        with _open(_gallery_file(name)) as file:
-            return json.loads(file.schema_arrow.metadata[SOURCE])
-    except (pa.ArrowException, OSError):
-        return {}
+    return _read_source(_gallery_file(name))
 
 
 def index_folder(
@@ -175,13 +180,17 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
             since.
     """
     path = _gallery_file(name)
-    if not (source := read_source(name)):
-        command = index_command("FOLDER", name, first_finished(DEFAULT_STUDY))
-        if path.exists():
-            raise StudyError(f"{path} is damaged: run `{command}`")
+    if not (source := _read_source(path)):
+        is_there = path.exists()
+        reason = f"{path} is damaged" if is_there else f"no gallery {name!r}"
         names = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{path.name}"))
-        advice = f"existing: {', '.join(names)}" if names else f"make one with `{command}`"
-        raise StudyError(f"no gallery {name!r}: {advice}")
+        if names and not is_there:
+            raise StudyError(f"{reason}: existing: {', '.join(names)}")
+        try:
+            command = index_command("FOLDER", name, first_finished(DEFAULT_STUDY))
+        except StudyError as error:
+            raise StudyError(f"{reason}, and {error}") from None
+        raise StudyError(f"{reason}: {'run' if is_there else 'make one with'} `{command}`")
     folder, study, architecture = source["folder"], source["study"], source["architecture"]
     searcher = open_searcher(study, architecture)
     again = f"run `{index_command(folder, name, study, architecture)}`"
@@ -195,7 +204,7 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
     def report_damage() -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise StudyError(f"{path} is damaged: {again}") from error
 
     def groups() -> Iterator[np.ndarray]:
@@ -206,18 +215,19 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
     def ids() -> np.ndarray:
         with report_damage(), _open(path) as file:
             digests = file.read(["digest"])["digest"].to_pylist()
-        numbers = bytes.fromhex("".join(digest[:16].rjust(16, "0") for digest in digests))
+        numbers = bytes.fromhex("".join(text[:16].rjust(16, "0") for text in digests))
         numbers = pd.Series(np.frombuffer(numbers, np.int64))
         # Copies of a picture have the same embedding, but not the same number.
         return (numbers + numbers.groupby(numbers).cumcount()).to_numpy()
 
     with report_damage(), _open(path) as file:
         columns = file.read(["name", "label"])
-    files, prefix = columns["name"].to_pylist(), readable_name(folder)
+        files, labels = columns["name"].to_pylist(), columns["label"].to_numpy()
+    prefix = readable_name(folder)
     gallery = Gallery(
         name,
         groups,
-        columns["label"].to_numpy(),
+        labels,
         [f"{prefix}/{file.decode('utf-8', 'backslashreplace')}" for file in files],
         lambda position: _image(Path(folder, os.fsdecode(files[position])), searcher),
         ids,
@@ -265,9 +275,9 @@ def _update(
     others = [file for file in states if file not in rows]
     digests = dict(zip(others, _digests(folder, others), strict=True))
     by_digest = {row.digest: row for row in stored.values() if row.digest}
-    for file, digest in digests.items():
-        if digest in by_digest:
-            rows[file] = by_digest[digest]._replace(state=states[file])
+    for file, content in digests.items():
+        if content in by_digest:
+            rows[file] = by_digest[content]._replace(state=states[file])
     changes = Changes(kept=len(rows), left_out=left_out)
     waiting = [file for file in others if file not in rows]
     batches = _embed(folder, waiting, searcher, changes, workers)
@@ -297,8 +307,7 @@ def _update(
 
 def _list_files(folder: Path) -> tuple[dict[str, str], list[LeftOut]]:
     """`file_state` of every file in the folder, by its path in it, and what is left out."""
-    if not folder.is_dir():
-        raise StudyError(f"no folder {folder}")
+    check_folder(folder)
     try:
         names, _, left_out = find_files(folder)
     except OSError as error:
@@ -310,14 +319,14 @@ def _list_files(folder: Path) -> tuple[dict[str, str], list[LeftOut]]:
 def _digests(folder: Path, names: list[str]) -> list[str]:
     """SHA-256 of each file; empty for what cannot be read."""
 
-    def digest(name: str) -> str:
+    def of_file(name: str) -> str:
         path = folder / name
         with contextlib.suppress(OSError):
             return file_digest(path) if path.is_file() else ""  # reading a pipe would never end
         return ""
 
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(digest, names))
+        return list(threads.map(of_file, names))
 
 
 def _embed(
@@ -416,7 +425,8 @@ def _write(path: Path, source: dict, rows: dict[str, _Row]) -> None:
     width = rows[next(iter(rows))].vector.nbytes
     columns = [("name", pa.binary()), ("state", pa.string()), ("digest", pa.string())]
     columns += [("label", pa.int64()), ("vector", pa.binary(width))]
-    schema = pa.schema(columns, {SOURCE: json.dumps(source).encode()})
+    content = json.dumps(source | {CHECKSUM: digest(source)})
+    schema = pa.schema(columns, {SOURCE: content.encode()})
     names = list(rows)
     with (
         replacing(path) as temporary,
@@ -445,18 +455,27 @@ def _vectors(table: pa.Table) -> np.ndarray:
     return np.frombuffer(column.buffers()[1], np.float32, count).reshape(len(table), -1)
 
 
-def _read(path: Path) -> tuple[dict, dict[str, _Row]]:
-    """The source and the rows of a file; both empty if it is damaged."""
+def _read_source(path: Path) -> dict:
+    """The source of a gallery's file; empty if there is no file, or if it is damaged."""
     try:
         with _open(path) as file:
+            source = json.loads(file.metadata.metadata[SOURCE])
+    except DAMAGE:
+        return {}
+    # Galleries of earlier versions have no checksum.
+    return source if source.pop(CHECKSUM, digest(source)) == digest(source) else {}
+
+
+def _read(path: Path) -> tuple[dict, dict[str, _Row]]:
+    """The source and the rows of a file; both empty if it is damaged."""
+    with contextlib.suppress(*DAMAGE), _open(path) as file:
+        if source := _read_source(path):
             table = file.read()
-    except (pa.ArrowException, OSError):
-        print(f"{path} is damaged: its pictures are embedded again")
-        return {}, {}
-    source = json.loads(table.schema.metadata[SOURCE])
-    columns: Iterable = (table[name].to_pylist() for name in ("name", "state", "digest", "label"))
-    rows = zip(*columns, _vectors(table), strict=True)
-    return source, {os.fsdecode(name): _Row(*row) for name, *row in rows}
+            names = ("name", "state", "digest", "label")
+            rows = zip(*(table[name].to_pylist() for name in names), _vectors(table), strict=True)
+            return source, {os.fsdecode(name): _Row(*row) for name, *row in rows}
+    print(f"{path} is damaged: its pictures are embedded again")
+    return {}, {}
 
 
 def _image(path: Path, searcher: Searcher) -> np.ndarray:

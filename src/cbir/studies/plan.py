@@ -109,7 +109,8 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
     rows, n_gallery, not_selected = select(pictures, pictures.unreadable, **selection)
     unreadable = [LeftOut(pictures.names[row], why) for row, why in pictures.unreadable.items()]
     left_out = pictures.left_out + unreadable + not_selected
-    lines = _describe_classes(pictures.classes, pictures.labels[rows], pictures.layout, left_out)
+    found = pictures.classes, pictures.labels[rows], pictures.layout, left_out
+    lines = _describe_classes(*found, use="not decoded yet")
     kept, labels = np.unique(pictures.labels[rows], return_inverse=True)
     classes, gallery = [pictures.classes[label] for label in kept], np.arange(n_gallery)
     study.check_protocols(
@@ -119,8 +120,10 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
             fingerprint="",
         )
     )  # fmt: skip
-    lines += f"\n{INDENT}Damaged pictures are found when they are decoded; the report lists "
-    lines += "every such file in files.csv."
+    lines += (
+        f"\n{INDENT}Damaged pictures among them are left out when they are decoded; the report "
+    )
+    lines += "lists every such file in files.csv."
     return lines, round(n_gallery * (1 - study.data["validation_fraction"])), len(rows)
 
 
@@ -130,11 +133,14 @@ def _describe_classes(
     layout: str,
     left_out: list[LeftOut],
     remarks: list[LeftOut] = (),
+    *,
+    use: str = "used",
 ) -> str:
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True) if count]
-    lines = [f"{len(labels):,} images in {len(names)} classes: {short_list(names)}", layout]
-    lines += describe_files(len(labels), left_out, remarks).splitlines()
+    images = "images" if use == "used" else "pictures, not decoded yet,"
+    lines = [f"{len(labels):,} {images} in {len(names)} classes: {short_list(names)}", layout]
+    lines += describe_files(len(labels), left_out, remarks, use).splitlines()
     return f"\n{INDENT}".join(line for line in lines if line)
 
 
