@@ -1,12 +1,15 @@
 """An architecture as a study describes it: first the head is trained, then the whole network."""
 
 import hashlib
+import io
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import sklearn.datasets
-from conftest import empty_project, load_shapes
+from conftest import ROOT, build_network, empty_project, load_shapes
+from PIL import Image
 
 from cbir import StudyError, cache
 from cbir.images import protocols
@@ -43,6 +46,9 @@ TRAINING = {
     "early_stopping": 0,
 }
 EMBEDDING = {"test_time_flips": False, "whitening": 0}
+# Of ImageNet, and the images of CIFAR-10; not part of the project.
+REAL = ROOT.parent / "shared" / "weights" / "resnet50_imagenet_pruned_notop.weights.h5"
+CIFAR = ROOT.parent / "shared" / "data" / "cifar10.zip"
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +281,9 @@ def features_of(vectors: np.ndarray, monkeypatch) -> None:
     monkeypatch.setattr(inference, "frozen_features", lambda *_, **__: artifact)
 
 
-def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path, *, epochs: int = 1):
+def head_on(
+    vectors, labels, n_train: int, monkeypatch, tmp_path, *, epochs: int = 1, backbone: str = "cnn"
+):
     """The trained head of 256 units, and its data set; the last half are queries."""
     monkeypatch.chdir(empty_project(tmp_path))
     features_of(vectors.astype(np.float32), monkeypatch)
@@ -296,7 +304,7 @@ def head_on(vectors, labels, n_train: int, monkeypatch, tmp_path, *, epochs: int
     settings = params.complete(
         data={"dataset": "digits"},
         measurement={"seeds": [0], "protocols": ["closed"]},
-        network={"backbone": "cnn", "train": "head", "dropout": 0.5},
+        network={"backbone": backbone, "train": "head", "dropout": 0.5},
         training={"head_epochs": epochs},
     )
     recipe = architecture.Architecture(settings.network, settings.training, settings.embedding)
@@ -340,6 +348,28 @@ def test_a_head_is_as_good_as_a_logistic_regression_whatever_the_scale(
     assert head >= regression - 0.01
     # It ended by itself.
     assert len(done.history) == done.best_epoch + 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (REAL.is_file() and CIFAR.is_file()), reason=f"{REAL} or {CIFAR} is not on this machine"
+)
+def test_a_head_on_real_features_is_as_good_as_a_logistic_regression(monkeypatch, tmp_path):
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(CIFAR) as archive:
+        names = random.choice(
+            [n for n in archive.namelist() if "/train/" in n], 3250, replace=False
+        )
+        images = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
+    _, labels = np.unique([name.split("/")[2] for name in names], return_inverse=True)
+    network = build_network("resnet50", weights=str(REAL), train="head", input_size=64)
+    vectors = network.backbone.predict(np.stack(images), verbose=0)
+    (network, _), dataset = head_on(
+        vectors, labels, 1000, monkeypatch, tmp_path, epochs=20, backbone="resnet50"
+    )
+    head, regression = accuracies(network, vectors, dataset)
+    assert regression > 0.65
+    assert head >= regression - 0.01
 
 
 def test_a_head_standardises_its_features_with_the_training_images(monkeypatch, tmp_path):
