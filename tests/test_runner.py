@@ -185,6 +185,11 @@ def test_a_plan_names_the_runs_and_pages_that_would_run(bring, project):
     names = planned()
     assert names == ["vgg16", "comparison", *DEEPER[:-1]]
     assert bring() == (True, names)
+    path.write_text(re.sub("(weights:).*", r"\1 data/nowhere.weights.h5", path.read_text()))
+    for _ in range(2):
+        names = planned("cnn")
+        assert bring(architectures="cnn") == (True, names)
+    assert names == []
 
 
 def test_an_architecture_that_is_left_out_has_a_page_that_says_so(bring, project):

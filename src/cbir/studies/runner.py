@@ -78,7 +78,7 @@ def _run_all(study: Study) -> bool:
             run_keys[name], is_new = _update_run(study, run)
             has_run |= is_new
         except StudyError as error:
-            reasons[name] = str(error)
+            reasons[name] = str(error) if name in study.chosen else "not run"
             kernels.stop_waiting()  # The kernel of this run may wait for its notebook.
             if name in study.chosen:
                 print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
