@@ -284,7 +284,7 @@ def features_of(vectors: np.ndarray, monkeypatch) -> None:
 def head_on(
     vectors, labels, n_train: int, monkeypatch, tmp_path, *, epochs: int = 1, backbone: str = "cnn"
 ):
-    """The trained head of 256 units, and its data set; the last half are queries."""
+    """The trained head of 256 units, and its data set; the last images are queries."""
     monkeypatch.chdir(empty_project(tmp_path))
     features_of(vectors.astype(np.float32), monkeypatch)
     classes = [str(label) for label in np.unique(labels)]

@@ -190,6 +190,10 @@ def test_unreadable_upload_is_reported_and_results_stay(tiny):
     send(tiny, b"not a picture")
     assert "mine; 1.png cannot be read" in tiny.status
     assert (tiny.panels, tiny.is_busy) == (before, False)
+    # A call that somebody copied in part.
+    change(tiny, query="data:image/png;name=mine;base64,aGVsbG8=")
+    assert "failed" not in tiny.status
+    assert tiny.status
 
 
 def restored(widget: Explorer) -> Explorer:

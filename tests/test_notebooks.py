@@ -193,7 +193,7 @@ def test_the_grid_shows_whatever_has_results(chosen, grid, monkeypatch):
     assert "with `input_size 64`." in shown
     assert ("No results for **cnn-32**: not run" in shown) == (len(chosen) == 1)
     assert "All networks started from random weights." in shown
-    assert "Results at each point of the grid" in shown
+    assert "Accuracy and mAP at each point" in shown
 
 
 def test_every_definition_is_shown_of_one_run(runs, monkeypatch):

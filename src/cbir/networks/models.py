@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -386,7 +387,7 @@ def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
             else:
                 _check_names(body, path)
                 body.load_weights(path, by_name=True)
-    except Exception as error:  # Libraries raise many kinds for a damaged file.
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
         raise StudyError(
             f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
         ) from error

@@ -333,7 +333,7 @@ def save_checkpoint(
 
 
 def _checksum(file: BinaryIO) -> bytes:
-    """SHA-256 of a checkpoint, which begins with it: a zip archive does not check its headers."""
+    """SHA-256 of a checkpoint's archive, which does not check its own headers."""
     file.seek(SUM_BYTES)
     return hashlib.file_digest(file, "sha256").digest()
 

@@ -100,13 +100,15 @@ def gaps(runs: dict[str, Run]) -> pd.DataFrame:
 def overfitting(runs: dict[str, Run]) -> str:
     """Does VGG16 overfit, above all with few images? How the `gaps` of networks compare, if any.
 
-    A VGG16 is compared with networks of the same treatment and the same number of images.
+    A VGG16 is compared with networks of the same treatment and the same number of images. If a grid
+    varies this number, only the comparison with the fewest images answers the paper.
     """
     table = gaps(runs)
     by_network = dict(iter(table.groupby("network", sort=False)))
     lines = [_change(name, rows) for name, rows in by_network.items()]
-    points = [name for rows in by_network.values() for name in rows.index]
-    lines += [_against_others(runs, name, table) for name in points if runs[name].backbone == DEEP]
+    for rows in by_network.values():
+        deep = [name for name in rows.index if runs[name].backbone == DEEP]
+        lines += [_against_others(runs, name, table, name == rows.index[0]) for name in deep]
     said = 'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n'
     return "\n".join([said, *filter(None, lines)]) if any(lines) else ""
 
@@ -121,8 +123,11 @@ def _change(name: str, rows: pd.DataFrame) -> str:
     return f"- **{name}**: with {fewest:,} images, the gap is {relation} with {most:,}."
 
 
-def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str:
-    """How the gap of a VGG16 compares with those of other networks that were trained alike."""
+def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame, is_answer: bool) -> str:
+    """How the gap of a VGG16 compares with those of other networks that were trained alike.
+
+    If this is an answer to the paper, it says whether they agree.
+    """
     row, groups = table.loc[name], {LARGER: [], SMALLER: [], SIMILAR: []}
     is_comparable = (table["trained"] == row["trained"]) & (table["images"] == row["images"])
     others = [n for n in table.index[is_comparable] if runs[n].backbone != DEEP]
@@ -141,10 +146,11 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame) -> str
         verdict = AGREES if len(parts) == 1 else "as the paper says for some of them only"
     elif groups[SMALLER]:
         verdict = DISAGREES
-    return (
-        f"- With {row['images']:,} images, {row['trained']}, the gap of {row['network']} is "
-        f"{'; '.join(parts)}, {verdict}.{_other_differences(runs, [name, *others])}"
-    )
+    text = f"- With {row['images']:,} images, {row['trained']}, the gap of {row['network']} is "
+    text += "; ".join(parts)
+    if not is_answer:
+        return f"{text}."
+    return f"{text}, {verdict}.{_other_differences(runs, [name, *others])}"
 
 
 def _relation(difference: numbers.Estimate) -> str:

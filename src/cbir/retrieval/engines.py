@@ -281,7 +281,7 @@ class Faiss:
                     self._index = self._faiss.deserialize_index(file["index"])
                     self._set_parameters()
                     return file["ids"]
-        except Exception:  # no file, or a damaged one, for which libraries raise many kinds
+        except Exception:  # Libraries raise many kinds for a damaged file.
             pass  # The index is built again.
         return np.empty(0, np.int64)
 
@@ -302,7 +302,10 @@ class Milvus:
     Args:
         choice: the path of a folder, or the URI of a server, `http://host:port`; after a semicolon,
             the type of the index.
-        dimensions, name, key: as for `open_engine`, whose errors it raises.
+        dimensions, name, key: as for `open_engine`.
+
+    Raises:
+        StudyError: as `open_engine`.
     """
 
     def __init__(self, choice: str, dimensions: int, name: str, key: str):

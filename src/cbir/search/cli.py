@@ -115,7 +115,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
         raise StudyError(f"--html: {html} is a folder: name a file in it, as in {html}/page.html")
     # Progress lines must not mix with JSON.
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
-        # Before the study is opened: what the user typed first is checked first.
+        # Before the study is opened, so that a missing picture is reported at once.
         named = [
             find_pictures(names) for names in (arguments.pictures, arguments.like, arguments.unlike)
         ]

@@ -188,9 +188,13 @@ class Explorer(anywidget.AnyWidget):
             return answers.picture_of_query(searcher, query)
         self.status = f"{architecture} embeds your picture …"
         about, _, content = query.partition(";base64,")
-        image = read_picture(BytesIO(base64.b64decode(content)), searcher.image_size).image
+        reading = read_picture(BytesIO(base64.b64decode(content)), searcher.image_size)
+        if reading.image is None:
+            raise StudyError(reading.remark)
         name = re.search(";name=([^;]*)", about)
-        return answers.embed_pictures(searcher, {name[1] if name else "your picture": image})[0]
+        return answers.embed_pictures(
+            searcher, {name[1] if name else "your picture": reading.image}
+        )[0]
 
     def _answer(
         self, study: str, architecture: str, query: int | str, search: str, k: int, *used: tuple

@@ -50,7 +50,7 @@ BATCH = 256
 # The value of --workers that embeds on Ray, and the number of pictures that it hands out at a time,
 # a multiple of `BATCH`: sums of a network depend on the batch.
 RAY, CHUNK = "ray", 4 * BATCH
-# The key of a gallery's source in the file's metadata.
+# The key of a gallery's source in the file's metadata, and that of its checksum within the source.
 SOURCE, CHECKSUM = b"source", "sha256"
 # What a damaged file raises. Its pages have checksums, but its footer has none.
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
@@ -215,7 +215,7 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
     def ids() -> np.ndarray:
         with report_damage(), _open(path) as file:
             digests = file.read(["digest"])["digest"].to_pylist()
-        numbers = bytes.fromhex("".join(text[:16].rjust(16, "0") for text in digests))
+            numbers = bytes.fromhex("".join(text[:16].rjust(16, "0") for text in digests))
         numbers = pd.Series(np.frombuffer(numbers, np.int64))
         # Copies of a picture have the same embedding, but not the same number.
         return (numbers + numbers.groupby(numbers).cumcount()).to_numpy()

@@ -109,8 +109,10 @@ class Gallery:
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and similarities of the k nearest images, as from `ranking.search`, of
-        (n_queries, d) float32 vectors of unit length, in classes as from `Searcher.searchable`.
+        """Find the k nearest images of (n_queries, d) float32 vectors of unit length.
+
+        `searchable` names the classes to search, as from `Searcher.searchable`. Returns positions
+        and similarities as `ranking.search` does.
         """
         if self.index:
             return self.index.search(vectors, min(k, len(self.names)), searchable)

@@ -120,10 +120,8 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
             fingerprint="",
         )
     )  # fmt: skip
-    lines += (
-        f"\n{INDENT}Damaged pictures among them are left out when they are decoded; the report "
-    )
-    lines += "lists every such file in files.csv."
+    lines += f"\n{INDENT}Damaged pictures are found when they are decoded; the report lists every "
+    lines += "such file in files.csv."
     return lines, round(n_gallery * (1 - study.data["validation_fraction"])), len(rows)
 
 
