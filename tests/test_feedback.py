@@ -159,7 +159,14 @@ def test_many_queries_are_refined_as_each_alone():
     assert (refined[1] == query[1]).all()
 
 
-def test_wrong_weights_are_told():
+def test_wrong_shapes_and_weights_are_told():
+    query = np.array([1.0, 0.0])
+    with pytest.raises(ValueError, match="query: expected a single vector"):
+        refine(query[None], NOBODY, NOBODY, EVEN)
+    with pytest.raises(ValueError, match="negative: .* does not fit a query of 2 dimensions"):
+        refine(query, NOBODY, np.ones((1, 3)), EVEN)
+    with pytest.raises(ValueError, match="positive: .* does not fit"):
+        refine(query, query, NOBODY, EVEN)
     for wrong in (-0.1, np.inf, np.nan):
         with pytest.raises(ValueError, match="positive: a weight"):
             Rocchio(positive=wrong)
@@ -272,6 +279,13 @@ def test_queries_are_drawn_from_all_classes_by_the_seed():
     assert draws[0] == draws[1] != draws[2]
     everyone = feedback.simulate_feedback(embeddings, EVEN, rounds=0, max_queries=0)
     assert everyone["query"].to_list() == dataset.queries.tolist()
+
+
+def test_nonsense_is_refused(dataset):
+    embeddings = toy_embeddings(dataset)
+    for wrong in ({"rounds": -1}, {"marked": 0}):
+        with pytest.raises(ValueError, match="rounds must be 0 or more and marked 1 or more"):
+            feedback.simulate_feedback(embeddings, EVEN, **wrong)
 
 
 # choose_weights

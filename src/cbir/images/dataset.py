@@ -235,8 +235,7 @@ def _open(
     train, validation = (
         stratified_share(rows, learn_from / n_train, labels, seed) for rows in (train, validation)
     )
-    assert len(set(content["names"])) == len(labels), "an image is query and gallery"
-    return Dataset(
+    loaded = Dataset(
         parameters=parameters,
         classes=content["classes"],
         images=np.load(folder / "images.npy", mmap_mode="r"),
@@ -252,6 +251,10 @@ def _open(
         layout=content["layout"],
         stored=folder,
     )
+    assert len(set(loaded.names)) == len(loaded.names), "an image is query and gallery"
+    assert not np.intersect1d(train, validation).size, "train meets validation"
+    assert np.isin([*train, *validation], loaded.gallery).all()
+    return loaded
 
 
 def _decoding(parameters: dict) -> dict:

@@ -72,11 +72,23 @@ def refine(
         (d,) float32 of unit length: weights.query · query + weights.positive · mean(positive) −
         weights.negative · mean(negative), divided by its length; the query if the parts cancel out.
 
+    Raises:
+        ValueError: dimensions do not fit.
+
     Example: with all weights 1, query [1, 0] and the positive example [0, 1] give [1, 1] / √2. With
     the additional negative example [0.6, 0.8], they give [0.4, 0.2] / √0.2.
     """
-    marked = np.concatenate([np.reshape(part, (-1, len(query))) for part in (positive, negative)])
-    is_positive = np.arange(len(marked)) < len(positive)
+    query = np.asarray(query)
+    examples = {"positive": np.asarray(positive), "negative": np.asarray(negative)}
+    if query.ndim != 1:
+        raise ValueError(f"query: expected a single vector, not an array of shape {query.shape}")
+    for name, vectors in examples.items():
+        if vectors.size and vectors.shape != (len(vectors), len(query)):
+            raise ValueError(
+                f"{name}: shape {vectors.shape} does not fit a query of {len(query)} dimensions"
+            )
+    marked = np.concatenate([vectors.reshape(-1, len(query)) for vectors in examples.values()])
+    is_positive = np.arange(len(marked)) < examples["positive"].size // len(query)
     return refine_queries(
         query[None], marked[None], is_positive[None], ~is_positive[None], weights
     )[0]
@@ -177,7 +189,14 @@ def simulate_feedback(
         yet marked), average_precision_without (of the original query, on the same images; both NaN
         if none of them is relevant), n_relevant (among these images), n_marked and n_positive (so
         far).
+
+    Raises:
+        ValueError: `rounds` is below 0, or `marked` below 1.
     """
+    if rounds < 0 or marked < 1:
+        raise ValueError(
+            f"rounds must be 0 or more and marked 1 or more, not {rounds} and {marked}"
+        )
     dataset = embeddings.dataset
 
     def make(folder: Path) -> None:
