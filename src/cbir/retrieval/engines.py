@@ -169,8 +169,11 @@ class Faiss:
 
     Args:
         choice: a factory string; after a semicolon, parameters for faiss' `ParameterSpace`.
-            StudyError if faiss does not accept it.
+        dimensions: d.
         path: the file of the index.
+
+    Raises:
+        StudyError: faiss does not accept `choice`.
     """
 
     def __init__(self, choice: str, dimensions: int, path: Path):

@@ -290,8 +290,10 @@ def measure_engines(
 
 
 def recall(rows: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """(n_queries,) shares of the nearest images, (n_queries, k) as `exact` finds them, among the
-    (n_queries, k) rows that an engine returns.
+    """(n_queries,) shares of the nearest images that are among as many results.
+
+    Args:
+        rows, nearest: (n_queries, k), of an engine and of `exact`, as from `measure_engine`.
     """
     return (nearest[:, :, None] == rows[:, None]).any(axis=2).mean(axis=1)
 

@@ -109,10 +109,13 @@ class Gallery:
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the k nearest images of (n_queries, d) float32 vectors of unit length.
+        """Positions and similarities of the k nearest images, by `index` or `ranking.search`.
 
-        `searchable` names the classes to search, as from `Searcher.searchable`. Returns positions
-        and similarities as `ranking.search` does.
+        Args:
+            vectors: (n_queries, d) float32 of unit length.
+            k: the number of results.
+            searchable: (n_queries, n_classes) bool, the classes that each query may return;
+                all by default.
         """
         if self.index:
             return self.index.search(vectors, min(k, len(self.names)), searchable)
@@ -244,8 +247,11 @@ class Searcher:
         return f"{Rocchio()} (defaults, since the study has not chosen any)"
 
     def searchable(self, probabilities: np.ndarray, search: str) -> np.ndarray | None:
-        """(n, n_classes) bool, the classes that queries with these (n, n_classes) predicted class
-        probabilities may return in a search of `SEARCHES`; None for all.
+        """(n, n_classes) bool classes that each query may return; None for all.
+
+        Args:
+            probabilities: (n, n_classes) predicted class probabilities of the queries.
+            search: a name in `SEARCHES`.
         """
         if search == "predicted_class":
             return probabilities.argmax(axis=1)[:, None] == np.arange(len(self.classes))
