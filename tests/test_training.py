@@ -335,7 +335,7 @@ def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, im
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("early_stopping", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("early_stopping", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("short_epochs")
 def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     early_stopping, of_head, images, tmp_path, monkeypatch

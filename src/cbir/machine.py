@@ -1,5 +1,6 @@
 """What computes the numbers: versions and settings, which keys contain, commit and hardware."""
 
+import ctypes
 import functools
 import importlib.metadata
 import json
@@ -86,6 +87,23 @@ def git_state(root: Path) -> dict:
         return {"commit": commit, "clean": not git(["git", "status", "--porcelain"])}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "clean": None}
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, up to 1 GiB; needs glibc, as Linux has it.
+
+    TensorFlow allocates all tensors of a training step anew. glibc would give them back after each
+    step, and the system would clear them again: a fifth of the time of VGG16, a third of
+    ResNet-50's.
+    """
+    top_pad, trim_threshold, mmap_threshold = -2, -1, -3  # names in glibc's malloc.h
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    set_option(top_pad, 64 << 20)
+    set_option(trim_threshold, 1 << 30)
+    set_option(mmap_threshold, 1 << 30)
 
 
 def peak_memory() -> int:

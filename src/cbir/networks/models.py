@@ -25,7 +25,7 @@ import pandas as pd
 from keras import layers
 
 from cbir import StudyError
-from cbir.machine import nvidia_smi
+from cbir.machine import keep_freed_memory, nvidia_smi
 from cbir.networks import cnns
 from cbir.networks.backbones import BACKBONES, INCLUDED, Backbone
 from cbir.networks.choices import EMBEDDINGS, LEARNT_POOLINGS
@@ -36,6 +36,7 @@ from cbir.networks.weights import Weights, find
 keras.config.set_floatx("float32")
 keras.config.set_epsilon(1e-7)
 keras.config.set_image_data_format("channels_last")
+keep_freed_memory()
 
 # With Keras' default of 0.99, the moving statistics are still close to their initial values after
 # the few hundred steps of a small study, and validation accuracy stays at chance.

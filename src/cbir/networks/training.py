@@ -173,10 +173,9 @@ def train(
         validation = batches(positions=dataset.validation)
         _create_variables(trained, validation)
         history, best = _resume(folder, trained)
-        while len(history) < epochs and not _is_over(history, early_stopping):
+        while not _is_over(history, settings):
             epoch, started = len(history) + 1, time.perf_counter()
-            random = np.random.default_rng([seed, epoch])
-            order = np.concatenate([random.permutation(dataset.train) for _ in range(passes)])
+            order = _shuffled(dataset.train, passes, [seed, epoch])
             _seed_random_layers(trained, seed, epoch)
             ticker = EpochProgress(steps, f"epoch {epoch}/{epochs}, batches")
             given = batches(positions=order), validation, epoch, ticker
@@ -186,7 +185,8 @@ def train(
                 network.model.save_weights(folder / _weights_name(epoch))
             if early_stopping and _best(history, early_stopping) == epoch:
                 best = model.get_weights()
-            save_checkpoint(folder, trained, history, best)
+            if not _is_over(history, settings):
+                save_checkpoint(folder, trained, history, best)
             _print_epoch(history, epochs)
         if early_stopping:
             model.set_weights(best)
@@ -365,6 +365,12 @@ def _resume(folder: Path, model: keras.Model) -> tuple[list[dict], list[np.ndarr
     return history, [value for name, value in state.items() if name.startswith("best_")]
 
 
+def _shuffled(positions: np.ndarray, passes: int, seed: list[int]) -> np.ndarray:
+    """All positions in random order, `passes` times."""
+    random = np.random.default_rng(seed)
+    return np.concatenate([random.permutation(positions) for _ in range(passes)])
+
+
 def _seed_random_layers(model: keras.Model, seed: int, epoch: int) -> None:
     """Seed dropout and augmentation for each epoch, so that a resumed training draws the same."""
     for place, state in enumerate(_random_states(model)):
@@ -390,7 +396,10 @@ def _best(history: list[dict], early_stopping: int) -> int:
     return 1 + accuracies.index(max(accuracies))
 
 
-def _is_over(history: list[dict], early_stopping: int) -> bool:
+def _is_over(history: list[dict], settings: dict) -> bool:
+    if len(history) >= settings["epochs"]:
+        return True
+    early_stopping = settings["early_stopping"]
     epochs_since = len(history) - _best(history, early_stopping) if history else 0
     return bool(early_stopping) and epochs_since >= early_stopping
 
