@@ -300,6 +300,14 @@ def test_the_seed_alone_decides_the_initial_weights(backbone):
         assert same_weights(first.model, build_network(backbone, train="head", seed=0).model)
 
 
+def test_random_weights_of_vgg16_suit_its_relus():
+    *_, last = (layer for layer in built("vgg16").body.layers if layer.weights)
+    kernel = keras.ops.convert_to_numpy(last.kernel)
+    # Each output sums 3 x 3 x 512 products; He et al. give the sum twice their variance.
+    assert kernel.std() == pytest.approx((2 / (3 * 3 * 512)) ** 0.5, rel=0.01)
+    assert same_weights(built("vgg16").body, build_network("vgg16", train="head").body)
+
+
 @pytest.mark.parametrize("backbone", ["cnn_strong", "mobilenet"])
 def test_the_table_of_layers_has_all_parameters_once(backbone):
     network = build_network(backbone, train="last_blocks:2", pooling="gem")

@@ -42,6 +42,8 @@ class Backbone:
             that preprocesses itself.
         imagenet: the file of the ImageNet weights; None if there are none.
         arguments: further arguments of the constructor.
+        initializer: the Keras initializer of the convolutions' random weights; the constructor's
+            if empty.
     """
 
     constructor: str
@@ -50,10 +52,11 @@ class Backbone:
     preprocess: str | None = None
     imagenet: Imagenet | None = None
     arguments: dict = field(default_factory=dict)
+    initializer: str = ""
 
     def key_fields(self) -> dict:
         """The fields in the keys of cached steps, which have the SHA-256 of weights already."""
-        names = ("constructor", "blocks", "preprocess", "arguments")
+        names = ("constructor", "blocks", "preprocess", "arguments", "initializer")
         return {name: getattr(self, name) for name in names}
 
 
@@ -103,5 +106,9 @@ BACKBONES = {
             "vgg16",
             "6d6bbae143d832006294945121d1f1fc",
         ),
+        # With Keras' Glorot weights, each ReLU would halve the variance, and training would stay at
+        # the level of guessing for hundreds of steps (He et al., "Delving deep into rectifiers",
+        # 2015).
+        initializer="he_normal",
     ),
 }

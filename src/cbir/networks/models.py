@@ -295,6 +295,10 @@ def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
     renumber_layers(body)
     for layer in _batch_norms(body):
         layer.momentum = BATCH_NORM_MOMENTUM
+    if row.initializer:
+        for layer in _convolutions(body.layers):
+            initialise = keras.initializers.get(row.initializer)
+            layer.kernel.assign(initialise(layer.kernel.shape))
     return body
 
 
@@ -325,8 +329,7 @@ def _output_shape(layer: layers.Layer) -> str:
 
 def _describe_layers(group: list[layers.Layer]) -> dict:
     """A row of `Network.blocks`, but for its name."""
-    kinds = layers.Conv2D | layers.DepthwiseConv2D
-    convolutions = [layer for layer in group if isinstance(layer, kinds)]
+    convolutions = _convolutions(group)
     # Each weight of a kernel is used once per position of the output.
     multiplications = sum(
         math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3]) for layer in convolutions
@@ -343,6 +346,11 @@ def _describe_layers(group: list[layers.Layer]) -> dict:
 
 def _count_trained(layer: layers.Layer) -> int:
     return sum(math.prod(variable.shape) for variable in layer.trainable_variables)
+
+
+def _convolutions(group: list[layers.Layer]) -> list[layers.Layer]:
+    kinds = layers.Conv2D | layers.DepthwiseConv2D
+    return [layer for layer in group if isinstance(layer, kinds)]
 
 
 def _batch_norms(body: keras.Model) -> list[layers.Layer]:
