@@ -90,11 +90,11 @@ def git_state(root: Path) -> dict:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, up to 1 GiB; needs glibc, as Linux has it.
+    """Keep up to 1 GiB of freed memory in this process; without glibc, this does nothing.
 
-    TensorFlow allocates all tensors of a training step anew. glibc would give them back after each
-    step, and the system would clear them again: a fifth of the time of VGG16, a third of
-    ResNet-50's.
+    TensorFlow allocates new memory in each training step. By default, glibc returns it to the
+    system after the step, and the system has to clear it again, which took up to a third of the
+    training time of ResNet-50.
     """
     top_pad, trim_threshold, mmap_threshold = -2, -1, -3  # names in glibc's malloc.h
     try:
