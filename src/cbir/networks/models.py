@@ -209,6 +209,8 @@ def build(
         body = _body(row, input_size, dropout)
         if started_from.path:
             load_weights(body, started_from, backbone)
+        elif row.initializer:
+            _draw_convolutions(body, row.initializer)
         first_trained = _freeze(body, row, train, was_frozen)
 
         images = keras.Input((image_size, image_size, 3))
@@ -295,11 +297,12 @@ def _body(row: Backbone, input_size: int, dropout: float) -> keras.Model:
     renumber_layers(body)
     for layer in _batch_norms(body):
         layer.momentum = BATCH_NORM_MOMENTUM
-    if row.initializer:
-        for layer in _convolutions(body.layers):
-            initialise = keras.initializers.get(row.initializer)
-            layer.kernel.assign(initialise(layer.kernel.shape))
     return body
+
+
+def _draw_convolutions(body: keras.Model, initializer: str) -> None:
+    for layer in _convolutions(body.layers):
+        layer.kernel.assign(keras.initializers.get(initializer)(layer.kernel.shape))
 
 
 def _head(pooled, embedding: str, embedding_dim: int, dropout: float, n_classes: int):
