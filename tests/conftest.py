@@ -198,10 +198,10 @@ def build_network(backbone="cnn", **changes):
     """A small network, three classes."""
     from cbir.networks import models
 
-    given = {"weights": "none", "train": "all", "image_size": 32, "input_size": 32}
-    given |= {"pooling": "flatten" if backbone == "cnn" else "avg", "feature_maps": False}
-    given |= {"embedding": "penultimate", "embedding_dim": 16, "dropout": 0.2}
-    given |= {"mixed_precision": False, "n_classes": 3, "seed": 0}
+    given = {name: DEFAULTS[name] for name in params.names_in("network") if name != "backbone"}
+    given |= {"pooling": "flatten" if backbone == "cnn" else "avg", "embedding_dim": 16}
+    given |= {"dropout": 0.2, "mixed_precision": False}
+    given |= {"image_size": 32, "n_classes": 3, "seed": 0}
     return models.build(backbone, **(given | changes))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sklearn.datasets
-from conftest import ROOT, build_network, empty_project, load_shapes
+from conftest import DEFAULTS, ROOT, build_network, empty_project, load_shapes
 from PIL import Image
 
 from cbir import StudyError, cache
@@ -18,34 +18,13 @@ from cbir.networks import architecture, inference, models, training
 from cbir.networks.embeddings import normalise
 from cbir.studies import params
 
-NETWORK = {
-    "backbone": "cnn_strong",
-    "weights": "none",
-    "train": "all",
-    "input_size": 32,
-    "pooling": "avg",
-    "feature_maps": False,
-    "embedding": "penultimate",
-    "embedding_dim": 8,
-    "dropout": 0.1,
-    "mixed_precision": False,
-}
-TRAINING = {
-    "head_epochs": 2,
-    "head_batch_size": 16,
-    "head_learning_rate": 0.03,
-    "epochs": 1,
-    "measured_epochs": [1],
-    "batch_size": 10,
-    "optimizer": "adam",
-    "learning_rate": 0.001,
-    "schedule": "constant",
-    "weight_decay": 0.0,
-    "augmentation": ["flip"],
-    "label_smoothing": 0.0,
-    "early_stopping": 0,
-}
-EMBEDDING = {"test_time_flips": False, "whitening": 0}
+SMALL = {"backbone": "cnn_strong", "embedding_dim": 8, "dropout": 0.1, "mixed_precision": False}
+NETWORK = {name: (DEFAULTS | SMALL)[name] for name in params.names_in("network")}
+SHORT = {"head_epochs": 2, "head_batch_size": 16, "head_learning_rate": 0.03, "epochs": 1}
+SHORT |= {"measured_epochs": [1], "batch_size": 10, "schedule": "constant"}
+SHORT |= {"learning_rate": 0.001, "augmentation": ["flip"]}
+TRAINING = {name: (DEFAULTS | SHORT)[name] for name in params.names_in("training")}
+EMBEDDING = {name: DEFAULTS[name] for name in params.names_in("embedding")}
 # Of ImageNet, and the images of CIFAR-10; not part of the project.
 REAL = ROOT.parent / "shared" / "weights" / "resnet50_imagenet_pruned_notop.weights.h5"
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10.zip"

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import DEFAULTS
 
 from cbir.networks import training
 from cbir.networks.choices import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
@@ -11,9 +12,8 @@ STEPS, EPOCHS, RATE = 10, 8, 0.2
 
 
 def driver(name="sgd", steps=STEPS, **changes):
-    settings = {"optimizer": name, "schedule": "constant", "learning_rate": 0.1}
-    settings |= {"weight_decay": 0.0, "epochs": EPOCHS}
-    return training.make_optimizer(settings | changes, steps)
+    given = {"optimizer": name, "schedule": "constant", "learning_rate": 0.1, "epochs": EPOCHS}
+    return training.make_optimizer(DEFAULTS | given | changes, steps)
 
 
 def after_steps(optimizer, count=1, weight=2.0, gradient=4.0) -> float:
@@ -105,7 +105,7 @@ def smoothed_by_hand(share: float) -> np.ndarray:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_label_smoothing_spreads_its_share_over_all_classes(share):
-    losses = training.make_loss({"label_smoothing": share})(LABELS, PROBABILITIES)
+    losses = training.make_loss(DEFAULTS | {"label_smoothing": share})(LABELS, PROBABILITIES)
     np.testing.assert_allclose(losses, smoothed_by_hand(share), rtol=1e-5)
 
 
@@ -113,7 +113,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes(share):
 def test_loss_and_accuracy_of_a_model_are_those_by_hand(share):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
-    model.compile("sgd", loss=training.make_loss({"label_smoothing": share}), metrics=["accuracy"])
+    loss = training.make_loss(DEFAULTS | {"label_smoothing": share})
+    model.compile("sgd", loss=loss, metrics=["accuracy"])
     loss, accuracy = model.evaluate(PROBABILITIES, LABELS, verbose=0)
     assert loss == pytest.approx(smoothed_by_hand(share).mean(), rel=1e-5)
     assert accuracy == pytest.approx(2 / 3)
@@ -183,7 +184,7 @@ def test_a_model_learns_through_its_augmented_self_and_stays_without_changes():
     model = keras.Model(inputs, outputs)
     augmented = training.augmented(model, ["flip", "shift"])
     images, before = one_image_many_times(), model.get_weights()[0].copy()
-    loss = training.make_loss({"label_smoothing": 0.1})
+    loss = training.make_loss(DEFAULTS | {"label_smoothing": 0.1})
     augmented.compile(driver("adam"), loss=loss, run_eagerly=True)
     augmented.train_on_batch(images, np.arange(32) % 2)
     assert all(

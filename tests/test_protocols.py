@@ -110,6 +110,7 @@ def test_an_unknown_protocol_is_answered_with_those_that_are_known():
 
 def test_every_protocol_is_explained():
     assert set(sentences.PROTOCOL_TEXTS) == set(protocols.PROTOCOLS)
+    assert set(sentences.INTERVAL_TEXTS) == set(protocols.PROTOCOLS)
     assert set(sentences.PUBLISHED_MAP) <= set(protocols.PROTOCOLS)
 
 

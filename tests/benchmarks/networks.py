@@ -30,6 +30,8 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from cbir.studies import params
+
 # (images embedded, images trained on, batch size): seconds a measurement for each. An epoch begins
 # with about 0.2 s that do not depend on its length; shorter ones would measure that.
 SIZES = {
@@ -41,11 +43,9 @@ SIZES = {
 }
 # Images of the first run, which builds graphs: whole batches of each kind.
 FIRST = 512
-SHAPE = {
-    "weights": "none", "train": "all", "image_size": 32, "input_size": 32, "pooling": "avg",
-    "feature_maps": False, "embedding": "penultimate", "embedding_dim": 256, "dropout": 0.0,
-    "mixed_precision": True, "n_classes": 10, "seed": 0,
-}  # fmt: skip
+SHAPE = {name: params.PARAMETERS[name].default for name in params.names_in("network")}
+del SHAPE["backbone"]
+SHAPE |= {"image_size": 32, "n_classes": 10, "seed": 0}
 # Ten heads are trained on the features of the first; of those of the others, which are wider, two.
 HEADS, FEATURES, VALIDATION = {"mobilenet": 10, "vgg16": 2, "resnet50": 2}, 50_000, 5_000
 PARAMS = Path(__file__).parents[2] / "params"

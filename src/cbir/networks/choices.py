@@ -1,7 +1,7 @@
 """The choices that a study makes by name, one row each: poolings, embeddings, optimizers and so on.
 
-To add a choice, add a row. A row names a class of Keras, or of this project, instead of importing
-it, so that parameters can be checked without loading Keras.
+To add a choice, add a row. A row names a class of Keras (a pooling can also be one of
+`networks.pooling`) instead of importing it, so that checking parameters loads no Keras.
 """
 
 from dataclasses import dataclass, field

@@ -5,7 +5,7 @@ compares runs, `examples` selects queries worth looking at, `provenance` records
 made from; `numbers` prints values with their intervals. Texts: `sentences`, and `claims` of the
 paper. Figures: `charts` of numbers, `montages` of images, and a `diagram` of the system.
 `explanations` shows why images match, and `feedback` what marking results gains; both store their
-rows with `gains`. `grids` compares the points of a grid, and `scale` engines for large galleries.
+rows with `gains`. `grids` compares the points of a grid.
 `display` shows tables and figures in notebooks, `notebook_html` turns notebooks into HTML, `export`
 writes embeddings for other programs, and `publish` keeps the results that the project publishes.
 A page of a report is a notebook in notebooks/, with its title in `studies.study.PAGES`.
