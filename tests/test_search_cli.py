@@ -185,7 +185,7 @@ def test_picture_of_the_gallery_is_not_returned_for_itself(searcher, finished_st
     code, out, _ = run(capfd, "search", path, "--study", "tiny", "-k", "3", "--json")
     assert code == 0
     results = json.loads(out)["answers"][0]["results"]
-    assert [result["place"] for result in results] == [1, 2, 3]
+    assert [result["rank"] for result in results] == [1, 2, 3]
     assert path not in [result["path"] for result in results]
 
 
@@ -281,7 +281,7 @@ def test_every_file_that_is_named_is_accounted_for(finished_study, tmp_path, cap
     page = (tmp_path / "page.html").read_text("utf-8")
     (tmp_path / "page.html").unlink()
     content = json.loads(run(capfd, *arguments, "--json")[1])
-    assert content["skipped"] == [
+    assert content["left_out"] == [
         f"{tmp_path / '.hidden.png'}: {HIDDEN}", f"{tmp_path / 'broken.png'}: {NOT_A_PICTURE}",
     ]  # fmt: skip
     assert content["remarks"] == [f"{cut}: {DAMAGED}"] * 2

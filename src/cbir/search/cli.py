@@ -142,7 +142,7 @@ def run_search(arguments: argparse.Namespace) -> bool:
         content |= {"usual_similarity": searcher.usual_similarity}
         content |= {"weights": vars(searcher.feedback_weights)} if has_feedback else {}
         content |= {"answers": [as_json(answer) for answer in answers]}
-        for key, files in (("skipped", left_out), ("remarks", remarks)):
+        for key, files in (("left_out", left_out), ("remarks", remarks)):
             content[key] = [f"{one.name}: {one.reason}" for one in files]
         print(json.dumps(content, indent=1))
     else:
@@ -263,7 +263,7 @@ def as_json(answer) -> dict:
         "as_near_as_usual": answer.is_near,
         "results": [
             {
-                "place": result.rank,
+                "rank": result.rank,
                 "path": result.name,
                 answer.label_kind.replace(" ", "_"): result.label,
                 "similarity": result.similarity,
