@@ -58,7 +58,7 @@ help:  ## list all commands
 #     DATA=path/to/folder             your own pictures, <class>/... or {train,test}/<class>/...,
 #                                     or a CSV file with the columns path, class and, optionally, split
 #     SET="epochs=3"                  override parameters; the report goes to reports/<study>-trial-<digest>/
-#     CHECK=1                         (report) notice pictures replaced under the same size and time
+#     CHECK=1                         (report) also notice pictures that others of the same size and time replaced
 
 report: $(STAMP)  ## run the study and write reports/<study>/index.html
 	@$(CBIR) report $(ARGUMENTS) $(if $(CHECK),--check)
