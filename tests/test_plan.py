@@ -32,7 +32,7 @@ def minutes(tmp_path, monkeypatch):
         study = STUDY | {"dataset": "digits", "image_size": 32} | ({"grid": grid} if grid else {})
         write_study(tmp_path, "estimated", study, {"mobilenet": FROZEN | changes})
         (text,) = re.findall(
-            "about (.*) in total", plan.describe(open_study(tmp_path, "estimated"))
+            "about (.*) in total", plan.plan_text(open_study(tmp_path, "estimated"))
         )
         units = {unit: int(number) for number, unit in re.findall(r"(\d+) (h|min)", text)}
         return 60 * units.get("h", 0) + units.get("min", 0)
@@ -71,7 +71,7 @@ def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypat
     write_pictures(folder / "Train" / "dog", [".thumbnails"], count=3)
     study = STUDY | {"dataset": "elsewhere/pets"}
     write_study(tmp_path, "planned", study, {"raw_pixels": {"baseline": "raw_pixels"}})
-    text = plan.describe(open_study(tmp_path, "planned"))
+    text = plan.plan_text(open_study(tmp_path, "planned"))
     assert "17 pictures, not decoded yet, in 2 classes: cat (8), dog (9)\n" in text
     assert "training images from Train/, validation images from val/; test images are" in text
     assert "22 files found, 17 not decoded yet, 5 left out:\n" in text
@@ -82,4 +82,4 @@ def test_plan_of_a_folder_names_classes_parts_and_every_file(tmp_path, monkeypat
     study |= {"test_fraction": 0.1, "protocols": ["closed", "held_out_gallery"]}
     write_study(tmp_path, "small", study, {"raw_pixels": {"baseline": "raw_pixels"}})
     with pytest.raises(StudyError, match=r'set SET="protocols=\[closed\]"'):
-        plan.describe(open_study(tmp_path, "small"))
+        plan.plan_text(open_study(tmp_path, "small"))

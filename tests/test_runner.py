@@ -20,7 +20,7 @@ from cbir.cache import locked, read_manifest, write_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
 from cbir.retrieval import engines
 from cbir.studies import plan, runner
-from cbir.studies.study import LIKE, Page, open_study
+from cbir.studies.study import TEMPLATE_RUN, Page, open_study
 
 DEEPER = ["failures", "explanations", "feedback", "metrics"]
 RUNS = ["cnn", "resnet50", "vgg16"]
@@ -168,7 +168,7 @@ def test_pages_come_back_once_there_are_results_again(bring, project):
 
 def test_a_plan_names_the_runs_and_pages_that_would_run(bring, project):
     def planned(architectures: str = "") -> list[str]:
-        text = plan.describe(open_study(project, "tiny", architectures=architectures))
+        text = plan.plan_text(open_study(project, "tiny", architectures=architectures))
         pattern = r"^(\w+): notebooks/\w+\.ipynb: (will run|up to date|left out)"
         states = re.findall(pattern, text, re.MULTILINE)
         assert [name for name, _ in states] == [*RUNS, "comparison", *DEEPER]
@@ -251,8 +251,8 @@ def test_a_page_of_engines_runs_again_once_engines_or_what_galleries_are_like_ch
     for again in ([], ["faiss-cpu 1"], ["faiss-cpu 2"]):
         installed[:] = again
         assert short() == (True, ["scale"] if again else [])
-    (project / "reports" / LIKE).mkdir(parents=True)
-    write_manifest(project / "reports" / LIKE, [], key="new")
+    (project / "reports" / TEMPLATE_RUN).mkdir(parents=True)
+    write_manifest(project / "reports" / TEMPLATE_RUN, [], key="new")
     assert short() == (True, ["scale"])
     assert short() == (True, [])
     (project / "reports" / "tiny" / "rerankings.csv").write_text("other")

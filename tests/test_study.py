@@ -104,7 +104,7 @@ def test_a_plan_downloads_nothing_where_the_images_are_decoded(project, monkeypa
     (project / "params" / "tiny" / "resnet50.yaml").unlink()
     load_shapes()
     monkeypatch.setattr(weights, "_download", lambda name: pytest.fail(f"downloads {name}"))
-    text = plan.describe(open_study(project, "tiny"))
+    text = plan.plan_text(open_study(project, "tiny"))
     assert "data/shapes: cached" in text
     assert "will download vgg16_weights" in text
 
@@ -112,7 +112,7 @@ def test_a_plan_downloads_nothing_where_the_images_are_decoded(project, monkeypa
 def test_a_plan_makes_nothing_of_cached_images(project):
     load_shapes()
     before = snapshot(project)
-    text = plan.describe(open_study(project, "tiny"))
+    text = plan.plan_text(open_study(project, "tiny"))
     assert "data/shapes: cached, 48 images" in text
     assert snapshot(project).keys() - before.keys() == set()
 

@@ -122,7 +122,7 @@ def plan(arguments: argparse.Namespace) -> bool:
     study = _open_study(arguments)
     from cbir.studies import plan
 
-    print(plan.describe(study))
+    print(plan.plan_text(study))
     return True
 
 

@@ -24,7 +24,7 @@ LEFT_OUT, CANNOT_RUN = "left out", "cannot run: "
 MASKED_IMAGES = 2_500
 
 
-def describe(study: Study) -> str:
+def plan_text(study: Study) -> str:
     """The plan as lines of text; computes and downloads nothing."""
     are_images_cached = is_cached(**study.data)
     images, n_train, n_images = _describe_images(study, are_images_cached)

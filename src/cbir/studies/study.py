@@ -28,8 +28,8 @@ PAGES = {
     "feedback": "What relevance feedback gains",
     "metrics": "What mAP@k means",
 }
-# The run that large galleries are like, unless a study names another.
-LIKE = "cifar10/resnet50_finetuned"
+# The run whose embeddings large galleries resemble, unless a study names another.
+TEMPLATE_RUN = "cifar10/resnet50_finetuned"
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,8 @@ def page_inputs(
 
         # What is installed or run later is measured then.
         reads += [version for kind in engines.PACKAGES for version in engines.versions(kind)]
-        like = study.folder.parent / parameters.setdefault("like", LIKE)
-        reads.append(read_manifest(like).get("key", ""))
+        template = study.folder.parent / parameters.setdefault("like", TEMPLATE_RUN)
+        reads.append(read_manifest(template).get("key", ""))
     return notebook_key(page.name, page.notebook, parameters, reads), parameters
 
 
