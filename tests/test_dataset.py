@@ -1,4 +1,4 @@
-"""Images from every source: decoded once, split without overlap, and one line where they cannot."""
+"""Images from every source are decoded once and split without overlap; errors are one line."""
 
 import functools
 import hashlib
@@ -61,7 +61,7 @@ def load(dataset="data/shapes", **changes) -> Dataset:
 
 
 def error_of(dataset="data/shapes", **changes) -> str:
-    """The one line that loading a data set ends with."""
+    """The error line of loading a data set."""
     with pytest.raises(StudyError) as caught:
         load(dataset, **changes)
     assert "\n" not in str(caught.value)
@@ -69,7 +69,7 @@ def error_of(dataset="data/shapes", **changes) -> str:
 
 
 def write_colours(folder: Path, counts: dict[str, int]) -> None:
-    """Pictures of classes named by colour, each in its colour, no two the same."""
+    """Write classes named for a colour, with pictures of that colour, no two alike."""
     colours = {"red": RED, "green": GREEN, "blue": BLUE}
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -79,13 +79,13 @@ def write_colours(folder: Path, counts: dict[str, int]) -> None:
             picture.save(folder / name / f"{number}.png")
 
 
-def same(one: Dataset, other: Dataset) -> bool:
+def same(first: Dataset, second: Dataset) -> bool:
     """Whether two data sets have the same images, labels, names and split."""
     arrays = ("images", "labels", "train", "validation", "gallery", "queries")
     values = ("classes", "names", "fingerprint", "split_fingerprint", "search_fingerprint")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays) and all(
-        getattr(one, name) == getattr(other, name) for name in values
-    )
+    return all(
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays
+    ) and all(getattr(first, name) == getattr(second, name) for name in values)
 
 
 def names_of(dataset: Dataset, part: str) -> list[str]:
@@ -94,12 +94,12 @@ def names_of(dataset: Dataset, part: str) -> list[str]:
 
 
 def count_calls(monkeypatch, module, name: str) -> list:
-    """Let a function of a module go on as before, and note its calls."""
+    """Record the calls of a function of a module, which otherwise works as before."""
     calls, real = [], getattr(module, name)
 
-    def counted(*arguments, **named):
+    def counted(*arguments, **settings):
         calls.append(arguments)
-        return real(*arguments, **named)
+        return real(*arguments, **settings)
 
     monkeypatch.setattr(module, name, counted)
     return calls
@@ -132,19 +132,19 @@ def test_digits_are_those_of_scikit_learn_with_their_labels(root):
 
 def test_digits_are_the_same_in_another_project(root, tmp_path_factory, monkeypatch):
     first = load("digits")
-    other = tmp_path_factory.mktemp("other")
-    (other / "params").mkdir()
-    (other / "notebooks").mkdir()
-    monkeypatch.chdir(other)
+    elsewhere = tmp_path_factory.mktemp("other")
+    (elsewhere / "params").mkdir()
+    (elsewhere / "notebooks").mkdir()
+    monkeypatch.chdir(elsewhere)
     assert same(load("digits"), first)
-    assert (other / "artifacts").is_dir()
+    assert (elsewhere / "artifacts").is_dir()
 
 
-def test_images_are_read_from_disk_where_they_are_used(root):
+def test_images_are_memory_mapped(root):
     assert isinstance(load("digits").images, np.memmap)
 
 
-def test_counts_say_what_each_class_serves_for(root):
+def test_counts_have_a_row_for_each_class(root):
     digits = load("digits")
     counts = digits.counts()
     assert list(counts.index) == [*digits.classes, "all"]
@@ -159,7 +159,7 @@ def test_counts_say_what_each_class_serves_for(root):
 # Folders
 
 
-def test_folder_of_classes_is_split_class_by_class(project):
+def test_a_folder_of_classes_is_split_class_by_class(project):
     shapes = load()
     assert shapes.classes == ["circle", "cross", "square"]
     # 16 a class: a quarter, 4, are queries; a fifth of the other 12, 2.4, validate.
@@ -174,7 +174,7 @@ def test_classes_with_the_names_of_sums_keep_their_rows(root):
     assert counts["gallery"].tolist() == [6, 6, 12]
 
 
-def test_names_that_are_not_utf8_are_escaped_and_stay_apart(root):
+def test_names_that_are_not_utf8_are_escaped_and_stay_distinct(root):
     write_pictures(root / "data" / "shapes", classes=("red", "summer"), count=6)
     (root / "data" / "shapes" / "summer").rename(
         root / "data" / "shapes" / os.fsdecode(b"\xe9t\xe9")
@@ -187,7 +187,7 @@ def test_names_that_are_not_utf8_are_escaped_and_stay_apart(root):
     assert {r"red/\xe8.png", r"red/\xe9.png", r"\xe9t\xe9/summer-00.png"} <= set(shapes.names)
 
 
-def test_labels_and_pictures_stay_with_their_names(root):
+def test_labels_and_pictures_match_their_names(root):
     write_colours(root / "data" / "shapes", {"red": 9, "green": 7, "blue": 8})
     shapes = load()
     assert shapes.classes == ["blue", "green", "red"]
@@ -200,7 +200,7 @@ def test_labels_and_pictures_stay_with_their_names(root):
     assert shapes.query_labels.tolist() == [shapes.labels[at] for at in shapes.queries]
 
 
-def test_train_and_test_folders_are_taken_as_they_are(root):
+def test_train_and_test_folders_determine_the_split(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 6, "blue": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 1, "blue": 3})
     shapes = load(test_fraction=0.9)
@@ -212,12 +212,12 @@ def test_train_and_test_folders_are_taken_as_they_are(root):
     assert shapes.queries.tolist() == list(range(10, 14))
 
 
-def test_train_folder_without_a_test_folder_is_split(root):
+def test_a_train_folder_without_a_test_folder_is_split(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 8, "blue": 8})
     assert load().counts().loc["all", ["gallery", "queries"]].tolist() == [12, 4]
 
 
-def test_pictures_in_nested_folders_and_other_spellings_are_found_and_the_rest_is_not(root):
+def test_pictures_are_found_in_nested_folders_and_with_other_suffixes(root):
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 4, "blue": 4})
     write_colours(folder / ".hidden", {"green": 4})
@@ -233,13 +233,13 @@ def test_pictures_in_nested_folders_and_other_spellings_are_found_and_the_rest_i
     assert {"blue/more/one.JPG", "blue/two.jpeg"} <= set(shapes.names)
 
 
-def test_folder_outside_the_project_is_read(root, tmp_path_factory):
+def test_a_folder_outside_the_project_is_read(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     write_colours(folder, {"red": 4, "blue": 4})
     assert len(load(str(folder)).gallery) == 6
 
 
-def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
+def test_cifar10_is_read_from_its_folder_if_there_is_one(root, monkeypatch):
     def refuse():
         raise AssertionError("Keras was called")
 
@@ -259,21 +259,21 @@ def test_cifar10_comes_from_its_folder_where_there_is_one(root, monkeypatch):
         assert (cifar.images[cifar.queries[5]] == np.asarray(picture)).all()
 
 
-# What is used, and what is left out
+# Used and unused files
 
 
 def reasons(dataset: Dataset) -> dict[str, str]:
-    return {one.name: one.reason for one in dataset.left_out}
+    return {file.name: file.reason for file in dataset.left_out}
 
 
 def save_copy(path: Path, suffix: str = "PNG", seed: int = 0) -> None:
-    """A picture of noise, whatever its name says."""
+    """A picture of noise; its suffix need not match its format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, suffix)
 
 
-def test_pictures_are_told_by_their_content(root):
+def test_pictures_are_recognised_by_their_content(root):
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 4})
     for number in range(4):
@@ -299,7 +299,7 @@ def test_pictures_are_told_by_their_content(root):
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
 
 
-def test_class_of_unread_formats_stops_the_study_and_says_what_reads_them(root, monkeypatch):
+def test_a_class_in_an_unsupported_format_is_refused_with_the_remedy(root, monkeypatch):
     # As if pillow-heif were not installed.
     monkeypatch.setattr(folders, "MARKED", [name for name in folders.MARKED if name != "HEIF"])
     monkeypatch.setattr(folders, "HEIC_IS_READ", False)
@@ -326,7 +326,7 @@ def test_class_of_unread_formats_stops_the_study_and_says_what_reads_them(root, 
         (b"<html>404", "web page"),
     ],
 )
-def test_files_under_the_name_of_a_picture_are_named_by_what_they_are(root, content, reason):
+def test_other_files_with_the_suffix_of_a_picture_are_identified(root, content, reason):
     write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
     path = root / "data" / "shapes" / "red" / "9.jpg"
     path.write_bytes(content)
@@ -335,14 +335,14 @@ def test_files_under_the_name_of_a_picture_are_named_by_what_they_are(root, cont
 
 
 @pytest.mark.parametrize("name", ["Red", "red ", "blue"])
-def test_class_that_only_one_part_has_is_named(root, name):
+def test_a_class_that_only_one_part_has_is_reported(root, name):
     write_colours(root / "data" / "shapes" / "train", {"red": 4, "green": 4})
     write_colours(root / "data" / "shapes" / "val", {"red": 2, "green": 2})
     save_copy(root / "data" / "shapes" / "val" / name / "0.png")
     assert f"validation has a class that train lacks: {name!r}: " in error_of()
 
 
-def test_class_with_an_empty_folder_of_validation_images_is_named(root):
+def test_a_class_without_validation_images_is_reported(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4, "green": 4})
     write_colours(root / "data" / "shapes" / "val", {"red": 2, "green": 0})
     assert "'green' (0 validation images, needs 1)" in error_of()
@@ -351,7 +351,7 @@ def test_class_with_an_empty_folder_of_validation_images_is_named(root):
 @pytest.mark.parametrize(
     "names", ["train val", "Train valid Test", "training_set images-validation seg_test"]
 )
-def test_folders_of_parts_are_used_as_such(root, names):
+def test_folders_named_for_parts_determine_the_split(root, names):
     train, validation, *test = names.split()
     write_colours(root / "data" / "shapes" / train, {"red": 8, "blue": 6})
     for number in range(3):
@@ -371,7 +371,7 @@ def test_folders_of_parts_are_used_as_such(root, names):
     assert len(shapes.names) == 20 + 4 * len(test)
     assert f"validation images from {validation}/" in shapes.layout
     assert shapes.counts().loc["all", "validation"].tolist() == 6
-    # What is learnt from, and what is kept, are shares of every part.
+    # Fewer training images take the same share of every part.
     assert load(training_images=10).counts().loc["red", "validation"] in (1, 2)
     assert same(stored_dataset(shapes.fingerprint, **shapes.parameters), shapes)
 
@@ -403,7 +403,7 @@ def test_validation_images_are_part_of_the_fingerprint(root):
         ),
     ],
 )
-def test_unclear_layout_is_refused_with_those_that_are_understood(root, files, message):
+def test_an_unclear_layout_is_refused_with_the_supported_ones(root, files, message):
     for name in files.split():
         if name.endswith("/"):
             (root / "data" / "shapes" / name).mkdir()
@@ -414,16 +414,16 @@ def test_unclear_layout_is_refused_with_those_that_are_understood(root, files, m
     assert "keep one" in error or "{train,val,test}/<class>/*.png, or a CSV file" in error
 
 
-def test_folder_around_the_data_set_is_named_with_what_is_meant(root):
+def test_a_folder_around_the_data_set_is_refused_with_the_right_path(root):
     write_colours(root / "data" / "shapes" / "My Pets", {"red": 4, "blue": 4})
     (root / "data" / "shapes" / "notes").mkdir()
-    (meant,) = re.findall("without pictures: notes/; .* DATA=(.*), with blue, red", error_of())
-    assert load(*shlex.split(meant)).classes == ["blue", "red"]
-    (meant,) = re.findall("did you mean DATA=(.*), with blue, red", error_of("data"))
-    assert load(*shlex.split(meant)).classes == ["blue", "red"]
+    (advice,) = re.findall("without pictures: notes/; .* DATA=(.*), with blue, red", error_of())
+    assert load(*shlex.split(advice)).classes == ["blue", "red"]
+    (advice,) = re.findall("did you mean DATA=(.*), with blue, red", error_of("data"))
+    assert load(*shlex.split(advice)).classes == ["blue", "red"]
 
 
-def test_folders_that_are_the_same_in_all_classes_are_named(root):
+def test_subfolders_common_to_all_classes_are_reported(root):
     for fold in ("fold 1", "fold 2"):
         write_colours(root / "data" / "shapes" / fold, {"red": 3, "blue": 3})
     shapes = load()
@@ -433,7 +433,7 @@ def test_folders_that_are_the_same_in_all_classes_are_named(root):
     assert load().layout == ""
 
 
-def test_parts_inside_the_classes_are_a_split(root):
+def test_parts_inside_class_folders_determine_the_split(root):
     for name in ("red", "blue"):
         for part, count in (("train", 5), ("test", 2)):
             for number in range(count):
@@ -444,7 +444,7 @@ def test_parts_inside_the_classes_are_a_split(root):
     assert {name.split("/")[1] for name in names_of(shapes, "gallery")} == {"train"}
 
 
-def test_train_may_be_a_class(root):
+def test_a_class_may_be_named_train(root):
     for name in ("train", "car", "bus"):
         for number in range(3):
             save_copy(root / "data" / "shapes" / name / f"{number}.png", seed=number)
@@ -462,14 +462,14 @@ def test_hidden_and_system_folders_are_left_out_and_counted(root):
     (folder / "blue" / "Thumbs.db").write_bytes(b"")
     shapes = load()
     assert len(shapes.names) == 8
-    assert {one.name: one.files for one in shapes.left_out} == {
+    assert {file.name: file.files for file in shapes.left_out} == {
         "red/.ipynb_checkpoints/": 1, "red/.thumbnails/": 2, "blue/@eaDir/": 3, ".git/": 4,
         "__MACOSX/": 5, "blue/._0.png": 1, "blue/Thumbs.db": 1,
     }  # fmt: skip
     assert set(reasons(shapes).values()) == {folders.HIDDEN}
 
 
-def test_links_are_followed_once_and_loops_are_cut(root, tmp_path_factory):
+def test_links_are_followed_once_and_loops_are_skipped(root, tmp_path_factory):
     folder, elsewhere = root / "data" / "shapes", tmp_path_factory.mktemp("elsewhere")
     write_colours(folder, {"red": 3, "blue": 3})
     write_colours(elsewhere, {"green": 3})
@@ -497,7 +497,7 @@ def test_links_are_followed_once_and_loops_are_cut(root, tmp_path_factory):
     }
 
 
-def test_subfolder_that_cannot_be_read_is_named_and_the_rest_is_used(root, monkeypatch):
+def test_an_unreadable_subfolder_is_reported_and_the_rest_is_used(root, monkeypatch):
     write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
     save_copy(root / "data" / "shapes" / "blue" / "secret" / "0.png")
     forbid(monkeypatch, "secret")
@@ -506,7 +506,7 @@ def test_subfolder_that_cannot_be_read_is_named_and_the_rest_is_used(root, monke
     assert reasons(shapes) == {"blue/secret/": "folder that cannot be read (Permission denied)"}
 
 
-def test_files_beside_the_class_folders_are_named(root):
+def test_files_beside_the_class_folders_are_reported(root):
     folder = root / "data" / "shapes"
     write_colours(folder / "train", {"red": 4, "blue": 4})
     for name in ("loose.png", "train/loose.png", "extra/red/0.png"):
@@ -516,7 +516,7 @@ def test_files_beside_the_class_folders_are_named(root):
     assert set(reasons(shapes)) == {"loose.png", "train/loose.png", "extra/red/0.png"}
 
 
-def test_names_with_line_breaks_stay_in_their_line(root):
+def test_line_breaks_in_names_are_escaped(root):
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 4, "blue": 4})
     (folder / "red" / "a\nb\x1b[31m.txt").write_text("notes")
@@ -525,11 +525,11 @@ def test_names_with_line_breaks_stay_in_their_line(root):
     assert r"red/a\nb\x1b[31m.txt" in text
 
 
-def test_spellings_of_one_letter_are_one_class(root):
+def test_unicode_forms_of_a_name_are_one_class(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 1})
     for number in range(4):
-        # As macOS writes it, and as all others do.
+        # Decomposed, as macOS writes it; the test folder has the composed form.
         save_copy(root / "data" / "shapes" / "train" / "cafe\u0301" / f"{number}.png", seed=number)
     save_copy(root / "data" / "shapes" / "test" / "caf\u00e9" / "0.png")
     assert load().classes == ["caf\u00e9", "red"]
@@ -540,14 +540,16 @@ def test_small_classes_are_left_out_on_request(root):
     shapes = load(min_images=3)
     assert shapes.classes == ["green", "red"]
     assert set(shapes.labels) == {0, 1}
-    assert [(one.name, one.files) for one in shapes.left_out] == [("'blue' (1 image, needs 3)", 1)]
+    assert [(file.name, file.files) for file in shapes.left_out] == [
+        ("'blue' (1 image, needs 3)", 1)
+    ]
     assert "fewer than two classes" in error_of(min_images=6)
-    # As if it had never been there.
+    # The fingerprint is that of a folder without the class.
     shutil.rmtree(root / "data" / "shapes" / "blue")
     assert load().fingerprint == shapes.fingerprint
 
 
-def test_class_without_test_images_is_left_out_on_request(root):
+def test_a_class_without_test_images_is_left_out_on_request(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4, "green": 4, "blue": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 2, "blue": 2})
     assert load(min_images=1).classes == ["blue", "red"]
@@ -561,7 +563,7 @@ def test_numbers_of_files_add_up(root):
     save_copy(folder / ".hidden" / "0.png")
     shapes = load(training_images=4, test_images=2, min_images=3)
     n_files = sum(path.is_file() for path in folder.rglob("*"))
-    assert len(shapes.names) + sum(one.files for one in shapes.left_out) == n_files
+    assert len(shapes.names) + sum(file.files for file in shapes.left_out) == n_files
     text = folders.describe_files(len(shapes.names), shapes.left_out)
     assert text.startswith(f"{n_files} files found, {len(shapes.names)} used, ")
     table = tables.files(shapes)
@@ -609,7 +611,7 @@ def test_classes_are_read_from_a_csv_file(root, delimiter, encoding):
     assert "column split of labels.csv" in shapes.layout
 
 
-def test_csv_file_without_splits_is_split(root):
+def test_a_csv_file_without_splits_is_split(root):
     names = [f"{number}.png" for number in range(8)]
     for number, name in enumerate(names):
         save_copy(root / "data" / name, seed=number)
@@ -632,23 +634,23 @@ def test_csv_file_without_splits_is_split(root):
         ('path,class\n"a.png,cat\nb.png,dog', "a.png,cat\\nb.png,dog"),
     ],
 )
-def test_csv_file_that_cannot_be_used_is_one_line(root, text, message):
+def test_an_invalid_csv_file_is_refused_in_one_line(root, text, message):
     save_copy(root / "a.png")
     save_copy(root / "b.png")
     write_table(root / "labels.csv", text)
     assert message in error_of("labels.csv")
 
 
-def test_csv_file_that_is_missing_or_not_text_is_one_line(root):
+def test_a_missing_or_binary_csv_file_is_refused_in_one_line(root):
     assert "labels.csv (No such file" in error_of("labels.csv")
     (root / "labels.csv").write_bytes(b"path,class\ncaf\xe9.png,a")
     assert "in UTF-8" in error_of("labels.csv")
 
 
-# Pictures that changed
+# Changed pictures
 
 
-def test_moved_folder_is_not_decoded_again(project, monkeypatch):
+def test_a_moved_folder_is_not_decoded_again(project, monkeypatch):
     before = load()
     calls = count_calls(monkeypatch, dataset, "decode_pictures")
     (project / "data" / "shapes").rename(project / "data" / "moved")
@@ -656,7 +658,7 @@ def test_moved_folder_is_not_decoded_again(project, monkeypatch):
     assert not calls
 
 
-def test_file_replaced_under_its_size_and_time_is_noticed_on_request(project):
+def test_a_replaced_file_of_equal_size_and_time_is_read_after_forget(project):
     before = load()
     path = project / "data" / "shapes" / before.names[0]
     status = path.stat()
@@ -679,7 +681,7 @@ def test_file_replaced_under_its_size_and_time_is_noticed_on_request(project):
 # Splits
 
 
-def test_gallery_is_training_and_validation_and_queries_are_neither(project):
+def test_the_gallery_is_training_and_validation_images_without_queries(project):
     shapes = load()
     together = np.sort(np.concatenate([shapes.train, shapes.validation]))
     assert together.tolist() == shapes.gallery.tolist() == list(range(36))
@@ -693,28 +695,31 @@ def test_gallery_is_training_and_validation_and_queries_are_neither(project):
 def test_split_does_not_depend_on_the_seeds_of_a_run(project):
     from cbir.studies.study import open_study
 
-    one, other, split_anew = (
+    first, second, reshuffled = (
         open_study(project, "tiny", overrides=text).dataset
         for text in ("seeds=[0]", "seeds=[7,8]", "split_seed=7")
     )
-    assert same(one, other)
-    assert one.split_fingerprint != split_anew.split_fingerprint
-    assert names_of(one, "queries") != names_of(split_anew, "queries")
+    assert same(first, second)
+    assert first.split_fingerprint != reshuffled.split_fingerprint
+    assert names_of(first, "queries") != names_of(reshuffled, "queries")
 
 
-def test_validation_fraction_moves_no_query(project):
-    one, other = load(validation_fraction=0.2), load(validation_fraction=0.5)
-    assert names_of(one, "queries") == names_of(other, "queries")
-    assert one.fingerprint == other.fingerprint
-    assert one.search_fingerprint == other.search_fingerprint
-    assert one.split_fingerprint != other.split_fingerprint
-    assert len(one.validation) < len(other.validation)
+def test_the_validation_fraction_does_not_change_the_queries(project):
+    small, large = load(validation_fraction=0.2), load(validation_fraction=0.5)
+    assert names_of(small, "queries") == names_of(large, "queries")
+    assert small.fingerprint == large.fingerprint
+    assert small.search_fingerprint == large.search_fingerprint
+    assert small.split_fingerprint != large.split_fingerprint
+    assert len(small.validation) < len(large.validation)
 
 
-def test_what_images_were_loaded_with_is_kept_with_them(project):
-    given = {key: STUDY[key] for key in params.DATA} | {"training_images": 18, "test_images": 6}
-    shapes = load_dataset(**given)
-    assert shapes.parameters == given
+def test_a_dataset_keeps_the_parameters_it_was_loaded_with(project):
+    parameters = {key: STUDY[key] for key in params.DATA} | {
+        "training_images": 18,
+        "test_images": 6,
+    }
+    shapes = load_dataset(**parameters)
+    assert shapes.parameters == parameters
     assert same(load_dataset(**shapes.parameters), shapes)
 
 
@@ -722,7 +727,7 @@ def test_what_images_were_loaded_with_is_kept_with_them(project):
 
 
 @pytest.mark.parametrize(
-    ("kept", "counts"),
+    ("limits", "counts"),
     [
         # 12 training and 4 test images a class; of those that train, a fifth validates.
         ({"training_images": 18}, [5, 1, 6, 4]),
@@ -734,8 +739,8 @@ def test_what_images_were_loaded_with_is_kept_with_them(project):
         ({"training_images": 999, "test_images": 999}, [10, 2, 12, 4]),
     ],
 )
-def test_fewer_images_are_kept_of_every_class_alike(project, kept, counts):
-    shapes = load(**kept)
+def test_limits_keep_equally_many_images_of_each_class(project, limits, counts):
+    shapes = load(**limits)
     assert shapes.counts().loc[shapes.classes].to_numpy().tolist() == [counts] * 3
     assert shapes.images.shape[0] == len(shapes.labels) == len(shapes.names)
     assert shapes.gallery.tolist() == list(range(3 * counts[2]))
@@ -750,37 +755,37 @@ def test_classes_of_unequal_size_keep_equal_shares(root):
 
 
 @pytest.mark.parametrize(
-    ("part", "other", "key"),
+    ("part", "other_part", "key"),
     [("gallery", "queries", "training_images"), ("queries", "gallery", "test_images")],
 )
-def test_images_that_are_kept_are_among_those_of_before_and_another_data_set(
-    project, part, other, key
+def test_images_kept_by_limits_are_nested_and_change_the_fingerprints(
+    project, part, other_part, key
 ):
     everything, more, fewer = load(), load(**{key: 9}), load(**{key: 6})
     assert set(names_of(fewer, part)) < set(names_of(more, part)) < set(names_of(everything, part))
-    assert names_of(fewer, other) == names_of(everything, other)
+    assert names_of(fewer, other_part) == names_of(everything, other_part)
     for value in ("fingerprint", "split_fingerprint", "search_fingerprint"):
         assert len({getattr(shapes, value) for shapes in (everything, more, fewer)}) == 3
-    # What stays has its own picture and label.
-    for place, name in enumerate(fewer.names):
+    # Each remaining name has its picture and label.
+    for position, name in enumerate(fewer.names):
         before = everything.names.index(name)
-        assert (fewer.images[place] == everything.images[before]).all()
-        assert fewer.labels[place] == everything.labels[before]
+        assert (fewer.images[position] == everything.images[before]).all()
+        assert fewer.labels[position] == everything.labels[before]
 
 
-def test_as_many_images_as_there_are_is_the_whole_data_set(project):
+def test_limits_above_the_number_of_images_change_nothing(project):
     assert same(load(training_images=36, test_images=99), load())
 
 
-def test_other_images_are_kept_with_another_seed_of_the_split(root):
+def test_limits_keep_other_images_with_another_split_seed(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 12, "blue": 12})
     write_colours(root / "data" / "shapes" / "test", {"red": 2, "blue": 2})
-    one, again, other = (load(training_images=8, split_seed=seed) for seed in (0, 0, 1))
-    assert same(one, again)
-    assert names_of(one, "gallery") != names_of(other, "gallery")
+    first, repeated, another = (load(training_images=8, split_seed=seed) for seed in (0, 0, 1))
+    assert same(first, repeated)
+    assert names_of(first, "gallery") != names_of(another, "gallery")
 
 
-def test_too_few_images_kept_to_validate_on_are_one_line(project):
+def test_too_few_training_images_to_validate_are_refused(project):
     assert "validation: 'circle' (1), 'cross' (1), 'square' (1)" in error_of(training_images=3)
 
 
@@ -788,12 +793,12 @@ def test_too_few_images_kept_to_validate_on_are_one_line(project):
     ("learn_from", "counts"),
     [(18, [5, 1]), (27, [8, 2]), (1, [1, 1]), (36, [10, 2]), (99, [10, 2])],
 )
-def test_fewer_images_are_learnt_from_class_by_class(project, learn_from, counts):
+def test_learn_from_takes_equal_shares_of_the_classes(project, learn_from, counts):
     shapes = load(learn_from=learn_from)
     assert shapes.counts().loc[shapes.classes].to_numpy().tolist() == [[*counts, 12, 4]] * 3
 
 
-def test_what_is_learnt_from_is_nested_and_leaves_gallery_and_queries_alone(project):
+def test_learn_from_takes_nested_images_and_keeps_gallery_and_queries(project):
     sizes = [1, 9, 18, 27, 0]
     loaded = [load(learn_from=size) for size in sizes]
     for fewer, more in itertools.pairwise(loaded):
@@ -809,7 +814,7 @@ def test_what_is_learnt_from_is_nested_and_leaves_gallery_and_queries_alone(proj
     assert len({shapes.split_fingerprint for shapes in loaded}) == len(sizes)
 
 
-def test_learning_from_fewer_images_decodes_nothing_anew(project, monkeypatch):
+def test_learn_from_decodes_nothing_again(project, monkeypatch):
     calls = count_calls(monkeypatch, dataset, "decode_pictures")
     load(learn_from=9)
     load(learn_from=18)
@@ -827,13 +832,13 @@ def test_rows_taken_by_position_are_those_rows(positions):
     assert np.array_equal(take_rows(array, np.array(positions)), array[positions])
 
 
-def test_rows_that_follow_one_another_are_not_copied():
+def test_consecutive_rows_are_not_copied():
     array = np.arange(20).reshape(10, 2)
     assert np.shares_memory(take_rows(array, np.arange(3, 9)), array)
     assert not np.shares_memory(take_rows(array, np.array([3, 5])), array)
 
 
-# Pictures that cannot be read
+# Unreadable pictures
 
 
 def picture_bytes(suffix: str) -> bytes:
@@ -852,7 +857,7 @@ BROKEN = {
 }
 
 
-def test_damaged_picture_is_used_and_named(root):
+def test_a_damaged_picture_is_used_and_reported(root):
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 6, "blue": 6})
     (folder / "blue" / "3.png").write_bytes(picture_bytes("png")[:400])
@@ -863,7 +868,7 @@ def test_damaged_picture_is_used_and_named(root):
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
+def test_an_unreadable_picture_is_skipped_and_reported_with_a_reason(root, content):
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 6, "blue": 6})
     (folder / "blue" / "3.png").write_bytes(content)
@@ -874,12 +879,12 @@ def test_unreadable_picture_is_skipped_and_named_with_a_reason(root, content):
     assert "\n" not in reason
     assert len(shapes.names) == 11
     assert "blue/3.png" not in shapes.names
-    # Those behind it have not moved to other labels.
+    # The pictures after it still have their labels.
     for image, label in zip(shapes.images, shapes.labels, strict=True):
         assert image.mean(axis=(0, 1)).argmax() == {"red": 0, "blue": 2}[shapes.classes[label]]
 
 
-def test_unreadable_pictures_change_no_choice_of_the_others(root):
+def test_unreadable_pictures_do_not_change_the_split_of_the_others(root):
     folder = root / "data" / "shapes"
     write_colours(folder, {"red": 8, "blue": 8})
     for name in ("red/2.png", "blue/0.png"):
@@ -887,43 +892,43 @@ def test_unreadable_pictures_change_no_choice_of_the_others(root):
     broken, fewer = load(), load(training_images=6, test_images=2)
     # Unreadable files are reported, in order, whether or not they would have been kept.
     for shapes in (broken, fewer):
-        names = [one.name for one in shapes.left_out if one.name]
+        names = [file.name for file in shapes.left_out if file.name]
         assert names == ["blue/0.png", "red/2.png"]
     for name in ("red/2.png", "blue/0.png"):
         (folder / name).unlink()
-    for one, other in ((broken, load()), (fewer, load(training_images=6, test_images=2))):
-        assert same(one, other)
+    assert same(broken, load())
+    assert same(fewer, load(training_images=6, test_images=2))
 
 
-# What stops a study, in one line
+# Errors
 
 
-def test_missing_folder_is_named_with_the_layout(root):
+def test_a_missing_folder_is_reported_with_the_layout(root):
     message = error_of("data/nowhere")
     assert "data/nowhere" in message
     assert "<class>" in message
 
 
-def test_file_in_the_place_of_a_folder_is_named(root):
+def test_a_file_instead_of_a_folder_is_reported(root):
     (root / "pictures.zip").write_bytes(b"PK")
     assert "pictures.zip" in error_of("pictures.zip")
 
 
-def test_empty_folder_is_named_with_the_layout(root):
+def test_an_empty_folder_is_reported_with_the_layout(root):
     (root / "data" / "shapes").mkdir(parents=True)
     message = error_of()
     assert "no pictures in the subfolders of" in message
     assert "<class>/*.png" in message
 
 
-def test_pictures_without_class_folders_are_told_the_layout(root):
+def test_pictures_without_class_folders_are_refused_with_the_layout(root):
     (root / "data" / "shapes").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(root / "data" / "shapes" / "one.png")
     assert "<class>/*.png" in error_of()
 
 
 def forbid(monkeypatch, name: str) -> None:
-    """No folder of this name can be read."""
+    """Make folders of this name unreadable."""
     real = os.scandir
 
     def scandir(path):
@@ -934,7 +939,7 @@ def forbid(monkeypatch, name: str) -> None:
     monkeypatch.setattr(os, "scandir", scandir)
 
 
-def test_unreadable_folder_is_named(root, monkeypatch):
+def test_an_unreadable_folder_is_reported(root, monkeypatch):
     write_colours(root / "data" / "shapes", {"red": 4, "blue": 4})
     forbid(monkeypatch, "shapes")
     message = error_of()
@@ -942,12 +947,12 @@ def test_unreadable_folder_is_named(root, monkeypatch):
     assert "Permission denied" in message
 
 
-def test_one_class_is_not_enough(root):
+def test_a_single_class_is_refused(root):
     write_colours(root / "data" / "shapes", {"red": 9})
     assert "only one class (red)" in error_of()
 
 
-def test_all_classes_with_too_few_pictures_are_named_in_one_line(root):
+def test_all_classes_with_too_few_pictures_are_reported_in_one_line(root):
     write_colours(root / "data" / "shapes", {"red": 2, "blue": 1, "green": 3})
     message = error_of()
     assert "'blue' (1 image, needs 3), 'red' (2 images, needs 3): " in message
@@ -957,42 +962,42 @@ def test_all_classes_with_too_few_pictures_are_named_in_one_line(root):
     assert load(**parse_overrides(advice)).classes == ["green", "plain"]
 
 
-def test_three_pictures_a_class_are_enough(root):
+def test_three_pictures_per_class_are_enough(root):
     write_colours(root / "data" / "shapes", {"red": 3, "blue": 3})
     assert load().counts().loc["red"].tolist() == [1, 1, 2, 1]
 
 
-def test_two_pictures_a_class_are_enough_beside_a_test_folder(root):
+def test_two_pictures_per_class_are_enough_beside_a_test_folder(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 2, "blue": 2})
     write_colours(root / "data" / "shapes" / "test", {"red": 1, "blue": 1})
     assert load().counts().loc["red"].tolist() == [1, 1, 2, 1]
 
 
-def test_fraction_that_leaves_too_few_to_train_is_one_line(root):
+def test_a_test_fraction_that_leaves_too_few_training_images_is_refused(root):
     write_colours(root / "data" / "shapes", {"red": 3, "blue": 20})
     assert "for validation: 'red' (1)" in error_of(test_fraction=0.9)
 
 
-def test_test_class_that_train_lacks_is_named(root):
+def test_a_test_class_that_train_lacks_is_reported(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 2, "green": 2})
     assert "class that train lacks: 'green'" in error_of()
 
 
-def test_class_without_test_pictures_is_named(root):
+def test_a_class_without_test_pictures_is_reported(root):
     write_colours(root / "data" / "shapes" / "train", {"red": 4, "blue": 4})
     write_colours(root / "data" / "shapes" / "test", {"red": 2})
     assert "'blue' (0 test images, needs 1)" in error_of()
 
 
-def test_class_whose_pictures_are_all_unreadable_is_named(root):
+def test_a_class_of_unreadable_pictures_is_reported(root):
     write_colours(root / "data" / "shapes", {"red": 5, "blue": 5})
     for path in (root / "data" / "shapes" / "blue").iterdir():
         path.write_bytes(b"broken")
     assert "'blue' (0 images, needs 3; 5 unreadable: not a picture" in error_of()
 
 
-# Decoded once, and again where a file has changed
+# Caching of decoded images
 
 
 def test_images_are_decoded_once(project, monkeypatch):
@@ -1003,7 +1008,7 @@ def test_images_are_decoded_once(project, monkeypatch):
     assert same(first, second)
 
 
-def test_another_size_or_split_is_cached_anew(project, monkeypatch):
+def test_another_size_or_split_is_decoded_again(project, monkeypatch):
     calls = count_calls(monkeypatch, dataset, "decode_pictures")
     assert load().images.shape[1] == 16
     assert load(image_size=24).images.shape[1] == 24
@@ -1011,7 +1016,7 @@ def test_another_size_or_split_is_cached_anew(project, monkeypatch):
     assert len(calls) == 3
 
 
-def test_changed_picture_is_cached_anew_and_changes_the_fingerprint(project):
+def test_a_changed_picture_is_decoded_again_and_changes_the_fingerprint(project):
     before = load()
     name = before.names[0]
     Image.new("RGB", (24, 24), GREEN).save(project / "data" / "shapes" / name)
@@ -1023,7 +1028,7 @@ def test_changed_picture_is_cached_anew_and_changes_the_fingerprint(project):
     assert after.search_fingerprint != before.search_fingerprint
 
 
-def test_touched_picture_is_cached_anew_to_the_same_fingerprint(project, monkeypatch):
+def test_a_touched_picture_is_decoded_again_to_the_same_fingerprint(project, monkeypatch):
     calls = count_calls(monkeypatch, dataset, "decode_pictures")
     before = load()
     os.utime(project / "data" / "shapes" / before.names[0], (1, 1))
@@ -1042,7 +1047,7 @@ def test_added_and_removed_pictures_are_noticed(project):
     assert len(load().names) == 47
 
 
-def test_whether_images_are_cached_is_said_without_decoding_them(project):
+def test_is_cached_decodes_nothing(project):
     parameters = LOADED_WITH | {"dataset": "data/shapes", "training_images": 0, "test_images": 0}
     parameters |= {"min_images": 0, "damaged": "use", "max_megapixels": 180}
     assert not is_cached(**parameters)
@@ -1056,7 +1061,7 @@ def test_whether_images_are_cached_is_said_without_decoding_them(project):
     assert not is_cached(**parameters)
 
 
-def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypatch):
+def test_interrupted_decoding_can_be_repeated(project, monkeypatch):
     clean = load(image_size=17)
     for path in list((project / "artifacts").rglob("manifest.json")):
         path.unlink()
@@ -1073,7 +1078,7 @@ def test_interrupted_decoding_ends_as_if_nothing_had_happened(project, monkeypat
     assert same(load(image_size=17), clean)
 
 
-# CIFAR-10 as Keras downloads it
+# Downloads of CIFAR-10
 
 
 def archive_of_cifar10(count: int) -> bytes:
@@ -1094,7 +1099,7 @@ def archive_of_cifar10(count: int) -> bytes:
 
 
 def redirect(monkeypatch, root: Path, *origins: str, content: bytes = b"") -> None:
-    """Let CIFAR-10 be fetched from elsewhere, and have other bytes."""
+    """Let CIFAR-10 be downloaded from `origins`, with the checksum of `content`."""
     from keras.src.datasets import cifar10
 
     real, sha256 = cifar10.get_file, hashlib.sha256(content).hexdigest()
@@ -1105,26 +1110,26 @@ def redirect(monkeypatch, root: Path, *origins: str, content: bytes = b"") -> No
 
     def get_file(**arguments):
         assert arguments["file_hash"]
-        there = {"origin": "nowhere", "file_hash": sha256, "cache_dir": str(root / "keras")}
-        return real(**arguments | there)
+        changes = {"origin": "nowhere", "file_hash": sha256, "cache_dir": str(root / "keras")}
+        return real(**arguments | changes)
 
     monkeypatch.setattr(cifar10, "get_file", get_file)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Sends files, or what is left of them; the first answer ends early if `cut_at` is set."""
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Sends files or ranges of them; the first response ends early if `cut_at` is set."""
 
     cut_at = 0
-    asked = ()
+    requested_ranges = ()
 
     def do_GET(self):
         path = Path(self.translate_path(self.path))
         if not path.exists():
             return self.send_error(404)
-        content, given = path.read_bytes(), self.headers.get("Range")
-        type(self).asked = (*self.asked, given)
-        start = int(given.removeprefix("bytes=").rstrip("-")) if given else 0
-        self.send_response(206 if given else 200)
+        content, byte_range = path.read_bytes(), self.headers.get("Range")
+        type(self).requested_ranges = (*self.requested_ranges, byte_range)
+        start = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range else 0
+        self.send_response(206 if byte_range else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         cut, type(self).cut_at = self.cut_at or len(content), 0
@@ -1138,7 +1143,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def server(tmp_path_factory):
     """A server on this machine: its folder, its address, and how to stop it."""
     folder = tmp_path_factory.mktemp("server")
-    handler = functools.partial(Quiet, directory=str(folder))
+    handler = functools.partial(QuietHandler, directory=str(folder))
     serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=serving.serve_forever, args=[0.05])
     thread.start()
@@ -1158,7 +1163,7 @@ def check_advice(message: str) -> None:
     assert "`make report`" in message
 
 
-def test_refused_network_is_one_line_that_says_what_else_can_be_done(root, monkeypatch):
+def test_a_refused_connection_is_reported_with_the_alternative(root, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         origin = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar.tar.gz"
@@ -1168,14 +1173,14 @@ def test_refused_network_is_one_line_that_says_what_else_can_be_done(root, monke
     assert "refused" in message
 
 
-def test_missing_archive_is_one_line_that_says_what_else_can_be_done(root, monkeypatch, server):
+def test_a_missing_archive_is_reported_with_the_alternative(root, monkeypatch, server):
     redirect(monkeypatch, root, f"{server[1]}/gone.tar.gz")
     message = error_of("cifar10")
     check_advice(message)
     assert "404" in message
 
 
-def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
+def test_an_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
     folder, address, _ = server
     (folder / "cifar.tar.gz").write_bytes(archive_of_cifar10(10))
     redirect(monkeypatch, root, f"{address}/cifar.tar.gz")
@@ -1186,24 +1191,24 @@ def test_archive_with_a_wrong_checksum_is_refused(root, monkeypatch, server):
 
 
 @pytest.mark.slow
-def test_interrupted_download_continues(monkeypatch, tmp_path, server):
+def test_an_interrupted_download_continues(monkeypatch, tmp_path, server):
     folder, address, _ = server
     content = np.random.default_rng(0).bytes(300_000)
     (folder / "cifar.tar.gz").write_bytes(content)
     monkeypatch.setattr(pictures, "CIFAR10_ADDRESSES", (f"{address}/cifar.tar.gz",))
     monkeypatch.setattr(pictures, "CIFAR10_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(Quiet, "asked", ())
-    monkeypatch.setattr(Quiet, "cut_at", 200_000)
+    monkeypatch.setattr(QuietHandler, "requested_ranges", ())
+    monkeypatch.setattr(QuietHandler, "cut_at", 200_000)
     with pytest.raises(OSError, match="200,000 of 300,000 bytes"):
         pictures._download_cifar10(tmp_path)
     pictures._download_cifar10(tmp_path)
-    assert Quiet.asked == (None, "bytes=200000-")
+    assert QuietHandler.requested_ranges == (None, "bytes=200000-")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [content]
     pictures._download_cifar10(tmp_path)
-    assert len(Quiet.asked) == 2
+    assert len(QuietHandler.requested_ranges) == 2
 
 
-def test_slow_host_is_left_for_another_that_goes_on(monkeypatch, tmp_path, server, capsys):
+def test_a_slow_download_continues_from_another_host(monkeypatch, tmp_path, server, capsys):
     folder, address, _ = server
     content = np.random.default_rng(0).bytes(300_000)
     for name in ("slow", "fast"):
@@ -1213,9 +1218,9 @@ def test_slow_host_is_left_for_another_that_goes_on(monkeypatch, tmp_path, serve
     monkeypatch.setattr(pictures, "CIFAR10_SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(pictures, "PATIENCE", 0)
     monkeypatch.setattr(pictures, "SLOW", float("inf"))
-    monkeypatch.setattr(Quiet, "asked", ())
+    monkeypatch.setattr(QuietHandler, "requested_ranges", ())
     pictures._download_cifar10(tmp_path)
-    assert Quiet.asked == (None, "bytes=65536-")
+    assert QuietHandler.requested_ranges == (None, "bytes=65536-")
     assert (tmp_path / pictures.CIFAR10_ARCHIVE).read_bytes() == content
     out = capsys.readouterr().out
     assert "35 minutes" in out
@@ -1223,9 +1228,7 @@ def test_slow_host_is_left_for_another_that_goes_on(monkeypatch, tmp_path, serve
 
 
 @pytest.mark.slow
-def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
-    root, monkeypatch, server
-):
+def test_the_downloaded_archive_is_converted_once(root, monkeypatch, server):
     import keras
 
     folder, address, stop = server
@@ -1243,7 +1246,7 @@ def test_archive_of_keras_is_converted_once_and_then_served_without_a_server(
     assert first.images.shape == (60_000, 32, 32, 3)
     assert (len(first.gallery), len(first.queries)) == (50_000, 10_000)
     assert (first.names[10_000], first.names[59_999]) == ("train-10000", "test-09999")
-    # A file of Keras' after the other, the test images last.
+    # The files of Keras in order, the test images last.
     green = list(range(0, 60_000, 10_000))
     assert (first.images[green] == (0, 200, 0)).all()
     assert [first.classes[label] for label in first.labels[green]] == ["frog"] * 6
