@@ -1,4 +1,4 @@
-"""Embeddings: unit vectors in the order of the images, one for each state that is measured."""
+"""Embeddings: unit vectors in the order of the images, for each measured state."""
 
 from dataclasses import replace
 
@@ -39,8 +39,8 @@ def weights_of(model):
     return [weight.copy() for weight in model.get_weights()]
 
 
-def are_equal(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+def are_equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_embeddings_are_float32_of_unit_length(embedded, images):
@@ -57,7 +57,7 @@ def test_embeddings_and_probabilities_of_all_images_are_memory_mapped(embedded, 
     assert names == {"vectors.npy", "probabilities.npy", "manifest.json"}
 
 
-def test_rows_stand_in_the_order_of_the_images(embedded, trained, images):
+def test_rows_are_in_the_order_of_the_images(embedded, trained, images):
     network, _ = trained
     by_hand, _ = network.encoder(np.asarray(images.images), training=False)
     np.testing.assert_allclose(embedded.vectors, normalise(by_hand), atol=1e-5)
@@ -72,14 +72,14 @@ def test_probabilities_are_those_of_the_network(embedded, trained, images):
     assert embedded.query_predictions.tolist() == expected[images.queries].argmax(axis=1).tolist()
 
 
-def test_another_view_takes_its_rows_of_the_same_vectors(embedded, images):
+def test_another_view_uses_its_rows_of_the_same_vectors(embedded, images):
     view = protocols.view(images, "unseen_classes", unseen=1, draw=0)
     for dataset in (view, protocols.view(images, "held_out_gallery")):
-        other = replace(embedded, dataset=dataset)
-        assert other.artifact is embedded.artifact
-        assert np.array_equal(other.gallery, embedded.vectors[dataset.gallery])
-        assert np.array_equal(other.query, embedded.vectors[dataset.queries])
-        assert np.array_equal(other.query_probabilities, embedded.probabilities[dataset.queries])
+        viewed = replace(embedded, dataset=dataset)
+        assert viewed.artifact is embedded.artifact
+        assert np.array_equal(viewed.gallery, embedded.vectors[dataset.gallery])
+        assert np.array_equal(viewed.query, embedded.vectors[dataset.queries])
+        assert np.array_equal(viewed.query_probabilities, embedded.probabilities[dataset.queries])
 
 
 def test_protocols_that_train_alike_share_embeddings(embedded, trained, images):
@@ -102,7 +102,7 @@ def test_stored_embeddings_are_opened_from_their_folder(embedded, trained, image
         embeddings.Embeddings.open(tmp_path, images)
 
 
-def test_the_table_of_what_is_stored_counts_images_and_bytes(embedded, images):
+def test_the_table_of_sizes_counts_images_and_bytes(embedded, images):
     table = embedded.sizes()
     assert table["images"].tolist() == [len(images.gallery), len(images.queries)]
     assert table.loc["gallery", "megabytes"] == len(images.gallery) * 16 * 4 / 1e6
@@ -120,7 +120,7 @@ def test_a_row_of_zeros_gets_a_direction_of_unit_length():
     np.testing.assert_allclose(row, [[0.5, 0.5, 0.5, 0.5], [0, 1, 0, 0]])
 
 
-def test_a_measured_epoch_has_embeddings_of_its_own_state(embedded, trained, images):
+def test_a_measured_epoch_has_the_embeddings_of_its_state(embedded, trained, images):
     network, training = trained
     final = weights_of(network.model)
     early = architecture.embed(network, training, images, epoch=1)
@@ -137,7 +137,7 @@ def test_the_last_epoch_by_number_is_the_final_state(embedded, trained, images):
     assert architecture.embed(*trained, images, epoch=4).artifact.key == embedded.artifact.key
 
 
-def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
+def test_embeddings_are_computed_once(embedded, trained, images, monkeypatch):
     def refuse(*_):
         raise AssertionError("embedded again")
 
@@ -153,7 +153,7 @@ def test_embeddings_are_made_once(embedded, trained, images, monkeypatch):
     ],
     ids=["too large weights", "broken weights"],
 )
-def test_embeddings_that_are_no_numbers_are_refused_with_epoch_and_layer(
+def test_nan_embeddings_are_refused_with_epoch_and_layer(
     weights, layer, trained, images, monkeypatch
 ):
     load = keras.Model.load_weights
@@ -172,25 +172,25 @@ def test_embeddings_that_are_no_numbers_are_refused_with_epoch_and_layer(
     trained[0].model.load_weights(trained[1].weights_path())
 
 
-def test_a_backbone_that_is_trained_has_no_frozen_features(trained, images):
+def test_a_trained_backbone_has_no_frozen_features(trained, images):
     assert inference.frozen_features(trained[0], images) is None
 
 
 @pytest.fixture(scope="module")
-def given_weights(trained, tmp_path_factory):
-    """A file of a backbone's weights, as networks may start from."""
+def body_weights(trained, tmp_path_factory):
+    """A file of backbone weights for networks to start from."""
     path = tmp_path_factory.mktemp("weights") / "body.weights.h5"
     trained[0].body.save_weights(path)
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def frozen(given_weights):
+def frozen(body_weights):
     """Builds networks with this backbone, frozen."""
 
     def build(**changes):
-        given = {"weights": given_weights, "train": "head", "pooling": "avg"}
-        return build_network(**(given | changes))
+        settings = {"weights": body_weights, "train": "head", "pooling": "avg"}
+        return build_network(**(settings | changes))
 
     return build
 
@@ -198,10 +198,10 @@ def frozen(given_weights):
 def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     frozen, images, monkeypatch, tmp_path
 ):
-    predict, seen = inference.predict, []
+    predict, steps = inference.predict, []
 
     def count(model, inputs, outputs, what):
-        seen.append(what)
+        steps.append(what)
         predict(model, inputs, outputs, what)
 
     monkeypatch.setattr(inference, "predict", count)
@@ -212,24 +212,24 @@ def test_frozen_features_are_computed_once_for_all_heads_seeds_and_views(
     unseen = protocols.view(images, "unseen_classes", unseen=1, draw=1)
     folders.add(inference.frozen_features(networks[0], unseen).folder)
     assert len(folders) == 1
-    assert seen == ["features"]
+    assert steps == ["features"]
     features = np.load(folders.pop() / "features.npy")
     expected = networks[0].backbone(np.asarray(images.images), training=False)
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
-    done = train_network(
+    training = train_network(
         networks[0], images, features=inference.frozen_features(networks[0], images), epochs=1
     )
     for whitening in (0, 4):
-        architecture.embed(networks[0], done, images, whitening=whitening)
-    assert seen == ["features", "embeddings", "embeddings"]
+        architecture.embed(networks[0], training, images, whitening=whitening)
+    assert steps == ["features", "embeddings", "embeddings"]
 
 
-def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images):
-    ways = [{"pooling": "gem"}, {"pooling": "attention"}, {"feature_maps": True}]
-    found = [inference.frozen_features(frozen(**way), images) for way in ways]
-    assert len({each.folder for each in found}) == 1
-    path = found[0].folder / "features.npy"
+def test_trainable_poolings_share_the_maps_of_a_frozen_backbone(frozen, images):
+    poolings = [{"pooling": "gem"}, {"pooling": "attention"}, {"feature_maps": True}]
+    artifacts = [inference.frozen_features(frozen(**pooling), images) for pooling in poolings]
+    assert len({artifact.folder for artifact in artifacts}) == 1
+    path = artifacts[0].folder / "features.npy"
     maps = np.load(path)
     assert (maps.dtype, maps.shape) == (np.float16, (len(images.images), 8, 8, 128))
     assert path.stat().st_size == 128 + len(images.images) * 8 * 8 * 128 * 2
@@ -243,12 +243,14 @@ def test_poolings_that_learn_share_the_maps_of_a_frozen_backbone(frozen, images)
     assert features.std() > 100 * 1e-5
 
 
-def test_a_pooling_that_learns_nothing_has_features_of_its_own(frozen, images):
-    found = [inference.frozen_features(frozen(pooling=way), images) for way in ("avg", "max")]
-    assert found[0].folder != found[1].folder
+def test_each_fixed_pooling_has_its_own_features(frozen, images):
+    artifacts = [
+        inference.frozen_features(frozen(pooling=pooling), images) for pooling in ("avg", "max")
+    ]
+    assert artifacts[0].folder != artifacts[1].folder
 
 
-def test_seeds_share_no_frozen_features_of_random_weights(images):
+def test_random_backbones_of_different_seeds_have_separate_features(images):
     networks = [build_network(train="head", seed=seed) for seed in (0, 1)]
     assert len({inference.frozen_features(network, images).folder for network in networks}) == 2
 
@@ -264,39 +266,39 @@ def test_embeddings_from_frozen_features_equal_those_from_the_images(images):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "settings",
     [{}, {"test_time_flips": True}, {"whitening": 3}, {"test_time_flips": True, "whitening": 3}],
     ids=str,
 )
-def test_pictures_are_encoded_as_the_embeddings_were_made(given, trained, images, monkeypatch):
-    found = architecture.embed(*trained, images, **given)
+def test_the_encoder_reproduces_the_stored_embeddings(settings, trained, images, monkeypatch):
+    stored = architecture.embed(*trained, images, **settings)
     monkeypatch.setattr(inference, "BATCH_SIZE", 20)
-    encode = inference.make_encoder(trained[0], found)
-    many, probabilities = encode(images.images)
-    np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-5)
-    assert many.shape == (len(images.images), 3 if "whitening" in given else 16)
-    np.testing.assert_allclose(many, found.vectors, atol=1e-4)
-    np.testing.assert_allclose(encode(images.images[47][None])[0], many[47][None], atol=1e-4)
+    encode = inference.make_encoder(trained[0], stored)
+    vectors, probabilities = encode(images.images)
+    np.testing.assert_allclose(probabilities, stored.probabilities, atol=1e-5)
+    assert vectors.shape == (len(images.images), 3 if "whitening" in settings else 16)
+    np.testing.assert_allclose(vectors, stored.vectors, atol=1e-4)
+    np.testing.assert_allclose(encode(images.images[47][None])[0], vectors[47][None], atol=1e-4)
 
 
 def test_embeddings_with_flips_are_means_over_an_image_and_its_mirror_image(
     embedded, trained, images
 ):
-    found = architecture.embed(*trained, images, test_time_flips=True)
-    assert found.artifact.folder != embedded.artifact.folder
-    there = np.asarray(images.images)
-    both = [trained[0].encoder(each, training=False) for each in (there, there[:, :, ::-1])]
-    vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*both, strict=True))
-    np.testing.assert_allclose(found.vectors, normalise(vectors), atol=1e-5)
-    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
-    assert np.abs(found.vectors - embedded.vectors).max() > 1e-3
+    flipped = architecture.embed(*trained, images, test_time_flips=True)
+    assert flipped.artifact.folder != embedded.artifact.folder
+    pixels = np.asarray(images.images)
+    outputs = [trained[0].encoder(batch, training=False) for batch in (pixels, pixels[:, :, ::-1])]
+    vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*outputs, strict=True))
+    np.testing.assert_allclose(flipped.vectors, normalise(vectors), atol=1e-5)
+    np.testing.assert_allclose(flipped.probabilities, probabilities, atol=1e-5)
+    assert np.abs(flipped.vectors - embedded.vectors).max() > 1e-3
 
 
 def test_an_image_and_its_mirror_image_get_the_same_embedding_with_flips(trained, images):
     mirrored = replace(images, images=images.images[:, :, ::-1], fingerprint="mirrored")
     pairs = [
-        [architecture.embed(*trained, each, test_time_flips=flips).vectors
-         for each in (images, mirrored)]
+        [architecture.embed(*trained, dataset, test_time_flips=flips).vectors
+         for dataset in (images, mirrored)]
         for flips in (True, False)
     ]  # fmt: skip
     np.testing.assert_allclose(*pairs[0], atol=1e-5)
@@ -304,82 +306,84 @@ def test_an_image_and_its_mirror_image_get_the_same_embedding_with_flips(trained
 
 
 @pytest.mark.parametrize("pooling", ["avg", pytest.param("gem", marks=pytest.mark.slow)])
-def test_a_frozen_backbone_sees_each_image_and_its_mirror_image_once_for_all_heads(
-    pooling, given_weights, images, tmp_path, monkeypatch
+def test_frozen_features_of_mirror_images_are_computed_once_for_all_heads(
+    pooling, body_weights, images, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
-    predict, seen = inference.predict, []
+    predict, steps = inference.predict, []
 
     def count(model, inputs, outputs, what):
-        seen.append((what, len(inputs)))
+        steps.append((what, len(inputs)))
         predict(model, inputs, outputs, what)
 
     monkeypatch.setattr(inference, "predict", count)
-    there = np.asarray(images.images)
+    pixels = np.asarray(images.images)
     for seed in (0, 1):
-        given = {"weights": given_weights, "train": "head", "pooling": pooling, "seed": seed}
-        network = build_network(**given)
+        settings = {"weights": body_weights, "train": "head", "pooling": pooling, "seed": seed}
+        network = build_network(**settings)
         frozen = inference.frozen_features(network, images)
-        done = train_network(network, images, features=frozen, epochs=1)
+        training = train_network(network, images, features=frozen, epochs=1)
         if not seed:
-            # Whoever does not ask for flips does not pay for them.
-            architecture.embed(network, done, images)
-            assert seen == [("features", 1), ("embeddings", 1)]
-        found = architecture.embed(network, done, images, test_time_flips=True)
-        both = [network.encoder(each, training=False) for each in (there, there[:, :, ::-1])]
-        vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*both, strict=True))
+            # Without flips, the mirror images are not computed.
+            architecture.embed(network, training, images)
+            assert steps == [("features", 1), ("embeddings", 1)]
+        flipped = architecture.embed(network, training, images, test_time_flips=True)
+        outputs = [network.encoder(batch, training=False) for batch in (pixels, pixels[:, :, ::-1])]
+        vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*outputs, strict=True))
         # Maps are kept as float16.
         tolerance = 1e-3 if pooling == "gem" else 1e-4
-        np.testing.assert_allclose(found.vectors, normalise(vectors), atol=tolerance)
-        np.testing.assert_allclose(found.probabilities, probabilities, atol=tolerance)
-        one_way = normalise(both[0][0])
-        assert np.abs(found.vectors - one_way).max() > 2 * tolerance
-    assert seen[2:] == [("features", 1), ("embeddings", 2), ("embeddings", 2)]
+        np.testing.assert_allclose(flipped.vectors, normalise(vectors), atol=tolerance)
+        np.testing.assert_allclose(flipped.probabilities, probabilities, atol=tolerance)
+        unflipped = normalise(outputs[0][0])
+        assert np.abs(flipped.vectors - unflipped).max() > 2 * tolerance
+    assert steps[2:] == [("features", 1), ("embeddings", 2), ("embeddings", 2)]
 
 
-def test_whitened_training_images_vary_alike_in_every_dimension(embedded, trained, images):
-    found = architecture.embed(*trained, images, whitening=4)
-    assert found.artifact.folder != embedded.artifact.folder
-    assert found.vectors.shape == (len(images.images), 4)
-    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
-    assert np.array_equal(found.probabilities, embedded.probabilities)
-    whitened = (embedded.vectors - found.whitening["mean"]) @ found.whitening["axes"]
-    of_training = whitened[images.train]
-    np.testing.assert_allclose(of_training.mean(axis=0), 0, atol=1e-4)
-    np.testing.assert_allclose(np.cov(of_training.T), np.eye(4), atol=1e-3)
-    np.testing.assert_allclose(found.vectors, normalise(whitened), atol=1e-5)
+def test_whitened_training_images_have_unit_covariance(embedded, trained, images):
+    stored = architecture.embed(*trained, images, whitening=4)
+    assert stored.artifact.folder != embedded.artifact.folder
+    assert stored.vectors.shape == (len(images.images), 4)
+    np.testing.assert_allclose(np.linalg.norm(stored.vectors, axis=1), 1, atol=1e-6)
+    assert np.array_equal(stored.probabilities, embedded.probabilities)
+    whitened = (embedded.vectors - stored.whitening["mean"]) @ stored.whitening["axes"]
+    training_rows = whitened[images.train]
+    np.testing.assert_allclose(training_rows.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(training_rows.T), np.eye(4), atol=1e-3)
+    np.testing.assert_allclose(stored.vectors, normalise(whitened), atol=1e-5)
 
 
-def test_whitening_keeps_the_widest_directions_of_the_training_images(embedded, trained, images):
-    found = architecture.embed(*trained, images, whitening=3)
+def test_whitening_keeps_the_directions_of_highest_variance(embedded, trained, images):
+    stored = architecture.embed(*trained, images, whitening=3)
     unit = np.asarray(embedded.vectors, np.float64)
-    learnt = unit[images.train]
-    widths, directions = np.linalg.eigh(np.cov(learnt.T))
+    training_rows = unit[images.train]
+    widths, directions = np.linalg.eigh(np.cov(training_rows.T))
     axes = directions[:, -3:] / np.sqrt(widths[-3:])
-    by_hand = normalise((unit - learnt.mean(axis=0)) @ axes)
-    # An axis may point either way, which no similarity sees.
-    np.testing.assert_allclose(found.vectors @ found.vectors.T, by_hand @ by_hand.T, atol=1e-3)
+    by_hand = normalise((unit - training_rows.mean(axis=0)) @ axes)
+    # The sign of an axis does not change similarities.
+    np.testing.assert_allclose(stored.vectors @ stored.vectors.T, by_hand @ by_hand.T, atol=1e-3)
 
 
-def test_other_training_images_whiten_otherwise(trained, images):
+def test_whitening_depends_on_the_training_images(trained, images):
     unseen = protocols.view(images, "unseen_classes", unseen=1, draw=0)
-    found = [architecture.embed(*trained, view, whitening=3).vectors for view in (images, unseen)]
-    assert not np.allclose(*(np.abs(vectors) for vectors in found), atol=1e-2)
+    whitened = [
+        architecture.embed(*trained, view, whitening=3).vectors for view in (images, unseen)
+    ]
+    assert not np.allclose(*(np.abs(vectors) for vectors in whitened), atol=1e-2)
 
 
-@pytest.mark.parametrize(("shape", "most"), [((9, 3), 3), ((3, 9), 3)])
-def test_more_dimensions_than_there_are_are_refused_in_one_line(shape, most):
+@pytest.mark.parametrize(("shape", "maximum"), [((9, 3), 3), ((3, 9), 3)])
+def test_too_many_whitening_dimensions_are_refused(shape, maximum):
     vectors = np.random.default_rng(0).normal(size=shape)
-    assert fit_whitening(vectors, most)["axes"].shape == (shape[1], most)
+    assert fit_whitening(vectors, maximum)["axes"].shape == (shape[1], maximum)
     message = (
         f"^whitening: 4 dimensions are too many for {shape[1]}-dimensional embeddings of "
-        f"{shape[0]} training images: use at most {most}$"
+        f"{shape[0]} training images: use at most {maximum}$"
     )
     with pytest.raises(StudyError, match=message):
         fit_whitening(vectors, 4)
 
 
-def test_a_dimension_without_variance_is_not_blown_up():
+def test_whitening_does_not_amplify_a_constant_dimension():
     vectors = np.random.default_rng(0).normal(size=(20, 3)) * [1, 1, 0]
     fitted = fit_whitening(vectors, 3)
     whitened = (normalise(vectors) - fitted["mean"]) @ fitted["axes"]
@@ -388,7 +392,7 @@ def test_a_dimension_without_variance_is_not_blown_up():
 
 
 @pytest.mark.parametrize("baseline", baselines.BASELINES)
-def test_a_baseline_stands_in_the_place_of_a_network_without_a_classifier(baseline, images):
+def test_a_baseline_has_embeddings_and_no_probabilities(baseline, images):
     embedded = embeddings.embed_baseline(baseline, images, seed=0)
     described = baselines.describe_images(baseline, images.images, 0)
     assert np.array_equal(embedded.vectors, normalise(described))
@@ -405,18 +409,20 @@ def test_a_baseline_is_described_once_for_all_views(images, monkeypatch):
 
     monkeypatch.setattr(baselines, "describe_images", refuse)
     held_out = protocols.view(images, "held_out_gallery")
-    again = embeddings.embed_baseline("raw_pixels", held_out, seed=0)
-    assert again.artifact.folder == first.artifact.folder
-    assert again.dataset is held_out
+    second = embeddings.embed_baseline("raw_pixels", held_out, seed=0)
+    assert second.artifact.folder == first.artifact.folder
+    assert second.dataset is held_out
 
 
-def test_seeds_of_chance_differ_and_come_back(images):
-    zero, one, again = (embeddings.embed_baseline("random", images, seed) for seed in (0, 1, 0))
-    assert not np.array_equal(zero.vectors, one.vectors)
-    assert np.array_equal(zero.vectors, again.vectors)
+def test_random_vectors_depend_only_on_the_seed(images):
+    first, second, repeated = (
+        embeddings.embed_baseline("random", images, seed) for seed in (0, 1, 0)
+    )
+    assert not np.array_equal(first.vectors, second.vectors)
+    assert np.array_equal(first.vectors, repeated.vectors)
 
 
-def test_broken_weights_are_refused_in_one_line():
+def test_nan_vectors_are_refused_in_one_line():
     with pytest.raises(StudyError, match="NaN or infinite values") as caught:
         normalise(np.array([[1, np.nan]]))
     assert "\n" not in str(caught.value)
