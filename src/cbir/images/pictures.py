@@ -266,7 +266,7 @@ def read_picture(
         max_megapixels: pictures with more million pixels are not read.
     """
     if isinstance(picture, np.ndarray):
-        return Reading(np.asarray(_fit(Image.fromarray(picture), size).convert("RGB")))
+        return Reading(np.asarray(_centre_crop(Image.fromarray(picture), size).convert("RGB")))
     reason = ""
     with _recorded_warnings() as remarks:
         # Only the text is kept: an exception would keep the decoded picture in memory.
@@ -376,7 +376,7 @@ def _decode(
         cost += BYTES_PER_PIXEL.get(picture.format, 4) * picture.width * picture.height
         with LARGE_PICTURE if cost > MEMORY else contextlib.nullcontext():
             whole = _load(picture, remarks)
-            square = _fit(whole, size, extent[2:])
+            square = _centre_crop(whole, size, extent[2:])
             square = _to_srgb(square, picture.info.get("icc_profile"), remarks)
         return np.asarray(_upright(square, picture, remarks))
 
@@ -426,8 +426,10 @@ def _read_to_end(file: BinaryIO, remarks: list[str], length: int) -> bytes:
     return END_OF_JPEG
 
 
-def _fit(picture: Image.Image, size: int, extent: tuple[float, float] | None = None) -> Image.Image:
-    """The largest square in the middle, scaled bicubically to size x size pixels, with 8 bits.
+def _centre_crop(
+    picture: Image.Image, size: int, extent: tuple[float, float] | None = None
+) -> Image.Image:
+    """The largest centre crop, scaled bicubically to size x size pixels, with 8 bits.
 
     A picture of four times the size or more is first reduced by a whole factor, in bands: whole
     copies of it would take too much memory. `extent` is the part that is used, from the upper left
