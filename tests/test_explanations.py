@@ -78,7 +78,7 @@ def drawn(monkeypatch) -> list:
 def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
     dataset = grey_images(toy_dataset())
     one, other = explanation(0.1, 0.1), explanation(0.1, 0.1, results=np.arange(20))
-    figure = explanations.pairs(dataset, {"cnn": one, "vgg16": other}, most=3)
+    figure = explanations.pairs_figure(dataset, {"cnn": one, "vgg16": other}, most=3)
     ((rows, names),) = drawn
     for pair in range(3):
         query, top = dataset.queries[pair], rows[0][3 * pair]
@@ -119,7 +119,7 @@ def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
     dataset = grey_images(toy_dataset())
     early = explanation(0.1, 0.1, n_pairs=2, kind="attention")
     later = explanation(0.1, 0.1, n_pairs=2, kind="attention", queries=np.array([1, 2]))
-    _, bar = explanations.pairs(dataset, {"cnn": early, "vgg16": later}).axes
+    _, bar = explanations.pairs_figure(dataset, {"cnn": early, "vgg16": later}).axes
     rows, _ = drawn[0]
     assert [len(row) for row in rows] == [3] * 3
     assert rows[0][0].pixels[0, 0, 0] == dataset.queries[1]
@@ -131,7 +131,7 @@ def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
 
 def test_curves_are_the_means_over_the_pairs_beside_those_of_random_maps():
     runs = {"cnn": explanation(0.1, 0.05), "vgg16": explanation(0.2, 0.0)}
-    axes = np.array(explanations.curves(runs).axes).reshape(2, 2)
+    axes = np.array(explanations.curves_figure(runs).axes).reshape(2, 2)
     for row, (architecture, run) in zip(axes, runs.items(), strict=True):
         assert row[0].get_ylabel().startswith(architecture)
         for axis, test in zip(row, ("deletion", "insertion"), strict=True):
@@ -147,9 +147,9 @@ def test_curves_are_the_means_over_the_pairs_beside_those_of_random_maps():
 
 
 def test_without_explanations_there_is_nothing_to_draw_or_describe():
-    assert explanations.pairs(toy_dataset(), {}) is None
-    assert explanations.curves({}) is None
-    assert explanations.describe({}) == ""
+    assert explanations.pairs_figure(toy_dataset(), {}) is None
+    assert explanations.curves_figure({}) is None
+    assert explanations.map_sizes_text({}) == ""
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def project(tmp_path, monkeypatch):
 def saved(**runs) -> pd.DataFrame:
     """The explanations of a study's runs, written and read again."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
-    gains.save(explanations.summarise("tiny", runs), "tiny", explanations.FILE)
-    return gains.read("tiny", explanations.FILE, list(runs))
+    gains.save_gains(explanations.summarise("tiny", runs), "tiny", explanations.FILE)
+    return gains.read_gains("tiny", explanations.FILE, list(runs))
 
 
 def test_rows_have_areas_gains_and_their_tests():
@@ -184,7 +184,7 @@ def test_rows_have_areas_gains_and_their_tests():
 
 def test_the_table_shows_intervals_and_corrected_p_values(project):
     rows = saved(cnn=explanation(0.1, 0.0, over_other=0.05))
-    table = explanations.table(rows)
+    table = explanations.map_tests_table(rows)
     areas = table["area_against"].map(str).tolist()
     assert areas == ["0.50 [0.42,\u00a00.58]", "0.45 [0.38,\u00a00.54]"] * 2
     assert table["area"].map(str).str.startswith(("0.39", "0.40", "0.49", "0.50")).all()
@@ -200,12 +200,12 @@ def test_explain_runs_writes_one_file_for_all_networks_of_a_study(project, monke
     run_folder("tiny").mkdir(parents=True)
     both = explanations.explain_runs("tiny", {})
     assert (run_folder("tiny") / explanations.FILE).is_file()
-    read = gains.read("tiny", explanations.FILE, list(made))
+    read = gains.read_gains("tiny", explanations.FILE, list(made))
     pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
     np.testing.assert_allclose(both["p_holm"], uncertainty.holm(both["p"].to_numpy()))
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
     # Four rows that are read alone are corrected by less than eight.
-    alone = gains.read("tiny", explanations.FILE, ["cnn", "old"])
+    alone = gains.read_gains("tiny", explanations.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     assert alone["p_holm"].iloc[0] < both["p_holm"].iloc[0]
 
@@ -232,7 +232,7 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
         other=explanation(0.1, -0.1, n_pairs=30),
         bad=explanation(-0.1, 0.1, over_other=-0.05),
     )
-    text = explanations.compare(rows)
+    text = explanations.compare_maps(rows)
     assert text == (
         "Maps of good are better than random maps and than maps of other pairs in both tests; maps "
         "of other and bad are not better than random maps in one test or both."
@@ -251,15 +251,15 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
 
 
 def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
-    rows = gains.read("tiny", explanations.FILE, ["cnn", "vgg16"])
+    rows = gains.read_gains("tiny", explanations.FILE, ["cnn", "vgg16"])
     assert rows.empty
     assert explanations.trust("tiny", "cnn").endswith("has not been measured.")
-    assert explanations.compare(rows) == explanations.verdicts(rows) == ""
-    assert explanations.table(rows).empty
+    assert explanations.compare_maps(rows) == explanations.verdicts(rows) == ""
+    assert explanations.map_tests_table(rows).empty
 
 
 def test_a_single_pair_has_no_interval(project):
-    table = explanations.table(saved(cnn=explanation(0.1, 0.1, n_pairs=1)))
+    table = explanations.map_tests_table(saved(cnn=explanation(0.1, 0.1, n_pairs=1)))
     assert str(table["area_against"].iloc[0]) == "0.500"
     assert (table["p_holm"].map(str) == "1.000").all()
 
@@ -280,7 +280,7 @@ def test_one_sentence_says_how_far_maps_can_be_trusted(project, gain, verdict):
 def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
     # The last result's map begins with 0 but is not empty.
     runs = {"cnn": explanation(0.1, 0.1), "vgg16": explanation(0.1, 0.1, empty=3)}
-    assert explanations.describe(runs).splitlines() == [
+    assert explanations.map_sizes_text(runs).splitlines() == [
         f"- **{name}**: 4 × 4 positions, from the layer `stage3_conv1`; empty maps: {n_empty}."
         for name, n_empty in (("cnn", 0), ("vgg16", 3))
     ]
@@ -293,4 +293,4 @@ def test_few_pairs_have_no_verdict(project, monkeypatch):
     assert "**untested** for cnn" in explanations.verdicts(rows)
     text = explanations.trust("tiny", "cnn")
     assert "such maps are untested against random maps by deletion and insertion" in text
-    assert explanations.table(rows)["p_holm"].map(str).tolist() == ["–"] * 4
+    assert explanations.map_tests_table(rows)["p_holm"].map(str).tolist() == ["–"] * 4

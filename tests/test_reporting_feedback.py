@@ -64,8 +64,8 @@ def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
 def saved(**runs) -> pd.DataFrame:
     """What was measured of a study's runs, written and read again."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
-    gains.save(feedback.summarise("tiny", runs), "tiny", feedback.FILE)
-    return gains.read("tiny", feedback.FILE, list(runs))
+    gains.save_gains(feedback.summarise("tiny", runs), "tiny", feedback.FILE)
+    return gains.read_gains("tiny", feedback.FILE, list(runs))
 
 
 def test_a_row_by_hand():
@@ -113,27 +113,27 @@ def test_measure_runs_writes_one_file_for_all_runs_of_a_study(project, monkeypat
     runs = {name: SimpleNamespace(embeddings=name) for name in frames}
     both = feedback.measure_runs("tiny", runs)
     assert (run_folder("tiny") / feedback.FILE).is_file()
-    read = gains.read("tiny", feedback.FILE, list(frames))
+    read = gains.read_gains("tiny", feedback.FILE, list(frames))
     pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
     # Round 0 is no test: four are corrected together, and those of one run by less.
     tested = both[both["round"] > 0]
     np.testing.assert_allclose(tested["p_holm"], uncertainty.holm(tested["p"].to_numpy()))
     assert both.loc[both["round"] == 0, "p_holm"].isna().all()
     assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
-    alone = gains.read("tiny", feedback.FILE, ["cnn", "old"])
+    alone = gains.read_gains("tiny", feedback.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     assert (alone["p_holm"].iloc[1:] < tested["p_holm"].iloc[2:].to_numpy()).all()
 
 
 def test_where_nobody_has_measured_there_is_nothing_to_say(project):
-    rows = gains.read("tiny", feedback.FILE, ["cnn", "vgg16"])
+    rows = gains.read_gains("tiny", feedback.FILE, ["cnn", "vgg16"])
     assert rows.empty
-    assert feedback.describe(rows) == ""
-    assert feedback.table(rows).empty
-    assert feedback.figure(rows) is None
+    assert feedback.feedback_sentence(rows) == ""
+    assert feedback.feedback_table(rows).empty
+    assert feedback.feedback_chart(rows) is None
     assert feedback.read_weights("tiny", "cnn") is None
     # Without a round of feedback there is nothing to describe.
-    assert feedback.describe(saved(cnn=measured())) == ""
+    assert feedback.feedback_sentence(saved(cnn=measured())) == ""
 
 
 def test_weights_are_read_as_they_were_chosen(project):
@@ -144,7 +144,7 @@ def test_weights_are_read_as_they_were_chosen(project):
 def test_gains_losses_and_ties_are_told_as_such(project):
     rows = saved(cnn=measured(0.1, 0.0, -0.1), vgg16=measured(0.001))
     assert rows["is_significant"].to_list() == [False, True, False, True, False, False]
-    text = feedback.describe(rows)
+    text = feedback.feedback_sentence(rows)
     row = rows.iloc[1]
     assert text == (
         "Marking the 10 nearest images once raises the mAP of cnn; does not significantly change "
@@ -152,22 +152,22 @@ def test_gains_losses_and_ties_are_told_as_such(project):
         f"{row[feedback.WITH]:.3f}."
     )
     assert not TOO_MUCH.search(text)
-    (loss,) = feedback.describe(saved(cnn=measured(-0.1))).splitlines()
+    (loss,) = feedback.feedback_sentence(saved(cnn=measured(-0.1))).splitlines()
     assert loss.endswith("once lowers the mAP of cnn.")
 
 
 def test_a_round_without_any_score_is_a_dash(project):
     rows = saved(cnn=measured(0.1, 0.1, left_out=40))
     assert rows["n_queries"].to_list() == [40, 40, 0]
-    table = feedback.table(rows)
+    table = feedback.feedback_table(rows)
     assert str(table[feedback.WITH].iloc[2]) == str(table["gain"].iloc[2]) == "–"
-    assert "nan" not in feedback.describe(rows)
-    plt.close(feedback.figure(rows))
+    assert "nan" not in feedback.feedback_sentence(rows)
+    plt.close(feedback.feedback_chart(rows))
 
 
 def test_the_table_has_a_row_a_round(project):
     rows = saved(cnn=measured(0.1, 0.0), vgg16=measured(0.2, 0.2))
-    table = feedback.table(rows)
+    table = feedback.feedback_table(rows)
     assert table[["architecture", "round"]].to_numpy().tolist() == [
         [name, number] for name in ("cnn", "vgg16") for number in range(3)
     ]
@@ -181,7 +181,7 @@ def test_the_table_has_a_row_a_round(project):
 
 def test_the_figure_draws_both_lines_of_each_architecture(project):
     rows = saved(cnn=measured(0.1, 0.2), vgg16=measured(0.0, 0.1))
-    figure = feedback.figure(rows)
+    figure = feedback.feedback_chart(rows)
     (axis,) = figure.axes
     drawn = [bar.lines[0] for bar in axis.containers]
     assert [line.get_linestyle() for line in drawn] == ["-", "--"] * 2
@@ -210,7 +210,7 @@ def test_from_embeddings_to_the_page(project):
     assert rows["round"].to_list() == [0, 1, 2, 3]
     assert (rows["n_queries"] == len(dataset.queries)).all()
     assert feedback.read_weights("tiny", "cnn") == choose_weights(embeddings)
-    assert "raises the mAP of cnn" in feedback.describe(rows)
+    assert "raises the mAP of cnn" in feedback.feedback_sentence(rows)
     # Plain numbers, that any reader of the file can use.
     plain = pd.read_csv(run_folder("tiny") / feedback.FILE)
     assert json.loads(plain.to_json(orient="records"))[0]["round"] == 0

@@ -243,15 +243,15 @@ def test_all_components_lose_nothing_and_bits_are_counted(run, monkeypatch):
     rows = scale.measure_reductions(run.embeddings)
     assert rows["reduction"].unique().tolist() == [f"PCA {width - 1}", "sign bits"]
     assert rows["bytes"].unique().tolist() == [4 * (width - 1), -(-width // 8)]
-    saved = gains.measure(run.study, {"cnn": run}, scale.measure_reductions, "reduction")
+    saved = gains.measure_gains(run.study, {"cnn": run}, scale.measure_reductions, "reduction")
     assert len(gains.measured_table(saved, "reduction")) == 2
-    assert gains.describe(saved, "reduction").count("\n") == 1
+    assert gains.gain_sentences(saved, "reduction").count("\n") == 1
 
 
 def test_rerankings_are_described_with_their_gains(run, monkeypatch):
     few = {"query expansion": [{"neighbours": 2, "alpha": 0}]}
     monkeypatch.setattr(reranking, "SETTINGS", few)
-    saved = gains.measure(run.study, {"cnn": run}, reranking.measure_rerankings, "reranking")
+    saved = gains.measure_gains(run.study, {"cnn": run}, reranking.measure_rerankings, "reranking")
     (row,) = saved.to_dict("records")
     assert row["gain"] == pytest.approx(row["with"] - row["without"])
     table = gains.measured_table(saved, "reranking")

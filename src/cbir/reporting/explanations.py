@@ -53,8 +53,8 @@ def explain_all(runs: Mapping[str, Run], kind: str = "similarity") -> dict[str, 
 
 
 def explain_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Explain a study's networks, write explanations.csv, and return it as `gains.read` does."""
-    return gains.save(summarise(study, explain_all(runs)), study, FILE)
+    """Explain a study's networks, write explanations.csv, and return its `gains.read_gains`."""
+    return gains.save_gains(summarise(study, explain_all(runs)), study, FILE)
 
 
 def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]:
@@ -73,13 +73,15 @@ def summarise(study: str, explanations: Mapping[str, Explanation]) -> list[dict]
     return rows
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
+def map_tests_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The tests, from `explain_runs`, as a reader sees them."""
     means = ["area", "area_against", "gain"]
-    return gains.table(rows, ["architecture", "test", "against", *means, "p_holm", "n_queries"])
+    return gains.readable_gains(
+        rows, ["architecture", "test", "against", *means, "p_holm", "n_queries"]
+    )
 
 
-def compare(rows: pd.DataFrame) -> str:
+def compare_maps(rows: pd.DataFrame) -> str:
     """Whose maps are better than random maps and than other pairs' maps, from `explain_runs`."""
     if rows.empty:
         return ""
@@ -120,7 +122,7 @@ def verdicts(rows: pd.DataFrame) -> str:
 
 def trust(study: str, architecture: str) -> str:
     """How one architecture's similarity maps did in the tests, in one sentence."""
-    rows = gains.read(study, FILE, [architecture])
+    rows = gains.read_gains(study, FILE, [architecture])
     if rows.empty:
         return "Whether these maps can be trusted has not been measured."
     parts = []
@@ -131,7 +133,7 @@ def trust(study: str, architecture: str) -> str:
     return f"Tested on {span(rows['n_queries'])} pairs, such maps are {'; '.join(parts)}."
 
 
-def describe(explanations: Mapping[str, Explanation]) -> str:
+def map_sizes_text(explanations: Mapping[str, Explanation]) -> str:
     """Size and layer of the maps, and how many are empty: a line per architecture."""
     lines = []
     for name, explanation in explanations.items():
@@ -144,7 +146,7 @@ def describe(explanations: Mapping[str, Explanation]) -> str:
     return "\n".join(lines)
 
 
-def pairs(
+def pairs_figure(
     dataset: Dataset, explanations: Mapping[str, Explanation], most: int = 4
 ) -> Figure | None:
     """The first `most` queries that all explain; below each, by architecture: map, result, its map.
@@ -183,7 +185,7 @@ def _similarities(explanation: Explanation) -> tuple[float, float]:
     return similarities.min(), similarities.max()
 
 
-def curves(explanations: Mapping[str, Explanation]) -> Figure | None:
+def curves_figure(explanations: Mapping[str, Explanation]) -> Figure | None:
     """Mean similarity as pixels are removed (left) or restored (right), one row per architecture.
 
     The order of the pixels is that of the maps (solid), of other pairs' maps (dotted), or of

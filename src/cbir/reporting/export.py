@@ -39,11 +39,11 @@ def export_study(study: str) -> list[Path]:
         path.unlink()
     paths = [folder / f"{name}.parquet" for name in runs]
     for run, path in zip(runs.values(), paths, strict=True):
-        measurements.write_parquet(table(run, images), path)
+        measurements.write_parquet(export_frame(run, images), path)
     return paths
 
 
-def table(run: Run, images: list[bytes]) -> pd.DataFrame:
+def export_frame(run: Run, images: list[bytes]) -> pd.DataFrame:
     """All images of a study with their embeddings by a run's first seed, under its first protocol.
 
     `images` are those of `encode_images`.

@@ -35,16 +35,16 @@ def measure_runs(study: str, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Measure the gains of feedback for a study's runs, and write reports/<study>/feedback.csv.
 
     Architectures and baselines are measured with the first seed and the first protocol; cached.
-    The rows are those of `summarise`, with the columns that `gains.read` adds. StudyError if the
-    embeddings of a run are missing.
+    The rows are those of `summarise`, with the columns that `gains.read_gains` adds. StudyError if
+    the embeddings of a run are missing.
     """
     measured = {name: measure_feedback(run.embeddings) for name, run in runs.items()}
-    return gains.save(summarise(study, measured), study, FILE)
+    return gains.save_gains(summarise(study, measured), study, FILE)
 
 
 def read_weights(study: str, architecture: str) -> Rocchio | None:
     """The weights chosen for a run; None if its feedback has not been measured."""
-    rows = gains.read(study, FILE, [architecture])
+    rows = gains.read_gains(study, FILE, [architecture])
     return None if rows.empty else Rocchio(*rows[WEIGHTS].iloc[0].astype(float))
 
 
@@ -73,16 +73,16 @@ def summarise(study: str, measured: Mapping[str, pd.DataFrame]) -> list[dict]:
     return rows
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
+def feedback_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, from `measure_runs`, as a reader sees them."""
     if rows.empty:
         return rows
-    texts = gains.table(rows, COLUMNS)
+    texts = gains.readable_gains(rows, COLUMNS)
     means = texts[["marked", "positive"]].map("{:.1f}".format)
     return texts.assign(**means, weights=[str(Rocchio(*row)) for row in rows[WEIGHTS].to_numpy()])
 
 
-def figure(rows: pd.DataFrame) -> Figure | None:
+def feedback_chart(rows: pd.DataFrame) -> Figure | None:
     """mAP by round, one colour per architecture: solid with feedback, dashed without.
 
     Without rows, which are from `measure_runs`, there is no figure.
@@ -110,7 +110,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
     return drawn
 
 
-def describe(rows: pd.DataFrame) -> str:
+def feedback_sentence(rows: pd.DataFrame) -> str:
     """What marking results once does to the mAP of each architecture, in a sentence.
 
     Without a round of feedback in the rows, which are from `measure_runs`, it is empty.

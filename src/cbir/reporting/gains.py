@@ -47,14 +47,14 @@ def paired(scores: pd.DataFrame, with_name: str, without_name: str) -> pd.DataFr
     return values.assign(gain=values[with_name] - values[without_name])
 
 
-def save(rows: list[dict], study: str, file: str) -> pd.DataFrame:
-    """Write the rows of a study to reports/<study>/<file>, and return them as from `read`."""
+def save_gains(rows: list[dict], study: str, file: str) -> pd.DataFrame:
+    """Write the rows of a study to reports/<study>/<file>; return them as `read_gains` does."""
     frame = pd.DataFrame(rows) if rows else NO_ROWS
     measurements.write_csv(frame, run_folder(study) / file)
     return _with_verdicts(frame)
 
 
-def read(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
+def read_gains(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
     """The rows of these architectures, if measured, with `uncertainty.corrected` and verdict.
 
     The verdict is one of `VERDICTS`.
@@ -72,7 +72,7 @@ def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(verdict=pd.Categorical(verdicts, VERDICTS))
 
 
-def table(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def readable_gains(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """The rows for readers, with the columns `names`, which are means or other columns."""
     cells = [[_cell(row, name) for name in names] for _, row in rows.iterrows()]
     return pd.DataFrame(cells, columns=names)
@@ -84,7 +84,7 @@ def _cell(row: pd.Series, name: str):
     return PValue(row[name]) if name == "p_holm" else row[name]
 
 
-def measure(
+def measure_gains(
     study: str, runs: Mapping[str, Run], scores: Callable[[Embeddings], pd.DataFrame], kind: str
 ) -> pd.DataFrame:
     """Average what changes the average precision of queries, and write it to <kind>s.csv.
@@ -94,8 +94,8 @@ def measure(
             are the same for all queries of a kind.
 
     Returns:
-        A row per run and kind, as from `read`: architecture, `kind`, the means `WITHOUT`, `WITH`
-        and gain, and the costs.
+        A row per run and kind, as from `read_gains`: architecture, `kind`, the means `WITHOUT`,
+        `WITH` and gain, and the costs.
     """
     rows = []
     for name, run in runs.items():
@@ -103,12 +103,12 @@ def measure(
             means = mean_row(paired(group, WITH, WITHOUT))
             row = {"study": study, "architecture": name, kind: of_kind} | means
             rows.append(row | group.drop(columns=["query", kind, *SCORES]).iloc[0].to_dict())
-    return save(rows, study, f"{kind}s.csv")
+    return save_gains(rows, study, f"{kind}s.csv")
 
 
 def measured_table(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """The rows of `measure` for readers."""
-    shown = table(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
+    """The rows of `measure_gains` for readers."""
+    shown = readable_gains(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
     shown["bytes per image"] = rows["bytes"].map("{:,.0f}".format).to_numpy()
     if "settings" in rows:
         settings = rows["settings"].map(json.loads)
@@ -117,8 +117,8 @@ def measured_table(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
     return shown
 
 
-def describe(rows: pd.DataFrame, kind: str) -> str:
-    """Each verdict of `measure`, in words."""
+def gain_sentences(rows: pd.DataFrame, kind: str) -> str:
+    """Each verdict of `measure_gains`, in words."""
     verbs = {"better": "raises", "worse": "lowers"}
     lines = []
     for _, row in rows.iterrows():
