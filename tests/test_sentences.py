@@ -1,4 +1,4 @@
-"""Sentences claim no more than the numbers do: who is ahead is who the test says is ahead."""
+"""Sentences of the report: they call an architecture ahead only if the test is significant."""
 
 import re
 from dataclasses import replace
@@ -18,24 +18,24 @@ from cbir.studies import params
 
 pytestmark = pytest.mark.usefixtures("few_queries")
 
-# Nobody is called that in any sentence: these words say more than "ahead of".
-TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|outperforms?|beats?|wins?)\b")
+# Words that claim more than "ahead of" does: no sentence uses them.
+OVERCLAIMS = re.compile(r"\b(better|best|worse|worst|superior|outperforms?|beats?|wins?)\b")
 N_QUERIES = 9
-few = settings(max_examples=8, deadline=None)
+few_examples = settings(max_examples=8, deadline=None)
 
 
 def make_runs(scores: dict[str, list], baselines: int = 0) -> dict:
     """Runs by name, the last ones baselines."""
     names = list(scores)
     runs = {}
-    for place, name in enumerate(names):
-        is_baseline = place >= len(names) - baselines
+    for index, name in enumerate(names):
+        is_baseline = index >= len(names) - baselines
         runs[name] = result(rows(scores[name], architecture=name), baseline=is_baseline)
     return runs
 
 
-def apart(*shifts: float) -> list[list[float]]:
-    """Scores of runs, each higher than the first by so much, with some noise."""
+def shifted_scores(*shifts: float) -> list[list[float]]:
+    """Scores of one run per shift: the shift plus some noise."""
     noise = np.random.default_rng(0).normal(0, 0.05, (len(shifts), N_QUERIES))
     return np.clip(np.array(shifts)[:, None] + noise, 0, 1).tolist()
 
@@ -45,17 +45,17 @@ values = st.lists(
     min_size=N_QUERIES,
     max_size=N_QUERIES,
 )
-three = st.tuples(values, values, values)
+three_score_lists = st.tuples(values, values, values)
 shifts = st.lists(st.sampled_from([0.0, 0.03, 0.5]), min_size=3, max_size=3)
 
 
-@few
-@example(apart(0, 0.5, 1, 0.2))
-@example(apart(0, 0, 0.5, 0.5))
+@few_examples
+@example(shifted_scores(0, 0.5, 1, 0.2))
+@example(shifted_scores(0, 0, 0.5, 0.5))
 @example([[0.5] * N_QUERIES] * 4)
 @given(st.lists(st.sampled_from([0.0, 0.05, 0.5, 1.0]), min_size=4, max_size=4).map(
-    lambda each: apart(*each)))  # fmt: skip
-def test_the_verdict_counts_the_differences_that_the_test_finds(scores):
+    lambda drawn: shifted_scores(*drawn)))  # fmt: skip
+def test_the_verdict_counts_significant_differences(scores):
     names = ["cnn", "resnet", "vgg", "pixels"]
     runs = make_runs(dict(zip(names, scores, strict=True)), baselines=1)
     pairs = tables.pairs(runs)
@@ -66,13 +66,15 @@ def test_the_verdict_counts_the_differences_that_the_test_finds(scores):
     unbeaten = [name for name in names[:3] if outcomes.loc[name, "pixels"] != "win"]
     assert re.findall(r"(\w+) is not significantly ahead of the baselines pixels", text) == unbeaten
     assert ("every architecture is significantly ahead of every baseline" in text) == (not unbeaten)
-    assert not TOO_MUCH.search(text)
+    assert not OVERCLAIMS.search(text)
 
 
-def test_one_architecture_alone_is_compared_with_nothing():
-    runs = make_runs({"cnn": apart(1)[0], "random": apart(0)[0]}, baselines=1)
+def test_a_single_architecture_is_not_compared():
+    runs = make_runs({"cnn": shifted_scores(1)[0], "random": shifted_scores(0)[0]}, baselines=1)
     assert sentences.verdict(tables.pairs(runs), runs).startswith("Only one architecture has")
-    runs = make_runs({"raw_pixels": apart(1)[0], "random": apart(0)[0]}, baselines=2)
+    runs = make_runs(
+        {"raw_pixels": shifted_scores(1)[0], "random": shifted_scores(0)[0]}, baselines=2
+    )
     assert sentences.verdict(tables.pairs(runs), runs).startswith("No architecture has results")
 
 
@@ -91,8 +93,8 @@ def seeded(name: str, level: float, n_seeds: int, baseline: bool = False):
     )
 
 
-def seeds_told(runs: dict) -> str:
-    """All that is said of the pairs of these runs."""
+def verdict_texts(runs: dict) -> str:
+    """The sentences about the pairs of these runs."""
     pairs = tables.pairs(runs)
     return "\n".join(
         [
@@ -103,9 +105,9 @@ def seeds_told(runs: dict) -> str:
     )
 
 
-def test_with_one_seed_a_verdict_is_about_the_trained_networks_and_seeds_are_named():
+def test_with_one_seed_the_verdict_is_about_trained_networks_and_gives_the_spread_of_seeds():
     runs = {"cnn": seeded("cnn", 0.5, 3), "vgg16": seeded("vgg16", 0.9, 1)}
-    answer, cost, verdict, *scope = seeds_told(runs).replace("\n\n", "\n").split("\n")
+    answer, cost, verdict, *scope = verdict_texts(runs).replace("\n\n", "\n").split("\n")
     assert answer.endswith("significantly ahead of cnn. With other seeds, the order may differ.")
     assert verdict.endswith("1 differ significantly (these trained networks only).")
     assert scope[-1].endswith("may differ: the 3 seeds of cnn alone differ by up to 0.020 in mAP.")
@@ -113,20 +115,20 @@ def test_with_one_seed_a_verdict_is_about_the_trained_networks_and_seeds_are_nam
     assert not any("about architectures" in line for line in scope)
 
 
-def test_where_no_architecture_has_several_seeds_that_is_said():
+def test_without_several_seeds_the_scope_says_that_their_spread_is_unknown():
     runs = {"cnn": seeded("cnn", 0.5, 1), "vgg16": seeded("vgg16", 0.9, 1)}
-    assert seeds_told(runs).endswith(f"{UNKNOWN}.")
+    assert verdict_texts(runs).endswith(f"{UNKNOWN}.")
 
 
 def test_with_several_seeds_of_both_a_verdict_is_about_architectures():
-    text = seeds_told({"cnn": seeded("cnn", 0.5, 3), "vgg16": seeded("vgg16", 0.9, 4)})
+    text = verdict_texts({"cnn": seeded("cnn", 0.5, 3), "vgg16": seeded("vgg16", 0.9, 4)})
     assert "significantly ahead of cnn." in text
     assert "trained networks" not in text
     assert "may differ" not in text
     assert "about architectures" in text
 
 
-def test_the_largest_difference_between_seeds_is_named_and_baselines_have_none():
+def test_the_largest_difference_between_seeds_leaves_out_baselines():
     runs = {
         "cnn": seeded("cnn", 0.5, 2),
         "vgg16": seeded("vgg16", 0.5, 4),
@@ -137,36 +139,39 @@ def test_the_largest_difference_between_seeds_is_named_and_baselines_have_none()
     )
 
 
-WAYS = ("unrestricted", "label_lookup", "soft", "predicted_class")
+SEARCHES = ("unrestricted", "label_lookup", "soft", "predicted_class")
 COMPARED = [("unrestricted", "label_lookup"), ("soft", "predicted_class")]
 
 
-@few
-@example([apart(0.5, 0, 0.5, 0), apart(0, 0.5, 0, 0.5)])
-@example([apart(0.5, 0.5, 0.5, 0.5)])
+@few_examples
+@example([shifted_scores(0.5, 0, 0.5, 0), shifted_scores(0, 0.5, 0, 0.5)])
+@example([shifted_scores(0.5, 0.5, 0.5, 0.5)])
 @given(st.lists(st.tuples(values, values, values, values), min_size=1, max_size=2))
-def test_an_embedding_is_ahead_of_the_label_only_where_the_test_says_so(scores):
-    scores = [dict(zip(WAYS, each, strict=True)) for each in scores]
-    runs = {f"run{place}": all_of_one([], **each) for place, each in enumerate(scores)}
+def test_a_search_is_ahead_only_where_the_difference_is_significant(scores):
+    scores = [dict(zip(SEARCHES, values, strict=True)) for values in scores]
+    runs = {f"run{index}": all_of_one([], **by_search) for index, by_search in enumerate(scores)}
     pairs = tables.search_pairs(runs)
     # All tests of one list are corrected together.
-    compared = [uncertainty.compare(pd.DataFrame({one: each[one], other: each[other]}))
-                for each in scores for one, other in COMPARED]  # fmt: skip
+    compared = [uncertainty.compare(pd.DataFrame({name: by_search[name] for name in pair}))
+                for by_search in scores for pair in COMPARED]  # fmt: skip
     compared = pd.concat(compared, ignore_index=True)
     expected = uncertainty.holm(compared["p"].to_numpy()) < 0.05
     assert pairs["is_significant"].tolist() == expected.tolist()
     text = sentences.retrieval_or_classification(pairs)
     lookup, soft = text.split("\n\n")
-    assert not TOO_MUCH.search(text)
-    for said, one, tests in ((lookup, "label_lookup", pairs[::2]), (soft, "soft", pairs[1::2])):
-        ahead = tests[tests["is_significant"] & (tests["ahead"] == one)]["architecture"]
-        (told,) = re.findall(
-            r"significantly ahead of [^;(]*? for (run\d(?: and run\d)?)", said
+    assert not OVERCLAIMS.search(text)
+    for paragraph, search, tests in (
+        (lookup, "label_lookup", pairs[::2]),
+        (soft, "soft", pairs[1::2]),
+    ):
+        ahead = tests[tests["is_significant"] & (tests["ahead"] == search)]["architecture"]
+        (names_in_text,) = re.findall(
+            r"significantly ahead of [^;(]*? for (run\d(?: and run\d)?)", paragraph
         ) or [""]
-        assert set(re.findall(r"run\d", told)) == set(ahead)
+        assert set(re.findall(r"run\d", names_in_text)) == set(ahead)
 
 
-def test_the_answer_names_for_whom_the_classifier_alone_is_ahead():
+def test_the_answer_lists_the_architectures_for_which_the_classifier_is_ahead():
     low, high, noise = 0.3, 0.7, np.random.default_rng(0).normal(0, 0.02, 40)
     runs = {}
     for name, embedding, lookup, seeds in (
@@ -177,7 +182,7 @@ def test_the_answer_names_for_whom_the_classifier_alone_is_ahead():
         frames = [
             rows(values.get(search, 0.5) + noise + 0.001 * seed, architecture=name, search=search,
                  seed=seed, correct=1.0)
-            for seed in range(seeds) for search in WAYS
+            for seed in range(seeds) for search in SEARCHES
         ]  # fmt: skip
         runs[name] = result(*frames)
     answer = sentences.retrieval_or_classification(tables.search_pairs(runs)).splitlines()[0]
@@ -193,8 +198,8 @@ def test_the_answer_names_for_whom_the_classifier_alone_is_ahead():
     )
 
 
-def lost_and_found(seeds: dict[int, tuple[list, list]]):
-    """A run from, by seed, whether each query's class is predicted and what `soft` scores."""
+def run_with_lost_queries(seeds: dict[int, tuple[list, list]]):
+    """A run from two lists per seed: is a query's class predicted, and its score under `soft`."""
     frames = []
     for seed, (correct, soft) in seeds.items():
         for search in ("unrestricted", "predicted_class", "label_lookup"):
@@ -203,21 +208,21 @@ def lost_and_found(seeds: dict[int, tuple[list, list]]):
     return result(*frames)
 
 
-def test_lost_queries_are_counted_and_those_that_soft_wins_back():
-    run = lost_and_found({0: ([1, 0, 0, 0, 1], [0.9, 0.5, 0.0, 0.1, 0.8])})
+def test_lost_queries_and_those_that_soft_wins_back_are_counted():
+    run = run_with_lost_queries({0: ([1, 0, 0, 0, 1], [0.9, 0.5, 0.0, 0.1, 0.8])})
     table = tables.lost_and_won_back({"cnn": run})
     assert table.loc["cnn"].tolist() == [5, "3", "2", "0.90", "25.0 %"]
 
 
-def test_lost_queries_of_several_seeds_are_a_mean():
+def test_lost_queries_are_averaged_over_seeds():
     scores = {0: ([1, 0, 0, 1], [1, 0.5, 0, 1]), 1: ([1, 1, 0, 1], [1, 1, 0.5, 1])}
-    run = lost_and_found(scores)
+    run = run_with_lost_queries(scores)
     run.summary["calibrations"] = {"0": {"mass": 0.95}, "1": {"mass": 0.5}}
     table = tables.lost_and_won_back({"cnn": run})
     assert table.loc["cnn"].tolist()[:4] == [4, "1.5", "1", "0.50 to 0.95"]
 
 
-def test_what_has_no_classifier_is_not_asked_whether_it_only_classifies():
+def test_runs_without_a_classifier_are_left_out_of_retrieval_or_classification():
     runs = {"random": result(rows([0.5, 0.6], architecture="random"), baseline=True)}
     assert sentences.retrieval_or_classification(tables.search_pairs(runs)) == ""
     assert tables.lost_and_won_back(runs).empty
@@ -225,19 +230,19 @@ def test_what_has_no_classifier_is_not_asked_whether_it_only_classifies():
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "data/cifar10", "data/shapes"])
 @pytest.mark.parametrize(
-    "asked",
+    "protocols",
     [
         ["closed"], ["held_out_gallery"], ["hashing_1k"], ["closed", "hashing_1k"],
         ["held_out_gallery", "unseen_classes"],
     ],
 )  # fmt: skip
-def test_published_figures_stand_beside_their_own_protocol_alone(dataset, asked):
-    run = result(*[rows([0.5], protocol=each) for each in asked], dataset=dataset)
+def test_published_figures_are_shown_only_for_their_own_protocol(dataset, protocols):
+    run = result(*[rows([0.5], protocol=protocol) for protocol in protocols], dataset=dataset)
     table = sentences.published({"cnn": run}).set_index("protocol")["mAP on CIFAR-10"]
-    shown = {*asked} & {"closed", "hashing_1k"} if dataset == "cifar10" else set()
-    assert set(table.index) == shown
-    assert ("closed" not in shown) or "50,000 training images as gallery" in table["closed"]
-    assert ("hashing_1k" not in shown) or "59,000 in the gallery" in table["hashing_1k"]
+    expected = {*protocols} & {"closed", "hashing_1k"} if dataset == "cifar10" else set()
+    assert set(table.index) == expected
+    assert ("closed" not in expected) or "50,000 training images as gallery" in table["closed"]
+    assert ("hashing_1k" not in expected) or "59,000 in the gallery" in table["hashing_1k"]
 
 
 def unseen(**scores: list[list[float]]) -> dict:
@@ -245,10 +250,10 @@ def unseen(**scores: list[list[float]]) -> dict:
     runs = {}
     for name, draws in scores.items():
         frames = [rows(draws[0], architecture=name)]
-        for draw, each in enumerate(draws):
-            place = {"protocol": "unseen_classes", "draw": draw}
+        for draw, values_of_draw in enumerate(draws):
+            columns = {"protocol": "unseen_classes", "draw": draw}
             queries = range(draw * N_QUERIES, (draw + 1) * N_QUERIES)
-            frames.append(rows(each, architecture=name, queries=queries, **place))
+            frames.append(rows(values_of_draw, architecture=name, queries=queries, **columns))
         runs[name] = result(*frames, baseline=name in ("random", "pixels"))
     return runs
 
@@ -259,7 +264,7 @@ def labelled(means: list[float], n: int = 4) -> dict:
     return {"scores": np.concatenate([mean + noise for mean in means]), "labels": [0] * n + [1] * n}
 
 
-def test_unseen_classes_are_told_over_classes_and_draws_against_each_baseline():
+def test_unseen_classes_are_averaged_and_compared_with_each_baseline():
     networks = [[0.60, 0.70], [0.65, 0.75], [0.55, 0.72], [0.70, 0.60]]
     pixels = [[0.62, 0.66], [0.70, 0.70], [0.50, 0.78], [0.66, 0.64]]
     runs = {}
@@ -276,7 +281,7 @@ def test_unseen_classes_are_told_over_classes_and_draws_against_each_baseline():
     assert scope.startswith("Classes: 8, draws: 4. Each mean is over the classes.")
 
 
-def test_few_unseen_classes_give_no_verdict_however_many_queries_there_are():
+def test_few_unseen_classes_give_no_verdict_whatever_the_number_of_queries():
     runs = {}
     for name, mean in (("cnn", 0.9), ("random", 0.1)):
         frames = [rows([0.5] * 8, architecture=name)]
@@ -284,19 +289,19 @@ def test_few_unseen_classes_give_no_verdict_however_many_queries_there_are():
             scores = labelled([mean, mean], n=500)
             frames.append(rows(**scores, architecture=name, protocol="unseen_classes", draw=draw))
         runs[name] = result(*frames, baseline=name == "random")
-    said = sentences.unseen(runs)
-    assert "**cnn** reaches an mAP of 0.900 on classes" in said
-    assert "; it is untested against random." in said
-    assert said.endswith("too few for an interval or a verdict, which need 6 classes and 3 draws.")
-    assert "significant" not in said
+    text = sentences.unseen(runs)
+    assert "**cnn** reaches an mAP of 0.900 on classes" in text
+    assert "; it is untested against random." in text
+    assert text.endswith("too few for an interval or a verdict, which need 6 classes and 3 draws.")
+    assert "significant" not in text
 
 
-def test_unseen_classes_that_were_not_measured_are_not_spoken_of():
+def test_unseen_classes_that_were_not_measured_give_no_text():
     assert sentences.unseen({"cnn": result(rows([0.5, 0.6]))}) == ""
 
 
-def test_an_architecture_without_baselines_is_told_by_itself():
-    line, *_ = sentences.unseen(unseen(cnn=apart(0.5, 0.6))).split("\n")
+def test_unseen_classes_without_baselines_give_no_comparison():
+    line, *_ = sentences.unseen(unseen(cnn=shifted_scores(0.5, 0.6))).split("\n")
     assert line.endswith("that it was not trained on.")
 
 
@@ -305,25 +310,25 @@ def test_a_run_is_described_by_its_own_numbers():
         rows([0.25, 0.75], labels=[0, 1], seed=seed, correct=[1.0, correct])
         for seed, correct in ((0, 0.0), (1, 1.0))
     ]
-    said = sentences.describe_run(result(*frames, epochs=1))
-    assert said.startswith("**cnn** ranks the whole gallery with a mean average precision (mAP) of")
-    assert "precision (mAP) of 0.5 [" in said
-    assert "\n- It classifies the queries with an accuracy of 0.8 [0.1," in said
-    assert "\n- Its accuracy on its training images is 1.000 [1.000,\u00a01.000]." in said
-    assert "(means of 2 seeds)" in said
-    assert "2.5 ms (median)" in said
-    assert "3.0 MB" in said
-    assert "Training took 1 min 10 s; epochs: 1." in said
+    text = sentences.describe_run(result(*frames, epochs=1))
+    assert text.startswith("**cnn** ranks the whole gallery with a mean average precision (mAP) of")
+    assert "precision (mAP) of 0.5 [" in text
+    assert "\n- It classifies the queries with an accuracy of 0.8 [0.1," in text
+    assert "\n- Its accuracy on its training images is 1.000 [1.000,\u00a01.000]." in text
+    assert "(means of 2 seeds)" in text
+    assert "2.5 ms (median)" in text
+    assert "3.0 MB" in text
+    assert "Training took 1 min 10 s; epochs: 1." in text
 
 
-def test_a_baseline_is_described_without_what_it_has_not():
-    said = sentences.describe_run(result(rows([0.25, 0.75], architecture="random"), baseline=True))
-    assert "precision (mAP) of 0.5 [" in said
+def test_a_baseline_is_described_without_classifier_training_and_seeds():
+    text = sentences.describe_run(result(rows([0.25, 0.75], architecture="random"), baseline=True))
+    assert "precision (mAP) of 0.5 [" in text
     for word in ("classifies", "Training", "seeds", "–", "nan"):
-        assert word not in said
+        assert word not in text
 
 
-def test_the_least_cost_of_each_kind_is_named_with_its_number():
+def test_the_lowest_cost_of_each_kind_is_given_with_its_architecture():
     numbers = {
         "cnn": [1.0, 256, 30.0, 900.0, 5.0, 1.0],
         "vgg16": [15.0, 256, 20.4, 100.0, 4.0, 1.0],
@@ -340,8 +345,8 @@ def test_the_least_cost_of_each_kind_is_named_with_its_number():
 
 def test_training_times_of_several_machines_are_not_compared():
     runs = make_runs({"cnn": [0.5], "vgg16": [0.5]})
-    place = {"cpu": "a processor", "cores": 2, "gpus": ["A GPU"]}
-    runs["vgg16"].summary["trained_on"] = {"machine": place, "versions": {}}
+    machine = {"cpu": "a processor", "cores": 2, "gpus": ["A GPU"]}
+    runs["vgg16"].summary["trained_on"] = {"machine": machine, "versions": {}}
     costs = tables.costs(runs)
     assert "trains" not in sentences.cheapest(costs, runs)
     table = tables.costs_table(costs, runs)
@@ -360,22 +365,22 @@ def test_architectures_without_results_are_grouped_by_the_whole_reason():
     assert sentences.without_results([]) == ""
 
 
-def test_every_protocol_that_can_stand_first_is_explained():
+def test_every_protocol_that_can_come_first_is_explained():
     first = [name for name in PROTOCOLS if params.PARAMETERS["protocols"].bound.holds([name])]
     assert first == [name for name in PROTOCOLS if name != "unseen_classes"]
     for name in first:
         assert f"`{name}`" in sentences.protocol(name)
-    # What the intervals cover, and what they do not.
+    # Each text says what its intervals cover.
     assert "of the same classes, but no other classes." in sentences.protocol("closed")
     assert "for new images they are too narrow" in sentences.protocol("held_out_gallery")
     assert "cover other classes." in sentences.protocol("unseen_classes")
 
 
-def test_queries_that_nothing_is_relevant_to_are_said_to_be_left_out():
+def test_queries_without_relevant_images_are_reported_as_left_out():
     run = result(rows([0.25, np.nan, 0.75], correct=1.0))
-    said = sentences.describe_run(run)
-    assert "precision (mAP) of 0.5 [" in said
-    assert "Queries without a relevant image in the gallery were left out: 1." in said
+    text = sentences.describe_run(run)
+    assert "precision (mAP) of 0.5 [" in text
+    assert "Queries without a relevant image in the gallery were left out: 1." in text
     assert "left out" not in sentences.describe_run(result(rows([0.25, 0.75], correct=1.0)))
 
 
@@ -384,13 +389,13 @@ def answer(scores: dict[str, list], baselines: int = 0) -> str:
     return sentences.answer(tables.quality_and_cost(runs), tables.pairs(runs))
 
 
-@few
-@example(apart(0, 0.5, 1))
-@example(apart(0, 0, 0.5))
-@example(apart(0.5, 0.5, 0))
+@few_examples
+@example(shifted_scores(0, 0.5, 1))
+@example(shifted_scores(0, 0, 0.5))
+@example(shifted_scores(0.5, 0.5, 0))
 @example([[0.5] * N_QUERIES] * 3)
-@given(st.one_of(three, shifts.map(lambda each: apart(*each))))
-def test_the_answer_claims_a_difference_only_where_the_test_finds_one(scores):
+@given(st.one_of(three_score_lists, shifts.map(lambda drawn: shifted_scores(*drawn))))
+def test_the_answer_reports_the_differences_that_are_significant(scores):
     scores = dict(zip(["cnn", "resnet", "vgg"], scores, strict=True))
     text = answer(scores)
     (first,) = re.findall(r"^\*\*(\w+)\*\* has the highest mean average precision", text)
@@ -405,39 +410,39 @@ def test_the_answer_claims_a_difference_only_where_the_test_finds_one(scores):
         names = set(re.findall(r"cnn|resnet|vgg", relation))
         assert names == set(outcomes.index[outcomes == outcome])
     assert ("Among the statistically tied leaders" in text) == ("tie" in outcomes.to_list())
-    assert not TOO_MUCH.search(text)
+    assert not OVERCLAIMS.search(text)
 
 
-def test_the_answer_says_who_is_first_by_how_much_and_at_what_cost():
-    low, high, baseline = apart(0.2, 0.8, 0.1)
+def test_the_answer_gives_the_leader_its_mean_average_precision_and_its_cost():
+    low, high, baseline = shifted_scores(0.2, 0.8, 0.1)
     text = answer({"cnn": low, "vgg": high, "raw_pixels": baseline}, baselines=1)
     first, cost = text.split("\n\n")
     assert first.startswith(
         f"**vgg** has the highest mean average precision (mAP), {np.mean(high):.2f} ["
     )
     assert first.endswith("]: significantly ahead of cnn. With other seeds, the order may differ.")
-    # 1,000 images a second.
+    # 1,000 images per second.
     assert cost == "Embedding an image takes 1 ms with vgg and 1 ms with cnn."
 
 
-def test_of_many_the_answer_names_only_exceptions():
-    scores = dict(zip("abcd", apart(0.9, 0.5, 0.3, 0.1), strict=True))
+def test_the_answer_lists_only_exceptions_among_many_architectures():
+    scores = dict(zip("abcd", shifted_scores(0.9, 0.5, 0.3, 0.1), strict=True))
     assert "]: significantly ahead of all other architectures." in answer(scores)
     assert "ahead of c and d; not significantly different from b." in answer(
-        scores | {"b": apart(0.9)[0]}
+        scores | {"b": shifted_scores(0.9)[0]}
     )
 
 
-def test_a_baseline_that_is_ahead_is_said_to_be():
-    low, high = apart(0.2, 0.8)
+def test_the_answer_reports_a_baseline_that_is_ahead():
+    low, high = shifted_scores(0.2, 0.8)
     text = answer({"cnn": low, "raw_pixels": high}, baselines=1)
     assert ": significantly behind raw_pixels (baseline). No other architecture" in text
     tied = answer({"cnn": low, "raw_pixels": low[::-1]}, baselines=1)
     assert ": not significantly different from raw_pixels (baseline)." in tied
 
 
-def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
-    noise = apart(0.5)[0]
+def test_the_answer_gives_the_fastest_of_the_tied_leaders():
+    noise = shifted_scores(0.5)[0]
     runs = make_runs({"cnn": noise, "vgg": noise[::-1]})
     runs["vgg"].summary["speed"] = {"images_per_second": 50.0, "query_milliseconds": 1.0}
     text = sentences.answer(tables.quality_and_cost(runs), tables.pairs(runs))
@@ -446,8 +451,8 @@ def test_of_several_at_the_top_the_one_that_embeds_fastest_is_named():
     assert "20 ms with vgg" in text
 
 
-def test_with_one_architecture_or_none_the_answer_says_so():
-    high, low = apart(0.8, 0.1)
+def test_the_answer_reports_a_single_architecture_or_none():
+    high, low = shifted_scores(0.8, 0.1)
     alone = answer({"cnn": high, "random": low}, baselines=1)
     assert "]. No other architecture has results." in alone
     assert alone.endswith("takes 1 ms with cnn.")
@@ -495,7 +500,9 @@ def copies(
         ),
     ],
 )
-def test_leaks_are_counted_and_it_is_said_what_is_missed(pairs, n_queries, sentence, kinds):
+def test_leaks_are_counted_and_changes_that_are_not_detected_are_listed(
+    pairs, n_queries, sentence, kinds
+):
     audit = leaks.Audit(pairs, copies(), n_queries, 30, 0)
     assert sentences.describe_leaks(audit) == sentence
     details, (identical, near) = sentences.leak_details(audit), kinds
@@ -521,7 +528,7 @@ def test_label_conflicts_and_copies_for_validation_are_counted():
 
 def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):
     monkeypatch.setattr(uncertainty, "MIN_QUERIES", 30)
-    low, high, baseline = apart(0.2, 0.8, 0.1)
+    low, high, baseline = shifted_scores(0.2, 0.8, 0.1)
     runs = make_runs({"cnn": low, "vgg": high, "pixels": baseline}, baselines=1)
     pairs = tables.pairs(runs)
     texts = sentences.answer(tables.quality_and_cost(runs), pairs), sentences.verdict(pairs, runs)
@@ -533,7 +540,7 @@ def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):
     assert tables.pairs_table(pairs)["significant"].tolist() == ["–"] * 3
 
 
-def test_a_network_that_tells_no_images_apart_is_named():
+def test_collapsed_networks_are_listed_with_the_reason():
     labels = [0, 1, 0, 1]
     good = result(rows([0.5] * 4, labels=labels, predicted=[0, 1, 1, 1]), mean_similarity=0.9)
     one_class = result(
