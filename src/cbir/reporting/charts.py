@@ -157,8 +157,9 @@ def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     texts = table.copy()
     for pair in pairs.itertuples():
         gain = Estimate(pair.difference, pair.ci_low, pair.ci_high)
-        mark, both = "*" * tables.is_of_networks(pair), [pair.ahead, pair.behind]
-        for (row, column), lead in ((both, gain), (both[::-1], -gain)):
+        mark = "*" if tables.is_of_networks(pair) else ""
+        names = [pair.ahead, pair.behind]
+        for (row, column), lead in ((names, gain), (names[::-1], -gain)):
             texts.loc[row, column] += f"{mark}\n{lead:+}".replace(" ", "\n")
     side = 1.25 * len(table) + 1.5
     figure, axis = plt.subplots(figsize=(side, 0.65 * side))

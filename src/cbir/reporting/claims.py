@@ -118,7 +118,8 @@ def _change(name: str, rows: pd.DataFrame) -> str:
     if len(rows) < 2:
         return ""
     relation = _relation(rows["gap"].iloc[0] - rows["gap"].iloc[-1])
-    relation += " that" * (relation == SIMILAR)
+    if relation == SIMILAR:
+        relation += " that"
     fewest, most = rows["images"].iloc[[0, -1]]
     return f"- **{name}**: with {fewest:,} images, the gap is {relation} with {most:,}."
 

@@ -68,7 +68,7 @@ def series(points: pd.DataFrame, axis: str) -> pd.Series:
     """What points that differ only along one axis have in common, by run: `cnn, train all`."""
     others = [name for name in dimensions(points) if name != axis]
     texts = points.apply(lambda row: _describe(row, others), axis=1)
-    return points[ARCHITECTURE] + texts.map(lambda text: f", {text}" * bool(text))
+    return points[ARCHITECTURE] + texts.map(lambda text: f", {text}" if text else "")
 
 
 def readable(points: pd.DataFrame) -> pd.DataFrame:

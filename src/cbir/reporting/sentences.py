@@ -412,7 +412,7 @@ def _compare_searches(pairs: pd.DataFrame, one: str, other: str, whom: str) -> s
         for place, outcome in enumerate(key for key in RELATIONS if key in groups)
     ]
     which = "" if len(of_networks) == n_all else f": {join(of_networks)}" if of_networks else ""
-    return "; ".join(parts) + f" ({NETWORKS_ONLY}{which})" * bool(of_networks)
+    return "; ".join(parts) + (f" ({NETWORKS_ONLY}{which})" if of_networks else "")
 
 
 def unseen(runs: dict[str, Run]) -> str:
@@ -427,9 +427,10 @@ def unseen(runs: dict[str, Run]) -> str:
     outcomes = uncertainty.pair_outcomes(pairs, [*means])
     for name in architectures:
         relations = "; ".join(_relations(outcomes.loc[name, baselines]))
+        comparison = f"; it is {relations}" if relations else ""
         lines.append(
             f"- **{name}** reaches an mAP of {numbers.from_row(tested.loc[name])} on classes "
-            f"that it was not trained on{'; it is ' * bool(relations)}{relations}."
+            f"that it was not trained on{comparison}."
         )
     n_classes, n_draws = tested["n_classes"].iloc[0], len(means.index.unique("draw"))
     lines.append(f"\nClasses: {n_classes}, draws: {n_draws}.")

@@ -231,8 +231,9 @@ def summary(runs: dict[str, Run], compared: pd.DataFrame) -> pd.DataFrame:
     outcomes = uncertainty.pair_outcomes(compared, order)
     for name in order:
         beaten = order[outcomes.loc[name, order] == "win"]
-        marks = "".join(SUPERSCRIPTS[letters[other]] for other in beaten)
-        table.at[name, "mAP"] = replace(table.at[name, "mAP"], marks=f" {marks}" * bool(marks))
+        superscripts = "".join(SUPERSCRIPTS[letters[other]] for other in beaten)
+        marks = f" {superscripts}" if superscripts else ""
+        table.at[name, "mAP"] = replace(table.at[name, "mAP"], marks=marks)
     table = table.loc[order].reset_index()
     table.insert(0, "letter", [letters[name] for name in order])
     return table
