@@ -13,12 +13,14 @@ import yaml
 from conftest import ROOT, STUDY, cbir, write_pictures, write_study
 from test_notebook_html import Tags
 
+from cbir.studies.study import PAGES
+
 BASELINE = "raw_pixels"
 BASELINES = {"notebook": "baseline", "baseline": BASELINE}
 PROTOCOLS = ["closed", "held_out_gallery", "unseen_classes"]
 QUERIES = "per_query.parquet"
 # The pages about all runs of a study that follow the comparison.
-DEEPER = ["failures", "explanations", "feedback", "metrics"]
+DEEPER = [*PAGES]
 
 
 def make_study(root: Path, architectures: dict[str, dict], **shared) -> Path:

@@ -1,4 +1,4 @@
-"""Notebooks: no outputs, no functions, commented parameters; pages run on whatever has results."""
+"""Notebooks are committed without outputs and functions, and pages show what has results."""
 
 import ast
 import inspect
@@ -56,7 +56,7 @@ def test_every_line_of_the_parameters_cell_is_a_literal_with_a_comment(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs_with_the_parameters_that_it_has(name):
+def test_parameters_in_the_notebooks_are_valid(name):
     values = {
         statement.target.id: ast.literal_eval(statement.value)
         for statement in ast.parse(parameters_cell(name)).body
@@ -67,20 +67,18 @@ def test_a_notebook_runs_with_the_parameters_that_it_has(name):
 
 
 def outputs_of(name: str, monkeypatch, *, last: str = "", **parameters) -> str:
-    """Run a notebook's cells in this process; its texts, its tables, its figures' captions.
+    """Run a notebook's cells in this process; return its texts, tables and figure captions.
 
     Args:
-        last: a tag of the last cell to run; all run by default.
+        last: a tag of the last cell to run; every cell runs by default.
     """
     outputs = []
 
-    def record(shown, metadata=None, raw=False):
+    def record(content, metadata=None, raw=False):
         if raw:
-            outputs.append(shown["text/html"])
+            outputs.append(content["text/html"])
         else:
-            outputs.append(next(iter(metadata.values()))["alt"] if metadata else shown.data)
-        if not raw and not metadata and name in PAGES:
-            assert not crowded(shown.data)
+            outputs.append(next(iter(metadata.values()))["alt"] if metadata else content.data)
 
     monkeypatch.setattr(display, "display", record)
     names = {}
@@ -95,21 +93,9 @@ def outputs_of(name: str, monkeypatch, *, last: str = "", **parameters) -> str:
     return "\n".join(outputs)
 
 
-# The pages about all runs of a study.
-PAGES = ["comparison", "failures", "explanations", "feedback", "metrics", "grid"]
-NUMBER = re.compile(r"(?<![\w.-])[-+]?\.?\d[\d.,]*(?!\w)")
-
-
-def crowded(text: str) -> list[str]:
-    """The paragraphs and the items of lists that hold more than three numbers."""
-    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|^\|.*", "", text, flags=re.DOTALL | re.MULTILINE)
-    parts = re.split(r"\n\s*\n|\n(?=- )", text.partition("## References")[0])
-    return [part for part in parts if len(NUMBER.findall(part)) > 3]
-
-
-def chosen_of(names: list[str], chosen: list[str]) -> dict:
+def page_parameters(names: list[str], with_results: list[str]) -> dict:
     """The parameters of a page where only some runs have results."""
-    missing = [f"{name}: not run" for name in names if name not in chosen]
+    missing = [f"{name}: not run" for name in names if name not in with_results]
     return {"study": "tiny", "architectures": names, "missing": missing}
 
 
@@ -117,20 +103,22 @@ def mean_ap(run) -> float:
     return tables.quality_and_cost({run.architecture: run})["value"].item()
 
 
-def test_a_collapsed_network_is_said_on_the_first_screen(runs, monkeypatch):
+def test_the_first_screen_reports_a_collapsed_network(runs, monkeypatch):
     flat = np.eye(8)[[0]]
     with monkeypatch.context() as patch:
-        patch.setattr(invented, "blurred", lambda view, *given: flat.repeat(len(view.labels), 0))
+        patch.setattr(
+            invented, "blurred", lambda view, *arguments: flat.repeat(len(view.labels), 0)
+        )
         invented.save_network("flat", 0.0, epochs=())
-    monkeypatch.setattr(display, "show", lambda *given: None)
+    monkeypatch.setattr(display, "show", lambda *arguments: None)
     names = ["raw_pixels", "flat", "vgg16"]
-    shown = outputs_of("comparison", monkeypatch, last="lead", **chosen_of(names, names))
-    assert "**Collapsed:** flat embeds all images alike" in shown
-    assert "**Collapsed:**" not in shown.replace("**Collapsed:** flat embeds", "")
+    text = outputs_of("comparison", monkeypatch, last="lead", **page_parameters(names, names))
+    assert "**Collapsed:** flat embeds all images alike" in text
+    assert "**Collapsed:**" not in text.replace("**Collapsed:** flat embeds", "")
 
 
 CHOICES = pytest.mark.parametrize(
-    "chosen",
+    "with_results",
     [
         ["cnn", "vgg16", "raw_pixels"],
         pytest.param(["vgg16"], marks=pytest.mark.slow),
@@ -141,36 +129,36 @@ CHOICES = pytest.mark.parametrize(
 
 
 @CHOICES
-def test_the_comparison_shows_whatever_has_results(chosen, runs, monkeypatch):
-    shown = outputs_of("comparison", monkeypatch, **chosen_of(list(runs), chosen))
+def test_comparison_shows_only_runs_with_results(with_results, runs, monkeypatch):
+    text = outputs_of("comparison", monkeypatch, **page_parameters(list(runs), with_results))
     for name in runs:
-        assert bool(re.search(rf"No results for .*\*\*{name}\*\*.*: not run", shown)) == (
-            name not in chosen
+        assert bool(re.search(rf"No results for .*\*\*{name}\*\*.*: not run", text)) == (
+            name not in with_results
         )
-    assert "nan" not in re.findall(r"\w+", shown)
+    assert "nan" not in re.findall(r"\w+", text)
     # The runs have twelve queries, too few for a test.
-    assert ("]: untested against " in shown or "}: untested" in shown) == (len(chosen) == 3)
-    assert ("Of 1 pairs of architectures, 0 differ" in shown) == (len(chosen) == 3)
-    assert ("Only one architecture has results" in shown) == (chosen == ["vgg16"])
-    assert ("was not trained on; " in shown) == ("cnn" in chosen)
+    assert ("]: untested against " in text or "}: untested" in text) == (len(with_results) == 3)
+    assert ("Of 1 pairs of architectures, 0 differ" in text) == (len(with_results) == 3)
+    assert ("Only one architecture has results" in text) == (with_results == ["vgg16"])
+    assert ("was not trained on; " in text) == ("cnn" in with_results)
     # An architecture without results is left out of every table.
-    rows_of = re.findall(r'<th scope="row"[^>]*>(?:<[^>]*>)?(\w+)', shown)
-    assert set(rows_of) & set(runs) == {*chosen}
+    row_names = re.findall(r'<th scope="row"[^>]*>(?:<[^>]*>)?(\w+)', text)
+    assert set(row_names) & set(runs) == {*with_results}
 
 
 @CHOICES
-def test_the_page_of_failures_shows_the_best_run(chosen, runs, monkeypatch):
-    shown = outputs_of("failures", monkeypatch, **chosen_of(list(runs), chosen))
-    best = max(chosen, key=lambda name: mean_ap(runs[name]))
-    assert f"Best, median and worst queries of {best}" in shown
-    assert "by chance" in shown
-    assert ("architectures disagree most on" in shown) == (len(chosen) == 3)
+def test_failures_page_shows_the_best_run(with_results, runs, monkeypatch):
+    text = outputs_of("failures", monkeypatch, **page_parameters(list(runs), with_results))
+    best = max(with_results, key=lambda name: mean_ap(runs[name]))
+    assert f"Best, median and worst queries of {best}" in text
+    assert "by chance" in text
+    assert ("architectures disagree most on" in text) == (len(with_results) == 3)
 
 
-def test_the_page_of_feedback_shows_every_run(runs, monkeypatch):
-    shown = outputs_of("feedback", monkeypatch, **chosen_of(list(runs), list(runs)))
-    assert all(f">{name}</t" in shown for name in runs)
-    assert "mAP by round of feedback" in shown
+def test_feedback_page_shows_every_run(runs, monkeypatch):
+    text = outputs_of("feedback", monkeypatch, **page_parameters(list(runs), list(runs)))
+    assert all(f">{name}</t" in text for name in runs)
+    assert "mAP by round of feedback" in text
 
 
 @pytest.fixture(scope="module")
@@ -184,27 +172,27 @@ def grid(measured_project):
     }
 
 
-@pytest.mark.parametrize("chosen", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
-def test_the_grid_shows_whatever_has_results(chosen, grid, monkeypatch):
-    shown = outputs_of("grid", monkeypatch, **chosen_of(list(grid), chosen))
+@pytest.mark.parametrize("with_results", [["cnn-32", "cnn-64"], ["cnn-64"]], ids=" ".join)
+def test_grid_page_shows_only_points_with_results(with_results, grid, monkeypatch):
+    text = outputs_of("grid", monkeypatch, **page_parameters(list(grid), with_results))
     best = mean_ap(grid["cnn-64"])
     assert best > mean_ap(grid["cnn-32"])
-    assert f"**cnn** has the highest mAP, {best:.2f} [" in shown
-    assert "with `input_size 64`." in shown
-    assert ("No results for **cnn-32**: not run" in shown) == (len(chosen) == 1)
-    assert "All networks started from random weights." in shown
-    assert "Accuracy and mAP at each point" in shown
+    assert f"**cnn** has the highest mAP, {best:.2f} [" in text
+    assert "with `input_size 64`." in text
+    assert ("No results for **cnn-32**: not run" in text) == (len(with_results) == 1)
+    assert "All networks started from random weights." in text
+    assert "Accuracy and mAP at each point" in text
 
 
-def test_every_definition_is_shown_of_one_run(runs, monkeypatch):
-    shown = outputs_of("metrics", monkeypatch, study="tiny", architecture="vgg16")
-    assert "The mAP of **vgg16** (first seed" in shown
-    assert shown.count("<table") == 3
-    assert f">{mean_ap(runs['vgg16']):.2f}" in shown
+def test_the_page_of_metrics_shows_every_definition_for_one_run(runs, monkeypatch):
+    text = outputs_of("metrics", monkeypatch, study="tiny", architecture="vgg16")
+    assert "The mAP of **vgg16** (first seed" in text
+    assert text.count("<table") == 3
+    assert f">{mean_ap(runs['vgg16']):.2f}" in text
 
 
 @pytest.mark.parametrize("has_classifier", [True, False])
-def test_the_page_of_vectors_shows_every_search_that_they_allow(
+def test_page_of_vectors_shows_every_search_they_allow(
     has_classifier, measured_project, monkeypatch
 ):
     images = load_shapes()
@@ -212,26 +200,12 @@ def test_the_page_of_vectors_shows_every_search_that_they_allow(
     if has_classifier:
         columns["probabilities"] = np.eye(3)[images.labels]
     np.savez(measured_project / "data" / "four.npz", **columns)
-    shown = outputs_of(
+    text = outputs_of(
         "baseline", monkeypatch, study="tiny", architecture="four", baseline="vectors",
         vectors="data/four.npz",
         data={name: STUDY[name] for name in params.DATA},
         measurement={name: STUDY[name] for name in params.MEASUREMENT},
     )  # fmt: skip
-    assert sentences.BASELINE_TEXTS["vectors"] in shown
-    assert ("label_lookup" in shown) == has_classifier
-    assert ("classifies the queries with an accuracy of 1.00" in shown) == has_classifier
-
-
-def test_crowded_paragraphs_are_found():
-    assert crowded("- 0.9 [0.8,\u00a01.0], p = 0.02\n- 1 of 2 (50 %)") == [
-        "- 0.9 [0.8,\u00a01.0], p = 0.02"
-    ]
-    assert crowded("`1 2 3 4` resnet50 vgg16 SHA-256 p@10\n\n1 2\n\n3, 4") == []
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_no_paragraph_of_prose_holds_more_than_three_numbers(name):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert [part for source in prose for part in crowded(source)] == []
+    assert sentences.BASELINE_TEXTS["vectors"] in text
+    assert ("label_lookup" in text) == has_classifier
+    assert ("classifies the queries with an accuracy of 1.00" in text) == has_classifier

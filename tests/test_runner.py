@@ -20,9 +20,9 @@ from cbir.cache import locked, read_manifest, write_manifest, write_text
 from cbir.reporting.runs import STUDY_FILES
 from cbir.retrieval import engines
 from cbir.studies import plan, runner
-from cbir.studies.study import TEMPLATE_RUN, Page, open_study
+from cbir.studies.study import PAGES, TEMPLATE_RUN, Page, open_study
 
-DEEPER = ["failures", "explanations", "feedback", "metrics"]
+DEEPER = [*PAGES]
 RUNS = ["cnn", "resnet50", "vgg16"]
 
 
