@@ -237,10 +237,12 @@ def query_maps(
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         axis.set_title(f"{name}, {METHODS[projection.method]}", size=10)
-        kept = {f"{100 * projection.variance:.0f} % of the variance": projection.variance,
-                f"trustworthiness {projection.kept:.2f}": projection.kept}  # fmt: skip
-        qualities = [text for text, value in kept.items() if not np.isnan(value)]
-        axis.set_xlabel(", ".join(qualities), size=8.5)
+        qualities = [
+            (projection.variance, f"{100 * projection.variance:.0f} % of the variance"),
+            (projection.kept, f"trustworthiness {projection.kept:.2f}"),
+        ]
+        texts = [text for value, text in qualities if not np.isnan(value)]
+        axis.set_xlabel(", ".join(texts), size=8.5)
     entries = axes[0].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", frameon=False, ncols=6, fontsize=9)
     return figure

@@ -89,15 +89,18 @@ def compare_maps(rows: pd.DataFrame) -> str:
     by_reference = is_better.groupby([rows["architecture"], rows["against"]], sort=False).all()
     better = by_reference.unstack(sort=False)
     random, others = (better[name] for name in AGAINST)
-    groups = {
-        "better than random maps and than maps of other pairs in both tests": random & others,
-        "better than random maps in both tests, but not than maps of other pairs": random & ~others,
-        "not better than random maps in one test or both": ~random,
-    }
+    groups = [
+        (random & others, "better than random maps and than maps of other pairs in both tests"),
+        (
+            random & ~others,
+            "better than random maps in both tests, but not than maps of other pairs",
+        ),
+        (~random, "not better than random maps in one test or both"),
+    ]
     parts = [
-        f"maps of {join(better.index[is_chosen])} are {text}"
-        for text, is_chosen in groups.items()
-        if is_chosen.any()
+        f"maps of {join(better.index[is_member])} are {text}"
+        for is_member, text in groups
+        if is_member.any()
     ]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

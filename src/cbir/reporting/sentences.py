@@ -339,17 +339,19 @@ def cheapest(costs: pd.DataFrame, runs: dict[str, Run]) -> str:
     trained = costs.loc[list(networks(runs))]
     if len(trained) < 2:
         return ""
-    kinds = {
-        "trains in the shortest time ({:,.0f} s)": trained["training (s)"],
-        "embeds an image fastest ({:.3g} ms)": 1000 / trained["embedding (images/s)"],
-        "answers a query fastest ({:.3g} ms)": trained["query (ms, median)"],
-    }
-    if len({training_place(runs[name].summary) for name in trained.index}) > 1:
-        del kinds["trains in the shortest time ({:,.0f} s)"]
-    by_name = {}
-    for text, values in kinds.items():
-        by_name.setdefault(values.idxmin(), []).append(text.format(values.min()))
-    return f"{'; '.join(f'**{name}** {join(texts)}' for name, texts in by_name.items())}."
+    measures = [
+        (1000 / trained["embedding (images/s)"], "embeds an image fastest ({:.3g} ms)"),
+        (trained["query (ms, median)"], "answers a query fastest ({:.3g} ms)"),
+    ]
+    training_places = {training_place(runs[name].summary) for name in trained.index}
+    if len(training_places) == 1:
+        text = "trains in the shortest time ({:,.0f} s)"
+        measures.insert(0, (trained["training (s)"], text))
+    texts_by_name = {}
+    for values, text in measures:
+        texts_by_name.setdefault(values.idxmin(), []).append(text.format(values.min()))
+    parts = [f"**{name}** {join(texts)}" for name, texts in texts_by_name.items()]
+    return f"{'; '.join(parts)}."
 
 
 def describe_run(run: Run) -> str:
