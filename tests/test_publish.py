@@ -1,4 +1,4 @@
-"""docs/results.md: from what is committed under reports/published/, and nothing else."""
+"""docs/results.md, which is made only from the files under reports/published/."""
 
 import json
 import re
@@ -21,23 +21,25 @@ MACHINE = {"cpu": "a processor", "cores": 2, "gpus": [], "system": "Linux"}
 
 def rows(architecture: str, measured: dict, seeds=(0,), epoch=None) -> list[dict]:
     """Rows of metrics.csv: every value with an interval of 0.01 to both sides."""
-    found = []
-    for place, seed in enumerate(seeds):
+    rows_of_metrics = []
+    for index, seed in enumerate(seeds):
         for (metric, search, k), value in measured.items():
-            found.append(
+            rows_of_metrics.append(
                 {"study": "small", "architecture": architecture, "seed": seed, "epoch": epoch,
                  "protocol": "closed", "search": search, "metric": metric, "k": k,
-                 "value": value + place / 10, "ci_low": value - 0.01, "ci_high": value + 0.01,
+                 "value": value + index / 10, "ci_low": value - 0.01, "ci_high": value + 0.01,
                  "n_queries": 10}
             )  # fmt: skip
-    return found
+    return rows_of_metrics
 
 
-def run_of(weights=None, epochs=None, seconds=None, variant="", head_epochs=0, **given) -> dict:
-    """What the manifest says of an architecture."""
-    asked = {"protocols": ["closed"], "train": "all", "head_epochs": head_epochs} | given
+def run_entry(
+    weights=None, epochs=None, seconds=None, variant="", head_epochs=0, **changes
+) -> dict:
+    """The entry of an architecture in a manifest."""
+    parameters = {"protocols": ["closed"], "train": "all", "head_epochs": head_epochs} | changes
     return {
-        "parameters": asked, "variant": variant, "epochs": epochs, "head_epochs": head_epochs,
+        "parameters": parameters, "variant": variant, "epochs": epochs, "head_epochs": head_epochs,
         "weights": {"source": weights} if weights else None, "training_seconds": seconds,
         "speed": {"images_per_second": 1234.4, "query_milliseconds": 2},
     }  # fmt: skip
@@ -58,47 +60,47 @@ def project(tmp_path):
     """The study `small`, published: a network, its state after 3 epochs, a baseline."""
     folder = tmp_path / "reports" / "published" / "small"
     folder.mkdir(parents=True)
-    found = [*rows("cnn", MEASURED), *rows("cnn", MEASURED | {("accuracy", None, None): 0.5},
+    metrics = [*rows("cnn", MEASURED), *rows("cnn", MEASURED | {("accuracy", None, None): 0.5},
              epoch=3), *rows("random", ANYWHERE)]  # fmt: skip
-    other = [row | {"protocol": "held_out_gallery", "value": 0.99} for row in found]
-    in_class = [row | {"class": "cat", "value": 0.98} for row in found]
-    table = pd.DataFrame([*found, *other, *in_class]).reindex(columns=measurements.COLUMNS)
+    held_out = [row | {"protocol": "held_out_gallery", "value": 0.99} for row in metrics]
+    in_class = [row | {"class": "cat", "value": 0.98} for row in metrics]
+    table = pd.DataFrame([*metrics, *held_out, *in_class]).reindex(columns=measurements.COLUMNS)
     measurements.write_csv(measurements.sort(table), folder / "metrics.csv")
     manifest = {
         "command": "make report STUDY=small",
         "data": {"queries": 10, "gallery": 50_000},
         "machine": MACHINE,
-        "architectures": {"cnn": run_of("none", 7, 3700), "random": run_of()},
+        "architectures": {"cnn": run_entry("none", 7, 3700), "random": run_entry()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
 
 
 def write_runs(project, **runs: dict) -> None:
-    """Other architectures into the manifest of the study `small`."""
+    """Replace the architectures in the manifest of the study `small`."""
     path = project / "reports" / "published" / "small" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"architectures": runs}))
 
 
 def cells(project, start: str) -> list[str]:
-    """The cells of the one row of the table that begins so."""
+    """The cells of the only row of the table whose first cell is `start`."""
     lines = publish.results_page(project).splitlines()
     (line,) = [line for line in lines if line.startswith(f"| {start} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_of_results_agrees_with_what_is_published():
+def test_the_committed_page_of_results_is_up_to_date():
     assert (ROOT / publish.RESULTS).read_text("utf-8") == publish.results_page(ROOT)
 
 
-def test_what_is_published_of_a_study_is_small_and_over_all_queries():
+def test_published_metrics_are_small_and_cover_all_queries():
     paths = list((ROOT / "reports" / "published").glob("*/metrics.csv"))
     assert max(path.stat().st_size for path in paths) < 200_000
     assert all(measurements.read_csv(path)["class"].isna().all() for path in paths)
 
 
-def test_published_pages_are_small_and_need_nothing_else():
+def test_published_pages_are_small_and_self_contained():
     for path in (ROOT / "reports" / "published").glob("*/index.html"):
         html = path.read_text("utf-8")
         assert path.stat().st_size <= notebook_html.LARGEST_COPY
@@ -107,7 +109,7 @@ def test_published_pages_are_small_and_need_nothing_else():
         assert not re.search(r"(?<![\w/+])/(home|root|tmp|Users)/", html)
 
 
-def test_every_published_figure_is_small_and_shown():
+def test_published_figures_are_small_and_on_the_page():
     folders = [path.parent for path in (ROOT / "reports" / "published").glob("*/manifest.json")]
     figures = [folder / "results.png" for folder in folders]
     assert sum(figure.stat().st_size for figure in figures) < 2_000_000
@@ -115,62 +117,62 @@ def test_every_published_figure_is_small_and_shown():
     assert all(figure.relative_to(ROOT).as_posix() in page for figure in figures)
 
 
-def test_readme_shows_pictures_that_are_there_small_and_told_in_words():
+def test_pictures_of_the_readme_exist_and_are_small_and_described():
     text = (ROOT / "README.md").read_text("utf-8")
-    shown = re.findall(r'<img src="([^"]+)"[^>]* alt="([^"]+)"', text)
-    assert shown
-    for source, alt in shown:
+    images = re.findall(r'<img src="([^"]+)"[^>]* alt="([^"]+)"', text)
+    assert images
+    for source, alt in images:
         assert (ROOT / source).stat().st_size < 300_000
         assert len(alt) > 30
 
 
-def test_a_network_s_row_holds_its_final_state_under_the_first_protocol(project):
+def test_the_row_of_a_network_shows_its_final_state_under_the_first_protocol(project):
     lines = publish.results_page(project).splitlines()
     final, state = [line for line in lines if line.startswith("| cnn |")]
-    told = [cell.strip() for cell in final.strip("|").split("|")]
-    assert told[:4] == ["cnn", "random", "7", "0.812 [0.802,\u00a00.822]"]
-    assert told[4:8] == [
+    row = [cell.strip() for cell in final.strip("|").split("|")]
+    assert row[:4] == ["cnn", "random", "7", "0.812 [0.802,\u00a00.822]"]
+    assert row[4:8] == [
         "0.600 [0.590,\u00a00.610]", "0.812 [0.802,\u00a00.822]", "0.700 [0.690,\u00a00.710]",
         "0.750 [0.740,\u00a00.760]",
     ]  # fmt: skip
-    assert told[8:] == ["1 h 01 min", "1,234"]
+    assert row[8:] == ["1 h 01 min", "1,234"]
     assert "| cnn | random | 3 | 0.500 [0.490,\u00a00.510] |" in state
     assert state.endswith("| – | – |")
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("parameters", "epochs"),
     [({"train": "head"}, "7 head"), ({"head_epochs": 20}, "20 head + 7"), ({}, "7")],
 )
-def test_epochs_of_the_head_alone_are_shown_as_such(given, told, project):
-    write_runs(project, cnn=run_of("imagenet", 7, 3700, **given))
+def test_epochs_of_the_head_are_marked(parameters, epochs, project):
+    write_runs(project, cnn=run_entry("imagenet", 7, 3700, **parameters))
     final, *states = [line for line in publish.results_page(project).splitlines()
                       if line.startswith("| cnn |")]  # fmt: skip
-    assert final.startswith(f"| cnn | ImageNet | {told} |")
-    if "head_epochs" in given:
+    assert final.startswith(f"| cnn | ImageNet | {epochs} |")
+    if "head_epochs" in parameters:
         assert states[0].startswith("| cnn | ImageNet | 20 head + 3 |")
 
 
-def test_each_table_is_labelled_with_what_its_networks_started_from(project):
-    said = publish.results_page(project).partition("| architecture |")[0]
-    assert said.rstrip().endswith(
+def test_tables_name_the_weights_that_networks_started_from(project):
+    text = publish.results_page(project).partition("| architecture |")[0]
+    assert text.rstrip().endswith(
         "2 cores. All networks started from random weights. No ImageNet weights were used."
     )
-    write_runs(project, cnn=run_of("none", 7, 3700), vgg16=run_of("study:elsewhere", 7, 3700))
-    said = publish.results_page(project).partition("| architecture |")[0]
-    assert "study of this project (elsewhere): vgg16; from random weights: cnn." in said
-    write_runs(project, random=run_of())
+    write_runs(project, cnn=run_entry("none", 7, 3700), vgg16=run_entry("study:elsewhere", 7, 3700))
+    text = publish.results_page(project).partition("| architecture |")[0]
+    assert "study of this project (elsewhere): vgg16; from random weights: cnn." in text
+    write_runs(project, random=run_entry())
     assert "started" not in publish.results_page(project)
 
 
 def test_a_baseline_has_neither_weights_nor_accuracy(project):
-    told = cells(project, "random")
-    assert told[:4] == ["random", "–", "–", "–"]
-    assert told[4] == "0.600 [0.590,\u00a00.610]"
-    assert told[8] == "–"
+    row = cells(project, "random")
+    assert row[:4] == ["random", "–", "–", "–"]
+    assert row[4] == "0.600 [0.590,\u00a00.610]"
+    assert row[8] == "–"
 
 
-def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
+def test_several_seeds_are_shown_as_mean_lowest_and_highest(project):
     path = project / "reports" / "published" / "small" / "metrics.csv"
     table = pd.DataFrame(rows("cnn", MEASURED, seeds=(0, 1, 2))).reindex(
         columns=measurements.COLUMNS
@@ -180,18 +182,18 @@ def test_several_seeds_are_told_by_mean_lowest_and_highest(project):
 
 
 def test_a_point_of_a_grid_is_named_by_its_values(project):
-    write_runs(project, **{"cnn-gem": run_of("imagenet", 2, 5, variant="pooling=gem")})
+    write_runs(project, **{"cnn-gem": run_entry("imagenet", 2, 5, variant="pooling=gem")})
     assert cells(project, "cnn, pooling=gem")[1:3] == ["ImageNet", "2"]
 
 
-def test_a_section_says_what_was_run_and_on_what(project):
+def test_a_section_names_the_command_data_and_machine(project):
     text = publish.results_page(project)
     assert "## small\n\n`make report STUDY=small`: protocol `closed`" in text
     assert "10 queries, 50,000 gallery images; a processor, 2 cores." in text
     assert "![Results of small](../reports/published/small/results.png)" in text
 
 
-def test_the_paper_and_others_stand_beside_cifar10_alone(project):
+def test_published_values_of_the_paper_appear_only_for_cifar10(project):
     assert "0.7861" not in publish.results_page(project)
     folder = project / "reports" / "published"
     (folder / "small").rename(folder / "cifar10-small")
@@ -200,14 +202,14 @@ def test_the_paper_and_others_stand_beside_cifar10_alone(project):
     assert "`hashing_1k`" in text
 
 
-def test_notes_stand_below_the_table_of_their_study(project):
+def test_notes_follow_the_table_of_their_study(project):
     folder = project / "reports" / "published" / "small"
     (folder / "notes.md").write_text("`cnn` ran *beside* other work.\n")
     text = publish.results_page(project)
     assert "|\n\n`cnn` ran *beside* other work.\n\n![Results of small]" in text
 
 
-def test_the_page_is_written_where_it_changed(project):
+def test_the_page_is_written_only_if_it_changed(project):
     assert publish.write_results(project)
     text = (project / "docs" / "results.md").read_text("utf-8")
     assert text.startswith("# Results\n")
@@ -225,13 +227,13 @@ def test_a_study_without_a_report_cannot_be_published(tmp_path, monkeypatch, cap
     assert not (tmp_path / "reports").exists()
 
 
-EPOCHS = {"train": "all", "head_epochs": 0}
-ASKED = {"protocols": ["closed"], "seeds": [0]}
+TRAINING = {"train": "all", "head_epochs": 0}
+PARAMETERS = {"protocols": ["closed"], "seeds": [0]}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The study `tiny` with a report of two networks and a baseline, invented."""
+    """The study `tiny` with the report of two networks and a baseline with invented results."""
     root = make_project(tmp_path_factory.mktemp("project"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -240,9 +242,9 @@ def finished(tmp_path_factory):
             invented.save_network(name, blur, epochs=())
         invented.save_baseline("random")
         for name in names:
-            ran = {"parameters": ASKED | (EPOCHS if name != "random" else {})}
+            run = {"parameters": PARAMETERS | (TRAINING if name != "random" else {})}
             path = root / "reports" / "tiny" / name / "manifest.json"
-            path.write_text(json.dumps(ran | {"seconds": 1.0, "versions": {"keras": "3"}}))
+            path.write_text(json.dumps(run | {"seconds": 1.0, "versions": {"keras": "3"}}))
         about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}}
         about["versions"] = {"keras": "3"}
         runs.write_study(root / "reports" / "tiny", names, about)
@@ -261,7 +263,7 @@ def write_index(root: Path) -> None:
 
 
 def publish_tiny(root: Path) -> Path:
-    """Publish the study `tiny`, whose first page is marked as finished with the files beside it."""
+    """Mark the first page of the study `tiny` as finished and publish the study."""
     folder = root / "reports" / "tiny"
     (folder / "index").mkdir(exist_ok=True)
     files = [folder / name for name in ("index.html", *runs.STUDY_FILES)]
@@ -269,7 +271,7 @@ def publish_tiny(root: Path) -> Path:
     return publish.publish_study(root, "tiny")
 
 
-def test_what_is_published_is_what_the_report_holds(finished):
+def test_published_files_hold_the_results_of_the_report(finished):
     folder = publish_tiny(finished)
     assert folder == finished / "reports" / "published" / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -278,21 +280,23 @@ def test_what_is_published_is_what_the_report_holds(finished):
     source = finished / "reports" / "tiny"
     assert (folder / "manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
     rows = [line.split(",") for line in (source / "metrics.csv").read_text().splitlines()]
-    shown = [row for row in rows if row[9] in ("", "10", "k") and row[10] in ("", "class")]
+    expected = [row for row in rows if row[9] in ("", "10", "k") and row[10] in ("", "class")]
     assert len({row[9] for row in rows}) > 3  # other depths are left out
     published = (folder / "metrics.csv").read_text().splitlines()
-    assert published == [",".join(row) for row in shown]
+    assert published == [",".join(row) for row in expected]
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
     lines = [line for line in publish.results_page(finished).splitlines() if line.startswith("|")]
     table = measurements.read_csv(source / "metrics.csv")
     for name in ("cnn", "vgg16"):
-        own = measurements.select(table[table["architecture"] == name], **publish.MEASURES["mAP"])
+        mean_ap = measurements.select(
+            table[table["architecture"] == name], **publish.MEASURES["mAP"]
+        )
         (line,) = [line for line in lines if line.startswith(f"| {name} | random | 3 |")]
-        assert f"| {measurements.number(own)} |" in line
+        assert f"| {measurements.number(mean_ap)} |" in line
     assert any(line.startswith("| random | – | – |") for line in lines)
 
 
-def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_path):
+def test_a_study_with_a_failed_architecture_is_not_published(finished, tmp_path):
     shutil.copytree(finished / "reports" / "tiny", tmp_path / "reports" / "tiny")
     path = tmp_path / "reports" / "tiny" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -306,13 +310,13 @@ def test_a_study_of_which_an_architecture_failed_is_not_published(finished, tmp_
 
 @pytest.fixture(scope="module")
 def published_in_part(finished, tmp_path_factory) -> Path:
-    """The study `tiny`: published of vgg16 and the baseline, reported of cnn alone."""
+    """The study `tiny` with vgg16 and the baseline published, and a report of only cnn."""
     root = tmp_path_factory.mktemp("parts")
     for name in ("params", "notebooks", "data", "reports/tiny", "artifacts"):
         shutil.copytree(finished / name, root / name)
     folder = root / "reports" / "tiny"
-    told = json.loads((folder / "manifest.json").read_text())
-    about = {key: told[key] for key in ("study", "command", "failures", "versions")}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    about = {key: manifest[key] for key in ("study", "command", "failures", "versions")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         runs.write_study(folder, ["vgg16", "random"], about)
@@ -322,16 +326,16 @@ def published_in_part(finished, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def parts(published_in_part, tmp_path, monkeypatch) -> Path:
-    """A copy that a test may change."""
+def partly_published(published_in_part, tmp_path, monkeypatch) -> Path:
+    """A copy of `published_in_part` that a test may change."""
     shutil.copytree(published_in_part, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     write_index(tmp_path)
     return tmp_path
 
 
-def test_a_study_is_published_in_parts(parts, finished):
-    folder = publish_tiny(parts)
+def test_a_study_is_published_in_parts(partly_published, finished):
+    folder = publish_tiny(partly_published)
     whole = json.loads((finished / "reports" / "tiny" / "manifest.json").read_text())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["architectures"] == whole["architectures"]
@@ -341,78 +345,82 @@ def test_a_study_is_published_in_parts(parts, finished):
     of_all = rows["class"].isna() & (rows["k"].isna() | (rows["k"] == 10))
     rows = rows[of_all].reset_index(drop=True)
     pd.testing.assert_frame_equal(measurements.read_csv(folder / "metrics.csv"), rows)
-    # What is run anew takes the place of what was there.
-    again = publish_tiny(parts)
+    # A run that is published again replaces its earlier results.
+    again = publish_tiny(partly_published)
     assert json.loads((again / "manifest.json").read_text()) == manifest
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "reason"),
     [
         ({"data": {"queries": 3}}, "other data"),
         ({"protocols": ["hashing_1k", "closed"]}, "another first protocol"),
         ({"variant": "dropout=0.5"}, "a grid"),
     ],
 )
-def test_what_cannot_stand_in_one_table_is_not_published_over(changes, why, parts):
-    path = parts / "reports" / "tiny" / "manifest.json"
+def test_a_report_that_cannot_be_combined_is_not_published(changes, reason, partly_published):
+    path = partly_published / "reports" / "tiny" / "manifest.json"
     manifest = json.loads(path.read_text())
     for key, value in changes.items():
         run = manifest["architectures"]["cnn"]
-        place = {"variant": run, "protocols": run["parameters"]}
-        place.get(key, manifest)[key] = value
+        sections = {"variant": run, "protocols": run["parameters"]}
+        sections.get(key, manifest)[key] = value
     path.write_text(json.dumps(manifest))
-    folder = parts / "reports" / "published" / "tiny"
+    folder = partly_published / "reports" / "published" / "tiny"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(StudyError) as caught:
-        publish_tiny(parts)
+        publish_tiny(partly_published)
     assert str(caught.value) == (
         f"{folder} contains vgg16, random, which this report lacks and which cannot be combined "
-        f"with it ({why}): run these too, or delete that folder"
+        f"with it ({reason}): run these too, or delete that folder"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_runs_of_other_machines_and_versions_stand_in_one_table_that_says_so(parts):
-    path = parts / "reports" / "published" / "tiny" / "manifest.json"
+def test_a_table_names_the_machines_of_its_runs(partly_published):
+    path = partly_published / "reports" / "published" / "tiny" / "manifest.json"
     manifest = json.loads(path.read_text())
     for run in manifest["architectures"].values():
         run |= {"machine": MACHINE, "versions": {"keras": "2"}}
     path.write_text(json.dumps(manifest))
-    publish_tiny(parts)
+    publish_tiny(partly_published)
     architectures = json.loads(path.read_text())["architectures"]
     assert architectures["vgg16"]["machine"] == MACHINE
     assert architectures["vgg16"]["versions"] == {"keras": "2"}
     here = architectures["cnn"]["machine"]
     assert here == cache.machine()
-    text = publish.results_page(parts)
+    text = publish.results_page(partly_published)
     assert "a processor, 2 cores (vgg16, random)." in text
     assert f"{here['cpu']}, {here['cores']} cores" in text
     assert " (cnn); " in text
 
 
-def test_runs_may_differ_in_further_protocols(parts):
-    path = parts / "reports" / "tiny" / "manifest.json"
+def test_runs_may_differ_in_further_protocols(partly_published):
+    path = partly_published / "reports" / "tiny" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["architectures"]["cnn"]["parameters"]["protocols"] = ["closed", "unseen_classes"]
     path.write_text(json.dumps(manifest))
-    published = json.loads((publish_tiny(parts) / "manifest.json").read_text())
+    published = json.loads((publish_tiny(partly_published) / "manifest.json").read_text())
     assert list(published["architectures"]) == ["cnn", "vgg16", "random"]
 
 
-def test_an_architecture_may_have_more_seeds_than_another(parts):
+def test_an_architecture_may_have_more_seeds_than_another(partly_published):
     run = invented.save_network("cnn", 2.0, epochs=(), seeds=[0, 1, 2])
-    folder = parts / "reports" / "tiny"
-    ran = {"parameters": ASKED | EPOCHS | {"seeds": [0, 1, 2]}, "seconds": 1.0, "versions": {}}
-    (folder / "cnn" / "manifest.json").write_text(json.dumps(ran))
+    folder = partly_published / "reports" / "tiny"
+    run_manifest = {
+        "parameters": PARAMETERS | TRAINING | {"seeds": [0, 1, 2]},
+        "seconds": 1.0,
+        "versions": {},
+    }
+    (folder / "cnn" / "manifest.json").write_text(json.dumps(run_manifest))
     about = {"study": "tiny", "command": "make report STUDY=tiny", "failures": {}, "versions": {}}
     # The other runs are either kept or published again together with it.
     for names in (["cnn"], ["cnn", "vgg16", "random"]):
         runs.write_study(folder, names, about)
-        published = measurements.read_csv(publish_tiny(parts) / "metrics.csv")
+        published = measurements.read_csv(publish_tiny(partly_published) / "metrics.csv")
         counts = published.groupby("architecture")["seed"].nunique()
         assert counts.to_dict() == {"cnn": 3, "vgg16": 1, "random": 1}
-        lines = publish.results_page(parts).splitlines()
+        lines = publish.results_page(partly_published).splitlines()
         (line,) = [line for line in lines if line.startswith("| cnn | random | 3 |")]
         selected = publish.MEASURES["mAP"]
         mean = measurements.number(measurements.select(run.averaged, **selected))
@@ -420,39 +428,41 @@ def test_an_architecture_may_have_more_seeds_than_another(parts):
         assert f"| {mean} ({values[0]:.3f} to {values[-1]:.3f}, 3 seeds) |" in line
         assert any(line.startswith("| vgg16 | random | 3 | 0.") for line in lines)
         assert "seeds" not in next(line for line in lines if line.startswith("| vgg16 |"))
-    # A run of several seeds is kept, too.
+    # A published run of several seeds is also kept.
     runs.write_study(folder, ["vgg16"], about)
-    kept = measurements.read_csv(publish_tiny(parts) / "metrics.csv")
-    pd.testing.assert_frame_equal(kept, published)
+    republished = measurements.read_csv(publish_tiny(partly_published) / "metrics.csv")
+    pd.testing.assert_frame_equal(republished, published)
 
 
-def test_the_first_page_is_published_on_its_own(parts):
-    folder = publish_tiny(parts)
+def test_the_first_page_is_published_on_its_own(partly_published):
+    folder = publish_tiny(partly_published)
     html = (folder / "index.html").read_text("utf-8")
     assert "See failures and data/shapes." in html
     assert "A copy of the page that <code>make report STUDY=tiny</code> wrote." in html
     assert not re.findall(r'href="(?!#|data:)', html)
-    assert "[index.html](../reports/published/tiny/index.html)" in publish.results_page(parts)
-    (parts / "reports" / "tiny" / "index.html").unlink()
+    assert "[index.html](../reports/published/tiny/index.html)" in publish.results_page(
+        partly_published
+    )
+    (partly_published / "reports" / "tiny" / "index.html").unlink()
     with pytest.raises(StudyError, match="index.html in .* is missing or .*: run `make report"):
-        publish.publish_study(parts, "tiny")
+        publish.publish_study(partly_published, "tiny")
 
 
-def test_paths_of_this_machine_are_not_published(parts):
-    path = parts / "reports" / "tiny" / "manifest.json"
+def test_paths_of_this_machine_are_not_published(partly_published):
+    path = partly_published / "reports" / "tiny" / "manifest.json"
     manifest = json.loads(path.read_text())
     command = 'make report STUDY=tiny DATA="/home/me/pictures"'
     manifest |= {"command": command}
     manifest["data"]["parameters"]["dataset"] = "/home/me/pictures"
     manifest["architectures"]["cnn"]["weights"]["source"] = "/home/me/weights/vgg.h5"
     path.write_text(json.dumps(manifest))
-    (parts / "reports" / "published" / "tiny" / "manifest.json").unlink()
+    (partly_published / "reports" / "published" / "tiny" / "manifest.json").unlink()
     page = path.with_name("index.html")
     page.write_text(page.read_text() + f"{command} {Path.home()}/other AB/home/me/pictures=")
-    folder = publish_tiny(parts)
+    folder = publish_tiny(partly_published)
     for name in ("manifest.json", "index.html"):
         text = (folder / name).read_text("utf-8")
-        assert str(parts) not in text
+        assert str(partly_published) not in text
         assert f"{Path.home()}/" not in text
         # The data of an image stays, whatever its characters are.
         assert text.count("/home/me") == (name == "index.html")
@@ -463,16 +473,16 @@ def test_paths_of_this_machine_are_not_published(parts):
 
 def test_a_training_on_another_machine_names_it(project):
     elsewhere = {"machine": MACHINE | {"gpus": ["A GPU", "A GPU"]}, "versions": {}}
-    write_runs(project, cnn=run_of("none", 7, 3700) | {"trained_on": elsewhere})
+    write_runs(project, cnn=run_entry("none", 7, 3700) | {"trained_on": elsewhere})
     assert cells(project, "cnn | random | 7")[-2] == "1 h 01 min (on A GPU)"
 
 
-def test_numbers_that_do_not_fit_their_page_are_not_published(parts):
-    publish_tiny(parts)
-    path = parts / "reports" / "tiny" / "metrics.csv"
+def test_metrics_that_differ_from_their_page_are_not_published(partly_published):
+    publish_tiny(partly_published)
+    path = partly_published / "reports" / "tiny" / "metrics.csv"
     path.write_text(path.read_text().replace(",0.", ",0.9", 1))
     with pytest.raises(StudyError, match="does not fit the numbers beside it: run `make report"):
-        publish.publish_study(parts, "tiny")
+        publish.publish_study(partly_published, "tiny")
 
 
 def test_a_trial_is_not_published(finished, tmp_path):
