@@ -1,4 +1,4 @@
-"""Training: what an epoch sees, and that an interrupted run ends as an undisturbed one does."""
+"""Training: the images of an epoch, the history, and a training that was interrupted."""
 
 import itertools
 import shutil
@@ -25,31 +25,32 @@ def images(shared_project):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(images, shared_project):
-    """A network and its training, run to the end at once."""
+def uninterrupted(images, shared_project):
+    """A network and its training, which was not interrupted."""
     network = build_network()
     return network, train_network(network, images)
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """Another project: nothing is cached there."""
-    monkeypatch.chdir(empty_project(tmp_path / "elsewhere"))
+def other_project(tmp_path, monkeypatch):
+    """Another project, with an empty cache."""
+    monkeypatch.chdir(empty_project(tmp_path / "other_project"))
 
 
 def weights_of(network):
     return [weight.copy() for weight in network.model.get_weights()]
 
 
-def are_equal(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+def are_equal(weights, expected):
+    pairs = zip(weights, expected, strict=True)
+    return all(np.array_equal(array, expected_array) for array, expected_array in pairs)
 
 
-def test_batches_follow_the_positions_and_end_with_what_is_left():
+def test_batches_follow_the_positions_and_the_last_one_may_be_smaller():
     inputs = np.arange(10, dtype=np.uint8)[:, None] * 2
     labels = np.arange(10) + 100
     batches = Batches(inputs, labels, np.array([7, 0, 3, 9, 5]), batch_size=2)
-    parts = [batches[place] for place in range(len(batches))]
+    parts = [batches[index] for index in range(len(batches))]
     assert [part[0].ravel().tolist() for part in parts] == [[14, 0], [6, 18], [10]]
     assert [part[1].tolist() for part in parts] == [[107, 100], [103, 109], [105]]
     assert {part[0].dtype for part in parts} == {np.dtype(np.float32)}
@@ -60,42 +61,44 @@ def test_batches_read_a_memory_mapped_array(tmp_path):
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     inputs, _ = Batches(mapped, np.zeros(5), np.arange(5), 4)[1]
     assert inputs.shape == (1, 2, 2, 3)
-    assert inputs.max() == 255  # scaling is the network's own work
+    assert inputs.max() == 255  # the network scales them itself
 
 
 @pytest.mark.slow
-def test_the_loss_falls_on_pictures_that_can_be_learnt(images, elsewhere):
+def test_the_loss_falls_in_training(images, other_project):
     history = train_network(build_network(), images, epochs=8).history
     assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
     assert history["accuracy"].iloc[-1] > 0.8
 
 
-def test_an_epoch_sees_what_its_protocol_trains_on_and_nothing_else(images, elsewhere, monkeypatch):
-    seen = []
+def test_an_epoch_uses_only_the_training_and_validation_images_of_its_protocol(
+    images, other_project, monkeypatch
+):
+    positions_seen = []
 
-    class Watching(Batches):
-        def __init__(self, *given, positions, **more):
-            super().__init__(*given, positions=positions, **more)
-            seen.append(sorted(positions))
+    class Recording(Batches):
+        def __init__(self, *arguments, positions, **options):
+            super().__init__(*arguments, positions=positions, **options)
+            positions_seen.append(sorted(positions))
 
-    monkeypatch.setattr(training, "Batches", Watching)
+    monkeypatch.setattr(training, "Batches", Recording)
     view = protocols.view(images, "unseen_classes", unseen=1, draw=0)
     train_network(build_network(), view, epochs=1)
-    assert seen == [view.validation.tolist(), view.train.tolist()]
-    (apart,) = protocols.unseen_labels(view)
-    assert not (images.labels[np.concatenate(seen)] == apart).any()
+    assert positions_seen == [view.validation.tolist(), view.train.tolist()]
+    (unseen_label,) = protocols.unseen_labels(view)
+    assert not (images.labels[np.concatenate(positions_seen)] == unseen_label).any()
     assert len(view.train) < len(images.train)
 
 
-def test_the_history_has_a_row_per_epoch(undisturbed):
-    history = undisturbed[1].history
+def test_the_history_has_one_row_per_epoch(uninterrupted):
+    history = uninterrupted[1].history
     assert history.index.tolist() == [1, 2, 3, 4]
     assert set(history) == {"accuracy", "loss", "val_accuracy", "val_loss", "seconds"}
     assert np.isfinite(history.to_numpy()).all()
 
 
-def test_validation_figures_are_of_the_validation_images(undisturbed, images):
-    network, trained = undisturbed
+def test_validation_figures_are_of_the_validation_images(uninterrupted, images):
+    network, trained = uninterrupted
     probabilities = np.asarray(
         network.model(np.asarray(images.images[images.validation]), training=False)
     )
@@ -117,39 +120,41 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize(
-    ("done", "given"),
+    ("done", "arguments"),
     [
         (1, {"schedule": "constant"}),
         pytest.param(2, {}, marks=pytest.mark.slow),
         pytest.param(1, UNUSUAL, marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_training_goes_on_bit_for_bit(done, given, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_ends_with_the_same_bits_as_an_uninterrupted_one(
+    done, arguments, tmp_path, monkeypatch, capsys
+):
     images = load_shapes()
-    given = given | {"epochs": 3, "measured_epochs": [2]}
+    arguments = arguments | {"epochs": 3, "measured_epochs": [2]}
     reference = build_network()
-    monkeypatch.chdir(empty_project(tmp_path / "undisturbed"))
-    whole = train_network(reference, images, **given)
+    monkeypatch.chdir(empty_project(tmp_path / "uninterrupted"))
+    whole = train_network(reference, images, **arguments)
 
     monkeypatch.chdir(empty_project(tmp_path / "interrupted"))
-    interrupted(monkeypatch, images, done, **given)
+    interrupt_training(monkeypatch, images, done, **arguments)
     capsys.readouterr()
     network = build_network()
-    resumed = train_network(network, images, **given)
+    resumed = train_network(network, images, **arguments)
     assert f"resuming after epoch {done}" in capsys.readouterr().out
 
     assert are_equal(weights_of(network), weights_of(reference))
     assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
     for epoch in (2, None):
         states = []
-        for each in (whole, resumed):
-            network.model.load_weights(each.weights_path(epoch))
+        for trained in (whole, resumed):
+            network.model.load_weights(trained.weights_path(epoch))
             states.append(weights_of(network))
         assert are_equal(*states)
 
 
-def interrupted(monkeypatch, images, done: int, build=build_network, **given):
-    """A training that is stopped in or after its second epoch, when `done` epochs are saved."""
+def interrupt_training(monkeypatch, images, done: int, build=build_network, **arguments):
+    """Stop a training in or after its second epoch, when `done` epochs are saved."""
     save = training.save_checkpoint
 
     def interrupt(folder, model, history, best):
@@ -161,40 +166,40 @@ def interrupted(monkeypatch, images, done: int, build=build_network, **given):
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train_network(build(), images, **given)
+            train_network(build(), images, **arguments)
 
 
 @pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_best_epoch_before_the_interruption(
-    images, elsewhere, monkeypatch, capsys
+    images, other_project, monkeypatch, capsys
 ):
-    seen = {}
+    weights_by_epoch = {}
     fit = training._fit_epoch
 
-    def watch(model, batches, validation, epoch, *given, **names):
-        row = fit(model, batches, validation, epoch, *given, **names)
-        seen[epoch] = [weight.copy() for weight in model.get_weights()]
+    def watch(model, batches, validation, epoch, *arguments, **names):
+        row = fit(model, batches, validation, epoch, *arguments, **names)
+        weights_by_epoch[epoch] = [weight.copy() for weight in model.get_weights()]
         return row | {"val_accuracy": [0.5, 0.9, 0.9, 0.7, 1.0][epoch - 1]}
 
     monkeypatch.setattr(training, "_fit_epoch", watch)
-    given = {"epochs": 5, "early_stopping": 2, "measured_epochs": []}
-    interrupted(monkeypatch, images, 2, **given)
+    arguments = {"epochs": 5, "early_stopping": 2, "measured_epochs": []}
+    interrupt_training(monkeypatch, images, 2, **arguments)
     network = build_network()
-    resumed = train_network(network, images, **given)
+    resumed = train_network(network, images, **arguments)
     assert "resuming after epoch 2" in capsys.readouterr().out
-    assert list(seen) == [1, 2, 3, 4]
+    assert list(weights_by_epoch) == [1, 2, 3, 4]
     assert resumed.history["val_accuracy"].tolist() == [0.5, 0.9, 0.9, 0.7]
     assert resumed.best_epoch == 2
-    assert are_equal(weights_of(network), seen[2])
+    assert are_equal(weights_of(network), weights_by_epoch[2])
 
 
 @pytest.fixture
-def invented(monkeypatch):
-    """Epochs without work: after each, every weight is its number, and its accuracy is given."""
+def epochs_without_work(monkeypatch):
+    """Replace epochs: afterwards every weight is the epoch's number, its accuracy a given one."""
 
     def of(*accuracies: float):
-        def fit(model, batches, validation, epoch, *given, **names):
-            model.set_weights([np.full_like(each, epoch) for each in model.get_weights()])
+        def fit(model, batches, validation, epoch, *arguments, **names):
+            model.set_weights([np.full_like(weight, epoch) for weight in model.get_weights()])
             return {"accuracy": 0, "loss": 1, "val_loss": 1, "val_accuracy": accuracies[epoch - 1]}
 
         monkeypatch.setattr(training, "_fit_epoch", fit)
@@ -213,29 +218,29 @@ def invented(monkeypatch):
         pytest.param([0.9, 0.5, 0.95, 0.5, 0.5], 2, (5, 3), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("other_project")
 def test_early_stopping_ends_with_the_weights_of_the_first_of_the_best_epochs(
-    accuracies, early_stopping, ends, images, invented
+    accuracies, early_stopping, ends, images, epochs_without_work
 ):
     epochs, best = ends
-    invented(*accuracies)
+    epochs_without_work(*accuracies)
     network = build_network()
-    given = {"epochs": 5, "early_stopping": early_stopping, "measured_epochs": [1, 2]}
-    trained = train_network(network, images, **given)
+    arguments = {"epochs": 5, "early_stopping": early_stopping, "measured_epochs": [1, 2]}
+    trained = train_network(network, images, **arguments)
     assert trained.history["val_accuracy"].tolist() == accuracies[:epochs]
     assert trained.best_epoch == best
     assert all((weight == best).all() for weight in weights_of(network))
     for epoch in (1, 2):
         network.model.load_weights(trained.weights_path(epoch))
         assert all((weight == epoch).all() for weight in weights_of(network))
-    # Read from disk, it is the same again.
+    # A training read from disk ends the same.
     again = build_network()
-    assert train_network(again, images, **given).best_epoch == best
+    assert train_network(again, images, **arguments).best_epoch == best
     assert all((weight == best).all() for weight in weights_of(again))
 
 
 class ResourceExhaustedError(Exception):
-    """Called as TensorFlow's is."""
+    """An error with the name of TensorFlow's."""
 
 
 @pytest.fixture
@@ -251,7 +256,7 @@ def stages(images):
 @pytest.mark.parametrize(
     "error", [ResourceExhaustedError("a\nb"), RuntimeError("RESOURCE_EXHAUSTED: a\nb")]
 )
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("other_project")
 def test_too_little_memory_for_a_batch_is_reported_in_one_line_that_names_the_key(
     error, images, stages, monkeypatch
 ):
@@ -262,7 +267,7 @@ def test_too_little_memory_for_a_batch_is_reported_in_one_line_that_names_the_ke
         monkeypatch.setattr(type(network.model), "fit", fit)
         with pytest.raises(StudyError) as caught:
             train_network(network, images, features=features)
-        # A head sees no pixels that could be fewer.
+        # The head's input does not depend on input_size.
         end = "" if prefix else ", or lower input_size"
         assert str(caught.value) == (
             f"out of memory with {prefix}batch_size 8: lower it in params/ "
@@ -270,7 +275,7 @@ def test_too_little_memory_for_a_batch_is_reported_in_one_line_that_names_the_ke
         )
 
 
-def test_any_other_error_of_an_epoch_stays_what_it_is(images, elsewhere, monkeypatch):
+def test_other_errors_of_an_epoch_are_raised_unchanged(images, other_project, monkeypatch):
     network = build_network()
 
     def fit(*_, **__):
@@ -282,7 +287,7 @@ def test_any_other_error_of_an_epoch_stays_what_it_is(images, elsewhere, monkeyp
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("other_project")
 def test_a_training_that_diverges_is_reported_in_one_line_that_names_the_key(
     loss, images, stages, monkeypatch
 ):
@@ -300,35 +305,38 @@ def test_a_training_that_diverges_is_reported_in_one_line_that_names_the_key(
 
 
 @pytest.fixture(scope="module")
-def of_head(undisturbed):
-    """Builds networks whose heads alone are trained, on a backbone that has learnt something."""
-    path = str(undisturbed[1].artifact.folder / "backbone.weights.h5")
+def build_head_network(uninterrupted):
+    """A function that builds networks with a trained, frozen backbone."""
+    path = str(uninterrupted[1].artifact.folder / "backbone.weights.h5")
 
     def build(pooling="gem", **changes):
-        # Another seed: the backbone has learnt to suit the head that its own seed began with.
+        # Another seed, since the backbone was trained with the head of its own seed.
         return build_network(weights=path, train="head", pooling=pooling, seed=1, **changes)
 
     return build
 
 
 @pytest.fixture(scope="module")
-def maps(of_head, images):
-    """The feature maps that the heads of this backbone pool, each in its way."""
-    found = [inference.frozen_features(of_head(way), images) for way in LEARNT_POOLINGS]
-    (features,) = {each.folder: each for each in found}.values()
+def maps(build_head_network, images):
+    """The feature maps of this backbone, which are the same for every learnt pooling."""
+    by_folder = {}
+    for pooling in LEARNT_POOLINGS:
+        features = inference.frozen_features(build_head_network(pooling), images)
+        by_folder[features.folder] = features
+    (features,) = by_folder.values()
     assert np.load(features.folder / "features.npy", mmap_mode="r").dtype == np.float16
     return features
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", LEARNT_POOLINGS)
-@pytest.mark.usefixtures("elsewhere")
-def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, images):
-    network = of_head(pooling)
+@pytest.mark.usefixtures("other_project")
+def test_a_pooling_is_trained_on_stored_feature_maps(pooling, build_head_network, maps, images):
+    network = build_head_network(pooling)
     learnt = network.head.get_layer("pooling").trainable_variables[0]
-    before, body = np.array(learnt), [each.copy() for each in network.body.get_weights()]
-    given = {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
-    history = train_network(network, images, features=maps, **given).history
+    before, body = np.array(learnt), [weight.copy() for weight in network.body.get_weights()]
+    arguments = {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
+    history = train_network(network, images, features=maps, **arguments).history
     assert np.abs(np.array(learnt) - before).max() > 0.002
     assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
     assert are_equal(body, network.body.get_weights())
@@ -337,12 +345,12 @@ def test_what_a_pooling_learns_is_learnt_on_kept_maps(pooling, of_head, maps, im
 @pytest.mark.slow
 @pytest.mark.parametrize("early_stopping", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("short_epochs")
-def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
-    early_stopping, of_head, images, tmp_path, monkeypatch
+def test_an_interrupted_training_of_a_head_ends_with_the_same_bits_as_an_uninterrupted_one(
+    early_stopping, build_head_network, images, tmp_path, monkeypatch
 ):
-    maps = inference.frozen_features(of_head(), images)
-    given = {"features": maps, "epochs": 4, "measured_epochs": [], "batch_size": 4}
-    given |= {"early_stopping": early_stopping}
+    maps = inference.frozen_features(build_head_network(), images)
+    arguments = {"features": maps, "epochs": 4, "measured_epochs": [], "batch_size": 4}
+    arguments |= {"early_stopping": early_stopping}
 
     def fit(*arguments, **names):
         row = training_fit(*arguments, **names)
@@ -353,47 +361,52 @@ def test_an_interrupted_training_of_a_head_goes_on_bit_for_bit(
     if early_stopping:
         monkeypatch.setattr(training, "_fit_epoch", fit)
     ends = []
-    for place, done in (("undisturbed", None), ("interrupted", 1)):
-        monkeypatch.chdir(empty_project(tmp_path / place))
+    for project, done in (("uninterrupted", None), ("interrupted", 1)):
+        monkeypatch.chdir(empty_project(tmp_path / project))
         if done:
-            interrupted(monkeypatch, images, done, build=of_head, **given)
-        network = of_head()
-        trained = train_network(network, images, **given)
+            interrupt_training(monkeypatch, images, done, build=build_head_network, **arguments)
+        network = build_head_network()
+        trained = train_network(network, images, **arguments)
         ends.append((weights_of(network), trained))
-    (whole, undisturbed), (resumed, again) = ends
-    assert are_equal(whole, resumed)
-    pair = [each.history.drop(columns="seconds") for each in (undisturbed, again)]
-    assert pair[0].equals(pair[1])
-    assert undisturbed.best_epoch == again.best_epoch == (1 if early_stopping else 4)
-    # Nothing that served to go on is left.
-    names = {path.name for path in again.artifact.folder.iterdir()}
+    (uninterrupted_weights, uninterrupted_training), (resumed_weights, resumed_training) = ends
+    assert are_equal(uninterrupted_weights, resumed_weights)
+    histories = [trained.history for _, trained in ends]
+    histories = [history.drop(columns="seconds") for history in histories]
+    assert histories[0].equals(histories[1])
+    assert (
+        uninterrupted_training.best_epoch
+        == resumed_training.best_epoch
+        == (1 if early_stopping else 4)
+    )
+    # No checkpoint is left.
+    names = {path.name for path in resumed_training.artifact.folder.iterdir()}
     expected = {"final.weights.h5", "backbone.weights.h5", "manifest.json"}
     assert names == expected | {training.HISTORY}
 
 
 @pytest.mark.usefixtures("short_epochs")
-def test_the_whole_network_is_written_once_whatever_the_epochs_of_its_head(
-    of_head, maps, images, elsewhere, monkeypatch
+def test_the_network_is_written_once_whatever_the_number_of_epochs_of_its_head(
+    build_head_network, maps, images, other_project, monkeypatch
 ):
-    saved, save = [], keras.Model.save_weights
+    file_names, save = [], keras.Model.save_weights
 
-    def note(model, path, *given, **names):
-        saved.append(path.name)
-        save(model, path, *given, **names)
+    def note(model, path, *arguments, **names):
+        file_names.append(path.name)
+        save(model, path, *arguments, **names)
 
     monkeypatch.setattr(keras.Model, "save_weights", note)
-    given = {"features": maps, "measured_epochs": [], "early_stopping": 4}
-    history = train_network(of_head(), images, **given).history
+    arguments = {"features": maps, "measured_epochs": [], "early_stopping": 4}
+    history = train_network(build_head_network(), images, **arguments).history
     assert len(history) == 4
-    assert saved == [training.FINAL, "backbone.weights.h5"]
+    assert file_names == [training.FINAL, "backbone.weights.h5"]
 
 
-@pytest.mark.usefixtures("elsewhere")
-def test_a_training_that_breaks_a_weight_names_epoch_and_layer(images, monkeypatch):
+@pytest.mark.usefixtures("other_project")
+def test_a_weight_that_is_not_finite_is_reported_with_epoch_and_layer(images, monkeypatch):
     network, fit = build_network(), keras.Model.fit
 
-    def broken(model, *given, **names):
-        logs = fit(model, *given, **names)
+    def broken(model, *arguments, **names):
+        logs = fit(model, *arguments, **names)
         if names["epochs"] == 2:
             bias = network.body.get_layer("stage2_conv1").bias
             bias.assign(np.full(bias.shape, np.inf))
@@ -405,20 +418,20 @@ def test_a_training_that_breaks_a_weight_names_epoch_and_layer(images, monkeypat
 
 
 @pytest.mark.faults
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("other_project")
 def test_a_training_with_a_damaged_checkpoint_starts_again(images, monkeypatch, capsys):
-    epochs, given = [], {"early_stopping": 3, "epochs": 3}
+    epochs, arguments = [], {"early_stopping": 3, "epochs": 3}
 
     def stop(model, batches, validation, epoch, *rest, **names):
         epochs.append(epoch)
         raise KeyboardInterrupt
 
-    interrupted(monkeypatch, images, 1, **given)
+    interrupt_training(monkeypatch, images, 1, **arguments)
     Path("artifacts").rename("whole")
     network = build_network()
     monkeypatch.setattr(training, "_fit_epoch", stop)
     files = ("state", "epoch-001.weights.h5")
-    # The last header of the archive: how its file is compressed, and the first letter of its name.
+    # In the last header of the archive: the file's compression, the first letter of its name.
     headers = [(damage, files[0]) for damage in (10, 46)]
     both = itertools.product(("flipped", "cut"), files)
     for damage, file in [("none", files[0]), *both, *headers]:
@@ -426,11 +439,11 @@ def test_a_training_with_a_damaged_checkpoint_starts_again(images, monkeypatch, 
         (path,) = Path("artifacts/training").rglob(file)
         content = bytearray(path.read_bytes())
         is_header = isinstance(damage, int)
-        place = content.rindex(b"PK\1\2") + damage if is_header else len(content) // 2
-        content[place] ^= 32 * is_header + (damage == "flipped")
+        position = content.rindex(b"PK\1\2") + damage if is_header else len(content) // 2
+        content[position] ^= 32 * is_header + (damage == "flipped")
         path.write_bytes(content[: len(content) // (2 if damage == "cut" else 1)])
         with pytest.raises(KeyboardInterrupt):
-            train_network(network, images, **given)
+            train_network(network, images, **arguments)
         output = capsys.readouterr().out
         assert ("resuming" in output) == (damage == "none")
         assert ("is damaged (" in output and "starting again" in output) == (damage != "none")
@@ -439,8 +452,8 @@ def test_a_training_with_a_damaged_checkpoint_starts_again(images, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_how_many_steps_are_taken_at_once_changes_nothing(
-    of_head, maps, images, tmp_path, monkeypatch
+def test_the_number_of_steps_per_execution_does_not_change_the_result(
+    build_head_network, maps, images, tmp_path, monkeypatch
 ):
     batches = len(images.train) // 2
     assert batches > 8
@@ -449,52 +462,54 @@ def test_how_many_steps_are_taken_at_once_changes_nothing(
     for steps in (1, 8, training.STEPS_AT_ONCE):
         monkeypatch.chdir(empty_project(tmp_path / str(steps)))
         monkeypatch.setattr(training, "STEPS_AT_ONCE", steps)
-        network = of_head()
-        given = {"features": maps, "batch_size": 2, "epochs": 2}
-        history = train_network(network, images, **given).history
+        network = build_head_network()
+        arguments = {"features": maps, "batch_size": 2, "epochs": 2}
+        history = train_network(network, images, **arguments).history
         assert network.head.steps_per_execution == steps
         ends.append((network.head.get_weights(), history.drop(columns="seconds")))
     for weights, history in ends[1:]:
-        for one, other in zip(weights, ends[0][0], strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        for array, expected in zip(weights, ends[0][0], strict=True):
+            np.testing.assert_allclose(array, expected, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(history, ends[0][1], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("changes", "given"),
+    ("changes", "arguments"),
     [
         ({"embedding": "projection"}, {}),
         pytest.param({}, {"optimizer": "adamw", "weight_decay": 0.01}, marks=pytest.mark.slow),
     ],
     ids=["projection", "adamw"],
 )
-@pytest.mark.usefixtures("elsewhere")
-def test_a_head_learns_in_each_way(changes, given, of_head, images):
-    network = of_head("avg", **changes)
+@pytest.mark.usefixtures("other_project")
+def test_a_head_learns_with_each_embedding_and_optimizer(
+    changes, arguments, build_head_network, images
+):
+    network = build_head_network("avg", **changes)
     features = inference.frozen_features(network, images)
-    given = given | {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
+    arguments = arguments | {"epochs": 6, "learning_rate": 0.02, "measured_epochs": []}
     before = network.head.get_weights()
-    history = train_network(network, images, features=features, **given).history
+    history = train_network(network, images, features=features, **arguments).history
     assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
     pairs = zip(before, network.head.get_weights(), strict=True)
     assert not any(np.array_equal(old, new) for old, new in pairs)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("elsewhere")
-def test_weight_decay_leaves_a_head_with_smaller_weights(of_head, maps, images):
-    given = {"features": maps, "optimizer": "adamw", "learning_rate": 0.02}
+@pytest.mark.usefixtures("other_project")
+def test_weight_decay_leaves_a_head_with_smaller_weights(build_head_network, maps, images):
+    arguments = {"features": maps, "optimizer": "adamw", "learning_rate": 0.02}
     sizes = []
     for decay in (0.0, 5.0):
-        network = of_head()
-        train_network(network, images, weight_decay=decay, epochs=2, **given)
+        network = build_head_network()
+        train_network(network, images, weight_decay=decay, epochs=2, **arguments)
         sizes.append(np.abs(network.head.get_layer("embedding").kernel).mean())
     assert sizes[1] < 0.9 * sizes[0]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("elsewhere")
-def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images):
+@pytest.mark.usefixtures("other_project")
+def test_training_the_last_block_leaves_the_other_layers_unchanged(images):
     network = build_network("cnn_strong", train="last_blocks:1", dropout=0.0)
     # The paths of two networks' weights may differ by a number.
     before = {weight.path: np.array(weight) for weight in network.model.weights}
@@ -505,8 +520,8 @@ def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images
         for weight in network.model.weights
         if not np.array_equal(weight, before[weight.path])
     }
-    # BatchNorm and its statistics among the frozen ones.
-    trained = {f"stage3_conv{place}/kernel" for place in (1, 2)}
+    # BatchNorm and its statistics are among the frozen weights.
+    trained = {f"stage3_conv{number}/kernel" for number in (1, 2)}
     assert moved == trained | {weight.path for weight in network.head.weights}
 
 
@@ -514,7 +529,7 @@ def test_of_a_network_trained_in_part_the_frozen_layers_stay_as_they_were(images
 @pytest.mark.parametrize(
     "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("other_project")
 def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
     monkeypatch.setattr(models, "best_precision", lambda: policy)
     network = build_network(mixed_precision=True, pooling="avg")
@@ -527,10 +542,10 @@ def test_a_network_is_trained_in_half_precision(policy, images, monkeypatch):
     assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
 
 
-def test_each_seed_and_each_epoch_has_an_order_of_its_own(images, elsewhere, monkeypatch):
+def test_the_order_of_images_differs_between_seeds_and_epochs(images, other_project, monkeypatch):
     orders = []
 
-    def fit(model, batches, *given, **names):
+    def fit(model, batches, *arguments, **names):
         orders.append(tuple(batches.positions.tolist()))
         return dict.fromkeys(("accuracy", "loss", "val_accuracy", "val_loss"), 0.5)
 
@@ -543,61 +558,63 @@ def test_each_seed_and_each_epoch_has_an_order_of_its_own(images, elsewhere, mon
 
 
 @pytest.mark.slow
-def test_the_seed_of_training_decides_its_course(images, undisturbed, elsewhere):
-    again, other = build_network(), build_network()
-    train_network(again, images)
-    train_network(other, images, seed=1)
-    assert are_equal(weights_of(again), weights_of(undisturbed[0]))
-    assert not are_equal(weights_of(other), weights_of(undisturbed[0]))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_other_weights(
+    images, uninterrupted, other_project
+):
+    same_seed, other_seed = build_network(), build_network()
+    train_network(same_seed, images)
+    train_network(other_seed, images, seed=1)
+    assert are_equal(weights_of(same_seed), weights_of(uninterrupted[0]))
+    assert not are_equal(weights_of(other_seed), weights_of(uninterrupted[0]))
 
 
-def test_measured_epochs_keep_the_state_of_their_epoch(images, elsewhere, monkeypatch):
-    seen = {}
+def test_measured_epochs_keep_the_state_of_their_epoch(images, other_project, monkeypatch):
+    weights_by_epoch = {}
 
-    class Watching(training.EpochProgress):
+    class Recording(training.EpochProgress):
         def on_epoch_end(self, epoch, logs=None):
-            seen[epoch + 1] = [weight.copy() for weight in self.model.get_weights()]
+            weights_by_epoch[epoch + 1] = [weight.copy() for weight in self.model.get_weights()]
 
-    monkeypatch.setattr(training, "EpochProgress", Watching)
+    monkeypatch.setattr(training, "EpochProgress", Recording)
     network = build_network()
     trained = train_network(network, images, epochs=3, measured_epochs=[2, 1])
-    assert are_equal(weights_of(network), seen[3])
-    for epoch, path in ((1, 1), (2, 2), (3, None)):
-        network.model.load_weights(trained.weights_path(path))
-        assert are_equal(weights_of(network), seen[epoch])
+    assert are_equal(weights_of(network), weights_by_epoch[3])
+    for epoch, argument in ((1, 1), (2, 2), (3, None)):
+        network.model.load_weights(trained.weights_path(argument))
+        assert are_equal(weights_of(network), weights_by_epoch[epoch])
 
 
-def test_the_same_parameters_train_once(images, undisturbed, monkeypatch):
+def test_the_same_parameters_train_once(images, uninterrupted, monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("trained again")
+        raise AssertionError("trained twice")
 
     network = build_network()
     monkeypatch.setattr(type(network.model), "fit", refuse)
     again = train_network(network, images)
-    assert again.artifact.folder == undisturbed[1].artifact.folder
-    assert again.history.equals(undisturbed[1].history)
-    assert are_equal(weights_of(network), weights_of(undisturbed[0]))
-    with pytest.raises(AssertionError, match="trained again"):
+    assert again.artifact.folder == uninterrupted[1].artifact.folder
+    assert again.history.equals(uninterrupted[1].history)
+    assert are_equal(weights_of(network), weights_of(uninterrupted[0]))
+    with pytest.raises(AssertionError, match="trained twice"):
         train_network(build_network(), images, learning_rate=0.003)
 
 
-def test_what_served_to_go_on_is_gone_at_the_end(undisturbed):
-    trained = undisturbed[1]
+def test_checkpoints_are_deleted_at_the_end(uninterrupted):
+    trained = uninterrupted[1]
     names = {path.name for path in trained.artifact.folder.iterdir()}
     expected = {"epoch-001.weights.h5", "final.weights.h5", "backbone.weights.h5"}
     assert names == expected | {"manifest.json", training.HISTORY}
 
 
-def test_the_backbone_is_kept_for_other_studies_to_start_from(undisturbed):
-    network, trained = undisturbed
+def test_the_backbone_is_saved_for_other_studies_to_start_from(uninterrupted):
+    network, trained = uninterrupted
     path = trained.artifact.folder / "backbone.weights.h5"
-    other = build_network(weights=str(path), seed=5)
-    assert are_equal(other.body.get_weights(), network.body.get_weights())
-    assert not are_equal(other.head.get_weights(), network.head.get_weights())
+    started = build_network(weights=str(path), seed=5)
+    assert are_equal(started.body.get_weights(), network.body.get_weights())
+    assert not are_equal(started.head.get_weights(), network.head.get_weights())
 
 
-def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
-    network, trained = undisturbed
+def test_a_trained_network_is_rebuilt_from_its_folder(uninterrupted, tmp_path):
+    network, trained = uninterrupted
     rebuilt = training.open_network(trained.artifact.folder)
     assert rebuilt.parameters == network.parameters
     assert are_equal(weights_of(rebuilt), weights_of(network))
@@ -607,7 +624,7 @@ def test_a_trained_network_is_rebuilt_from_its_folder(undisturbed, tmp_path):
 
 @pytest.mark.usefixtures("short_epochs")
 @pytest.mark.parametrize("backbone", ["cnn", pytest.param("cnn_strong", marks=pytest.mark.slow)])
-def test_a_head_trained_on_frozen_features_serves_the_whole_network(backbone, images):
+def test_a_head_trained_on_frozen_features_is_the_head_of_the_whole_network(backbone, images):
     network = build_network(backbone, train="head")
     start = [weight.copy() for weight in network.backbone.get_weights()]
     frozen = inference.frozen_features(network, images)
