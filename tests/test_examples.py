@@ -1,4 +1,4 @@
-"""What is worth looking at is chosen by the scores, and its arithmetic can be done by hand."""
+"""Queries worth looking at, chosen by their scores, with the arithmetic done by hand."""
 
 from types import SimpleNamespace
 
@@ -27,87 +27,86 @@ def dataset(query_labels) -> SimpleNamespace:
 
 
 def run(scores, labels=None, rankings=None, images=None, **more):
-    """A run with the given average precisions and, where they matter, rankings."""
+    """A run with these average precisions and, optionally, rankings."""
     labels = [0] * len(scores) if labels is None else labels
-    found = result(rows(scores, labels=labels), **more)
-    vars(found)["dataset"] = images or dataset(labels)
-    found.rankings["unrestricted"] = np.array(rankings if rankings is not None else [[0]])
-    return found
+    invented_run = result(rows(scores, labels=labels), **more)
+    vars(invented_run)["dataset"] = images or dataset(labels)
+    invented_run.rankings["unrestricted"] = np.array(rankings if rankings is not None else [[0]])
+    return invented_run
 
 
-def test_scores_are_those_of_the_first_seed_and_protocol_in_the_order_of_the_rankings():
-    wanted = rows([0.3, 0.1, 0.2], seed=5, queries=[9, 11, 14])
+def test_query_scores_are_from_the_first_seed_and_protocol():
+    expected = rows([0.3, 0.1, 0.2], seed=5, queries=[9, 11, 14])
     others = [
         rows([0.9] * 3, seed=4),
         rows([0.9] * 3, seed=5, protocol="held_out_gallery"),
         rows([0.9] * 3, seed=5, search="soft"),
         rows([0.9] * 3, seed=5, epoch=1),
     ]
-    found = examples.query_scores(result(wanted, *others))
-    assert found["average_precision"].tolist() == [0.3, 0.1, 0.2]
-    assert found.index.tolist() == [0, 1, 2]
+    scores = examples.query_scores(result(expected, *others))
+    assert scores["average_precision"].tolist() == [0.3, 0.1, 0.2]
+    assert scores.index.tolist() == [0, 1, 2]
 
 
-def test_extremes_are_of_different_classes_and_equals_stand_by_position():
+def test_extremes_have_different_classes_and_ties_keep_their_order():
     #         0    1    2    3    4    5    6
     scores = [0.9, 1.0, 1.0, 0.8, 0.1, 0.5, 0.2]
     labels = [0, 1, 1, 2, 0, 2, 1]
-    found = examples.extremes(run(scores, labels), most=2)
-    chosen = found.groupby("case", sort=False)["query"].apply(list).to_dict()
+    extremes = examples.extremes(run(scores, labels), most=2)
+    chosen = extremes.groupby("case", sort=False)["query"].apply(list).to_dict()
     # The median is 0.8; the query at 0.9 is nearest to it of another class.
     assert chosen == {"best": [1, 0], "median": [3, 0], "worst": [4, 6]}
-    assert found["average_precision"].tolist() == [1.0, 0.9, 0.8, 0.9, 0.1, 0.2]
-    assert found["note"].iloc[0] == "best\nAP 1.00"
+    assert extremes["average_precision"].tolist() == [1.0, 0.9, 0.8, 0.9, 0.1, 0.2]
+    assert extremes["note"].iloc[0] == "best\nAP 1.00"
 
 
-def test_where_classes_run_out_the_next_of_any_class_are_taken():
-    found = examples.extremes(run([0.9, 0.7, 0.8, 0.1], [0, 0, 0, 1]), most=3)
-    assert found[found["case"] == "best"]["query"].tolist() == [0, 3, 2]
-    assert found[found["case"] == "worst"]["query"].tolist() == [3, 1, 2]
+def test_extremes_repeat_classes_when_there_are_too_few():
+    extremes = examples.extremes(run([0.9, 0.7, 0.8, 0.1], [0, 0, 0, 1]), most=3)
+    assert extremes[extremes["case"] == "best"]["query"].tolist() == [0, 3, 2]
+    assert extremes[extremes["case"] == "worst"]["query"].tolist() == [3, 1, 2]
 
 
-def test_queries_without_a_score_are_no_extremes():
-    found = examples.extremes(run([np.nan, 0.4, np.nan]), most=3)
-    assert found["query"].tolist() == [1, 1, 1]
+def test_queries_without_a_score_are_not_extremes():
+    extremes = examples.extremes(run([np.nan, 0.4, np.nan]), most=3)
+    assert extremes["query"].tolist() == [1, 1, 1]
 
 
-def test_architectures_disagree_where_their_scores_are_furthest_apart():
-    found = {
+def test_disagreements_have_the_largest_differences_of_scores():
+    runs = {
         "cnn": run([0.1, 0.5, 0.9, 0.4], [0, 0, 1, 2]),
         "vgg": run([0.9, 0.6, 0.4, 0.4], [0, 0, 1, 2]),
         "pixels": run([0.0, 0.0, 0.0, 0.0], [0, 0, 1, 2], baseline=True),
     }
-    table = examples.disagreements(found)
-    # The last query divides nobody; the second one is of a class that stands there, but comes in
-    # where classes run out.
+    table = examples.disagreements(runs)
+    # The last query has equal scores. The second repeats the class of the first, so it comes last.
     assert table["query"].tolist() == [0, 2, 1]
     assert table["spread"].tolist() == pytest.approx([0.8, 0.5, 0.1])
     assert table["highest"].tolist() == ["vgg", "cnn", "vgg"]
     assert table["lowest"].tolist() == ["cnn", "vgg", "cnn"]
     assert table["note"][0] == {"cnn": "AP 0.10", "vgg": "AP 0.90"}
-    assert examples.disagreements(found, most=2)["query"].tolist() == [0, 2]
+    assert examples.disagreements(runs, most=2)["query"].tolist() == [0, 2]
 
 
-def test_nobody_disagrees_alone_or_with_a_baseline():
-    found = {"cnn": run([0.1, 0.5]), "pixels": run([0.9, 0.9], baseline=True)}
-    assert examples.disagreements(found).empty
+def test_disagreements_require_two_networks():
+    runs = {"cnn": run([0.1, 0.5]), "pixels": run([0.9, 0.9], baseline=True)}
+    assert examples.disagreements(runs).empty
     assert examples.disagreements({}).empty
 
 
-def test_a_query_that_one_of_them_has_no_score_for_divides_nobody():
-    found = {"cnn": run([np.nan, 0.5]), "vgg": run([0.9, 0.6])}
-    assert examples.disagreements(found)["query"].tolist() == [1]
+def test_disagreements_omit_queries_without_a_score():
+    runs = {"cnn": run([np.nan, 0.5]), "vgg": run([0.9, 0.6])}
+    assert examples.disagreements(runs)["query"].tolist() == [1]
 
 
-def test_a_loss_is_shared_by_the_classes_of_the_misses():
+def test_lost_precision_is_attributed_to_the_classes_of_the_misses():
     labels = [0, 0, 1, 1]
     rankings = [[0, 2, 3, 4], [1, 0, 2, -1], [2, 3, -1, -1], [0, 1, 2, 3]]
-    found = run([0.4, 0.8, 0.5, 0.3], labels, rankings)
-    table = examples.costly_confusions({"cnn": found})
-    # Query 0 loses 0.6: two crosses, a square. Query 1 loses 0.2 to crosses. Query 2 has no miss
-    # among its first. Query 3 loses 0.7 to circles. Four queries in all.
-    told = table[["class", "returned", "queries", "query"]].to_numpy().tolist()
-    assert told == [
+    cnn = run([0.4, 0.8, 0.5, 0.3], labels, rankings)
+    table = examples.costly_confusions({"cnn": cnn})
+    # Query 0 loses 0.6 to two crosses and a square, query 1 loses 0.2 to crosses, query 2 has no
+    # miss among its first results, query 3 loses 0.7 to circles. There are four queries.
+    confusions = table[["class", "returned", "queries", "query"]].to_numpy().tolist()
+    assert confusions == [
         ["cross", "circle", 1, 3],
         ["circle", "cross", 2, 0],
         ["circle", "square", 1, 0],
@@ -122,9 +121,7 @@ def test_a_loss_is_shared_by_the_classes_of_the_misses():
     arrays.arrays(int, (7, 4), elements=st.integers(-1, 5)),
     arrays.arrays(int, 7, elements=st.integers(0, 2)),
 )
-def test_losses_add_up_to_what_the_map_lacks_of_the_queries_that_have_misses(
-    scores, rankings, labels
-):
+def test_losses_sum_to_the_missing_map_of_queries_with_misses(scores, rankings, labels):
     table = examples.costly_confusions({"cnn": run(scores, labels, rankings)}, most=99)
     misses = (rankings >= 0) & (GALLERY_LABELS[rankings] != labels[:, None])
     assert table["mAP lost"].sum() == pytest.approx(((1 - scores) * misses.any(axis=1)).sum() / 7)
@@ -132,43 +129,43 @@ def test_losses_add_up_to_what_the_map_lacks_of_the_queries_that_have_misses(
     assert table["mAP lost"].is_monotonic_decreasing
 
 
-def test_confusions_of_all_are_those_of_each_architecture():
+def test_costly_confusions_omit_baselines():
     labels = [0, 1]
-    found = {
+    runs = {
         "cnn": run([0.5, 0.5], labels, [[2, 4], [0, 4]]),
         "vgg": run([0.5, 0.5], labels, [[0, 1], [2, 3]]),
         "pixels": run([0.1, 0.1], labels, [[2, 2], [0, 0]], baseline=True),
     }
-    table = examples.costly_confusions(found)
+    table = examples.costly_confusions(runs)
     assert table["architecture"].tolist() == ["cnn"] * 3
-    assert examples.costly_confusions({"pixels": found["pixels"]}).empty
+    assert examples.costly_confusions({"pixels": runs["pixels"]}).empty
 
 
-def test_hubs_are_counted_with_what_they_are_wrong_for():
+def test_hubs_count_results_and_misses():
     labels = [0, 1, 2]
-    found = run([0.5] * 3, labels, [[0, 2], [0, 2], [0, -1]])
-    counts = examples.hubs({"cnn": found})["cnn"]
+    cnn = run([0.5] * 3, labels, [[0, 2], [0, 2], [0, -1]])
+    counts = examples.hubs({"cnn": cnn})["cnn"]
     assert counts["returned"].tolist() == [3, 0, 2, 0, 0, 0]
     assert counts["wrongly"].tolist() == [2, 0, 1, 0, 0, 0]
-    table = examples.hub_table({"cnn": found})
+    table = examples.hub_table({"cnn": cnn})
     assert table.loc["cnn", "never returned"] == pytest.approx(4 / 6)
     assert table.loc["cnn", ["most often returned", "of these wrongly"]].tolist() == [3, 2]
 
 
 def test_skewness_is_the_third_standardised_moment():
-    found = run([0.5] * 4, [0] * 4, [[0]] * 4)
+    cnn = run([0.5] * 4, [0] * 4, [[0]] * 4)
     # Counts 4, 0, 0, 0, 0, 0: the mean is 2 / 3.
-    away = np.array([10, -2, -2, -2, -2, -2]) / 3
-    expected = (away**3).mean() / (away**2).mean() ** 1.5
-    assert examples.hub_table({"cnn": found}).loc["cnn", "skewness"] == pytest.approx(expected)
+    deviations = np.array([10, -2, -2, -2, -2, -2]) / 3
+    expected = (deviations**3).mean() / (deviations**2).mean() ** 1.5
+    assert examples.hub_table({"cnn": cnn}).loc["cnn", "skewness"] == pytest.approx(expected)
 
 
-def test_where_all_are_returned_equally_often_there_is_no_skewness():
-    found = run([0.5] * 6, [0] * 6, [[place] for place in range(6)])
-    assert np.isnan(examples.hub_table({"cnn": found}).loc["cnn", "skewness"])
+def test_skewness_is_undefined_if_all_images_are_returned_equally_often():
+    cnn = run([0.5] * 6, [0] * 6, [[position] for position in range(6)])
+    assert np.isnan(examples.hub_table({"cnn": cnn}).loc["cnn", "skewness"])
 
 
-def test_by_chance_is_what_random_results_give():
+def test_the_row_by_chance_matches_random_results():
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 4000)
     rankings = random.permuted(np.tile(np.arange(200), (4000, 1)), axis=1)[:, :2]
@@ -177,7 +174,7 @@ def test_by_chance_is_what_random_results_give():
     few = SimpleNamespace(**vars(images) | {"queries": images.queries[:100]})
     few.query_labels = labels[:100]
     whole = run([0.5] * 4000, labels, rankings, images)
-    # Each image is drawn with probability 2 / 200: 4,000 times it is 40 on average, 6.3 around it.
+    # Each image is a result with probability 2 / 200: of 4,000 queries, for 40 ± 6.3.
     table = examples.hub_table({"random": whole})
     assert table.loc["by chance", "skewness"] == pytest.approx(0.98 / np.sqrt(4000 * 0.01 * 0.99))
     assert table.loc["random", "skewness"] == pytest.approx(0.156, abs=0.5)
@@ -187,10 +184,10 @@ def test_by_chance_is_what_random_results_give():
     assert table.loc["random", "never returned"] == pytest.approx(0.99**100, abs=0.1)
 
 
-def test_what_is_predicted_is_told_for_every_query():
-    found = {"cnn": result(rows([0.5, 0.6], predicted=[1, 0])), "random": run([0.1, 0.2])}
-    told = examples.predicted_labels(found)
-    assert {name: each.tolist() for name, each in told.items()} == {
+def test_predicted_labels_have_an_entry_for_every_query():
+    runs = {"cnn": result(rows([0.5, 0.6], predicted=[1, 0])), "random": run([0.1, 0.2])}
+    predictions = examples.predicted_labels(runs)
+    assert {name: labels.tolist() for name, labels in predictions.items()} == {
         "cnn": [1, 0],
         "random": [-1, -1],
     }

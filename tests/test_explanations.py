@@ -1,4 +1,4 @@
-"""Explanations shown: each map over its own image, and words that say no more than the test."""
+"""Figures, tables and texts of explanations."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,26 +15,24 @@ from cbir.reporting import display, explanations, gains, montages
 from cbir.reporting.runs import run_folder
 from cbir.retrieval import uncertainty
 
-pytestmark = pytest.mark.usefixtures("closed_figures")
-
-pytestmark = pytest.mark.usefixtures("few_queries")
+pytestmark = pytest.mark.usefixtures("closed_figures", "few_queries")
 
 SHARES = [0, 0.5, 1]
 
 
 def explanation(deletion, insertion, over_other=0.0, n_pairs=20, empty=0, **changes):
-    """Maps whose gains are these, give or take a little from pair to pair."""
-    little = np.random.default_rng(0).normal(0, 0.01, n_pairs)
+    """An explanation with these gains and a little noise from pair to pair."""
+    noise = np.random.default_rng(0).normal(0, 0.01, n_pairs)
     frames = [
         pd.DataFrame(
             {
                 "pair": pair,
                 "share": SHARES,
                 # The middle of three shares counts half.
-                "deletion": [1, 0.5 - 2 * (deletion + little[pair]), 0],
+                "deletion": [1, 0.5 - 2 * (deletion + noise[pair]), 0],
                 "deletion_other": [1, 0.5 - 2 * (deletion - over_other), 0],
                 "deletion_random": [1, 0.5, 0],
-                "insertion": [0, 0.5 + 2 * (insertion + little[pair]), 1],
+                "insertion": [0, 0.5 + 2 * (insertion + noise[pair]), 1],
                 "insertion_other": [0, 0.5 + 2 * (insertion - over_other), 1],
                 "insertion_random": [0, 0.5, 1],
             }
@@ -44,25 +42,25 @@ def explanation(deletion, insertion, over_other=0.0, n_pairs=20, empty=0, **chan
     maps = np.linspace(0, 1, n_pairs * 16, dtype=np.float32).reshape(n_pairs, 4, 4)
     query = maps.copy()
     query[:empty] = 0
-    given = {"kind": "similarity", "maps": Maps(query, maps[::-1].copy(), "stage3_conv1")}
-    given |= {"queries": np.arange(n_pairs), "results": np.arange(n_pairs)[::-1]}
+    fields = {"kind": "similarity", "maps": Maps(query, maps[::-1].copy(), "stage3_conv1")}
+    fields |= {"queries": np.arange(n_pairs), "results": np.arange(n_pairs)[::-1]}
     return explain.Explanation(
         artifact=Artifact(Path(), {"key": ""}),
         similarities=np.linspace(0.5, 1, n_pairs, dtype=np.float32),
         curves=pd.concat(frames, ignore_index=True),
-        **(given | changes),
+        **(fields | changes),
     )
 
 
 def grey_images(dataset):
-    """A toy data set in which each image has a grey of its own."""
+    """Give each image of a toy data set its own grey."""
     greys = np.arange(len(dataset.labels), dtype=np.uint8)
     object.__setattr__(dataset, "images", np.tile(greys[:, None, None, None], (1, 8, 8, 3)))
     return dataset
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list:
+def drawn_figures(monkeypatch) -> list:
     """The rows of pictures and the names of each figure that is drawn."""
     figures = []
 
@@ -75,16 +73,16 @@ def drawn(monkeypatch) -> list:
     return figures
 
 
-def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
+def test_each_map_is_drawn_over_its_own_image(drawn_figures):
     dataset = grey_images(toy_dataset())
-    one, other = explanation(0.1, 0.1), explanation(0.1, 0.1, results=np.arange(20))
-    figure = explanations.pairs_figure(dataset, {"cnn": one, "vgg16": other}, most=3)
-    ((rows, names),) = drawn
+    first, second = explanation(0.1, 0.1), explanation(0.1, 0.1, results=np.arange(20))
+    figure = explanations.pairs_figure(dataset, {"cnn": first, "vgg16": second}, most=3)
+    ((rows, names),) = drawn_figures
     for pair in range(3):
         query, top = dataset.queries[pair], rows[0][3 * pair]
         assert np.array_equal(top.pixels, dataset.images[query])
         assert top.below == dataset.classes[dataset.labels[query]]
-        for run, row in ((one, rows[1]), (other, rows[2])):
+        for run, row in ((first, rows[1]), (second, rows[2])):
             marked, plain_result, marked_result = row[3 * pair : 3 * pair + 3]
             result = dataset.gallery[run.results[pair]]
             for picture, image, map_ in (
@@ -105,7 +103,7 @@ def test_each_map_lies_over_its_own_image_for_each_architecture(drawn):
     assert ends == ["does not raise it", "raises the similarity most"]
 
 
-def test_an_empty_map_is_dark_and_a_position_of_1_bright():
+def test_an_overlay_is_bright_where_the_map_is_high():
     image = np.full((8, 8, 3), 100, np.uint8)
     dark = montages.overlay(image, np.zeros((4, 4)))
     assert np.ptp(dark, axis=(0, 1)).max() == 0
@@ -115,12 +113,12 @@ def test_an_empty_map_is_dark_and_a_position_of_1_bright():
     assert bright[0, -1] == bright.max() > dark[0, 0].sum() == bright[-1, 0]
 
 
-def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
+def test_pairs_show_only_queries_that_every_architecture_explains(drawn_figures):
     dataset = grey_images(toy_dataset())
-    early = explanation(0.1, 0.1, n_pairs=2, kind="attention")
-    later = explanation(0.1, 0.1, n_pairs=2, kind="attention", queries=np.array([1, 2]))
-    _, bar = explanations.pairs_figure(dataset, {"cnn": early, "vgg16": later}).axes
-    rows, _ = drawn[0]
+    first = explanation(0.1, 0.1, n_pairs=2, kind="attention")
+    second = explanation(0.1, 0.1, n_pairs=2, kind="attention", queries=np.array([1, 2]))
+    _, bar = explanations.pairs_figure(dataset, {"cnn": first, "vgg16": second}).axes
+    rows, _ = drawn_figures[0]
     assert [len(row) for row in rows] == [3] * 3
     assert rows[0][0].pixels[0, 0, 0] == dataset.queries[1]
     assert [label.get_text() for label in bar.get_xticklabels()] == [
@@ -129,7 +127,7 @@ def test_queries_that_one_architecture_does_not_explain_are_left_out(drawn):
     ]
 
 
-def test_curves_are_the_means_over_the_pairs_beside_those_of_random_maps():
+def test_curves_are_means_over_pairs():
     runs = {"cnn": explanation(0.1, 0.05), "vgg16": explanation(0.2, 0.0)}
     axes = np.array(explanations.curves_figure(runs).axes).reshape(2, 2)
     for row, (architecture, run) in zip(axes, runs.items(), strict=True):
@@ -146,7 +144,7 @@ def test_curves_are_the_means_over_the_pairs_beside_those_of_random_maps():
     assert axes[0, 0].get_legend_handles_labels()[1] == names
 
 
-def test_without_explanations_there_is_nothing_to_draw_or_describe():
+def test_without_explanations_figures_and_texts_are_empty():
     assert explanations.pairs_figure(toy_dataset(), {}) is None
     assert explanations.curves_figure({}) is None
     assert explanations.map_sizes_text({}) == ""
@@ -159,23 +157,23 @@ def project(tmp_path, monkeypatch):
     return root
 
 
-def saved(**runs) -> pd.DataFrame:
-    """The explanations of a study's runs, written and read again."""
+def save_and_read(**runs) -> pd.DataFrame:
+    """Save the explanations of a study's runs and read them again."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
     gains.save_gains(explanations.summarise("tiny", runs), "tiny", explanations.FILE)
     return gains.read_gains("tiny", explanations.FILE, list(runs))
 
 
 def test_rows_have_areas_gains_and_their_tests():
-    found = explanation(0.1, 0.0, over_other=0.05)
-    rows = pd.DataFrame(explanations.summarise("tiny", {"cnn": found}))
+    cnn = explanation(0.1, 0.0, over_other=0.05)
+    rows = pd.DataFrame(explanations.summarise("tiny", {"cnn": cnn}))
     assert rows["test"].tolist() == ["deletion", "deletion", "insertion", "insertion"]
     assert rows["against"].tolist() == ["random maps", "maps of other pairs"] * 2
     assert rows["area_against"].tolist() == pytest.approx([0.5, 0.45, 0.5, 0.45])
     np.testing.assert_allclose(rows["gain"], [0.1, 0.05, 0, 0.05], atol=0.01)
     sides = [rows["area_against"] - rows["area"], rows["area"] - rows["area_against"]]
     np.testing.assert_allclose(rows["gain"], [*sides[0][:2], *sides[1][2:]])
-    gains = found.faithfulness["deletion_gain_over_other"].to_numpy()
+    gains = cnn.faithfulness["deletion_gain_over_other"].to_numpy()
     assert rows["p"].iloc[1] == uncertainty.permutation_test(gains)
     low, high = uncertainty.confidence_bounds(gains[:, None], limits=None)
     assert rows.loc[1, ["gain_ci_low", "gain_ci_high"]].tolist() == pytest.approx([low[0], high[0]])
@@ -183,7 +181,7 @@ def test_rows_have_areas_gains_and_their_tests():
 
 
 def test_the_table_shows_intervals_and_corrected_p_values(project):
-    rows = saved(cnn=explanation(0.1, 0.0, over_other=0.05))
+    rows = save_and_read(cnn=explanation(0.1, 0.0, over_other=0.05))
     table = explanations.map_tests_table(rows)
     areas = table["area_against"].map(str).tolist()
     assert areas == ["0.50 [0.42,\u00a00.58]", "0.45 [0.38,\u00a00.54]"] * 2
@@ -195,22 +193,22 @@ def test_the_table_shows_intervals_and_corrected_p_values(project):
 
 
 def test_explain_runs_writes_one_file_for_all_networks_of_a_study(project, monkeypatch):
-    made = {"cnn": explanation(0.1, 0.004), "vgg16": explanation(0.0, 0.0)}
-    monkeypatch.setattr(explanations, "explain_all", lambda runs: made)
+    explained = {"cnn": explanation(0.1, 0.004), "vgg16": explanation(0.0, 0.0)}
+    monkeypatch.setattr(explanations, "explain_all", lambda runs: explained)
     run_folder("tiny").mkdir(parents=True)
-    both = explanations.explain_runs("tiny", {})
+    rows = explanations.explain_runs("tiny", {})
     assert (run_folder("tiny") / explanations.FILE).is_file()
-    read = gains.read_gains("tiny", explanations.FILE, list(made))
-    pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
-    np.testing.assert_allclose(both["p_holm"], uncertainty.holm(both["p"].to_numpy()))
-    assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
-    # Four rows that are read alone are corrected by less than eight.
-    alone = gains.read_gains("tiny", explanations.FILE, ["cnn", "old"])
-    assert set(alone["architecture"]) == {"cnn"}
-    assert alone["p_holm"].iloc[0] < both["p_holm"].iloc[0]
+    stored = gains.read_gains("tiny", explanations.FILE, list(explained))
+    pd.testing.assert_frame_equal(rows, stored, check_dtype=False, rtol=1e-5)
+    np.testing.assert_allclose(rows["p_holm"], uncertainty.holm(rows["p"].to_numpy()))
+    assert (rows["is_significant"] == (rows["p_holm"] < 0.05)).all()
+    # The correction for four rows is smaller than that for eight.
+    cnn_rows = gains.read_gains("tiny", explanations.FILE, ["cnn", "old"])
+    assert set(cnn_rows["architecture"]) == {"cnn"}
+    assert cnn_rows["p_holm"].iloc[0] < rows["p_holm"].iloc[0]
 
 
-def test_attention_maps_are_made_where_the_pooling_is_attention(monkeypatch):
+def test_attention_maps_require_attention_pooling(monkeypatch):
     monkeypatch.setattr(explain, "explain_queries", lambda *_, kind: kind)
     runs = {
         name: SimpleNamespace(
@@ -226,8 +224,8 @@ def test_attention_maps_are_made_where_the_pooling_is_attention(monkeypatch):
     assert explanations.explain_all(runs) == dict.fromkeys(["cnn", "attentive"], "similarity")
 
 
-def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neither(project):
-    rows = saved(
+def test_the_comparison_groups_architectures_by_verdict(project):
+    rows = save_and_read(
         good=explanation(0.1, 0.1, over_other=0.05),
         other=explanation(0.1, -0.1, n_pairs=30),
         bad=explanation(-0.1, 0.1, over_other=-0.05),
@@ -250,7 +248,7 @@ def test_the_comparison_names_whose_maps_are_better_whose_worse_and_whose_neithe
     assert "over all 12 rows" in text
 
 
-def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
+def test_without_stored_explanations_tables_and_texts_are_empty(project):
     rows = gains.read_gains("tiny", explanations.FILE, ["cnn", "vgg16"])
     assert rows.empty
     assert explanations.trust("tiny", "cnn").endswith("has not been measured.")
@@ -259,7 +257,7 @@ def test_where_nobody_has_been_explained_there_is_nothing_to_say(project):
 
 
 def test_a_single_pair_has_no_interval(project):
-    table = explanations.map_tests_table(saved(cnn=explanation(0.1, 0.1, n_pairs=1)))
+    table = explanations.map_tests_table(save_and_read(cnn=explanation(0.1, 0.1, n_pairs=1)))
     assert str(table["area_against"].iloc[0]) == "0.500"
     assert (table["p_holm"].map(str) == "1.000").all()
 
@@ -268,8 +266,8 @@ def test_a_single_pair_has_no_interval(project):
     ("gain", "verdict"),
     [(0.1, "better than"), (-0.1, "worse than"), (0, "not significantly different from")],
 )
-def test_one_sentence_says_how_far_maps_can_be_trusted(project, gain, verdict):
-    saved(cnn=explanation(gain, gain, gain))
+def test_trust_summarises_the_tests_in_one_sentence(project, gain, verdict):
+    save_and_read(cnn=explanation(gain, gain, gain))
     text = explanations.trust("tiny", "cnn")
     assert text == (
         f"Tested on 20 pairs, such maps are {verdict} random maps by deletion and insertion; "
@@ -277,7 +275,7 @@ def test_one_sentence_says_how_far_maps_can_be_trusted(project, gain, verdict):
     )
 
 
-def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
+def test_the_description_gives_layer_size_and_number_of_empty_maps():
     # The last result's map begins with 0 but is not empty.
     runs = {"cnn": explanation(0.1, 0.1), "vgg16": explanation(0.1, 0.1, empty=3)}
     assert explanations.map_sizes_text(runs).splitlines() == [
@@ -288,7 +286,7 @@ def test_the_description_says_which_maps_these_are_and_how_many_are_empty():
 
 def test_few_pairs_have_no_verdict(project, monkeypatch):
     monkeypatch.setattr(uncertainty, "MIN_QUERIES", 30)
-    rows = saved(cnn=explanation(0.1, 0.1, 0.1))
+    rows = save_and_read(cnn=explanation(0.1, 0.1, 0.1))
     assert (rows["verdict"] == "untested").all()
     assert "**untested** for cnn" in explanations.verdicts(rows)
     text = explanations.trust("tiny", "cnn")
