@@ -41,15 +41,15 @@ PARAMETERS = {
 }
 
 
-# What a network that started from random weights sees, and hands on to who starts from it.
+# Sources of networks whose backbones expect scaled pixels.
 SCALED = ("none", "study:tiny-imagenet-32")
 
 
 def run(source: str, *, protocols=("closed",), embedding_dim=256, summary=None, **parameters):
-    """A network that started from there."""
-    frames = [rows([0.5], protocol=each) for each in protocols]
+    """The run of a network that started from the weights `source`."""
+    frames = [rows([0.5], protocol=protocol) for protocol in protocols]
     started_from = "random" if source == "none" else SHA
-    found = result(
+    network_run = result(
         *frames,
         weights={"source": source, "started from": started_from},
         parameters=PARAMETERS
@@ -58,8 +58,8 @@ def run(source: str, *, protocols=("closed",), embedding_dim=256, summary=None, 
         embedding_dim=embedding_dim,
         **(summary or {}),
     )
-    found.summary["dataset"]["train"] = 400
-    return found
+    network_run.summary["dataset"]["train"] = 400
+    return network_run
 
 
 def runs(*names: str) -> dict:
@@ -71,7 +71,7 @@ NO_IMAGENET = " No ImageNet weights were used."
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "label"),
     [
         (["cnn"], "All networks started from random weights." + NO_IMAGENET),
         (["vgg16"], "All networks started from ImageNet weights."),
@@ -93,10 +93,10 @@ NO_IMAGENET = " No ImageNet weights were used."
         ),
     ],
 )
-def test_results_are_labelled_with_what_they_started_from(names, said):
-    assert provenance.weights_label(runs(*names)) == said
+def test_the_label_of_results_names_the_initial_weights(names, label):
+    assert provenance.weights_label(runs(*names)) == label
     # A baseline has no weights to start from.
-    assert provenance.weights_label(runs(*names) | BASELINE) == said
+    assert provenance.weights_label(runs(*names) | BASELINE) == label
 
 
 PRUNED, VGG16, MOBILENET = provenance.KNOWN_WEIGHTS
@@ -109,26 +109,26 @@ PRUNED, VGG16, MOBILENET = provenance.KNOWN_WEIGHTS
         (SHA, "b.h5"),
     ],
 )  # fmt: skip
-def test_a_file_is_shown_by_what_it_is_wherever_weights_are_named(digest, name):
+def test_known_weights_files_are_named_in_labels_tables_and_texts(digest, name):
     weights = {"source": "/home/me/a/b.h5", "started from": digest}
     networks = {"net": run("imagenet"), "cnn": run("none")}
     networks["net"].summary["weights"] = weights
-    label = f"{name}, {digest[:12]}…"
-    assert provenance.weights_and_digest(weights) == label
-    assert provenance.networks_table(networks).loc["net", "weights"] == label
+    weights_text = f"{name}, {digest[:12]}…"
+    assert provenance.weights_and_digest(weights) == weights_text
+    assert provenance.networks_table(networks).loc["net", "weights"] == weights_text
     start = "a weights file"
     if digest != SHA:
         start = f"{name} weights (SHA-256 {digest[:12]}…)"
-    said = f"Started from {start}: net; from random weights: cnn."
-    assert provenance.weights_label(networks) == said
+    label = f"Started from {start}: net; from random weights: cnn."
+    assert provenance.weights_label(networks) == label
     source = Weights(weights["source"], Path(weights["source"]), digest, "imagenet")
-    assert f"the weights `{name}` (SHA-256 {digest[:12]}…)." in of_network(source, "all", False)
+    assert f"the weights `{name}` (SHA-256 {digest[:12]}…)." in description_of(source, "all", False)
 
 
-def test_known_files_are_named_by_whole_digests():
+def test_known_files_are_recognised_by_complete_digests():
     assert {len(digest) for digest in provenance.KNOWN_WEIGHTS} == {64}
-    cut = {"source": "a.h5", "started from": PRUNED[:12]}
-    assert provenance.weights_name(cut) == "a.h5"
+    weights = {"source": "a.h5", "started from": PRUNED[:12]}
+    assert provenance.weights_name(weights) == "a.h5"
 
 
 @pytest.mark.parametrize(
@@ -148,34 +148,34 @@ def test_known_files_are_named_by_whole_digests():
         ),
     ],
 )  # fmt: skip
-def test_a_treatment_is_read_from_parameters(source, digest, train, treatment):
+def test_the_treatment_follows_from_weights_and_training(source, digest, train, treatment):
     network = run(source, train=train)
     network.summary["weights"] = {"source": source, "started from": digest}
     assert provenance.treatment(network) == treatment
 
 
-def test_baselines_alone_started_from_nothing():
+def test_results_of_only_baselines_have_no_label_of_weights():
     assert provenance.weights_label(BASELINE) == ""
     assert provenance.networks_table(BASELINE).empty
 
 
-def test_each_study_that_was_learnt_in_is_named_once():
-    found = {"a": run("study:tiny"), "b": run("study:other/vgg16"), "c": run("study:tiny/vgg16")}
-    assert provenance.weights_label(found) == (
+def test_the_label_names_every_source_study_once():
+    networks = {"a": run("study:tiny"), "b": run("study:other/vgg16"), "c": run("study:tiny/vgg16")}
+    assert provenance.weights_label(networks) == (
         "Started from a backbone trained in another study of this project (other): b; from a "
         "backbone trained in another study of this project (tiny): a, c."
     )
 
 
-def test_the_table_says_what_each_network_is_and_was_trained_from():
-    found = {
+def test_the_table_describes_every_network_and_its_training():
+    networks = {
         "cnn": run("none", backbone="cnn"),
         "vgg": run("imagenet", train="head", pooling="gem", precision="float32",
                    training=PARAMETERS["training"] | {"augmentation": []}),
         "resnet": run("study:tiny", train="last_blocks:2"),
         "mobile": run("weights/mobile.h5", embedding="pooled", embedding_dim=512),
     }  # fmt: skip
-    table = provenance.networks_table(found | BASELINE)
+    table = provenance.networks_table(networks | BASELINE)
     assert table.index.tolist() == ["cnn", "vgg", "resnet", "mobile"]
     assert table["weights"].tolist() == [
         "random",
@@ -207,64 +207,66 @@ def test_the_table_says_what_each_network_is_and_was_trained_from():
     }
 
 
-def trained(**changes) -> dict:
+def training_changes(**changes) -> dict:
     return {"training": PARAMETERS["training"] | changes}
 
 
 @pytest.mark.parametrize(
-    ("changes", "column", "told"),
+    ("changes", "column", "expected"),
     [
-        (trained(weight_decay=5e-4), "weight decay", "0.0005"),
-        (trained(label_smoothing=0.1), "label smoothing", "0.1"),
-        (trained(early_stopping=5), "early stopping (epochs)", "5"),
+        (training_changes(weight_decay=5e-4), "weight decay", "0.0005"),
+        (training_changes(label_smoothing=0.1), "label smoothing", "0.1"),
+        (training_changes(early_stopping=5), "early stopping (epochs)", "5"),
         ({"dropout": 0.5}, "dropout", "0.5"),
     ],
 )
-def test_what_few_networks_use_is_told_where_one_does(changes, column, told):
+def test_rare_settings_have_a_column_if_a_network_uses_them(changes, column, expected):
     plain = provenance.networks_table({"cnn": run("none")})
     table = provenance.networks_table({"cnn": run("none"), "other": run("none", **changes)})
     assert column not in plain
     assert set(table) - set(plain) == {column}
-    assert table[column].to_dict() == {"cnn": "none", "other": told}
+    assert table[column].to_dict() == {"cnn": "none", "other": expected}
 
 
 @pytest.fixture
-def steps(tmp_path, monkeypatch):
-    """Artifacts of a head before a backbone, and of embeddings; where they stand."""
+def artifact_paths(tmp_path, monkeypatch):
+    """The paths of artifacts of a head that was trained first, and of embeddings."""
     monkeypatch.chdir(empty_project(tmp_path / "project"))
-    made = {
+    parameters_of_steps = {
         "head": {"batch_size": 512, "learning_rate": 0.01, "epochs": 20},
         "embeddings": {"test_time_flips": True, "whitening": 64, "epoch": 3},
     }
     return {
-        name: cache.cached(name, lambda folder: None, parameters=given, package="images")
+        name: cache.cached(name, lambda folder: None, parameters=parameters, package="images")
         .folder.relative_to(tmp_path / "project").as_posix()
-        for name, given in made.items()
+        for name, parameters in parameters_of_steps.items()
     }  # fmt: skip
 
 
-def test_a_head_before_the_backbone_is_told_beside_it(steps):
-    summary = {"artifacts": {"head": steps["head"]}, "head_epochs": 20}
+def test_the_table_shows_the_training_of_a_head_before_the_backbone(artifact_paths):
+    summary = {"artifacts": {"head": artifact_paths["head"]}, "head_epochs": 20}
     row = provenance.networks_table({"cnn": run("imagenet", summary=summary)}).loc["cnn"]
     assert row[["epochs", "batch", "learning rate"]].tolist() == [
         "20 head + 3", "512 head, 64", "0.01 head, 0.001",
     ]  # fmt: skip
 
 
-def test_how_embeddings_were_made_is_told(steps):
-    summary = {"artifacts": {"embeddings": steps["embeddings"]}}
+def test_the_table_shows_how_embeddings_were_computed(artifact_paths):
+    summary = {"artifacts": {"embeddings": artifact_paths["embeddings"]}}
     flips, whitening = "test-time flips", "whitening (dimensions)"
     table = provenance.networks_table({"cnn": run("none", summary=summary)})
     assert table.loc["cnn", [flips, whitening]].tolist() == ["yes", "64"]
-    # Of embeddings that are gone nothing is said, not even that they are plain.
-    gone = run("none", summary={"artifacts": {"embeddings": "artifacts/embeddings/gone"}})
-    assert flips not in provenance.networks_table({"cnn": gone})
-    both = provenance.networks_table({"cnn": run("none", summary=summary), "other": gone})
-    assert both[flips].tolist() == ["yes", "–"]
+    # Deleted embeddings have no entry, not even that they are plain.
+    deleted = run("none", summary={"artifacts": {"embeddings": "artifacts/embeddings/gone"}})
+    assert flips not in provenance.networks_table({"cnn": deleted})
+    table_of_both = provenance.networks_table(
+        {"cnn": run("none", summary=summary), "other": deleted}
+    )
+    assert table_of_both[flips].tolist() == ["yes", "–"]
 
 
 @pytest.mark.parametrize(
-    ("train", "head", "last", "told"),
+    ("train", "head", "last", "expected"),
     [
         ("all", 0, 47, "47"),
         ("all", 20, 3, "20 head + 3"),
@@ -272,12 +274,12 @@ def test_how_embeddings_were_made_is_told(steps):
         ("head", 0, 20, "20 head"),
     ],
 )
-def test_epochs_of_the_head_stand_before_those_of_the_backbone(train, head, last, told):
+def test_epochs_of_the_head_precede_those_of_the_backbone(train, head, last, expected):
     summary = {"parameters": {"train": train}, "epochs": last, "head_epochs": head}
-    assert provenance.epochs(summary) == told
+    assert provenance.epochs(summary) == expected
 
 
-def test_epochs_are_those_that_were_kept_or_those_up_to_a_state():
+def test_epochs_end_at_the_kept_weights_or_at_a_state():
     # With early stopping the best of the twenty epochs was the seventh.
     entry = {"parameters": {"train": "all", "head_epochs": 20}, "epochs": 3, "head_epochs": 7}
     assert provenance.epochs(entry) == "7 head + 3"
@@ -285,7 +287,7 @@ def test_epochs_are_those_that_were_kept_or_those_up_to_a_state():
 
 
 def manifest(**sources: str) -> dict:
-    """Architectures of a manifest by what they started from; points as in `cnn-64`."""
+    """The architectures of a manifest by their initial weights; `cnn_64` is a point `cnn-64`."""
     return {
         name.replace("_", "-"): {
             "weights": {"source": source} if source else None,
@@ -296,7 +298,7 @@ def manifest(**sources: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("sources", "label"),
     [
         ({"cnn": "none", "random": ""}, "All networks started from random weights." + NO_IMAGENET),
         ({"vgg16": "imagenet", "random": ""}, "All networks started from ImageNet weights."),
@@ -316,52 +318,52 @@ def manifest(**sources: str) -> dict:
         ({"random": ""}, ""),
     ],
 )
-def test_a_manifest_is_labelled_as_results_are(sources, said):
-    assert provenance.weights_label(manifest(**sources)) == said
+def test_a_manifest_has_the_same_label_as_results(sources, label):
+    assert provenance.weights_label(manifest(**sources)) == label
 
 
-def test_weights_of_a_studys_architecture_keep_the_name_of_the_study():
+def test_weights_of_an_architecture_include_the_name_of_its_study():
     table = provenance.networks_table({"cnn": run("study:tiny-imagenet-32/vgg16")})
     assert "tiny-imagenet-32/vgg16" in table.loc["cnn", "weights"]
 
 
-@pytest.mark.parametrize("asked", [["closed"], ["closed", "unseen_classes"]])
+@pytest.mark.parametrize("protocols", [["closed"], ["closed", "unseen_classes"]])
 @pytest.mark.parametrize("source", SOURCES.values())
-def test_pretraining_is_warned_of_only_where_classes_are_called_unseen(asked, source):
-    frames = [rows([0.5], protocol=each) for each in asked]
+def test_pretrained_weights_have_a_warning_only_with_unseen_classes(protocols, source):
+    frames = [rows([0.5], protocol=protocol) for protocol in protocols]
     baseline = result(*frames, baseline=True)
-    said = provenance.pretrained_warning(
-        {"vgg16": run(source, protocols=asked), "random": baseline}
+    warning = provenance.pretrained_warning(
+        {"vgg16": run(source, protocols=protocols), "random": baseline}
     )
-    assert bool(said) == (source != "none" and "unseen_classes" in asked)
-    assert "random" not in said
-    if said:
-        assert said.startswith("vgg16 started from pretrained weights")
+    assert bool(warning) == (source != "none" and "unseen_classes" in protocols)
+    assert "random" not in warning
+    if warning:
+        assert warning.startswith("vgg16 started from pretrained weights")
 
 
-def of_network(weights: Weights, train: str, was_frozen: bool) -> str:
+def description_of(weights: Weights, train: str, was_frozen: bool) -> str:
     parameters = {"train": train, "was_frozen": was_frozen}
     return provenance.describe_network(SimpleNamespace(weights=weights, parameters=parameters))
 
 
-def test_a_network_of_random_weights_says_so():
+def test_the_description_of_a_network_names_random_weights():
     weights = Weights("none", None, "", "scaled")
-    assert of_network(weights, "all", False) == (
+    assert description_of(weights, "all", False) == (
         "It starts from random weights. Training changes all layers."
     )
 
 
 @pytest.mark.parametrize("source", [*SOURCES.values()][1:])
-def test_a_network_names_its_weights_and_what_of_it_is_trained(source):
+def test_the_description_of_a_network_names_its_weights_and_trained_layers(source):
     weights = Weights(source, Path("x.h5"), SHA, "imagenet")
     name = {"imagenet": "ImageNet", "weights/mobile.h5": "mobile.h5"}.get(source, source)
     start = f"It starts from the weights `{name}` (SHA-256 0123456789ab…). Training changes "
-    assert of_network(weights, "head", True) == (start + "only the head, on a frozen backbone.")
-    assert of_network(weights, "last_blocks:3", True) == (
+    assert description_of(weights, "head", True) == (start + "only the head, on a frozen backbone.")
+    assert description_of(weights, "last_blocks:3", True) == (
         start + "the head and the last 3 blocks. The head is trained first, and batch "
         "normalisation stays in inference mode."
     )
-    assert of_network(weights, "all", False) == start + "all layers."
+    assert description_of(weights, "all", False) == start + "all layers."
 
 
 @pytest.fixture
@@ -385,7 +387,7 @@ def write_manifest(project, **changes) -> None:
     (folder / "manifest.json").write_text(json.dumps(content | changes))
 
 
-def test_parameters_stand_in_rows_and_runs_in_columns(project):
+def test_the_table_has_a_row_per_parameter_and_a_column_per_run(project):
     write_manifest(project)
     table = provenance.parameters_table("tiny")
     assert table["cnn"].to_dict() == {
@@ -394,7 +396,7 @@ def test_parameters_stand_in_rows_and_runs_in_columns(project):
     assert table["random"].tolist() == ["–", "[0]", "–", "–"]
 
 
-def test_the_commands_check_the_commit_out_and_run_the_study(project):
+def test_the_commands_check_out_the_commit_and_run_the_study(project):
     write_manifest(project)
     assert (
         provenance.commands("tiny")
@@ -408,6 +410,6 @@ def test_the_commands_check_the_commit_out_and_run_the_study(project):
     )
 
 
-def test_without_a_report_there_is_nothing_to_tell(project):
+def test_without_a_report_commands_and_table_are_empty(project):
     assert provenance.commands("tiny") == ""
     assert provenance.parameters_table("tiny").empty
