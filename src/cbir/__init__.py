@@ -68,8 +68,8 @@ def cbir_command(*words: str) -> str:
 
     It begins with the path of the program, unless the shell finds it by its name.
     """
-    path, found = Path(sys.executable).with_name("cbir"), shutil.which("cbir")
-    is_found = found and os.path.realpath(found) == os.path.realpath(path)
+    path, path_of_shell = Path(sys.executable).with_name("cbir"), shutil.which("cbir")
+    is_found = path_of_shell and os.path.realpath(path_of_shell) == os.path.realpath(path)
     return shlex.join(
         ["cbir" if is_found else min(os.path.relpath(path), str(path), key=len), *words]
     )

@@ -117,8 +117,8 @@ def as_study_error(error: OSError, folder: Path) -> Exception:
     if error.errno in READ_ONLY:
         return StudyError(f"cannot write {folder}: make it writable and run again")
     if error.errno in IN_THE_WAY:
-        place = error.filename2 or error.filename
-        return StudyError(f"cannot write {folder}: {place} is in the way: move it and run again")
+        path = error.filename2 or error.filename
+        return StudyError(f"cannot write {folder}: {path} is in the way: move it and run again")
     if error.errno in WITHOUT_LOCKS:
         return StudyError(
             f"{folder} is on a file system without locks: move the project to another"

@@ -207,13 +207,16 @@ def search_all(
         vectors = [refine(vector, positive, negative, weights) for vector in vectors]
     probabilities = np.stack([picture.probabilities for picture in pictures])
     searchable = searcher.searchable(probabilities, search)
-    found = gallery.search(np.stack(vectors), k + max(map(len, left_out)), searchable)
+    n_results = k + max(map(len, left_out))
+    rankings = gallery.search(np.stack(vectors), n_results, searchable)
     answers = []
-    for picture, kept_out, positions, similarities in zip(pictures, left_out, *found, strict=True):
+    for picture, excluded, positions, similarities in zip(
+        pictures, left_out, *rankings, strict=True
+    ):
         ranked = [
             (position, similarity)
             for position, similarity in zip(positions.tolist(), similarities.tolist(), strict=True)
-            if position >= 0 and position not in kept_out
+            if position >= 0 and position not in excluded
         ][:k]
         results = [
             Result(

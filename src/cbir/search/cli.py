@@ -218,15 +218,15 @@ def _open(arguments: argparse.Namespace):
 def _search(
     arguments: argparse.Namespace, named: list, searcher, gallery
 ) -> tuple[list, int, list, list]:
-    """The answers, the number of files used, those left out, and those used though odd."""
+    """The answers, the number of files used, those left out, and those used with a remark."""
     from cbir.search import answers
 
-    read, left_out, remarks = [], [], []
-    for (files, others), option in zip(named, ("", "--like", "--unlike"), strict=True):
-        pictures, unreadable, odd = answers.read_pictures(searcher, files, option)
-        read.append(pictures)
-        left_out, remarks = left_out + others + unreadable, remarks + odd
-    queries, *marked = read
+    groups, left_out, remarks = [], [], []
+    for (files, not_listed), option in zip(named, ("", "--like", "--unlike"), strict=True):
+        pictures, unreadable, new_remarks = answers.read_pictures(searcher, files, option)
+        groups.append(pictures)
+        left_out, remarks = left_out + not_listed + unreadable, remarks + new_remarks
+    queries, *marked = groups
     examples = dict(zip(("like", "unlike"), marked, strict=True))
     n_used = len(queries) + sum(map(len, examples.values()))
     if not arguments.pictures:
@@ -234,10 +234,10 @@ def _search(
     pictures = [*queries, *examples["like"], *examples["unlike"]]
     positions = gallery.positions([Path(picture.name) for picture in pictures])
     of_examples = set().union(*positions[len(queries) :])
-    least = arguments.min_similarity
-    if least == USUAL:
-        least = searcher.usual_similarity
-        if least is None:
+    min_similarity = arguments.min_similarity
+    if min_similarity == USUAL:
+        min_similarity = searcher.usual_similarity
+        if min_similarity is None:
             from cbir.search.searchers import MIN_VALIDATION  # imports Numba, which takes a second
 
             raise StudyError(
@@ -248,8 +248,8 @@ def _search(
         searcher, gallery, queries, arguments.k, search=arguments.within or "unrestricted",
         positive=[example.vector for example in examples["like"]],
         negative=[example.vector for example in examples["unlike"]],
-        left_out=[own | of_examples for own in positions[: len(queries)]],
-        min_similarity=least,
+        left_out=[of_query | of_examples for of_query in positions[: len(queries)]],
+        min_similarity=min_similarity,
     )  # fmt: skip
     return results, n_used, left_out, remarks
 

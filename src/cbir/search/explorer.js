@@ -86,9 +86,9 @@ function render({ model, el }) {
       <div class="cbir-tabs">${select("Class", "label", classes, choice.label, "all")}
         ${choice.is_map ? "" : select("Order", "order", orders, choice.order)}</div>
       ${choice.is_map ? drawMap(classes.indexOf(choice.label), classes.length) : html`
-      <div class="cbir-grid" role="group" aria-label="Queries">${pictures.map(({ id, label, image }, place) =>
+      <div class="cbir-grid" role="group" aria-label="Queries">${pictures.map(({ id, label, image }, index) =>
         html`<button data-do="query" data-id="${id}" data-key="query${id}" title="${escape(label)}"
-          tabindex="${place ? -1 : 0}" aria-current="${id === choice.query}">
+          tabindex="${index ? -1 : 0}" aria-current="${id === choice.query}">
           ${picture(image, `Search for this one, ${label}`)}</button>`)}</div>
       <div class="cbir-pages"><button data-do="page" data-id="-1" data-key="back" aria-label="Previous page"
           ${choice.page ? "" : "disabled"}>‹</button>
@@ -133,10 +133,10 @@ function render({ model, el }) {
         ${results.length ? "" : html`<p class="cbir-empty">No results: every picture that this search
           may return is marked, or none is of the classes it searches.</p>`}
         <div class="cbir-tiles" role="group" aria-label="Results of ${escape(architecture)}">
-        ${results.map((result, place) => html`<figure data-id="${result.id}" data-query="${overlays?.[place][0] ?? ""}">
+        ${results.map((result, index) => html`<figure data-id="${result.id}" data-query="${overlays?.[index][0] ?? ""}">
           <button class="cbir-picture" data-do="positive" data-id="${result.id}" data-key="${panel} ${result.id}"
-            title="${escape(result.name)}" tabindex="${place ? -1 : 0}">
-            ${picture(overlays?.[place][1] ?? result.image, `Rank ${result.rank}, ${result.label}, similarity ${result.similarity}`)}</button>
+            title="${escape(result.name)}" tabindex="${index ? -1 : 0}">
+            ${picture(overlays?.[index][1] ?? result.image, `Rank ${result.rank}, ${result.label}, similarity ${result.similarity}`)}</button>
           ${Object.entries(SIGNS).map(([sign, text]) => html`<button class="${sign}" data-do="${sign}"
             data-id="${result.id}" tabindex="-1" aria-label="Mark as a ${sign} example">${text}</button>`)}
           <figcaption>${result.rank} · ${result.similarity}${result.copies.length
@@ -262,12 +262,12 @@ function render({ model, el }) {
     if (!tip) return;
     tip.hidden = !event.target.closest(".cbir-map");
     if (tip.hidden) return;
-    const place = nearest(event), { sheet, columns, labels } = get("points");
+    const index = nearest(event), { sheet, columns, labels } = get("points");
     const box = chooser.getBoundingClientRect();
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - 60)}px`;
     tip.style.top = `${event.clientY - box.top + 12}px`;
-    tip.innerHTML = html`<i style="background: url(${sheet}) ${-48 * (place % columns)}px ${-48 * Math.floor(place / columns)}px"></i>
-      ${escape(get("options").classes[labels[place]])}`;
+    tip.innerHTML = html`<i style="background: url(${sheet}) ${-48 * (index % columns)}px ${-48 * Math.floor(index / columns)}px"></i>
+      ${escape(get("options").classes[labels[index]])}`;
   });
 
   // Pictures come from a file, a drop or the clipboard, and go to the kernel in parts.

@@ -140,7 +140,9 @@ class Explorer(anywidget.AnyWidget):
         if "used" not in choice:
             full["used"] = [full["positive"], full["negative"]]
         if isinstance(query := full["query"], str) and not query.startswith("data:"):
-            names = [searcher.run.image_names[at] for at in searcher.run.dataset.queries]
+            names = [
+                searcher.run.image_names[position] for position in searcher.run.dataset.queries
+            ]
             full["query"] = (
                 names.index(query) if query in names else _read(project_root() / query, searcher)
             )
@@ -176,10 +178,10 @@ class Explorer(anywidget.AnyWidget):
             self.status = "Drawing the map …"
         self.points = self._map(study, names[0]) if choice["is_map"] else {}
         if choice["heat_maps"]:
-            for place, searcher in enumerate(searchers):
-                self.status = f"{names[place]} computes heat maps …"
-                panel = self.panels[place] | self._heat_maps(searcher, choice)
-                self.panels = [*self.panels[:place], panel, *self.panels[place + 1 :]]
+            for number, searcher in enumerate(searchers):
+                self.status = f"{names[number]} computes heat maps …"
+                panel = self.panels[number] | self._heat_maps(searcher, choice)
+                self.panels = [*self.panels[:number], panel, *self.panels[number + 1 :]]
 
     def _picture(self, study: str, architecture: str, query: int | str) -> Picture:
         """The query with what an architecture computes from it."""
@@ -222,7 +224,7 @@ class Explorer(anywidget.AnyWidget):
     def _panel(self, searcher: Searcher, choice: dict, label: str) -> dict:
         """The prediction and the results of one architecture."""
         answer, groups = self._answer(*self._search(searcher, choice))
-        shown = [
+        results = [
             {
                 "id": group[0].position, "rank": rank, "name": group[0].name,
                 "similarity": f"{group[0].similarity:.3f}", "label": group[0].label,
@@ -232,11 +234,11 @@ class Explorer(anywidget.AnyWidget):
             }
             for rank, group in enumerate(groups, start=1)
         ]  # fmt: skip
-        hits = sum(result["is_hit"] or False for result in shown)
+        hits = sum(result["is_hit"] or False for result in results)
         lines = [f"Predicted: {answer.prediction}."]
-        lines += [f"{hits} of {len(shown)} results are of its class, {label}."] * bool(label)
+        lines += [f"{hits} of {len(results)} results are of its class, {label}."] * bool(label)
         lines += [f"Weights: {searcher.describe_feedback_weights()}."] * any(choice["used"])
-        return {"architecture": searcher.run.architecture, "lines": lines, "results": shown}
+        return {"architecture": searcher.run.architecture, "lines": lines, "results": results}
 
     def _search(self, searcher: Searcher, choice: dict) -> tuple:
         """The arguments of `_answer`."""
@@ -272,8 +274,8 @@ class Explorer(anywidget.AnyWidget):
         images = dataset.images[dataset.queries[projection.queries]]
         rows = -(-len(images) // SPRITES)
         sheet = Image.new("RGB", (SPRITES * SMALL, rows * SMALL))
-        for place, image in enumerate(images):
-            row, column = divmod(place, SPRITES)
+        for number, image in enumerate(images):
+            row, column = divmod(number, SPRITES)
             tile = Image.fromarray(image).resize((SMALL, SMALL))
             sheet.paste(tile, (column * SMALL, row * SMALL))
         return {
@@ -285,19 +287,19 @@ class Explorer(anywidget.AnyWidget):
 
     def _call(self, choice: dict, searcher: Searcher) -> str:
         """The call that shows the same again, with pictures by their names."""
-        given = {key: value for key, value in choice.items() if value != DEFAULTS[key]}
+        arguments = {key: value for key, value in choice.items() if value != DEFAULTS[key]}
         # Without `used`, all marks are used.
         for key in ("study", "used", "page"):
-            given.pop(key, None)
+            arguments.pop(key, None)
         if isinstance(query := choice["query"], int):
-            given["query"] = searcher.run.image_names[searcher.run.dataset.queries[query]]
+            arguments["query"] = searcher.run.image_names[searcher.run.dataset.queries[query]]
         names = searcher.gallery.names
-        given |= {
+        arguments |= {
             sign: [names[position] for position in choice[sign]]
             for sign in ("positive", "negative")
             if choice[sign]
         }
-        lines = [f"    {key}={value!r}," for key, value in given.items()]
+        lines = [f"    {key}={value!r}," for key, value in arguments.items()]
         return "\n".join([f"explorer.Explorer(\n    {choice['study']!r},", *lines, ")"])
 
     def _receive(self, content: dict, buffers: list) -> None:
@@ -361,8 +363,8 @@ def group_copies(results: list[Result]) -> list[list[Result]]:
     for pair in pairs[~pairs["is_conflict"]].itertuples():
         first[pair.query] = min(first[pair.query], first[min(pair.gallery, pair.query)])
     groups = {}
-    for place, result in zip(first, results, strict=True):
-        groups.setdefault(place, []).append(result)
+    for index, result in zip(first, results, strict=True):
+        groups.setdefault(index, []).append(result)
     return list(groups.values())
 
 
@@ -414,17 +416,17 @@ def _page(searcher: Searcher, choice: dict) -> dict:
         worst = scores.sort_values(kind="stable").index
         positions = np.searchsorted(dataset.queries, worst)
     if choice["label"]:
-        wanted = searcher.classes.index(choice["label"])
-        positions = positions[dataset.query_labels[positions] == wanted]
+        label = searcher.classes.index(choice["label"])
+        positions = positions[dataset.query_labels[positions] == label]
     last = max(0, len(positions) - 1) // QUERIES_PER_PAGE
     start = min(choice["page"], last) * QUERIES_PER_PAGE
-    shown = positions[start : start + QUERIES_PER_PAGE].tolist()
+    queries = positions[start : start + QUERIES_PER_PAGE].tolist()
     return {
         "start": start + 1,
         "total": len(positions),
         "pictures": [
             {"id": query, "label": searcher.classes[dataset.query_labels[query]],
              "image": image_url(dataset.images[dataset.queries[query]], SMALL)}
-            for query in shown
+            for query in queries
         ],
     }  # fmt: skip

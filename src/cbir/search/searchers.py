@@ -93,18 +93,18 @@ class Gallery:
 
     def positions(self, paths: Iterable[Path]) -> list[set[int]]:
         """For each path, the positions of the images in this file; empty if it is elsewhere."""
-        wanted = [readable_name(str(path.resolve())) for path in paths]
-        file_names = {path.rpartition("/")[2] for path in wanted}
+        paths = [readable_name(str(path.resolve())) for path in paths]
+        file_names = {path.rpartition("/")[2] for path in paths}
         root = project_root()
         # Each folder is resolved only once, because resolving every file would read the disk.
         resolve = functools.cache(lambda folder: folder.resolve())
-        found = {path: set() for path in wanted}
+        positions = {path: set() for path in paths}
         for position, name in enumerate(self.names):
             if name.rpartition("/")[2] in file_names:
                 file = root / name
                 path = readable_name(str(resolve(file.parent) / file.name))
-                found.get(path, set()).add(position)
-        return [found[path] for path in wanted]
+                positions.get(path, set()).add(position)
+        return [positions[path] for path in paths]
 
     def search(
         self, vectors: np.ndarray, k: int, searchable: np.ndarray | None = None
@@ -127,15 +127,15 @@ class Gallery:
         for group in self.groups():
             labels = self.labels[start : start + len(group)]
             rankings, _ = search(group, gallery_labels=labels)
-            kept = np.unique(rankings[rankings >= 0])
-            positions.append(kept + start)
-            nearest.append(group[kept])
+            rows = np.unique(rankings[rankings >= 0])
+            positions.append(rows + start)
+            nearest.append(group[rows])
             start += len(group)
         positions = np.concatenate(positions)
         rankings, similarities = search(
             np.concatenate(nearest), gallery_labels=self.labels[positions]
         )
-        # The place after the last one is that of -1.
+        # -1, which stands for no result, selects the appended -1.
         return np.append(positions, -1)[rankings], similarities
 
 

@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
         keys = Counter((key.tag, key.value) for key, _ in node.value if key.id == "scalar")
         for (_, key), count in keys.items():
             if count > 1:
-                self.refuse(f"{params.shown(key)} is set twice: keep one", node)
+                self.refuse(f"{params.shortened(key)} is set twice: keep one", node)
         return super().construct_mapping(node, deep)
 
     def refuse(self, reason: str, node: yaml.Node | None = None) -> NoReturn:
@@ -190,7 +190,7 @@ def load(
             if len(architecture) > MOST_LETTERS:
                 raise StudyError(
                     f"{source}: grid: a point must have a name of at most {MOST_LETTERS} letters, "
-                    f"not {params.shown(architecture)}"
+                    f"not {params.shortened(architecture)}"
                 )
             names.add(architecture)
             parameters = {"study": report or study, "architecture": architecture}
@@ -233,7 +233,7 @@ def _find_notebook(name: str, source: str, content: dict, root: Path) -> Path:
     ):
         raise StudyError(
             f"{source}: notebook must be the name of a file in notebooks/, without its ending, not "
-            f"{params.shown(named)}"
+            f"{params.shortened(named)}"
         )
     names = [named] if named else [name, GENERIC]
     for stem in names:
@@ -359,18 +359,18 @@ def parse_overrides(text: str) -> dict:
         key, equals, value = piece.partition("=")
         if not (key and equals and value):
             raise StudyError(
-                f'SET: {params.shown(piece)} is not key=value, as in SET="epochs=3 ks=[1,10]"'
+                f'SET: {params.shortened(piece)} is not key=value, as in SET="epochs=3 ks=[1,10]"'
             )
         if key in changes:
-            raise StudyError(f"SET: {params.shown(key)} is set twice: keep one")
+            raise StudyError(f"SET: {params.shortened(key)} is set twice: keep one")
         try:
             changes[key] = yaml.load(value, _Loader)
         except _Refused as error:
-            raise StudyError(f"SET: {params.shown(piece)}: {error.problem}") from None
+            raise StudyError(f"SET: {params.shortened(piece)}: {error.problem}") from None
         except yaml.YAMLError:
             raise StudyError(
-                f"SET: {params.shown(piece)} is not key=value in YAML; a value has no spaces, as "
-                "in ks=[1,10]"
+                f"SET: {params.shortened(piece)} is not key=value in YAML; a value has no spaces, "
+                "as in ks=[1,10]"
             ) from None
     return changes
 

@@ -66,11 +66,11 @@ class Parameter:
     def error(self, value) -> str:
         """Why a value is invalid, to follow the parameter's name; empty if it is valid."""
         if not _is_of(value, self.type):
-            return f"must be {self.type}, not {shown(value)}"
+            return f"must be {self.type}, not {shortened(value)}"
         if self.type == "str" and CONTROL.search(value):
-            return f"must not contain control characters, not {shown(value)}"
+            return f"must not contain control characters, not {shortened(value)}"
         if self.bound and not self.bound.holds(value):
-            return f"{self.bound.rule}, not {shown(value)}"
+            return f"{self.bound.rule}, not {shortened(value)}"
         return ""
 
 
@@ -281,7 +281,9 @@ def merge(layers: Mapping[str, Mapping], names: Collection[str]) -> dict:
     for source, layer in layers.items():
         for key, value in layer.items():
             if key not in rows:
-                raise StudyError(f"{source}: unknown parameter {shown(key)}{_nearest(key, names)}")
+                raise StudyError(
+                    f"{source}: unknown parameter {shortened(key)}{_nearest(key, names)}"
+                )
             if error := rows[key].error(value):
                 raise StudyError(f"{source}: {key} {error}")
         values |= layer
@@ -322,9 +324,9 @@ def complete(
     groups = {"data": data, "network": network, "training": training, "embedding": embedding}
     groups |= {"measurement": measurement}
     if baseline is not None:
-        given = {"baseline": baseline} | ({"vectors": vectors} if vectors else {})
-        names = [name for name in names_in("baseline") if name in names_for(given)]
-        merge({"this notebook": given}, names)
+        of_baseline = {"baseline": baseline} | ({"vectors": vectors} if vectors else {})
+        names = [name for name in names_in("baseline") if name in names_for(of_baseline)]
+        merge({"this notebook": of_baseline}, names)
     completed = {}
     for group, parameters in groups.items():
         for key in parameters or ():
@@ -402,7 +404,7 @@ def _is_of(value, kind: str) -> bool:
     return type(value).__name__ == kind or (kind == "float" and type(value) is int)
 
 
-def shown(value) -> str:
+def shortened(value) -> str:
     """A value in an error message, shortened so that the message stays one line."""
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"

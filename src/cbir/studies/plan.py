@@ -89,7 +89,7 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
 
     Images in a folder are counted, but not decoded, unless they are cached.
     """
-    name, place = study.data["dataset"], data_place(study.data["dataset"])
+    name, path = study.data["dataset"], data_place(study.data["dataset"])
     if are_cached:
         dataset = study.dataset
         lines = _describe_classes(
@@ -98,21 +98,22 @@ def _describe_images(study: Study, are_cached: bool) -> tuple[str, int, int]:
         return "cached, " + lines, len(dataset.train), len(dataset.labels)
     if name == "digits":
         return "part of scikit-learn, no download", 1_294, 1_797
-    if name == "cifar10" and not place.is_dir():
+    if name == "cifar10" and not path.is_dir():
         is_downloaded = any((keras_home() / "datasets").glob("cifar-10-batches-py*_archive"))
         description = "will be downloaded (170 MB; its host is slow at times: up to 35 min)"
         description = "already downloaded by Keras" if is_downloaded else description
         n_train = min(45_000, study.data["training_images"] or 45_000)
         return description, n_train, n_train + min(15_000, study.data["test_images"] or 15_000)
-    pictures = list_pictures(place)
+    pictures = list_pictures(path)
     selection = {key: study.data[key] for key in SELECTION}
     rows, n_gallery, not_selected = select(pictures, pictures.unreadable, **selection)
     unreadable = [LeftOut(pictures.names[row], why) for row, why in pictures.unreadable.items()]
     left_out = pictures.left_out + unreadable + not_selected
-    found = pictures.classes, pictures.labels[rows], pictures.layout, left_out
-    lines = _describe_classes(*found, use="not decoded yet")
-    kept, labels = np.unique(pictures.labels[rows], return_inverse=True)
-    classes, gallery = [pictures.classes[label] for label in kept], np.arange(n_gallery)
+    lines = _describe_classes(
+        pictures.classes, pictures.labels[rows], pictures.layout, left_out, use="not decoded yet"
+    )
+    kept_labels, labels = np.unique(pictures.labels[rows], return_inverse=True)
+    classes, gallery = [pictures.classes[label] for label in kept_labels], np.arange(n_gallery)
     study.check_protocols(
         Dataset(
             study.data, classes, np.empty((len(rows), 0)), labels, pictures.names, train=gallery,

@@ -216,12 +216,12 @@ def _write_files(study: Study, run_keys: dict[str, str], failures: dict[str, str
         write_study(study.folder, list(run_keys), about)
 
 
-def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> float:
+def _run_notebook(study: Study, page: Page, key: str, notebook_parameters: dict, **about) -> float:
     """Run a notebook, write its page, and mark its folder as finished; return the seconds it took.
 
     Args:
         key: the key of the notebook's results.
-        given: the notebook's parameters.
+        notebook_parameters: the parameters of the notebook.
         about: further content of the folder's manifest.
 
     Raises:
@@ -237,7 +237,7 @@ def _run_notebook(study: Study, page: Page, key: str, given: dict, **about) -> f
         executed = study.folder / f"{page.name}.ipynb"
         executed.unlink(missing_ok=True)
         try:
-            _execute(study, page, executed, given)
+            _execute(study, page, executed, notebook_parameters)
             _check_unchanged(study, folder)
         except StudyError as error:
             if executed.exists():

@@ -141,7 +141,7 @@ def open_study(
     study = study or ("folder" if dataset else "digits")
     ending = ""
     if dataset:
-        dataset = _data_place(root, dataset)
+        dataset = _data_path(root, dataset)
         if dataset != readable_name(dataset):
             raise StudyError(f"DATA: {readable_name(dataset)} is not UTF-8: rename the folder")
     if overrides:
@@ -173,26 +173,26 @@ def open_study(
     return Study(name, runs, names, command, root, configs.further_pages(root, study))
 
 
-def _data_place(root: Path, dataset: str) -> str:
+def _data_path(root: Path, dataset: str) -> str:
     """A folder or file as the parameter `dataset`: relative to the project if it is inside."""
-    given = Path(dataset).expanduser()
-    place = Path(os.path.normpath(Path.cwd() / given))
-    inside = place.relative_to(root).as_posix() if place.is_relative_to(root) else ""
-    if given.is_absolute() and not inside or inside in PACKAGED:
-        return str(place)
-    return inside or os.path.relpath(place, root)
+    requested_path = Path(dataset).expanduser()
+    path = Path(os.path.normpath(Path.cwd() / requested_path))
+    inside = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+    if requested_path.is_absolute() and not inside or inside in PACKAGED:
+        return str(path)
+    return inside or os.path.relpath(path, root)
 
 
 def _report_name(root: Path, dataset: str, ending: str) -> str:
     """The name of a folder's report, with folders above it if others have that name."""
-    place = (root / dataset).resolve()
-    words = [*place.parts[1:-1], place.stem if place.suffix in TABLES else place.name or "folder"]
+    path = (root / dataset).resolve()
+    words = [*path.parts[1:-1], path.stem if path.suffix in TABLES else path.name or "folder"]
     names = ["-".join(words[-count:]) for count in range(1, len(words) + 1)]
     # A report of a folder of pictures must not overwrite that of a study.
     taken = [*configs.studies(root), "lab", "published"]
     names = [f"{n}-folder" if n in taken or "-trial-" in n else n for n in names]
     data = {name: data_of(f"{name}{ending}") for name in names}
-    same = [name for name in names if data[name] and (root / data[name]).resolve() == place]
+    same = [name for name in names if data[name] and (root / data[name]).resolve() == path]
     return [*same, *(name for name in names if not data[name]), names[-1]][0]
 
 
