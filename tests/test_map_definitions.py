@@ -1,7 +1,7 @@
 """Every definition of mAP, and every metric, against hand-worked values and other libraries.
 
-scikit-learn is always there; `make bench` installs ranx, torchmetrics and PyTorch Metric Learning.
-All rankings are without ties, where libraries go different ways.
+scikit-learn is always installed; `make bench` installs ranx, torchmetrics and PyTorch Metric
+Learning. No ranking has ties, which libraries order differently.
 """
 
 import numpy as np
@@ -25,17 +25,17 @@ def ranks_of(hits: np.ndarray, missed: int = 0) -> np.ndarray:
     hits = np.asarray(hits, bool)
     ranks = np.full((len(hits), hits.sum(axis=1).max(initial=0) + missed), NAN, np.float32)
     for row, query in enumerate(hits):
-        found = np.flatnonzero(query) + 1
-        ranks[row, : len(found) + missed] = [*found, *[INF] * missed]
+        hit_ranks = np.flatnonzero(query) + 1
+        ranks[row, : len(hit_ranks) + missed] = [*hit_ranks, *[INF] * missed]
     return ranks
 
 
 @pytest.fixture(scope="module")
 def hits() -> np.ndarray:
-    """40 rankings of 60 images, each with 1 to about 30 relevant ones, more of them early on."""
+    """40 rankings of 60 images, each with 1 to about 30 relevant images, most of them early."""
     generator = np.random.default_rng(0)
-    chance = np.linspace(1, 0.2, 60) * generator.uniform(0.05, 0.7, (40, 1))
-    hits = generator.random((40, 60)) < chance
+    probabilities = np.linspace(1, 0.2, 60) * generator.uniform(0.05, 0.7, (40, 1))
+    hits = generator.random((40, 60)) < probabilities
     hits[:, 40] |= ~hits.any(axis=1)
     return hits
 
@@ -67,14 +67,14 @@ def ranks(hits) -> np.ndarray:
     ],
     ids=lambda value: getattr(value, "definition", None),
 )
-def test_definition_worked_out(definition, k, expected):
+def test_definitions_equal_values_by_hand(definition, k, expected):
     assert definition.score(np.array([[1, 3, 6, 10]], np.float32), k) == pytest.approx([expected])
 
 
-def test_worked_example():
+def test_the_table_of_a_worked_example():
     table = map_definitions.compare_definitions(np.array([[1, 3, INF, INF]]), 3)
-    found = table.set_index("definition")["value"].round(3)
-    assert found.to_dict() == {
+    values = table.set_index("definition")["value"].round(3)
+    assert values.to_dict() == {
         "AP@k by min(R, k)": 0.556,
         "AP@k by R": 0.417,
         "AP@k by hits found": 0.833,
@@ -98,23 +98,23 @@ def test_no_hit_is_zero_and_no_relevant_image_nan(definition):
     "definition", map_definitions.DEFINITIONS, ids=lambda definition: definition.definition
 )
 @pytest.mark.parametrize("k", [1, 2, 3, 9])
-def test_perfect_ranking_is_one_but_where_k_images_are_divided_by_more(definition, k):
+def test_perfect_ranking_is_one_unless_the_divisor_exceeds_k(definition, k):
     expected = min(k, 3) / 3 if definition is RELEVANT else 1
     assert definition.score(np.array([[1, 2, 3]], np.float32), k) == pytest.approx([expected])
 
 
 def test_table_means_over_queries_with_a_relevant_image(monkeypatch):
     ranks = np.array([[1, 3], [2, INF], [NAN, NAN]], np.float32)
-    whole = map_definitions.compare_definitions(ranks, 2)
-    assert list(whole)[:4] == ["definition", "formula", "used_by", "value"]
-    assert ((whole["ci_low"] <= whole["value"]) & (whole["value"] <= whole["ci_high"])).all()
+    table = map_definitions.compare_definitions(ranks, 2)
+    assert list(table)[:4] == ["definition", "formula", "used_by", "value"]
+    assert ((table["ci_low"] <= table["value"]) & (table["value"] <= table["ci_high"])).all()
     # By min(R, k): (1/1) / 2 and (1/2) / 2. By the hits found: 1/1 and 1/2.
-    assert whole["value"][[0, 2]].tolist() == pytest.approx([(1 / 2 + 1 / 4) / 2, (1 + 1 / 2) / 2])
+    assert table["value"][[0, 2]].tolist() == pytest.approx([(1 / 2 + 1 / 4) / 2, (1 + 1 / 2) / 2])
     monkeypatch.setattr(map_definitions, "BATCH", 2)
-    assert map_definitions.compare_definitions(ranks, 2).equals(whole)
+    assert map_definitions.compare_definitions(ranks, 2).equals(table)
 
 
-def test_table_without_queries_is_nan_and_k_below_one_refused():
+def test_table_without_queries_is_nan_and_k_below_one_is_rejected():
     assert (
         map_definitions.compare_definitions(np.empty((0, 0), np.float32), 5)["value"].isna().all()
     )
@@ -130,7 +130,7 @@ rankings = st.lists(st.booleans(), min_size=1, max_size=15)
 
 @settings(max_examples=50, deadline=None)
 @given(hits=rankings.filter(any), missed=st.integers(0, 3), k=st.integers(1, 18))
-def test_definitions_stand_in_a_fixed_order(hits, missed, k):
+def test_definitions_are_ordered_by_their_scores(hits, missed, k):
     ranks = ranks_of([hits], missed)
     score = {
         definition: definition.score(ranks, k).round(12)[0]
@@ -153,7 +153,7 @@ def falling(n: int) -> np.ndarray:
 
 @settings(max_examples=50, deadline=None)
 @given(hits=rankings.filter(any), missed=st.integers(0, 3), k=st.integers(1, 18))
-def test_all_definitions_equal_what_scikit_learn_says_of_the_first_results(hits, missed, k):
+def test_definitions_equal_scikit_learn_on_the_first_results(hits, missed, k):
     ranks, relevant = ranks_of([hits], missed), sum(hits) + missed
 
     def precisions(depth: int) -> float:
@@ -170,9 +170,9 @@ def test_all_definitions_equal_what_scikit_learn_says_of_the_first_results(hits,
 @settings(max_examples=50, deadline=None)
 @given(hits=rankings.filter(any), missed=st.integers(0, 3))
 def test_trapezoids_are_the_area_under_the_curve_of_precision_over_recall(hits, missed):
-    found = np.cumsum(hits)
-    recall = [0, *found / (found[-1] + missed)]
-    precision = [1, *found / np.arange(1, len(hits) + 1)]
+    hit_counts = np.cumsum(hits)
+    recall = [0, *hit_counts / (hit_counts[-1] + missed)]
+    precision = [1, *hit_counts / np.arange(1, len(hits) + 1)]
     assert TRAPEZOID.score(ranks_of([hits], missed), 1) == pytest.approx([auc(recall, precision)])
 
 
@@ -196,37 +196,39 @@ def needs(library: str):
 
 @pytest.fixture(scope="module")
 def ranx_scores(hits):
-    """Scores of ranx per query, of rankings whose last 20 results are never returned."""
+    """Scores per query by ranx, for rankings that return only the first 40 images."""
     ranx = needs("ranx")
     relevant, returned = {}, {}
     for row, query in enumerate(hits):
-        relevant[f"{row:02}"] = {f"image {place:02}": 1 for place in np.flatnonzero(query)}
-        found = enumerate(falling(60)[:40])
-        returned[f"{row:02}"] = {f"image {place:02}": float(score) for place, score in found}
+        relevant[f"{row:02}"] = {f"image {position:02}": 1 for position in np.flatnonzero(query)}
+        results = enumerate(falling(60)[:40])
+        returned[f"{row:02}"] = {
+            f"image {position:02}": float(score) for position, score in results
+        }
     qrels, run = ranx.Qrels(relevant), ranx.Run(returned)
     return lambda metric: ranx.evaluate(qrels, run, metric, return_mean=False)
 
 
 @pytest.fixture(scope="module")
-def cut(ranks) -> np.ndarray:
-    """The same rankings for us."""
+def cut_ranks(ranks) -> np.ndarray:
+    """The ranks in the rankings that ranx scores."""
     return np.where(ranks > 40, np.float32(INF), ranks)
 
 
 @pytest.mark.parametrize("k", KS)
-def test_by_relevant_is_map_at_k_of_ranx(ranx_scores, cut, k):
-    assert RELEVANT.score(cut, k) == pytest.approx(ranx_scores(f"map@{k}"))
-    # It is that definition and no other.
-    assert FOUND.score(cut, k) != pytest.approx(ranx_scores(f"map@{k}"), abs=0.05)
+def test_by_relevant_is_map_at_k_of_ranx(ranx_scores, cut_ranks, k):
+    assert RELEVANT.score(cut_ranks, k) == pytest.approx(ranx_scores(f"map@{k}"))
+    # The definition by hits found differs.
+    assert FOUND.score(cut_ranks, k) != pytest.approx(ranx_scores(f"map@{k}"), abs=0.05)
 
 
-def test_full_ranking_is_map_of_ranx(ranx_scores, cut):
-    assert WHOLE.score(cut, 1) == pytest.approx(ranx_scores("map"))
+def test_full_ranking_is_map_of_ranx(ranx_scores, cut_ranks):
+    assert WHOLE.score(cut_ranks, 1) == pytest.approx(ranx_scores("map"))
 
 
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("name", "metric"),
     [
         ("precision", metrics.precision_at_k),
         ("recall", metrics.recall_at_k),
@@ -234,20 +236,20 @@ def test_full_ranking_is_map_of_ranx(ranx_scores, cut):
         ("ndcg", metrics.ndcg_at_k),
     ],
 )
-def test_metrics_at_k_equal_those_of_ranx(ranx_scores, cut, name, own, k):
-    assert own(cut, k) == pytest.approx(ranx_scores(f"{name}@{k}"))
+def test_metrics_at_k_equal_those_of_ranx(ranx_scores, cut_ranks, name, metric, k):
+    assert metric(cut_ranks, k) == pytest.approx(ranx_scores(f"{name}@{k}"))
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("mrr", metrics.reciprocal_rank), ("r-precision", metrics.r_precision)]
+    ("name", "metric"), [("mrr", metrics.reciprocal_rank), ("r-precision", metrics.r_precision)]
 )
-def test_metrics_of_the_whole_ranking_equal_those_of_ranx(ranx_scores, cut, name, own):
-    assert own(cut) == pytest.approx(ranx_scores(name))
+def test_metrics_of_the_whole_ranking_equal_those_of_ranx(ranx_scores, cut_ranks, name, metric):
+    assert metric(cut_ranks) == pytest.approx(ranx_scores(name))
 
 
 @pytest.fixture(scope="module")
 def torchmetrics_mean(hits):
-    """The mean over queries that a metric of torchmetrics, named with its options, gives."""
+    """Computes the mean over queries of a metric of torchmetrics with options."""
     retrieval, torch = needs("torchmetrics.retrieval"), needs("torch")
     target = torch.from_numpy(hits.ravel())
     preds = torch.from_numpy(np.tile(falling(60), len(hits)).astype(np.float32))
@@ -272,7 +274,7 @@ def test_full_ranking_is_retrieval_map_of_torchmetrics_without_k(torchmetrics_me
 
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("name", "metric"),
     [
         ("RetrievalPrecision", metrics.precision_at_k),
         ("RetrievalRecall", metrics.recall_at_k),
@@ -280,18 +282,18 @@ def test_full_ranking_is_retrieval_map_of_torchmetrics_without_k(torchmetrics_me
         ("RetrievalNormalizedDCG", metrics.ndcg_at_k),
     ],
 )
-def test_metrics_at_k_equal_those_of_torchmetrics(torchmetrics_mean, ranks, name, own, k):
-    assert own(ranks, k).mean() == pytest.approx(torchmetrics_mean(name, top_k=k), abs=1e-6)
+def test_metrics_at_k_equal_those_of_torchmetrics(torchmetrics_mean, ranks, name, metric, k):
+    assert metric(ranks, k).mean() == pytest.approx(torchmetrics_mean(name, top_k=k), abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("name", "metric"),
     [("RetrievalRPrecision", metrics.r_precision), ("RetrievalMRR", metrics.reciprocal_rank)],
 )
 def test_metrics_of_the_whole_ranking_equal_those_of_torchmetrics(
-    torchmetrics_mean, ranks, name, own
+    torchmetrics_mean, ranks, name, metric
 ):
-    assert own(ranks).mean() == pytest.approx(torchmetrics_mean(name), abs=1e-6)
+    assert metric(ranks).mean() == pytest.approx(torchmetrics_mean(name), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +308,7 @@ def embedded() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pml_mean(embedded):
-    """The mean over queries that PyTorch Metric Learning gives for a metric, with k or without."""
+    """Computes the mean over queries of a metric of PyTorch Metric Learning."""
     needs("pytorch_metric_learning")
     import torch
     from pytorch_metric_learning.distances import LpDistance
@@ -316,7 +318,7 @@ def pml_mean(embedded):
     nearest = CustomKNN(LpDistance(normalize_embeddings=False))
 
     def mean(metric: str, k: int | None = None) -> float:
-        # By itself the reciprocal rank does not search.
+        # The reciprocal rank needs a second metric, because alone it starts no search.
         include, cpu = (metric, "precision_at_1"), torch.device("cpu")
         calculator = AccuracyCalculator(include=include, k=k, knn_func=nearest, device=cpu)
         return float(calculator.get_accuracy(*embedded)[metric])
@@ -348,7 +350,7 @@ def test_by_relevant_is_map_of_pytorch_metric_learning_with_k(pml_mean, embedded
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "arguments"),
+    ("name", "metric", "arguments"),
     [
         ("r_precision", metrics.r_precision, []),
         ("precision_at_1", metrics.precision_at_k, [1]),
@@ -356,6 +358,6 @@ def test_by_relevant_is_map_of_pytorch_metric_learning_with_k(pml_mean, embedded
     ],
 )
 def test_metrics_equal_those_of_pytorch_metric_learning(
-    pml_mean, embedded_ranks, name, own, arguments
+    pml_mean, embedded_ranks, name, metric, arguments
 ):
-    assert own(embedded_ranks, *arguments).mean() == pytest.approx(pml_mean(name), abs=1e-6)
+    assert metric(embedded_ranks, *arguments).mean() == pytest.approx(pml_mean(name), abs=1e-6)
