@@ -34,55 +34,59 @@ def all_ranks(query, *arguments, **limits) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def reachable(gallery_labels, row: int, restrict_to=None, exclude=None) -> list[int]:
+def reachable_positions(gallery_labels, row: int, restrict_to=None, exclude=None) -> list[int]:
     """Gallery positions that the search of a query may return."""
-    found = []
-    for at, label in enumerate(gallery_labels):
+    positions = []
+    for position, label in enumerate(gallery_labels):
         if restrict_to is not None:
             searched = restrict_to[row]
             if not (searched[label] if restrict_to.ndim == 2 else searched == label):
                 continue
-        if exclude is None or exclude[row] != at:
-            found.append(at)
-    return found
+        if exclude is None or exclude[row] != position:
+            positions.append(position)
+    return positions
 
 
-def exact_dot(one, other) -> Fraction:
-    return sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(one, other, strict=True))
+def exact_dot(vector, second_vector) -> Fraction:
+    return sum(
+        Fraction(float(a)) * Fraction(float(b)) for a, b in zip(vector, second_vector, strict=True)
+    )
 
 
-def signed_square(vector, other) -> Fraction:
+def signed_square(vector, gallery_vector) -> Fraction:
     """The signed square of the cosine, times the squared length of `vector`: it has no root."""
-    product = exact_dot(vector, other)
-    return product * abs(product) / exact_dot(other, other)
+    product = exact_dot(vector, gallery_vector)
+    return product * abs(product) / exact_dot(gallery_vector, gallery_vector)
 
 
-def cosine(vector, other) -> float:
-    """Off by a few units of the last place, if the products of two values are exact in float64."""
-    vector, other = np.asarray(vector, np.float64), np.asarray(other, np.float64)
-    squares = math.fsum(vector * vector) * math.fsum(other * other)
-    return math.fsum(vector * other) / math.sqrt(squares)
+def cosine(vector, gallery_vector) -> float:
+    """The cosine, with an error of a few units in the last place if products are exact."""
+    vector, gallery_vector = np.asarray(vector, np.float64), np.asarray(gallery_vector, np.float64)
+    squares = math.fsum(vector * vector) * math.fsum(gallery_vector * gallery_vector)
+    return math.fsum(vector * gallery_vector) / math.sqrt(squares)
 
 
-def ranked(query, gallery, gallery_labels, **limits) -> list[list[tuple[int, float]]]:
-    """(position, similarity) of all that may be returned, nearest first, equals in order."""
+def brute_force_answers(query, gallery, gallery_labels, **limits) -> list[list[tuple[int, float]]]:
+    """(position, similarity) of each possible result, nearest first, ties in gallery order."""
     answers = []
     for row, vector in enumerate(query):
-        falling = [signed_square(vector, other) for other in gallery]
-        places = reachable(gallery_labels, row, **limits)
-        order = sorted(places, key=lambda at: (-falling[at], at))
-        answers.append([(at, cosine(vector, gallery[at])) for at in order])
+        falling = [signed_square(vector, gallery_vector) for gallery_vector in gallery]
+        positions = reachable_positions(gallery_labels, row, **limits)
+        order = sorted(positions, key=lambda position: (-falling[position], position))
+        answers.append([(position, cosine(vector, gallery[position])) for position in order])
     return answers
 
 
 def ranks_of(answers, labels, gallery_labels, exclude=None) -> list[list[float]]:
-    """Ranks of each query's relevant images in `ranked`, without the places left over."""
+    """Ranks of each query's relevant images in the brute-force answers, not padded."""
     rows = []
     for row, answer in enumerate(answers):
-        relevant = [at for at, label in enumerate(gallery_labels) if label == labels[row]]
+        relevant = [
+            position for position, label in enumerate(gallery_labels) if label == labels[row]
+        ]
         if exclude is not None and exclude[row] in relevant:
             relevant.remove(exclude[row])
-        ranks = [place for place, (at, _) in enumerate(answer, start=1) if at in relevant]
+        ranks = [rank for rank, (position, _) in enumerate(answer, start=1) if position in relevant]
         rows.append(ranks + [np.inf] * (len(relevant) - len(ranks)))
     return rows
 
@@ -97,7 +101,7 @@ values = st.sampled_from([-0.5, -0.25, -0.0, 0.0, 0.25, 0.5])
 
 @st.composite
 def problems(draw):
-    """Queries, gallery, labels of both, and what limits the search.
+    """Queries, gallery, the labels of both, and the limits of the search.
 
     Few values and few classes, so that rows repeat and similarities tie.
     """
@@ -133,9 +137,9 @@ def test_search_equals_brute_force(problem, k):
         query, gallery, k, gallery_labels=gallery_labels, **limits
     )
     assert rankings.shape == similarities.shape == (len(query), min(k, len(gallery)))
-    for row, answer in enumerate(ranked(query, gallery, gallery_labels, **limits)):
+    for row, answer in enumerate(brute_force_answers(query, gallery, gallery_labels, **limits)):
         missing = rankings.shape[1] - len(answer[:k])
-        positions = [at for at, _ in answer[:k]] + [-1] * missing
+        positions = [position for position, _ in answer[:k]] + [-1] * missing
         assert rankings[row].tolist() == positions
         expected = [similarity for _, similarity in answer[:k]] + [np.nan] * missing
         np.testing.assert_allclose(similarities[row], expected, rtol=1e-6)
@@ -145,14 +149,14 @@ def test_search_equals_brute_force(problem, k):
 @given(problem=problems())
 def test_relevant_ranks_equal_brute_force(problem):
     query, gallery, labels, gallery_labels, limits = problem
-    answers = ranked(query, gallery, gallery_labels, **limits)
+    answers = brute_force_answers(query, gallery, gallery_labels, **limits)
     expected = ranks_of(answers, labels, gallery_labels, limits.get("exclude"))
     ranks = all_ranks(query, labels, gallery, gallery_labels, **limits)
     assert np.array_equal(ranks, padded(expected), equal_nan=True)
 
 
 def crowded(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Integer queries and gallery whose similarities crowd, each kind in another way."""
+    """Integer queries and gallery whose similarities crowd, in a way that `kind` names."""
     random = np.random.default_rng(0)
     n = ranking.PIECE + 500
     first, ones = np.tile([1, 0], (MANY, 1)), np.ones((n, 1), int)
@@ -180,7 +184,7 @@ KINDS += ["codes of 0 and 1", "codes of -1 and 1"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crowded_similarities_of_many_queries_are_ranked_as_by_a_stable_sort(kind):
+def test_crowded_similarities_are_ranked_like_a_stable_sort(kind):
     query, gallery = crowded(kind)
     random = np.random.default_rng(1)
     labels = random.integers(0, 4, len(query))
@@ -200,8 +204,8 @@ def test_crowded_similarities_of_many_queries_are_ranked_as_by_a_stable_sort(kin
     for vectors in kinds:
         ranks = all_ranks(vectors[0], labels, vectors[1], gallery_labels)
         assert np.array_equal(ranks, padded(rows), equal_nan=True)
-        found, _ = ranking.search(*vectors, 300)
-        assert (found == rankings[:, :300]).all()
+        ranked_positions, _ = ranking.search(*vectors, 300)
+        assert (ranked_positions == rankings[:, :300]).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -222,7 +226,7 @@ def test_search_of_unit_vectors_with_duplicates_equals_brute_force(seed, copies,
         assert (np.diff(row) <= 0).all()
 
 
-def test_queries_of_every_block_get_their_own_answer():
+def test_queries_of_every_block_get_their_answers():
     gallery = random_unit(50, 16, 0)
     rows = np.random.default_rng(1).integers(0, 50, MANY)
     rankings, similarities = ranking.search(gallery[rows], gallery, 3)
@@ -233,11 +237,11 @@ def test_queries_of_every_block_get_their_own_answer():
     assert ranks.tolist() == [[1]] * MANY
 
 
-def with_copies() -> tuple[list[np.ndarray], np.ndarray, list[int]]:
-    """Queries, a gallery whose row 5 is repeated at odd places, and where it stands.
+def queries_and_copies() -> tuple[list[np.ndarray], np.ndarray, list[int]]:
+    """Queries, a gallery in which row 5 is repeated, and the positions of its copies.
 
-    Without care a product gives these rows different last bits: at the places where it divides the
-    gallery into pieces, in the middle and at the end, and most of all for a query alone.
+    A plain product gives these rows different last bits: where it divides the gallery into pieces,
+    in the middle and at the end, and most of all for a single query.
     """
     gallery = random_unit(1003, 512, 2)
     copies = [5, 6, 77, 500, 501, 1000, 1001, 1002]
@@ -246,8 +250,8 @@ def with_copies() -> tuple[list[np.ndarray], np.ndarray, list[int]]:
     return [queries, *np.split(queries[:20], 20)], gallery, copies
 
 
-def test_identical_gallery_rows_stand_in_gallery_order():
-    queries, gallery, copies = with_copies()
+def test_identical_gallery_rows_are_ranked_in_gallery_order():
+    queries, gallery, copies = queries_and_copies()
     for query in queries:
         rankings, similarities = ranking.search(query, gallery, len(copies))
         assert (rankings == copies).all()
@@ -255,7 +259,7 @@ def test_identical_gallery_rows_stand_in_gallery_order():
 
 
 def test_identical_gallery_rows_have_ranks_in_gallery_order():
-    queries, gallery, copies = with_copies()
+    queries, gallery, copies = queries_and_copies()
     labels = np.zeros(len(gallery), int)
     labels[copies[::2]], labels[copies[1::2]] = 1, 2
     for query in queries[1:]:
@@ -265,7 +269,7 @@ def test_identical_gallery_rows_have_ranks_in_gallery_order():
 
 
 def test_copies_cut_off_at_k_are_the_last_ones():
-    queries, gallery, copies = with_copies()
+    queries, gallery, copies = queries_and_copies()
     for query in queries:
         rankings, _ = ranking.search(query, gallery, 3)
         assert (rankings == copies[:3]).all()
@@ -278,19 +282,19 @@ def test_k_larger_than_the_gallery_returns_all_of_it():
     assert np.isfinite(similarities).all()
 
 
-def test_search_and_relevant_ranks_agree_on_where_the_relevant_images_stand():
+def test_search_and_relevant_ranks_agree():
     query, gallery = random_unit(MANY, 33, 0), random_unit(300, 33, 1)
     labels, gallery_labels = np.arange(MANY) % 5, np.arange(300) % 5
     rankings, _ = ranking.search(query, gallery, 300)
     ranks = all_ranks(query, labels, gallery, gallery_labels)
-    places = [
+    expected = [
         np.flatnonzero(gallery_labels[ranking] == label) + 1
         for ranking, label in zip(rankings, labels, strict=True)
     ]
-    assert (ranks == np.array(places)).all()
+    assert (ranks == np.array(expected)).all()
 
 
-def test_search_within_a_class_returns_nothing_else():
+def test_search_within_a_class_returns_only_that_class():
     gallery_labels = np.array([0, 1, 0, 2, 1, 0])
     gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4], [1, 0.5]])
     query = unit([[1, 0]] * 3)
@@ -311,7 +315,7 @@ def test_relevant_images_outside_the_searched_class_have_infinite_ranks():
     gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]])
     labels, searched = np.array([0, 0, 1]), np.array([0, 1, 1])
     ranks = all_ranks(unit([[1, 0]] * 3), labels, gallery, gallery_labels, restrict_to=searched)
-    # Two relevant images leave one of three places over.
+    # A query with two relevant images has one NaN beside the three ranks of another.
     expected = [[1, 2, np.nan], [np.inf, np.inf, np.nan], [1, 2, 3]]
     assert np.array_equal(ranks, expected, equal_nan=True)
 
@@ -320,7 +324,7 @@ def test_excluded_image_is_neither_ranked_nor_relevant():
     gallery_labels = np.array([0, 1, 0, 0])
     gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
     query, labels = unit([[1, 0]] * 3), np.zeros(3, int)
-    # Of the query's class, of another one, nothing.
+    # Excluded: an image of the query's class, an image of another class, no image.
     exclude = np.array([0, 1, -1])
     rankings, _ = ranking.search(query, gallery, 4, exclude=exclude)
     assert rankings.tolist() == [[1, 2, 3, -1], [0, 2, 3, -1], [0, 1, 2, 3]]
@@ -333,7 +337,7 @@ def test_exclusion_and_restriction_together():
     gallery = unit([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
     query, labels = unit([[1, 0]] * 3), np.zeros(3, int)
     exclude = np.array([0, 0, 1])
-    # What is excluded of an unreachable class is not missed: R is 2, 2 and 3.
+    # R (2, 2 and 3) leaves out an excluded relevant image, even outside the searched class.
     ranks = all_ranks(
         query, labels, gallery, gallery_labels, exclude=exclude, restrict_to=np.array([0, 1, 0])
     )
@@ -341,7 +345,7 @@ def test_exclusion_and_restriction_together():
     assert np.array_equal(ranks, expected, equal_nan=True)
 
 
-def test_excluded_image_leaves_its_copies_where_they_are():
+def test_excluded_image_leaves_its_copies_in_the_ranking():
     gallery = unit([[1, 2], [1, 0], [1, 2], [1, 2]])
     rankings, similarities = ranking.search(gallery[:1], gallery, 4, exclude=np.array([0]))
     assert rankings.tolist() == [[2, 3, 1, -1]]
@@ -352,7 +356,7 @@ def test_excluded_image_leaves_its_copies_where_they_are():
     assert ranks.tolist() == [[1, 2]]
 
 
-def test_limits_are_those_of_each_query_in_every_block():
+def test_limits_apply_to_their_query_in_every_block():
     query, gallery = random_unit(MANY, 8, 0), random_unit(20, 8, 1)
     labels, gallery_labels = np.arange(MANY) % 5, np.arange(20) % 5
     exclude = np.arange(MANY) % 20
@@ -364,7 +368,7 @@ def test_limits_are_those_of_each_query_in_every_block():
     assert (all_ranks(query, labels, gallery, gallery_labels, **limits) == [1, 2, 3]).all()
 
 
-def test_answers_are_int32_and_float32():
+def test_rankings_are_int32_and_similarities_float32():
     query, gallery = random_unit(3, 4, 0), random_unit(6, 4, 1)
     rankings, similarities = ranking.search(query, gallery, 2)
     ranks = all_ranks(query, np.zeros(3, int), gallery, np.zeros(6, int))
@@ -379,7 +383,7 @@ def test_query_of_a_class_that_the_gallery_lacks_has_no_relevant_images():
     assert np.isnan(ranks[1:]).all()
 
 
-def test_class_ids_may_be_few_and_far_between():
+def test_class_ids_may_have_large_gaps():
     query, gallery = random_unit(MANY, 4, 0), random_unit(30, 4, 1)
     near = np.arange(MANY) % 3, np.arange(30) % 3
     far = np.array([5, 10**6, 2**40])
@@ -395,18 +399,18 @@ def test_numbers_of_any_type_are_ranked_as_float64(dtype):
     random = np.random.default_rng(0)
     query, gallery = (random.integers(0, 5, (n, 6)).astype(dtype) for n in (20, 40))
     query[:, 0] = gallery[:, 1] = 1
-    expected = everything(query.astype(np.float64), gallery.astype(np.float64))
-    for one, other in zip(everything(query, gallery), expected, strict=True):
-        assert one.tobytes() == other.tobytes()
+    expected = search_outputs(query.astype(np.float64), gallery.astype(np.float64))
+    for output, expected_output in zip(search_outputs(query, gallery), expected, strict=True):
+        assert output.tobytes() == expected_output.tobytes()
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 3, 1e30, 1e300])
-def test_lengths_make_no_difference(scale):
+def test_vector_lengths_do_not_change_the_answer(scale):
     query, gallery = (random_unit(n, 6, n).astype(np.float64) for n in (20, 40))
-    for one, other in zip(
-        everything(query * scale, gallery / scale), everything(query, gallery), strict=True
+    for scaled, expected in zip(
+        search_outputs(query * scale, gallery / scale), search_outputs(query, gallery), strict=True
     ):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+        np.testing.assert_allclose(scaled, expected, rtol=1e-6)
 
 
 ROWS = np.eye(3, dtype=np.float32)
@@ -455,21 +459,21 @@ def test_negative_query_labels_are_refused():
 
 
 @pytest.mark.parametrize("name", ["query_labels", "gallery_labels", "restrict_to", "exclude"])
-def test_lengths_that_do_not_fit_are_refused_before_anything_is_ranked(name):
-    given = {
+def test_lengths_that_do_not_fit_are_refused_before_the_search(name):
+    embeddings = {
         "query_embeddings": random_unit(3, 4, 0),
         "gallery_embeddings": random_unit(6, 4, 1),
     }
     labels = {"query_labels": np.zeros(3, int), "gallery_labels": np.zeros(6, int)}
     limits = {"restrict_to": np.zeros(3, int), "exclude": np.zeros(3, int)}
-    everything = given | labels | limits
-    everything[name] = everything[name][1:]
+    arguments = embeddings | labels | limits
+    arguments[name] = arguments[name][1:]
     with pytest.raises(ValueError, match=name):
-        ranking.relevant_ranks(**everything)
+        ranking.relevant_ranks(**arguments)
     if name != "query_labels":
-        del everything["query_labels"]
+        del arguments["query_labels"]
         with pytest.raises(ValueError, match=name):
-            ranking.search(**everything, k=1)
+            ranking.search(**arguments, k=1)
 
 
 @pytest.mark.parametrize("position", [-2, 6])
@@ -486,25 +490,27 @@ def test_restricted_search_needs_labels():
         ranking.search(random_unit(2, 4, 0), random_unit(6, 4, 1), 1, restrict_to=np.zeros(2, int))
 
 
-def everything(query, gallery) -> list[np.ndarray]:
+def search_outputs(query, gallery) -> list[np.ndarray]:
     labels = np.arange(len(query)) % 7, np.arange(len(gallery)) % 7
     ranks = all_ranks(query, labels[0], gallery, labels[1])
     return [ranks, *ranking.search(query, gallery, 100)]
 
 
-def test_same_question_twice_is_answered_alike_bit_for_bit():
+def test_the_same_search_gives_the_same_bits():
     query, gallery = random_unit(MANY, 65, 0), random_unit(ranking.PIECE + 700, 65, 1)
-    for one, other in zip(everything(query, gallery), everything(query, gallery), strict=True):
-        assert one.tobytes() == other.tobytes()
+    for first, second in zip(
+        search_outputs(query, gallery), search_outputs(query, gallery), strict=True
+    ):
+        assert first.tobytes() == second.tobytes()
 
 
 @pytest.mark.parametrize("cores", [None, 1, 3, 64])
-def test_answers_do_not_depend_on_the_number_of_cores(cores, monkeypatch):
+def test_answers_are_independent_of_the_number_of_cores(cores, monkeypatch):
     query, gallery = random_unit(300, 65, 0), random_unit(ranking.PIECE + 700, 65, 1)
-    expected = everything(query, gallery)
+    expected = search_outputs(query, gallery)
     monkeypatch.setattr(ranking.os, "cpu_count", lambda: cores)
-    for one, other in zip(expected, everything(query, gallery), strict=True):
-        assert one.tobytes() == other.tobytes()
+    for before, output in zip(expected, search_outputs(query, gallery), strict=True):
+        assert before.tobytes() == output.tobytes()
 
 
 def test_blocks_of_a_large_gallery_are_smaller(monkeypatch):
@@ -535,7 +541,7 @@ def test_relevant_ranks_are_computed_block_by_block(monkeypatch):
     for number, length in enumerate([ranking.BLOCK, ranking.BLOCK, 1], start=2):
         ranks, *_ = next(blocks)
         assert ranks.shape == (length, 20)
-        # A few queries come first, which show how dense the similarities are.
+        # The first product is of a few queries, and shows how dense the similarities are.
         assert len(lengths) == number and lengths[-1] == length
     with pytest.raises(StopIteration):
         next(blocks)
@@ -547,7 +553,7 @@ def blas_threads() -> list[int]:
     ]
 
 
-def test_matrix_products_elsewhere_keep_their_threads():
+def test_other_matrix_products_keep_their_threads():
     before = blas_threads()
     for _ in ranking.relevant_ranks(
         random_unit(MANY, 8, 0), np.zeros(MANY, int), random_unit(20, 8, 1), np.zeros(20, int)
@@ -555,15 +561,15 @@ def test_matrix_products_elsewhere_keep_their_threads():
         assert blas_threads() == before
 
 
-def test_calls_on_several_threads_agree_and_leave_blas_as_it_was():
-    before = blas_threads()
+def test_calls_on_several_threads_agree_and_restore_blas_threads():
+    threads_before = blas_threads()
     query, gallery = random_unit(300, 65, 0), random_unit(ranking.PIECE + 700, 65, 1)
-    expected = everything(query, gallery)
+    expected = search_outputs(query, gallery)
     with ThreadPoolExecutor(4) as threads:
-        for answers in threads.map(lambda _: everything(query, gallery), range(8)):
-            for one, other in zip(answers, expected, strict=True):
-                assert one.tobytes() == other.tobytes()
-    assert blas_threads() == before
+        for outputs in threads.map(lambda _: search_outputs(query, gallery), range(8)):
+            for output, expected_output in zip(outputs, expected, strict=True):
+                assert output.tobytes() == expected_output.tobytes()
+    assert blas_threads() == threads_before
 
 
 @pytest.mark.parametrize("restricted", [False, True])
@@ -579,8 +585,8 @@ def test_results_and_ranks_of_one_similarity_matrix_are_those_of_a_search(restri
         query, labels[0], gallery, labels[1], k=9, **limits
     )
     searched = ranking.search(query, gallery, 9, gallery_labels=labels[1], **limits)
-    for one, other in zip(results, searched, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for result, expected in zip(results, searched, strict=True):
+        np.testing.assert_array_equal(result, expected)
     assert np.array_equal(
         ranks, all_ranks(query, labels[0], gallery, labels[1], **limits), equal_nan=True
     )
@@ -614,7 +620,7 @@ def test_beyond_the_class_size_precision_within_the_predicted_class_falls_below_
     ranks = all_ranks(
         random_unit(3, 8, 1), labels, random_unit(20, 8, 2), gallery_labels, restrict_to=labels
     )
-    # All ten of the class are found: 10 of 40.
+    # All ten images of the class are returned: 10 of 40.
     assert metrics.precision_at_k(ranks, 40) == pytest.approx([10 / 40] * 3)
 
 
@@ -646,7 +652,9 @@ CLOSE = ["codes", "counts", "near copies", "permuted"]
 @pytest.mark.parametrize("kind", CLOSE)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), cores=st.integers(1, 4), data=st.data())
-def test_a_query_has_one_answer_whatever_else_is_computed(kind, seed, cores, data):
+def test_the_answer_of_a_query_is_independent_of_blocks_cores_and_other_queries(
+    kind, seed, cores, data
+):
     query, gallery = close_vectors(kind, seed)
     labels, gallery_labels = np.arange(len(query)) % 3, np.arange(len(gallery)) % 3
 
@@ -671,27 +679,29 @@ def test_a_query_has_one_answer_whatever_else_is_computed(kind, seed, cores, dat
 
 
 @pytest.mark.parametrize("kind", ["codes", "counts"])
-def test_integer_queries_have_the_same_answer_beside_others(kind):
+def test_integer_queries_have_the_same_answer_beside_a_float_query(kind):
     query, gallery = close_vectors(kind, 3)
-    together = everything(np.vstack([query, query[:1] * np.pi]), gallery)
-    for one, other in zip(everything(query, gallery), together, strict=True):
-        assert one.tobytes() == other[:-1].tobytes()
+    together = search_outputs(np.vstack([query, query[:1] * np.pi]), gallery)
+    for output, expected in zip(search_outputs(query, gallery), together, strict=True):
+        assert output.tobytes() == expected[:-1].tobytes()
     # Multiples have the same similarities, but products beyond the integers of float32.
-    for one, other in zip(everything(query, 10**5 * gallery), together, strict=True):
-        assert one.tobytes() == other[:-1].tobytes()
+    for output, expected in zip(search_outputs(query, 10**5 * gallery), together, strict=True):
+        assert output.tobytes() == expected[:-1].tobytes()
 
 
 @pytest.mark.parametrize("kind", CLOSE)
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_rankings_are_those_of_exact_similarities(kind, seed):
+def test_rankings_follow_exact_similarities(kind, seed):
     query, gallery = close_vectors(kind, seed)
     query = query[:2]
     rankings, _ = ranking.search(query, gallery, len(gallery))
     for vector, positions in zip(query, rankings, strict=True):
-        similarity = np.array([cosine(vector, other) for other in gallery])
+        similarity = np.array([cosine(vector, gallery_vector) for gallery_vector in gallery])
         order = np.argsort(-similarity, kind="stable")
-        size = np.array([cosine(abs(vector), abs(other)) for other in gallery])[order]
+        size = np.array([cosine(abs(vector), abs(gallery_vector)) for gallery_vector in gallery])[
+            order
+        ]
         tolerance = ranking.TIE * np.maximum(size[:-1], size[1:])
         first = np.append(True, similarity[order][:-1] - similarity[order][1:] > tolerance)
         ties = np.split(order, np.flatnonzero(first)[1:])
@@ -709,7 +719,7 @@ def test_similarities_up_to_the_tolerance_are_ties(angle, is_tie):
     assert (len(set(similarities[0])) == 1) == is_tie
 
 
-def test_products_in_float64_decide_no_tie(monkeypatch):
+def test_products_in_float64_do_not_break_ties(monkeypatch):
     # Neighbours differ by the tolerance, so that the last bits decide.
     random = np.random.default_rng(0)
     query, vector = random.random((2, 64)) + 0.1
@@ -717,12 +727,12 @@ def test_products_in_float64_decide_no_tie(monkeypatch):
     step *= query @ vector / (query @ step)
     gallery = vector + random.permutation(500)[:, None] * ranking.TIE * step
     queries = np.vstack([query, random.random((ranking.MANY, 64))])
-    answers = []
+    outputs = []
     for share in (1, -1):
         monkeypatch.setattr(ranking, "DENSE", share)
-        answers.append(everything(queries, gallery))
-    for one, other in zip(*answers, strict=True):
-        assert one.tobytes() == other.tobytes()
+        outputs.append(search_outputs(queries, gallery))
+    for first, second in zip(*outputs, strict=True):
+        assert first.tobytes() == second.tobytes()
 
 
 def test_small_similarities_are_ranked_if_they_are_exact():
@@ -732,7 +742,7 @@ def test_small_similarities_are_ranked_if_they_are_exact():
     assert rankings.tolist() == [[0, 2, 3, 1, 4]]
 
 
-def test_ties_on_both_sides_of_any_grid_are_ties():
+def test_equal_similarities_tie_at_any_scale():
     # Similarities are m / 512, and the last half are the first with their bits in another order.
     random = np.random.default_rng(5)
     n_positive = random.integers(0, 1024, (400, 1))
@@ -745,37 +755,37 @@ def test_ties_on_both_sides_of_any_grid_are_ties():
         assert (rankings == expected).all()
 
 
-def test_a_similarity_is_the_same_whichever_rows_are_read_with_it():
+def test_a_similarity_is_independent_of_the_rows_computed_with_it():
     random = np.random.default_rng(0)
     gallery = ranking.prepare(random.normal(size=(9, 65)))
     codes = np.zeros(9, np.int32)
     query = ranking._Query(random.normal(size=65), 1.0, 0.0)
-    found = []
+    similarities = []
     for order in (np.arange(9), np.arange(9)[::-1], random.permutation(9), np.array([3])):
-        exact = np.full(9, np.nan)
+        row_similarities = np.full(9, np.nan)
         ranking._write_similarities(
             query,
             ranking._Gallery(gallery.rows, gallery.scales, codes),
             order.astype(np.int32),
-            exact,
+            row_similarities,
         )
-        found.append(exact[3])
-    assert len(set(found)) == 1
-    assert found[0] == pytest.approx(query.vector @ gallery.rows[3] * gallery.scales[3])
+        similarities.append(row_similarities[3])
+    assert len(set(similarities)) == 1
+    assert similarities[0] == pytest.approx(query.vector @ gallery.rows[3] * gallery.scales[3])
 
 
 @pytest.mark.parametrize("size", [1e-4, 1])
-def test_larger_errors_than_expected_are_noticed(size, monkeypatch):
+def test_larger_errors_of_products_do_not_change_the_answer(size, monkeypatch):
     query, gallery = close_vectors("near copies", 1)
-    expected, multiply = everything(query, gallery), ranking._multiply
+    expected, multiply = search_outputs(query, gallery), ranking._multiply
 
     def multiply_badly(threads, block, gallery, out):
         multiply(threads, block, gallery, out)
         out += np.random.default_rng(0).normal(scale=size, size=out.shape)
 
     monkeypatch.setattr(ranking, "_multiply", multiply_badly)
-    for one, other in zip(everything(query, gallery), expected, strict=True):
-        assert one.tobytes() == other.tobytes()
+    for output, expected_output in zip(search_outputs(query, gallery), expected, strict=True):
+        assert output.tobytes() == expected_output.tobytes()
 
 
 @pytest.mark.slow
