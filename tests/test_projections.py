@@ -1,4 +1,4 @@
-"""Projections keep like near like, say what they keep, and are computed once."""
+"""Projections preserve neighbourhoods, report how well, and are computed once."""
 
 from types import SimpleNamespace
 
@@ -13,17 +13,17 @@ from cbir.retrieval import projections
 pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
-def groups(n_each=60, d=12, apart=8.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two groups of points that lie apart in many dimensions, and which is which."""
+def groups(size=60, d=12, apart=8.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two groups of points, `apart` in one of many dimensions, and their labels."""
     random = np.random.default_rng(0)
-    labels = np.repeat([0, 1], n_each)
-    vectors = random.normal(size=(2 * n_each, d))
+    labels = np.repeat([0, 1], size)
+    vectors = random.normal(size=(2 * size, d))
     vectors[:, 3] += apart * labels
     return vectors, labels
 
 
 @pytest.mark.parametrize("method", projections.METHODS)
-def test_groups_that_lie_apart_lie_apart_on_the_map(method):
+def test_separate_groups_are_separate_on_the_map(method):
     vectors, labels = groups()
     points, _ = projections.project(vectors, method)
     assert points.shape == (120, 2)
@@ -48,9 +48,9 @@ def test_pca_keeps_the_directions_of_most_variance():
     turned, _ = np.linalg.qr(random.normal(size=(6, 6)))
     points, share = projections.project(plane @ turned[:2])
     assert share == pytest.approx(1)
-    # In a plane all distances are kept.
-    wanted, distances = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (plane, points))
-    assert distances == pytest.approx(wanted, abs=1e-4)
+    # A projection of a plane preserves all distances.
+    expected, distances = (np.linalg.norm(x[:, None] - x[None], axis=2) for x in (plane, points))
+    assert distances == pytest.approx(expected, abs=1e-4)
     assert projections.project(random.normal(size=(400, 10)))[1] < 0.35
 
 
@@ -66,7 +66,7 @@ def test_vectors_of_one_dimension_lie_on_a_line(method, normalised):
     assert np.ptp(points[:, 1]) == 0
     if method == "pca":
         assert share == pytest.approx(1)
-        # Which end of the line is left is nobody's choice.
+        # The direction of the line is arbitrary.
         assert np.abs(points[:, 0]) == pytest.approx(np.abs(vectors - vectors.mean())[:, 0])
 
 
@@ -77,26 +77,26 @@ def test_vectors_that_are_all_equal_have_a_map_of_one_point():
 
 
 @pytest.mark.parametrize("method", projections.METHODS)
-def test_the_same_seed_draws_the_same_map(method):
+def test_maps_are_reproducible(method):
     vectors, _ = groups()
     assert np.array_equal(
         projections.project(vectors, method)[0], projections.project(vectors, method)[0]
     )
 
 
-def test_t_sne_pays_from_a_hundred_points_on():
+def test_too_few_points_and_unknown_methods_are_rejected():
     with pytest.raises(ValueError, match="99 points are too few"):
         projections.project(groups()[0][:99], "tsne")
     with pytest.raises(ValueError, match="unknown method 'umap'"):
         projections.project(groups()[0], "umap")
 
 
-def test_the_points_shown_are_spread_over_the_classes():
+def test_selected_points_are_spread_over_the_classes():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [600, 300, 100]))
-    shown = projections.spread(labels, 100)
-    assert len(np.unique(shown)) == 100
-    assert (np.diff(shown) > 0).all()
-    assert np.bincount(labels[shown]) == pytest.approx([60, 30, 10], abs=1)
+    indices = projections.spread(labels, 100)
+    assert len(np.unique(indices)) == 100
+    assert (np.diff(indices) > 0).all()
+    assert np.bincount(labels[indices]) == pytest.approx([60, 30, 10], abs=1)
     assert projections.spread(labels, 1000).tolist() == list(range(1000))
 
 
@@ -110,30 +110,30 @@ def saved(project):
     return invented.save_network("cnn", 0.5, epochs=())
 
 
-def test_a_map_is_of_the_queries_and_drawn_once(saved, monkeypatch):
+def test_the_map_of_queries_is_computed_once(saved, monkeypatch):
     images = saved.dataset
-    first = projections.project_queries(saved.embeddings)
-    assert first.queries.tolist() == list(range(len(images.queries)))
-    assert first.points.shape == (len(images.queries), 2)
-    assert 0.5 < first.kept <= 1
-    assert 0.5 < first.variance <= 1
+    projection = projections.project_queries(saved.embeddings)
+    assert projection.queries.tolist() == list(range(len(images.queries)))
+    assert projection.points.shape == (len(images.queries), 2)
+    assert 0.5 < projection.kept <= 1
+    assert 0.5 < projection.variance <= 1
     vectors = np.load(saved.summary["artifacts"]["embeddings"] + "/vectors.npy")
-    assert np.array_equal(first.points, projections.project(vectors[images.queries])[0])
+    assert np.array_equal(projection.points, projections.project(vectors[images.queries])[0])
     monkeypatch.setattr(projections, "project", None)
-    assert np.array_equal(projections.project_queries(saved.embeddings).points, first.points)
+    assert np.array_equal(projections.project_queries(saved.embeddings).points, projection.points)
 
 
-def test_trustworthiness_tells_a_map_that_keeps_neighbours_from_one_that_does_not(
-    saved, monkeypatch
-):
+def test_trustworthiness_is_lower_for_a_random_map(saved, monkeypatch):
     images = saved.dataset
-    by_chance = np.random.default_rng(0).normal(size=(len(images.queries), 2)).astype(np.float32)
-    kept = projections.project_queries(saved.embeddings).kept
-    monkeypatch.setattr(projections, "project", lambda *_: (by_chance, 0.0))
-    assert projections.project_queries(saved.embeddings, "tsne").kept < kept - 0.1
+    random_points = (
+        np.random.default_rng(0).normal(size=(len(images.queries), 2)).astype(np.float32)
+    )
+    trustworthiness = projections.project_queries(saved.embeddings).kept
+    monkeypatch.setattr(projections, "project", lambda *_: (random_points, 0.0))
+    assert projections.project_queries(saved.embeddings, "tsne").kept < trustworthiness - 0.1
 
 
-def test_all_runs_have_a_map_by_a_method_with_enough_queries(saved):
+def test_runs_with_too_few_queries_have_no_map(saved):
     assert list(projections.project_all({"cnn": saved})) == ["cnn"]
     # A dozen queries are too few for t-SNE.
     assert projections.project_all({"cnn": saved}, "tsne") == {}
@@ -147,54 +147,57 @@ def dataset():
 
 
 def map_of(labels, method="pca", **changes) -> projections.Projection:
-    """A map whose points lie where their labels are."""
-    shown = np.arange(len(labels))
-    points = np.stack([labels, shown], axis=1).astype(np.float32)
-    given = {"queries": shown, "points": points, "kept": 0.5, "variance": 0.25} | changes
-    return projections.Projection(method, **given)
+    """A map whose horizontal coordinates are the labels."""
+    queries = np.arange(len(labels))
+    points = np.stack([labels, queries], axis=1).astype(np.float32)
+    fields = {"queries": queries, "points": points, "kept": 0.5, "variance": 0.25} | changes
+    return projections.Projection(method, **fields)
 
 
 def points_of(axis) -> list[list]:
     return [np.asarray(points.get_offsets()).tolist() for points in axis.collections]
 
 
-def test_a_map_has_a_colour_and_a_marker_a_class_and_rings_the_wrong(dataset):
+def test_a_map_marks_classes_and_wrong_predictions(dataset):
     labels = dataset.query_labels = np.array([2, 0, 1, 1])
     predicted = {"cnn": np.array([2, 1, 1, 0]), "random": np.full(4, -1)}
-    drawn = {"cnn": map_of(labels), "random": map_of(labels, "tsne", variance=np.nan)}
-    figure = charts.query_maps(dataset, drawn, predicted)
-    one, other = figure.axes
+    projections_by_run = {"cnn": map_of(labels), "random": map_of(labels, "tsne", variance=np.nan)}
+    figure = charts.query_maps(dataset, projections_by_run, predicted)
+    axis, other_axis = figure.axes
     # Others (none), the three classes, then the rings.
-    assert points_of(one) == [[], [[0, 1]], [[1, 2], [1, 3]], [[2, 0]], [[0, 1], [1, 3]]]
-    assert points_of(other)[-1] == []
-    assert (one.get_title(), one.get_xlabel()) == (
+    assert points_of(axis) == [[], [[0, 1]], [[1, 2], [1, 3]], [[2, 0]], [[0, 1], [1, 3]]]
+    assert points_of(other_axis)[-1] == []
+    assert (axis.get_title(), axis.get_xlabel()) == (
         "cnn, PCA", "25 % of the variance, trustworthiness 0.50",
     )  # fmt: skip
-    assert (other.get_title(), other.get_xlabel()) == ("random, t-SNE", "trustworthiness 0.50")
+    assert (other_axis.get_title(), other_axis.get_xlabel()) == (
+        "random, t-SNE",
+        "trustworthiness 0.50",
+    )
     handles = figure.legends[0].legend_handles
     assert [entry.get_label() for entry in handles] == [*dataset.classes, "classified wrongly"]
     assert len({str(entry.get_facecolor()) for entry in handles[:3]}) == 3
     assert len({str(entry.get_paths()[0]) for entry in handles[:3]}) == 3
 
 
-def test_a_map_shows_a_part_of_the_queries_with_their_own_classes(dataset):
+def test_a_map_of_some_queries_shows_their_classes(dataset):
     dataset.query_labels = np.array([0, 1, 2, 0, 1, 2])
-    part = map_of(np.array([1, 2]), queries=np.array([1, 5]))
+    projection = map_of(np.array([1, 2]), queries=np.array([1, 5]))
     predicted = {"cnn": np.array([0, 0, 0, 0, 0, 2])}
-    (axis,) = charts.query_maps(dataset, {"cnn": part}, predicted).axes
+    (axis,) = charts.query_maps(dataset, {"cnn": projection}, predicted).axes
     assert points_of(axis) == [[], [], [[1, 0]], [[2, 1]], [[1, 0]]]
 
 
-def test_of_many_classes_the_most_confused_are_coloured(dataset):
+def test_the_most_confused_of_many_classes_are_coloured(dataset):
     dataset.classes = [f"class {label}" for label in range(14)]
     labels = dataset.query_labels = np.tile(np.arange(14), 3)
-    wrong = np.isin(labels, [3, 13])
-    predicted = {"cnn": np.where(wrong, 0, labels)}
+    is_wrong = np.isin(labels, [3, 13])
+    predicted = {"cnn": np.where(is_wrong, 0, labels)}
     figure = charts.query_maps(dataset, {"cnn": map_of(labels)}, predicted)
-    named = [entry.get_label() for entry in figure.legends[0].legend_handles]
-    assert (named[0], named[-1]) == ("other classes", "classified wrongly")
-    assert len(named) == len(charts.CLASS_COLOURS) + 2
-    assert {"class 3", "class 13"} < {*named}
+    labels_of_legend = [entry.get_label() for entry in figure.legends[0].legend_handles]
+    assert (labels_of_legend[0], labels_of_legend[-1]) == ("other classes", "classified wrongly")
+    assert len(labels_of_legend) == len(charts.CLASS_COLOURS) + 2
+    assert {"class 3", "class 13"} < {*labels_of_legend}
     others = figure.axes[0].collections[0]
     assert len(others.get_offsets()) == 4 * 3
 
@@ -204,8 +207,8 @@ def test_ten_classes_differ_in_colour_and_in_marker():
 
 
 def test_the_map_with_the_highest_trustworthiness_is_named():
-    kept = {"cnn": 0.8, "vgg16": 0.9, "few": np.nan}
-    maps = {name: SimpleNamespace(kept=value) for name, value in kept.items()}
+    trustworthiness = {"cnn": 0.8, "vgg16": 0.9, "few": np.nan}
+    maps = {name: SimpleNamespace(kept=value) for name, value in trustworthiness.items()}
     assert sentences.describe_projections(maps).startswith(
         "The map of vgg16 has the highest trustworthiness, 0.90 (at most 1)"
     )
