@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, ndcg_score
 
+from cbir.reporting import tables
 from cbir.retrieval import map_definitions, metrics
 
 NAN, INF = np.nan, np.inf
@@ -106,12 +107,21 @@ def test_perfect_ranking_is_one_unless_the_divisor_exceeds_k(definition, k):
 def test_table_means_over_queries_with_a_relevant_image(monkeypatch):
     ranks = np.array([[1, 3], [2, INF], [NAN, NAN]], np.float32)
     table = map_definitions.compare_definitions(ranks, 2)
-    assert list(table)[:4] == ["definition", "formula", "used_by", "value"]
+    assert list(table) == ["definition", "value", "ci_low", "ci_high"]
+    assert list(tables.definitions(table)) == ["definition", "formula", "used_by", "mAP"]
     assert ((table["ci_low"] <= table["value"]) & (table["value"] <= table["ci_high"])).all()
     # By min(R, k): (1/1) / 2 and (1/2) / 2. By the hits found: 1/1 and 1/2.
     assert table["value"][[0, 2]].tolist() == pytest.approx([(1 / 2 + 1 / 4) / 2, (1 + 1 / 2) / 2])
     monkeypatch.setattr(map_definitions, "BATCH", 2)
     assert map_definitions.compare_definitions(ranks, 2).equals(table)
+
+
+def test_every_definition_has_a_text_for_readers():
+    names = [definition.definition for definition in map_definitions.DEFINITIONS]
+    assert names == [*tables.DEFINITION_TEXTS]
+    for text in tables.DEFINITION_TEXTS.values():
+        assert text["formula"]
+        assert text["used_by"]
 
 
 def test_table_without_queries_is_nan_and_k_below_one_is_rejected():

@@ -136,6 +136,11 @@ def test_where_nobody_has_measured_there_is_nothing_to_say(project):
     assert feedback.feedback_sentence(saved(cnn=measured())) == ""
 
 
+def test_description_of_weights():
+    text = feedback.describe_weights(Rocchio(1, 0.5, 0.25))
+    assert text == "1 query + 0.5 positive − 0.25 negative"
+
+
 def test_weights_are_read_as_they_were_chosen(project):
     saved(cnn=measured(0.1))
     assert feedback.read_weights("tiny", "cnn") == Rocchio(1, 0.5, 0.1)

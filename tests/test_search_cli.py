@@ -27,6 +27,7 @@ from cbir.cache import write_text
 from cbir.images.dataset import describe_changes
 from cbir.images.folders import HIDDEN, NOT_A_PICTURE, LeftOut
 from cbir.images.pictures import DAMAGED
+from cbir.reporting.feedback import describe_weights
 from cbir.reporting.runs import read_run
 from cbir.retrieval.feedback import Rocchio
 from cbir.search import answers, cli, galleries, searchers
@@ -230,10 +231,12 @@ def test_feedback_weights_and_their_origin_are_printed(finished_study, capfd):
     arguments = ["--like", QUERY, "--study", "tiny", "--architecture", "cnn", "-k", "1"]
     _, out, _ = run(capfd, "search", *arguments)
     origin = "(defaults, since the study has not chosen any)"
-    assert out.splitlines()[0].endswith(f", weights: {Rocchio()} {origin}")
+    assert out.splitlines()[0].endswith(f", weights: {describe_weights(Rocchio())} {origin}")
     searcher = open_searcher("tiny", "cnn")
     searcher.__dict__["chosen_weights"] = weights = Rocchio(1, 2, 0.5)
-    assert searcher.describe_feedback_weights() == f"{weights} (chosen on validation images)"
+    assert searcher.describe_feedback_weights() == (
+        f"{describe_weights(weights)} (chosen on validation images)"
+    )
     _, out, _ = run(capfd, "search", QUERY, "--study", "tiny", "-k", "1")
     assert "weights" not in out.splitlines()[0]
 

@@ -12,10 +12,20 @@ from matplotlib.ticker import MaxNLocator
 
 from cbir.images.dataset import Dataset
 from cbir.reporting import measurements, tables
-from cbir.reporting.display import FAINT, HIT, INK, LOOKS, MISS, MOST_ROWS, entry, looks
+from cbir.reporting.display import (
+    FAINT,
+    HIT,
+    INK,
+    LOOKS,
+    MISS,
+    MOST_ROWS,
+    PROJECTIONS,
+    entry,
+    looks,
+)
 from cbir.reporting.montages import shorten
 from cbir.reporting.numbers import Estimate, from_row, interval_columns
-from cbir.retrieval.projections import METHODS, Projection
+from cbir.retrieval.projections import Projection
 
 # The approximate number of markers on a curve, whatever its number of epochs.
 MOST_MARKERS = 12
@@ -236,7 +246,7 @@ def query_maps(
         )  # fmt: skip
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
-        axis.set_title(f"{name}, {METHODS[projection.method]}", size=10)
+        axis.set_title(f"{name}, {PROJECTIONS[projection.method]}", size=10)
         qualities = [
             (projection.variance, f"{100 * projection.variance:.0f} % of the variance"),
             (projection.kept, f"trustworthiness {projection.kept:.2f}"),

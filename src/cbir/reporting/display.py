@@ -56,6 +56,8 @@ TITLES = {
     "n_queries": "queries",
     "n_left_out": "left out",
 }
+# The names of the methods that project embeddings to two dimensions.
+PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
     autoescape=True, trim_blocks=True, lstrip_blocks=True,

@@ -79,7 +79,14 @@ def feedback_table(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     texts = gains.readable_gains(rows, COLUMNS)
     means = texts[["marked", "positive"]].map("{:.1f}".format)
-    return texts.assign(**means, weights=[str(Rocchio(*row)) for row in rows[WEIGHTS].to_numpy()])
+    weights = [describe_weights(Rocchio(*row)) for row in rows[WEIGHTS].to_numpy()]
+    return texts.assign(**means, weights=weights)
+
+
+def describe_weights(weights: Rocchio) -> str:
+    """Rocchio's formula with these weights."""
+    terms = f"{weights.query:g} query + {weights.positive:g} positive"
+    return f"{terms} − {weights.negative:g} negative"
 
 
 def feedback_chart(rows: pd.DataFrame) -> Figure | None:

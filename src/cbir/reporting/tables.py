@@ -12,7 +12,7 @@ from cbir.images.dataset import Dataset
 from cbir.images.folders import group_by_reason
 from cbir.networks.embeddings import Embeddings
 from cbir.reporting.measurements import number, select
-from cbir.reporting.numbers import Estimate, PValue, from_row, interval_columns, span
+from cbir.reporting.numbers import Estimate, PValue, from_row, span
 from cbir.reporting.runs import Run, networks, shared_dataset, training_place
 from cbir.retrieval import uncertainty
 
@@ -48,7 +48,44 @@ METRICS = [
     "mean_average_precision", "precision", "recall", "ndcg", "hit_rate", "r_precision",
     "mean_average_precision_at_r", "mean_reciprocal_rank", "gallery_searched",
 ]  # fmt: skip
-
+# The formulas of `map_definitions`, in which P(i) is the precision at rank i, and their users, as
+# determined from the source code of the versions named here.
+DEFINITION_TEXTS = {
+    "AP@k by min(R, k)": {
+        "formula": "sum of P(i) at the hits i <= k, / min(R, k): the best first k results score 1",
+        "used_by": "this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
+        "retrieval, MeanAveragePrecision in tensorflow/models (k = 100)",
+    },
+    "AP@k by R": {
+        "formula": "sum of P(i) at the hits i <= k, / R: at most k / R if k < R",
+        "used_by": "trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
+        "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
+    },
+    "AP@k by hits found": {
+        "formula": "sum of P(i) at the hits i <= k, / number of those hits: one hit at rank 1 and "
+        "none after it scores 1",
+        "used_by": "torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
+        "DeepHash-pytorch CalcTopMap; HashNet's code, which excludes queries without a hit from "
+        "the mean",
+    },
+    "MAP@R": {
+        "formula": "sum of P(i) at the hits i <= R, / R; k is not used",
+        "used_by": "Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch "
+        "Metric Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK "
+        "with clip_at_r",
+    },
+    "AP of the full ranking": {
+        "formula": "sum of P(i) at all hits i, / R; k is not used",
+        "used_by": "this study; scikit-learn average_precision_score (if no similarities are "
+        "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
+        "Metric Learning 2.9.0 mean_average_precision without k",
+    },
+    "AP of the full ranking, trapezoids": {
+        "formula": "sum over all hits i of the mean of the precisions before and at i, / R; the "
+        "precision before rank 1 is 1; k is not used",
+        "used_by": "revisitop compute_ap: Radenović et al., Revisiting Oxford and Paris (2018)",
+    },
+}
 
 # Classes are uneven if one has more than this many times the queries of another. Up to then, the
 # mean over queries and the mean over classes differ by at most a fifth of the standard deviation of
@@ -297,9 +334,9 @@ def lost_and_won_back(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def definitions(scores: pd.DataFrame) -> pd.DataFrame:
-    """The mAP by each definition, for readers; `scores` are from `map_definitions`."""
-    mean_average_precision = scores.apply(from_row, axis=1)
-    return scores.drop(columns=[*interval_columns()]).assign(mAP=mean_average_precision)
+    """The mAP by each definition, for readers; `scores` are from `compare_definitions`."""
+    table = scores[["definition"]].join(pd.DataFrame(DEFINITION_TEXTS).T, "definition")
+    return table.assign(mAP=scores.apply(from_row, axis=1))
 
 
 def seeds(runs: dict[str, Run]) -> pd.DataFrame:

@@ -55,9 +55,6 @@ class Rocchio:
                     f"{name}: a weight must be finite and 0 or greater, not {weight!r}"
                 )
 
-    def __str__(self) -> str:
-        return f"{self.query:g} query + {self.positive:g} positive − {self.negative:g} negative"
-
 
 def refine(
     query: np.ndarray, positive: np.ndarray, negative: np.ndarray, weights: Rocchio

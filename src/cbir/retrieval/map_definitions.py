@@ -1,8 +1,8 @@
 """The definitions of mAP@k in use: one ranking, scored by each of them.
 
 All definitions sum the precision at the ranks of relevant images, i / rank of the i-th. They differ
-in the number of results that they consider and in their divisor. The users of each definition were
-determined from the source code of the versions named here.
+in the number of results that they consider and in their divisor.
+`reporting.tables.DEFINITION_TEXTS` holds the formula and the users of each.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,13 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class Definition:
-    """One definition of mean average precision; P(i) in its formula is the precision at rank i.
+    """One definition of mean average precision.
 
     `score` is a function of `ranks`, as in `metrics`, and k: (n_queries,) float64 from 0 to 1, NaN
     for a query without relevant images.
     """
 
     definition: str
-    formula: str
-    used_by: str
     score: Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -43,8 +41,8 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
     and 0.833 by the 2 hits found.
 
     Returns:
-        One row per definition: definition, formula, used_by, value (mAP: the mean over
-        the queries with a relevant image, NaN if there are none), ci_low, ci_high.
+        One row per definition: definition, value (mAP: the mean over the queries with a relevant
+        image, NaN if there are none), ci_low, ci_high.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -54,8 +52,8 @@ def compare_definitions(ranks: np.ndarray, k: int) -> pd.DataFrame:
         scores = [definition.score(ranks[start : start + BATCH], k) for start in batches]
         scores = pd.DataFrame({"mAP": np.concatenate([[], *scores])})
         mean = uncertainty.intervals(scores).loc["mAP", ["value", "ci_low", "ci_high"]]
-        rows.append({**vars(definition), **mean})
-    return pd.DataFrame(rows).drop(columns="score")
+        rows.append({"definition": definition.definition, **mean})
+    return pd.DataFrame(rows)
 
 
 def _trapezoid(ranks: np.ndarray, _: int) -> np.ndarray:
@@ -76,50 +74,28 @@ def _precisions(ranks: np.ndarray, k: int) -> np.ndarray:
 DEFINITIONS = (
     Definition(
         definition="AP@k by min(R, k)",
-        formula="sum of P(i) at the hits i <= k, / min(R, k): the best first k results score 1",
-        used_by="this study; ml_metrics apk; recommenders 1.2.1 map_at_k; Google Landmarks "
-        "retrieval, MeanAveragePrecision in tensorflow/models (k = 100)",
         score=metrics.average_precision,
     ),
     Definition(
         definition="AP@k by R",
-        formula="sum of P(i) at the hits i <= k, / R: at most k / R if k < R",
-        used_by="trec_eval map_cut; ranx 0.3.21 map@k; TensorFlow Similarity 0.17.1 MapAtK; "
-        "PyTorch Metric Learning 2.9.0 mean_average_precision with k; recommenders 1.2.1 map",
         score=lambda ranks, k: _precisions(ranks, k) / np.maximum(metrics.n_relevant(ranks), 1),
     ),
     Definition(
         definition="AP@k by hits found",
-        formula="sum of P(i) at the hits i <= k, / number of those hits: one hit at rank 1 and "
-        "none after it scores 1",
-        used_by="torchmetrics 1.9.0 RetrievalMAP(top_k); Open Metric Learning 4.0.0 calc_map; "
-        "DeepHash-pytorch CalcTopMap; HashNet's code, which excludes queries without a hit from "
-        "the mean",
         score=lambda ranks, k: (
             _precisions(ranks, k) / np.maximum((ranks[:, :k] <= k).sum(axis=1), 1)
         ),
     ),
     Definition(
         definition="MAP@R",
-        formula="sum of P(i) at the hits i <= R, / R; k is not used",
-        used_by="Musgrave, Belongie, Lim, A Metric Learning Reality Check (2020); PyTorch Metric "
-        "Learning 2.9.0 mean_average_precision_at_r; TensorFlow Similarity 0.17.1 MapAtK with "
-        "clip_at_r",
         score=lambda ranks, _: metrics.average_precision_at_r(ranks),
     ),
     Definition(
         definition="AP of the full ranking",
-        formula="sum of P(i) at all hits i, / R; k is not used",
-        used_by="this study; scikit-learn average_precision_score (if no similarities are "
-        "tied); trec_eval map; ranx 0.3.21 map; torchmetrics 1.9.0 RetrievalMAP and PyTorch "
-        "Metric Learning 2.9.0 mean_average_precision without k",
         score=lambda ranks, _: metrics.average_precision(ranks),
     ),
     Definition(
         definition="AP of the full ranking, trapezoids",
-        formula="sum over all hits i of the mean of the precisions before and at i, / R; the "
-        "precision before rank 1 is 1; k is not used",
-        used_by="revisitop compute_ap: Radenović et al., Revisiting Oxford and Paris (2018)",
         score=_trapezoid,
     ),
 )

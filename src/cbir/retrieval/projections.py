@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from cbir.cache import cached
 from cbir.networks.embeddings import Embeddings
 
-METHODS = {"pca": "PCA", "tsne": "t-SNE"}
+METHODS = ("pca", "tsne")
 # More points would hide one another, and t-SNE would take more than about five seconds.
 MOST_SHOWN = 1000
 # t-SNE uses about 30 neighbours of each point. With few points, it shows groups that do not exist.

@@ -21,9 +21,10 @@ from cbir import StudyError, project_root
 from cbir.images.leaks import find_leaks
 from cbir.images.pictures import read_picture
 from cbir.reporting import tables
+from cbir.reporting.display import PROJECTIONS
 from cbir.reporting.montages import overlay
 from cbir.reporting.runs import trained_runs
-from cbir.retrieval.projections import METHODS, TSNE_FROM, project_queries
+from cbir.retrieval.projections import TSNE_FROM, project_queries
 from cbir.search import answers
 from cbir.search.answers import Answer, Picture, Result
 from cbir.search.searchers import (
@@ -282,7 +283,7 @@ class Explorer(anywidget.AnyWidget):
             "ids": projection.queries.tolist(), "points": points.astype(float).round(1).tolist(),
             "labels": dataset.query_labels[projection.queries].tolist(),
             "sheet": image_url(np.asarray(sheet), max(sheet.size)), "columns": SPRITES,
-            "caption": f"{architecture}: {METHODS[method]} of {len(points):,} queries",
+            "caption": f"{architecture}: {PROJECTIONS[method]} of {len(points):,} queries",
         }  # fmt: skip
 
     def _call(self, choice: dict, searcher: Searcher) -> str:

@@ -242,9 +242,12 @@ class Searcher:
 
     def describe_feedback_weights(self) -> str:
         """The Rocchio weights and their origin, as text."""
-        if self.chosen_weights:
-            return f"{self.chosen_weights} (chosen on validation images)"
-        return f"{Rocchio()} (defaults, since the study has not chosen any)"
+        from cbir.reporting.feedback import describe_weights  # imports Seaborn, as above
+
+        origin = "chosen on validation images"
+        if self.chosen_weights is None:
+            origin = "defaults, since the study has not chosen any"
+        return f"{describe_weights(self.feedback_weights)} ({origin})"
 
     def searchable(self, probabilities: np.ndarray, search: str) -> np.ndarray | None:
         """(n, n_classes) bool classes that each query may return; None for all.
