@@ -10,7 +10,12 @@ into tables, figures and pages. `studies` runs whole studies, `search` searches 
 and `explain` shows why two images match. All of them use `cache`, with `files`
 and `machine`, and `progress`.
 
-From images to metrics, with every parameter that is not given at its default:
+From images to metrics, with defaults for all parameters that are not set here:
+
+    from cbir.images.dataset import load_dataset
+    from cbir.networks.architecture import Architecture
+    from cbir.retrieval.evaluation import evaluate
+    from cbir.studies import params
 
     settings = params.complete(
         data={"dataset": "digits"}, measurement={"seeds": [0], "protocols": ["closed"]},
