@@ -109,8 +109,8 @@ def overfitting(runs: dict[str, Run]) -> str:
     for rows in by_network.values():
         deep = [name for name in rows.index if runs[name].backbone == DEEP]
         lines += [_against_others(runs, name, table, name == rows.index[0]) for name in deep]
-    said = 'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n'
-    return "\n".join([said, *filter(None, lines)]) if any(lines) else ""
+    heading = 'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n'
+    return "\n".join([heading, *filter(None, lines)]) if any(lines) else ""
 
 
 def _change(name: str, rows: pd.DataFrame) -> str:

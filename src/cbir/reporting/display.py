@@ -105,8 +105,8 @@ def show(figure: Figure | str | None, alt: str, folded: bool = False) -> None:
         return
     svg = figure if isinstance(figure, str) else _draw(figure)
     width, height = map(int, re.search(r'width="(\d+)" height="(\d+)"', svg).groups())
-    about = {"alt": alt, "width": width, "height": height, "folded": folded}
-    display(SVG(svg), metadata={"image/svg+xml": about})
+    details = {"alt": alt, "width": width, "height": height, "folded": folded}
+    display(SVG(svg), metadata={"image/svg+xml": details})
 
 
 def _draw(figure: Figure) -> str:

@@ -96,17 +96,17 @@ def feedback_chart(rows: pd.DataFrame) -> Figure | None:
     """
     if rows.empty:
         return None
-    drawn, axis = plt.subplots(figsize=(7, 4.2))
+    figure, axis = plt.subplots(figsize=(7, 4.2))
     by_name = looks(rows["architecture"].unique())
     for place, (name, (colour, marker)) in enumerate(by_name.items()):
-        of_run = rows[rows["architecture"] == name]
+        run_rows = rows[rows["architecture"] == name]
         # Beside each other, so that no interval hides another.
-        x = of_run["round"] + 0.06 * (place - (len(by_name) - 1) / 2)
+        x = run_rows["round"] + 0.06 * (place - (len(by_name) - 1) / 2)
         for mean, style, fill in ((WITH, "-", colour), (WITHOUT, "--", "white")):
-            around = charts.interval_lengths(of_run[list(interval_columns(mean))])
+            lengths = charts.interval_lengths(run_rows[list(interval_columns(mean))])
             label = entry(name) if mean == WITH else None
             axis.errorbar(
-                x, of_run[mean], around, color=colour, linestyle=style, marker=marker,
+                x, run_rows[mean], lengths, color=colour, linestyle=style, marker=marker,
                 markerfacecolor=fill, markersize=5, capsize=3, label=label,
             )  # fmt: skip
     for style, label in (("-", "with feedback"), ("--", "without, same images")):
@@ -114,7 +114,7 @@ def feedback_chart(rows: pd.DataFrame) -> Figure | None:
     axis.set_xticks(sorted(rows["round"].unique()))
     axis.set(xlabel="rounds of feedback", ylabel="mAP on the images not yet marked")
     axis.legend(**charts.BESIDE)
-    return drawn
+    return figure
 
 
 def feedback_sentence(rows: pd.DataFrame) -> str:

@@ -99,22 +99,22 @@ def measure_gains(
     """
     rows = []
     for name, run in runs.items():
-        for of_kind, group in scores(run.embeddings).groupby(kind, sort=False):
+        for method, group in scores(run.embeddings).groupby(kind, sort=False):
             means = mean_row(paired(group, WITH, WITHOUT))
-            row = {"study": study, "architecture": name, kind: of_kind} | means
+            row = {"study": study, "architecture": name, kind: method} | means
             rows.append(row | group.drop(columns=["query", kind, *SCORES]).iloc[0].to_dict())
     return save_gains(rows, study, f"{kind}s.csv")
 
 
 def measured_table(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
     """The rows of `measure_gains` for readers."""
-    shown = readable_gains(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
-    shown["bytes per image"] = rows["bytes"].map("{:,.0f}".format).to_numpy()
+    table = readable_gains(rows, ["architecture", kind, WITHOUT, WITH, "gain", "p_holm"])
+    table["bytes per image"] = rows["bytes"].map("{:,.0f}".format).to_numpy()
     if "settings" in rows:
         settings = rows["settings"].map(json.loads)
-        shown["settings"] = [", ".join(f"{k} {v:g}" for k, v in one.items()) for one in settings]
-        shown["ms per query"] = rows["milliseconds"].map("{:.2f}".format).to_numpy()
-    return shown
+        table["settings"] = [", ".join(f"{k} {v:g}" for k, v in one.items()) for one in settings]
+        table["ms per query"] = rows["milliseconds"].map("{:.2f}".format).to_numpy()
+    return table
 
 
 def gain_sentences(rows: pd.DataFrame, kind: str) -> str:

@@ -96,8 +96,8 @@ def write_index(reports: Path) -> None:
         html, folder = page.read_text("utf-8"), page.parent
         path, manifest = folder.relative_to(reports).as_posix(), read_manifest(folder)
         figure = re.search(r'<img\b[^>]*\bsrc="(data:[^"]*)"', html)
-        about = re.search(r'<meta[^>]*name="description"[^>]*>', html)
-        answer = re.search(r'content="([^"]*)"', about[0])[1] if about else ""
+        description = re.search(r'<meta[^>]*name="description"[^>]*>', html)
+        answer = re.search(r'content="([^"]*)"', description[0])[1] if description else ""
         studies.append(
             {
                 "name": folder.name,
@@ -165,9 +165,9 @@ def _add_copies(outputs: list, page: Path) -> None:
     for output in outputs:
         metadata = output.get("metadata", {})
         if FIGURE in output.get("data", {}):
-            about = {"alt": "", **metadata.get(FIGURE, {})}
+            details = {"alt": "", **metadata.get(FIGURE, {})}
             source = _data_url(output.data[FIGURE])
-            metadata["figure"] = about | {"source": source, "caption": about["alt"]}
+            metadata["figure"] = details | {"source": source, "caption": details["alt"]}
         elif "caption" in metadata.get("text/html", {}):
             metadata["table"] = {"caption": metadata["text/html"]["caption"]}
     for kind in COPIES:

@@ -162,8 +162,8 @@ def _settings(run: Run) -> dict:
             return f"{value} head"
         return f"{_number(head.get(name))} head, {value}" if head else value
 
-    made_with = _artifact_manifest(run, "embeddings").get("parameters", {})
-    optional = parameters | training | made_with
+    embedding_parameters = _artifact_manifest(run, "embeddings").get("parameters", {})
+    optional = parameters | training | embedding_parameters
     return {
         "backbone": parameters["backbone"],
         "weights": weights_and_digest(summary["weights"]),

@@ -52,10 +52,10 @@ def publish_study(root: Path, study: str) -> Path:
     ]
     rows = pd.concat([measurements.read_csv(source / "metrics.csv"), *averaged])
     figure_rows = tables.first_protocol_rows(runs)
-    if kept := _kept_runs(folder, manifest):
+    if kept_runs := _kept_runs(folder, manifest):
         published = measurements.read_csv(folder / "metrics.csv")
-        published = published[published["architecture"].isin(kept)]
-        architectures = manifest["architectures"] | kept
+        published = published[published["architecture"].isin(kept_runs)]
+        architectures = manifest["architectures"] | kept_runs
         # Networks first, then baselines, as in a report.
         names = sorted(architectures, key=lambda name: (not architectures[name]["weights"], name))
         manifest["architectures"] = {name: architectures[name] for name in names}
@@ -132,24 +132,24 @@ def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     """The runs of a published manifest that the report's lacks; StudyError if they do not fit."""
     published, runs = read_manifest(folder), manifest["architectures"]
     others = published.get("architectures", {}).items()
-    if not (kept := {name: run for name, run in others if name not in runs}):
+    if not (kept_runs := {name: run for name, run in others if name not in runs}):
         return {}
-    together = [*kept.values(), *runs.values()]
-    about = [[data["data"].get(key) for key in SAME_DATA] for data in (published, manifest)]
-    reasons = ["other data"] if about[0] != about[1] else []
+    all_runs = [*kept_runs.values(), *runs.values()]
+    is_same = all(published["data"].get(key) == manifest["data"].get(key) for key in SAME_DATA)
+    reasons = [] if is_same else ["other data"]
     # Earlier manifests do not record the code.
-    if len({run["code"] for run in together if run.get("code")}) > 1:
+    if len({run["code"] for run in all_runs if run.get("code")}) > 1:
         reasons.append("other code")
-    if len({run["parameters"]["protocols"][0] for run in together}) > 1:
+    if len({run["parameters"]["protocols"][0] for run in all_runs}) > 1:
         reasons.append("another first protocol")
-    if any(run["variant"] for run in together):
+    if any(run["variant"] for run in all_runs):
         reasons.append("a grid")
     if reasons:
         raise StudyError(
-            f"{folder} contains {', '.join(kept)}, which this report lacks and which cannot be "
-            f"combined with it ({', '.join(reasons)}): run these too, or delete that folder"
+            f"{folder} contains {', '.join(kept_runs)}, which this report lacks and which cannot "
+            f"be combined with it ({', '.join(reasons)}): run these too, or delete that folder"
         )
-    return kept
+    return kept_runs
 
 
 def write_results(root: Path) -> bool:

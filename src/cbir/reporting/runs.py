@@ -92,10 +92,10 @@ class Run:
     @functools.cached_property
     def dataset(self) -> Dataset:
         """Its images, under the first protocol; StudyError if they are gone and have changed."""
-        made_with = self.summary["dataset"]
-        dataset = stored_dataset(made_with["fingerprint"], **made_with["parameters"])
-        dataset = dataset or load_dataset(**made_with["parameters"])
-        if dataset.fingerprint != made_with["fingerprint"]:
+        fingerprint = self.summary["dataset"]["fingerprint"]
+        parameters = self.summary["dataset"]["parameters"]
+        dataset = stored_dataset(fingerprint, **parameters) or load_dataset(**parameters)
+        if dataset.fingerprint != fingerprint:
             raise self._error("the pictures have changed since the run")
         return protocols.view(dataset, self.protocol)
 
@@ -217,9 +217,9 @@ def save_run(
             for state in states
             if state.epoch is None and state.embeddings.dataset.protocol == dataset.protocol
         }
-    made_by = embeddings.artifact.manifest["parameters"]
-    if vectors := made_by.get("vectors"):
-        summary["vectors"] = {"source": vectors, "sha256": made_by["sha256"]}
+    embedding_parameters = embeddings.artifact.manifest["parameters"]
+    if vectors := embedding_parameters.get("vectors"):
+        summary["vectors"] = {"source": vectors, "sha256": embedding_parameters["sha256"]}
     if network:
         weights.register_backbone(study, architecture, network.parameters, training.artifact.folder)
         # The artifact of a resumed training records only its last part.
@@ -325,10 +325,12 @@ def read_runs(study: str, architectures: list[str], missing: list[str]) -> dict[
         "code": lambda run: run.summary.get("code"),
     }
     for first, second in itertools.pairwise(runs.values()):
-        if other := [what for what, of in shared.items() if of(first) != of(second)]:
+        differences = [name for name, value in shared.items() if value(first) != value(second)]
+        if differences:
             raise StudyError(
                 f"{second.architecture} and {first.architecture} in reports/{study} have different "
-                f"{', '.join(other)} and cannot be compared: run `{report_command(study)}` again"
+                f"{', '.join(differences)} and cannot be compared: run `{report_command(study)}` "
+                "again"
             )
     return runs
 
@@ -349,14 +351,15 @@ def write_study(folder: Path, architectures: list[str], about: dict) -> None:
     measurements.write_parquet(pd.concat(scores), folder / "per_query.parquet")
     manifest = {**about, "data": None, "machine": None, "architectures": {}}
     for name in architectures:
-        summary, ran = _read_json(folder / name / "summary.json"), read_manifest(folder / name)
+        summary = _read_json(folder / name / "summary.json")
+        run_manifest = read_manifest(folder / name)
         manifest |= {"data": summary["dataset"], "machine": summary["machine"]}
         manifest["architectures"][name] = {
-            "parameters": ran["parameters"],
+            "parameters": run_manifest["parameters"],
             **{key: summary.get(key) for key in IN_MANIFEST},
-            "seconds": summary["seconds"] | {"notebook": ran["seconds"]},
-            "git": ran.get("git"),
-            "versions": ran.get("versions"),
+            "seconds": summary["seconds"] | {"notebook": run_manifest["seconds"]},
+            "git": run_manifest.get("git"),
+            "versions": run_manifest.get("versions"),
         }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 

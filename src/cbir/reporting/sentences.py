@@ -151,7 +151,7 @@ def uneven_classes(runs: dict[str, Run]) -> str:
 
 def collapsed(runs: dict[str, Run]) -> str:
     """The networks that tell no images apart, and how this shows; empty if there are none."""
-    found = {}
+    reason_by_name = {}
     for name, run in networks(runs).items():
         final = measurements.select(run.per_query, search="unrestricted")
         for (seed, _, _), rows in final.groupby(["seed", "protocol", "draw"], dropna=False):
@@ -159,15 +159,16 @@ def collapsed(runs: dict[str, Run]) -> str:
                 label = rows["predicted"].iloc[0]
                 if label >= 0:
                     classes = run.summary["dataset"]["classes"]
-                    found[name] = f"predicts {classes[label]} for every query (seed {seed})"
+                    reason = f"predicts {classes[label]} for every query (seed {seed})"
+                    reason_by_name[name] = reason
         similarity = run.summary.get("mean_similarity", 0)
         if similarity > COLLAPSED:
-            found[name] = (
+            reason_by_name[name] = (
                 f"embeds all images alike (mean cosine similarity of two images: {similarity:.5f})"
             )
-    if not found:
+    if not reason_by_name:
         return ""
-    reasons = "; ".join(f"{name} {reason}" for name, reason in found.items())
+    reasons = "; ".join(f"{name} {reason}" for name, reason in reason_by_name.items())
     return (
         f"**Collapsed:** {reasons}. The scores of such a network say nothing about its "
         "architecture; a lower learning rate may help."
@@ -202,14 +203,14 @@ def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     text = f"**{first}** has the highest mean average precision (mAP), {highest}"
     text += f": {'; '.join(relations)}." if relations else "."
     text += "" if others else " No other architecture has results."
-    shown = pairs[pairs["ahead"].eq(first) | pairs["behind"].eq(first)]
-    if any(map(tables.is_of_networks, shown.itertuples())):
+    pairs_of_first = pairs[pairs["ahead"].eq(first) | pairs["behind"].eq(first)]
+    if any(map(tables.is_of_networks, pairs_of_first.itertuples())):
         text += " With other seeds, the order may differ."
     tied = [name for name in others if outcomes[name] == "tie"]
     milliseconds = trained["milliseconds"]
     fastest = milliseconds[[first, *tied]].idxmin()
-    shown = list(dict.fromkeys([first, fastest, *others]))[:2]
-    costs = " and ".join(f"{milliseconds[name]:.3g} ms with {name}" for name in shown)
+    two_names = list(dict.fromkeys([first, fastest, *others]))[:2]
+    costs = " and ".join(f"{milliseconds[name]:.3g} ms with {name}" for name in two_names)
     leader = f"Among the statistically tied leaders, {fastest} is the fastest. " if tied else ""
     return f"{text}\n\n{leader}Embedding an image takes {costs}."
 
@@ -271,9 +272,10 @@ def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
 
 def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
     """Which class has the lowest mAP in `tables.first_protocol_rows`, a mean over the networks."""
-    shown = rows[rows["architecture"].isin(networks(runs) or runs)]
-    selected = measurements.select(shown, by_class=True, **tables.QUALITY["mAP, unrestricted"])
-    means = selected.groupby("class")["value"].mean()
+    network_rows = rows[rows["architecture"].isin(networks(runs) or runs)]
+    selection = tables.QUALITY["mAP, unrestricted"]
+    class_rows = measurements.select(network_rows, by_class=True, **selection)
+    means = class_rows.groupby("class")["value"].mean()
     return (
         f"The class with the lowest mAP is {means.idxmin()} ({means.min():.2f}), and that with the "
         f"highest is {means.idxmax()} ({means.max():.2f}), as means over the architectures."
@@ -524,13 +526,17 @@ def relation(pairs: pd.DataFrame, name: str, other: str) -> str:
 
 def describe_projections(projections: Mapping[str, Projection]) -> str:
     """Whose map of `project_all` preserves neighbourhoods best; empty without any."""
-    kept = {name: one.kept for name, one in projections.items() if not math.isnan(one.kept)}
-    if not kept:
+    trustworthiness = {
+        name: projection.kept
+        for name, projection in projections.items()
+        if not math.isnan(projection.kept)
+    }
+    if not trustworthiness:
         return ""
-    name = max(kept, key=kept.get)
+    name = max(trustworthiness, key=trustworthiness.get)
     return (
-        f"The map of {name} has the highest trustworthiness, {kept[name]:.2f} (at most 1): the "
-        "nearest points on it are most often nearest in the embedding, too."
+        f"The map of {name} has the highest trustworthiness, {trustworthiness[name]:.2f} (at most 1): "
+        "the nearest points on it are most often nearest in the embedding, too."
     )
 
 
