@@ -1,4 +1,4 @@
-"""A study's files: what they may hold, and the one line that names an error in them."""
+"""Parameter files of a study: their contents, and errors in one line."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def cnn_of(root, **arguments) -> dict:
 
 
 def error_of(root, **arguments) -> str:
-    """The one line that loading the study tiny ends with."""
+    """The error line of loading the study tiny."""
     with pytest.raises(StudyError) as caught:
         configs.load(root, "tiny", **arguments)
     assert "\n" not in str(caught.value)
@@ -42,16 +42,16 @@ def error_of(root, **arguments) -> str:
 
 
 def write_line(root, line: str, drop: str = "") -> None:
-    """Put a line of YAML, as a user would type it, into cnn.yaml in place of `drop`."""
-    kept = {key: value for key, value in CNN.items() if key != drop}
-    (root / FILE).write_text(yaml.safe_dump(kept) + line + "\n")
+    """Replace the parameter `drop` in cnn.yaml by a line of YAML as a user would type it."""
+    remaining = {key: value for key, value in CNN.items() if key != drop}
+    (root / FILE).write_text(yaml.safe_dump(remaining) + line + "\n")
 
 
 def write_value(root, key: str, value: str) -> str:
     """Set a parameter in its file, as a user would type it, and return the file."""
     file, content = (SHARED, STUDY) if key in STUDY else (FILE, CNN)
-    kept = {name: each for name, each in content.items() if name != key}
-    (root / file).write_text(yaml.safe_dump(kept) + f"{key}: {value}\n")
+    remaining = {name: entry for name, entry in content.items() if name != key}
+    (root / file).write_text(yaml.safe_dump(remaining) + f"{key}: {value}\n")
     return file
 
 
@@ -60,7 +60,7 @@ def read(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("study", configs.studies(ROOT))
-def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
+def test_parameters_of_a_study_combine_its_layers(study):
     folder = ROOT / "params" / study
     shared = read(folder / "study.yaml")
     study_grid = shared.pop("grid", {})
@@ -68,16 +68,17 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
     assert {run.file for run in runs} == {path.stem for path in folder.glob("*.yaml")} - {"study"}
     assert len({run.architecture for run in runs}) == len(runs)
     for run in runs:
-        own = read(folder / f"{run.file}.yaml")
-        own.pop("notebook", None)
-        grid = own.pop("grid", study_grid)
-        several = grid if isinstance(grid, list) else [grid]
-        known = set(params.names_for(own))
-        assert own.keys() <= known
-        assert not shared.keys() & own.keys() - set(params.MEASUREMENT)
-        point = {key: run.parameters[key] for key in several[0] if key in known}
-        assert any(all(value in each[key] for key, value in point.items()) for each in several)
-        expected = {k: v for k, v in (DEFAULTS | shared | own | point).items() if k in known}
+        own_parameters = read(folder / f"{run.file}.yaml")
+        own_parameters.pop("notebook", None)
+        grid = own_parameters.pop("grid", study_grid)
+        grids = grid if isinstance(grid, list) else [grid]
+        known = set(params.names_for(own_parameters))
+        assert own_parameters.keys() <= known
+        assert not shared.keys() & own_parameters.keys() - set(params.MEASUREMENT)
+        point = {key: run.parameters[key] for key in grids[0] if key in known}
+        assert any(all(value in grid[key] for key, value in point.items()) for grid in grids)
+        layers = DEFAULTS | shared | own_parameters | point
+        expected = {key: value for key, value in layers.items() if key in known}
         expected |= {"study": study, "variant": configs.variant(point)}
         assert run.parameters == expected | {"architecture": configs.point_name(run.file, point)}
         assert run.is_baseline == (run.file in baselines.BASELINES)
@@ -104,48 +105,48 @@ def test_real_study_is_its_layers_over_each_other_and_nothing_else(study):
         ),
     ],
 )
-def test_a_study_without_a_grid_has_a_run_a_file_and_the_baselines_last(study, networks):
-    found = [run.architecture for run in configs.load(ROOT, study)]
-    assert found == [*networks, "hand_crafted", "random", "raw_pixels"]
+def test_a_study_without_a_grid_has_one_run_per_file_and_baselines_last(study, networks):
+    names = [run.architecture for run in configs.load(ROOT, study)]
+    assert names == [*networks, "hand_crafted", "random", "raw_pixels"]
 
 
-def test_each_layer_lies_over_the_one_before(project):
-    def found(**arguments) -> int:
+def test_each_layer_overrides_the_previous_one(project):
+    def batch_size(**arguments) -> int:
         run = next(run for run in configs.load(project, "tiny", **arguments) if run.file == "cnn")
         return run.parameters["batch_size"]
 
-    shared, own = STUDY, {key: value for key, value in CNN.items() if key != "batch_size"}
-    write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == DEFAULTS["batch_size"] == 64
+    shared, cnn = STUDY, {key: value for key, value in CNN.items() if key != "batch_size"}
+    write_study(project, "tiny", shared, {"cnn": cnn})
+    assert batch_size() == DEFAULTS["batch_size"] == 64
     shared = shared | {"batch_size": 2}
-    write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == 2
-    own = own | {"batch_size": 3}
-    write_study(project, "tiny", shared, {"cnn": own})
-    assert found() == 3
-    write_study(project, "tiny", shared | {"grid": {"batch_size": [4]}}, {"cnn": own})
-    assert found() == 4
-    assert found(overrides="batch_size=5") == 5
+    write_study(project, "tiny", shared, {"cnn": cnn})
+    assert batch_size() == 2
+    cnn = cnn | {"batch_size": 3}
+    write_study(project, "tiny", shared, {"cnn": cnn})
+    assert batch_size() == 3
+    write_study(project, "tiny", shared | {"grid": {"batch_size": [4]}}, {"cnn": cnn})
+    assert batch_size() == 4
+    assert batch_size(overrides="batch_size=5") == 5
 
 
-def test_an_architecture_may_have_seeds_of_its_own(project):
+def test_an_architecture_may_have_its_own_seeds(project):
     write_study(project, "tiny", STUDY, {"cnn": CNN | {"seeds": [0, 1, 2]}})
     seeds = {run.file: run.parameters["seeds"] for run in configs.load(project, "tiny")}
     assert seeds == {"cnn": [0, 1, 2], "resnet50": [0], "vgg16": [0]}
 
 
-def test_defaults_reach_every_architecture_and_no_baseline(project):
-    least = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
-    write_study(project, "tiny", STUDY, least | {"chance": BASELINE})
+def test_defaults_apply_to_networks_and_not_to_baselines(project):
+    minimal = {name: {"backbone": name, "epochs": 1} for name in ("cnn", "resnet50", "vgg16")}
+    write_study(project, "tiny", STUDY, minimal | {"chance": BASELINE})
     *networks, chance = configs.load(project, "tiny")
     assert len(networks) == 3
     for run in networks:
-        expected = DEFAULTS | STUDY | least[run.file]
+        expected = DEFAULTS | STUDY | minimal[run.file]
         assert {key: run.parameters[key] for key in expected} == expected
     assert chance.parameters.keys() == {*STUDY, *params.PLACED, "baseline"}
 
 
-def test_set_reaches_every_architecture(project):
+def test_set_applies_to_every_architecture(project):
     runs = configs.load(project, "tiny", overrides="epochs=7 ks=[2,3]")
     assert len(runs) == 3
     for run in runs:
@@ -158,19 +159,19 @@ def test_a_dataset_overrides_the_study_s(project):
     assert cnn_of(project, dataset="1e5")["dataset"] == "1e5"
 
 
-def test_study_and_architecture_come_from_where_the_files_stand(project):
-    found = cnn_of(project)
-    assert (found["study"], found["architecture"]) == ("tiny", "cnn")
+def test_study_and_architecture_come_from_the_paths_of_the_files(project):
+    parameters = cnn_of(project)
+    assert (parameters["study"], parameters["architecture"]) == ("tiny", "cnn")
     assert cnn_of(project, report="tiny-trial")["study"] == "tiny-trial"
 
 
-def test_runs_stand_in_the_order_of_their_files(project):
+def test_runs_are_in_the_order_of_their_files(project):
     write_study(project, "tiny", STUDY, {"alpha": CNN | {"notebook": "cnn"}})
     names = [run.architecture for run in configs.load(project, "tiny")]
     assert names == ["alpha", "cnn", "resnet50", "vgg16"]
 
 
-def test_baselines_stand_last_in_the_order_of_their_files(project):
+def test_baselines_come_last_in_the_order_of_their_files(project):
     write_study(project, "tiny", STUDY, {"a_random": BASELINE, "pixels": BASELINE})
     runs = configs.load(project, "tiny")
     assert [run.architecture for run in runs] == ["cnn", "resnet50", "vgg16", "a_random", "pixels"]
@@ -180,15 +181,15 @@ def test_baselines_stand_last_in_the_order_of_their_files(project):
     assert all(run.notebook_parameters["measurement"] == MEASURED for run in runs)
 
 
-def test_an_architecture_may_be_measured_in_its_own_way(project):
-    own = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
-    write_study(project, "tiny", STUDY, {"cnn": CNN | own})
+def test_an_architecture_may_have_its_own_measurement(project):
+    measurement = {"seeds": [3, 4], "protocols": ["closed", "held_out_gallery"]}
+    write_study(project, "tiny", STUDY, {"cnn": CNN | measurement})
     first, second, _ = configs.load(project, "tiny")
-    assert first.notebook_parameters["measurement"] == MEASURED | own
+    assert first.notebook_parameters["measurement"] == MEASURED | measurement
     assert second.notebook_parameters["measurement"] == MEASURED
 
 
-def test_what_is_for_all_reaches_only_those_that_know_it(project):
+def test_shared_parameters_apply_only_to_runs_that_have_them(project):
     write_study(project, "tiny", STUDY | {"epochs": 9}, {"chance": BASELINE})
     (project / FILE).write_text(yaml.safe_dump({k: CNN[k] for k in CNN if k != "epochs"}))
     cnn, *_, chance = configs.load(project, "tiny", overrides="batch_size=2 draws=7")
@@ -197,12 +198,12 @@ def test_what_is_for_all_reaches_only_those_that_know_it(project):
     assert (cnn.parameters["draws"], chance.parameters["draws"]) == (7, 7)
 
 
-def test_what_a_baseline_says_of_itself_must_be_known_to_it(project):
+def test_an_unknown_parameter_of_a_baseline_is_refused(project):
     write_study(project, "tiny", STUDY, {"chance": BASELINE | {"epochs": 3}})
     assert error_of(project).startswith("params/tiny/chance.yaml: unknown parameter 'epochs'")
 
 
-def test_a_study_of_baselines_alone_needs_no_parameters_of_networks(project):
+def test_a_study_of_baselines_needs_no_network_parameters(project):
     write_study(project, "bounds", STUDY, {"chance": BASELINE})
     (run,) = configs.load(project, "bounds")
     assert run.is_baseline
@@ -210,27 +211,27 @@ def test_a_study_of_baselines_alone_needs_no_parameters_of_networks(project):
         configs.load(project, "bounds", overrides="epochs=3")
 
 
-def test_overrides_must_fit_only_the_chosen_architectures(project):
+def test_overrides_must_be_valid_only_for_the_chosen_architectures(project):
     changes = {"overrides": "weights=imagenet head_epochs=1"}
     assert "weights: cnn has no ImageNet weights" in error_of(project, **changes)
     assert "weights: cnn" in error_of(project, architectures=["cnn"], **changes)
     runs = configs.load(project, "tiny", architectures=["vgg16"], **changes)
     assert [run.architecture for run in runs] == ["resnet50", "vgg16"]
     assert "'epoch'" in error_of(project, architectures=["vgg16"], overrides="epoch=1")
-    # A mistake in a file is an error, whatever is chosen.
+    # An error in a file is reported whichever architectures are chosen.
     write_line(project, "epochs: -1", "epochs")
     assert error_of(project, architectures=["vgg16"], **changes).startswith(f"{FILE}: epochs")
 
 
-def test_vectors_name_a_file_and_all_other_runs_do_not_know_it(project):
+def test_only_the_baseline_vectors_has_the_parameter_vectors(project):
     dino = {"baseline": "vectors", "vectors": "data/dino.npz"}
     write_study(project, "tiny", STUDY, {"chance": BASELINE, "dino": dino})
     cnn, *_, chance, vectors = configs.load(project, "tiny", overrides="vectors=clip.parquet")
     assert vectors.is_baseline
     assert vectors.vectors == vectors.parameters["vectors"] == "clip.parquet"
     assert vectors.notebook == project / "notebooks" / "baseline.ipynb"
-    given = vectors.notebook_parameters
-    assert (given["baseline"], given["vectors"]) == ("vectors", "clip.parquet")
+    parameters = vectors.notebook_parameters
+    assert (parameters["baseline"], parameters["vectors"]) == ("vectors", "clip.parquet")
     for run in (cnn, chance):
         assert run.vectors == ""
         assert "vectors" not in run.parameters
@@ -245,28 +246,28 @@ def test_vectors_name_a_file_and_all_other_runs_do_not_know_it(project):
         (CNN | {"vectors": "dino.npz"}, "unknown parameter 'vectors'"),
     ],
 )
-def test_vectors_belong_to_their_baseline_and_to_no_other_run(content, reason, project):
+def test_vectors_is_required_by_its_baseline_and_refused_elsewhere(content, reason, project):
     write_study(project, "tiny", STUDY, {"one": content})
     assert reason in error_of(project)
 
 
 @pytest.mark.parametrize("value", ["chance", "''", "Random"])
-def test_an_unknown_baseline_is_answered_with_those_that_are_known(project, value):
+def test_an_unknown_baseline_is_refused_with_the_known_ones(project, value):
     write_study(project, "tiny", STUDY, {"chance": BASELINE | {"baseline": value}})
     message = error_of(project)
     assert message.startswith("params/tiny/chance.yaml: baseline must be one of random, raw_pixels")
 
 
-def test_hashing_1k_is_refused_for_other_images_than_cifar10(project):
+def test_hashing_1k_is_refused_for_data_sets_other_than_cifar10(project):
     overrides = "protocols=[closed,hashing_1k]"
     message = error_of(project, overrides=overrides)
     assert message.startswith("cnn: protocols: hashing_1k requires cifar10")
     assert message.endswith("remove it for data/shapes")
-    found = cnn_of(project, overrides=overrides, dataset="cifar10")
-    assert found["protocols"] == ["closed", "hashing_1k"]
+    parameters = cnn_of(project, overrides=overrides, dataset="cifar10")
+    assert parameters["protocols"] == ["closed", "hashing_1k"]
 
 
-def test_all_are_compared_under_the_same_first_protocol(project):
+def test_all_architectures_must_have_the_same_first_protocol(project):
     others = ["held_out_gallery", "closed"]
     write_study(project, "tiny", STUDY, {"vgg16": CNN | {"protocols": others}})
     message = error_of(project)
@@ -276,25 +277,25 @@ def test_all_are_compared_under_the_same_first_protocol(project):
 
 
 @pytest.mark.parametrize("key", ["backbone", "dataset", "seeds", "protocols"])
-def test_missing_parameter_is_named_with_both_files(project, key):
+def test_a_missing_parameter_is_reported_with_both_files(project, key):
     shared = {name: value for name, value in STUDY.items() if name != key}
-    own = {name: value for name, value in CNN.items() if name != key}
-    write_study(project, "tiny", shared, {"cnn": own})
+    cnn = {name: value for name, value in CNN.items() if name != key}
+    write_study(project, "tiny", shared, {"cnn": cnn})
     message = error_of(project)
     assert FILE in message
     assert SHARED in message
     assert f"missing parameter {key}:" in message
 
 
-def test_all_missing_parameters_are_named_at_once(project):
+def test_all_missing_parameters_are_reported_at_once(project):
     write_study(project, "tiny", {"dataset": "digits"}, {"cnn": {"epochs": 1}})
     missing = {"backbone", "seeds", "protocols"}
-    named = error_of(project).partition("missing parameter ")[2].partition(":")[0]
-    assert set(named.split(", ")) == missing
+    names = error_of(project).partition("missing parameter ")[2].partition(":")[0]
+    assert set(names.split(", ")) == missing
 
 
 @pytest.mark.parametrize("key", sorted((STUDY | CNN).keys() - {"ks"}))
-def test_misspelt_parameter_is_answered_with_the_nearest_one_and_the_file(project, key):
+def test_a_misspelt_parameter_is_refused_with_file_and_suggestion(project, key):
     misspelt = key[:2] + key[3:]
     write_line(project, f"{misspelt}: 1")
     message = error_of(project)
@@ -302,18 +303,18 @@ def test_misspelt_parameter_is_answered_with_the_nearest_one_and_the_file(projec
     assert message.endswith(f"did you mean {key!r}?")
 
 
-def test_misspelt_parameter_of_the_whole_study_names_that_file(project):
+def test_a_misspelt_parameter_of_the_study_is_reported_with_study_yaml(project):
     write_study(project, "tiny", STUDY | {"spilt_seed": 1}, {})
     message = error_of(project)
     assert message == f"{SHARED}: unknown parameter 'spilt_seed', did you mean 'split_seed'?"
 
 
-def test_misspelt_parameter_in_set_names_set(project):
+def test_a_misspelt_parameter_in_set_is_reported_with_set(project):
     message = error_of(project, overrides="epoch=3")
     assert message == "SET: unknown parameter 'epoch', did you mean 'epochs'?"
 
 
-def test_parameter_like_no_other_is_answered_with_all_that_are_known(project):
+def test_an_unknown_parameter_is_refused_with_the_known_ones(project):
     write_line(project, "zzzz: 1")
     known = error_of(project).partition("known: ")[2].split(", ")
     assert sorted(known) == sorted(STUDY | CNN)
@@ -325,13 +326,13 @@ def test_study_and_architecture_cannot_be_set(project, key):
 
 
 @pytest.mark.parametrize("key", [*params.DATA, "unseen"])
-def test_what_decides_the_images_cannot_differ_between_architectures(project, key):
+def test_data_parameters_belong_in_study_yaml(project, key):
     (project / FILE).write_text(yaml.safe_dump(CNN | {key: STUDY[key]}))
     assert error_of(project).startswith(f"{FILE}: {key} belongs in study.yaml")
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "true", "null"])
-def test_key_that_is_not_text_is_an_unknown_parameter(project, key):
+def test_a_key_that_is_not_text_is_an_unknown_parameter(project, key):
     write_line(project, f"{key}: 3")
     assert error_of(project).startswith(f"{FILE}: unknown parameter")
 
@@ -365,13 +366,13 @@ ILL_TYPED = [
 
 
 @pytest.mark.parametrize(("key", "value", "kind"), ILL_TYPED)
-def test_value_of_another_type_is_refused_with_key_file_and_type(project, key, value, kind):
+def test_a_value_of_the_wrong_type_is_refused_with_key_file_and_type(project, key, value, kind):
     file = write_value(project, key, value)
     assert error_of(project).startswith(f"{file}: {key} must be {kind}, not ")
 
 
 NINES = "9" * 20
-HOSTILE = [
+MALICIOUS = [
     ("epochs: 032", "epochs must be int, not '032'"),
     ("epochs: 1:30", "epochs must be int, not '1:30'"),
     ("epochs: 0x10", "epochs must be int, not '0x10'"),
@@ -403,8 +404,8 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(("text", "reason"), [*HOSTILE, (BOMB, "line 1: anchors, aliases and")])
-def test_hostile_file_is_an_error_of_one_line_within_a_second(project, text, reason):
+@pytest.mark.parametrize(("text", "reason"), [*MALICIOUS, (BOMB, "line 1: anchors, aliases and")])
+def test_a_malicious_file_is_refused_in_one_line_within_a_second(project, text, reason):
     (project / FILE).write_text(text)
     start = time.process_time()
     message = error_of(project)
@@ -413,33 +414,33 @@ def test_hostile_file_is_an_error_of_one_line_within_a_second(project, text, rea
     assert len(message) < 800
 
 
-def test_pipe_is_no_file_of_parameters(project):
+def test_a_pipe_is_refused_as_a_file_of_parameters(project):
     (project / FILE).unlink()
     os.mkfifo(project / FILE)
     assert error_of(project) == f"{FILE}: must be a file of at most 65,536 bytes"
 
 
-def test_hostile_set_is_an_error_of_one_line(project):
+def test_a_malicious_set_is_refused_in_one_line(project):
     assert error_of(project, overrides="epochs=3 epochs=4").startswith("SET: 'epochs' is set twice")
     assert "anchors, aliases and tags" in error_of(project, overrides="weights=*a")
     assert error_of(project, overrides="epochs=032") == "SET: epochs must be int, not '032'"
     assert "nested more than 8" in error_of(project, overrides=f"ks={'[' * 3000}")
 
 
-def test_set_is_checked_as_files_are(project):
+def test_set_is_checked_like_files(project):
     message = error_of(project, overrides="batch_size=0")
     assert message.startswith("SET: batch_size must be from 1 to 65,536, not 0")
     assert error_of(project, overrides="epochs=many").startswith("SET: epochs must be int")
 
 
-def test_what_contradicts_itself_names_the_files_that_may_be_wrong(project):
+def test_contradicting_parameters_are_reported_with_their_files(project):
     message = error_of(project, overrides="head_epochs=2")
     assert message.startswith(f"{FILE} or SET: head_epochs: must be 0 if weights is none")
     write_line(project, "early_stopping: 2", drop="early_stopping")
     assert error_of(project).startswith(f"{FILE}: measured_epochs: must be [] with early_stopping")
 
 
-def test_a_trial_of_fewer_epochs_measures_what_it_has(project):
+def test_a_trial_of_fewer_epochs_omits_later_measured_epochs(project):
     write_study(project, "tiny", STUDY, {"cnn": CNN | {"epochs": 9, "measured_epochs": [2, 5]}})
     assert cnn_of(project, overrides="epochs=4")["measured_epochs"] == [2]
     assert cnn_of(project, overrides="epochs=5")["measured_epochs"] == [2, 5]
@@ -447,29 +448,29 @@ def test_a_trial_of_fewer_epochs_measures_what_it_has(project):
     assert "measured_epochs: [5] is greater than epochs: 4" in message
 
 
-@pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001"])
-def test_a_number_with_an_exponent_is_a_float(project, written):
-    write_line(project, f"learning_rate: {written}", drop="learning_rate")
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001"])
+def test_a_number_with_an_exponent_is_a_float(project, text):
+    write_line(project, f"learning_rate: {text}", drop="learning_rate")
     assert cnn_of(project)["learning_rate"] == 0.001
-    assert cnn_of(project, overrides=f"learning_rate={written}")["learning_rate"] == 0.001
+    assert cnn_of(project, overrides=f"learning_rate={text}")["learning_rate"] == 0.001
 
 
-def test_a_whole_number_is_a_float_where_one_is_expected(project):
-    found = cnn_of(project, overrides="dropout=0 learning_rate=1")
-    assert type(found["dropout"]) is type(found["learning_rate"]) is float
+def test_a_whole_number_is_accepted_as_a_float(project):
+    parameters = cnn_of(project, overrides="dropout=0 learning_rate=1")
+    assert type(parameters["dropout"]) is type(parameters["learning_rate"]) is float
 
 
-def test_a_text_with_an_e_in_it_stays_a_text(project):
+def test_a_text_with_an_e_remains_a_text(project):
     assert cnn_of(project, overrides="dataset=data/e5 weights=none")["dataset"] == "data/e5"
 
 
 @pytest.mark.parametrize("value", ["1", "'true'", "[true]"])
-def test_an_int_is_no_bool(project, value):
+def test_an_int_is_refused_as_a_bool(project, value):
     write_line(project, f"test_time_flips: {value}", drop="test_time_flips")
     assert error_of(project).startswith(f"{FILE}: test_time_flips must be bool, not ")
 
 
-def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
+def test_the_key_notebook_names_the_notebook_and_is_not_a_parameter(project):
     write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "cnn", "embedding_dim": 99}})
     run = next(run for run in configs.load(project, "tiny") if run.architecture == "wide")
     assert run.notebook == project / "notebooks" / "cnn.ipynb"
@@ -477,68 +478,68 @@ def test_the_key_notebook_names_the_notebook_and_is_no_parameter(project):
     assert (run.parameters["architecture"], run.parameters["embedding_dim"]) == ("wide", 99)
 
 
-def test_an_architecture_without_a_notebook_of_its_own_runs_by_the_generic_one(project):
+def test_an_architecture_without_its_own_notebook_runs_the_generic_one(project):
     write_study(project, "tiny", STUDY, {"wide": CNN, "chance": {"baseline": "random"}})
     generic = project / "notebooks" / "architecture.ipynb"
     generic.touch()
-    found = {run.file: run.notebook for run in configs.load(project, "tiny")}
-    assert found["wide"] == generic
-    assert found["cnn"] == project / "notebooks" / "cnn.ipynb"
-    assert found["chance"] == project / "notebooks" / "baseline.ipynb"
+    notebooks = {run.file: run.notebook for run in configs.load(project, "tiny")}
+    assert notebooks["wide"] == generic
+    assert notebooks["cnn"] == project / "notebooks" / "cnn.ipynb"
+    assert notebooks["chance"] == project / "notebooks" / "baseline.ipynb"
 
 
-def test_a_notebook_that_there_is_not_is_answered_with_the_key_notebook(project):
+def test_a_missing_notebook_is_reported_with_the_key_notebook(project):
     write_study(project, "tiny", STUDY, {"wide": CNN | {"notebook": "broad"}})
     message = error_of(project)
     assert message.startswith("params/tiny/wide.yaml: no notebook broad.ipynb")
     assert "`notebook`" in message
 
 
-def test_a_notebook_is_given_its_place_and_groups_of_parameters(project):
+def test_a_notebook_receives_its_study_and_groups_of_parameters(project):
     write_study(project, "tiny", STUDY, {"chance": BASELINE})
     cnn, *_, chance = configs.load(project, "tiny")
-    given = cnn.notebook_parameters
-    assert {key: given.pop(key) for key in params.PLACED} == {
+    groups = cnn.notebook_parameters
+    assert {key: groups.pop(key) for key in params.PLACED} == {
         "study": "tiny", "architecture": "cnn", "variant": "",
     }  # fmt: skip
-    assert list(given) == ["data", "network", "training", "embedding", "measurement"]
-    assert given["measurement"] == MEASURED
-    flat = {key: value for group in given.values() for key, value in group.items()}
+    assert list(groups) == ["data", "network", "training", "embedding", "measurement"]
+    assert groups["measurement"] == MEASURED
+    flat = {key: value for group in groups.values() for key, value in group.items()}
     assert flat == {key: cnn.parameters[key] for key in params.OF_NETWORKS}
-    assert vars(params.complete(**given)) == given
-    given = chance.notebook_parameters
-    assert given.keys() == {*params.PLACED, "baseline", "data", "measurement"}
-    assert given["baseline"] == "random"
+    assert vars(params.complete(**groups)) == groups
+    groups = chance.notebook_parameters
+    assert groups.keys() == {*params.PLACED, "baseline", "data", "measurement"}
+    assert groups["baseline"] == "random"
 
 
-def test_unknown_study_lists_the_known_ones(project):
+def test_an_unknown_study_is_refused_with_the_known_ones(project):
     write_study(project, "another", STUDY, {"cnn": CNN})
     with pytest.raises(StudyError) as caught:
         configs.load(project, "tyni")
     assert str(caught.value) == "unknown study 'tyni': params/ contains another, tiny"
 
 
-def test_folder_without_study_yaml_is_no_study(project):
+def test_a_folder_without_study_yaml_is_not_a_study(project):
     (project / "params" / "notes").mkdir()
     (project / "params" / "notes" / "cnn.yaml").write_text("epochs: 3\n")
     assert configs.studies(project) == ["tiny"]
 
 
-def test_study_without_an_architecture_says_what_to_add(project):
+def test_a_study_without_an_architecture_is_refused_with_what_to_add(project):
     write_study(project, "bare", STUDY, {})
     with pytest.raises(StudyError, match="params/bare/ has no architecture: add a file"):
         configs.load(project, "bare")
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "epochs=", "epochs= 3", "epochs=3 batch_size"])
-def test_set_that_is_not_key_value_shows_the_piece_and_an_example(project, text):
+def test_set_without_key_value_is_refused_with_an_example(project, text):
     message = error_of(project, overrides=text)
     assert message.startswith("SET: ")
     assert 'SET="epochs=3 ks=[1,10]"' in message
 
 
 @pytest.mark.parametrize("text", ["ks=[1, 10]", "ks=[1,10", "dataset=@here", "weights='none"])
-def test_set_whose_value_is_not_yaml_is_one_line(project, text):
+def test_a_value_in_set_that_is_not_yaml_is_refused(project, text):
     assert error_of(project, overrides=text).startswith("SET: ")
 
 
@@ -567,18 +568,18 @@ NOT_YAML = [
 
 @pytest.mark.parametrize("content", NOT_YAML)
 @pytest.mark.parametrize("file", [FILE, SHARED])
-def test_file_that_is_not_yaml_is_named_in_one_line(project, file, content):
+def test_a_file_that_is_not_yaml_is_reported_in_one_line(project, file, content):
     (project / file).write_bytes(content)
     assert error_of(project).startswith(f"{file}: not YAML: ")
 
 
 @pytest.mark.parametrize("content", ["- epochs\n- 3\n", "epochs 3\n", "3\n"])
-def test_file_without_keys_is_answered_with_the_form(project, content):
+def test_a_file_without_keys_is_refused_with_the_expected_form(project, content):
     (project / FILE).write_text(content)
     assert error_of(project) == f"{FILE}: must contain lines of the form `key: value`"
 
 
-def test_empty_file_sets_nothing(project):
+def test_an_empty_file_sets_nothing(project):
     (project / FILE).write_text("# nothing yet\n")
     assert "missing parameter" in error_of(project)
 
