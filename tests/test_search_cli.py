@@ -158,7 +158,7 @@ def test_error_for_changed_pictures_and_lost_artifacts_names_the_command(finishe
             _ = open_searcher("tiny", "cnn").gallery
 
 
-def test_study_is_searched_whatever_has_become_of_its_pictures(finished_study, tmp_path):
+def test_study_is_searched_after_its_pictures_have_changed_or_gone(finished_study, tmp_path):
     project = tmp_path / "copy"
     shutil.copytree(finished_study, project)
     with pytest.MonkeyPatch.context() as patch:
@@ -181,7 +181,7 @@ def test_study_is_searched_whatever_has_become_of_its_pictures(finished_study, t
 # Answers
 
 
-def test_picture_of_the_gallery_is_not_returned_for_itself(searcher, finished_study, capfd):
+def test_picture_of_the_gallery_is_not_returned_as_its_own_result(searcher, finished_study, capfd):
     path = searcher.gallery.names[0]
     code, out, _ = run(capfd, "search", path, "--study", "tiny", "-k", "3", "--json")
     assert code == 0
@@ -270,7 +270,7 @@ def test_table_names_class_similarity_and_path(finished_study, capfd):
     assert lines[4].split()[-1].startswith("data/shapes/")
 
 
-def test_every_file_that_is_named_is_accounted_for(finished_study, tmp_path, capfd):
+def test_every_file_is_counted_as_used_or_left_out(finished_study, tmp_path, capfd):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     (tmp_path / ".hidden.png").write_bytes(b"")
     cut = tmp_path / "cut.jpg"
@@ -288,22 +288,22 @@ def test_every_file_that_is_named_is_accounted_for(finished_study, tmp_path, cap
         f"{tmp_path / '.hidden.png'}: {HIDDEN}", f"{tmp_path / 'broken.png'}: {NOT_A_PICTURE}",
     ]  # fmt: skip
     assert content["remarks"] == [f"{cut}: {DAMAGED}"] * 2
-    for one in (HIDDEN, NOT_A_PICTURE, DAMAGED):
-        assert one in out
-        assert one in page
+    for reason in (HIDDEN, NOT_A_PICTURE, DAMAGED):
+        assert reason in out
+        assert reason in page
     cut.unlink()
     code, _, err = run(capfd, "search", str(tmp_path), "--study", "tiny")
     assert code == 1
     assert "error: none of the pictures could be read" in err
 
 
-def test_pictures_are_read_as_the_study_read_its_own(searcher, folder, monkeypatch):
+def test_pictures_are_read_with_the_parameters_of_the_study(searcher, folder, monkeypatch):
     parameters = searcher.run.summary["dataset"]["parameters"]
-    cut = folder / "circle" / "circle-00.png"
-    os.truncate(cut, cut.stat().st_size - 40)
+    truncated = folder / "circle" / "circle-00.png"
+    os.truncate(truncated, truncated.stat().st_size - 40)
     for damaged, used in (("use", 1), ("skip", 0)):
         monkeypatch.setitem(parameters, "damaged", damaged)
-        pictures, *files = answers.read_pictures(searcher, {"cut": cut})
+        pictures, *files = answers.read_pictures(searcher, {"cut": truncated})
         assert len(pictures) == used
         assert files[used] == [LeftOut("cut", DAMAGED)]
         # Pictures that were read otherwise are embedded again.
@@ -352,10 +352,10 @@ def test_wrong_call_exits_with_2(arguments, capfd):
     assert exit.value.code == 2
 
 
-# What has changed since the study
+# Pictures that have changed since the study
 
 
-def test_changed_pictures_are_named_and_the_search_works(finished_study, tmp_path, capfd):
+def test_changed_pictures_are_reported_and_the_search_works(finished_study, tmp_path, capfd):
     project = tmp_path / "copy"
     shutil.copytree(finished_study, project)
     shapes = project / "data" / "shapes"
@@ -387,8 +387,8 @@ def test_changed_pictures_are_named_and_the_search_works(finished_study, tmp_pat
 
 def test_search_writes_nothing(finished_study, capfd):
     def state() -> dict[Path, int]:
-        places = ("artifacts", "reports", "data")
-        paths = [path for place in places for path in (finished_study / place).rglob("*")]
+        folders = ("artifacts", "reports", "data")
+        paths = [path for folder in folders for path in (finished_study / folder).rglob("*")]
         return {path: path.stat().st_mtime_ns for path in paths}
 
     before = state()
@@ -396,16 +396,20 @@ def test_search_writes_nothing(finished_study, capfd):
     assert state() == before
 
 
-def test_advised_commands_begin_with_what_the_shell_finds(tmp_path, monkeypatch):
-    home, other = tmp_path / "a project" / ".venv" / "bin", tmp_path / "other"
-    for folder in (home, other):
+def test_advised_commands_begin_with_a_program_that_the_shell_finds(tmp_path, monkeypatch):
+    venv_folder, other_folder = tmp_path / "a project" / ".venv" / "bin", tmp_path / "other"
+    for folder in (venv_folder, other_folder):
         folder.mkdir(parents=True)
         for name in ("cbir", "python"):
             (folder / name).write_text("#!/bin/sh\n")
             (folder / name).chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(home / "python"))
+    monkeypatch.setattr(sys, "executable", str(venv_folder / "python"))
     monkeypatch.chdir(tmp_path / "a project")
-    for path, command in ((other, ".venv/bin/cbir"), (home, "cbir"), (".venv/bin", "cbir")):
+    for path, command in (
+        (other_folder, ".venv/bin/cbir"),
+        (venv_folder, "cbir"),
+        (".venv/bin", "cbir"),
+    ):
         monkeypatch.setenv("PATH", f"{path}:/bin")
         assert cbir_command("search", "a b") == f"{command} search 'a b'"
     monkeypatch.setenv("PATH", "/bin")
@@ -414,18 +418,18 @@ def test_advised_commands_begin_with_what_the_shell_finds(tmp_path, monkeypatch)
 
 
 def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypatch, capfd):
-    """Each message names a command; each of them runs, and removes its cause where it can."""
+    """Messages advise commands: each command runs and, where it can, removes the cause."""
     project = tmp_path / "copy"
     shutil.copytree(finished_study, project)
     for name in ("notebooks", "params"):
         shutil.rmtree(project / name)
         shutil.copytree(ROOT / name, project / name)
-    odd = "it's $HOME; 1"
-    for study in ("tiny", odd):
+    odd_name = "it's $HOME; 1"
+    for study in ("tiny", odd_name):
         write_study(project, study, STUDY, {"cnn": CNN, "whitened": CNN})
     monkeypatch.chdir(project)
     shutil.copytree(project / "reports" / "tiny", project / "reports" / "shapes-trial")
-    for study in ("old", odd):
+    for study in ("old", odd_name):
         shutil.copytree(project / "reports" / "tiny", project / "reports" / study)
     shutil.rmtree(project / "reports" / "shapes-trial" / "whitened")  # not in params/folder
     command = 'make report STUDY=folder DATA="data/shapes" SET="split_seed=1"'
@@ -438,7 +442,9 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
         commands = [re.findall(r"`((?:\S*cbir|make) [^`]+)`", message) for message in messages]
         assert all(commands), messages
         messages.clear()
-        for command in {command for found in commands for command in found}:
+        for command in {
+            command for commands_of_message in commands for command in commands_of_message
+        }:
             filled = command.replace("FOLDER", str(folder)).replace("path/to/folder", "data/shapes")
             program, *words = shlex.split(filled.replace("PICTURE", QUERY.replace("00", "01")))
             assert program == "make" or shutil.which(program)
@@ -458,21 +464,21 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
     run(capfd, "index", str(folder), "--study", "tiny", "--architecture", "cnn")
     collect("search", QUERY, "--gallery", "mine", "--architecture", "whitened")
     run_advised_commands()
-    write_pictures(tmp_path / odd / "mine", classes=("circle",), count=1)
-    collect("index", str(tmp_path / odd / "mine"))
+    write_pictures(tmp_path / odd_name / "mine", classes=("circle",), count=1)
+    collect("index", str(tmp_path / odd_name / "mine"))
     collect("index", str(folder), "--architecture", "whitened")
     run_advised_commands()
     os.truncate("artifacts/galleries/mine/pictures.parquet", 0)
     collect("search", QUERY, "--gallery", "mine")
     (project / "data" / "shapes" / "circle" / "circle-00.png").unlink()
-    for study in ("tiny", "shapes-trial", "old", odd):
+    for study in ("tiny", "shapes-trial", "old", odd_name):
         collect("search", QUERY.replace("00", "01"), "--study", study)
     run_advised_commands()
     for path in (project / "reports").glob("*/*/summary.json"):
         summary = json.loads(path.read_text("utf-8"))
         summary["artifacts"]["embeddings"] = "artifacts/embeddings/none"
         path.write_text(json.dumps(summary), "utf-8")
-    for study in ("tiny", "shapes-trial", "old", odd):
+    for study in ("tiny", "shapes-trial", "old", odd_name):
         collect("search", QUERY.replace("00", "01"), "--study", study)
         collect("export", "--study", f"{study} missing")
     run_advised_commands()
@@ -482,13 +488,13 @@ def test_every_advised_command_works(finished_study, folder, tmp_path, monkeypat
 
 
 @pytest.fixture
-def few_are_enough(monkeypatch):
+def few_validation_images(monkeypatch):
     """The study has fewer than 59 validation images."""
     monkeypatch.setattr("cbir.search.searchers.MIN_VALIDATION", 1)
 
 
-@pytest.mark.usefixtures("few_are_enough")
-def test_picture_farther_than_usual_is_named(searcher, capfd, monkeypatch):
+@pytest.mark.usefixtures("few_validation_images")
+def test_query_farther_from_the_gallery_than_usual_gets_a_warning(searcher, capfd, monkeypatch):
     usual = searcher.usual_similarity
     assert 0 < usual <= 1
     mean = searcher.gallery.vectors.mean(axis=0)
@@ -507,7 +513,7 @@ def test_picture_farther_than_usual_is_named(searcher, capfd, monkeypatch):
     assert searcher.usual_similarity is None
 
 
-@pytest.mark.usefixtures("few_are_enough")
+@pytest.mark.usefixtures("few_validation_images")
 def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
     arguments = ("search", QUERY, "--study", "tiny", "--architecture", "cnn", "--json")
     content = json.loads(run(capfd, *arguments)[1])
@@ -515,10 +521,12 @@ def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
     usual = content["usual_similarity"]
     assert usual == searcher.usual_similarity
     assert similarities[-1] < similarities[2]
-    for least, value in ((repr(similarities[2]), similarities[2]), ("usual", usual)):
-        answer = json.loads(run(capfd, *arguments, "--min-similarity", least)[1])["answers"][0]
-        kept = [result["similarity"] for result in answer["results"]]
-        assert kept == [similarity for similarity in similarities if similarity >= value]
+    for minimum, value in ((repr(similarities[2]), similarities[2]), ("usual", usual)):
+        answer = json.loads(run(capfd, *arguments, "--min-similarity", minimum)[1])["answers"][0]
+        similarities_kept = [result["similarity"] for result in answer["results"]]
+        assert similarities_kept == [
+            similarity for similarity in similarities if similarity >= value
+        ]
     with pytest.raises(SystemExit):
         main([*arguments, "--min-similarity", "2"])
     monkeypatch.setattr("cbir.search.searchers.Searcher.usual_similarity", None)
@@ -530,7 +538,7 @@ def test_results_below_a_similarity_are_left_out(searcher, monkeypatch, capfd):
 # Streams
 
 
-def test_output_that_is_not_read_to_its_end_is_no_error(finished_study, monkeypatch, capfd):
+def test_output_whose_reader_stops_early_is_no_error(finished_study, monkeypatch, capfd):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as stream, monkeypatch.context() as patch:
@@ -539,7 +547,7 @@ def test_output_that_is_not_read_to_its_end_is_no_error(finished_study, monkeypa
     assert capfd.readouterr().err == ""
 
 
-def test_closed_streams_are_no_crash(finished_study, monkeypatch, capfd):
+def test_closed_streams_do_not_crash_the_command(finished_study, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdin", None)
     code, _, err = run(capfd, "search", "-", "--study", "tiny")
     assert (code, err) == (
@@ -548,9 +556,11 @@ def test_closed_streams_are_no_crash(finished_study, monkeypatch, capfd):
     )
     command = f"{sys.executable} -m cbir search -k 0"
     for closed in ("<&- >&- 2>&-", ">&-", "2>&-"):
-        done = subprocess.run(f"{command} {closed}", shell=True, check=False, capture_output=True)
-        assert done.returncode == 2
-        assert (b"must be an integer" in done.stderr) == ("2>&-" not in closed)
+        process = subprocess.run(
+            f"{command} {closed}", shell=True, check=False, capture_output=True
+        )
+        assert process.returncode == 2
+        assert (b"must be an integer" in process.stderr) == ("2>&-" not in closed)
 
 
 def test_unreadable_example_is_an_error(finished_study, tmp_path, capfd):
@@ -600,10 +610,10 @@ def test_only_new_and_changed_pictures_are_embedded(searcher, folder):
     assert [file.name for file in third.left_out] == ["notes.txt"]
     _, gallery = galleries.open_gallery(name)
     assert len(gallery.names) == 6
-    at = gallery.names.index(str(changed))
-    assert (gallery.image(at) == (0, 0, 255)).all()
-    vectors, _ = searcher.encode(gallery.image(at)[None])
-    np.testing.assert_allclose(gallery.vectors[at], vectors[0], atol=1e-5)
+    position = gallery.names.index(str(changed))
+    assert (gallery.image(position) == (0, 0, 255)).all()
+    vectors, _ = searcher.encode(gallery.image(position)[None])
+    np.testing.assert_allclose(gallery.vectors[position], vectors[0], atol=1e-5)
 
 
 def test_interrupted_indexing_resumes(searcher, folder, monkeypatch):
@@ -720,10 +730,10 @@ def test_format_is_recognised_whatever_the_file_name(searcher, folder):
 
 
 @pytest.mark.parametrize("search", ["unrestricted", "predicted_class"])
-def test_gallery_is_searched_group_by_group_as_at_once(searcher, folder, monkeypatch, search):
+def test_search_in_groups_gives_the_same_results(searcher, folder, monkeypatch, search):
     galleries.index_folder(folder, searcher)
     queries = [answers.picture_of_query(searcher, query) for query in range(4)]
-    whole = answers.search_all(
+    expected_answers = answers.search_all(
         searcher, galleries.open_gallery("mine")[1], queries, 3, search=search
     )
     monkeypatch.setattr("cbir.search.searchers.GROUP", 2)
@@ -731,10 +741,13 @@ def test_gallery_is_searched_group_by_group_as_at_once(searcher, folder, monkeyp
     galleries.index_folder(folder, searcher)
     _, gallery = galleries.open_gallery("mine")
     assert [len(group) for group in gallery.groups()] == [2, 2, 2]
-    parts = answers.search_all(searcher, gallery, queries, 3, search=search)
-    for one, other in zip(whole, parts, strict=True):
-        assert [result.name for result in one.results] == [result.name for result in other.results]
-        similarities = [[result.similarity for result in a.results] for a in (one, other)]
+    grouped_answers = answers.search_all(searcher, gallery, queries, 3, search=search)
+    for expected, answer in zip(expected_answers, grouped_answers, strict=True):
+        names, similarities = (
+            [[getattr(result, field) for result in pair.results] for pair in (expected, answer)]
+            for field in ("name", "similarity")
+        )
+        assert names[0] == names[1]
         np.testing.assert_allclose(*similarities, atol=1e-6)
 
 
@@ -751,34 +764,34 @@ def test_index_keeps_the_network_of_a_gallery(finished_study, folder, capfd):
 
 
 def test_replaced_file_of_the_same_size_and_time_is_noticed_on_request(searcher, folder):
-    path, other = (folder / "cross" / f"cross-0{number}.png" for number in (0, 1))
-    size = max(path.stat().st_size, other.stat().st_size) + 1
+    path, other_path = (folder / "cross" / f"cross-0{number}.png" for number in (0, 1))
+    size = max(path.stat().st_size, other_path.stat().st_size) + 1
     os.truncate(path, size)  # with zeros after the picture
     os.utime(path, (1, 1))
     galleries.index_folder(folder, searcher)
-    path.write_bytes(other.read_bytes().ljust(size, b"\0"))
+    path.write_bytes(other_path.read_bytes().ljust(size, b"\0"))
     os.utime(path, (1, 1))
     for check, embedded in ((False, 0), (True, 1), (True, 0)):
         _, changes = galleries.index_folder(folder, searcher, check=check)
         assert (changes.embedded, changes.kept) == (embedded, 6 - embedded)
     gallery = galleries.open_gallery("mine")[1]
-    first, second = (gallery.vectors[gallery.names.index(str(file))] for file in (path, other))
+    first, second = (gallery.vectors[gallery.names.index(str(file))] for file in (path, other_path))
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 def test_moved_and_renamed_pictures_are_not_embedded_again(searcher, folder, monkeypatch):
     galleries.index_folder(folder, searcher)
-    elsewhere = folder.parent / "new" / "mine"
-    elsewhere.parent.mkdir()
-    folder.rename(elsewhere)
-    (elsewhere / "cross" / "cross-00.png").rename(elsewhere / "renamed.png")
-    os.utime(elsewhere / "renamed.png", (1, 1))
+    new_folder = folder.parent / "new" / "mine"
+    new_folder.parent.mkdir()
+    folder.rename(new_folder)
+    (new_folder / "cross" / "cross-00.png").rename(new_folder / "renamed.png")
+    os.utime(new_folder / "renamed.png", (1, 1))
     monkeypatch.setitem(searcher.__dict__, "encode", None)
-    _, changes = galleries.index_folder(elsewhere, searcher)
+    _, changes = galleries.index_folder(new_folder, searcher)
     assert (changes.embedded, changes.kept, changes.removed) == (0, 6, 0)
     names = galleries.open_gallery("mine")[1].names
-    assert str(elsewhere / "renamed.png") in names
-    assert all(name.startswith(str(elsewhere)) for name in names)
+    assert str(new_folder / "renamed.png") in names
+    assert all(name.startswith(str(new_folder)) for name in names)
 
 
 def test_all_unreadable_files_are_listed(finished_study, folder, capfd):
@@ -810,7 +823,7 @@ def test_all_unreadable_files_are_listed(finished_study, folder, capfd):
     ],
     ids=str,
 )
-def test_what_is_missing_is_named_before_any_study_is_finished(
+def test_missing_pictures_galleries_and_folders_are_reported_without_a_finished_study(
     arguments, message, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
@@ -822,7 +835,7 @@ def test_what_is_missing_is_named_before_any_study_is_finished(
     assert re.fullmatch(f"error: {message}.*\n", err)
 
 
-def test_damaged_gallery_is_named_and_made_anew(searcher, folder, capfd):
+def test_damaged_gallery_is_reported_and_rebuilt(searcher, folder, capfd):
     galleries.index_folder(folder, searcher)
     path = Path("artifacts/galleries/mine/pictures.parquet").absolute()
     content = path.read_bytes()
@@ -853,20 +866,20 @@ def test_damaged_batch_is_embedded_again(searcher, folder):
         assert (changes.embedded, changes.kept) == (6, 0)
 
 
-def test_second_index_of_a_folder_waits_and_names_the_first(searcher, folder, monkeypatch, capfd):
-    encode, second = searcher.encode, []
+def test_second_index_of_a_folder_waits_for_the_first(searcher, folder, monkeypatch, capfd):
+    encode, threads = searcher.encode, []
 
     def encode_while_another_starts(images):
-        thread = threading.Thread(target=galleries.index_folder, args=(folder, other))
+        thread = threading.Thread(target=galleries.index_folder, args=(folder, second_searcher))
         thread.start()
-        second.append(thread)
+        threads.append(thread)
         thread.join(1)
         return encode(images)
 
-    other = open_searcher("tiny", "cnn")
+    second_searcher = open_searcher("tiny", "cnn")
     monkeypatch.setitem(searcher.__dict__, "encode", encode_while_another_starts)
     _, changes = galleries.index_folder(folder, searcher)
-    second[0].join(60)
+    threads[0].join(60)
     assert changes.embedded == 6
     assert f"in use by process {os.getpid()} on " in capfd.readouterr().out
     assert len(galleries.open_gallery("mine")[1].names) == 6
@@ -901,36 +914,39 @@ def test_another_engine_finds_the_same_pictures(choice, finished_study, folder, 
     with monkeypatch.context() as patch:
         # An engine that holds the gallery needs none of the vectors.
         patch.setattr(searchers.Gallery, "vectors", None)
-        found = json.loads(output_of(*search))["answers"][0]["results"]
-    assert [result["path"] for result in found] == [result["path"] for result in exact]
-    assert [result["similarity"] for result in found] == pytest.approx(
+        results = json.loads(output_of(*search))["answers"][0]["results"]
+    assert [result["path"] for result in results] == [result["path"] for result in exact]
+    assert [result["similarity"] for result in results] == pytest.approx(
         [result["similarity"] for result in exact], abs=1e-5
     )
-    # A picture that is gone is no longer found, and one that has changed is found as it is now.
+    # A deleted picture is no longer found, and a changed picture is found with its new content.
     first, second = (Path(result["path"]) for result in exact[:2])
     first.unlink()
     copies = [second, second.with_name("copy.png")]
     for path in copies:
         shutil.copy(finished_study / QUERY, path)
     output_of("index", str(folder))
-    found = json.loads(output_of(*search))["answers"][0]["results"]
-    assert len(found) == 6
-    assert {result["path"] for result in found[:2]} == set(map(str, copies))
-    assert [result["similarity"] for result in found[:2]] == pytest.approx([1, 1], abs=1e-4)
+    results = json.loads(output_of(*search))["answers"][0]["results"]
+    assert len(results) == 6
+    assert {result["path"] for result in results[:2]} == set(map(str, copies))
+    assert [result["similarity"] for result in results[:2]] == pytest.approx([1, 1], abs=1e-4)
 
 
-def test_gallery_of_a_study_can_be_held_by_an_engine(finished_study, folder, capfd):
+def test_gallery_of_a_study_can_be_searched_by_an_engine(finished_study, folder, capfd):
     pytest.importorskip("faiss")
     search, engine = ["search", QUERY, "--study", "tiny"], ["--engine", "faiss:Flat"]
-    # A gallery of the same name is another one for the engine.
+    # The engine keeps a folder's gallery of the same name apart.
     _, out, _ = run(capfd, "index", str(folder), "--study", "tiny", "--name", "tiny", *engine)
     assert "of the study tiny, engine faiss:Flat: 6 new" in out
     files = {path: path.read_bytes() for path in Path("artifacts/engines").glob("*")}
-    exact = json.loads(run(capfd, *search, "--json")[1])
-    found = json.loads(run(capfd, *search, *engine, "--json")[1])
-    paths = [[result["path"] for result in one["answers"][0]["results"]] for one in (found, exact)]
+    exact_output = json.loads(run(capfd, *search, "--json")[1])
+    faiss_output = json.loads(run(capfd, *search, *engine, "--json")[1])
+    paths = [
+        [result["path"] for result in output["answers"][0]["results"]]
+        for output in (faiss_output, exact_output)
+    ]
     assert paths[0] == paths[1]
-    assert (found["engine"], exact["engine"]) == ("faiss:Flat", "exact")
+    assert (faiss_output["engine"], exact_output["engine"]) == ("faiss:Flat", "exact")
     assert {path: path.read_bytes() for path in files} == files
     assert ", engine faiss:Flat\n" in run(capfd, *search, *engine)[1]
     assert "engine" not in run(capfd, *search)[1]
@@ -956,15 +972,15 @@ def test_commands_of_the_docs_on_large_galleries_run_as_written(finished_study, 
     assert len(commands) == 3
     write_pictures(tmp_path / "Pictures", classes=("circle", "cross"), count=3)
     shutil.copy(QUERY, tmp_path / "cat.jpg")
-    # The study is another one, and so is the folder of the query.
+    # The commands name another study, and the folder of the query is another.
     shutil.copytree(finished_study / "reports" / "tiny", finished_study / "reports" / "holiday")
     try:
         for command in commands:
             words = [word.replace("~", str(tmp_path)) for word in shlex.split(command)[1:]]
             words = [str(tmp_path / word) if word == "cat.jpg" else word for word in words]
-            done = cbir(finished_study, *words)
-            assert done.returncode == 0, done.stderr
-        assert "Searched 6 images of Pictures" in done.stdout
+            process = cbir(finished_study, *words)
+            assert process.returncode == 0, process.stderr
+        assert "Searched 6 images of Pictures" in process.stdout
         assert galleries.read_source("Pictures")["engine"].startswith("milvus:/")
     finally:
         for path in ("reports/holiday", "artifacts/galleries/Pictures", "pictures.db"):
@@ -972,8 +988,8 @@ def test_commands_of_the_docs_on_large_galleries_run_as_written(finished_study, 
 
 
 def workers_of_ray() -> list[int]:
-    """The processes of Ray that embed, which this process has started."""
-    found = []
+    """Ids of the embedding processes of Ray that this process has started."""
+    process_ids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if b"MapWorker" not in (process / "cmdline").read_bytes():
@@ -985,35 +1001,35 @@ def workers_of_ray() -> list[int]:
         except OSError:  # it has ended
             continue
         if ancestor:
-            found.append(int(process.name))
-    return found
+            process_ids.append(int(process.name))
+    return process_ids
 
 
 @pytest.mark.faults
-def test_processes_of_ray_embed_the_same_even_if_one_is_killed(
+def test_processes_of_ray_embed_the_same_even_if_one_of_them_is_killed(
     searcher, tmp_path, finished_study, monkeypatch, capfd
 ):
-    # Ray reads how it authenticates when it is imported.
+    # Ray must not be imported yet: it reads its authentication settings then.
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed: `make ray` does it")
     folder = tmp_path / "many"
     write_pictures(folder, classes=("circle", "cross"), count=30)
     (folder / "circle" / "broken.png").write_bytes(b"no picture")
-    # The batches of the processes are as small as those of one process, which are whole chunks.
+    # Batches of the processes are as small as those of one process, and are whole chunks.
     monkeypatch.setattr(galleries, "BATCH", 8)
     monkeypatch.setattr(galleries, "CHUNK", 8)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-" + 40 * "9")
-    killed = []
+    killed_ids = []
 
     def kill_one() -> None:
-        while not killed:
-            killed.extend(workers_of_ray()[:1])
+        while not killed_ids:
+            killed_ids.extend(workers_of_ray()[:1])
             time.sleep(0.05)
-        # By now, it has embedded some of the pictures.
+        # Wait until some of the pictures are embedded.
         while not list((finished_study / "artifacts" / "galleries" / "ray").glob("batch-*")):
             time.sleep(0.01)
-        os.kill(killed[0], signal.SIGKILL)
+        os.kill(killed_ids[0], signal.SIGKILL)
 
     try:
         _, changes = galleries.index_folder(folder, searcher, "plain")
@@ -1022,8 +1038,8 @@ def test_processes_of_ray_embed_the_same_even_if_one_is_killed(
         _, on_ray = galleries.index_folder(folder, searcher, "ray", workers=galleries.RAY)
         watcher.join(5)
         assert not watcher.is_alive()
-        home = finished_study / "artifacts" / "galleries"
-        plain, ray = (home / name / "pictures.parquet" for name in ("plain", "ray"))
+        folder_of_galleries = finished_study / "artifacts" / "galleries"
+        plain, ray = (folder_of_galleries / name / "pictures.parquet" for name in ("plain", "ray"))
         assert plain.read_bytes() == ray.read_bytes()
         assert (on_ray.embedded, on_ray.left_out) == (changes.embedded, changes.left_out)
     finally:
@@ -1032,14 +1048,14 @@ def test_processes_of_ray_embed_the_same_even_if_one_is_killed(
 
 
 @pytest.mark.slow
-def test_cluster_of_ray_that_does_not_answer_is_one_line(searcher, folder, monkeypatch):
+def test_unreachable_cluster_of_ray_is_reported_in_one_line(searcher, folder, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(StudyError, match="Ray at 127.0.0.1:1 failed: .*check RAY_ADDRESS"):
         galleries.index_folder(folder, searcher, workers=galleries.RAY)
 
 
-def test_missing_ray_is_named_with_the_command(searcher, folder, monkeypatch):
+def test_missing_ray_is_reported_with_the_command_that_installs_it(searcher, folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StudyError, match="Ray is not installed: run `make ray`"):
         galleries.index_folder(folder, searcher, workers=galleries.RAY)
