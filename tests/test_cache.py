@@ -1,4 +1,4 @@
-"""Cached steps: made once, named by all that decides the result, and never half finished."""
+"""Cached steps: computed once, with a key of all inputs, and never found half finished."""
 
 import errno
 import functools
@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from cbir import StudyError, cache, files, machine
 
-# A module of the package that is sure to stay, as the one that the steps below run.
+# The package whose code enters the keys of the steps below.
 PACKAGE = "retrieval"
 
 
@@ -32,7 +32,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def code(tmp_path, monkeypatch) -> Path:
-    """A small package in place of the real one, with a module in each package of `WAY`."""
+    """A small package instead of the real one, with a module in each package of `WAY`."""
     folder = tmp_path / "package"
     for name in ("images", "networks", "retrieval", "reporting", "search"):
         (folder / name).mkdir(parents=True)
@@ -54,7 +54,7 @@ def make_once(make=write, step="step", **parameters) -> cache.Artifact:
     return cache.cached(step, make, parameters=parameters, reads=["data"], package=PACKAGE)
 
 
-def found(step="step", **parameters) -> cache.Artifact | None:
+def find(step="step", **parameters) -> cache.Artifact | None:
     return cache.find(step, parameters=parameters, reads=["data"], package=PACKAGE)
 
 
@@ -70,7 +70,7 @@ def raising(error: BaseException):
     return make
 
 
-def test_make_is_called_once_and_its_result_served_from_then_on(root):
+def test_a_step_is_computed_once(root):
     first = make_once(size=3)
     assert (first.folder / "result.txt").read_text() == "done"
     second = make_once(no_make, size=3)
@@ -78,13 +78,13 @@ def test_make_is_called_once_and_its_result_served_from_then_on(root):
     assert first.folder.parent == root / "artifacts" / "step"
 
 
-def test_result_is_served_from_a_folder_below_the_project_too(root, monkeypatch):
+def test_a_result_is_found_from_a_subfolder_of_the_project(root, monkeypatch):
     first = make_once()
     monkeypatch.chdir(root / "notebooks")
     assert make_once(no_make) == first
 
 
-def test_manifest_says_what_a_result_was_made_from(root):
+def test_the_manifest_records_the_inputs_of_a_result(root):
     artifact = make_once(size=3)
     content = json.loads((artifact.folder / "manifest.json").read_text())
     assert content == artifact.manifest
@@ -96,11 +96,11 @@ def test_manifest_says_what_a_result_was_made_from(root):
     assert artifact.folder.name == artifact.key[:20]
 
 
-def test_seconds_are_those_that_make_took(root):
+def test_seconds_are_the_time_of_make(root):
     assert 0.05 <= make_once(lambda folder: time.sleep(0.05)).seconds < 5
 
 
-def test_nothing_but_the_result_is_left_in_the_folder_of_a_step(root):
+def test_only_the_result_remains_in_the_folder_of_a_step(root):
     artifact = make_once()
     assert sorted(path.name for path in artifact.folder.iterdir()) == [
         "manifest.json", "result.txt",
@@ -121,10 +121,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_key_changes_with_each_thing_that_decides_a_result(change):
-    given = {"step": "step", "parameters": {"size": 3}, "reads": ["one", "two"], "code": "code"}
-    assert cache.make_key(**given) == cache.make_key(**given)
-    assert cache.make_key(**given | change) != cache.make_key(**given)
+def test_the_key_changes_with_each_input(change):
+    inputs = {"step": "step", "parameters": {"size": 3}, "reads": ["one", "two"], "code": "code"}
+    assert cache.make_key(**inputs) == cache.make_key(**inputs)
+    assert cache.make_key(**inputs | change) != cache.make_key(**inputs)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_key_changes_with_each_thing_that_decides_a_result(change):
         "tensorflow",
     ],
 )
-def test_key_changes_with_the_version_of_each_package_that_computes(package, monkeypatch):
+def test_the_key_changes_with_the_version_of_each_computing_package(package, monkeypatch):
     monkeypatch.setattr(machine, "backend", lambda: "tensorflow")
     versions = machine.versions.__wrapped__()
     assert package in versions
@@ -151,19 +151,19 @@ def test_key_changes_with_the_version_of_each_package_that_computes(package, mon
     assert cache.make_key("step", {}, [], "code") != before
 
 
-def test_key_is_the_same_for_parameters_in_another_order():
-    one, other = {"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}
-    assert cache.make_key("step", one, [], "") == cache.make_key("step", other, [], "")
+def test_the_key_does_not_depend_on_the_order_of_parameters():
+    first, reordered = {"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}
+    assert cache.make_key("step", first, [], "") == cache.make_key("step", reordered, [], "")
 
 
-def test_other_parameters_reads_or_code_are_made_anew(root, monkeypatch):
-    made = [make_once(size=3), make_once(size=4)]
-    made.append(
+def test_other_parameters_reads_or_code_are_computed_again(root, monkeypatch):
+    artifacts = [make_once(size=3), make_once(size=4)]
+    artifacts.append(
         cache.cached("step", write, parameters={"size": 3}, reads=["else"], package=PACKAGE)
     )
     monkeypatch.setattr(cache, "package_digest", lambda module: "other code")
-    made.append(make_once(size=3))
-    assert len({artifact.folder for artifact in made}) == 4
+    artifacts.append(make_once(size=3))
+    assert len({artifact.folder for artifact in artifacts}) == 4
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_other_parameters_reads_or_code_are_made_anew(root, monkeypatch):
         ("f(a, b)\n", "f(\n    a,\n    b,\n)\n"),
     ],
 )
-def test_comments_layout_and_docstrings_leave_the_code_as_it_was(before, after):
+def test_comments_layout_and_docstrings_do_not_change_the_digest(before, after):
     assert cache.source_digest(before) == cache.source_digest(after)
 
 
@@ -220,14 +220,14 @@ def digests() -> dict[str, str]:
         ("images/backbones.py", {"images", "networks", "retrieval", "explain", "reporting"}),
     ],
 )
-def test_changed_code_makes_anew_what_lies_behind_it_on_the_way(code, module, changed):
+def test_changed_code_changes_the_digests_of_later_steps(code, module, changed):
     before = digests()
     (code / module).write_text("FACTOR = 3\n")
     after = digests()
     assert {name for name in cache.WAY if before[name] != after[name]} == changed
 
 
-def test_reworded_docstrings_and_comments_change_no_digest(code):
+def test_changed_docstrings_and_comments_change_no_package_digest(code):
     before = digests()
     (code / "images" / "module.py").write_text('"""What it does, in short."""\n# why\nFACTOR = 2\n')
     assert digests() == before
@@ -240,21 +240,21 @@ def test_a_new_or_renamed_module_changes_the_digest(code):
     assert cache.package_digest("images") != before
 
 
-def test_every_place_on_the_way_is_a_package_or_module():
+def test_every_name_in_way_is_a_package_or_module():
     root = Path(cache.__file__).parent
     for name in cache.WAY:
         assert (root / name).is_dir() or (root / f"{name}.py").is_file()
     assert (root / cache.TABLE_OF_ROWS).is_file()
 
 
-def test_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+def test_the_digest_of_a_file_is_its_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # The example of FIPS 180-2, appendix B.1.
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.file_digest(tmp_path / "file") == expected
 
 
-def test_backend_is_what_keras_would_use(tmp_path, monkeypatch):
+def test_backend_is_the_one_keras_would_use(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k != "keras"})
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
@@ -269,10 +269,10 @@ def test_backend_is_what_keras_would_use(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), StudyError("no")])
-def test_interrupted_make_is_given_the_same_folder_and_goes_on(root, error):
+def test_an_interrupted_step_continues_in_the_same_folder(root, error):
     with pytest.raises(type(error)):
         make_once(raising(error))
-    assert found() is None
+    assert find() is None
 
     def go_on(folder: Path) -> None:
         write(folder, (folder / "result.txt").read_text() + " and whole")
@@ -282,18 +282,18 @@ def test_interrupted_make_is_given_the_same_folder_and_goes_on(root, error):
     assert make_once(no_make) == artifact
 
 
-def test_half_a_result_is_not_found(root):
-    seen = []
+def test_an_unfinished_result_is_not_found(root):
+    results = []
 
     def look(folder: Path) -> None:
         write(folder, "half")
-        seen.append(found())
+        results.append(find())
         raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError):
         make_once(look)
-    assert seen == [None]
-    assert found() is None
+    assert results == [None]
+    assert find() is None
 
 
 def test_a_result_interrupted_before_its_last_move_is_not_found(root, monkeypatch):
@@ -307,42 +307,42 @@ def test_a_result_interrupted_before_its_last_move_is_not_found(root, monkeypatc
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", stopped)
         make_once()
-    assert found() is None
-    assert make_once() == found()
+    assert find() is None
+    assert make_once() == find()
 
 
-def test_folder_that_lost_its_manifest_is_made_anew(root):
+def test_a_folder_without_a_manifest_is_computed_again(root):
     (make_once().folder / "manifest.json").unlink()
-    assert found() is None
+    assert find() is None
     artifact = make_once(functools.partial(write, text="anew"))
     assert (artifact.folder / "result.txt").read_text() == "anew"
 
 
-def test_find_makes_nothing(root):
-    assert found(size=3) is None
+def test_find_computes_nothing(root):
+    assert find(size=3) is None
     assert not (root / "artifacts").exists()
     artifact = make_once(size=3)
-    assert found(size=3) == artifact
-    assert found(size=4) is None
+    assert find(size=3) == artifact
+    assert find(size=4) is None
 
 
 @pytest.mark.parametrize("change", ["package_digest", "versions"])
-def test_what_other_code_or_versions_made_is_not_found(root, monkeypatch, change):
+def test_results_of_other_code_or_versions_are_not_found(root, monkeypatch, change):
     make_once()
-    assert found() is not None
+    assert find() is not None
     changed = {"package_digest": lambda package: "other", "versions": lambda: {"keras": "0"}}
     monkeypatch.setattr(cache, change, changed[change])
-    assert found() is None
+    assert find() is None
 
 
-def test_is_current_asks_for_exactly_this_key(tmp_path):
+def test_is_current_requires_the_same_key(tmp_path):
     assert not cache.is_current(tmp_path, "key")
     cache.write_manifest(tmp_path, [], key="key", seconds=1)
     assert cache.is_current(tmp_path, "key")
     assert not cache.is_current(tmp_path, "other")
 
 
-def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_text_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "text"
     files.write_text(path, "before ü")
 
@@ -358,7 +358,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 FULL = {
     "by number": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-    # Without a number.
+    # Without an error number.
     "by h5py": OSError("Can't write data (No space left on device)"),
     "by NumPy": OSError("147456 requested and 98272 written"),
 }
@@ -369,18 +369,18 @@ READ_ONLY = {
 
 
 @pytest.mark.parametrize("error", FULL.values(), ids=FULL)
-def test_full_disk_is_one_line_and_keeps_what_is_finished(root, error):
+def test_a_full_disk_is_reported_in_one_line_and_keeps_finished_results(root, error):
     before = make_once(size=1)
     with pytest.raises(StudyError, match="^disk full while writing .*free some space") as caught:
         make_once(raising(error), size=2)
     assert "\n" not in str(caught.value)
     assert make_once(no_make, size=1) == before
-    assert found(size=2) is None
+    assert find(size=2) is None
     after = make_once(size=2)
     assert (after.folder / "result.txt").read_text() == "done"
 
 
-def test_full_disk_while_the_manifest_is_written_is_one_line(root, monkeypatch):
+def test_a_full_disk_while_writing_the_manifest_is_reported(root, monkeypatch):
     def full(path, text):
         path.write_text(text[:5])
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -388,19 +388,19 @@ def test_full_disk_while_the_manifest_is_written_is_one_line(root, monkeypatch):
     monkeypatch.setattr(cache, "write_text", full)
     with pytest.raises(StudyError, match="^disk full"):
         make_once()
-    assert found() is None
+    assert find() is None
 
 
 @pytest.mark.parametrize("error", READ_ONLY.values(), ids=READ_ONLY)
-def test_read_only_disk_is_one_line(root, error):
+def test_a_read_only_disk_is_reported_in_one_line(root, error):
     with pytest.raises(StudyError, match="^cannot write .*make it writable") as caught:
         make_once(raising(error))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", READ_ONLY.values(), ids=READ_ONLY)
-def test_read_only_project_is_one_line_before_make_is_called(root, monkeypatch, error):
-    def refuse(*arguments, **named):
+def test_a_read_only_project_is_reported_before_computing(root, monkeypatch, error):
+    def refuse(*arguments, **options):
         raise error
 
     monkeypatch.setattr(Path, "mkdir", refuse)
@@ -410,7 +410,7 @@ def test_read_only_project_is_one_line_before_make_is_called(root, monkeypatch, 
 
 @pytest.mark.parametrize("ending", ["", ".partial", ".lock", "/.."])
 @pytest.mark.parametrize("make_it", [lambda path: path.write_text("x"), Path.mkdir, None])
-def test_what_stands_in_the_way_of_a_result_is_replaced_or_named(root, ending, make_it):
+def test_a_file_in_the_way_of_a_result_is_replaced_or_reported(root, ending, make_it):
     folder = make_once().folder
     shutil.rmtree(folder if ending != "/.." else folder.parent)
     path = Path(os.path.normpath(f"{folder}{ending}"))
@@ -419,23 +419,23 @@ def test_what_stands_in_the_way_of_a_result_is_replaced_or_named(root, ending, m
     else:
         path.symlink_to("nowhere")
     try:
-        assert make_once() == found()
+        assert make_once() == find()
     except StudyError as error:
         expected = f"cannot write {folder}: {path} is in the way: move it and run again"
         assert str(error) == expected
         path.unlink() if make_it != Path.mkdir else path.rmdir()
-        assert make_once() == found()
+        assert make_once() == find()
 
 
-def test_any_other_error_comes_out_as_it_is(root):
+def test_other_errors_are_raised_unchanged(root):
     with pytest.raises(FileNotFoundError, match="weights"):
         make_once(raising(FileNotFoundError(errno.ENOENT, "no file", "weights")))
     with pytest.raises(ZeroDivisionError):
         make_once(raising(ZeroDivisionError()))
 
 
-def test_threads_that_start_at_once_make_once(root):
-    calls, results, together = [], [], threading.Barrier(4)
+def test_concurrent_threads_compute_once(root):
+    calls, results, barrier = [], [], threading.Barrier(4)
 
     def slowly(folder: Path) -> None:
         calls.append(folder)
@@ -443,7 +443,7 @@ def test_threads_that_start_at_once_make_once(root):
         write(folder)
 
     def start() -> None:
-        together.wait()
+        barrier.wait()
         results.append(make_once(slowly))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
@@ -457,10 +457,10 @@ def test_threads_that_start_at_once_make_once(root):
 
 
 def test_steps_of_different_keys_do_not_wait_for_each_other(root):
-    together, results = threading.Barrier(2), []
+    barrier, results = threading.Barrier(2), []
 
     def meet(folder: Path) -> None:
-        together.wait(20)
+        barrier.wait(20)
 
     def start(size: int) -> None:
         results.append(make_once(meet, size=size))
@@ -489,8 +489,8 @@ cache.versions()
 Path(f"ready-{os.getpid()}").touch()
 while not Path("go").exists():
     time.sleep(0.005)
-found = cache.cached("step", make, parameters={}, reads=["data"], package="retrieval")
-print((found.folder / "result.txt").read_text())
+artifact = cache.cached("step", make, parameters={}, reads=["data"], package="retrieval")
+print((artifact.folder / "result.txt").read_text())
 """
 
 
@@ -500,15 +500,15 @@ def start_process(seconds: float) -> subprocess.Popen:
     )
 
 
-def wait_for(happened, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 60
-    while not happened():
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
         assert process.poll() is None, "the process ended"
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_two_processes_that_start_at_once_make_once(root):
+def test_concurrent_processes_compute_once(root):
     processes = [start_process(0.5) for _ in range(2)]
     wait_for(lambda: len(list(root.glob("ready-*"))) == 2, processes[0])
     (root / "go").touch()
@@ -521,7 +521,7 @@ def test_two_processes_that_start_at_once_make_once(root):
     assert (root / "calls").read_text() == "made\n"
 
 
-def test_a_process_that_has_just_locked_a_folder_is_named(tmp_path, capsys):
+def test_the_process_that_holds_a_lock_is_reported(tmp_path, capsys):
     path, is_locked = tmp_path / "step.lock", threading.Event()
 
     def lock() -> None:
@@ -531,21 +531,21 @@ def test_a_process_that_has_just_locked_a_folder_is_named(tmp_path, capsys):
             path.write_text("process 7 on here")
             time.sleep(0.1)
 
-    other = threading.Thread(target=lock)
-    other.start()
+    thread = threading.Thread(target=lock)
+    thread.start()
     is_locked.wait()
     with files.locked(tmp_path / "step"):
-        other.join()
+        thread.join()
     assert capsys.readouterr().out == f"waiting for {tmp_path}/step, in use by process 7 on here\n"
 
 
-def test_step_of_a_process_that_was_killed_goes_on_in_its_folder(root):
+def test_the_step_of_a_killed_process_continues_in_its_folder(root):
     (root / "go").touch()
     process = start_process(60)
     wait_for(lambda: any(root.glob("artifacts/step/*/result.txt")), process)
     process.kill()
     process.communicate(timeout=60)
-    assert found() is None
+    assert find() is None
 
     def go_on(folder: Path) -> None:
         write(folder, (folder / "result.txt").read_text() + " and whole")
@@ -558,10 +558,10 @@ def test_step_of_a_process_that_was_killed_goes_on_in_its_folder(root):
 FILES = ("result.txt", "manifest.json")
 
 
-def flip(path: Path, place: float = 0.5) -> None:
+def flip(path: Path, fraction: float = 0.5) -> None:
     """Change one bit of a file."""
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[int(fraction * len(content))] ^= 1
     path.write_bytes(content)
 
 
@@ -577,35 +577,35 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_result_is_named_and_made_anew(root, capsys, name, damage):
+def test_a_damaged_result_is_reported_and_computed_again(root, capsys, name, damage):
     first = make_once(size=3)
     damage(first.folder / name)
-    assert found(size=3) is None
+    assert find(size=3) is None
     assert f"{first.folder}: {name} is damaged" in capsys.readouterr().out
-    again = make_once(functools.partial(write, text="anew"), size=3)
-    assert (again.folder / "result.txt").read_text() == "anew"
-    assert make_once(no_make, size=3) == again
+    second = make_once(functools.partial(write, text="anew"), size=3)
+    assert (second.folder / "result.txt").read_text() == "anew"
+    assert make_once(no_make, size=3) == second
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("key", ["seconds", "parameters", "reads", "step", "key", "files"])
-def test_a_manifest_that_was_edited_is_damaged(root, key):
+def test_an_edited_manifest_counts_as_damaged(root, key):
     path = make_once(size=3).folder / "manifest.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {key: {} if key == "files" else "edited"}))
-    assert found(size=3) is None
+    assert find(size=3) is None
 
 
-def test_a_result_that_lost_a_file_is_made_anew(root, capsys):
+def test_a_result_with_a_missing_file_is_computed_again(root, capsys):
     first = make_once()
     (first.folder / "result.txt").unlink()
-    assert found() is None
+    assert find() is None
     assert f"{first.folder}: result.txt is missing" in capsys.readouterr().out
     assert make_once().folder == first.folder
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES])
-def test_a_result_whose_file_cannot_be_read_is_made_anew(root, capsys, monkeypatch, error):
+def test_a_result_with_an_unreadable_file_is_computed_again(root, capsys, monkeypatch, error):
     first = make_once()
 
     def refuse(path):
@@ -614,26 +614,26 @@ def test_a_result_whose_file_cannot_be_read_is_made_anew(root, capsys, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(cache, "_digests", {})
         patched.setattr(cache, "file_digest", refuse)
-        assert found() is None
+        assert find() is None
     reason = f"result.txt cannot be read ({os.strerror(error)})"
     assert f"{first.folder}: {reason}: it counts as unfinished" in capsys.readouterr().out
     assert make_once().folder == first.folder
     (first.folder / "manifest.json").unlink()
     (first.folder / "manifest.json").mkdir()  # raises an error when it is read
-    assert make_once() == found()
+    assert make_once() == find()
 
 
-def test_exchanged_folders_are_made_anew(root):
-    one, other = make_once(size=1).folder, make_once(size=2).folder
-    one.rename(root / "aside")
-    other.rename(one)
-    (root / "aside").rename(other)
-    for size, folder in ((1, one), (2, other)):
-        assert found(size=size) is None
+def test_exchanged_folders_are_computed_again(root):
+    first, second = make_once(size=1).folder, make_once(size=2).folder
+    first.rename(root / "aside")
+    second.rename(first)
+    (root / "aside").rename(second)
+    for size, folder in ((1, first), (2, second)):
+        assert find(size=size) is None
         assert make_once(functools.partial(write, text="anew"), size=size).folder == folder
 
 
-def test_a_quick_check_reads_small_files_and_the_sizes_of_large_ones(root):
+def test_a_quick_check_reads_small_files_and_sizes_of_large_files(root):
     def large(folder: Path) -> None:
         (folder / "large").write_bytes(bytes(cache.SMALL + 10))
         write(folder)
@@ -650,7 +650,7 @@ def test_a_quick_check_reads_small_files_and_the_sizes_of_large_ones(root):
     assert cache.read(folder, thorough=False) is None
 
 
-def test_a_result_of_an_earlier_version_is_not_read_and_stays(root):
+def test_a_result_of_an_earlier_version_is_ignored_and_kept(root):
     folder = root / "artifacts" / "step" / "abc"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"key": "abc"}')
@@ -658,7 +658,7 @@ def test_a_result_of_an_earlier_version_is_not_read_and_stays(root):
     assert (folder / "manifest.json").exists()
 
 
-def test_a_step_killed_before_its_last_move_is_not_made_again(root, monkeypatch):
+def test_a_step_killed_before_its_last_move_is_not_computed_again(root, monkeypatch):
     def stopped(source, target):
         if Path(source).is_dir():
             raise KeyboardInterrupt
@@ -668,10 +668,10 @@ def test_a_step_killed_before_its_last_move_is_not_made_again(root, monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", stopped)
         make_once()
-    assert make_once(no_make) == found()
+    assert make_once(no_make) == find()
 
 
-def test_what_only_resumption_needs_is_deleted_at_the_end(root):
+def test_scratch_files_are_deleted_at_the_end(root):
     def in_scratch(folder: Path) -> None:
         (folder / cache.SCRATCH).mkdir()
         write(folder / cache.SCRATCH)
@@ -681,7 +681,7 @@ def test_what_only_resumption_needs_is_deleted_at_the_end(root):
     assert {path.name for path in folder.iterdir()} == set(FILES)
 
 
-def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+def test_files_are_synchronised_before_they_are_renamed(tmp_path, monkeypatch):
     events, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (events.append("synchronised"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("moved"), replace(*names)))
@@ -689,7 +689,7 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatc
     assert events == ["synchronised", "moved"]
 
 
-def test_a_manifest_knows_files_beside_its_folder(tmp_path):
+def test_a_manifest_covers_files_beside_its_folder(tmp_path):
     folder, page = tmp_path / "index", tmp_path / "index.html"
     folder.mkdir()
     page.write_text("a page")
@@ -699,7 +699,7 @@ def test_a_manifest_knows_files_beside_its_folder(tmp_path):
     assert not cache.is_current(folder, "key")
 
 
-def test_a_lock_of_a_killed_process_does_not_hold(root, capsys):
+def test_the_lock_of_a_killed_process_is_released(root, capsys):
     (root / "go").touch()
     process = start_process(60)
     wait_for(lambda: any(root.glob("artifacts/step/*/result.txt")), process)
@@ -713,8 +713,8 @@ def test_a_lock_of_a_killed_process_does_not_hold(root, capsys):
 
 
 @pytest.mark.parametrize("error", files.WITHOUT_LOCKS)
-def test_a_file_system_without_locks_is_one_line_before_make_is_called(root, monkeypatch, error):
-    def refuse(*given):
+def test_a_file_system_without_locks_is_reported_before_computing(root, monkeypatch, error):
+    def refuse(*arguments):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr("fcntl.flock", refuse)
@@ -722,7 +722,7 @@ def test_a_file_system_without_locks_is_one_line_before_make_is_called(root, mon
         make_once(no_make)
 
 
-# A tmpfs of a megabyte in a mount namespace of its own, which needs no rights.
+# Runs on a tmpfs of one megabyte in a mount namespace, which needs no privileges.
 FULL_DISK = """
 import numpy as np
 from cbir import StudyError, cache, files
@@ -741,14 +741,14 @@ for make in (map_array, save_array):
 """
 
 
-def test_an_array_that_does_not_fit_on_the_disk_is_one_line(root):
+def test_an_array_larger_than_the_disk_is_reported_in_one_line(root):
     (root / "artifacts").mkdir()
     mount = 'mount -t tmpfs -o size=1m tmpfs artifacts || exit 77; exec "$0" -c "$1"'
     command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, FULL_DISK]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    if done.returncode == 77 or "unshare" in done.stderr:
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if process.returncode == 77 or "unshare" in process.stderr:
         pytest.skip("no file system can be mounted here")
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
+    assert process.returncode == 0
+    lines = process.stdout.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("disk full while writing ") for line in lines)
