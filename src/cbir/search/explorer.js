@@ -101,7 +101,7 @@ function render({ model, el }) {
     const { ids, points, labels, caption } = get("points");
     if (!ids) return html`<p class="cbir-empty">The map is not there yet.</p>`;
     const chosen = get("choice").query;
-    // The chosen one comes last, above all others. Ten colours can be told apart, not more.
+    // The chosen one comes last, above all others. No more than ten colours can be distinguished.
     const order = ids.map((_, i) => i).sort((a, b) => (ids[a] === chosen) - (ids[b] === chosen));
     return html`<svg class="cbir-map" data-do="map" viewBox="-2 -2 104 104" role="img" aria-label="${escape(caption)}">
       ${order.map((i) => html`<circle cx="${points[i][0]}" cy="${points[i][1]}" r="${ids[i] === chosen ? 2.6 : 1.3}"

@@ -33,7 +33,7 @@ GROUPS = {
 }
 
 
-# Limits far beyond what makes sense, so that a slip of the pen is an error at once.
+# Limits far beyond what makes sense, so that a typing error is reported at once.
 MOST_PIXELS, MOST_EPOCHS, MOST_VALUES = 4096, 100_000, 100
 MOST_SEED = 2**32 - 1  # NumPy and Keras accept no larger one.
 # The number of characters of a value in an error message.
@@ -145,7 +145,7 @@ PARAMETERS = {
         0, _IMAGES),
     # How the network is built.
     "backbone": Parameter("network", "str",
-        "The part of the network that turns pixels into feature maps.", bound=_one_of(*BACKBONES)),
+        "The network below the head.", bound=_one_of(*BACKBONES)),
     "weights": Parameter("network", "str",
         "Initial weights of the backbone: `none` (random), `imagenet`, `study:<study>` (as trained "
         "in another study) or the path of a weights file.", "none",
@@ -172,15 +172,16 @@ PARAMETERS = {
     "embedding_dim": Parameter("network", "int",
         "Units of that dense layer; not used with `pooled`.", 256, _SIZE),
     "dropout": Parameter("network", "float",
-        "Share of the embedding dropped in training; half of it is dropped after each stage of the "
-        "plain CNN, and of the features on which a head is trained first.", 0.0, _SHARE),
+        "Dropout rate of the embedding. The stages of the plain CNN, and the features on which a "
+        "head is trained first, use half this rate.", 0.0, _SHARE),
     "mixed_precision": Parameter("network", "bool",
         "Whether a GPU computes in half precision where possible; a CPU never does.", True),
     # How it is trained.
     "head_epochs": Parameter("training", "int",
         "Maximum number of epochs in which only the head is trained, on features of the frozen "
-        "backbone, before `epochs`. Each has at least 100 steps, and training ends after 5 epochs, "
-        "or `early_stopping`, without a better validation accuracy.",
+        f"backbone, before `epochs`. Each has at least {choices.HEAD_STEPS} steps. Training stops "
+        f"after `early_stopping` epochs ({choices.HEAD_PATIENCE} if that is 0) without a better "
+        "validation accuracy.",
         0, _EPOCHS),
     "head_batch_size": Parameter("training", "int",
         "Images per step in those epochs.", 256, _SIZE),
@@ -247,6 +248,52 @@ PARAMETERS = {
                     f"must end in {' or '.join(SUFFIXES)}")),
 }
 # fmt: on
+# The end of docs/parameters.md: keys of a study's files that are not parameters of a run.
+OTHER_KEYS = """
+
+## Other keys
+
+| key | file | meaning |
+|---|---|---|
+| `notebook` | `<architecture>.yaml` | Name of the notebook in `notebooks/` that runs the \
+architecture, without `.ipynb`; by default the one named like the file, else `architecture`, and \
+`baseline` for baselines. |
+| `grid` | `study.yaml`, `<architecture>.yaml` | Lists of values for some parameters. The \
+architecture runs once per combination, and `index.html` compares the combinations. A grid in \
+`<architecture>.yaml` replaces that of `study.yaml`. |
+| `pages` | `study.yaml` | Names of further notebooks in `notebooks/`, each with its parameters. \
+They run after all others, and each makes a page of the report. |
+
+This grid runs each architecture four times, at two input sizes and with a frozen and a trained
+backbone:
+
+```yaml
+grid:
+  input_size: [32, 64]
+  train: [head, all]
+```
+
+A list of grids over the same parameters, in the same order, runs the combinations of each of them.
+This one leaves out `train: all` at 64 pixels:
+
+```yaml
+grid:
+  - {input_size: [32, 64], train: [head]}
+  - {input_size: [32], train: [all]}
+```
+
+Values in a grid override those in the files, and a parameter set by `SET` is not varied. A grid
+cannot vary the parameters of [data](#data), except `learn_from`, or those of
+[measurement](#measurement).
+
+A page with its parameters, as in `params/scale/study.yaml`:
+
+```yaml
+pages:
+  scale:
+    sizes: [10000, 100000]
+```
+"""
 # Parameters of the backbone; those of the head have the prefix `head_`.
 NOT_OF_HEAD = ("epochs", "batch_size", "learning_rate")
 
@@ -420,9 +467,10 @@ def document() -> str:
     lines = [
         "# Parameters",
         "",
-        "This page lists every parameter that a study can set; `make docs` writes it from "
-        "`src/cbir/studies/params.py`. `params/<study>/study.yaml` sets the parameters that the "
-        "architectures of a study share, `params/<study>/<architecture>.yaml` those of a single "
+        "This page lists every parameter of a run, and the [other keys](#other-keys) of a study's "
+        "files; `make docs` writes it from `src/cbir/studies/params.py`. "
+        "`params/<study>/study.yaml` sets the parameters that the architectures of a study share, "
+        "`params/<study>/<architecture>.yaml` those of a single "
         'architecture, and `make report SET="key=value"` overrides both. A parameter without a '
         "default must be set.",
     ]
@@ -435,4 +483,4 @@ def document() -> str:
             default = "" if row.default is None else f"`{default}`"
             bounds = row.bound.rule.replace("<", "\\<") if row.bound else ""
             lines.append(f"| `{name}` | `{row.type}` | {default} | {bounds} | {row.description} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + OTHER_KEYS
