@@ -1,4 +1,4 @@
-"""Architectures side by side: what each cell of the tables is a number of."""
+"""Tables of the comparison: the cells of each table and how they are computed."""
 
 import json
 import math
@@ -32,22 +32,22 @@ def dataset(runs):
 
 
 def mean_ap(run, **wanted) -> float:
-    """Of the unrestricted search, over all queries."""
+    """The mean average precision of the unrestricted search over all queries."""
     whole = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
     return measurements.select(run.metrics, **whole, **wanted)["value"].item()
 
 
-def first(cell: Estimate) -> float:
+def value_of(cell: Estimate) -> float:
     """The number in front of an interval."""
     return cell.value
 
 
-def test_pairs_are_compared_on_seeds_averaged_query_by_query():
-    one = result(rows([0.0, 0.2, 0.4], seed=0), rows([1.0, 0.4, 0.4], seed=1))
-    other = result(rows([0.2, 0.2, 0.1], seed=0))
-    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
+def test_pairs_are_compared_on_the_mean_over_seeds_of_each_query():
+    ahead = result(rows([0.0, 0.2, 0.4], seed=0), rows([1.0, 0.4, 0.4], seed=1))
+    behind = result(rows([0.2, 0.2, 0.1], seed=0))
+    (pair,) = tables.pairs({"ahead": ahead, "behind": behind}).itertuples()
     # 0.5, 0.3, 0.4 against 0.2, 0.2, 0.1: ahead by 0.3, 0.1 and 0.3.
-    assert (pair.ahead, pair.behind, pair.n_queries) == ("one", "other", 3)
+    assert (pair.ahead, pair.behind, pair.n_queries) == ("ahead", "behind", 3)
     assert pair.difference == pytest.approx(0.7 / 3)
     # Of the eight choices of signs, two have a mean as far from 0: this one and its opposite.
     assert pair.p == pytest.approx(2 / 8, abs=0.02)
@@ -56,35 +56,35 @@ def test_pairs_are_compared_on_seeds_averaged_query_by_query():
     )
 
 
-def test_two_seeds_are_no_more_queries_than_one():
+def test_a_second_seed_adds_no_queries_to_a_comparison():
     scores = [0.1, 0.3, 0.6, 0.4]
-    twice = result(rows(scores, seed=0), rows(scores, seed=1))
-    other = result(rows([0.0, 0.2, 0.7, 0.2], seed=0))
-    pairs = [tables.pairs({"a": each, "b": other}) for each in (twice, result(rows(scores)))]
+    two_seeds = result(rows(scores, seed=0), rows(scores, seed=1))
+    opponent = result(rows([0.0, 0.2, 0.7, 0.2], seed=0))
+    pairs = [tables.pairs({"a": run, "b": opponent}) for run in (two_seeds, result(rows(scores)))]
     pd.testing.assert_frame_equal(pairs[0], pairs[1])
 
 
 def test_other_states_searches_and_protocols_do_not_enter_a_pair():
-    noise = [
+    ignored_rows = [
         rows([0.9, 0.9], epoch=1), rows([0.9, 0.9], search="soft"),
         rows([0.9, 0.9], protocol="held_out_gallery"),
     ]  # fmt: skip
-    one, other = result(rows([0.1, 0.2]), *noise), result(rows([0.3, 0.3]), *noise)
-    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
-    assert pair.ahead == "other"
+    low, high = result(rows([0.1, 0.2]), *ignored_rows), result(rows([0.3, 0.3]), *ignored_rows)
+    (pair,) = tables.pairs({"low": low, "high": high}).itertuples()
+    assert pair.ahead == "high"
     assert pair.difference == pytest.approx(0.15)
 
 
-def test_queries_are_matched_by_what_they_are_not_by_where_they_stand():
-    one = result(rows([0.1, 0.9], queries=[7, 5]))
-    other = result(rows([0.9, 0.2], queries=[5, 7]))
-    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
-    assert (pair.ahead, pair.difference) == ("other", pytest.approx(0.05))
+def test_queries_are_matched_by_their_ids():
+    low = result(rows([0.1, 0.9], queries=[7, 5]))
+    high = result(rows([0.9, 0.2], queries=[5, 7]))
+    (pair,) = tables.pairs({"low": low, "high": high}).itertuples()
+    assert (pair.ahead, pair.difference) == ("high", pytest.approx(0.05))
 
 
-def test_queries_without_a_score_leave_the_comparison():
-    one, other = result(rows([0.9, np.nan, 0.8])), result(rows([0.1, 0.9, 0.2]))
-    (pair,) = tables.pairs({"one": one, "other": other}).itertuples()
+def test_queries_without_a_score_are_left_out_of_the_comparison():
+    first_run, second_run = result(rows([0.9, np.nan, 0.8])), result(rows([0.1, 0.9, 0.2]))
+    (pair,) = tables.pairs({"first": first_run, "second": second_run}).itertuples()
     assert (pair.n_queries, pair.difference) == (2, pytest.approx(0.7))
 
 
@@ -96,7 +96,7 @@ def test_every_pair_is_compared_once(runs):
     assert tables.pairs({"cnn": runs["cnn"]}).empty
 
 
-def test_the_table_of_pairs_says_what_the_test_says(runs):
+def test_the_table_of_pairs_agrees_with_the_test(runs):
     pairs = tables.pairs(runs)
     table = tables.pairs_table(pairs)
     assert (table["significant"] == pairs["is_significant"].map({True: "yes", False: "no"})).all()
@@ -105,15 +105,13 @@ def test_the_table_of_pairs_says_what_the_test_says(runs):
         assert row[3] == Estimate(pair.difference, pair.ci_low, pair.ci_high)
 
 
-def test_seeds_spread_apart_from_the_interval_over_queries():
+def test_the_spread_of_seeds_and_the_interval_over_queries_are_separate_columns():
     wide, narrow = rows([0.0, 1.0], architecture="cnn", seed=0), rows([0.6, 0.6], seed=1)
     last = rows([0.1, 0.5], seed=2)
     cnn = result(wide, narrow, last)
     vgg = result(rows([0.2, 0.4], architecture="vgg16"))
-    for each in (cnn, vgg):
-        object.__setattr__(
-            each, "metrics", measurements.metrics(each.per_query, ["circle", "cross"])
-        )
+    for run in (cnn, vgg):
+        object.__setattr__(run, "metrics", measurements.metrics(run.per_query, ["circle", "cross"]))
     table = tables.seeds({"cnn": cnn, "vgg16": vgg}).set_index("architecture")
     assert table["seeds"].to_dict() == {"cnn": 3, "vgg16": 1}
     of_cnn = table.loc["cnn"]
@@ -124,21 +122,21 @@ def test_seeds_spread_apart_from_the_interval_over_queries():
     low, high = uncertainty.confidence_bounds(scores.to_numpy())
     halves = (high - low) / 2
     assert of_cnn["half of the interval over queries"] == pytest.approx(halves[:3].mean())
-    # One seed says nothing of others.
+    # A single seed has no standard deviation.
     assert np.isnan(table.loc["vgg16", "standard deviation"])
     assert table.loc["vgg16", "half of the interval over queries"] == pytest.approx(halves[3])
 
 
-def test_each_architecture_has_its_own_number_of_seeds(runs):
+def test_architectures_may_have_different_numbers_of_seeds(runs):
     table = tables.seeds(runs).set_index("architecture")
     assert table["seeds"].to_dict() == {"cnn": 2, "vgg16": 1, "raw_pixels": 1}
-    own = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
-    assert table.loc["cnn", "mean"] == pytest.approx(np.mean(own))
-    assert (table.loc["cnn", "lowest"], table.loc["cnn", "highest"]) == (min(own), max(own))
-    assert own[0] != own[1]
+    by_seed = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
+    assert table.loc["cnn", "mean"] == pytest.approx(np.mean(by_seed))
+    assert (table.loc["cnn", "lowest"], table.loc["cnn", "highest"]) == (min(by_seed), max(by_seed))
+    assert by_seed[0] != by_seed[1]
 
 
-def test_each_cell_of_the_quality_has_its_interval(runs):
+def test_each_cell_of_the_quality_table_has_an_interval(runs):
     table = tables.quality(runs)
     assert list(table.columns) == list(tables.QUALITY)
     for name in ("cnn", "vgg16"):
@@ -147,8 +145,10 @@ def test_each_cell_of_the_quality_has_its_interval(runs):
     measured = baseline[baseline.map(str) != "–"]
     assert list(measured.index) == ["mAP, unrestricted", "P@10, unrestricted"]
     assert all(re.fullmatch(CELL, str(cell)) for cell in measured)
-    own = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
-    assert first(table.loc["cnn", "mAP, unrestricted"]) == pytest.approx(np.mean(own), rel=1e-5)
+    by_seed = [mean_ap(runs["cnn"], seed=seed, protocol="closed") for seed in (1, 3)]
+    assert value_of(table.loc["cnn", "mAP, unrestricted"]) == pytest.approx(
+        np.mean(by_seed), rel=1e-5
+    )
     assert table.loc["cnn", "accuracy"] == table.loc["cnn", "mAP, predicted class"]
 
 
@@ -158,36 +158,38 @@ def test_the_first_protocol_is_that_of_the_runs(runs):
     assert set(tables.average_rows(runs)["protocol"]) == {*PROTOCOLS}
 
 
-def test_protocols_stand_in_rows_with_the_classes_that_they_keep_unseen(runs, dataset):
+def test_protocols_are_rows_and_unseen_classes_are_rows_of_their_draw(runs, dataset):
     table = tables.by_protocol(runs)
     assert list(table.columns) == ["cnn", "vgg16", "raw_pixels"]
     labels = list(table.index)
     assert labels[:2] == ["closed", "held_out_gallery"]
     assert labels[4:] == ["unseen_classes, mean over classes (2) of all draws"]
-    apart = [label.removeprefix("unseen_classes: ") for label in labels[2:4]]
-    for draw, name in enumerate(apart):
+    unseen_classes = [label.removeprefix("unseen_classes: ") for label in labels[2:4]]
+    for draw, name in enumerate(unseen_classes):
         view = protocols.view(dataset, "unseen_classes", unseen=1, draw=draw)
         assert {dataset.classes[label] for label in view.query_labels} == {name}
-        own = mean_ap(runs["cnn"], protocol="unseen_classes", draw=draw)
-        assert first(table.loc[f"unseen_classes: {name}", "cnn"]) == pytest.approx(own, rel=1e-5)
-    assert len(set(apart)) == 2
-    # Not measured is not the same as no good.
+        expected = mean_ap(runs["cnn"], protocol="unseen_classes", draw=draw)
+        assert value_of(table.loc[f"unseen_classes: {name}", "cnn"]) == pytest.approx(
+            expected, rel=1e-5
+        )
+    assert len(set(unseen_classes)) == 2
+    # A protocol that was not measured has a dash instead of a score.
     assert (table["vgg16"].iloc[1:].map(str) == "–").all()
-    # An interval over queries would speak only of the one class of a draw.
+    # A draw has one class here, so that an interval over its queries would not cover classes.
     one_class = [cell for name in ("cnn", "raw_pixels") for cell in table[name].iloc[2:]]
     assert all(re.fullmatch(r"[01]\.\d+", str(cell)) for cell in one_class)
     others = [*table["cnn"].iloc[:2], *table["raw_pixels"].iloc[:2], table["vgg16"].iloc[0]]
     assert all(re.fullmatch(CELL, str(cell)) for cell in others)
 
 
-def test_hashing_is_told_at_the_depth_of_its_literature_too():
+def test_hashing_is_also_reported_at_the_depth_of_its_literature():
     run = result(
         rows([0.2, 0.4]).assign(**{"average_precision@1000": 0.1}),
         rows([0.6, 0.8], protocol="hashing_1k").assign(**{"average_precision@1000": 0.9}),
     )
     table = tables.by_protocol({"cnn": run})["cnn"]
     assert list(table.index) == ["closed", "hashing_1k", "hashing_1k, mAP@1000"]
-    assert [first(cell) for cell in table] == pytest.approx([0.3, 0.7, 0.9])
+    assert [value_of(cell) for cell in table] == pytest.approx([0.3, 0.7, 0.9])
 
 
 def test_lost_queries_are_those_whose_class_no_search_reaches():
@@ -205,7 +207,7 @@ def test_lost_queries_are_those_whose_class_no_search_reaches():
     assert table.loc["cnn"].tolist() == [4, "2.5", "1", "0.90", "50.0 %"]
 
 
-def test_superscripts_name_the_runs_that_a_run_is_significantly_ahead_of():
+def test_superscripts_show_the_runs_that_a_run_is_significantly_ahead_of():
     noise = np.random.default_rng(0).normal(0, 0.02, 40)
     means = {"low": 0.2, "high": 0.8, "middle": 0.5, "same": 0.5}
     runs = {name: result(rows(mean + noise, architecture=name)) for name, mean in means.items()}
@@ -220,18 +222,18 @@ def test_the_best_networks_come_first_and_baselines_only_without_networks():
     runs = {name: result(rows([score], architecture=name), baseline=name == "pixels")
             for name, score in (("a", 0.2), ("pixels", 0.9), ("b", 0.5))}  # fmt: skip
     assert tables.best_networks(tables.quality_and_cost(runs)) == ["b", "a"]
-    many = {f"n{place}": result(rows([0.1], architecture=f"n{place}")) for place in range(7)}
+    many = {f"n{index}": result(rows([0.1], architecture=f"n{index}")) for index in range(7)}
     assert len(tables.best_networks(tables.quality_and_cost(many))) == 4
     assert len(tables.best_networks(tables.quality_and_cost(runs | many))) == 3
     assert tables.best_networks(tables.quality_and_cost({"pixels": runs["pixels"]})) == ["pixels"]
 
 
-def test_a_protocol_that_nobody_measured_has_no_row(runs):
+def test_a_protocol_that_was_not_measured_has_no_row(runs):
     only = {"vgg16": runs["vgg16"]}
     assert list(tables.by_protocol(only).index) == ["closed"]
 
 
-def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(runs):
+def test_states_are_sorted_by_epoch_with_the_final_state_last(runs):
     table = tables.states(runs)
     assert list(zip(table["architecture"], table["epochs"], strict=True)) == [
         ("cnn", 1), ("cnn", 3), ("vgg16", 3),
@@ -240,7 +242,7 @@ def test_states_stand_in_the_order_of_their_epochs_the_final_one_last(runs):
     assert all(re.fullmatch(CELL, str(cell)) for cell in table["accuracy"])
 
 
-def test_each_cost_stands_in_its_row_and_column():
+def test_each_cost_is_in_its_row_and_column():
     cheap = result(rows([0.5]), training_seconds=70.0)
     speed = {"images_per_second": 20.0, "query_milliseconds": 9.5}
     size = {"size": {"total": 25_600_000}, "embedding_dim": 512, "index_bytes": 7_500_000}
@@ -254,7 +256,7 @@ def test_each_cost_stands_in_its_row_and_column():
     ]  # fmt: skip
 
 
-def test_costs_of_a_baseline_are_those_it_has(runs):
+def test_costs_of_a_baseline_leave_out_parameters_and_training(runs):
     table = tables.costs(runs)
     assert list(table.columns) == list(tables.COSTS)
     assert table.loc["vgg16"].notna().all()
@@ -265,20 +267,24 @@ def test_costs_of_a_baseline_are_those_it_has(runs):
 
 
 def leaking(*queries: int) -> pd.DataFrame:
-    """Pairs of a query, by its place among the queries, and some image of the gallery."""
+    """Leaks: the positions of queries among the queries, each with an image of the gallery."""
     return pd.DataFrame({"query": queries, "gallery": range(len(queries)), "kind": "identical"})
 
 
-def test_leaking_queries_are_left_out_wherever_they_stand(runs, dataset):
-    # Twice the query at place 1, and the last one.
+def test_leaking_queries_are_left_out_at_every_position(runs, dataset):
+    # The query at position 1, which has two copies, and the last query.
     table = tables.with_and_without_leaks(runs, leaking(1, 1, 11))
     for name, run in runs.items():
         scores = tables.average_precision_by_seed(run).mean(axis=1)
-        kept = scores[[dataset.queries[place] for place in range(12) if place not in (1, 11)]]
+        scores_without_leaks = scores[
+            [dataset.queries[index] for index in range(12) if index not in (1, 11)]
+        ]
         assert table.loc[name, "queries without leaks"] == 10
-        assert first(table.loc[name, "mAP, all queries"]) == pytest.approx(scores.mean(), rel=1e-5)
-        without = measurements.number(uncertainty.intervals(kept.to_frame("x")))
-        assert first(table.loc[name, "mAP, without leaks"]) == first(without)
+        assert value_of(table.loc[name, "mAP, all queries"]) == pytest.approx(
+            scores.mean(), rel=1e-5
+        )
+        without = measurements.number(uncertainty.intervals(scores_without_leaks.to_frame("x")))
+        assert value_of(table.loc[name, "mAP, without leaks"]) == value_of(without)
         assert re.fullmatch(CELL, str(table.loc[name, "mAP, without leaks"]))
 
 
@@ -288,14 +294,14 @@ def test_without_leaks_both_numbers_are_the_same(runs, dataset):
     assert (table["queries without leaks"] == 12).all()
 
 
-def test_where_every_query_leaks_nothing_is_left_to_measure(runs):
+def test_a_gallery_that_leaks_every_query_has_no_score_without_leaks(runs):
     table = tables.with_and_without_leaks(runs, leaking(*range(12)))
     assert (table["mAP, without leaks"].map(str) == "–").all()
     assert (table["queries without leaks"] == 0).all()
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
-def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, measured_project, runs):
+def test_relevant_ranks_give_the_stored_scores(protocol, measured_project, runs):
     run = invented.save_network(f"of {protocol}", 2.5, epochs=(), protocols=[protocol])
     images = run.dataset
     assert images.protocol == protocol
@@ -309,21 +315,23 @@ def test_relevant_ranks_are_those_that_the_scores_were_made_from(protocol, measu
 def test_in_the_predicted_class_the_mean_average_precision_is_the_accuracy(runs):
     for name in ("cnn", "vgg16"):
         for seed in runs[name].summary["measurement"]["seeds"]:
-            own = measurements.select(runs[name].per_query, seed=seed, protocol="closed")
-            in_class = own[own["search"] == "predicted_class"]
+            rows_of_seed = measurements.select(runs[name].per_query, seed=seed, protocol="closed")
+            in_class = rows_of_seed[rows_of_seed["search"] == "predicted_class"]
             assert in_class["average_precision"].tolist() == in_class["correct"].tolist()
             assert 0 < in_class["correct"].mean() < 1
-            assert (own[own["search"] == "oracle_class"]["average_precision"] == 1).all()
+            assert (
+                rows_of_seed[rows_of_seed["search"] == "oracle_class"]["average_precision"] == 1
+            ).all()
 
 
 def test_unseen_classes_are_measured_for_one_seed_and_without_a_classifier(runs):
-    own = runs["cnn"].per_query
-    unseen = own[own["protocol"] == "unseen_classes"]
+    per_query = runs["cnn"].per_query
+    unseen = per_query[per_query["protocol"] == "unseen_classes"]
     assert set(unseen["seed"]) == {3}
     assert set(unseen["draw"]) == {0, 1}
     assert set(unseen["search"]) == {"unrestricted"}
-    assert set(own[own["protocol"] == "held_out_gallery"]["seed"]) == {1, 3}
-    assert set(own[own["epoch"].notna()]["protocol"]) == {"closed"}
+    assert set(per_query[per_query["protocol"] == "held_out_gallery"]["seed"]) == {1, 3}
+    assert set(per_query[per_query["epoch"].notna()]["protocol"]) == {"closed"}
 
 
 def test_frequent_confusions_are_the_largest_counts_off_the_diagonal():
@@ -349,7 +357,7 @@ def test_a_stage_has_the_accuracies_of_its_last_epoch():
     assert stages.to_numpy().tolist() == [[2, 3, 0.4, 0.3], [1, 5, 0.9, 0.8]]
 
 
-def test_the_provenance_names_weights_only_of_what_has_some(runs, measured_project):
+def test_the_provenance_lists_weights_only_of_networks(runs, measured_project):
     folder = measured_project / "reports" / "tiny"
     assert provenance.provenance_table("elsewhere").empty
     for name in runs:
@@ -375,28 +383,28 @@ def uneven_run(n_large: int):
     return run
 
 
-def test_where_classes_are_uneven_means_over_classes_stand_beside_those_over_queries():
+def test_uneven_classes_add_means_over_classes():
     run = uneven_run(12)
     table = tables.quality({"cnn": run}).loc["cnn"]
-    assert first(table["mAP, unrestricted"]) == pytest.approx((12 * 0.9 + 4 * 0.5) / 16)
+    assert value_of(table["mAP, unrestricted"]) == pytest.approx((12 * 0.9 + 4 * 0.5) / 16)
     mean = table["mAP, unrestricted, mean over classes"]
     # (0.9 + 0.5) / 2; half of each class's interval, as independent errors of a mean of two.
     assert mean.value == pytest.approx(0.7)
     of_class = [from_row(measurements.select(run.metrics, **{"metric": "mean_average_precision",
                 "search": "unrestricted", "k": None, "class": name}).iloc[0])
                 for name in ("circle", "cross")]  # fmt: skip
-    below = np.hypot(*(one.value - one.low for one in of_class)) / 2
+    below = np.hypot(*(estimate.value - estimate.low for estimate in of_class)) / 2
     assert mean.low == pytest.approx(0.7 - below)
-    assert first(table["accuracy, mean over classes"]) == 1
+    assert value_of(table["accuracy, mean over classes"]) == 1
     assert math.isnan(table["mAP, soft, mean over classes"].value)
     assert tables.scores(run)["metric"].tolist()[:2] == [
         "mean_average_precision", "mean_average_precision, mean over classes",
     ]  # fmt: skip
-    said = sentences.uneven_classes({"cnn": run})
-    assert said.startswith("Classes are uneven: they have 4 to 12 queries (even: up to 1.5 times")
+    text = sentences.uneven_classes({"cnn": run})
+    assert text.startswith("Classes are uneven: they have 4 to 12 queries (even: up to 1.5 times")
 
 
-def test_where_classes_are_even_one_mean_is_enough():
+def test_even_classes_have_only_means_over_queries():
     run = uneven_run(6)
     assert list(tables.quality({"cnn": run}).columns) == list(tables.QUALITY)
     assert not tables.scores(run)["metric"].str.contains("mean over classes").any()
@@ -404,7 +412,7 @@ def test_where_classes_are_even_one_mean_is_enough():
 
 
 @given(sizes=st.lists(st.floats(1, tables.UNEVEN), min_size=2, max_size=9), seed=st.integers(0, 99))
-def test_of_even_classes_the_two_means_are_close(sizes, seed):
+def test_the_two_means_of_even_classes_are_close(sizes, seed):
     means = np.random.default_rng(seed).uniform(size=len(sizes))
-    off = abs(np.average(means, weights=sizes) - means.mean())
-    assert off <= means.std() * 0.2042
+    difference = abs(np.average(means, weights=sizes) - means.mean())
+    assert difference <= means.std() * 0.2042
