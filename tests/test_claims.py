@@ -177,12 +177,18 @@ def test_a_difference_has_the_interval_that_both_intervals_imply():
         (
             {"cnn": 0.85, "resnet50": 0.96, "mobilenet": 1.1},
             "larger than that of cnn; smaller than that of mobilenet; not clearly different from "
-            "that of resnet50, as the paper says for some of them only.",
+            "that of resnet50, as the paper says for some of them and contrary to the paper for "
+            "others.",
         ),
         (
             {"cnn": 1.1, "resnet50": 0.97},
             "smaller than that of cnn; not clearly different from that of resnet50, "
-            f"{claims.DISAGREES}.",
+            f"{claims.DISAGREES} for some of them only.",
+        ),
+        (
+            {"cnn": 0.85, "resnet50": 0.97},
+            "larger than that of cnn; not clearly different from that of resnet50, "
+            f"{claims.AGREES} for some of them only.",
         ),
     ],
 )  # fmt: skip
@@ -259,8 +265,10 @@ def test_each_step_to_larger_inputs_is_told_with_its_gain_and_its_cost():
     points = grids.points_table(runs)
     text = claims.input_size(points, grids.pairs(runs, points))
     assert [line for line in text.splitlines() if line.startswith("- ")] == [
-        "- **net**: 64 px is significantly ahead of 32 px, at 0.50 times the speed.",
-        "- **net**: 96 px is not significantly different from 64 px, at 0.50 times the speed.",
+        "- **net**: 64 px is significantly ahead of 32 px "
+        f"({sentences.NETWORKS_ONLY}), at 0.50 times the speed.",
+        "- **net**: 96 px is not significantly different from 64 px "
+        f"({sentences.NETWORKS_ONLY}), at 0.50 times the speed.",
     ]
 
 

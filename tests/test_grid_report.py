@@ -1,5 +1,6 @@
 """A grid told from its numbers: tables, sentences, figures, worked out by hand."""
 
+import numpy as np
 import pytest
 from invented import result, rows
 
@@ -198,7 +199,7 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points)
     paragraphs = grids.best_points(points, grids.pairs(runs, points), NOTE).split("\n\n")
     assert len(paragraphs) == 2
     assert paragraphs[0] == (
-        "**vgg** has the highest mAP, 0.900 [0.884,\u00a00.902], with `input_size 64, train all`."
+        "The highest mAP of **vgg** is 0.900 [0.884,\u00a00.902], with `input_size 64, train all`."
         "\n- The fastest is `input_size 32, train head`, 4.0 times as fast, with an mAP of 0.300."
     )
 
@@ -206,12 +207,19 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points)
 def test_what_is_not_significantly_different_from_the_best_is_named(runs, points):
     paragraphs = grids.best_points(points, grids.pairs(runs, points), NOTE).split("\n\n")
     assert "Not significantly" not in paragraphs[0]
-    assert paragraphs[1].startswith("**cnn** has the highest mAP, 0.40")
+    assert paragraphs[1].startswith("The highest mAP of **cnn** is 0.40")
     assert "with `input_size 64, train all`." in paragraphs[1]
     assert (
         f"Not significantly different from it: `input_size 64, train head`{ONLY}.\n- The fastest"
         in paragraphs[1]
     )
+
+
+def test_a_point_with_too_few_queries_is_untested(runs, points):
+    compared = grids.pairs(runs, points).assign(p=np.nan, is_significant=False)
+    text = grids.best_points(points, compared, NOTE)
+    assert "Not significantly different" not in text
+    assert "because there are fewer than 30 queries: `input_size 64, train head`" in text
 
 
 @pytest.mark.parametrize("order", [["avg", "gem"], ["gem", "avg"]])

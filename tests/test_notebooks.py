@@ -113,8 +113,8 @@ def test_the_first_screen_reports_a_collapsed_network(runs, monkeypatch):
     monkeypatch.setattr(display, "show", lambda *arguments: None)
     names = ["raw_pixels", "flat", "vgg16"]
     text = outputs_of("comparison", monkeypatch, last="lead", **page_parameters(names, names))
-    assert "**Collapsed:** flat embeds all images alike" in text
-    assert "**Collapsed:**" not in text.replace("**Collapsed:** flat embeds", "")
+    assert "**Collapsed:** flat gives all images nearly the same embedding" in text
+    assert "**Collapsed:**" not in text.replace("**Collapsed:** flat gives", "")
 
 
 CHOICES = pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_grid_page_shows_only_points_with_results(with_results, grid, monkeypatc
     text = outputs_of("grid", monkeypatch, **page_parameters(list(grid), with_results))
     best = mean_ap(grid["cnn-64"])
     assert best > mean_ap(grid["cnn-32"])
-    assert f"**cnn** has the highest mAP, {best:.2f} [" in text
+    assert f"The highest mAP of **cnn** is {best:.2f} [" in text
     assert "with `input_size 64`." in text
     assert ("No results for **cnn-32**: not run" in text) == (len(with_results) == 1)
     assert "All networks started from random weights." in text

@@ -246,6 +246,10 @@ def test_all_components_lose_nothing_and_bits_are_counted(run, monkeypatch):
     saved = gains.measure_gains(run.study, {"cnn": run}, scale.measure_reductions, "reduction")
     assert len(gains.measured_table(saved, "reduction")) == 2
     assert gains.gain_sentences(saved, "reduction").count("\n") == 1
+    untested = saved.assign(verdict="untested")
+    for line in gains.gain_sentences(untested, "reduction").splitlines():
+        assert "too few queries for a test (less than 30)" in line
+        assert "significantly" not in line
 
 
 def test_rerankings_are_described_with_their_gains(run, monkeypatch):

@@ -62,9 +62,9 @@ def test_the_verdict_counts_significant_differences(scores):
     outcomes = uncertainty.pair_outcomes(pairs, names)
     text = sentences.verdict(pairs, runs)
     n_different = (outcomes.loc[names[:3], names[:3]] == "win").to_numpy().sum()
-    assert text.startswith(f"Of 3 pairs of architectures, {n_different} differ significantly (")
+    assert text.startswith(f"Of 3 pairs of architectures, {n_different} differ significantly")
     unbeaten = [name for name in names[:3] if outcomes.loc[name, "pixels"] != "win"]
-    assert re.findall(r"(\w+) is not significantly ahead of the baselines pixels", text) == unbeaten
+    assert re.findall(r"(\w+) is not significantly ahead of pixels", text) == unbeaten
     assert ("every architecture is significantly ahead of every baseline" in text) == (not unbeaten)
     assert not OVERCLAIMS.search(text)
 
@@ -78,7 +78,7 @@ def test_a_single_architecture_is_not_compared():
     assert sentences.verdict(tables.pairs(runs), runs).startswith("No architecture has results")
 
 
-UNKNOWN = "no architecture here has several seeds, so how much seeds differ is unknown"
+UNKNOWN = "no architecture here has several seeds, so the variation between seeds is unknown"
 
 
 def seeded(name: str, level: float, n_seeds: int, baseline: bool = False):
@@ -112,7 +112,7 @@ def test_with_one_seed_the_verdict_is_about_trained_networks_and_gives_the_sprea
     assert verdict.endswith("1 differ significantly (these trained networks only).")
     assert scope[-1].endswith("may differ: the 3 seeds of cnn alone differ by up to 0.020 in mAP.")
     assert any("about these trained networks" in line for line in scope)
-    assert not any("about architectures" in line for line in scope)
+    assert not any("about the architectures" in line for line in scope)
 
 
 def test_without_several_seeds_the_scope_says_that_their_spread_is_unknown():
@@ -125,7 +125,7 @@ def test_with_several_seeds_of_both_a_verdict_is_about_architectures():
     assert "significantly ahead of cnn." in text
     assert "trained networks" not in text
     assert "may differ" not in text
-    assert "about architectures" in text
+    assert "about the architectures" in text
 
 
 def test_the_largest_difference_between_seeds_leaves_out_baselines():
@@ -371,7 +371,9 @@ def test_every_protocol_that_can_come_first_is_explained():
     for name in first:
         assert f"`{name}`" in sentences.protocol(name)
     # Each text says what its intervals cover.
-    assert "of the same classes, but no other classes." in sentences.protocol("closed")
+    assert "of the same classes, but neither other classes nor other seeds." in sentences.protocol(
+        "closed"
+    )
     assert "for new images they are too narrow" in sentences.protocol("held_out_gallery")
     assert "cover other classes." in sentences.protocol("unseen_classes")
 
@@ -534,7 +536,7 @@ def test_pairs_with_few_queries_are_untested_not_tied(monkeypatch):
     texts = sentences.answer(tables.quality_and_cost(runs), pairs), sentences.verdict(pairs, runs)
     assert "]: untested against cnn; untested against pixels (baseline)." in texts[0]
     assert texts[1].startswith("Of 1 pairs of architectures, 0 differ")
-    assert "not significantly ahead of the baselines pixels" in texts[1]
+    assert "not significantly ahead of pixels" in texts[1]
     assert "tied" not in "".join(texts)
     assert "fewer than 30 queries are untested" in sentences.scope(pairs, runs)
     assert tables.pairs_table(pairs)["significant"].tolist() == ["–"] * 3
@@ -552,5 +554,5 @@ def test_collapsed_networks_are_listed_with_the_reason():
     text = sentences.collapsed({"cnn": good, "vgg": one_class, "mobile": alike, "raw": baseline})
     assert text.startswith(
         "**Collapsed:** vgg predicts cross for every query (seed 0); "
-        "mobile embeds all images alike (mean cosine similarity of two images: 1.00000)."
+        "mobile gives all images nearly the same embedding (mean similarity: 1.00000)."
     )

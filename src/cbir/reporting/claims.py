@@ -110,6 +110,11 @@ def overfitting(runs: dict[str, Run]) -> str:
         deep = [name for name in rows.index if runs[name].backbone == DEEP]
         lines += [_against_others(runs, name, table, name == rows.index[0]) for name in deep]
     heading = 'The paper says that VGG-16\'s depth "can cause overfitting on smaller datasets".\n'
+    if any(lines):
+        lines.append(
+            "\nThe intervals of the gaps cover other images, but not other seeds, so this is about "
+            f"{sentences.NETWORKS_ONLY}."
+        )
     return "\n".join([heading, *filter(None, lines)]) if any(lines) else ""
 
 
@@ -142,11 +147,11 @@ def _against_others(runs: dict[str, Run], name: str, table: pd.DataFrame, is_ans
     parts = [
         f"{relation} that of {sentences.join(names)}" for relation, names in groups.items() if names
     ]
-    verdict = UNDECIDED
-    if groups[LARGER]:
-        verdict = AGREES if len(parts) == 1 else "as the paper says for some of them only"
-    elif groups[SMALLER]:
-        verdict = DISAGREES
+    if groups[LARGER] and groups[SMALLER]:
+        verdict = f"{AGREES} for some of them and {DISAGREES} for others"
+    else:
+        verdict = AGREES if groups[LARGER] else DISAGREES if groups[SMALLER] else UNDECIDED
+        verdict += " for some of them only" if len(parts) > 1 else ""
     text = f"- With {row['images']:,} images, {row['trained']}, the gap of {row['network']} is "
     text += "; ".join(parts)
     if not is_answer:
@@ -185,9 +190,11 @@ def input_size(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
         for (small, before), (large, after) in itertools.pairwise(rows.iterrows()):
             outcome = uncertainty.pair_outcomes(pairs, [large, small]).loc[large, small]
             relation, speed = sentences.RELATIONS[outcome], after[grids.SPEED] / before[grids.SPEED]
+            is_limited = tables.is_of_networks(sentences.pair_of(pairs, large, small))
             lines.append(
-                f"- **{name}**: {after[size]} px is {relation} {before[size]} px, at {speed:.2f} "
-                "times the speed."
+                f"- **{name}**: {after[size]} px is {relation} {before[size]} px"
+                f"{f' ({sentences.NETWORKS_ONLY})' if is_limited else ''}, at {speed:.2f} times "
+                "the speed."
             )
-    heading = "What larger inputs gain in mAP, and what they cost:\n"
+    heading = "How larger inputs change the mAP, and what they cost:\n"
     return "\n".join([heading, *lines]) if lines else ""

@@ -93,9 +93,10 @@ def compare_maps(rows: pd.DataFrame) -> str:
         (random & others, "better than random maps and than maps of other pairs in both tests"),
         (
             random & ~others,
-            "better than random maps in both tests, but not than maps of other pairs",
+            "better than random maps in both tests, but not significantly better than maps of "
+            "other pairs in both",
         ),
-        (~random, "not better than random maps in one test or both"),
+        (~random, "not significantly better than random maps in both tests"),
     ]
     parts = [
         f"maps of {join(better.index[is_member])} are {text}"
@@ -127,7 +128,7 @@ def trust(study: str, architecture: str) -> str:
     """How one architecture's similarity maps did in the tests, in one sentence."""
     rows = gains.read_gains(study, FILE, [architecture])
     if rows.empty:
-        return "Whether these maps can be trusted has not been measured."
+        return "These maps have not been tested."
     parts = []
     groups = rows.groupby(["against", "verdict"], sort=False, observed=True)
     for (against, verdict), group in groups:

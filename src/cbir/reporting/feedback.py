@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cbir.reporting import charts, gains
 from cbir.reporting.display import NEUTRAL, entry, looks
-from cbir.reporting.numbers import interval_columns
+from cbir.reporting.numbers import from_row, interval_columns
 from cbir.reporting.runs import Run
 from cbir.reporting.sentences import join
 from cbir.retrieval.feedback import Rocchio, measure_feedback
@@ -127,11 +127,15 @@ def feedback_sentence(rows: pd.DataFrame) -> str:
     first = rows[rows["round"] == 1]
     names = first.groupby("verdict", observed=True)["architecture"].agg(join)
     parts = [f"{EFFECTS[verdict]} the mAP of {joined}" for verdict, joined in names.items()]
-    text = f"Marking the {first['marked'].max():.3g} nearest images once {'; '.join(parts)}."
+    text = (
+        "On the images not yet marked, with the network of the first seed: marking the "
+        f"{first['marked'].max():.3g} nearest images once {'; '.join(parts)}."
+    )
     better = first[first["verdict"] == "better"]
     if len(better):
         best = better.loc[better[WITH].idxmax()]
         text += (
-            f" With {best['architecture']}, it rises from {best[WITHOUT]:.3f} to {best[WITH]:.3f}."
+            f" With {best['architecture']}, it rises from {from_row(best, WITHOUT)} to "
+            f"{from_row(best, WITH)}."
         )
     return text

@@ -57,11 +57,12 @@ def save_gains(rows: list[dict], study: str, file: str) -> pd.DataFrame:
 def read_gains(study: str, file: str, architectures: list[str]) -> pd.DataFrame:
     """The rows of these architectures, if measured, with `uncertainty.corrected` and verdict.
 
-    The verdict is one of `VERDICTS`.
+    The verdict is one of `VERDICTS`. As on the page of the report, it is corrected for all rows of
+    the file, whatever architectures are chosen.
     """
     path = run_folder(study) / file
-    rows = measurements.read_csv(path) if path.is_file() else NO_ROWS
-    return _with_verdicts(rows[rows["architecture"].isin(architectures)])
+    rows = _with_verdicts(measurements.read_csv(path) if path.is_file() else NO_ROWS)
+    return rows[rows["architecture"].isin(architectures)]
 
 
 def _with_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,6 +126,11 @@ def gain_sentences(rows: pd.DataFrame, kind: str) -> str:
         before, after = from_row(row, WITHOUT), from_row(row, WITH)
         if verb := verbs.get(row["verdict"]):
             change = f"{verb} the mAP from {before} to {after}, by {from_row(row, 'gain'):+}"
+        elif row["verdict"] == "untested":
+            change = (
+                f"has too few queries for a test (less than {uncertainty.MIN_QUERIES}): the mAP is "
+                f"{before} without it, {after} with it"
+            )
         else:
             change = f"does not change the mAP significantly: {before} without it, {after} with it"
         lines.append(f"- {row['architecture']}: {row[kind]} {change}.")

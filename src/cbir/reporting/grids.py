@@ -110,7 +110,7 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame,
     texts = {run: f"`{_describe(row, names)}`" for run, row in points.iterrows()}
     best, fastest = points.loc[points[MAP].idxmax()], points.loc[points[SPEED].idxmax()]
     text = (
-        f"**{architecture}** has the highest mAP, {from_row(best, MAP)}, with {texts[best.name]}."
+        f"The highest mAP of **{architecture}** is {from_row(best, MAP)}, with {texts[best.name]}."
     )
     is_tie = ~compared["is_significant"] & compared["p"].notna()
     is_of_best = (compared[["ahead", "behind"]] == best.name).any(axis=1)
@@ -119,6 +119,13 @@ def _best_point(architecture: str, points: pd.DataFrame, compared: pd.DataFrame,
     if rivals := [texts[run] for run in names_of_ties if run != best.name]:
         scope = "" if ties["covers_seeds"].all() else f" ({NETWORKS_ONLY}: {note})"
         text += f"\n- Not significantly different from it: {'; '.join(rivals)}{scope}."
+    is_small = compared["p"].isna() & is_of_best
+    names_of_small = compared.loc[is_small, ["ahead", "behind"]].to_numpy().ravel()
+    if small := [texts[run] for run in names_of_small if run != best.name]:
+        text += (
+            f"\n- Not tested against it, because there are fewer than {uncertainty.MIN_QUERIES} "
+            f"queries: {'; '.join(small)}."
+        )
     is_untested = points[names].ne(best[names]).sum(axis=1) > 1
     _, low, high = interval_columns(MAP)
     is_near = points[high] >= best[low]

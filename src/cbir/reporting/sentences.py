@@ -57,7 +57,10 @@ PUBLISHED_MAP = {
     "queries, 5,000 training images, 59,000 in the gallery).",
 }
 # What the intervals of a protocol cover.
-_SAME_CLASSES = "Its intervals cover other queries of the same classes, but no other classes."
+_SAME_CLASSES = (
+    "Its intervals of single architectures cover other queries of the same classes, but neither "
+    "other classes nor other seeds."
+)
 INTERVAL_TEXTS = {
     "closed": _SAME_CLASSES,
     "held_out_gallery": f"{_SAME_CLASSES} They hold the gallery fixed, although it consists of the "
@@ -70,15 +73,15 @@ SCOPE = (
     "- p is corrected by Holm's method for all pairs of a table; pairs with fewer than "
     f"{uncertainty.MIN_QUERIES} queries are untested. The verdict is based on p; the interval is "
     "computed by another method and may include 0 for a significant difference.\n- With fewer than "
-    "100 queries, both may be too optimistic if architectures differ on few queries."
+    "100 queries, interval and p may be too optimistic if architectures differ on few queries."
 )
 SEEDS_COVERED = (
-    f"- If each trained side has {uncertainty.MIN_SEEDS} seeds or more, interval and p cover seeds "
-    "and queries (t test), and the line is about architectures."
+    f"- If every trained architecture of a pair has {uncertainty.MIN_SEEDS} seeds or more, "
+    "interval and p cover seeds and queries (t test), and the row is about the architectures."
 )
 SEEDS_NOT_COVERED = (
-    f"- If a trained side has fewer than {uncertainty.MIN_SEEDS} seeds, they cover only the "
-    "queries (paired permutation test), and the line is about these trained networks."
+    f"- If a trained architecture of a pair has fewer than {uncertainty.MIN_SEEDS} seeds, they "
+    "cover only the queries (paired permutation test), and the row is about these trained networks."
 )
 # How one of a pair compares with the other.
 RELATIONS = {
@@ -142,9 +145,9 @@ def uneven_classes(runs: dict[str, Run]) -> str:
     if not tables.are_uneven(sizes):
         return ""
     return (
-        f"Classes are uneven: they have {sizes.min():,} to {sizes.max():,} queries (even: up to "
-        f"{tables.UNEVEN:g} times as many in one as in another). A mean over queries is "
-        "dominated by the large classes. The mean over classes, in which all count the same, is "
+        f"Classes are uneven: they have {sizes.min():,} to {sizes.max():,} queries. (They count as "
+        f"even up to {tables.UNEVEN:g} times as many in one as in another.) A mean over queries "
+        "gives large classes more weight. The mean over classes, in which all count the same, is "
         "shown beside it."
     )
 
@@ -164,7 +167,7 @@ def collapsed(runs: dict[str, Run]) -> str:
         similarity = run.summary.get("mean_similarity", 0)
         if similarity > COLLAPSED:
             reason_by_name[name] = (
-                f"embeds all images alike (mean cosine similarity of two images: {similarity:.5f})"
+                f"gives all images nearly the same embedding (mean similarity: {similarity:.5f})"
             )
     if not reason_by_name:
         return ""
@@ -183,7 +186,7 @@ def between_seeds(runs: dict[str, Run]) -> str:
         if len(means) > 1:
             spreads[name] = (means.max() - means.min(), len(means))
     if not spreads:
-        return "no architecture here has several seeds, so how much seeds differ is unknown"
+        return "no architecture here has several seeds, so the variation between seeds is unknown"
     name = max(spreads, key=spreads.get)
     spread, n_seeds = spreads[name]
     return f"the {n_seeds} seeds of {name} alone differ by up to {spread:.3f} in mAP"
@@ -245,17 +248,17 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     of_architectures = pairs[is_pair]
     n_different = of_architectures["is_significant"].sum()
     text = f"Of {len(of_architectures)} pairs of architectures, {n_different} differ significantly"
-    if any(map(tables.is_of_networks, of_architectures.itertuples())):
-        text += f" ({NETWORKS_ONLY})"
     outcomes = uncertainty.pair_outcomes(pairs, list(runs)).loc[[*architectures]]
     parts = [
-        f"{name} is not significantly ahead of the baselines {join(unbeaten)}"
+        f"{name} is not significantly ahead of {join(unbeaten)}"
         for name, row in outcomes.drop(columns=[*architectures]).iterrows()
         if (unbeaten := [*row.index[row != "win"]])
     ]
     if not parts and len(runs) > len(architectures):
         parts = ["every architecture is significantly ahead of every baseline"]
-    return f"{'; '.join([text, *parts])}."
+    is_trained = pairs["ahead"].isin(architectures) | pairs["behind"].isin(architectures)
+    is_limited = any(map(tables.is_of_networks, pairs[is_trained].itertuples()))
+    return f"{'; '.join([text, *parts])}{f' ({NETWORKS_ONLY})' if is_limited else ''}."
 
 
 def scope(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
@@ -278,7 +281,7 @@ def hardest_class(rows: pd.DataFrame, runs: dict[str, Run]) -> str:
     means = class_rows.groupby("class")["value"].mean()
     return (
         f"The class with the lowest mAP is {means.idxmin()} ({means.min():.2f}), and that with the "
-        f"highest is {means.idxmax()} ({means.max():.2f}), as means over the architectures."
+        f"highest is {means.idxmax()} ({means.max():.2f}), on average over the architectures."
     )
 
 
@@ -318,8 +321,8 @@ def costliest_confusion(confusions: pd.DataFrame) -> str:
         return ""
     worst = confusions.loc[confusions["mAP lost"].idxmax()]
     return (
-        f"The costliest confusion is that of {worst['architecture']}, which returns "
-        f"{worst['returned']} for {worst['class']}: it costs {worst['mAP lost']:.4f} of the mAP."
+        f"The confusion with the largest share of the mAP lost is that of {worst['architecture']}, "
+        f"which returns {worst['returned']} for {worst['class']}: {worst['mAP lost']:.4f}."
     )
 
 
@@ -329,7 +332,7 @@ def largest_hub(hubs: pd.DataFrame) -> str:
     count, wrongly = hubs.loc[name, ["most often returned", "of these wrongly"]]
     return (
         f"The image that is returned most often is among the first ten results of {count:,} "
-        f"queries, wrongly for {wrongly:,} of them, with {name}."
+        f"queries with {name}; it is a miss for {wrongly:,} of them."
     )
 
 
@@ -445,9 +448,10 @@ def unseen(runs: dict[str, Run]) -> str:
         )
     else:
         lines[-1] += (
-            " Each mean is over the classes. Two t tests, over the classes and over the draws, "
-            "each of which trained another network, give the interval (the wider one) and p (the "
-            "larger one, after Holm's correction)."
+            " Each mean is over the classes. There are two t tests: over the classes, and over the "
+            "draws, each of which trained another network. The interval reaches from the lower of "
+            "their low ends to the higher of their high ends; p is the larger one, after Holm's "
+            "correction."
         )
     return "\n".join(lines)
 
@@ -536,7 +540,7 @@ def describe_projections(projections: Mapping[str, Projection]) -> str:
     name = max(trustworthiness, key=trustworthiness.get)
     return (
         f"The map of {name} has the highest trustworthiness, {trustworthiness[name]:.2f} (at most 1): "
-        "the nearest points on it are most often nearest in the embedding, too."
+        "among these maps, it preserves the neighbourhoods of its embedding best."
     )
 
 
