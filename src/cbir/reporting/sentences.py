@@ -539,8 +539,8 @@ def describe_projections(projections: Mapping[str, Projection]) -> str:
         return ""
     name = max(trustworthiness, key=trustworthiness.get)
     return (
-        f"The map of {name} has the highest trustworthiness, {trustworthiness[name]:.2f} (at most 1): "
-        "among these maps, it preserves the neighbourhoods of its embedding best."
+        f"The map of {name} has the highest trustworthiness, {trustworthiness[name]:.2f} (at "
+        "most 1): among these maps, it preserves the neighbourhoods of its embedding best."
     )
 
 
