@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         for option, (metavar, meaning) in OPTIONS.items() if run in (report, plan) else ():
             command.add_argument(option, default="", metavar=metavar, help=meaning)
         if run in (export, publish):
-            meaning = "a folder in reports/" + " (default: digits)" * (run is export)
+            meaning = "a folder in reports/" + (" (default: digits)" if run is export else "")
             study = {"default": "digits", "required": run is publish, "metavar": "NAME"}
             command.add_argument("--study", help=meaning, **study)
     cli.add_commands(commands)

@@ -408,8 +408,8 @@ def _small_classes(
     for label in np.flatnonzero(is_small).tolist():
         reasons = [unreadable[row] for row in unreadable if pictures.labels[row] == label]
         part = int((counts[label] < needed).argmax())
-        count, kind = int(counts[label, part]), f"{PARTS[part]} " * bool(given)
-        text = f"{count} {kind}image{'s' * (count != 1)}, needs {needed[part]}"
+        count, kind = int(counts[label, part]), f"{PARTS[part]} " if given else ""
+        text = f"{count} {kind}image{'' if count == 1 else 's'}, needs {needed[part]}"
         if (counts[label] >= needed).all():
             text = f"{counts[label].sum()} images"
         if reasons:

@@ -189,7 +189,7 @@ def find_files(folder: Path) -> tuple[list[str], list[str], list[LeftOut]]:
             if entry.name.startswith(".") or entry.name in SYSTEM:
                 is_folder = kind == "folder"
                 count = sum(len(inside) for *_, inside in os.walk(entry)) if is_folder else 1
-                left_out.append(LeftOut(name + "/" * is_folder, HIDDEN, count))
+                left_out.append(LeftOut(f"{name}/" if is_folder else name, HIDDEN, count))
             elif kind == "folder":
                 (links if entry.is_symlink() else waiting).append(name + "/")
             elif kind == "file":
@@ -368,8 +368,9 @@ def _check_classes(place: Path, rows: dict, empty: Iterable[str] = ()) -> None:
             common = os.path.commonpath([os.path.dirname(name) for name in rows])  # noqa: PTH120
             below = {name[len(common) + 1 :].split("/")[0] for name in rows}
             inner = {name for name in below if f"{common}/{name}" not in rows}
-            meant = shlex.quote(str(place / common))
-            hint += f"; did you mean DATA={meant}, with {short_list(sorted(inner))}?" * bool(inner)
+            if inner:
+                meant = shlex.quote(str(place / common))
+                hint += f"; did you mean DATA={meant}, with {short_list(sorted(inner))}?"
         raise StudyError(
             f"{place} has only one class ({classes[0]}): a study needs at least two, arranged as "
             f"{LAYOUTS}{hint}"
@@ -461,7 +462,8 @@ def short_list(names: Iterable[str], most: int = 10) -> str:
     """The first names in one line, separated by commas, and the number of the others."""
     # A file's name may contain line breaks, and codes that change the terminal.
     names = [re.sub(r"[\x00-\x1f\x7f]", lambda sign: repr(sign[0])[1:-1], name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" * (len(names) > most))
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def group_by_reason(left_out: Iterable[LeftOut]) -> list[LeftOut]:
@@ -493,7 +495,7 @@ def describe_files(
         rows = group_by_reason(files)
         lines += [f"{title}:"] if rows else []
         lines += [
-            f"{row.files or '–':>7}  {row.reason}" + f" ({row.name})" * bool(row.name)
+            f"{row.files or '–':>7}  {row.reason}" + (f" ({row.name})" if row.name else "")
             for row in rows
         ]
     return "\n".join(lines)

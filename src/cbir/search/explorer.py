@@ -237,8 +237,10 @@ class Explorer(anywidget.AnyWidget):
         ]  # fmt: skip
         hits = sum(result["is_hit"] or False for result in results)
         lines = [f"Predicted: {answer.prediction}."]
-        lines += [f"{hits} of {len(results)} results are of its class, {label}."] * bool(label)
-        lines += [f"Weights: {searcher.describe_feedback_weights()}."] * any(choice["used"])
+        if label:
+            lines.append(f"{hits} of {len(results)} results are of its class, {label}.")
+        if any(choice["used"]):
+            lines.append(f"Weights: {searcher.describe_feedback_weights()}.")
         return {"architecture": searcher.run.architecture, "lines": lines, "results": results}
 
     def _search(self, searcher: Searcher, choice: dict) -> tuple:

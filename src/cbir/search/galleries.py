@@ -112,7 +112,8 @@ def check_folder(folder: Path) -> None:
 def index_command(folder: str | Path, name: str, study: str, architecture: str = "") -> str:
     """The command that makes a gallery, for messages; `folder` may be a word in capitals."""
     words = [readable_name(str(folder)), "--name", name, "--study", study]
-    return cbir_command("index", *words, *["--architecture", architecture] * bool(architecture))
+    words += ["--architecture", architecture] if architecture else []
+    return cbir_command("index", *words)
 
 
 def free_name(name: str) -> str:
