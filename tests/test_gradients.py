@@ -1,4 +1,4 @@
-"""Gradients are those of numerical differences; maps made of them mark what makes images alike."""
+"""Gradients equal numerical differences, and maps mark the parts that make images similar."""
 
 import functools
 import importlib.util
@@ -39,7 +39,7 @@ DEEPEST = {
 
 @functools.cache
 def built(backbone: str):
-    """A network that the tests only read."""
+    """A network shared by tests that do not change it."""
     return build_network(backbone, train="head", embedding="projection")
 
 
@@ -48,9 +48,9 @@ def some_images(count: int = 3, size: int = 32, seed: int = 1) -> np.ndarray:
 
 
 def positive_part(maps: np.ndarray) -> np.ndarray:
-    """Without what is negative, and divided by the largest value of each map."""
-    kept = np.maximum(maps, 0)
-    return kept / kept.max(axis=(1, 2), keepdims=True)
+    """Maps with negative values set to 0, each divided by its largest value."""
+    positive = np.maximum(maps, 0)
+    return positive / positive.max(axis=(1, 2), keepdims=True)
 
 
 # --- gradients
@@ -58,14 +58,14 @@ def positive_part(maps: np.ndarray) -> np.ndarray:
 
 def test_values_and_gradients_by_hand():
     rows = np.array([[1, 2], [3, -1]])
-    values, gradient = value_and_gradient(lambda each: ops.sum(each**2, axis=1), rows)
+    values, gradient = value_and_gradient(lambda inputs: ops.sum(inputs**2, axis=1), rows)
     assert values.tolist() == [5, 10]
     assert gradient.tolist() == [[2, 4], [6, -2]]
     assert values.dtype == gradient.dtype == np.float32
 
 
-# Run under each backend, in a process of its own where it is not this one's: prints the largest
-# errors of values and of a gradient against numerical differences, and how large the gradient is.
+# Runs under each backend, in another process unless it is the current backend. It prints the
+# largest error of the values, the largest gradient, and its largest error against differences.
 AGAINST_DIFFERENCES = """
 import keras, numpy as np
 from cbir.explain import value_and_gradient
@@ -80,28 +80,28 @@ def function(images):
     return keras.ops.sum(model(images, training=False), axis=1)
 images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
 values, gradient = value_and_gradient(function, images)
-found = keras.ops.convert_to_numpy(function(images))
+expected = keras.ops.convert_to_numpy(function(images))
 differences = np.empty_like(images)
-for place in np.ndindex(images.shape):
+for position in np.ndindex(images.shape):
     step = np.zeros_like(images)
-    step[place] = 0.02
-    above, below = (keras.ops.convert_to_numpy(function(images + each)) for each in (step, -step))
-    differences[place] = (above - below).sum() / 0.04
+    step[position] = 0.02
+    above, below = (keras.ops.convert_to_numpy(function(images + shift)) for shift in (step, -step))
+    differences[position] = (above - below).sum() / 0.04
 assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights()))
-print(keras.backend.backend(), np.abs(values - found).max(), np.abs(gradient).max(),
+print(keras.backend.backend(), np.abs(values - expected).max(), np.abs(gradient).max(),
       np.abs(gradient - differences).max())
 """
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
-def test_the_gradient_is_that_of_numerical_differences(backend, capsys):
+def test_the_gradient_equals_numerical_differences(backend, capsys):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     if keras.backend.backend() == backend:
         exec(AGAINST_DIFFERENCES, {})
         output = capsys.readouterr().out
     else:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", AGAINST_DIFFERENCES],
             env={**os.environ, "KERAS_BACKEND": backend},
             capture_output=True,
@@ -109,16 +109,16 @@ def test_the_gradient_is_that_of_numerical_differences(backend, capsys):
             timeout=240,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        output = done.stdout
+        assert process.returncode == 0, process.stderr
+        output = process.stdout
     name, *numbers = output.split()
     assert name == backend
-    of_values, largest, of_gradient = map(float, numbers)
-    assert of_values < 1e-6
-    assert of_gradient < 0.005 * largest
+    error_of_values, largest, error_of_gradient = map(float, numbers)
+    assert error_of_values < 1e-6
+    assert error_of_gradient < 0.005 * largest
 
 
-def test_a_backend_without_gradients_is_refused_with_those_that_have_them(monkeypatch):
+def test_a_backend_without_gradients_is_rejected_with_alternatives(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
     with pytest.raises(StudyError, match="numpy has no gradients: use tensorflow, torch or jax"):
         value_and_gradient(ops.sum, np.ones(3))
@@ -128,21 +128,21 @@ def test_a_backend_without_gradients_is_refused_with_those_that_have_them(monkey
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_has_maps_of_at_least_four_by_four_positions(backbone):
+def test_every_backbone_has_maps_with_at_least_four_by_four_positions(backbone):
     network, (layer, side) = built(backbone), DEEPEST[backbone]
     assert deepest_layer(network.body) == layer
     maps = similarity_maps(network, some_images(), some_images(seed=2))
     assert maps.layer == layer
-    for each in (maps.query, maps.result):
-        assert each.shape == (3, side, side)
-        assert each.dtype == np.float32
-        assert each.min() >= 0
-        assert set(each.max(axis=(1, 2))) <= {0, 1}
-        assert each.any()
+    for values in (maps.query, maps.result):
+        assert values.shape == (3, side, side)
+        assert values.dtype == np.float32
+        assert values.min() >= 0
+        assert set(values.max(axis=(1, 2))) <= {0, 1}
+        assert values.any()
 
 
 def residual(*, padded: bool = False, last: int = 1) -> keras.Model:
-    """Two blocks with shortcuts of 8 x 8 positions, then convolutions to a few positions."""
+    """Two residual blocks at 8 x 8 positions, then convolutions to few positions."""
     images = keras.Input((8, 8, 3))
     maps = layers.Conv2D(4, 3, padding="same", name="first")(images)
     for block in (1, 2):
@@ -155,7 +155,7 @@ def residual(*, padded: bool = False, last: int = 1) -> keras.Model:
     return keras.Model(images, maps)
 
 
-def test_the_end_of_a_block_is_chosen_and_never_what_runs_beside_a_shortcut():
+def test_the_end_of_a_block_is_chosen_and_not_a_layer_within_it():
     assert deepest_layer(residual()) == "block2_add"
 
 
@@ -163,7 +163,7 @@ def test_padding_is_not_chosen():
     assert deepest_layer(residual(padded=True, last=3)) == "block2_add"
 
 
-def test_maps_that_are_all_small_are_refused():
+def test_networks_with_only_small_maps_are_rejected():
     images = keras.Input((8, 8, 3))
     body = keras.Model(images, layers.Conv2D(4, 6)(images))
     with pytest.raises(StudyError, match="no feature maps of at least 4 x 4 positions: raise"):
@@ -172,7 +172,7 @@ def test_maps_that_are_all_small_are_refused():
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("feature_maps", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_both_parts_of_a_network_together_are_its_encoder(pooling, feature_maps):
+def test_the_two_parts_of_a_network_compose_its_encoder(pooling, feature_maps):
     network = build_network(
         "cnn_strong", pooling=pooling, feature_maps=feature_maps, embedding="projection",
         image_size=24,
@@ -181,21 +181,21 @@ def test_both_parts_of_a_network_together_are_its_encoder(pooling, feature_maps)
     raw = np.asarray(network.encoder(images, training=False)[0])
     # The last layer of the body, and one within it.
     for layer in ("stage3_conv2_relu", "stage2_conv2"):
-        look, embed = _parts(network, layer, None)
-        np.testing.assert_allclose(embed(look(images)), normalise(raw), atol=1e-5)
+        to_maps, to_embeddings = _parts(network, layer, None)
+        np.testing.assert_allclose(to_embeddings(to_maps(images)), normalise(raw), atol=1e-5)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet", "vgg16"])
-def test_pixels_are_prepared_as_pretrained_weights_expect_them(backbone, monkeypatch):
+def test_pixels_are_preprocessed_for_pretrained_weights(backbone, monkeypatch):
     started_from = Weights("imagenet", None, "", "imagenet")
     monkeypatch.setattr(models, "find", lambda *_: started_from)
     network, images = build_network(backbone, embedding="pooled"), some_images()
     raw = np.asarray(network.encoder(images, training=False)[0])
-    look, embed = _parts(network, DEEPEST[backbone][0], None)
-    np.testing.assert_allclose(embed(look(images)), normalise(raw), atol=1e-4)
+    to_maps, to_embeddings = _parts(network, DEEPEST[backbone][0], None)
+    np.testing.assert_allclose(to_embeddings(to_maps(images)), normalise(raw), atol=1e-4)
 
 
-def test_maps_leave_the_network_as_it_was():
+def test_computing_maps_does_not_change_the_network():
     network = build_network("cnn_strong", pooling="gem")
     images, table = some_images(), network.layers()
     before = network.model.predict(images, verbose=0)
@@ -210,9 +210,9 @@ def test_maps_leave_the_network_as_it_was():
 
 
 def colours(has_sum: bool = False) -> Network:
-    """Embeddings that are the mean red, green and blue of an image, seen at 8 x 8 positions.
+    """A network that embeds an image as its mean red, green and blue, with 8 x 8 positions.
 
-    With a sum, which is no layer, these are the last but for 2 x 2.
+    With `has_sum`, a sum, which is no layer, and maps of 2 x 2 positions follow.
     """
     pixels = keras.Input((32, 32, 3))
     maps = layers.AveragePooling2D(4, name="look")(pixels)
@@ -233,22 +233,22 @@ def colours(has_sum: bool = False) -> Network:
 
 
 @pytest.mark.parametrize("has_sum", [False, True])
-def test_the_corner_that_both_images_share_is_marked_in_each_and_nothing_else(has_sum):
+def test_maps_mark_only_the_corner_that_both_images_share(has_sum):
     query, result = np.zeros((2, 1, 32, 32, 3), np.uint8)
-    query[:, :8, :8, 0] = result[:, 24:, 16:, 0] = 255  # red in both, in another corner of each
-    query[:, 20:, 20:, 2] = 255  # blue in the one, green in the other
+    query[:, :8, :8, 0] = result[:, 24:, 16:, 0] = 255  # red, in different corners
+    query[:, 20:, 20:, 2] = 255  # blue in the query, green in the result
     result[:, :16, :16, 1] = 255
     network = colours(has_sum)
     maps = similarity_maps(network, query, result)
-    names = [each.name for each in network.body.operations]
+    names = [operation.name for operation in network.body.operations]
     assert maps.layer == names[-2 if has_sum else -1]
-    corner, other = np.zeros((2, 8, 8))
-    corner[:2, :2] = other[6:, 4:] = 1
-    np.testing.assert_allclose(maps.query[0], corner, atol=1e-6)
-    np.testing.assert_allclose(maps.result[0], other, atol=1e-6)
+    in_query, in_result = np.zeros((2, 8, 8))
+    in_query[:2, :2] = in_result[6:, 4:] = 1
+    np.testing.assert_allclose(maps.query[0], in_query, atol=1e-6)
+    np.testing.assert_allclose(maps.result[0], in_result, atol=1e-6)
 
 
-def test_images_that_share_nothing_have_empty_maps():
+def test_images_without_a_common_colour_have_empty_maps():
     red, blue = np.zeros((2, 1, 32, 32, 3), np.uint8)
     red[..., 0] = blue[..., 2] = 255
     maps = similarity_maps(colours(), red, blue)
@@ -256,7 +256,7 @@ def test_images_that_share_nothing_have_empty_maps():
     assert not maps.result.any()
 
 
-def test_an_image_is_like_itself_by_all_that_it_shows():
+def test_the_map_of_an_image_with_itself_covers_its_content():
     image = np.zeros((1, 32, 32, 3), np.uint8)
     image[:, 8:16, :, 1] = 200
     maps = similarity_maps(colours(), image, image)
@@ -265,41 +265,41 @@ def test_an_image_is_like_itself_by_all_that_it_shows():
     np.testing.assert_allclose(maps.query[0], np.tile(rows[:, None], 8), atol=1e-6)
 
 
-def test_pairs_are_explained_alike_whatever_stands_beside_them(monkeypatch):
+def test_the_map_of_a_pair_does_not_depend_on_its_batch_or_direction(monkeypatch):
     network, queries, results = built("cnn_strong"), some_images(5), some_images(5, seed=2)
-    whole = similarity_maps(network, queries, results)
+    maps = similarity_maps(network, queries, results)
     monkeypatch.setattr("cbir.explain.PAIRS", 2)
-    parts = similarity_maps(network, queries, results)
-    np.testing.assert_allclose(whole.query, parts.query, atol=1e-4)
-    np.testing.assert_allclose(whole.result, parts.result, atol=1e-4)
+    maps_in_batches = similarity_maps(network, queries, results)
+    np.testing.assert_allclose(maps.query, maps_in_batches.query, atol=1e-4)
+    np.testing.assert_allclose(maps.result, maps_in_batches.result, atol=1e-4)
     swapped = similarity_maps(network, results, queries)
-    np.testing.assert_allclose(whole.query, swapped.result, atol=1e-4)
+    np.testing.assert_allclose(maps.query, swapped.result, atol=1e-4)
 
 
 @pytest.mark.parametrize("whitened", [False, True])
-def test_of_averaged_features_the_map_is_the_product_with_what_is_looked_for(whitened):
+def test_the_map_of_averaged_features_is_their_product_with_the_result(whitened):
     network = build_network("cnn_strong", embedding="pooled", pooling="avg")
     queries, results = some_images(4), some_images(4, seed=2)
-    features, wanted = (
+    features, result_features = (
         np.asarray(network.backbone(images, training=False)) for images in (queries, results)
     )
-    directions, whitening = normalise(wanted), None
+    directions, whitening = normalise(result_features), None
     if whitened:
-        whitening = fit_whitening(np.concatenate([features, wanted, some_features()]), 6)
+        whitening = fit_whitening(np.concatenate([features, result_features, some_features()]), 6)
         mean, axes = whitening["mean"], whitening["axes"]
         directions = normalise((directions - mean) @ axes) @ axes.T
     positions = np.asarray(network.body(queries / 127.5 - 1, training=False))
-    by_hand = positive_part(np.einsum("nhwc,nc->nhw", positions, directions))
+    expected = positive_part(np.einsum("nhwc,nc->nhw", positions, directions))
     maps = similarity_maps(network, queries, results, whitening)
-    np.testing.assert_allclose(maps.query, by_hand, atol=2e-3)
+    np.testing.assert_allclose(maps.query, expected, atol=2e-3)
 
 
 def some_features() -> np.ndarray:
-    """Of the width of the strong CNN's, to fit a whitening on."""
+    """Features of the strong CNN's width, for fitting a whitening."""
     return np.random.default_rng(3).uniform(0, 0.1, (40, 256)).astype(np.float32)
 
 
-def test_an_embedding_of_zeros_gives_an_empty_map_and_no_error():
+def test_an_embedding_of_zeros_has_an_empty_map():
     network = build_network("cnn_strong", embedding="pooled", pooling="avg")
     network.body.get_layer("stage3_conv2_bn").gamma.assign(np.zeros(256))
     maps = similarity_maps(network, some_images(), some_images(seed=2))
@@ -307,7 +307,7 @@ def test_an_embedding_of_zeros_gives_an_empty_map_and_no_error():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_marks_the_same(policy, monkeypatch):
+def test_half_precision_gives_the_same_maps(policy, monkeypatch):
     queries, results = some_images(), some_images(seed=2)
     full = similarity_maps(build_network("cnn_strong", embedding="pooled"), queries, results)
     monkeypatch.setattr(models, "best_precision", lambda: policy)
@@ -319,20 +319,20 @@ def test_half_precision_marks_the_same(policy, monkeypatch):
 # --- attention
 
 
-def test_attention_maps_are_the_weights_of_the_pooling_divided_by_the_largest():
+def test_attention_maps_are_the_weights_of_pooling_divided_by_the_largest():
     network = build_network("cnn_strong", pooling="attention")
     random = np.random.default_rng(0)
     network.head.get_layer("pooling").direction.assign(random.normal(size=(256, 1)))
     queries, results = some_images(), some_images(seed=2)
     maps = attention_maps(network, queries, results)
-    for found, images in ((maps.query, queries), (maps.result, results)):
+    for attention, images in ((maps.query, queries), (maps.result, results)):
         weights = np.asarray(network.attention(images, training=False))
-        by_hand = weights / weights.max(axis=(1, 2), keepdims=True)
-        np.testing.assert_allclose(found, by_hand, atol=1e-5)
+        expected = weights / weights.max(axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(attention, expected, atol=1e-5)
     assert maps.layer == "pooling"
     assert not np.array_equal(maps.query, maps.result)
 
 
-def test_attention_maps_of_another_pooling_are_refused():
+def test_attention_maps_of_another_pooling_are_rejected():
     with pytest.raises(StudyError, match="need a network with attention pooling"):
         attention_maps(built("cnn_strong"), some_images(), some_images())

@@ -1,4 +1,4 @@
-"""Outputs for many images: the same as all at once, but a batch at a time."""
+"""Outputs for many images are computed in batches and equal those of a single call."""
 
 import tracemalloc
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from cbir.networks import inference
 
 @pytest.fixture(scope="module")
 def encoder():
-    """Small pictures to two outputs, to which left and right are not the same."""
+    """A model with two outputs that change if an image is mirrored."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -44,7 +44,7 @@ class Watched:
         raise AssertionError("read as a whole")
 
 
-def test_outputs_are_those_of_the_model_and_no_more_than_a_batch_is_read(
+def test_images_are_read_in_batches_and_outputs_equal_the_model(
     encoder, images, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(inference, "BATCH_SIZE", 8)
@@ -60,7 +60,7 @@ def test_outputs_are_those_of_the_model_and_no_more_than_a_batch_is_read(
     np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
 
 
-def test_a_model_of_one_output_writes_one_file(encoder, images, tmp_path, monkeypatch):
+def test_a_model_with_one_output_writes_one_file(encoder, images, tmp_path, monkeypatch):
     import keras
 
     monkeypatch.setattr(inference, "BATCH_SIZE", 10)
@@ -71,67 +71,69 @@ def test_a_model_of_one_output_writes_one_file(encoder, images, tmp_path, monkey
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, rtol=1e-5)
 
 
-def test_several_inputs_give_the_means_of_their_outputs(encoder, images, tmp_path, monkeypatch):
+def test_outputs_of_several_inputs_are_averaged(encoder, images, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "BATCH_SIZE", 8)
-    both = [images, images[::-1]]
+    inputs = [images, images[::-1]]
     paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
-    inference.predict(encoder, both, dict.fromkeys(paths, np.float32), "images")
-    outputs = [encoder.predict(each.astype(np.float32), verbose=0) for each in both]
-    for path, one, other in zip(paths, *outputs, strict=True):
-        np.testing.assert_allclose(np.load(path), (one + other) / 2, rtol=1e-4, atol=1e-5)
+    inference.predict(encoder, inputs, dict.fromkeys(paths, np.float32), "images")
+    outputs = [encoder.predict(batch.astype(np.float32), verbose=0) for batch in inputs]
+    for path, output, mirrored in zip(paths, *outputs, strict=True):
+        np.testing.assert_allclose(np.load(path), (output + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(encoder, tmp_path):
     peaks = []
-    for count in (20, 1, 20):  # in batches; the first run pays for building graphs
-        # One image many times, which takes no memory itself.
-        many = np.broadcast_to(np.uint8(7), (count * inference.BATCH_SIZE, 4, 4, 3))
+    for count in (20, 1, 20):  # in batches; the first run also builds graphs
+        # Repeats of one image, which need no memory.
+        repeats = np.broadcast_to(np.uint8(7), (count * inference.BATCH_SIZE, 4, 4, 3))
         outputs = {tmp_path / "a.npy": np.float32, tmp_path / "b.npy": np.float32}
         tracemalloc.start()
-        inference.predict(encoder, [many], outputs, "images")
+        inference.predict(encoder, [repeats], outputs, "images")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert len(np.load(tmp_path / "a.npy")) == len(many)
+        assert len(np.load(tmp_path / "a.npy")) == len(repeats)
     _, of_one, of_twenty = peaks
     batch = inference.BATCH_SIZE * 4 * 4 * 3 * 4  # bytes, as float32
-    assert of_one > batch  # NumPy's memory is seen
+    assert of_one > batch  # NumPy's memory is measured
     assert of_twenty < of_one + batch
 
 
-def test_mirrored_outputs_are_those_of_the_mirror_images(encoder, images):
-    found = inference.predict_batch(inference.mirror_inputs(encoder), images)
+def test_mirrored_outputs_equal_those_of_mirrored_images(encoder, images):
+    outputs = inference.predict_batch(inference.mirror_inputs(encoder), images)
     expected = inference.predict_batch(encoder, images[:, :, ::-1])
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for output, expected_output in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, expected_output, rtol=1e-5, atol=1e-5)
 
 
-def test_memory_mapped_images_are_read_as_any_others(encoder, images, tmp_path):
+def test_memory_mapped_images_have_the_same_outputs(encoder, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    found = inference.predict_batch(encoder, mapped[3:5])
-    for one, other in zip(found, inference.predict_batch(encoder, images[3:5]), strict=True):
-        assert np.array_equal(one, other)
+    outputs = inference.predict_batch(encoder, mapped[3:5])
+    for output, expected in zip(
+        outputs, inference.predict_batch(encoder, images[3:5]), strict=True
+    ):
+        assert np.array_equal(output, expected)
 
 
-def test_flipped_outputs_are_means_over_both_ways_of_seeing_an_image(encoder, images):
+def test_flipped_outputs_are_means_over_an_image_and_its_mirror_image(encoder, images):
     mirrored = images[:, :, ::-1]
-    both = [inference.predict_batch(encoder, each) for each in (images, mirrored)]
+    outputs = [inference.predict_batch(encoder, batch) for batch in (images, mirrored)]
     flipped = inference.flipped(encoder)
-    found = inference.predict_batch(flipped, images)
+    means = inference.predict_batch(flipped, images)
     of_mirrored = inference.predict_batch(flipped, mirrored)
-    for place in range(2):
-        by_hand = (both[0][place] + both[1][place]) / 2
-        np.testing.assert_allclose(found[place], by_hand, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found[place], of_mirrored[place], rtol=1e-4, atol=1e-5)
-    assert not np.allclose(both[0][0], both[1][0], atol=1)
+    for index in range(2):
+        expected = (outputs[0][index] + outputs[1][index]) / 2
+        np.testing.assert_allclose(means[index], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(means[index], of_mirrored[index], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(outputs[0][0], outputs[1][0], atol=1)
 
 
 class ResourceExhaustedError(Exception):
-    """Called as TensorFlow's is."""
+    """Has the name of TensorFlow's error."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """Called as PyTorch's is."""
+    """Has the name of PyTorch's error."""
 
 
 EXHAUSTED = [
@@ -152,16 +154,16 @@ def test_too_little_memory_is_reported_in_one_line(error, images, tmp_path):
     assert "\n" not in str(at.value)
 
 
-def test_a_batch_too_large_for_the_memory_is_embedded_in_parts(encoder, images, tmp_path):
+def test_a_batch_that_exceeds_the_memory_is_split(encoder, images, tmp_path):
     sizes = []
 
-    def of_three_at_most(inputs):
+    def predict_at_most_three(inputs):
         sizes.append(len(inputs))
         if len(inputs) > 3:
             raise MemoryError
         return encoder.predict_on_batch(inputs)
 
-    model = SimpleNamespace(predict_on_batch=of_three_at_most)
+    model = SimpleNamespace(predict_on_batch=predict_at_most_three)
     paths = [tmp_path / "vectors.npy", tmp_path / "probabilities.npy"]
     inference.predict(model, [images], dict.fromkeys(paths, np.float32), "images")
     assert sizes[:4] == [20, 10, 5, 2]
@@ -170,7 +172,7 @@ def test_a_batch_too_large_for_the_memory_is_embedded_in_parts(encoder, images, 
         np.testing.assert_allclose(np.load(path), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_maps_that_half_precision_cannot_hold_are_refused(images, tmp_path):
+def test_features_beyond_half_precision_are_rejected(images, tmp_path):
     model = SimpleNamespace(predict_on_batch=lambda inputs: inputs * 1000)
     path = tmp_path / "features.npy"
     inference.predict(model, [images // 4], {path: np.float16}, "features")
@@ -178,7 +180,7 @@ def test_maps_that_half_precision_cannot_hold_are_refused(images, tmp_path):
         inference.predict(model, [images * 0 + 66], {path: np.float16}, "features")
 
 
-def test_any_other_error_stays_what_it_is(images, tmp_path):
+def test_other_errors_are_not_changed(images, tmp_path):
     def fail(_):
         raise RuntimeError("shapes differ")
 

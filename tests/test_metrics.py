@@ -1,4 +1,4 @@
-"""Every metric against values worked out by hand, a slow reference, and scikit-learn."""
+"""Every metric against values computed by hand, a slow reference, and scikit-learn."""
 
 import itertools
 import math
@@ -36,15 +36,15 @@ WHOLE = [
 
 def ranks(*rows) -> np.ndarray:
     """Rows of different lengths as relevant_ranks gives them."""
-    filled = np.full((len(rows), max(map(len, rows), default=0)), NAN, np.float32)
-    for place, row in enumerate(rows):
-        filled[place, : len(row)] = row
-    return filled
+    table = np.full((len(rows), max(map(len, rows), default=0)), NAN, np.float32)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = row
+    return table
 
 
 def ranks_of(hits: list[bool], n_unreachable: int = 0) -> list[float]:
     """Ranks of the relevant images in a ranking given as hits and misses."""
-    return [place for place, hit in enumerate(hits, start=1) if hit] + [INF] * n_unreachable
+    return [rank for rank, hit in enumerate(hits, start=1) if hit] + [INF] * n_unreachable
 
 
 @pytest.mark.parametrize("metric", WHOLE)
@@ -61,7 +61,7 @@ def test_perfect_ranking_is_one_up_to_the_number_of_relevant_images(metric, k):
 
 
 @pytest.mark.parametrize("metric", WHOLE)
-def test_nothing_ever_found_is_zero(metric):
+def test_ranking_without_hits_is_zero(metric):
     assert metric(ranks([INF, INF])) == [0.0]
 
 
@@ -71,7 +71,7 @@ def test_no_hit_among_the_first_k_is_zero(metric):
 
 
 def test_relevant_images_are_counted_with_the_unreachable_ones():
-    # Two finite and one infinite rank; two places left over; none at all.
+    # Two finite and one infinite rank; one rank and two NaN; only NaN.
     assert metrics.n_relevant(ranks([1, 4, INF], [2], [])).tolist() == [3, 1, 0]
 
 
@@ -91,9 +91,9 @@ def test_recall_of_the_worked_example():
 
 def test_hit_rate_of_the_worked_example_and_of_a_late_hit():
     # The first query has a hit at rank 1, the second has its first at rank 4.
-    both = ranks([1, 3, 6, 10], [4])
-    assert metrics.hit_rate_at_k(both, 3).tolist() == [1, 0]
-    assert metrics.hit_rate_at_k(both, 4).tolist() == [1, 1]
+    two_queries = ranks([1, 3, 6, 10], [4])
+    assert metrics.hit_rate_at_k(two_queries, 3).tolist() == [1, 0]
+    assert metrics.hit_rate_at_k(two_queries, 4).tolist() == [1, 1]
 
 
 def test_average_precision_of_the_worked_example():
@@ -117,7 +117,7 @@ def test_average_precision_at_r_of_the_worked_example():
     assert metrics.average_precision_at_r(EXAMPLE).round(3) == [0.417]
 
 
-def test_average_precision_at_r_takes_each_query_at_its_own_number_of_relevant_images():
+def test_average_precision_at_r_uses_the_number_of_relevant_images_per_query():
     # R = 1, rank 2 > 1: 0. R = 3, ranks 2 and 3: (1/2 + 2/3) / 3. R = 3, one of them reachable.
     scores = metrics.average_precision_at_r(ranks([2], [2, 3, 9], [1, INF, INF]))
     assert scores == pytest.approx([0, (1 / 2 + 2 / 3) / 3, 1 / 3])
@@ -133,10 +133,10 @@ def test_ndcg_of_the_worked_example():
 
 
 def test_ndcg_divides_by_the_smaller_of_k_and_the_relevant():
-    both = ranks([1, 2], [2])
+    two_queries = ranks([1, 2], [2])
     # R = 2 and k = 5: the ideal is two hits. R = 1: 1/log2(3) of an ideal 1.
-    assert metrics.ndcg_at_k(both, 5) == pytest.approx([1, 1 / math.log2(3)])
-    assert metrics.ndcg_at_k(both, 1).tolist() == [1, 0]
+    assert metrics.ndcg_at_k(two_queries, 5) == pytest.approx([1, 1 / math.log2(3)])
+    assert metrics.ndcg_at_k(two_queries, 1).tolist() == [1, 0]
 
 
 def test_r_precision_of_the_worked_example():
@@ -144,30 +144,30 @@ def test_r_precision_of_the_worked_example():
     assert metrics.r_precision(EXAMPLE) == pytest.approx([2 / 4])
 
 
-def test_r_precision_takes_each_query_at_its_own_number_of_relevant_images():
+def test_r_precision_uses_the_number_of_relevant_images_per_query():
     # R = 1, rank 2 > 1: 0 of 1. R = 3, ranks <= 3 are {2, 3}: 2 of 3.
     assert metrics.r_precision(ranks([2], [2, 3, 9])) == pytest.approx([0, 2 / 3])
 
 
-def test_reciprocal_rank_is_of_the_first_relevant_image():
+def test_reciprocal_rank_uses_the_first_relevant_image():
     assert metrics.reciprocal_rank(EXAMPLE) == [1]
     assert metrics.reciprocal_rank(ranks([4, 5], [3], [INF])) == pytest.approx([1 / 4, 1 / 3, 0])
 
 
 def test_unreachable_relevant_image_counts_as_missed():
-    found_ranks = ranks([1, 2, INF, INF])
+    query_ranks = ranks([1, 2, INF, INF])
     # Two of four relevant images stand at ranks 1 and 2; the others are never returned.
-    assert metrics.precision_at_k(found_ranks, 4) == pytest.approx([2 / 4])
-    assert metrics.recall_at_k(found_ranks, 1000) == pytest.approx([2 / 4])
+    assert metrics.precision_at_k(query_ranks, 4) == pytest.approx([2 / 4])
+    assert metrics.recall_at_k(query_ranks, 1000) == pytest.approx([2 / 4])
     # (1/1 + 2/2 + 0 + 0) / 4
-    assert metrics.average_precision(found_ranks) == pytest.approx([2 / 4])
+    assert metrics.average_precision(query_ranks) == pytest.approx([2 / 4])
     # (1/1 + 2/2) / min(4, 2), and (1/1 + 2/2) / min(4, 3)
-    assert metrics.average_precision(found_ranks, 2) == pytest.approx([1])
-    assert metrics.average_precision(found_ranks, 3) == pytest.approx([2 / 3])
-    assert metrics.r_precision(found_ranks) == pytest.approx([2 / 4])
+    assert metrics.average_precision(query_ranks, 2) == pytest.approx([1])
+    assert metrics.average_precision(query_ranks, 3) == pytest.approx([2 / 3])
+    assert metrics.r_precision(query_ranks) == pytest.approx([2 / 4])
 
 
-def test_query_without_relevant_images_is_nan_beside_one_that_has_some():
+def test_only_queries_without_relevant_images_are_nan():
     table = metrics.per_query(ranks([], [1, 2]), [1, 5])
     assert table["n_relevant"].tolist() == [0, 2]
     scores = table.drop(columns="n_relevant")
@@ -175,7 +175,7 @@ def test_query_without_relevant_images_is_nan_beside_one_that_has_some():
     assert scores.loc[1].notna().all()
 
 
-def test_no_query_has_relevant_images():
+def test_all_queries_may_lack_relevant_images():
     table = metrics.per_query(np.empty((3, 0), np.float32), [1])
     assert len(table) == 3
     assert table.drop(columns="n_relevant").isna().all(axis=None)
@@ -214,14 +214,14 @@ def test_scores_are_float64_and_silent_about_nan():
 
 def test_ranks_of_a_large_gallery_are_not_rounded():
     # 3 / 16,000,001 in float32 would be off from the eighth digit on.
-    found_ranks = ranks([1, 2, 16_000_001])
-    assert metrics.average_precision(found_ranks)[0] == pytest.approx(
+    query_ranks = ranks([1, 2, 16_000_001])
+    assert metrics.average_precision(query_ranks)[0] == pytest.approx(
         (2 + 3 / 16_000_001) / 3, rel=1e-14
     )
 
 
 def reference(hits: list[bool], n_relevant: int, k: int) -> dict[str, float]:
-    """Each metric, slowly, from hits and misses; the rest of n_relevant is never returned."""
+    """Every metric, slowly, from hits and misses; other relevant images are never returned."""
     names = ["average_precision", "r_precision", "average_precision_at_r", "reciprocal_rank"]
     at_k = ("precision", "recall", "hit_rate", "average_precision", "ndcg")
     names += [f"{name}@{k}" for name in at_k]
@@ -232,10 +232,10 @@ def reference(hits: list[bool], n_relevant: int, k: int) -> dict[str, float]:
         return sum(hits[:depth]) / depth
 
     def precisions(depth: int) -> float:
-        return sum(precision(place + 1) for place, hit in enumerate(hits[:depth]) if hit)
+        return sum(precision(position + 1) for position, hit in enumerate(hits[:depth]) if hit)
 
     def gain(hits: list[bool]) -> float:
-        return sum(1 / math.log2(place + 1) for place, hit in enumerate(hits, start=1) if hit)
+        return sum(1 / math.log2(position + 1) for position, hit in enumerate(hits, start=1) if hit)
 
     values = [
         precisions(len(hits)) / n_relevant,
@@ -284,55 +284,58 @@ def test_ndcg_equals_that_of_scikit_learn_without_ties(hits, k):
     assert metrics.ndcg_at_k(ranks(ranks_of(hits)), k) == pytest.approx([expected])
 
 
-# Of evaluate_retrieval, slowly and obviously, from embeddings on.
+# A slow and obvious version of evaluate_retrieval, from embeddings to scores.
 
 
 def cosines(query: np.ndarray, gallery: np.ndarray) -> list[list[float]]:
-    """Of each query with each image; products of equal rows are summed in the same order."""
+    """Cosines of queries and images; products of equal rows are summed in the same order."""
 
-    def cosine(one: list[float], other: list[float]) -> float:
-        product = math.fsum(a * b for a, b in zip(one, other, strict=True))
-        return product / math.hypot(*one) / math.hypot(*other)
+    def cosine(query_row: list[float], gallery_row: list[float]) -> float:
+        product = math.fsum(a * b for a, b in zip(query_row, gallery_row, strict=True))
+        return product / math.hypot(*query_row) / math.hypot(*gallery_row)
 
-    return [[cosine(one, other) for other in gallery.tolist()] for one in query.tolist()]
+    return [
+        [cosine(query_row, gallery_row) for gallery_row in gallery.tolist()]
+        for query_row in query.tolist()
+    ]
 
 
 def slow_evaluation(query, labels, gallery, gallery_labels, *, k, restrict_to=None, exclude=None):
-    """A dictionary per query. Cosines within 1e-9, which float64 rounds apart, are ties."""
+    """One row per query. Cosines within 1e-9, which float64 may round apart, are ties."""
     rows = []
     for row, similarity in enumerate(cosines(query, gallery)):
-        itself = -1 if exclude is None else exclude[row]
-        others = [at for at in range(len(gallery)) if at != itself]
-        n_relevant = sum(gallery_labels[at] == labels[row] for at in others)
+        excluded = -1 if exclude is None else exclude[row]
+        candidates = [position for position in range(len(gallery)) if position != excluded]
+        n_relevant = sum(gallery_labels[position] == labels[row] for position in candidates)
         if restrict_to is not None:
             searched = restrict_to[row]
-            others = [
-                at
-                for at in others
+            candidates = [
+                position
+                for position in candidates
                 if (
-                    searched[gallery_labels[at]]
+                    searched[gallery_labels[position]]
                     if restrict_to.ndim == 2
-                    else searched == gallery_labels[at]
+                    else searched == gallery_labels[position]
                 )
             ]
-        others.sort(key=lambda at: (-round(similarity[at], 9), at))
-        hits = [bool(gallery_labels[at] == labels[row]) for at in others]
+        candidates.sort(key=lambda position: (-round(similarity[position], 9), position))
+        hits = [bool(gallery_labels[position] == labels[row]) for position in candidates]
         rows.append({"n_relevant": n_relevant} | reference(hits, int(n_relevant), k))
     return pd.DataFrame(rows)
 
 
 def assert_distinct_or_equal(similarities: list[list[float]]) -> None:
-    """Leave out examples with cosines that may fall either way."""
+    """Discard examples with cosines that rounding may order either way."""
     for row in similarities:
-        gaps = [other - one for one, other in itertools.pairwise(sorted(row))]
+        gaps = [larger - smaller for smaller, larger in itertools.pairwise(sorted(row))]
         assume(all(gap < 1e-9 or gap > 1e-5 for gap in gaps))
 
 
 @st.composite
 def questions(draw):
-    """Few directions, each repeated in several lengths (powers of two, so that they stay exact).
+    """Few directions with several lengths, which are powers of two and therefore exact.
 
-    Opposites make similarities negative; of one direction or one class everything ties.
+    Opposites make similarities negative; with one direction or one class everything ties.
     """
     dimensions, n_directions = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     n_queries, n_gallery = draw(st.integers(1, 5)), draw(st.integers(1, 14))
@@ -406,7 +409,7 @@ def test_evaluation_has_a_column_for_each_metric_and_k():
     assert list(twice) == list(metrics.evaluate_retrieval(*question(), ks=[5]))
 
 
-def test_evaluation_of_the_docstring():
+def test_the_example_of_the_docstring():
     table = metrics.evaluate_retrieval([[1, 0]], [0], [[2, 0], [1, 1], [0, 3]], [0, 1, 0])
     assert table["average_precision"].tolist() == pytest.approx([(1 + 2 / 3) / 2])
 
@@ -421,7 +424,7 @@ def test_lengths_of_vectors_do_not_matter(dtype):
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e150, 1e300])
-def test_float64_beyond_the_range_of_float32(scale):
+def test_vectors_may_exceed_the_range_of_float32(scale):
     query, labels, gallery, gallery_labels = question()
     table = metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
     far = metrics.evaluate_retrieval(query * scale, labels, gallery / scale, gallery_labels)
@@ -429,14 +432,14 @@ def test_float64_beyond_the_range_of_float32(scale):
 
 
 def test_rows_whose_directions_differ_by_rounding_errors_are_ties():
-    # Both of the direction [3, 4], the second a little off.
+    # Both have the direction [3, 4], except for a small error in the second.
     gallery = np.array([[3, 4], [6 + 1e-12, 8]])
     for labels, rank in (([0, 1], 1), ([1, 0], 2)):
         table = metrics.evaluate_retrieval(np.array([[1.0, 0.3]]), [0], gallery, labels)
         assert table["reciprocal_rank"].tolist() == [1 / rank]
 
 
-def test_identical_rows_stand_in_gallery_order_wherever_they_are():
+def test_identical_rows_keep_gallery_order():
     random = np.random.default_rng(2)
     gallery = random.normal(size=(4 * ranking.PIECE + 9, 64)).astype(np.float32)
     copies = [5, 6, 77, 2001, 4000, 4099, 4100, 4104]
@@ -450,7 +453,7 @@ def test_identical_rows_stand_in_gallery_order_wherever_they_are():
     assert table["average_precision"].tolist() == [0.5] * 300
 
 
-def test_search_that_reaches_nothing_scores_zero_and_no_relevant_image_scores_nan():
+def test_searches_of_nothing_score_zero_and_queries_without_relevant_images_nan():
     query, labels, gallery, gallery_labels = question(3)
     labels[:] = 0, 1, 9
     nothing = np.zeros((3, 4), bool)
@@ -463,7 +466,7 @@ def test_search_that_reaches_nothing_scores_zero_and_no_relevant_image_scores_na
     assert scores.loc[2].isna().all()
 
 
-def test_excluded_image_does_not_count_where_the_search_is_restricted_either():
+def test_excluded_images_also_do_not_count_in_restricted_searches():
     query = np.array([[1.0, 0]])
     gallery, gallery_labels = np.array([[1.0, 0], [1, 1], [1, 2]]), [0, 0, 1]
     arguments = query, [0], gallery, gallery_labels
@@ -474,7 +477,7 @@ def test_excluded_image_does_not_count_where_the_search_is_restricted_either():
     assert missed["average_precision"].tolist() == [0]
 
 
-def test_copies_of_a_query_score_alike():
+def test_copies_of_a_query_have_the_same_score():
     # Computed with integers: the average precision is 0.0970 for each.
     random = np.random.default_rng(0)
     gallery, gallery_labels = random.choice([-1.0, 1.0], (2000, 12)), random.integers(0, 10, 2000)
@@ -489,13 +492,13 @@ def test_copies_of_a_query_score_alike():
     assert table["average_precision"].to_numpy() == pytest.approx(np.full(300, expected))
 
 
-def test_evaluation_is_the_same_each_time_bit_for_bit():
+def test_repeated_evaluations_are_bit_identical():
     arguments = question(300, 5000)
     first, second = (metrics.evaluate_retrieval(*arguments).to_numpy() for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
-def test_inputs_are_left_as_they_are():
+def test_inputs_are_not_changed():
     arguments = question()
     copies = [array.copy() for array in arguments]
     for array in arguments:
@@ -511,7 +514,7 @@ def changed(array: np.ndarray, row, value) -> np.ndarray:
 
 
 QUERY, LABELS, GALLERY, GALLERY_LABELS = question(5, 9)
-# Two rows are at fault where one can be: the first is named. Rows 2 and 4 of 0 to 4.
+# Rows 2 and 4 are invalid where one row can be, and errors name the first.
 REFUSED = [
     ("query_embeddings", changed(QUERY, ([2, 4], 1), NAN), "row 2 is NaN or infinite"),
     ("query_embeddings", changed(QUERY, ([2, 4], 1), -INF), "row 2 is NaN or infinite"),
@@ -552,29 +555,29 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), REFUSED)
-def test_what_does_not_fit_is_refused_by_name_and_first_row(name, value, message):
+def test_errors_name_the_invalid_argument_and_its_first_row(name, value, message):
     names = ["query_embeddings", "query_labels", "gallery_embeddings", "gallery_labels"]
-    given = dict(zip(names, (QUERY, LABELS, GALLERY, GALLERY_LABELS), strict=True))
-    metrics.evaluate_retrieval(**given)
+    arguments = dict(zip(names, (QUERY, LABELS, GALLERY, GALLERY_LABELS), strict=True))
+    metrics.evaluate_retrieval(**arguments)
     with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
-        metrics.evaluate_retrieval(**given | {name: value})
+        metrics.evaluate_retrieval(**arguments | {name: value})
 
 
-def test_first_row_at_fault_is_named_beyond_the_first_rows_measured():
+def test_errors_name_the_first_invalid_row_of_a_large_gallery():
     query, labels, gallery, gallery_labels = question(3, 5000)
     gallery[-3] = 0
     with pytest.raises(ValueError, match=f"gallery_embeddings: row {len(gallery) - 3} is zero"):
         metrics.evaluate_retrieval(query, labels, gallery, gallery_labels)
 
 
-def test_first_gallery_label_beyond_the_classes_of_restrict_to_is_named():
+def test_errors_name_the_first_gallery_label_beyond_restrict_to():
     gallery_labels = changed(GALLERY_LABELS % 3, [3, 6], 3)
     restrict_to = np.ones((5, 3), bool)
     with pytest.raises(ValueError, match="^restrict_to: 3 classes, but gallery_labels has 3"):
         metrics.evaluate_retrieval(QUERY, LABELS, GALLERY, gallery_labels, restrict_to=restrict_to)
 
 
-def test_metrics_know_nothing_of_keras():
+def test_metrics_do_not_import_keras():
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, cbir.retrieval.metrics; print(*sys.modules)"],
         capture_output=True,
