@@ -1,4 +1,4 @@
-"""Files of a run and of a study: what is written is what is read, and nothing stale stays."""
+"""Files of a run and of a study: they are read as they were written, and none is out of date."""
 
 import json
 from pathlib import Path
@@ -40,18 +40,20 @@ def scores(architecture="cnn") -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def leave(folder, *, baseline=False):
-    """What a run leaves, as far as the comparison and the study read it."""
+def write_run(folder, *, baseline=False):
+    """Write the files of a run that the comparison and the study read."""
     folder.mkdir()
     table = scores(folder.name)
     measurements.write_parquet(table, folder / "per_query.parquet")
     measurements.write_csv(measurements.metrics(table, CLASSES), folder / "metrics.csv")
     artifact = f"artifacts/rankings/{folder.name}"
-    place = folder.parent.parent.parent / artifact
-    place.mkdir(parents=True)
-    np.save(place / "rankings.npy", np.array([[1, 0], [0, -1]]))
-    np.save(place / "similarities.npy", np.array([[0.5, 0.25], [0.75, np.nan]]))
-    cache.write_manifest(place, place.glob("*.npy"), key=folder.name, seconds=2.0)
+    artifact_folder = folder.parent.parent.parent / artifact
+    artifact_folder.mkdir(parents=True)
+    np.save(artifact_folder / "rankings.npy", np.array([[1, 0], [0, -1]]))
+    np.save(artifact_folder / "similarities.npy", np.array([[0.5, 0.25], [0.75, np.nan]]))
+    cache.write_manifest(
+        artifact_folder, artifact_folder.glob("*.npy"), key=folder.name, seconds=2.0
+    )
     summary = {"searches": ["unrestricted"], "artifacts": {"unrestricted": artifact}}
     summary |= {"measurement": {"seeds": [0, 1], "protocols": ["closed"]}, "machine": {"cpu": "a"}}
     summary |= {"dataset": {"classes": CLASSES}, "seconds": {"unrestricted": 2.0}}
@@ -65,8 +67,8 @@ def leave(folder, *, baseline=False):
     (folder / "manifest.json").write_text(json.dumps({"parameters": {"a": 1}, "seconds": 3.0}))
 
 
-def test_a_run_is_read_as_it_was_left(reports):
-    leave(reports / "cnn")
+def test_a_run_is_read_as_it_was_written(reports):
+    write_run(reports / "cnn")
     run = read_run("tiny", "cnn")
     pd.testing.assert_frame_equal(run.per_query, scores())
     assert run.history["loss"].to_dict() == {1: 0.5, 2: 0.25}
@@ -77,16 +79,16 @@ def test_a_run_is_read_as_it_was_left(reports):
 
 
 def test_a_run_without_a_training_is_a_baseline(reports):
-    leave(reports / "random", baseline=True)
-    # As a network of the same name may have left one.
+    write_run(reports / "random", baseline=True)
+    # A file that a network of the same name may have written.
     (reports / "random" / "history.csv").write_text("epoch,loss\n1,0.5\n")
     run = read_run("tiny", "random")
     assert run.is_baseline
     assert run.history is None
 
 
-def test_a_page_shows_the_first_seed_and_the_comparison_the_average(reports):
-    leave(reports / "cnn")
+def test_a_page_uses_the_first_seed_and_the_comparison_the_mean_over_seeds(reports):
+    write_run(reports / "cnn")
     run = read_run("tiny", "cnn")
     wanted = {"metric": "mean_average_precision", "k": None, "search": "unrestricted"}
     assert measurements.select(run.first_rows(), **wanted)["value"].item() == 0.5
@@ -95,7 +97,7 @@ def test_a_page_shows_the_first_seed_and_the_comparison_the_average(reports):
     assert averaged["n_queries"].item() == 3
 
 
-def test_a_missing_result_is_reported_with_what_makes_it(reports):
+def test_a_missing_result_is_reported_with_the_command_that_makes_it(reports):
     with pytest.raises(StudyError, match="no results in .*make report DATA=path/to/folder"):
         read_run("tiny", "cnn")
     (project_root() / "params" / "tiny").mkdir()
@@ -107,19 +109,19 @@ def test_a_missing_result_is_reported_with_what_makes_it(reports):
     assert not is_whole("tiny", "cnn")
 
 
-def test_results_whose_artifacts_are_gone_are_reported(reports):
-    leave(reports / "cnn")
+def test_results_with_missing_artifacts_are_reported(reports):
+    write_run(reports / "cnn")
     assert is_whole("tiny", "cnn")
-    place = reports.parent.parent / "artifacts" / "rankings"
-    (place / "cnn").rename(place / "elsewhere")
+    folder = reports.parent.parent / "artifacts" / "rankings"
+    (folder / "cnn").rename(folder / "elsewhere")
     with pytest.raises(StudyError, match="rankings/cnn is missing or damaged: run `make report"):
         read_run("tiny", "cnn")
     assert not is_whole("tiny", "cnn")
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"3", b"[]", b"\xff", b"[" * 100_000])
-def test_a_damaged_summary_is_named(reports, content):
-    leave(reports / "cnn")
+def test_a_damaged_summary_is_reported(reports, content):
+    write_run(reports / "cnn")
     (reports / "cnn" / "summary.json").write_bytes(content)
     for read_it in (lambda: read_run("tiny", "cnn"), runs.trained_runs):
         with pytest.raises(StudyError, match="cnn/summary.json is damaged: run `make report"):
@@ -128,7 +130,7 @@ def test_a_damaged_summary_is_named(reports, content):
 
 
 def test_architectures_without_results_are_left_out(reports):
-    leave(reports / "cnn")
+    write_run(reports / "cnn")
     missing = ["resnet50: not run", "vgg16: a: b"]
     assert list(read_runs("tiny", ["cnn", "resnet50", "vgg16"], missing)) == ["cnn"]
     assert read_runs("tiny", ["vgg16"], missing) == {}
@@ -143,10 +145,10 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("what", DIFFERENCES)
-def test_runs_that_differ_in_more_than_their_architectures_are_not_compared(reports, what):
+def test_runs_on_different_images_splits_protocols_or_code_are_not_compared(reports, what):
     same = {"dataset": {"fingerprint": "same", "parameters": {"split_seed": 0}}, "code": "same"}
     for name, change in (("cnn", {}), ("vgg16", {}), ("resnet50", DIFFERENCES[what])):
-        leave(reports / name)
+        write_run(reports / name)
         path = reports / name / "summary.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | same | change))
     assert list(read_runs("tiny", ["cnn", "vgg16"], [])) == ["cnn", "vgg16"]
@@ -158,8 +160,8 @@ def test_runs_that_differ_in_more_than_their_architectures_are_not_compared(repo
 
 
 def test_the_study_has_the_rows_of_all_its_architectures(reports):
-    leave(reports / "cnn")
-    leave(reports / "random", baseline=True)
+    write_run(reports / "cnn")
+    write_run(reports / "random", baseline=True)
     write_study(reports, ["random", "cnn"], {"study": "tiny"})
     table = (reports / "metrics.csv").read_text().splitlines()
     parts = [(reports / name / "metrics.csv").read_text() for name in ("cnn", "random")]
@@ -172,9 +174,14 @@ def test_the_study_has_the_rows_of_all_its_architectures(reports):
     of_cnn = manifest["architectures"]["cnn"]
     assert of_cnn["seconds"] == {"unrestricted": 2.0, "notebook": 3.0}
     assert of_cnn["weights"] == {"trained": "abc"}
-    told = {"variant": "dropout=0.1", "size": {"total": 7}, "epochs": 2, "training_seconds": 70.0}
-    told |= {"training_accuracy": {"value": 0.5}, "speed": {"images_per_second": 9.0}}
-    assert {name: of_cnn[name] for name in told} == told
+    expected_entries = {
+        "variant": "dropout=0.1",
+        "size": {"total": 7},
+        "epochs": 2,
+        "training_seconds": 70.0,
+    }
+    expected_entries |= {"training_accuracy": {"value": 0.5}, "speed": {"images_per_second": 9.0}}
+    assert {name: of_cnn[name] for name in expected_entries} == expected_entries
     of_random = manifest["architectures"]["random"]
     assert (of_random["weights"], of_random["variant"], of_random["epochs"]) == (None, "", None)
     assert manifest["machine"] == {"cpu": "a"}
@@ -185,22 +192,22 @@ def test_a_study_without_results_has_an_empty_table(reports):
     assert (reports / "metrics.csv").read_text() == ",".join(measurements.COLUMNS) + "\n"
 
 
-def test_queries_of_results_that_are_gone_do_not_stay(reports):
-    leave(reports / "cnn")
+def test_queries_of_removed_results_are_removed_from_the_study(reports):
+    write_run(reports / "cnn")
     write_study(reports, ["cnn"], {})
     write_study(reports, [], {})
     path = reports / "per_query.parquet"
     assert not path.exists() or pd.read_parquet(path).empty
 
 
-def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
+def test_a_saved_baseline_has_what_was_measured(tmp_path, monkeypatch):
     root = make_project(tmp_path)
     monkeypatch.chdir(root)
     folder = root / "reports" / "tiny" / "random"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     run = invented.save_baseline("random", seeds=[4, 2], protocols=["held_out_gallery", "closed"])
-    # The notebook was run by hand: the mark of a finished report does not hold any more.
+    # The notebook was run by hand, so that the report no longer counts as finished.
     assert not (folder / "manifest.json").exists()
     summary = run.summary
     assert summary["searches"] == ["unrestricted"]
@@ -216,8 +223,8 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
     assert set(run.first_rows()["seed"]) == {4}
     assert set(run.first_rows()["protocol"]) == {"held_out_gallery"}
     assert run.rankings["unrestricted"].shape == (12, 10)
-    places = run.per_query.groupby(["seed", "protocol"]).size()
-    assert places.to_dict() == {
+    group_sizes = run.per_query.groupby(["seed", "protocol"]).size()
+    assert group_sizes.to_dict() == {
         (seed, protocol): 12 for seed in (2, 4) for protocol in ("closed", "held_out_gallery")
     }
     assert all((root / path).is_dir() for path in summary["artifacts"].values())
@@ -225,14 +232,14 @@ def test_what_save_writes_is_what_was_measured(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("what", ["the class probabilities", "precision@1 of the search soft"])
-def test_a_value_that_is_no_number_stops_a_run_before_it_is_written(reports, what, value):
+def test_a_value_that_is_not_finite_stops_a_run_before_it_is_written(reports, what, value):
     dataset = toy_dataset()
     probabilities, scores = np.full((len(dataset.labels), 4), 0.25), [0.5, 1.0]
     (probabilities[-1] if "class" in what else scores)[-1] = value
     embeddings = toy_embeddings(dataset, probabilities=probabilities)
     per_query = pd.DataFrame({"correct": np.nan, "n_relevant": 3, "precision@1": scores})
-    found = evaluation.Evaluation(embeddings.artifact, "soft", None, None, per_query)
-    states = [evaluation.State(7, 2, embeddings, [found])]
+    measured = evaluation.Evaluation(embeddings.artifact, "soft", None, None, per_query)
+    states = [evaluation.State(7, 2, embeddings, [measured])]
     message = rf"NaN or infinite values in {what} after epoch 2 \(protocol closed, seed 7\)"
     with pytest.raises(StudyError, match=message):
         runs.save_run("tiny", "cnn", measurement={}, states=states, speed=None)
@@ -255,7 +262,7 @@ def network(tmp_path_factory):
         )
 
 
-def test_a_network_says_where_it_came_from(network):
+def test_a_network_records_the_origin_of_its_weights(network):
     assert network.summary["weights"] == {
         "source": "imagenet",
         "started from": "a" * 64,
@@ -265,16 +272,16 @@ def test_a_network_says_where_it_came_from(network):
     assert network.summary["parameters"]["training"]["batch_size"] == 8
 
 
-def test_a_training_on_this_machine_is_not_called_one_on_another(network):
-    same = invented.save_network("cnn", 2.0, epochs=(), elsewhere={"machine": cache.machine()})
-    assert same.summary["trained_on"] == network.summary["trained_on"]
+def test_a_training_on_this_machine_is_not_recorded_as_one_on_another(network):
+    run = invented.save_network("cnn", 2.0, epochs=(), elsewhere={"machine": cache.machine()})
+    assert run.summary["trained_on"] == network.summary["trained_on"]
     assert network.summary["trained_on"] == {"machine": None, "versions": {}, "commit": None}
     assert runs.training_place(network.summary) == ""
     assert "trained on" not in provenance.networks_table({"vgg16-64": network})
 
 
 @pytest.mark.parametrize(
-    ("place", "versions", "time", "where"),
+    ("machine", "versions", "text", "trained_on"),
     [
         (
             {"cpu": "a processor", "cores": 16, "gpus": ["A GPU", "A GPU"]},
@@ -287,24 +294,24 @@ def test_a_training_on_this_machine_is_not_called_one_on_another(network):
         (None, {"keras": "3.99"}, "", "keras 3.99"),
     ],
 )
-def test_a_training_elsewhere_is_recorded_as_far_as_it_differed(
-    place, versions, time, where, network
+def test_a_training_on_another_machine_is_recorded_with_its_differences(
+    machine, versions, text, trained_on, network
 ):
     manifest = {"versions": cache.versions() | versions}
-    manifest |= {"machine": place} if place else {}
+    manifest |= {"machine": machine} if machine else {}
     run = invented.save_network("cnn", 2.0, epochs=(), elsewhere=manifest)
-    assert run.summary["trained_on"] == {"machine": place, "versions": versions, "commit": None}
-    assert runs.training_place(run.summary) == time
+    assert run.summary["trained_on"] == {"machine": machine, "versions": versions, "commit": None}
+    assert runs.training_place(run.summary) == text
     table = provenance.networks_table({"cnn": run, "vgg16-64": network})
-    assert table["trained on"].tolist() == [where, "–"]
+    assert table["trained on"].tolist() == [trained_on, "–"]
 
 
-def test_the_page_of_a_run_says_what_its_training_ran_with(network):
-    """Its training may be older than the rest of the run: what its manifest says counts."""
+def test_the_page_of_a_run_lists_the_machine_and_packages_of_its_training(network):
+    """The manifest of the training counts, since the training may be older than the run."""
     folder = cache.project_root() / network.summary["artifacts"]["training"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    place = {"cpu": "a processor", "cores": 16, "gpus": ["A GPU"]}
-    content = manifest | {"machine": place, "versions": {"keras": "3.99"}, "sha256": ""}
+    machine = {"cpu": "a processor", "cores": 16, "gpus": ["A GPU"]}
+    content = manifest | {"machine": machine, "versions": {"keras": "3.99"}, "sha256": ""}
     content["git"] = {"commit": "fed", "clean": False}
     content["sha256"] = cache.digest(content)
     (folder / "manifest.json").write_text(json.dumps(content))
@@ -317,13 +324,13 @@ def test_the_page_of_a_run_says_what_its_training_ran_with(network):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_every_row_and_the_summary_name_the_point_of_a_grid(network):
+def test_every_row_and_the_summary_have_the_point_of_the_grid(network):
     assert network.summary["variant"] == "input_size=64"
     for rows in (network.per_query, network.metrics, network.averaged):
         assert set(rows["variant"]) == {"input_size=64"}
 
 
-def test_training_accuracy_is_that_of_the_final_state_on_the_images_learnt_from(network):
+def test_training_accuracy_is_that_of_the_final_state_on_the_training_images(network):
     view = evaluation.first_view(load_shapes(), network.summary["measurement"])
     labels = view.labels[view.train]
     right = [
@@ -336,7 +343,7 @@ def test_training_accuracy_is_that_of_the_final_state_on_the_images_learnt_from(
         {"value": by_image.mean(), "ci_low": low.item(), "ci_high": high.item()}
     )
     assert low < by_image.mean() < high
-    # Neither that of the history, nor that of the queries.
+    # The history's accuracy is another one: it is measured during the epoch.
     assert network.summary["training_accuracy"]["value"] != network.history["accuracy"].iloc[-1]
 
 
@@ -348,8 +355,8 @@ def test_the_history_of_a_network_has_its_stages_and_seconds(network):
     assert network.summary["training_seconds"] == 6.0
 
 
-def test_steps_before_the_training_are_told_too(network):
-    """The features of a frozen backbone, then the head on them."""
+def test_artifacts_of_a_training_include_the_steps_before_it(network):
+    """The steps are the features of a frozen backbone and the head trained on them."""
 
     features, head, last = (Artifact(Path(name), {}) for name in ("a", "b", "c"))
     of_head = Training(head, None, 1, features, None)
@@ -363,25 +370,25 @@ def test_steps_before_the_training_are_told_too(network):
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "text"),
     [
         ({"source": "imagenet", "started from": "abc"}, "ImageNet, SHA-256 abc"),
         ({"source": "study:a/b", "started from": "abc"}, "study:a/b, SHA-256 abc"),
         ({"source": "none", "started from": "random"}, "random"),
     ],
 )
-def test_provenance_says_what_each_network_started_from(weights, said, reports):
+def test_provenance_lists_the_weights_that_each_network_started_from(weights, text, reports):
     run = {"weights": weights | {"trained": "def"}, "seconds": {}, "peak_memory_bytes": 1}
-    same = {"machine": None, "versions": {}, "commit": "abc"}
-    elsewhere = {"machine": None, "versions": {"jax": "0.7"}, "commit": "fed"}
+    this_machine = {"machine": None, "versions": {}, "commit": "abc"}
+    other_machine = {"machine": None, "versions": {"jax": "0.7"}, "commit": "fed"}
     manifest = {"command": "make", "git": {"commit": "abc", "clean": True}, "versions": {}}
     manifest |= {"machine": {"cpu": "a", "cores": 2, "gpus": []}, "data": {"fingerprint": "abc"}}
-    architectures = {"cnn": run, "same": run | {"trained_on": same}}
-    architectures["other"] = run | {"trained_on": elsewhere}
+    architectures = {"cnn": run, "same": run | {"trained_on": this_machine}}
+    architectures["other"] = run | {"trained_on": other_machine}
     manifest |= {"architectures": architectures}
     (reports / "manifest.json").write_text(json.dumps(manifest))
     table = provenance.provenance_table("tiny")["value"]
     is_trained_on = table.index.str.endswith(", trained on")
     assert table[is_trained_on].to_dict() == {"other, trained on": "commit fed, jax 0.7"}
-    assert table["cnn, started from"] == said
+    assert table["cnn, started from"] == text
     assert table["cnn, weights, SHA-256"] == "def"
