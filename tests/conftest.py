@@ -1,4 +1,4 @@
-"""A project of its own for every test that needs one: small pictures, a small study, no network."""
+"""Fixtures and builders: projects with small pictures and a small study, networks, toy data."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from PIL import Image
 
 # jsonschema compiles a grammar for a format that no notebook has, which takes a second.
 sys.modules.setdefault("rfc3987_syntax", None)
-# No test outlives a loss of power. Waiting for the disk would take as long as a tenth of the tests.
+# Tests need no protection against power loss, and waiting for the disk takes a tenth of their time.
 os.fsync = lambda file: None
 
 from cbir.retrieval import uncertainty  # noqa: E402
@@ -40,7 +40,7 @@ STUDY = {
     "draws": 2,
     "ks": [1, 5, 10],
 }
-# Every parameter that has a default, and is not of the images or of what is measured.
+# Every parameter with a default.
 DEFAULTS = {key: row.default for key, row in params.PARAMETERS.items() if row.default is not None}
 CNN = {key: value for key, value in DEFAULTS.items() if key not in STUDY} | {
     "backbone": "cnn",
@@ -55,7 +55,7 @@ CNN = {key: value for key, value in DEFAULTS.items() if key not in STUDY} | {
 FROZEN = {"pooling": "avg", "train": "head", "head_epochs": 2, "head_batch_size": 8}
 FROZEN |= {"epochs": 0, "measured_epochs": []}
 
-# They take the longest, so they start first: no worker is left alone with one of them at the end.
+# The slowest files start first, so that no worker is still busy with one of them at the end.
 LONGEST = [
     "test_study_networks.py", "test_study_changes.py", "test_training.py", "test_weights.py",
     "test_search_cli.py", "test_models.py", "test_study.py", "test_runner.py", "test_explorer.py",
@@ -65,24 +65,24 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Put the files that take longest first."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    """Sort the slowest files first."""
+    positions = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: positions.get(item.path.name, len(LONGEST)))
 
 
 def write_pictures(folder: Path, classes=("circle", "cross", "square"), count=16, size=24) -> None:
-    """Pictures of noise in which each class brightens another part, so that it can be learnt."""
+    """Write pictures of noise with a bright region that depends on the class."""
     random = np.random.default_rng(0)
-    for place, name in enumerate(classes):
+    for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             pixels = random.integers(0, 90, (size, size, 3), dtype=np.uint8)
-            pixels[place * 6 : place * 6 + 6, :, place % 3] += 150
+            pixels[label * 6 : label * 6 + 6, :, label % 3] += 150
             Image.fromarray(pixels).save(folder / name / f"{name}-{number:02d}.png")
 
 
 def write_study(root: Path, name: str, shared: dict, architectures: dict[str, dict]) -> None:
-    """params/<name>/ with its YAML files."""
+    """Write params/<name>/ with its YAML files."""
     folder = root / "params" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(yaml.safe_dump(shared))
@@ -108,7 +108,7 @@ def make_project(root: Path) -> Path:
 
 
 def cbir(root: Path, *arguments: str, timeout: float = 900, **environment: str):
-    """Run the real command in a project; the finished process with its output as text."""
+    """Run the command in a project and return the finished process with its output as text."""
     return subprocess.run(
         [sys.executable, "-m", "cbir", *arguments],
         cwd=root,
@@ -122,7 +122,7 @@ def cbir(root: Path, *arguments: str, timeout: float = 900, **environment: str):
 
 @pytest.fixture
 def closed_figures():
-    """Close the test's figures, of which matplotlib otherwise keeps all."""
+    """Close the figures of a test, which matplotlib otherwise keeps."""
     import matplotlib.pyplot as plt
 
     yield
@@ -131,7 +131,7 @@ def closed_figures():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """A fresh project, made the working directory."""
+    """A new project as the working directory."""
     root = make_project(tmp_path)
     monkeypatch.chdir(root)
     monkeypatch.setenv("KERAS_HOME", str(root / "keras"))
@@ -140,7 +140,7 @@ def project(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def shared_project(tmp_path_factory):
-    """One project for all tests of a module, made the working directory."""
+    """One project for all tests of a module, as the working directory."""
     root = make_project(tmp_path_factory.mktemp("project"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -150,7 +150,7 @@ def shared_project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_cnn():
-    """The plain CNN becomes narrow, with one convolution per stage: it trains faster."""
+    """Replace the plain CNN by a narrow one with one convolution per stage, which trains faster."""
     from keras import Input, Model, layers
 
     from cbir.networks import cnns
@@ -172,21 +172,21 @@ def small_cnn():
 
 @pytest.fixture
 def short_epochs(monkeypatch):
-    """Epochs on features have ten steps."""
+    """Shorten epochs on features to ten steps."""
     from cbir.networks import training
 
     monkeypatch.setattr(training, "HEAD_STEPS", 10)
 
 
 def empty_project(root: Path) -> Path:
-    """What makes a folder a project, and nothing else: a place with artifacts of its own."""
+    """A project without contents, which keeps its own artifacts."""
     for name in ("params", "notebooks"):
         (root / name).mkdir(parents=True)
     return root
 
 
 def load_shapes():
-    """The small pictures of `make_project`, from the project that is the working directory."""
+    """The small pictures of `make_project` in the working directory."""
     from cbir.images.dataset import load_dataset
 
     return load_dataset(
@@ -195,18 +195,18 @@ def load_shapes():
 
 
 def build_network(backbone="cnn", **changes):
-    """A small network, three classes."""
+    """A small network for three classes."""
     from cbir.networks import models
 
-    given = {name: DEFAULTS[name] for name in params.names_in("network") if name != "backbone"}
-    given |= {"pooling": "flatten" if backbone == "cnn" else "avg", "embedding_dim": 16}
-    given |= {"dropout": 0.2, "mixed_precision": False}
-    given |= {"image_size": 32, "n_classes": 3, "seed": 0}
-    return models.build(backbone, **(given | changes))
+    settings = {name: DEFAULTS[name] for name in params.names_in("network") if name != "backbone"}
+    settings |= {"pooling": "flatten" if backbone == "cnn" else "avg", "embedding_dim": 16}
+    settings |= {"dropout": 0.2, "mixed_precision": False}
+    settings |= {"image_size": 32, "n_classes": 3, "seed": 0}
+    return models.build(backbone, **(settings | changes))
 
 
 def train_network(network, dataset, *, seed=0, features=None, head=None, **changes):
-    """A short training."""
+    """Train a network for a few epochs."""
     from cbir.networks import training
     from cbir.studies import params
 
@@ -219,21 +219,23 @@ def train_network(network, dataset, *, seed=0, features=None, head=None, **chang
 
 
 def save_trained(study="tiny", name="cnn", **changes):
-    """A finished run of a small network on the small pictures, without its notebook."""
+    """Train a small network on the small pictures and save the run, without a notebook."""
     from cbir.networks import architecture, inference
     from cbir.reporting.runs import save_run
     from cbir.retrieval import evaluation
 
-    given = CNN | {"epochs": 6, "measured_epochs": []} | changes
-    taken = {
-        group: {key: given[key] for key in params.names_in(group)}
+    parameters = CNN | {"epochs": 6, "measured_epochs": []} | changes
+    groups = {
+        group: {key: parameters[key] for key in params.names_in(group)}
         for group in ("network", "training", "embedding")
     }
     measurement = {name: STUDY[name] for name in params.MEASUREMENT}
-    dataset, chosen = load_shapes(), architecture.Architecture(**taken)
+    dataset, small_architecture = load_shapes(), architecture.Architecture(**groups)
     view = evaluation.first_view(dataset, measurement)
-    network, trained = chosen.train(view, 0)
-    states = evaluation.measure(dataset, embed_view=chosen.embed, measurement=measurement)
+    network, trained = small_architecture.train(view, 0)
+    states = evaluation.measure(
+        dataset, embed_view=small_architecture.embed, measurement=measurement
+    )
     speed = evaluation.measure_speed(
         states[0].embeddings, inference.make_encoder(network, states[0].embeddings)
     )
@@ -244,20 +246,20 @@ def save_trained(study="tiny", name="cnn", **changes):
 
 
 def made_once(tmp_path_factory, name: str, make) -> Path:
-    """A folder of this process with what `make` writes, which only one process of tests makes."""
-    shared = tmp_path_factory.getbasetemp()
+    """A copy for this process of a folder that `make` writes once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    with FileLock(shared / f"{name}.lock"):
-        if not (shared / name).exists():
-            make(shared / f"{name} unfinished")
-            (shared / f"{name} unfinished").rename(shared / name)
-        return shutil.copytree(shared / name, tmp_path_factory.mktemp(name) / name)
+        base = base.parent
+    with FileLock(base / f"{name}.lock"):
+        if not (base / name).exists():
+            make(base / f"{name} unfinished")
+            (base / f"{name} unfinished").rename(base / name)
+        return shutil.copytree(base / name, tmp_path_factory.mktemp(name) / name)
 
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory) -> Path:
-    """A project with a study of two finished architectures, made once."""
+    """A project with a study of two finished architectures."""
 
     def make(root: Path) -> None:
         empty_project(root)
@@ -275,12 +277,12 @@ def finished_project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_study(finished_project):
-    """The project with the finished study, made the working directory."""
+    """The project with the finished study, as the working directory."""
     yield from work_in(finished_project)
 
 
 def work_in(project: Path) -> Iterator[Path]:
-    """The project as the working directory, with Keras' files in it, until the fixture ends."""
+    """Make the project the working directory and the home of Keras until the fixture ends."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.setenv("KERAS_HOME", str(project / "keras"))
@@ -289,7 +291,7 @@ def work_in(project: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def measured_project(tmp_path_factory):
-    """A project with the study of `runs`, made the working directory."""
+    """A project with the study of `runs`, as the working directory."""
     import invented
 
     protocols = ["closed", "held_out_gallery", "unseen_classes"]
@@ -314,23 +316,23 @@ def runs(measured_project):
 
 
 def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
-    """A data set of labels and places alone, `n_train` and `n_test` images a class, in no order."""
+    """A data set of black images in random order, `n_train` and `n_test` per class."""
     from cbir.images.dataset import Dataset, stratified_split
 
-    given = {"dataset": "toy", "validation_fraction": 0.25, "split_seed": 0} | changes
+    parameters = {"dataset": "toy", "validation_fraction": 0.25, "split_seed": 0} | changes
     random = np.random.default_rng(n_classes)
     classes = [f"class {label}" for label in range(n_classes)]
     parts = [random.permutation(np.repeat(np.arange(n_classes), n)) for n in (n_train, n_test)]
     train, validation = stratified_split(
-        parts[0], given["validation_fraction"], given["split_seed"], classes, "validation"
+        parts[0], parameters["validation_fraction"], parameters["split_seed"], classes, "validation"
     )
     count = n_classes * (n_train + n_test)
     return Dataset(
-        parameters=given,
+        parameters=parameters,
         classes=classes,
         images=np.zeros((count, 1, 1, 3), np.uint8),
         labels=np.concatenate(parts),
-        names=[f"image {place}" for place in range(count)],
+        names=[f"image {position}" for position in range(count)],
         train=train,
         validation=validation,
         gallery=np.arange(len(parts[0])),
@@ -340,15 +342,15 @@ def toy_dataset(n_classes=4, n_train=14, n_test=12, **changes):
 
 
 def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
-    """Embeddings of a toy data set: by chance, where none are given; named by their content."""
+    """Embeddings of a toy data set, random by default; the artifact key depends on their values."""
     from cbir.cache import Artifact, digest
     from cbir.networks.embeddings import Embeddings, normalise
 
     random = np.random.default_rng(seed)
     n, n_classes = len(dataset.labels), len(dataset.classes)
-    by_chance = random.normal(size=(n, 6)), random.dirichlet(np.ones(n_classes), n)
-    vectors = normalise(by_chance[0] if vectors is None else vectors)
-    probabilities = by_chance[1] if probabilities is None else probabilities
+    random_values = random.normal(size=(n, 6)), random.dirichlet(np.ones(n_classes), n)
+    vectors = normalise(random_values[0] if vectors is None else vectors)
+    probabilities = random_values[1] if probabilities is None else probabilities
     probabilities = np.asarray(probabilities, np.float32)
     key = digest([vectors.tolist(), probabilities.tolist()])
     return Embeddings(Artifact(Path(), {"key": key}), dataset, vectors, probabilities)
@@ -356,7 +358,7 @@ def toy_embeddings(dataset, vectors=None, probabilities=None, seed=0):
 
 @pytest.fixture(scope="module")
 def few_queries():
-    """Tests of texts and tables need no more than a few queries for a significant difference."""
+    """Let a few queries be enough for a significant difference."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uncertainty, "MIN_QUERIES", 1)
         yield

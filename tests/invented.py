@@ -1,4 +1,4 @@
-"""Runs that nobody ran: results with the scores that a test gives them, and cheap real ones."""
+"""Invented runs with given scores, and saved runs that need no training."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def rows(
     labels=None,
     **more,
 ) -> pd.DataFrame:
-    """Rows of per_query.parquet with a given average precision for each query."""
+    """Rows of per_query.parquet with these average precisions."""
     n = len(scores)
     frame = pd.DataFrame(
         {
@@ -55,13 +55,13 @@ def rows(
 
 
 def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -> Run:
-    """A run of which little more is known than its rows of per_query.parquet."""
+    """A run with these rows of per_query.parquet and an invented summary."""
     frame = pd.concat(frames, ignore_index=True)
     measurement = MEASUREMENT | {
         "seeds": list(dict.fromkeys(frame["seed"])),
         "protocols": list(dict.fromkeys(frame["protocol"])),
     }
-    known = {
+    summary_values = {
         "measurement": measurement,
         "variant": "",
         "searches": list(dict.fromkeys(frame["search"])),
@@ -77,29 +77,29 @@ def result(*frames: pd.DataFrame, baseline=False, dataset="digits", **summary) -
         "index_bytes": 3_000_000,
     }
     if not baseline:
-        known |= {"weights": {"source": "none", "started from": "random"}}
-        known |= {"epochs": 3, "training_seconds": 70.0, "size": {"total": 4_000_000}}
-        known |= {"training_accuracy": {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}}
+        summary_values |= {"weights": {"source": "none", "started from": "random"}}
+        summary_values |= {"epochs": 3, "training_seconds": 70.0, "size": {"total": 4_000_000}}
+        summary_values |= {"training_accuracy": {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}}
     history = None if baseline else pd.DataFrame({"loss": [0.5]})
     name = frame["architecture"].iloc[0]
-    known |= summary
-    classes = known["dataset"]["classes"]
+    summary_values |= summary
+    classes = summary_values["dataset"]["classes"]
     unnamed = map(str, range(len(classes), int(frame["label"].max()) + 1))
     metrics = measurements.metrics(frame, [*classes, *unnamed])
-    return Run("tiny", name, known, metrics, frame, history, {}, {})
+    return Run("tiny", name, summary_values, metrics, frame, history, {}, {})
 
 
-def all_of_one(scores, name="cnn", **given) -> Run:
-    """A run with the same scores, or those given for it, in each way of searching."""
+def all_of_one(scores, name="cnn", **scores_by_search) -> Run:
+    """A run with the same scores for each search, except those in `scores_by_search`."""
     frames = [
-        rows(given.get(search, scores), architecture=name, search=search, correct=1.0)
+        rows(scores_by_search.get(search, scores), architecture=name, search=search, correct=1.0)
         for search in ("unrestricted", "predicted_class", "soft", "label_lookup")
     ]
     return result(*frames)
 
 
 def save_baseline(name: str, **measurement) -> Run:
-    """A baseline, run on the small pictures without its notebook."""
+    """Run a baseline on the small pictures and save the run, without a notebook."""
     dataset, measurement = load_shapes(), MEASUREMENT | measurement
     states = evaluation.measure(
         dataset,
@@ -111,7 +111,7 @@ def save_baseline(name: str, **measurement) -> Run:
 
 
 def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarray:
-    """(n, 8) the classes in three directions, blurred by chance, then chance alone."""
+    """(n, 8) vectors: three dimensions for the classes with noise, five of noise only."""
     random = np.random.default_rng([seed, epoch or 3, view.draw or 0])
     logits = 3 * np.eye(3)[view.labels] + blur * random.normal(size=(len(view.labels), 3))
     return np.hstack([logits, blur * random.normal(size=(len(view.labels), 5))])
@@ -120,11 +120,11 @@ def blurred(view, blur: float, seed: int, epoch: int | None = None) -> np.ndarra
 def save_network(
     name: str, blur: float, *, epochs=(1,), variant="", weights=None, elsewhere=None, **measurement
 ):
-    """What passes for a network, without Keras: its embeddings are `blurred`.
+    """Save the run of an invented network, whose embeddings are `blurred`.
 
     Args:
         weights: its `source` and `sha256`; random by default.
-        elsewhere: what the manifest of its training says of another machine.
+        elsewhere: entries of the training manifest of another machine.
     """
     dataset, measurement = load_shapes(), MEASUREMENT | measurement
 
@@ -135,14 +135,14 @@ def save_network(
             powers = np.exp(vectors[:, :3])
             np.save(folder / "probabilities.npy", powers / powers.sum(axis=1, keepdims=True))
 
-        made = cached(
+        artifact = cached(
             "embeddings",
             make,
             parameters={"name": name, "seed": seed, "epoch": epoch, "draw": view.draw},
             reads=[view.fingerprint],
             package="networks",
         )
-        return Embeddings.open(made.folder, view)
+        return Embeddings.open(artifact.folder, view)
 
     states = evaluation.measure(
         dataset, embed_view=embed_view, measurement=measurement, epochs=list(epochs)

@@ -1,4 +1,4 @@
-"""Whole studies for tests: small projects, and what the real command left of them."""
+"""Complete small studies for tests, and checks of their reports."""
 
 import json
 import re
@@ -32,9 +32,9 @@ def make_study(root: Path, architectures: dict[str, dict], **shared) -> Path:
 
 
 def report(root: Path, *arguments: str, **environment: str) -> SimpleNamespace:
-    """The study `tiny` brought up to date: where its report stands, and the finished process."""
-    done = cbir(root, "report", "--study", "tiny", *arguments, **environment)
-    return SimpleNamespace(root=root, reports=root / "reports" / "tiny", done=done)
+    """Run `report` on the study `tiny`; the project, the report folder and the finished process."""
+    process = cbir(root, "report", "--study", "tiny", *arguments, **environment)
+    return SimpleNamespace(root=root, reports=root / "reports" / "tiny", done=process)
 
 
 def leave_out_notebooks(root: Path, *names: str) -> None:
@@ -44,7 +44,7 @@ def leave_out_notebooks(root: Path, *names: str) -> None:
 
 
 def shorten_notebooks(root: Path, *, but: Collection[str] = ()) -> None:
-    """Notebooks for tests of what runs when: runs end when they are saved, few pages, all empty."""
+    """Shorten notebooks to saving the run or to their parameters, and delete deeper pages."""
     for path in (root / "notebooks").glob("*.ipynb"):
         if path.stem in but:
             continue
@@ -67,7 +67,7 @@ def change(root: Path, name: str, **values) -> None:
 
 
 def folders(root: Path, *steps: str) -> dict[str, dict[str, int]]:
-    """The finished results of each step, and when each was made."""
+    """The finished results of each step with their modification times."""
     return {
         step: {
             path.parent.name: path.stat().st_mtime_ns
@@ -77,19 +77,19 @@ def folders(root: Path, *steps: str) -> dict[str, dict[str, int]]:
     }
 
 
-def snapshot(*places: Path) -> dict[str, bytes]:
-    """Every file of some folders with what it holds."""
+def snapshot(*directories: Path) -> dict[str, bytes]:
+    """The contents of every file in some folders."""
     return {
-        path.relative_to(place.parent).as_posix(): path.read_bytes()
-        for place in places
-        for path in place.rglob("*")
+        path.relative_to(directory.parent).as_posix(): path.read_bytes()
+        for directory in directories
+        for path in directory.rglob("*")
         if path.is_file()
     }
 
 
-def ran(done) -> list[str]:
-    """The notebooks that a report ran, in their order."""
-    return re.findall(r"running notebooks/(\w+)\.ipynb", done.stdout)
+def ran(process) -> list[str]:
+    """The notebooks that a report ran, in order."""
+    return re.findall(r"running notebooks/(\w+)\.ipynb", process.stdout)
 
 
 def page(reports: Path, name: str) -> Tags:
@@ -97,21 +97,21 @@ def page(reports: Path, name: str) -> Tags:
 
 
 def links_between_pages(reports: Path, name: str) -> list[str]:
-    """The pages that the navigation at the top of a page leads to, in its order."""
+    """The pages in the navigation at the top of a page, in order."""
     html = (reports / f"{name}.html").read_text("utf-8")
     (navigation,) = re.findall('<nav[^>]*class="pages".*?</nav>', html, re.DOTALL)
     return [link["href"].removesuffix(".html") for link in Tags(navigation).of("a")]
 
 
 def check_values(table: pd.DataFrame) -> None:
-    """Each number of a metrics.csv is a share, within its interval if it has one."""
+    """Check that each value of a metrics.csv is from 0 to 1 and within its interval."""
     assert table["value"].between(0, 1).all()
     # A draw has too few classes for an interval over them.
     is_draw = (table["protocol"] == "unseen_classes") & table["class"].isna()
     assert table.loc[is_draw, ["ci_low", "ci_high"]].isna().all(axis=None)
-    rest = table[~is_draw]
-    assert rest["ci_low"].le(rest["value"]).all()
-    assert rest["value"].le(rest["ci_high"]).all()
+    others = table[~is_draw]
+    assert others["ci_low"].le(others["value"]).all()
+    assert others["value"].le(others["ci_high"]).all()
 
 
 def check_pages(
@@ -121,11 +121,11 @@ def check_pages(
     index: str = "comparison",
     deeper: Collection[str] = DEEPER,
 ) -> None:
-    """Every page of a report: figures with texts, links that lead somewhere, nothing fetched.
+    """Check every page of a report: figures have texts, links work, nothing is downloaded.
 
     Args:
         runs: the architectures and baselines of the study.
-        figures: how many a page has at least.
+        figures: the minimum number of figures by page.
         index: the notebook of index.html.
         deeper: the pages that follow the comparison.
     """
