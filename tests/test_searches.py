@@ -1,4 +1,4 @@
-"""Ways of searching: which classes may be found, what a label alone can do, and what is tuned."""
+"""Searches: the classes that each one searches, the lookup by label, and the calibration."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from cbir.retrieval.searches import SEARCHES, calibrated, fit_temperature, proba
 
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory):
-    """A project to keep what is calibrated in, made the working directory."""
+    """An empty project, the working directory, in which calibrations are stored."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(empty_project(tmp_path_factory.mktemp("project")))
         yield
@@ -31,7 +31,7 @@ def cross_entropy(probabilities, labels) -> float:
     return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
 
 
-# As a network gives them: float32, some so sure that the rest is 0, some with ties.
+# As of a network: float32, some with probabilities of exactly 0, some with ties.
 logits = st.tuples(st.integers(1, 6), st.integers(2, 8)).flatmap(
     lambda shape: arrays(
         np.float64, shape, elements=st.one_of(st.floats(-200, 200), st.integers(-2, 2).map(float))
@@ -78,8 +78,10 @@ def test_a_mass_of_one_searches_all(probabilities, temperature):
 
 @settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes, temperature=temperatures, both=st.tuples(masses, masses))
-def test_a_greater_mass_searches_what_a_smaller_one_does_and_more(probabilities, temperature, both):
-    small, large = (probable(probabilities, temperature, mass) for mass in sorted(both))
+def test_a_greater_mass_searches_all_classes_of_a_smaller_one(
+    probabilities, temperature, two_masses
+):
+    small, large = (probable(probabilities, temperature, mass) for mass in sorted(two_masses))
     assert (large >= small).all()
 
 
@@ -91,9 +93,9 @@ def test_probable_by_hand():
     assert probable(rows, 1, 0.85).tolist() == [
         [False, True, True], [True, False, False], [True, True, True],
     ]  # fmt: skip
-    # What reaches the mass exactly is enough; of equals the first is taken.
+    # Reaching the mass exactly is enough; of equal probabilities, the first class is taken.
     assert probable(np.array([[0.5, 0.5]]), 1, 0.5).tolist() == [[True, False]]
-    # Made less sure, the second needs more classes; made surer, the last needs one.
+    # At a high temperature the second row needs more classes, at a low one the last needs one.
     assert probable(rows, 20, 0.85)[1].all()
     assert probable(rows, 0.05, 0.85)[2].tolist() == [False, True, False]
 
@@ -104,15 +106,15 @@ def test_probable_by_hand():
 @settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes)
 def test_a_temperature_of_one_changes_nothing(probabilities):
-    same = calibrated(probabilities, 1)
-    assert same.dtype == np.float64
-    np.testing.assert_allclose(same, probabilities, atol=1e-6)
+    calibrated_probabilities = calibrated(probabilities, 1)
+    assert calibrated_probabilities.dtype == np.float64
+    np.testing.assert_allclose(calibrated_probabilities, probabilities, atol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
 @given(probabilities=softmaxes, both=st.tuples(temperatures, temperatures))
-def test_a_higher_temperature_is_flatter_and_keeps_the_order(probabilities, both):
-    cold, hot = (calibrated(probabilities, temperature) for temperature in sorted(both))
+def test_a_higher_temperature_is_flatter_and_keeps_the_order(probabilities, two_temperatures):
+    cold, hot = (calibrated(probabilities, temperature) for temperature in sorted(two_temperatures))
     for softened in (cold, hot):
         np.testing.assert_allclose(softened.sum(axis=1), 1)
         order = np.argsort(probabilities, axis=1, kind="stable")
@@ -131,8 +133,8 @@ def test_calibrating_divides_the_logits(rows, temperature):
 # fit_temperature
 
 
-def planted(temperature, n=4000, n_classes=5) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn as probabilities say, and those probabilities, misstated by a temperature."""
+def misstated_probabilities(temperature, n=4000, n_classes=5) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities changed by a temperature, and labels drawn from the true probabilities."""
     random = np.random.default_rng(0)
     logits = 2 * random.normal(size=(n, n_classes))
     true = softmax(logits)
@@ -141,13 +143,13 @@ def planted(temperature, n=4000, n_classes=5) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 6.0])
-def test_a_planted_temperature_is_found(temperature):
-    probabilities, labels = planted(temperature)
-    found = fit_temperature(probabilities, labels)
-    assert found == pytest.approx(temperature, rel=0.1)
-    least = cross_entropy(calibrated(probabilities, found), labels)
-    for other in (1.0, 0.9 * found, 1.1 * found):
-        assert least <= cross_entropy(calibrated(probabilities, other), labels)
+def test_a_known_temperature_is_recovered(temperature):
+    probabilities, labels = misstated_probabilities(temperature)
+    fitted = fit_temperature(probabilities, labels)
+    assert fitted == pytest.approx(temperature, rel=0.1)
+    lowest = cross_entropy(calibrated(probabilities, fitted), labels)
+    for temperature_nearby in (1.0, 0.9 * fitted, 1.1 * fitted):
+        assert lowest <= cross_entropy(calibrated(probabilities, temperature_nearby), labels)
 
 
 def test_the_temperature_stays_within_its_bounds():
@@ -162,7 +164,7 @@ def test_the_temperature_stays_within_its_bounds():
 
 @pytest.mark.parametrize(("temperature", "n"), [(0.5, 20), (0.5, 50), (2.5, 20), (2.5, 50)])
 def test_few_images_leave_the_temperature_nearer_to_one(temperature, n):
-    many, many_labels = planted(temperature)
+    many, many_labels = misstated_probabilities(temperature)
     few = slice(0, n)
     log_all = np.log(fit_temperature(many, many_labels))
     best = np.tile(many[few], (1000, 1)), np.tile(many_labels[few], 1000)
@@ -180,11 +182,11 @@ def test_few_images_leave_the_temperature_nearer_to_one(temperature, n):
     assert loss(log_few) < min(loss(log_few - 0.02), loss(log_few + 0.02))
 
 
-def test_where_every_label_is_the_most_probable_one_nothing_is_changed():
+def test_a_classifier_that_is_always_right_keeps_a_temperature_of_one():
     assert fit_temperature(np.full((50, 2), [0.6, 0.4], np.float32), np.zeros(50, int)) == 1
 
 
-def test_a_softmax_that_has_run_out_of_digits_can_be_calibrated():
+def test_probabilities_of_exactly_0_and_1_can_be_calibrated():
     certain = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 0]]
     temperature = fit_temperature(certain, np.array([0, 1, 2, 1, 2]))
     assert 1 < temperature <= 20
@@ -194,7 +196,7 @@ def test_a_softmax_that_has_run_out_of_digits_can_be_calibrated():
 # available
 
 
-def test_a_classifier_that_knows_the_classes_is_searched_with_in_every_way():
+def test_a_classifier_of_the_queries_allows_every_search():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
     assert searches.available(embedded) == list(SEARCHES)
@@ -203,7 +205,7 @@ def test_a_classifier_that_knows_the_classes_is_searched_with_in_every_way():
     assert SEARCHES[0] == "unrestricted"
 
 
-def test_without_a_classifier_for_the_queries_the_search_is_unrestricted():
+def test_without_a_classifier_of_the_queries_the_search_is_unrestricted():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
     unseen = protocols.view(dataset, "unseen_classes", unseen=1, draw=0)
@@ -214,7 +216,7 @@ def test_without_a_classifier_for_the_queries_the_search_is_unrestricted():
 # search_input
 
 
-def test_an_unrestricted_search_ranks_the_gallery_as_it_is():
+def test_an_unrestricted_search_ranks_the_whole_gallery_by_embedding():
     embedded = toy_embeddings(toy_dataset())
     inputs = searches.search_input(embedded, "unrestricted")
     assert np.array_equal(inputs.query, embedded.query)
@@ -223,7 +225,7 @@ def test_an_unrestricted_search_ranks_the_gallery_as_it_is():
     assert inputs.restrict_to is None
 
 
-def test_a_baseline_can_be_searched_unrestrictedly():
+def test_a_baseline_has_an_unrestricted_search():
     embedded = replace(toy_embeddings(toy_dataset()), probabilities=None)
     assert searches.search_input(embedded, "unrestricted").restrict_to is None
 
@@ -242,7 +244,7 @@ def test_a_search_of_one_class_is_restricted_to_it(search):
     assert inputs.order.tolist() == list(range(len(embedded.gallery)))
 
 
-def test_a_soft_search_takes_the_classes_that_calibration_finds_probable():
+def test_a_soft_search_uses_the_calibrated_probable_classes():
     embedded = toy_embeddings(toy_dataset())
     known = searches.calibrate(embedded)
     inputs = searches.search_input(embedded, "soft")
@@ -259,62 +261,63 @@ def test_label_lookup_takes_classes_in_order_of_their_probability(protocol):
     assert sorted(inputs.order) == list(range(len(labels)))
     assert (inputs.gallery.argmax(axis=1) == labels).all()
     exclude = np.where(dataset.exclude < 0, -1, np.argsort(inputs.order)[dataset.exclude])
-    found = metrics.evaluate_retrieval(
+    scores = metrics.evaluate_retrieval(
         inputs.query, dataset.query_labels, inputs.gallery, labels, ks=(1, 4), exclude=exclude
     )
-    # All images of a class stand together, behind those of all classes that are more probable.
+    # The images of a class follow those of all classes that are more probable.
     probabilities = embedded.query_probabilities
-    own = dataset.query_labels
-    of_own = probabilities[np.arange(len(own)), own]
+    query_labels = dataset.query_labels
+    probability_of_class = probabilities[np.arange(len(query_labels)), query_labels]
     sizes = np.bincount(labels, minlength=5)
-    before = ((probabilities > of_own[:, None]) * sizes).sum(axis=1)
-    relevant = sizes[own] - (dataset.exclude >= 0)
+    before = ((probabilities > probability_of_class[:, None]) * sizes).sum(axis=1)
+    relevant = sizes[query_labels] - (dataset.exclude >= 0)
     expected = [
         np.mean(np.arange(1, r + 1) / np.arange(b + 1, b + r + 1))
         for b, r in zip(before, relevant, strict=True)
     ]
-    np.testing.assert_allclose(found["average_precision"], expected)
-    assert found["n_relevant"].tolist() == relevant.tolist()
+    np.testing.assert_allclose(scores["average_precision"], expected)
+    assert scores["n_relevant"].tolist() == relevant.tolist()
     is_right = before == 0
     assert is_right.any()
     assert not is_right.all()
-    assert (found["precision@1"] == is_right).all()
-    assert (found["precision@4"] == is_right).all()
+    assert (scores["precision@1"] == is_right).all()
+    assert (scores["precision@4"] == is_right).all()
 
 
 def test_label_lookup_uses_no_embedding():
     dataset = toy_dataset()
     embedded = toy_embeddings(dataset)
-    other = toy_embeddings(dataset, probabilities=embedded.probabilities, seed=1)
-    assert not np.array_equal(other.query, embedded.query)
+    other_embeddings = toy_embeddings(dataset, probabilities=embedded.probabilities, seed=1)
+    assert not np.array_equal(other_embeddings.query, embedded.query)
     first, second = (
-        searches.search_input(embeddings, "label_lookup") for embeddings in (embedded, other)
+        searches.search_input(embeddings, "label_lookup")
+        for embeddings in (embedded, other_embeddings)
     )
     assert np.array_equal(first.query, second.query)
     assert np.array_equal(first.gallery, second.gallery)
     assert np.array_equal(first.order, second.order)
 
 
-def test_label_lookup_knows_no_order_within_a_class():
+def test_label_lookup_orders_images_of_a_class_at_random():
     embedded = toy_embeddings(toy_dataset(3, 40, 2))
     order = searches.search_input(embedded, "label_lookup").order
     for label in range(3):
-        places = order[embedded.dataset.gallery_labels[order] == label]
-        assert 0.3 < (np.diff(places) > 0).mean() < 0.7
+        positions = order[embedded.dataset.gallery_labels[order] == label]
+        assert 0.3 < (np.diff(positions) > 0).mean() < 0.7
 
 
 # calibrate
 
 
-def of_class(labels, spread, seed) -> np.ndarray:
-    """Vectors near their class's own direction."""
+def vectors_near_class(labels, spread, seed) -> np.ndarray:
+    """Vectors near the direction of their class."""
     random = np.random.default_rng(seed)
-    own = np.eye(labels.max() + 1)[labels]
-    return own + spread * random.normal(size=own.shape)
+    directions = np.eye(labels.max() + 1)[labels]
+    return directions + spread * random.normal(size=directions.shape)
 
 
-def classified(labels, right, seed, sure=4.0) -> np.ndarray:
-    """Probabilities of a classifier that is right so often, its second guess mostly right."""
+def classifier_probabilities(labels, right, seed, sure=4.0) -> np.ndarray:
+    """Probabilities of a classifier whose accuracy is `right`, its second guess mostly right."""
     random = np.random.default_rng(seed)
     n, n_classes = len(labels), labels.max() + 1
     logits = random.normal(size=(n, n_classes))
@@ -328,11 +331,11 @@ def classified(labels, right, seed, sure=4.0) -> np.ndarray:
 def trained():
     """Embeddings of a network that is right on two of three images."""
     dataset = toy_dataset(4, 60, 20)
-    vectors = of_class(dataset.labels, 0.3, 0)
-    return toy_embeddings(dataset, vectors, classified(dataset.labels, 0.66, 1))
+    vectors = vectors_near_class(dataset.labels, 0.3, 0)
+    return toy_embeddings(dataset, vectors, classifier_probabilities(dataset.labels, 0.66, 1))
 
 
-def test_the_mass_is_the_smallest_of_those_that_score_best_on_validation_images(trained):
+def test_the_mass_is_the_smallest_with_the_best_score_on_validation_images(trained):
     known = searches.calibrate(trained)
     assert list(known.scores) == [str(mass) for mass in searches.MASSES]
     best = max(known.scores.values())
@@ -351,7 +354,7 @@ def test_the_mass_is_the_smallest_of_those_that_score_best_on_validation_images(
         )
         mean = by_hand["average_precision"].mean()
         assert known.scores[str(mass)] == pytest.approx(mean)
-    # Otherwise there would have been nothing to choose.
+    # The masses differ, so that there was a choice.
     assert len(set(known.scores.values())) > 3
     assert known.scores["0.5"] < best
 
@@ -364,7 +367,7 @@ def test_usual_similarity_is_reached_by_95_percent_of_the_validation_images(trai
     assert 0.93 < (nearest >= usual).mean() < 0.97
 
 
-def test_of_equal_masses_the_smallest_is_taken():
+def test_the_smallest_of_equally_good_masses_is_chosen():
     dataset = toy_dataset(4, 20, 5)
     certain = np.eye(4)[dataset.labels]
     known = searches.calibrate(toy_embeddings(dataset, certain, 0.97 * certain + 0.0075))
@@ -381,8 +384,8 @@ def test_calibration_is_chosen_without_the_queries(trained):
     probabilities[queries] = random.dirichlet(np.ones(4), len(queries))
     labels = dataset.labels.copy()
     labels[queries] = random.permutation(labels[queries])
-    other = replace(dataset, labels=labels, fingerprint="other queries")
-    assert searches.calibrate(toy_embeddings(other, vectors, probabilities)) == known
+    other_dataset = replace(dataset, labels=labels, fingerprint="other queries")
+    assert searches.calibrate(toy_embeddings(other_dataset, vectors, probabilities)) == known
 
 
 def test_calibration_follows_the_validation_images(trained):
@@ -391,16 +394,16 @@ def test_calibration_follows_the_validation_images(trained):
     surer = np.array(trained.probabilities)
     surer[dataset.validation] = calibrated(surer[dataset.validation], 0.5)
     vectors = np.array(trained.vectors)
-    other = searches.calibrate(toy_embeddings(dataset, vectors, surer))
-    assert known.temperature < other.temperature < 2 * known.temperature
+    changed = searches.calibrate(toy_embeddings(dataset, vectors, surer))
+    assert known.temperature < changed.temperature < 2 * known.temperature
     moved = vectors.copy()
     moved[dataset.validation] = np.random.default_rng(3).normal(size=(len(dataset.validation), 4))
-    other = searches.calibrate(toy_embeddings(dataset, moved, trained.probabilities))
-    assert other.temperature == known.temperature
-    assert other.scores != known.scores
+    changed = searches.calibrate(toy_embeddings(dataset, moved, trained.probabilities))
+    assert changed.temperature == known.temperature
+    assert changed.scores != known.scores
 
 
-def test_protocols_that_train_alike_share_a_calibration(trained, monkeypatch):
+def test_protocols_with_the_same_training_share_a_calibration(trained, monkeypatch):
     known = searches.calibrate(trained)
 
     def refuse(*_):
