@@ -1,4 +1,4 @@
-"""Grids of pictures show what they were given: hits as hits, misses as misses."""
+"""Montages show the expected images, and mark hits and misses."""
 
 import itertools
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ CLASSES = ["circle", "cross", "square"]
 
 @pytest.fixture
 def dataset():
-    """Nine gallery pictures, each of its own grey, then three queries."""
+    """Nine gallery images, then three queries, all of different greys."""
     labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 1, 2])
     greys = np.arange(12, dtype=np.uint8) * 20
     return SimpleNamespace(
@@ -33,31 +33,31 @@ def dataset():
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Figures of pictures are not drawn: each is the rows and the names that it is drawn from."""
-    keep = lambda rows, names=(), inches=0: SimpleNamespace(rows=rows, names=names)  # noqa: E731
-    monkeypatch.setattr(montages, "montage", keep)
+def montage_rows(monkeypatch):
+    """Replaces montages by their rows and names, without drawing them."""
+    record = lambda rows, names=(), inches=0: SimpleNamespace(rows=rows, names=names)  # noqa: E731
+    monkeypatch.setattr(montages, "montage", record)
 
 
-def position(picture) -> int | None:
-    """Which of the pictures it is."""
-    return int(picture.pixels[0, 0, 0]) // 20 if picture else None
+def position(tile) -> int | None:
+    """The position in the data set of a tile's image."""
+    return int(tile.pixels[0, 0, 0]) // 20 if tile else None
 
 
 def positions(figure) -> list[list]:
-    return [[position(picture) for picture in row] for row in figure.rows]
+    return [[position(tile) for tile in row] for row in figure.rows]
 
 
 def column(figure, name: str, row=0) -> list[str]:
-    return [getattr(picture, name) for picture in figure.rows[row] if picture]
+    return [getattr(tile, name) for tile in figure.rows[row] if tile]
 
 
-def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_sign(dataset, drawn):
+def test_results_follow_their_query_with_hits_and_misses_marked(dataset, montage_rows):
     rankings = np.array([[0, 3, 1], [5, 4, -1], [6, 7, 8]])
     similarities = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, np.nan], [0.4, 0.3, 0.2]])
     neighbours = {"cnn": (rankings, similarities)}
     figure = montages.retrieved(dataset, np.array([0, 1]), neighbours)
-    # A search that finds no more shows no more.
+    # A search with fewer results has fewer tiles.
     assert positions(figure) == [[9, 0, 3, 1], [10, 5, 4, None]]
     assert column(figure, "above") == ["query", "1: 0.900", "2: 0.800", "3: 0.700"]
     assert column(figure, "sign") == ["", "", "✗", ""]
@@ -66,26 +66,26 @@ def test_results_stand_beside_their_query_hits_and_misses_marked_by_frame_and_si
     assert all(column(figure, "is_framed"))
 
 
-def test_a_gallery_smaller_than_what_is_shown_leaves_places_empty(dataset, drawn):
+def test_a_small_gallery_gives_fewer_tiles(dataset, montage_rows):
     neighbours = {"cnn": (np.array([[0, 3]] * 3), np.array([[0.9, 0.8]] * 3))}
     figure = montages.retrieved(dataset, np.array([2]), neighbours)
     assert positions(figure) == [[11, 0, 3]]
 
 
-def test_each_architecture_answers_in_a_row_of_its_own(dataset, drawn):
-    one = (np.array([[0]] * 3), np.array([[0.9]] * 3))
-    other = (np.array([[4]] * 3), np.array([[0.9]] * 3))
-    figure = montages.retrieved(dataset, np.array([0, 1]), {"cnn": one, "vgg": other})
+def test_every_architecture_has_a_row_per_query(dataset, montage_rows):
+    cnn = (np.array([[0]] * 3), np.array([[0.9]] * 3))
+    vgg = (np.array([[4]] * 3), np.array([[0.9]] * 3))
+    figure = montages.retrieved(dataset, np.array([0, 1]), {"cnn": cnn, "vgg": vgg})
     # Each query is shown once.
     assert positions(figure) == [[9, 0], [None, 4], [10, 0], [None, 4]]
     assert figure.names == ["cnn", "vgg", "cnn", "vgg"]
 
 
-def test_queries_stand_beside_each_other_each_once(dataset, drawn):
-    one = (np.array([[0, 3, 4]] * 3), np.array([[0.9, 0.8, 0.7]] * 3))
-    other = (np.array([[4, -1, -1]] * 3), np.array([[0.9, np.nan, np.nan]] * 3))
+def test_several_queries_are_shown_side_by_side(dataset, montage_rows):
+    cnn = (np.array([[0, 3, 4]] * 3), np.array([[0.9, 0.8, 0.7]] * 3))
+    vgg = (np.array([[4, -1, -1]] * 3), np.array([[0.9, np.nan, np.nan]] * 3))
     queries = {"easy": 0, "hard": 2}
-    figure = montages.side_by_side(dataset, queries, {"cnn": one, "vgg": other}, most=2)
+    figure = montages.side_by_side(dataset, queries, {"cnn": cnn, "vgg": vgg}, most=2)
     assert positions(figure) == [[9, 0, 3, 11, 0, 3], [None, 4, None, None, 4, None]]
     assert column(figure, "above") == ["easy", "", "", "hard", "", ""]
     assert column(figure, "sign") == ["", "", "✗", "", "✗", "✗"]
@@ -93,7 +93,7 @@ def test_queries_stand_beside_each_other_each_once(dataset, drawn):
     assert figure.names == ["cnn", "vgg"]
 
 
-def test_large_pictures_become_tiles_of_the_largest_side():
+def test_large_images_are_reduced_to_the_largest_side():
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
     figure = montages.montage([[montages.Tile(noise), tile_of(20)]])
     canvas = figure.axes[0].images[0].get_array()
@@ -101,20 +101,20 @@ def test_large_pictures_become_tiles_of_the_largest_side():
     assert np.count_nonzero((canvas[..., :3] == 20).all(axis=2)) >= montages.MOST_SIDE**2
 
 
-def test_queries_are_chosen_by_their_place_alone(dataset):
+def test_the_first_query_of_every_class_is_chosen(dataset):
     dataset.query_labels = np.array([2, 0, 0, 1, 2])
     assert montages.one_query_a_class(dataset).tolist() == [1, 3, 0]
     assert montages.one_query_a_class(dataset, most=2).tolist() == [1, 3]
 
 
-def test_samples_are_training_images_by_class(dataset, drawn):
+def test_samples_are_training_images_by_class(dataset, montage_rows):
     figure = montages.samples(dataset, per_class=2)
     assert positions(figure) == [[0, 1], [3, 4], [6, 7]]
     assert figure.names == CLASSES
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 24])
-def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most, dataset, drawn):
+def test_leaking_pairs_show_queries_above_their_nearest_images(most, dataset, montage_rows):
     pairs = pd.DataFrame({"query": [0, 0, 1, 2, 2, 2], "gallery": [4, 5, 6, 7, 8, 0]})
     figure = montages.leaking_pairs(dataset, pairs, most=most)
     spread = {1: [0], 2: [0, 2]}.get(most, [0, 1, 2])
@@ -123,7 +123,7 @@ def test_leaking_pairs_stand_one_above_the_other_the_nearest_of_each_query(most,
     ]  # fmt: skip
 
 
-def test_many_leaking_pairs_stand_in_rows_of_twelve(dataset, drawn):
+def test_many_leaking_pairs_form_rows_of_twelve(dataset, montage_rows):
     dataset.queries = np.arange(9).repeat(4)
     pairs = pd.DataFrame({"query": np.arange(30), "gallery": np.arange(30) % 9})
     figure = montages.leaking_pairs(dataset, pairs, most=24)
@@ -132,7 +132,7 @@ def test_many_leaking_pairs_stand_in_rows_of_twelve(dataset, drawn):
     assert position(figure.rows[3][11]) == 29 % 9
 
 
-def test_where_nothing_leaks_there_is_no_figure(dataset):
+def test_montages_without_images_have_no_figure(dataset):
     assert montages.leaking_pairs(dataset, pd.DataFrame(columns=["query", "gallery"])) is None
     assert montages.retrieved(dataset, np.array([], int), {}) is None
     assert montages.retrieved(dataset, np.array([0]), {}) is None
@@ -142,16 +142,16 @@ def tile_of(grey: int, *texts: str, **changes) -> montages.Tile:
     return montages.Tile(np.full((8, 8, 3), grey, np.uint8), *texts, **changes)
 
 
-def test_a_grid_is_one_image_with_texts_around_each_of_its_pictures():
-    one = tile_of(10, "above", "below", colour=display.HIT, is_framed=True)
-    figure = montages.montage([[one, tile_of(20)], [None, tile_of(30, "third")]], ["a", "b"])
+def test_a_montage_is_one_image_with_texts_around_every_tile():
+    first_tile = tile_of(10, "above", "below", colour=display.HIT, is_framed=True)
+    figure = montages.montage([[first_tile, tile_of(20)], [None, tile_of(30, "third")]], ["a", "b"])
     (axis,) = figure.axes
     (image,) = axis.images
     canvas = image.get_array()[..., 0]
-    places = {grey: np.argwhere(canvas == grey) for grey in (10, 20, 30)}
-    assert all(len(place) == 64 for place in places.values())
-    top, left = places[10].min(axis=0)
-    assert places[20].min(axis=0).tolist() == [top, places[30].min(axis=0)[1]]
+    pixels_of = {grey: np.argwhere(canvas == grey) for grey in (10, 20, 30)}
+    assert all(len(pixels) == 64 for pixels in pixels_of.values())
+    top, left = pixels_of[10].min(axis=0)
+    assert pixels_of[20].min(axis=0).tolist() == [top, pixels_of[30].min(axis=0)[1]]
     texts = {text.get_text(): text for text in axis.texts if text.get_text()}
     assert set(texts) == {"above", "below", "third", "a", "b"}
     assert to_hex(texts["above"].get_color()).upper() == display.HIT
@@ -163,7 +163,7 @@ def test_a_grid_is_one_image_with_texts_around_each_of_its_pictures():
     assert montages.montage([[], [None]]) is None
 
 
-def test_each_thumbnail_says_its_place_and_its_class(dataset, drawn):
+def test_tiles_show_rank_similarity_and_class(dataset, montage_rows):
     dataset.classes = ["circle", "a class with a long name", "square"]
     neighbours = {"cnn": (np.array([[0, 3, -1]] * 3), np.array([[0.9, 0.8, np.nan]] * 3))}
     figure = montages.retrieved(dataset, np.array([0]), neighbours)
@@ -171,21 +171,23 @@ def test_each_thumbnail_says_its_place_and_its_class(dataset, drawn):
     assert column(figure, "below") == ["circle", "circle", "a class wit…"]
 
 
-def test_places_and_similarities_fit_over_their_thumbnails(dataset):
+def test_ranks_and_similarities_do_not_overlap(dataset):
     rankings, similarities = np.array([[*range(9), 0]] * 3), np.full((3, 10), 0.99951)
     figure = montages.retrieved(dataset, np.array([0]), {"cnn": (rankings, similarities)})
     titles = [text for text in figure.axes[0].texts if text.get_text().endswith("1.000")]
     assert titles[-1].get_text() == "10: 1.000"
     boxes = [title.get_window_extent() for title in titles]
-    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+    assert not any(box.overlaps(next_box) for box, next_box in itertools.pairwise(boxes))
 
 
-def test_notes_stand_beside_their_queries(dataset, drawn):
-    one = np.array([[0]] * 3), np.array([[0.9]] * 3)
-    neighbours = {"cnn": one, "vgg": one}
-    some = montages.retrieved(dataset, np.array([2, 0]), neighbours, [{"vgg": ""}, {"cnn": "x"}])
-    assert some.names == ["vgg", "cnn\nx"]
-    assert positions(some) == [[11, 0], [9, 0]]
+def test_notes_are_shown_with_their_queries(dataset, montage_rows):
+    ranking = np.array([[0]] * 3), np.array([[0.9]] * 3)
+    neighbours = {"cnn": ranking, "vgg": ranking}
+    by_architecture = montages.retrieved(
+        dataset, np.array([2, 0]), neighbours, [{"vgg": ""}, {"cnn": "x"}]
+    )
+    assert by_architecture.names == ["vgg", "cnn\nx"]
+    assert positions(by_architecture) == [[11, 0], [9, 0]]
     by_query = montages.retrieved(dataset, np.array([2, 0]), neighbours, ["best", "worst"])
     assert by_query.names == ["cnn\nbest", "vgg", "cnn\nworst", "vgg"]
     notes = [{"cnn": "0.1", "vgg": "0.2"}] * 2
@@ -194,15 +196,15 @@ def test_notes_stand_beside_their_queries(dataset, drawn):
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "shortened"),
     [("cat", "cat"), ("twelve chars", "twelve chars"), ("thirteen char", "thirteen ch…")],
 )
-def test_long_names_are_shortened(name, shown):
-    assert montages.shorten(name) == shown
-    assert len(shown) <= montages.MOST_LETTERS
+def test_long_names_are_shortened(name, shortened):
+    assert montages.shorten(name) == shortened
+    assert len(shortened) <= montages.MOST_LETTERS
 
 
-def test_hubs_stand_in_order_of_how_often_they_are_returned(dataset, drawn):
+def test_hubs_are_ordered_by_how_often_they_are_returned(dataset, montage_rows):
     counts = pd.DataFrame(
         {"returned": [0, 5, 0, 2, 5, 0, 0, 0, 0], "wrongly": [0, 1, 0, 2, 4] + [0] * 4}
     )

@@ -401,7 +401,9 @@ def test_uneven_classes_add_means_over_classes():
         "mean_average_precision", "mean_average_precision, mean over classes",
     ]  # fmt: skip
     text = sentences.uneven_classes({"cnn": run})
-    assert text.startswith("Classes are uneven: they have 4 to 12 queries. (They count as even up to 1.5")
+    assert text.startswith(
+        "Classes are uneven: they have 4 to 12 queries. (They count as even up to 1.5"
+    )
 
 
 def test_even_classes_have_only_means_over_queries():
