@@ -77,7 +77,7 @@ def test_a_mass_of_one_searches_all(probabilities, temperature):
 
 
 @settings(max_examples=50, deadline=None)
-@given(probabilities=softmaxes, temperature=temperatures, both=st.tuples(masses, masses))
+@given(probabilities=softmaxes, temperature=temperatures, two_masses=st.tuples(masses, masses))
 def test_a_greater_mass_searches_all_classes_of_a_smaller_one(
     probabilities, temperature, two_masses
 ):
@@ -112,7 +112,7 @@ def test_a_temperature_of_one_changes_nothing(probabilities):
 
 
 @settings(max_examples=50, deadline=None)
-@given(probabilities=softmaxes, both=st.tuples(temperatures, temperatures))
+@given(probabilities=softmaxes, two_temperatures=st.tuples(temperatures, temperatures))
 def test_a_higher_temperature_is_flatter_and_keeps_the_order(probabilities, two_temperatures):
     cold, hot = (calibrated(probabilities, temperature) for temperature in sorted(two_temperatures))
     for softened in (cold, hot):
