@@ -1,4 +1,4 @@
-"""Charts show the numbers that they are given, with intervals, names and signs."""
+"""Charts of confusions, scores per class, pairs of architectures and training."""
 
 from types import SimpleNamespace
 
@@ -30,32 +30,32 @@ def test_each_network_has_its_confusion_matrix():
     }
     runs["pixels"] = result(rows([0.5] * 3), baseline=True)
     figure = charts.confusion_matrices(tables.confusions(runs))
-    drawn = [axis for axis in figure.axes if axis.axison]
-    assert [axis.get_title() for axis in drawn] == ["cnn", "vgg", "res"]
-    texts = [[text.get_text() for text in axis.texts] for axis in drawn]
+    matrices = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in matrices] == ["cnn", "vgg", "res"]
+    texts = [[text.get_text() for text in axis.texts] for axis in matrices]
     assert texts == [["1", "1", "", "1"], ["2", "", "", "1"], ["", "2", "1", ""]]
-    assert (drawn[0].get_xlabel(), drawn[0].get_ylabel()) == ("predicted class", "true class")
+    assert (matrices[0].get_xlabel(), matrices[0].get_ylabel()) == ("predicted class", "true class")
 
 
 def names_at(axis) -> tuple[list[str], list[str]]:
-    """The classes at the side and at the foot of a matrix."""
+    """The tick labels at the side and below a matrix."""
     labels = axis.get_yticklabels(), axis.get_xticklabels()
     return tuple([text.get_text() for text in side] for side in labels)
 
 
 def run_of(n_classes: int, confused: list[tuple[int, int]]) -> dict:
-    """A run of ten queries a class; of these pairs, one of the first is taken for the second."""
+    """A run of ten queries per class with one query confused for each pair of classes."""
     labels = np.repeat(np.arange(n_classes), 10)
     predicted = labels.copy()
-    for label, taken_for in confused:
-        predicted[np.flatnonzero((labels == label) & (predicted == label))[0]] = taken_for
+    for label, predicted_label in confused:
+        predicted[np.flatnonzero((labels == label) & (predicted == label))[0]] = predicted_label
     run = result(rows([0.5] * len(labels), labels=labels, predicted=predicted))
     run.summary["dataset"]["classes"] = [f"class {label}" for label in range(n_classes)]
     return {"cnn": run}
 
 
-def test_of_many_classes_those_confused_most_are_shown_with_names_and_numbers():
-    # Class 3 has part in one confusion, classes 7 and 10 in none, all others in two or more.
+def test_only_the_most_confused_of_many_classes_are_drawn():
+    # Class 3 is in one confusion, classes 7 and 10 are in none, all others in two or more.
     circle = [label for label in range(15) if label not in (3, 7, 10)]
     pairs = [*zip(circle, [*circle[1:], 0], strict=True), (9, 3)]
     (axis,) = charts.confusion_matrices(tables.confusions(run_of(15, pairs))).axes
@@ -63,30 +63,30 @@ def test_of_many_classes_those_confused_most_are_shown_with_names_and_numbers():
     assert names_at(axis) == (names, names)
     assert axis.get_title() == "cnn\nthe 12 of 15 classes confused most often"
     texts = np.reshape([text.get_text() for text in axis.texts], (12, 12))
-    at = circle.index(9)
-    assert (texts[at, at], texts[at, at + 1]) == ("8", "1")
-    # One of its queries was taken for a class that is not shown, and yet counts.
+    position = circle.index(9)
+    assert (texts[position, position], texts[position, position + 1]) == ("8", "1")
+    # A query confused with a class that is not drawn counts as well.
     shares = axis.collections[0].get_array().reshape(12, 12)
-    assert shares[at, at] == pytest.approx(0.8)
+    assert shares[position, position] == pytest.approx(0.8)
 
 
-def test_twelve_classes_are_all_shown():
+def test_twelve_classes_are_all_drawn():
     (axis,) = charts.confusion_matrices(tables.confusions(run_of(12, [(3, 4)]))).axes
     names = [f"class {label}" for label in range(12)]
     assert names_at(axis) == (names, names)
     assert axis.get_title() == "cnn"
 
 
-def test_a_class_is_confused_with_what_it_is_taken_for_and_what_is_taken_for_it():
+def test_most_confused_counts_confusions_in_both_directions():
     labels, predicted = [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 2, 2, 1, 1, 1, 2]
     counts = tables.confusion_counts(np.array(labels), np.array(predicted), CLASSES)
-    # Class 2 has part in three confusions, class 0 in two, class 1 in one.
+    # Class 2 is in three confusions, class 0 in two, class 1 in one.
     assert charts.most_confused(counts, 1).tolist() == [2]
     assert charts.most_confused(counts, 2).tolist() == [0, 2]
     assert charts.most_confused(counts).tolist() == [0, 1, 2]
 
 
-def test_the_papers_networks_are_known_by_their_backbone():
+def test_networks_of_the_paper_are_recognised_by_their_backbone():
     runs = {
         name: result(rows([0.5]), parameters={"backbone": backbone})
         for name, backbone in (("mine", "cnn"), ("strong", "cnn_strong"), ("vgg16", "vgg16"))
@@ -100,14 +100,14 @@ def table_of(**scores) -> pd.DataFrame:
     """Rows of metrics.csv from average precisions by architecture."""
     frames = [
         measurements.metrics(
-            rows(each, architecture=name, labels=[0, 0, 1, 1] * (len(each) // 4)), CLASSES
+            rows(values, architecture=name, labels=[0, 0, 1, 1] * (len(values) // 4)), CLASSES
         )
-        for name, each in scores.items()
+        for name, values in scores.items()
     ]
     return pd.concat(frames, ignore_index=True)
 
 
-def test_the_heat_map_says_each_class_with_its_interval():
+def test_the_heat_map_shows_the_interval_of_each_class():
     table = table_of(cnn=[0.2, 0.4, 0.9, 0.9] * 50, vgg=[0.1, 0.1, 0.5, 0.7] * 50)
     figure = charts.per_class(table, "mean_average_precision", "unrestricted")
     texts = [text.get_text() for text in figure.axes[0].texts]
@@ -118,54 +118,54 @@ def test_the_heat_map_says_each_class_with_its_interval():
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == CLASSES[:2]
 
 
-def test_the_heat_map_says_no_interval_of_a_single_query():
+def test_the_heat_map_shows_no_interval_for_a_single_query():
     table = measurements.metrics(rows([0.5, 0.25], labels=[0, 1]), CLASSES)
     figure = charts.per_class(table, "mean_average_precision", "unrestricted")
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.500", "0.250"]
 
 
-def test_of_very_many_classes_the_hardest_are_shown():
+def test_the_heat_map_shows_the_hardest_of_many_classes():
     names = [f"class {label:02d}" for label in range(50)]
     scores = np.random.default_rng(0).permutation(50) / 50
     frame = rows(np.repeat(scores, 2), labels=np.repeat(np.arange(50), 2))
     figure = charts.per_class(
         measurements.metrics(frame, names), "mean_average_precision", "unrestricted"
     )
-    shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
-    assert shown == {names[label] for label in np.argsort(scores)[: display.MOST_ROWS]}
+    classes = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert classes == {names[label] for label in np.argsort(scores)[: display.MOST_ROWS]}
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0, 0.11779448621553884, 0.017543859649122806])
 @pytest.mark.parametrize("n_queries", [1, 2, 3, 97])
-def test_queries_that_all_score_alike_can_be_drawn(score, n_queries):
+def test_equal_scores_of_all_queries_can_be_drawn(score, n_queries):
     table = measurements.metrics(rows([score] * n_queries), CLASSES)
     (axis,) = charts.by_search(table).axes
     assert axis.get_legend_handles_labels()[1] == ["unrestricted"]
 
 
-def test_the_matrix_says_who_is_ahead_and_by_how_much():
+def test_the_pair_matrix_shows_outcomes_and_differences():
     scores = {"cnn": [0.1] * 6, "vgg": [0.5, 0.4] * 3, "pixels": [0.1, 0.2] * 3}
     pairs = uncertainty.compare(pd.DataFrame(scores))
     pairs["is_significant"] = pairs["behind"] == "cnn"
     pairs["covers_seeds"] = pairs["ahead"] == "vgg"
     figure = charts.pair_matrix(uncertainty.pair_outcomes(pairs, list(scores)), pairs)
-    # By row and column; the diagonal stays empty.
+    # Row by row; the diagonal is empty.
     texts = [text.get_text().split("\n") for text in figure.axes[0].texts]
     assert [" ".join(text[:2]) for text in texts] == [
         "loss -0.35", "loss* -0.05", "win +0.35", "tie +0.30", "win* +0.05", "tie -0.30",
     ]  # fmt: skip
-    # Seen from the other side, an interval is turned round.
-    there, back = (
-        np.array(texts[place][2].strip("[]").split(",\u00a0"), float) for place in (0, 2)
+    # The interval below the diagonal has the opposite signs.
+    upper, lower = (
+        np.array(texts[position][2].strip("[]").split(",\u00a0"), float) for position in (0, 2)
     )
-    assert there.tolist() == (-back[::-1]).tolist()
-    assert there[0] < -0.35 < there[1] < 0
+    assert upper.tolist() == (-lower[::-1]).tolist()
+    assert upper[0] < -0.35 < upper[1] < 0
 
 
-def test_scores_are_a_row_a_metric_and_a_column_a_search():
-    both = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
-    both["precision@5"] = both["precision@10"] = 0.25
-    run = SimpleNamespace(first_rows=lambda: measurements.metrics(both, CLASSES))
+def test_scores_have_a_row_per_metric_and_a_column_per_search():
+    frame = pd.concat([rows([0.2, 0.4]), rows([0.0, 1.0], search="predicted_class", searched=0.5)])
+    frame["precision@5"] = frame["precision@10"] = 0.25
+    run = SimpleNamespace(first_rows=lambda: measurements.metrics(frame, CLASSES))
     table = tables.scores(run)
     assert list(table.columns) == ["metric", "k", "unrestricted", "predicted_class"]
     assert list(zip(table["metric"], table["k"], strict=True)) == [
@@ -176,10 +176,10 @@ def test_scores_are_a_row_a_metric_and_a_column_a_search():
     assert str(table["predicted_class"].iloc[3]) == "0.500 [0.500,\u00a00.500]"
 
 
-def test_what_a_run_costs_is_told_for_an_image():
+def test_quality_and_cost_are_given_per_image():
     run = result(rows([0.25, 0.75]), index_bytes=5_120_000)
     (row,) = tables.quality_and_cost({"cnn": run}).itertuples()
-    # 1,000 images a second; 5,000 images in the gallery.
+    # 1,000 images per second, 5,000 images in the gallery.
     assert (row.value, row.milliseconds, row.bytes, row.is_baseline) == (0.5, 1, 1024, False)
 
 
@@ -189,7 +189,7 @@ def history_of(epochs: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 12, 13, 200])
-def test_curves_differ_by_marker_and_parts_by_their_line(epochs):
+def test_curves_have_a_marker_per_network_and_a_line_style_per_part(epochs):
     names = ["cnn", "resnet50", "vgg16"]
     figure = charts.training_curves({name: history_of(epochs) for name in names})
     for axis in figure.axes:
@@ -205,11 +205,11 @@ def test_curves_differ_by_marker_and_parts_by_their_line(epochs):
             assert looks == {display.looks(names)[name]}
             assert lines[name, "training"].get_linestyle() == "-"
             assert lines[name, "validation"].get_linestyle() == "--"
-            shown = range(epochs)[:: lines[name, "training"].get_markevery()]
-            assert min(epochs, 6) <= len(shown) <= charts.MOST_MARKERS
+            markers = range(epochs)[:: lines[name, "training"].get_markevery()]
+            assert min(epochs, 6) <= len(markers) <= charts.MOST_MARKERS
 
 
-def test_a_run_without_epochs_has_no_curve_and_breaks_none():
+def test_a_run_without_epochs_has_an_empty_curve():
     figure = charts.training_curves({"cnn": history_of(0), "vgg16": history_of(2)})
     figure.canvas.draw()
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0, 0, 2, 2]

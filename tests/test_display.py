@@ -1,4 +1,4 @@
-"""What notebooks show: figures with their text, tables with their numbers in full, or nothing."""
+"""Output of notebooks: figures with alternative texts, tables with full numbers as CSV."""
 
 import base64
 import csv
@@ -20,35 +20,35 @@ from cbir.reporting.numbers import Estimate, PValue
 
 
 @pytest.fixture
-def shown(monkeypatch) -> list:
-    """What is displayed: its kind, its bytes or text, and what is said of it."""
-    outputs = []
+def outputs(monkeypatch) -> list:
+    """The displayed outputs: kind, data and metadata."""
+    records = []
 
     def record(output, metadata=None, raw=False):
         if raw:
-            outputs.append((output, metadata))
+            records.append((output, metadata))
         elif metadata:
             ((kind, about),) = metadata.items()
-            outputs.append((kind, output.data, about))
+            records.append((kind, output.data, about))
         else:
-            outputs.append(output.data)
+            records.append(output.data)
 
     monkeypatch.setattr(display, "display", record)
-    return outputs
+    return records
 
 
 @pytest.mark.parametrize("empty", [pd.DataFrame(), pd.DataFrame(columns=["k"])])
-def test_of_nothing_nothing_is_shown(empty, shown):
+def test_empty_tables_figures_and_texts_show_nothing(empty, outputs):
     display.table(empty, "A caption.")
     display.show(None, "A figure.")
     display.say("")
-    assert shown == []
+    assert outputs == []
 
 
-def test_a_text_is_shown_as_markdown(shown):
+def test_a_text_is_shown_as_markdown(outputs):
     display.say("**a** is ahead of b")
     display.say("- p < 0.05", folded_under="What the tests cover")
-    assert shown == [
+    assert outputs == [
         "**a** is ahead of b",
         "<details><summary>What the tests cover</summary>\n\n- p < 0.05\n\n</details>",
     ]
@@ -60,63 +60,63 @@ def curve() -> plt.Figure:
     return figure
 
 
-def test_figures_are_drawn_as_svg_the_same_each_time(shown):
+def test_figures_are_drawn_as_reproducible_svg(outputs):
     for figure in (curve(), curve()):
         display.show(figure, "A line.")
         assert not plt.fignum_exists(figure.number)
-    (kind, drawing, about), other = shown
+    (kind, drawing, about), repeated = outputs
     assert kind == "image/svg+xml"
     assert about["alt"] == "A line."
     assert 250 < about["width"] < 400
     assert f'width="{about["width"]}" height="{about["height"]}"' in drawing
     assert "<path" in drawing
     assert not re.search(r' d="[^"]*\.\d{3}', drawing)
-    assert (kind, drawing, about) == other
+    assert (kind, drawing, about) == repeated
 
 
-def test_an_svg_is_shown_as_it_is(shown):
+def test_an_svg_is_shown_unchanged(outputs):
     svg = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><path/></svg>'
     display.show(svg, "A path.")
-    ((_, drawing, about),) = shown
+    ((_, drawing, about),) = outputs
     assert drawing == svg
     assert about == {"alt": "A path.", "width": 30, "height": 20, "folded": False}
 
 
 def pictures_in(drawing: str) -> list[Image.Image]:
-    found = re.findall(r'href="data:image/(?:png|webp);base64,([^"]*)"', drawing)
-    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in found]
+    encoded_images = re.findall(r'href="data:image/(?:png|webp);base64,([^"]*)"', drawing)
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in encoded_images]
 
 
 @pytest.mark.parametrize("side", [32, 250])
-def test_pictures_are_kept_pixel_by_pixel_and_photographs_take_few_bytes(side, shown):
+def test_images_in_figures_keep_their_size_and_are_compressed(side, outputs):
     pixels = np.random.default_rng(0).normal(128, 30, (side, side, 3)).clip(0, 255).astype(np.uint8)
     figure, axis = plt.subplots(figsize=(3, 3))
     axis.imshow(pixels)
     display.show(figure, "Noise.")
-    ((_, drawing, _),) = shown
-    (kept,) = pictures_in(drawing)
-    assert kept.size == (side, side)
-    assert np.abs(np.asarray(kept.convert("RGB"), float) - pixels).mean() < 20
+    ((_, drawing, _),) = outputs
+    (picture,) = pictures_in(drawing)
+    assert picture.size == (side, side)
+    assert np.abs(np.asarray(picture.convert("RGB"), float) - pixels).mean() < 20
     assert len(drawing) < side * side + 20_000
 
 
-def test_a_cloud_of_points_is_stored_as_pixels(shown):
+def test_a_cloud_of_points_is_stored_as_pixels(outputs):
     for n in (100, 5000):
         figure, axis = plt.subplots(figsize=(3, 3))
         axis.scatter(*np.random.default_rng(0).normal(size=(2, n)), s=2)
         display.show(figure, "Points.")
-    (_, few, _), (_, many, about) = shown
-    assert pictures_in(few) == []
-    (points,) = pictures_in(many)
+    (_, drawing_of_few, _), (_, drawing_of_many, about) = outputs
+    assert pictures_in(drawing_of_few) == []
+    (points,) = pictures_in(drawing_of_many)
     assert about["width"] < points.width <= 2 * about["width"]
 
 
-def sides(html: str) -> list[str]:
-    """Where the cells of a table's columns stand, by the headers."""
+def alignments(html: str) -> list[str]:
+    """The alignment of the columns of a table, from its headers."""
     return re.findall(r'<th scope="col" style="text-align: (\w+)"', html)
 
 
-def test_numbers_stand_to_the_right_and_texts_to_the_left(shown):
+def test_numbers_are_aligned_right_and_texts_left(outputs):
     frame = pd.DataFrame(
         {
             "mAP": [Estimate(0.1, 0, 0.2), Estimate(np.nan)],
@@ -127,11 +127,11 @@ def test_numbers_stand_to_the_right_and_texts_to_the_left(shown):
         }
     )
     display.table(frame, "A & B.")
-    (bundle, metadata) = shown[0]
+    (bundle, metadata) = outputs[0]
     assert metadata == {"text/html": {"caption": "A & B."}}
     assert "<caption>A &amp; B.</caption>" in bundle["text/html"]
     assert "0.10 [0.00,\u00a00.20]" in bundle["text/html"]
-    assert sides(bundle["text/html"]) == ["right", "left", "right", "right", "left"]
+    assert alignments(bundle["text/html"]) == ["right", "left", "right", "right", "left"]
 
 
 @pytest.mark.parametrize(
@@ -142,30 +142,30 @@ def test_numbers_stand_to_the_right_and_texts_to_the_left(shown):
         (PValue(0.0001), "&lt; 0.001"), (Estimate(np.nan), "–"),
     ],
 )  # fmt: skip
-def test_a_cell_is_written_as_a_reader_sees_it(cell, text, shown):
+def test_a_cell_is_formatted_by_its_type(cell, text, outputs):
     display.table(pd.DataFrame({"x": pd.Series([cell], dtype=object)}), "Cells.")
-    assert f">{text}</td>" in shown[0][0]["text/html"]
+    assert f">{text}</td>" in outputs[0][0]["text/html"]
 
 
-def test_numbers_have_as_many_digits_as_asked_for(shown):
+def test_numbers_have_the_requested_digits(outputs):
     frame = pd.DataFrame({"cnn": [1.25, 3.14159]}, index=["seconds", "ratio"])
     display.table(frame, "Costs.")
     display.table(frame, "Costs.", digits=2)
-    usual, few = (re.findall(r">([\d.]+)</td>", bundle["text/html"]) for bundle, _ in shown)
+    usual, few = (re.findall(r">([\d.]+)</td>", bundle["text/html"]) for bundle, _ in outputs)
     assert (usual, few) == (["1.250", "3.142"], ["1.25", "3.14"])
 
 
-def test_csv_of_a_table_has_no_formulas(shown):
+def test_the_csv_of_a_table_has_no_formulas(outputs):
     classes = ["=cmd|calc", "-2"]
     counts = pd.DataFrame([[1, -2], [3, 4]], columns=classes, index=pd.Index(classes, name="class"))
     display.table(counts, "Confusions.")
     display.table(counts.rename_axis(None), "Confusions.")
-    for first, (bundle, _) in zip(("class", ""), shown, strict=True):
+    for first, (bundle, _) in zip(("class", ""), outputs, strict=True):
         rows = list(csv.reader(io.StringIO(bundle["text/csv"])))
         assert rows == [[first, "'=cmd|calc", "-2"], ["'=cmd|calc", "1", "-2"], ["-2", "3", "4"]]
 
 
-def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown):
+def test_the_csv_of_a_table_has_full_values_and_separate_intervals(outputs):
     frame = pd.DataFrame(
         {
             "run": ["cnn", "baseline"],
@@ -175,7 +175,7 @@ def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown
         }
     )
     display.table(frame, "Quality.")
-    bundle, _ = shown[0]
+    bundle, _ = outputs[0]
     assert "0.912 [0.906,\u00a00.919]" in bundle["text/html"]
     read = pd.read_csv(io.StringIO(bundle["text/csv"]))
     assert list(read) == ["run", "mAP", "mAP_ci_low", "mAP_ci_high", "p", "epochs"]
@@ -190,10 +190,10 @@ def test_csv_of_a_table_has_value_and_ends_in_full_in_columns_of_their_own(shown
     assert read["epochs"].tolist() == [3, 0]
 
 
-def test_a_table_is_folded_under_its_summary(shown):
+def test_a_table_is_folded_under_its_summary(outputs):
     frame = pd.DataFrame({"cnn": ["<b>"]}, index=pd.Index(["epochs"], name="parameter"))
     display.table(frame, "All & every parameter.", folded=True)
-    ((bundle, metadata),) = shown
+    ((bundle, metadata),) = outputs
     html = bundle["text/html"]
     assert html.startswith("<details><summary>All &amp; every parameter.</summary>")
     assert 'aria-label="All &amp; every parameter."' in html
@@ -202,7 +202,7 @@ def test_a_table_is_folded_under_its_summary(shown):
     assert bundle["text/csv"] == "parameter,cnn\nepochs,<b>\n"
 
 
-def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other():
+def test_each_architecture_has_the_same_distinct_look_in_every_figure():
     names = [f"architecture {number}" for number in range(len(display.LOOKS))]
     names = [*display.KNOWN, *names][: len(display.LOOKS)]
     all_looks = display.looks(names)
@@ -210,15 +210,17 @@ def test_an_architecture_looks_the_same_in_every_figure_and_like_no_other():
     assert display.looks(reversed(names)) == all_looks
     assert all_looks["cnn"] == display.looks(["mine", "cnn"])["cnn"] == display.LOOKS[0]
     assert display.looks(["mine"])["mine"] == display.looks(["mine", "cnn", "other"])["mine"]
-    # A variant has the colour of what it is named after, and another marker.
+    # A variant has the colour of the architecture it is named after, and another marker.
     for known, variant in (("resnet50", "resnet50_64"), ("cnn_strong", "cnn_strong_short")):
-        (colour, marker), (same, other) = display.looks([known, variant]).values()
-        assert colour == same and marker != other
-    # Fixed rules are grey, and take no look from others.
+        (colour, marker), (variant_colour, variant_marker) = display.looks(
+            [known, variant]
+        ).values()
+        assert colour == variant_colour and marker != variant_marker
+    # Baselines are grey and use no look of an architecture.
     rules = display.looks([*display.RULES, *names])
     assert {name: rules[name] for name in names} == all_looks
     assert {rules[name][0] for name in display.RULES} == {display.FAINT}
-    # More than there are looks still have one each.
+    # More architectures than looks have a look, too.
     assert len(display.looks(map(str, range(60)))) == 60
 
 
@@ -248,10 +250,10 @@ def drawn_texts(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["猫と犬", "كلب"])
-def test_names_in_any_script_are_texts_in_the_readers_font_with_room_for_them(name, shown, recwarn):
+def test_names_in_any_script_are_drawn_as_text_with_enough_room(name, outputs, recwarn):
     display.show(bars("x", name), "Classes.")
     display.show(bars("x", "o" * len(name)), "Classes.")
-    (_, drawing, about), (_, _, narrow) = shown
+    (_, drawing, about), (_, _, narrow) = outputs
     assert drawing.count(f">{name}</text>") == 1
     assert "system-ui" in drawing
     assert display.FONT not in drawing
@@ -262,14 +264,14 @@ def test_names_in_any_script_are_texts_in_the_readers_font_with_room_for_them(na
 
 
 @pytest.mark.parametrize("name", ["$1_to_$5", "a$b_c$d{", "\\frac", "_background", "a\\$b"])
-def test_names_are_never_formulas_and_never_hidden(name, drawn_texts, shown):
+def test_names_are_neither_formulas_nor_hidden(name, drawn_texts, outputs):
     display.show(bars(name, "dog"), "Classes.")
     assert (
         drawn_texts.count(name) + drawn_texts.count(f"\u200a{name}") == 3
     )  # two of them labels of a tick
 
 
-def test_settings_of_the_user_do_not_reach_figures(tmp_path):
+def test_matplotlib_settings_of_the_user_do_not_affect_figures(tmp_path):
     settings = "text.usetex: True\nfont.size: 30\naxes.titleweight: bold\nfigure.dpi: 30\n"
     settings += "lines.linewidth: 9\nlegend.loc: lower left\nsvg.fonttype: path\n"
     (tmp_path / "matplotlibrc").write_text(settings)
@@ -282,7 +284,7 @@ def test_settings_of_the_user_do_not_reach_figures(tmp_path):
     assert drawn == expected.getvalue()
 
 
-def test_bars_name_their_numbers_the_highest_first(shown):
+def test_bars_are_sorted_and_show_their_values(outputs):
     points = pd.DataFrame(
         {
             "value": [0.5, 0.9, 0.1], "ci_low": [0.45, 0.88, np.nan],
@@ -292,7 +294,7 @@ def test_bars_name_their_numbers_the_highest_first(shown):
         index=pd.Index(["cnn", "vgg16", "vec<t>"], name="architecture"),
     )  # fmt: skip
     display.bars(points, "Quality & cost.")
-    ((bundle, metadata),) = shown
+    ((bundle, metadata),) = outputs
     html = bundle["text/html"]
     assert re.findall(r'<th scope="row"[^>]*><a href="([^"]*)">([^<]*)', html) == [
         ("vgg16.html", "vgg16"), ("cnn.html", "cnn"), ("vec%3Ct%3E.html", "vec&lt;t&gt;"),

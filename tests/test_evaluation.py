@@ -1,4 +1,4 @@
-"""From embeddings to scores: what each search must score, and what is measured in which order."""
+"""Evaluation of embeddings: scores of each search, rankings and the order of measurements."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ MEASUREMENT = {
 
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory):
-    """A project to keep rankings in, made the working directory."""
+    """A project for cached rankings, as the working directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(empty_project(tmp_path_factory.mktemp("project")))
         yield
@@ -33,13 +33,13 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded():
-    """By chance, under the protocol `closed`."""
+    """Random embeddings under the protocol `closed`."""
     return toy_embeddings(toy_dataset())
 
 
 @pytest.fixture(scope="module")
 def held_out(embedded):
-    """The same under `held_out_gallery`."""
+    """The same embeddings under `held_out_gallery`."""
     return replace(embedded, dataset=protocols.view(embedded.dataset, "held_out_gallery"))
 
 
@@ -47,15 +47,13 @@ def similarities_by_hand(query, gallery) -> np.ndarray:
     return normalise(query).astype(np.float64) @ normalise(gallery).T.astype(np.float64)
 
 
-# The identities that make two of the searches say nothing about the embedding
+# Two searches whose scores do not depend on the embedding
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
 @pytest.mark.parametrize("unbalanced", [False, True])
-def test_scores_within_the_predicted_class_are_the_accuracy_whatever_the_embedding(
-    seed, protocol, unbalanced
-):
+def test_scores_within_the_predicted_class_equal_the_accuracy(seed, protocol, unbalanced):
     dataset = toy_dataset(4, 14, 12)
     if unbalanced:
         random = np.random.default_rng(seed)
@@ -64,10 +62,10 @@ def test_scores_within_the_predicted_class_are_the_accuracy_whatever_the_embeddi
     dataset = protocols.view(dataset, protocol)
     embedded = toy_embeddings(dataset, seed=seed)
     sizes = np.bincount(dataset.gallery_labels)
-    # Up to the size of the smallest class, less the query where it stands in the gallery.
-    most = int(sizes.min()) - (protocol == "held_out_gallery")
-    assert most >= 2
-    ks = [1, 2, most]
+    # The size of the smallest class, without the query if it is in the gallery.
+    maximum = int(sizes.min()) - (protocol == "held_out_gallery")
+    assert maximum >= 2
+    ks = [1, 2, maximum]
     evaluated = evaluation.evaluate(embedded, "predicted_class", ks).per_query
     is_right = embedded.query_probabilities.argmax(axis=1) == dataset.query_labels
     accuracy = is_right.mean()
@@ -82,7 +80,7 @@ def test_scores_within_the_predicted_class_are_the_accuracy_whatever_the_embeddi
     assert evaluated["correct"].tolist() == is_right.tolist()
 
 
-def test_beyond_the_size_of_the_class_precision_falls_below_the_accuracy(embedded):
+def test_precision_is_below_the_accuracy_beyond_the_size_of_the_class(embedded):
     evaluated = evaluation.evaluate(embedded, "predicted_class", [14, 28]).per_query
     accuracy = evaluated["correct"].mean()
     assert evaluated["precision@14"].mean() == pytest.approx(accuracy)
@@ -91,7 +89,7 @@ def test_beyond_the_size_of_the_class_precision_falls_below_the_accuracy(embedde
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
-def test_scores_within_the_true_class_are_one_whatever_the_embedding(protocol):
+def test_scores_within_the_true_class_are_one(protocol):
     dataset = protocols.view(toy_dataset(), protocol)
     for seed in range(3):
         embedded = toy_embeddings(dataset, seed=seed)
@@ -100,9 +98,9 @@ def test_scores_within_the_true_class_are_one_whatever_the_embedding(protocol):
             assert evaluated[name].to_numpy() == pytest.approx(1, abs=1e-12), name
 
 
-def test_the_unrestricted_search_depends_on_the_embedding_alone(embedded):
+def test_the_unrestricted_search_depends_only_on_the_embedding(embedded):
     dataset = embedded.dataset
-    other_classifier = toy_embeddings(dataset, embedded.vectors, seed=5).probabilities
+    other_probabilities = toy_embeddings(dataset, embedded.vectors, seed=5).probabilities
     scores = [
         evaluation.evaluate(embeddings, "unrestricted", [1, 4])
         .per_query["average_precision"]
@@ -111,7 +109,7 @@ def test_the_unrestricted_search_depends_on_the_embedding_alone(embedded):
             embedded,
             replace(
                 embedded,
-                probabilities=other_classifier,
+                probabilities=other_probabilities,
                 artifact=Artifact(Path(), {"key": "another classifier"}),
             ),
             toy_embeddings(dataset, probabilities=embedded.probabilities, seed=5),
@@ -141,7 +139,7 @@ def test_the_unrestricted_search_ranks_by_cosine(protocol):
 
 
 @pytest.mark.parametrize("protocol", ["closed", "held_out_gallery"])
-def test_rankings_of_the_label_lookup_are_places_in_the_real_gallery(protocol):
+def test_rankings_of_the_label_lookup_are_positions_in_the_gallery(protocol):
     dataset = protocols.view(toy_dataset(), protocol)
     embedded = toy_embeddings(dataset)
     evaluated = evaluation.evaluate(embedded, "label_lookup", [1, 4])
@@ -151,14 +149,14 @@ def test_rankings_of_the_label_lookup_are_places_in_the_real_gallery(protocol):
     assert evaluated.similarities[:, 0] == pytest.approx(unit.max(axis=1))
     for row in evaluated.rankings:
         assert len(set(row)) == evaluation.N_RESULTS
-    # Within a class by chance, not as the gallery stands.
+    # Within a class the order is random and not that of the gallery.
     rises = (np.diff(evaluated.rankings, axis=1) > 0).mean()
     assert 0.2 < rises < 0.8
     is_right = (first == dataset.query_labels).astype(float)
     assert evaluated.per_query["precision@4"].tolist() == is_right.tolist()
 
 
-def test_what_is_scored_is_what_is_ranked(embedded, held_out):
+def test_scores_match_the_rankings(embedded, held_out):
     for embeddings in (embedded, held_out):
         dataset = embeddings.dataset
         for search in searches.SEARCHES:
@@ -175,7 +173,7 @@ def test_what_is_scored_is_what_is_ranked(embedded, held_out):
 @pytest.mark.parametrize("search", searches.SEARCHES)
 def test_a_query_is_never_its_own_result(search, held_out):
     dataset = held_out.dataset
-    # Each image has a twin in its own class, so that the nearest is known and is not itself.
+    # Each image has a twin in its class, which must be its nearest image.
     vectors = np.array(held_out.vectors)
     by_class = dataset.queries[np.argsort(dataset.query_labels, kind="stable")]
     vectors[by_class[1::2]] = vectors[by_class[::2]]
@@ -185,12 +183,12 @@ def test_a_query_is_never_its_own_result(search, held_out):
     assert (evaluated.per_query["n_relevant"] == 11).all()
     if search in ("unrestricted", "oracle_class"):
         twin = dict(zip(by_class[::2], by_class[1::2], strict=True))
-        twin |= {other: one for one, other in twin.items()}
+        twin |= {second: first for first, second in twin.items()}
         nearest = dataset.gallery[evaluated.rankings[:, 0]]
         assert nearest.tolist() == [twin[query] for query in dataset.queries]
 
 
-def test_a_class_with_fewer_images_than_shown_leaves_places_empty():
+def test_a_small_class_leaves_empty_positions_in_rankings():
     dataset = toy_dataset(3, 4, 3)
     evaluated = evaluation.evaluate(toy_embeddings(dataset), "predicted_class", [1])
     assert evaluated.rankings.shape == (9, evaluation.N_RESULTS)
@@ -199,19 +197,19 @@ def test_a_class_with_fewer_images_than_shown_leaves_places_empty():
     assert np.isnan(evaluated.similarities[:, 4:]).all()
 
 
-def test_a_gallery_smaller_than_what_is_shown_is_ranked_whole():
+def test_a_small_gallery_is_ranked_completely():
     dataset = protocols.view(toy_dataset(3, 4, 2), "held_out_gallery")
     evaluated = evaluation.evaluate(toy_embeddings(dataset), "label_lookup", [1])
     assert evaluated.rankings.shape == (6, 6)
     assert (evaluated.rankings[:, 5] == -1).all()
-    for itself, row in enumerate(evaluated.rankings[:, :5]):
-        assert sorted(row) == [place for place in range(6) if place != itself]
+    for query, row in enumerate(evaluated.rankings[:, :5]):
+        assert sorted(row) == [position for position in range(6) if position != query]
 
 
 # Columns
 
 
-def test_a_row_says_which_query_it_is_and_what_the_classifier_said(embedded, held_out):
+def test_rows_have_query_label_and_predicted_class(embedded, held_out):
     for embeddings in (embedded, held_out):
         dataset = embeddings.dataset
         for search in searches.SEARCHES:
@@ -225,7 +223,7 @@ def test_a_row_says_which_query_it_is_and_what_the_classifier_said(embedded, hel
             assert list(evaluated)[5:] == list(metrics.per_query(np.ones((1, 1)), [4, 10]))
 
 
-def test_how_much_of_the_gallery_is_searched(embedded):
+def test_searched_is_the_share_of_the_gallery(embedded):
     dataset = embedded.dataset
     labels = np.concatenate([np.repeat(np.arange(4), [20, 16, 12, 8]), dataset.query_labels])
     uneven = toy_embeddings(replace(dataset, labels=labels, fingerprint="uneven"), seed=3)
@@ -253,7 +251,7 @@ def test_a_baseline_has_no_prediction(embedded):
     assert evaluated["average_precision"].equals(scored["average_precision"])
 
 
-def test_the_first_ten_are_measured_whatever_is_asked_for(embedded):
+def test_the_first_ten_results_are_always_measured(embedded):
     evaluated = evaluation.evaluate(embedded, "unrestricted", [2])
     assert {"precision@2", "precision@10"} <= set(evaluated.per_query)
     assert (
@@ -262,7 +260,7 @@ def test_the_first_ten_are_measured_whatever_is_asked_for(embedded):
     )
 
 
-# Kept
+# Caching
 
 
 def test_each_search_and_view_is_evaluated_once(embedded, held_out, monkeypatch):
@@ -280,20 +278,20 @@ def test_each_search_and_view_is_evaluated_once(embedded, held_out, monkeypatch)
 
     monkeypatch.setattr(ranking, "relevant_ranks", refuse)
     for embeddings in (embedded, held_out):
-        again = evaluation.evaluate(embeddings, "soft", [4, 1])
-        known = first[embeddings.dataset.protocol, "soft"]
-        assert again.per_query.equals(known.per_query)
-        assert np.array_equal(again.rankings, known.rankings)
+        repeated = evaluation.evaluate(embeddings, "soft", [4, 1])
+        expected = first[embeddings.dataset.protocol, "soft"]
+        assert repeated.per_query.equals(expected.per_query)
+        assert np.array_equal(repeated.rankings, expected.rankings)
     with pytest.raises(AssertionError, match="ranked again"):
         evaluation.evaluate(embedded, "soft", [3])
 
 
-# What is measured, in which order
+# Order of measurements
 
 
 @pytest.fixture
-def noted(monkeypatch):
-    """`measure` without its work: (seed, protocol, draw, epoch) of what it embeds, and ks."""
+def measured_calls(monkeypatch):
+    """Replaces embedding and evaluation by lists: (seed, protocol, draw, epoch) and arguments."""
     embedded_as, evaluated_with = [], []
 
     def embed_view(view, seed, epoch=None):
@@ -308,8 +306,8 @@ def noted(monkeypatch):
     return embed_view, embedded_as, evaluated_with
 
 
-def test_states_are_measured_seed_by_seed_and_draws_with_the_first_seed_alone(noted):
-    embed_view, embedded_as, _ = noted
+def test_states_are_measured_by_seed_and_draws_only_with_the_first_seed(measured_calls):
+    embed_view, embedded_as, _ = measured_calls
     states = evaluation.measure(
         toy_dataset(), embed_view=embed_view, measurement=MEASUREMENT, epochs=[7, 2]
     )
@@ -336,8 +334,8 @@ def test_states_are_measured_seed_by_seed_and_draws_with_the_first_seed_alone(no
     ]
 
 
-def test_the_first_protocol_is_the_one_that_is_named_first(noted):
-    embed_view, embedded_as, _ = noted
+def test_protocols_are_measured_in_the_given_order(measured_calls):
+    embed_view, embedded_as, _ = measured_calls
     measurement = MEASUREMENT | {"protocols": ["held_out_gallery", "closed"], "seeds": [0]}
     dataset = toy_dataset()
     evaluation.measure(dataset, embed_view=embed_view, measurement=measurement, epochs=[1])
@@ -349,8 +347,8 @@ def test_the_first_protocol_is_the_one_that_is_named_first(noted):
     assert evaluation.first_view(dataset, measurement).protocol == "held_out_gallery"
 
 
-def test_each_state_is_searched_in_every_way_that_it_can_be(noted):
-    embed_view, _, evaluated_with = noted
+def test_each_state_is_evaluated_with_every_available_search(measured_calls):
+    embed_view, _, evaluated_with = measured_calls
     measurement = MEASUREMENT | {
         "protocols": ["closed", "unseen_classes"],
         "seeds": [0],
@@ -361,7 +359,7 @@ def test_each_state_is_searched_in_every_way_that_it_can_be(noted):
     assert all(ks == [1, 4] for _, _, ks in evaluated_with)
 
 
-def test_hashing_1k_is_measured_at_the_depth_of_its_literature_too():
+def test_hashing_1k_is_also_measured_at_1000():
     dataset = replace(toy_dataset(), protocol="hashing_1k")
     depths = [
         {int(name.partition("@")[2]) for name in evaluated.per_query if "@" in name}
@@ -393,7 +391,7 @@ def test_measured_states_hold_the_embeddings_and_their_scores():
 # Classification and speed
 
 
-def test_classification_counts_what_is_right_by_class(embedded):
+def test_classification_counts_correct_queries_by_class(embedded):
     table = tables.classification(embedded)
     dataset = embedded.dataset
     assert list(table.index) == [*dataset.classes, "all"]
@@ -416,7 +414,7 @@ def test_classes_with_the_names_of_sums_keep_their_rows(embedded):
     assert table["queries"].tolist() == [12, 12, 12, 12, 48]
 
 
-def test_speed_is_that_of_single_queries_and_measured_once(embedded):
+def test_speed_of_single_queries_is_measured_once(embedded):
     batch_sizes = []
 
     def encode(images):
