@@ -9,7 +9,7 @@ import invented
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import load_shapes
+from conftest import ROOT, load_shapes
 
 from cbir import StudyError
 from cbir.networks import baselines, embeddings, vector_files
@@ -56,6 +56,23 @@ def likely(images, share: float = 0.8) -> np.ndarray:
     """(n, 3) probabilities: the true class gets this share."""
     rest = (1 - share) / 2
     return np.full((len(images.labels), 3), rest) + (share - rest) * np.eye(3)[images.labels]
+
+
+def test_the_example_of_the_documentation_writes_a_file_that_a_study_reads(images, tmp_path):
+    text = (ROOT / "docs" / "vectors.md").read_text("utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    for documented, path in {
+        "path/to/holiday": "data/shapes",
+        "*.jpg": "*.png",
+        "data/dinov2.npz": str(tmp_path / "vectors.npz"),
+    }.items():
+        assert documented in example
+        example = example.replace(documented, path)
+    exec(example, {"embed": lambda path: [path.stat().st_size, 1.0]})
+    vectors, probabilities = vector_files.read(str(tmp_path / "vectors.npz"), images)
+    sizes = [Path("data/shapes", name).stat().st_size for name in images.names]
+    assert vectors.tolist() == [[size, 1.0] for size in sizes]
+    assert probabilities is None
 
 
 def save(name: str, vectors: str, **measurement):
