@@ -133,10 +133,15 @@ def test_trustworthiness_is_lower_for_a_random_map(saved, monkeypatch):
     assert projections.project_queries(saved.embeddings, "tsne").kept < trustworthiness - 0.1
 
 
-def test_runs_with_too_few_queries_have_no_map(saved):
-    assert list(projections.project_all({"cnn": saved})) == ["cnn"]
-    # A dozen queries are too few for t-SNE.
-    assert projections.project_all({"cnn": saved}, "tsne") == {}
+def test_every_run_has_a_map_by_pca_if_its_queries_are_too_few_for_tsne(saved, monkeypatch):
+    n_queries = len(saved.dataset.queries)
+    methods = []
+    for fewest in (n_queries + 1, n_queries):
+        monkeypatch.setattr(projections, "TSNE_FROM", fewest)
+        with monkeypatch.context() as patch:
+            patch.setattr(projections, "project_queries", lambda _, method: methods.append(method))
+            assert list(projections.project_all({"cnn": saved})) == ["cnn"]
+    assert methods == ["pca", "tsne"]
     assert charts.query_maps(saved.dataset, {}, {}) is None
 
 

@@ -13,7 +13,7 @@ from cbir import StudyError, cache, project_root, report_command
 from cbir.cache import Artifact, write_text
 from cbir.networks.training import Training
 from cbir.reporting import measurements, provenance, runs
-from cbir.reporting.runs import is_whole, read_run, read_runs, write_study
+from cbir.reporting.runs import find_runs, is_whole, read_run, read_runs, write_study
 from cbir.retrieval import evaluation, uncertainty
 
 CLASSES = ["circle", "cross"]
@@ -134,6 +134,7 @@ def test_architectures_without_results_are_left_out(reports):
     missing = ["resnet50: not run", "vgg16: a: b"]
     assert list(read_runs("tiny", ["cnn", "resnet50", "vgg16"], missing)) == ["cnn"]
     assert read_runs("tiny", ["vgg16"], missing) == {}
+    assert list(find_runs(["tiny/vgg16", "tiny/cnn", "other/cnn"])) == ["tiny/cnn"]
 
 
 DIFFERENCES = {

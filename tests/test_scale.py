@@ -214,6 +214,17 @@ def test_milvus_lite_is_measured_at_every_size_and_leaves_no_files(run, project)
     assert not list(project.rglob("lite*"))
 
 
+def test_engines_are_measured_in_the_galleries_of_a_run_or_in_generated_ones(run):
+    size = len(run.embeddings.gallery)
+    costs, missing = scale.measure_engines_like(run, [size, size + 1], {"exact": 1000})
+    assert costs["is_real"].tolist() == [True, False]
+    generated, _ = scale.measure_engines_like(None, [size], {"exact": 1000})
+    assert generated["is_real"].tolist() == [False]
+    # Those of the stored description have more dimensions.
+    assert generated["bytes"].item() > costs["bytes"].max()
+    assert missing == []
+
+
 def test_real_galleries_are_drawn_without_replacement(run):
     embeddings = run.embeddings
     drawn = scale.draw_real(embeddings, 30)

@@ -266,12 +266,13 @@ def read_run(study: str, architecture: str) -> Run:
     return Run(study, architecture, summary, metrics, per_query, history, *arrays)
 
 
-def find_run(study: str, architecture: str) -> Run | None:
-    """As `read_run`; None if the study has not been run here."""
-    try:
-        return read_run(study, architecture)
-    except StudyError:
-        return None
+def find_runs(names: list[str]) -> dict[str, Run]:
+    """Runs by name, "study/architecture", without those that `read_run` cannot read."""
+    runs = {}
+    for name in names:
+        with contextlib.suppress(StudyError):
+            runs[name] = read_run(*name.split("/"))
+    return runs
 
 
 def read_summary(study: str, architecture: str) -> dict:

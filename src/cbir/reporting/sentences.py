@@ -153,7 +153,7 @@ def uneven_classes(runs: dict[str, Run]) -> str:
 
 
 def collapsed(runs: dict[str, Run]) -> str:
-    """The networks that tell no images apart, and how this shows; empty if there are none."""
+    """Collapsed networks, and how this shows; empty if there are none."""
     reason_by_name = {}
     for name, run in networks(runs).items():
         final = measurements.select(run.per_query, search="unrestricted")

@@ -67,16 +67,16 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
         return Projection(method, queries, stored["points"], kept, variance)
 
 
-def project_all(runs: Mapping, method: str = "pca") -> dict[str, Projection]:
-    """The projected queries of runs, by name, without those with too few queries for t-SNE.
+def project_all(runs: Mapping) -> dict[str, Projection]:
+    """The queries of runs, by name, projected by t-SNE, or by PCA if they are too few for it.
 
     StudyError if the embeddings of a run are missing.
     """
-    return {
-        name: project_queries(run.embeddings, method)
-        for name, run in runs.items()
-        if method != "tsne" or len(run.dataset.queries) >= TSNE_FROM
-    }
+    projections = {}
+    for name, run in runs.items():
+        method = "tsne" if len(run.dataset.queries) >= TSNE_FROM else "pca"
+        projections[name] = project_queries(run.embeddings, method)
+    return projections
 
 
 def project(vectors: np.ndarray, method: str = "pca") -> tuple[np.ndarray, float]:

@@ -289,6 +289,19 @@ def measure_engines(
     return pd.DataFrame(rows), [f"{engine}: {reason}" for engine, reason in missing.items()]
 
 
+def measure_engines_like(
+    run, sizes: list[int], engines: Mapping[str, int]
+) -> tuple[pd.DataFrame, list[str]]:
+    """`measure_engines` in galleries like a run's embeddings; without one, the stored description.
+
+    Args:
+        run: a `Run`, whose embeddings are the galleries of up to their number, or None.
+    """
+    if run is None:
+        return measure_engines(stored_description(), sizes, engines)
+    return measure_engines(describe(run.embeddings), sizes, engines, run.embeddings)
+
+
 def recall(rows: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     """(n_queries,) shares of the nearest images that are among as many results.
 
