@@ -1,4 +1,4 @@
-"""A grid told from its numbers: tables, sentences, figures, worked out by hand."""
+"""Tables, sentences and figures of a grid, compared with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -16,29 +16,35 @@ NOTE = "how much seeds differ is unknown"
 ONLY = f" (these trained networks only: {NOTE})"
 
 
-def run(architecture: str, point: dict, scores, *, right=1.0, known=1.0, speed=1000.0) -> dict:
-    """A run of a grid, by its name: average precisions, accuracy of queries and of training."""
+def run(
+    architecture: str, point: dict, scores, *, accuracy=1.0, training_accuracy=1.0, speed=1000.0
+) -> dict:
+    """A run of a grid by its name, with average precisions and accuracies."""
     name = configs.point_name(architecture, point)
     variant = configs.variant(point)
-    frame = rows(scores, architecture=name, variant=variant, correct=right)
+    frame = rows(scores, architecture=name, variant=variant, correct=accuracy)
     return {
         name: result(
             frame,
             variant=variant,
             speed={"images_per_second": speed, "query_milliseconds": 2.5},
-            training_accuracy={"value": known, "ci_low": known - 0.1, "ci_high": known + 0.05},
+            training_accuracy={
+                "value": training_accuracy,
+                "ci_low": training_accuracy - 0.1,
+                "ci_high": training_accuracy + 0.05,
+            },
         )
     }
 
 
 def around(mean: float, n_queries: int = 200) -> list[float]:
-    """Scores of this mean, each a little off it."""
-    return [mean + 0.001 * (place % 2 or -1) for place in range(n_queries)]
+    """Scores close to `mean`, which is their mean."""
+    return [mean + 0.001 * (query % 2 or -1) for query in range(n_queries)]
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """Two architectures, two sizes, frozen or not: training helps vgg alone, size helps both."""
+    """Two architectures at two sizes, frozen or not: size helps both, training only vgg."""
     runs = {}
     means = {"vgg": (0.3, 0.5, 0.7, 0.9), "cnn": (0.2, 0.2, 0.4, 0.4)}
     points = [(size, train) for size in (32, 64) for train in ("head", "all")]
@@ -47,9 +53,9 @@ def runs():
             scores = around(mean)
             if name == "cnn" and train == "all":
                 # Half of the queries gain 0.0012, the others lose 0.001.
-                scores = [mean + (0.0022 if place % 2 else -0.002) for place in range(200)]
+                scores = [mean + (0.0022 if query % 2 else -0.002) for query in range(200)]
             point = {"input_size": size, "train": train}
-            runs |= run(name, point, scores, right=mean, speed=32000.0 / size**2 * 32)
+            runs |= run(name, point, scores, accuracy=mean, speed=32000.0 / size**2 * 32)
     return runs
 
 
@@ -59,38 +65,38 @@ def points(runs):
 
 
 def learning(*counts: int) -> dict:
-    """One architecture, by how many images it learnt from: 0.2 better with each."""
+    """Runs of an architecture by number of training images; each adds 0.2 to the mAP."""
     runs = {}
-    for place, count in enumerate(counts):
-        mean = 0.2 + 0.2 * place
+    for index, count in enumerate(counts):
+        mean = 0.2 + 0.2 * index
         point = {"learn_from": count}
-        runs |= run("cnn", point, around(mean), right=mean, known=1.0 - 0.1 * place)
+        runs |= run("cnn", point, around(mean), accuracy=mean, training_accuracy=1.0 - 0.1 * index)
     return runs
 
 
 # Tables
 
 
-def test_a_row_says_where_a_run_stands_and_what_it_reached(runs, points):
+def test_a_row_has_the_point_and_the_results_of_a_run(runs, points):
     assert list(points.index) == list(runs)
     row = points.loc["vgg-64-head"]
     assert (row["architecture"], row["input_size"], row["train"]) == ("vgg", 64, "head")
     assert row[ACCURACY] == pytest.approx(0.7)
     assert row[MAP] == pytest.approx(0.7)
-    # 200 queries, half at 0.699 and half at 0.701; another one may lie anywhere from 0 to 1.
+    # 200 queries, half at 0.699 and half at 0.701; others may score from 0 to 1.
     _, low, high = row[list(interval_columns(MAP))]
     assert 0.68 < low < 0.7 < high < 0.71
     assert row[list(interval_columns(TRAINING))].tolist() == pytest.approx([1.0, 0.9, 1.05])
     assert row[[SPEED, SECONDS, INDEX]].tolist() == [250.0, 70.0, 3.0]
 
 
-def test_seeds_are_averaged_in_a_row():
-    both = result(
+def test_a_row_averages_seeds():
+    run_of_two_seeds = result(
         rows([0.2, 0.4], architecture="cnn-0.1", seed=0, correct=[1.0, 0.0]),
         rows([0.6, 0.8], architecture="cnn-0.1", seed=1, correct=[1.0, 1.0]),
         variant="dropout=0.1",
     )
-    row = grids.points_table({"cnn-0.1": both}).loc["cnn-0.1"]
+    row = grids.points_table({"cnn-0.1": run_of_two_seeds}).loc["cnn-0.1"]
     assert row[MAP] == pytest.approx(0.5)
     assert row[ACCURACY] == pytest.approx(0.75)
 
@@ -101,7 +107,7 @@ def test_dimensions_are_the_parameters_of_the_grid_in_their_order(points):
     assert not grids.is_number(points, "train")
 
 
-def test_figures_run_along_numbers_and_of_these_along_the_most():
+def test_the_axis_of_figures_is_the_numeric_dimension_with_most_values():
     def axis(**values):
         points = configs.points([values])
         runs = {}
@@ -115,7 +121,7 @@ def test_figures_run_along_numbers_and_of_these_along_the_most():
     assert axis(pooling=["avg"]) == "pooling"
 
 
-def test_a_series_differs_along_the_axis_alone(points):
+def test_points_of_a_series_differ_only_along_the_axis(points):
     names = grids.series(points, "input_size")
     groups = {name: group.index.tolist() for name, group in names.groupby(names, sort=False)}
     assert groups == {
@@ -127,7 +133,7 @@ def test_a_series_differs_along_the_axis_alone(points):
     assert set(grids.series(grids.points_table(learning(10, 20)), "learn_from")) == {"cnn"}
 
 
-def test_a_reader_sees_numbers_with_their_intervals(points):
+def test_the_readable_table_shows_intervals(points):
     table = grids.readable(points)
     assert table.index.tolist() == ["vgg"] * 4 + ["cnn"] * 4
     columns = ["input_size", "train", ACCURACY, TRAINING, MAP, SPEED, SECONDS, INDEX]
@@ -140,8 +146,8 @@ def test_a_reader_sees_numbers_with_their_intervals(points):
 
 def test_a_training_time_on_another_machine_names_it():
     runs = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
-    place = {"cpu": "a processor", "cores": 2, "gpus": ["A GPU"]}
-    runs["cnn-0.2"].summary["trained_on"] = {"machine": place, "versions": {}}
+    machine = {"cpu": "a processor", "cores": 2, "gpus": ["A GPU"]}
+    runs["cnn-0.2"].summary["trained_on"] = {"machine": machine, "versions": {}}
     points = grids.points_table(runs)
     assert grids.readable(points)[SECONDS].tolist() == ["70", "70 (on A GPU)"]
     assert grids.dimensions(points) == ["dropout"]
@@ -150,31 +156,31 @@ def test_a_training_time_on_another_machine_names_it():
 # Which differences are significant
 
 
-def test_pairs_differ_in_one_parameter_alone(runs, points):
+def test_pairs_differ_in_exactly_one_parameter(runs, points):
     pairs = grids.pairs(runs, points)
-    both = {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)}
+    unordered = {frozenset(pair) for pair in zip(pairs["ahead"], pairs["behind"], strict=True)}
     expected = {
-        frozenset((f"{name}-{one}", f"{name}-{other}"))
+        frozenset((f"{name}-{first_point}", f"{name}-{second_point}"))
         for name in ("vgg", "cnn")
-        for one, other in (
+        for first_point, second_point in (
             ("32-head", "32-all"), ("64-head", "64-all"),
             ("32-head", "64-head"), ("32-all", "64-all"),
         )
     }  # fmt: skip
-    assert both == expected
+    assert unordered == expected
     assert len(pairs) == 8
 
 
-def test_pairs_are_corrected_for_those_of_the_table_alone(runs, points):
+def test_only_pairs_of_the_table_enter_the_correction(runs, points):
     pairs = grids.pairs(runs, points)
     assert pairs["p_holm"].to_numpy() == pytest.approx(uncertainty.holm(pairs["p"].to_numpy()))
     assert (pairs["is_significant"] == (pairs["p_holm"] < 0.05)).all()
-    # All 28 pairs of points would have been corrected for more.
-    every = tables.pairs(runs).set_index(["ahead", "behind"])["p_holm"]
+    # A correction for all 28 pairs of points would be larger.
+    p_values_of_all = tables.pairs(runs).set_index(["ahead", "behind"])["p_holm"]
     p_values = pairs.set_index(["ahead", "behind"])["p_holm"]
-    assert (p_values <= every[p_values.index]).all()
-    assert (p_values < every[p_values.index]).any()
-    # No choice of signs is as far from 0, in all but the two pairs of cnn.
+    assert (p_values <= p_values_of_all[p_values.index]).all()
+    assert (p_values < p_values_of_all[p_values.index]).any()
+    # No choice of signs is as extreme, except in two pairs of cnn.
     significant = pairs[pairs["is_significant"]]
     assert len(significant) == 6
     assert significant["p"].to_numpy() == pytest.approx(1 / 10_001)
@@ -184,7 +190,7 @@ def test_pairs_are_corrected_for_those_of_the_table_alone(runs, points):
     assert tied["difference"].to_numpy() == pytest.approx(0.0001)
 
 
-def test_a_grid_of_which_one_run_has_results_has_no_pairs():
+def test_a_grid_with_only_one_result_has_no_pairs():
     runs = run("cnn", {"dropout": 0.1}, [0.5, 0.6])
     pairs = grids.pairs(runs, grids.points_table(runs))
     assert pairs.empty
@@ -195,7 +201,7 @@ def test_a_grid_of_which_one_run_has_results_has_no_pairs():
 # Sentences
 
 
-def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points):
+def test_the_best_point_of_an_architecture_is_named_with_its_cost(runs, points):
     paragraphs = grids.best_points(points, grids.pairs(runs, points), NOTE).split("\n\n")
     assert len(paragraphs) == 2
     assert paragraphs[0] == (
@@ -204,7 +210,7 @@ def test_the_best_point_of_each_architecture_is_told_with_its_cost(runs, points)
     )
 
 
-def test_what_is_not_significantly_different_from_the_best_is_named(runs, points):
+def test_points_not_significantly_different_from_the_best_are_named(runs, points):
     paragraphs = grids.best_points(points, grids.pairs(runs, points), NOTE).split("\n\n")
     assert "Not significantly" not in paragraphs[0]
     assert paragraphs[1].startswith("The highest mAP of **cnn** is 0.40")
@@ -223,7 +229,7 @@ def test_a_point_with_too_few_queries_is_untested(runs, points):
 
 
 @pytest.mark.parametrize("order", [["avg", "gem"], ["gem", "avg"]])
-def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
+def test_equal_points_are_not_significantly_different(order):
     runs = {}
     for pooling in order:
         runs |= run("cnn", {"pooling": pooling}, around(0.5))
@@ -233,7 +239,7 @@ def test_two_points_that_are_are_equal_are_said_not_to_differ(order):
     assert f"Not significantly different from it: `pooling {order[1]}`{ONLY}." in text
 
 
-def test_a_point_that_is_both_best_and_fastest_is_told_once():
+def test_a_point_that_is_both_best_and_fastest_is_named_once():
     runs = run("cnn", {"dropout": 0.1}, around(0.9), speed=900.0)
     runs |= run("cnn", {"dropout": 0.2}, around(0.5), speed=800.0)
     points = grids.points_table(runs)
@@ -254,7 +260,7 @@ def test_a_rival_that_differs_in_two_parameters_is_named_as_not_tested():
     )
 
 
-def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
+def test_a_run_without_a_grid_uses_its_parameters_as_point():
     parameters = {
         "train": "all",
         "input_size": 64,
@@ -270,15 +276,15 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
     assert points.loc["vgg", ["architecture", "input_size", "dropout"]].tolist() == ["vgg", 64, 0.5]
     names = grids.series(points, "input_size")
     assert list(names.unique()) == ["cnn, dropout 0.1", "vgg, dropout 0.5"]
-    # Its own images, where others vary how many they learn from.
+    # Its number of training images, if other runs vary theirs.
     points = grids.points_table(learning(10, 20) | {"vgg": fixed})
     assert points.loc["vgg", "learn_from"] == 50
-    # Of a head's training, whose epochs are not those of the backbone, nothing is known.
+    # The parameters with which a head was trained are unknown.
     frozen = result(scores, parameters=parameters | {"train": "head"})
     runs = run("cnn", {"dropout": 0.1}, [0.5]) | run("cnn", {"dropout": 0.2}, [0.5])
     points = grids.points_table(runs | {"vgg": frozen})
     assert points["dropout"].tolist() == [0.1, 0.2, "–"]
-    # Mixed with numbers, a dash is a column of its own, and there is no order to run along.
+    # Mixed with numbers, a dash is a column, and the axis has no order.
     assert not grids.is_number(points, "dropout")
     axis = grids.heat_maps(points).axes[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.1", "0.2", "–"]
@@ -287,7 +293,7 @@ def test_a_run_that_does_not_vary_a_parameter_stands_where_it_is():
 # Figures
 
 
-def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
+def test_heat_maps_have_a_row_per_series_and_a_column_per_value(points):
     figure = grids.heat_maps(points)
     assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, SPEED]
     assert {axis.get_xlabel() for axis in figure.axes} == {"input_size"}
@@ -300,8 +306,8 @@ def test_heat_maps_have_a_row_a_series_and_a_column_a_value(points):
     assert texts == [values, values, ["1,000", "250"] * 4]
 
 
-def test_the_number_of_training_images_is_not_said_to_change_the_speed():
-    runs = learning(10, 20) | run("cnn", {"learn_from": 5}, [0.1], right=0.1, speed=9000.0)
+def test_speeds_are_not_compared_across_numbers_of_training_images():
+    runs = learning(10, 20) | run("cnn", {"learn_from": 5}, [0.1], accuracy=0.1, speed=9000.0)
     points = grids.points_table(runs)
     figure = grids.heat_maps(points)
     assert [axis.get_title() for axis in figure.axes] == [ACCURACY, MAP, TRAINING]
@@ -309,24 +315,24 @@ def test_the_number_of_training_images_is_not_said_to_change_the_speed():
     assert "fastest" not in grids.best_points(points, grids.pairs(runs, points), NOTE)
 
 
-def test_heat_maps_sort_numbers_and_leave_names_in_their_order():
+def test_heat_maps_sort_numbers_but_not_names():
     def columns(runs):
         axis = grids.heat_maps(grids.points_table(runs)).axes[0]
         return [label.get_text() for label in axis.get_xticklabels()]
 
-    named = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
-    assert columns(named) == ["max", "avg"]
+    runs_by_pooling = run("cnn", {"pooling": "max"}, [0.5]) | run("cnn", {"pooling": "avg"}, [0.6])
+    assert columns(runs_by_pooling) == ["max", "avg"]
     assert columns(learning(50, 10, 20)) == ["10", "20", "50"]
 
 
-def test_a_point_without_results_stays_empty(points):
+def test_a_point_without_results_has_an_empty_cell(points):
     figure = grids.heat_maps(points.drop(index="vgg-32-head"))
     texts = [label.get_text() for label in figure.axes[0].texts]
     assert len(texts) == 7
     assert "0.300" not in texts
 
 
-def test_curves_run_along_the_axis_with_training_images_dashed():
+def test_curves_of_training_images_are_dashed():
     points = grids.points_table(learning(500, 50000, 1000))
     figure = grids.curves(points)
     left, right = figure.axes
@@ -347,19 +353,19 @@ def test_curves_run_along_the_axis_with_training_images_dashed():
 
 
 @pytest.mark.parametrize(("values", "scale"), [([0, 64, 128], "linear"), ([32, 64, 128], "log")])
-def test_curves_have_a_place_for_zero(values, scale):
+def test_curves_can_show_zero(values, scale):
     runs = {}
     for value in values:
         runs |= run("cnn", {"whitening": value}, around(0.5))
     figure = grids.curves(grids.points_table(runs))
     axis = figure.axes[0]
     assert axis.get_xscale() == scale
-    places = axis.transData.transform([(value, 0.5) for value in values])[:, 0]
-    steps = [later - earlier for earlier, later in zip(places, places[1:], strict=False)]
+    positions = axis.transData.transform([(value, 0.5) for value in values])[:, 0]
+    steps = [later - earlier for earlier, later in zip(positions, positions[1:], strict=False)]
     assert steps[0] == pytest.approx(steps[1], rel=0.01)
 
 
-def test_curves_bear_their_intervals(points):
+def test_curves_show_intervals(points):
     figure = grids.curves(points)
     left, right = figure.axes
     assert (len(left.lines), len(right.lines)) == (8, 4)
@@ -368,5 +374,5 @@ def test_curves_bear_their_intervals(points):
     rows_of_line = points.loc[["vgg-32-head", "vgg-64-head"]]
     ends = rows_of_line[list(interval_columns(MAP)[1:])].to_numpy()
     for size, (low, high) in zip((32, 64), ends, strict=True):
-        at = band[band[:, 0] == size, 1]
-        assert (at.min(), at.max()) == pytest.approx((low, high))
+        heights = band[band[:, 0] == size, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((low, high))
