@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy's, values worked out by hand, and simulated truth."""
+"""Intervals and tests: against scipy, by hand, and in simulations."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def skewed(*shape: int, seed: int = 0) -> np.ndarray:
-    """Like average precisions: between 0 and 1, many of them high."""
+    """Values like average precisions: between 0 and 1, many of them high."""
     return np.random.default_rng(seed).beta(2, 0.7, size=shape)
 
 
@@ -36,21 +36,21 @@ def scipy_p(differences: np.ndarray) -> float:
     ("right", "n"), [(36, 36), (2, 2), (0, 7), (30, 36), (1, 359), (9990, 10000)]
 )
 @pytest.mark.parametrize("level", [0.8, 0.95])
-def test_interval_of_a_share_is_that_of_clopper_and_pearson(right, n, level):
+def test_interval_of_a_share_equals_clopper_and_pearson(right, n, level):
     shares = np.repeat([1.0, 0.0], [right, n - right])[:, None]
     expected = scipy.stats.binomtest(right, n).proportion_ci(level)
     bounds = uncertainty.confidence_bounds(shares, level=level)
     assert np.ravel(bounds) == pytest.approx([expected.low, expected.high])
 
 
-def test_shares_with_nothing_wrong_have_an_interval_worked_out():
+def test_interval_of_a_share_of_one_by_hand():
     # All of n are right with probability share ** n, which is 0.025 at the low end.
     for n in (2, 36):
         low, high = uncertainty.confidence_bounds(np.ones((n, 1)))
         assert (low.item(), high.item()) == pytest.approx((0.025 ** (1 / n), 1))
 
 
-def test_interval_of_scores_near_0_and_1_is_about_that_of_shares():
+def test_interval_of_scores_near_0_and_1_approaches_that_of_shares():
     """The random weights of both are beta distributed."""
     shares = np.repeat([1.0, 0.0], [90, 10])[:, None]
     near = np.where(shares == 1, 1 - 1e-4, 1e-4)
@@ -59,7 +59,7 @@ def test_interval_of_scores_near_0_and_1_is_about_that_of_shares():
     np.testing.assert_allclose(drawn, exact, atol=2e-3)
 
 
-def test_one_more_query_at_each_limit_worked_out():
+def test_interval_with_a_further_query_at_each_limit_by_hand():
     # One value, 0.5, twice: the weight of the further query has the distribution beta(1, 2), whose
     # quantile of 0.975 is 1 - 0.025 ** 0.5 = 0.842.
     weight = 1 - 0.025**0.5
@@ -75,7 +75,7 @@ def test_one_more_query_at_each_limit_worked_out():
     )
 
 
-def test_interval_of_many_values_is_the_normal_one():
+def test_interval_of_many_values_approaches_the_normal_one():
     values = skewed(20_000)[:, None]
     low, high = uncertainty.confidence_bounds(values)
     half = 1.96 * values.std() / np.sqrt(20_000)
@@ -85,8 +85,8 @@ def test_interval_of_many_values_is_the_normal_one():
 
 
 @pytest.mark.parametrize("n", [30, 100])
-def test_interval_covers_the_true_mean_as_often_as_it_says(n):
-    # 500 samples, one a column: mostly 1, and a tail, as the average precision of good networks.
+def test_interval_covers_the_true_mean_at_its_level(n):
+    # 500 samples, one per column: mostly 1 with a tail, like average precisions of good networks.
     random = np.random.default_rng(0)
     is_miss = random.random((n, 500)) < 0.06
     values = np.where(
@@ -97,7 +97,7 @@ def test_interval_covers_the_true_mean_as_often_as_it_says(n):
     assert ((low <= mean) & (mean <= high)).mean() >= 0.93
 
 
-def test_equal_limits_are_a_point():
+def test_equal_limits_give_a_point():
     values = np.column_stack([np.ones(5), np.full(5, 0.3)])
     low, high = uncertainty.confidence_bounds(
         values, limits=(np.array([1, 0.3]), np.array([1, 0.3]))
@@ -105,7 +105,7 @@ def test_equal_limits_are_a_point():
     assert low.tolist() == high.tolist() == [1, 0.3]
 
 
-def test_limits_are_of_a_column_and_differences_have_their_own():
+def test_limits_may_differ_by_column_and_differences_have_symmetric_ones():
     values = np.column_stack([skewed(40), skewed(40)])
     low, high = uncertainty.confidence_bounds(values, limits=(np.zeros(2), np.array([1, 2])))
     assert low[0] == low[1]
@@ -113,10 +113,10 @@ def test_limits_are_of_a_column_and_differences_have_their_own():
     differences = skewed(40)[:, None] - 0.8
     reach = np.abs(differences).max()
     expected = uncertainty.confidence_bounds(differences, limits=(-reach, reach))
-    given = uncertainty.confidence_bounds(differences, limits=None)
-    np.testing.assert_array_equal(given, expected)
-    turned = uncertainty.confidence_bounds(-differences, limits=None)
-    assert np.ravel(turned) == pytest.approx([-expected[1].item(), -expected[0].item()])
+    bounds = uncertainty.confidence_bounds(differences, limits=None)
+    np.testing.assert_array_equal(bounds, expected)
+    mirrored = uncertainty.confidence_bounds(-differences, limits=None)
+    assert np.ravel(mirrored) == pytest.approx([-expected[1].item(), -expected[0].item()])
     # No difference among 36 queries does not mean that there is none at all.
     for equal in (np.zeros((36, 1)), np.full((36, 1), 1e-17)):
         low, high = uncertainty.confidence_bounds(equal, limits=None)
@@ -133,7 +133,7 @@ def test_values_beyond_a_limit_are_refused_but_not_rounding_errors():
     np.testing.assert_array_equal(rounded, exact)
 
 
-def test_query_without_a_value_is_left_out_of_its_column_alone():
+def test_query_without_a_value_is_left_out_of_only_its_column():
     values = skewed(400, 2)
     values[::2, 0] = NAN
     low, high = uncertainty.confidence_bounds(values, resamples=20_000)
@@ -154,7 +154,7 @@ def test_fewer_than_two_values_have_no_interval():
     assert np.isnan(uncertainty.confidence_bounds(np.empty((0, 2)), limits=None)).all()
 
 
-def test_interval_is_the_same_again_whatever_the_batches_and_another_with_another_seed(monkeypatch):
+def test_interval_depends_on_the_seed_and_not_on_batches(monkeypatch):
     values = skewed(50, 3)
     first = uncertainty.confidence_bounds(values)
     np.testing.assert_array_equal(first, uncertainty.confidence_bounds(values))
@@ -164,7 +164,7 @@ def test_interval_is_the_same_again_whatever_the_batches_and_another_with_anothe
 
 
 @pytest.mark.parametrize("values", [np.array([0.1, 0.2]), np.array([[0.1], [np.inf]])])
-def test_what_is_no_matrix_of_finite_values_is_refused(values):
+def test_values_other_than_a_matrix_of_finite_values_are_refused(values):
     with pytest.raises(ValueError, match="matrix"):
         uncertainty.confidence_bounds(values)
 
@@ -188,7 +188,7 @@ def test_interval_surrounds_the_mean_within_the_limits(values):
             assert end - start > 0.2
 
 
-def test_intervals_have_a_row_per_column_in_order():
+def test_intervals_have_one_row_per_column_in_order():
     values = pd.DataFrame({"b": [0.2, 0.4, 0.9], "a": [1.0, NAN, NAN], "c": [NAN] * 3})
     table = uncertainty.intervals(values)
     assert list(table) == ["value", "ci_low", "ci_high", "n_queries"]
@@ -206,7 +206,7 @@ def test_intervals_have_a_row_per_column_in_order():
 
 
 def test_equal_sums_that_differ_by_rounding_are_counted(monkeypatch):
-    # |±0.1 ±0.2 ±0.3 ±0.4| >= 0.4, as seen: 10 of 16 in exact numbers (0, 0.2 the other 6).
+    # |±0.1 ±0.2 ±0.3 ±0.4| is at least 0.4, the observed sum, in 10 of 16 cases (else 0 or 0.2).
     monkeypatch.setattr(uncertainty, "MIN_QUERIES", 4)
     p = uncertainty.permutation_test([0.1, 0.2, -0.3, 0.4])
     assert p == pytest.approx(10 / 16, abs=0.02)
@@ -232,7 +232,7 @@ def test_an_interval_over_classes_ends_at_the_limits_of_the_score():
     assert -1 < shifted["ci_low"] < shifted["value"] < 0
 
 
-def test_a_mean_of_0_with_skewed_differences_is_not_what_is_tested():
+def test_the_permutation_test_rejects_skewed_differences_with_mean_0_too_often():
     random = np.random.default_rng(0)
     skewed = random.lognormal(sigma=1.5, size=(500, 30)) - np.exp(1.5**2 / 2)
     symmetric = skewed * random.choice([-1, 1], skewed.shape)
@@ -245,7 +245,7 @@ def test_a_mean_of_0_with_skewed_differences_is_not_what_is_tested():
 
 
 @pytest.mark.parametrize("shift", [0, 0.1, 0.2, 0.5])
-def test_random_test_equals_that_of_scipy(shift):
+def test_permutation_test_equals_that_of_scipy(shift):
     differences = normal(100, seed=5) + shift
     expected = scipy_p(differences)
     # Three standard errors of the difference between shares of 10,000 and of 20,000 draws.
@@ -264,12 +264,12 @@ def test_differences_that_are_all_zero_or_missing():
 
 
 def test_missing_difference_is_left_out():
-    given = normal(31) + 0.5
-    with_missing = np.insert(given, [0, 4, 9], NAN)
-    assert uncertainty.permutation_test(with_missing) == uncertainty.permutation_test(given)
+    differences = normal(31) + 0.5
+    with_missing = np.insert(differences, [0, 4, 9], NAN)
+    assert uncertainty.permutation_test(with_missing) == uncertainty.permutation_test(differences)
 
 
-def test_permutation_test_is_the_same_again_and_its_two_sides_agree(monkeypatch):
+def test_permutation_test_depends_on_the_seed_and_not_on_the_sign(monkeypatch):
     differences = normal(40, seed=3) + 0.2
     first = uncertainty.permutation_test(differences)
     assert first == uncertainty.permutation_test(differences)
@@ -279,7 +279,7 @@ def test_permutation_test_is_the_same_again_and_its_two_sides_agree(monkeypatch)
     assert first == pytest.approx(uncertainty.permutation_test(differences), abs=0.02)
 
 
-def test_true_null_hypothesis_is_rejected_as_rarely_as_it_should():
+def test_true_null_hypothesis_is_rejected_at_the_level_of_the_test():
     # 300 samples of 30 differences around 0: p < 0.05 in about 15, with standard deviation 3.8.
     samples = normal(300, 30, seed=4)
     p_values = [uncertainty.permutation_test(sample, permutations=999) for sample in samples]
@@ -296,7 +296,7 @@ def test_permutation_test_refuses_a_matrix_and_infinity():
 # --- holm
 
 
-def test_holm_worked_out():
+def test_holm_by_hand():
     # In order 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1 are 0.02, 0.03, 0.06, 0.04; the last may
     # not fall below the one before.
     adjusted = uncertainty.holm(np.array([0.01, 0.04, 0.03, 0.005]))
@@ -311,7 +311,7 @@ def test_holm_stops_at_one_and_does_not_count_nan():
 
 
 @given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_keeps_the_order_and_lies_between_no_correction_and_that_of_bonferroni(p_values):
+def test_holm_keeps_the_order_and_is_at_most_bonferroni(p_values):
     p_values = np.array(p_values)
     adjusted = uncertainty.holm(p_values)
     assert (adjusted >= p_values).all()
@@ -322,7 +322,7 @@ def test_holm_keeps_the_order_and_lies_between_no_correction_and_that_of_bonferr
 # --- seed_test
 
 
-def test_seeds_and_queries_worked_out():
+def test_seed_test_by_hand():
     # Queries: 2 +- 1, variance of the mean 4/3 / 4 = 1/3. Seeds of two sides: variances of the
     # means 1 / 3 and 0. The standard error is sqrt(2/3), and each part has the weight 1/2.
     differences = np.array([1.0, 3.0, 1.0, 3.0])
@@ -334,16 +334,16 @@ def test_seeds_and_queries_worked_out():
     assert reached == pytest.approx(2 / np.sqrt(2 / 3))
 
 
-def test_without_a_difference_between_queries_it_is_the_test_of_welch():
-    one, other = np.array([0.70, 0.74, 0.71, 0.75]), np.array([0.68, 0.69, 0.67])
-    differences = np.full(50, one.mean() - other.mean())
-    low, high, p = uncertainty.seed_test(differences, [one, other])
-    welch = scipy.stats.ttest_ind(one, other, equal_var=False)
+def test_seed_test_without_variance_between_queries_equals_welch():
+    first_means, second_means = np.array([0.70, 0.74, 0.71, 0.75]), np.array([0.68, 0.69, 0.67])
+    differences = np.full(50, first_means.mean() - second_means.mean())
+    low, high, p = uncertainty.seed_test(differences, [first_means, second_means])
+    welch = scipy.stats.ttest_ind(first_means, second_means, equal_var=False)
     assert p == pytest.approx(welch.pvalue)
     assert (low, high) == pytest.approx(tuple(welch.confidence_interval(0.95)))
 
 
-def test_seeds_that_do_not_differ_leave_the_t_test_over_queries():
+def test_seed_test_without_variance_between_seeds_equals_the_t_test_over_queries():
     differences = normal(40) + 0.3
     low, high, p = uncertainty.seed_test(differences, [np.full(3, 0.5), np.full(3, 0.2)])
     student = scipy.stats.ttest_1samp(differences, 0)
@@ -368,7 +368,7 @@ def test_the_interval_over_seeds_excludes_0_if_and_only_if_p_is_below_alpha(seed
     assert mirrored == pytest.approx((-high, -low, p))
 
 
-def test_differences_that_are_all_equal_have_the_least_p_and_none_has_p_1():
+def test_seed_test_of_constant_differences():
     equal = [np.full(3, 0.5)]
     assert uncertainty.seed_test(np.zeros(40), equal) == (0, 0, 1)
     low, high, p = uncertainty.seed_test(np.full(40, 0.25), equal)
@@ -376,33 +376,32 @@ def test_differences_that_are_all_equal_have_the_least_p_and_none_has_p_1():
     assert 0 < p < 1e-20
 
 
-def test_the_same_architecture_under_other_seeds_is_rarely_told_apart():
+def test_equal_architectures_with_different_seeds_rarely_differ_significantly():
     # 400 pairs of 3 seeds each, sd between seeds .010, standard error over queries .004.
     random = np.random.default_rng(0)
     seeds, queries = random.normal(0, 0.010, (400, 2, 3)), random.normal(0, 0.076, (400, 359))
-    p_values = [
-        uncertainty.seed_test(noise + one.mean() - other.mean(), [one, other])[2]
-        for (one, other), noise in zip(seeds, queries, strict=True)
-    ]
+    p_values, p_over_queries = [], []
+    for (first, second), noise in zip(seeds, queries, strict=True):
+        differences = noise + first.mean() - second.mean()
+        p_values.append(uncertainty.seed_test(differences, [first, second])[2])
+        p_over_queries.append(scipy.stats.ttest_1samp(differences, 0).pvalue)
     # 5 % of 400 are 20, with a standard deviation of 4.4.
     assert np.mean(np.array(p_values) < 0.05) <= 0.06
-    alone = [scipy.stats.ttest_1samp(one.mean() - other.mean() + noise, 0).pvalue
-             for (one, other), noise in zip(seeds, queries, strict=True)]  # fmt: skip
-    assert np.mean(np.array(alone) < 0.05) > 0.2
+    assert np.mean(np.array(p_over_queries) < 0.05) > 0.2
 
 
 # --- class_test
 
 
 def by_class(draws: list[list[float]], first_label: int = 0) -> pd.Series:
-    """Means by draw and class; every draw has classes of its own."""
-    places = [(draw, first_label + 10 * draw + place)
-              for draw, means in enumerate(draws) for place in range(len(means))]  # fmt: skip
-    index = pd.MultiIndex.from_tuples(places, names=["draw", "label"])
+    """Means by draw and class; draws have different classes."""
+    draws_and_labels = [(draw, first_label + 10 * draw + position)
+              for draw, means in enumerate(draws) for position in range(len(means))]  # fmt: skip
+    index = pd.MultiIndex.from_tuples(draws_and_labels, names=["draw", "label"])
     return pd.Series([mean for means in draws for mean in means], index)
 
 
-def test_the_wider_interval_and_the_larger_p_of_classes_and_draws():
+def test_class_test_takes_the_wider_interval_and_the_larger_p_of_classes_and_draws():
     # cnn against hand_crafted on six classes of the digits: thousands of queries say p < 0.001.
     similar = by_class([[-0.096, -0.037], [-0.118, 0.056], [0.017, -0.219]])
     differing = by_class([[0.09, 0.11], [0.29, 0.31], [0.19, 0.21]])
@@ -463,7 +462,7 @@ def pairs(scores) -> pd.DataFrame:
     return uncertainty.compare(scores)
 
 
-def test_compare_has_a_row_per_pair(pairs):
+def test_compare_has_one_row_per_pair(pairs):
     assert list(pairs) == [
         "ahead", "behind", "difference", "ci_low", "ci_high", "p", "p_holm", "effect_size",
         "n_queries", "is_significant", "covers_seeds",
@@ -477,13 +476,13 @@ def test_compare_has_a_row_per_pair(pairs):
     assert (pairs["n_queries"] == 100).all()
 
 
-def test_compare_tells_apart_what_differs_and_nothing_else(pairs):
+def test_compare_finds_exactly_the_pairs_that_differ(pairs):
     significant = {pair.ahead + pair.behind for pair in pairs.itertuples() if pair.is_significant}
     assert significant == {"ca", "cb"}
 
 
 def test_compare_is_paired(pairs, scores):
-    # The queries differ far more than the architectures: unpaired, nothing would be significant.
+    # The queries differ far more than the architectures: an unpaired test finds no difference.
     assert scipy.stats.ttest_ind(scores["c"], scores["b"]).pvalue > 0.05
     row = pairs[(pairs["ahead"] == "c") & (pairs["behind"] == "b")].iloc[0]
     differences = (scores["c"] - scores["b"]).to_numpy()
@@ -502,7 +501,7 @@ def test_compare_tests_each_pair_and_corrects_over_the_table(pairs, scores):
     assert (pairs["p_holm"] > pairs["p"]).any()
 
 
-def test_correction_can_take_back_what_one_test_alone_would_say():
+def test_a_correction_for_more_pairs_can_remove_significance():
     # 25 of 36 differences of equal size are positive: p is about 0.03, and three times that 0.09.
     table = pd.DataFrame({"a": np.repeat([1.0, 0.0], [25, 11])})
     table = table.assign(b=1 - table["a"], c=1 - table["a"])
@@ -514,13 +513,13 @@ def test_correction_can_take_back_what_one_test_alone_would_say():
     assert not three["is_significant"].any()
 
 
-def test_order_of_the_columns_changes_nothing(pairs, scores):
+def test_compare_is_independent_of_the_order_of_columns(pairs, scores):
     pd.testing.assert_frame_equal(uncertainty.compare(scores[["c", "b", "a"]]), pairs)
     pd.testing.assert_frame_equal(uncertainty.compare(scores[["b", "c", "a"]]), pairs)
 
 
 def test_pair_is_compared_on_the_queries_that_both_have():
-    # By their own means a is ahead (0.9 to 0.6), on the two shared queries b is.
+    # On all its queries a is ahead (0.9 to 0.6), on the two shared queries b is.
     table = pd.DataFrame({"a": [0.3, 0.4, 1.0, 1.9], "b": [0.5, 0.7, NAN, NAN]})
     pair = uncertainty.compare(table).iloc[0]
     assert (pair["ahead"], pair["behind"], pair["n_queries"]) == ("b", "a", 2)
@@ -543,14 +542,14 @@ def test_effect_size_of_equal_differences_is_undefined_not_infinite():
     assert np.isnan(uncertainty.compare(table)["effect_size"][0])
 
 
-def test_one_query_none_shared_one_architecture():
+def test_compare_with_one_query_no_shared_query_and_one_architecture():
     single = uncertainty.compare(pd.DataFrame({"a": [0.1], "b": [0.4]})).iloc[0]
     assert (single["ahead"], single["n_queries"]) == ("b", 1)
     assert single[["ci_low", "ci_high", "effect_size", "p"]].isna().all()
-    apart = uncertainty.compare(pd.DataFrame({"a": [0.1, NAN], "b": [NAN, 0.4]})).iloc[0]
-    assert apart["n_queries"] == 0
-    assert not apart["is_significant"]
-    assert apart[["difference", "p", "p_holm"]].isna().all()
+    disjoint = uncertainty.compare(pd.DataFrame({"a": [0.1, NAN], "b": [NAN, 0.4]})).iloc[0]
+    assert disjoint["n_queries"] == 0
+    assert not disjoint["is_significant"]
+    assert disjoint[["difference", "p", "p_holm"]].isna().all()
     assert uncertainty.compare(pd.DataFrame({"a": [0.1, 0.2]})).empty
 
 
@@ -572,15 +571,19 @@ def test_outcomes_of_some_architectures_and_of_one_without_results(pairs):
     assert table.to_numpy().tolist() == [["", "", "win"], ["", "", ""], ["loss", "", ""]]
 
 
-def of_seeds(level: float, n_seeds: int, seed: int) -> pd.DataFrame:
+def scores_by_seed(level: float, n_seeds: int, seed: int) -> pd.DataFrame:
     """Scores of 60 queries under several seeds, whose means differ."""
     random = np.random.default_rng(seed)
     noise = random.normal(0, 0.05, (60, n_seeds)) + random.normal(0, 0.01, n_seeds)
     return pd.DataFrame(skewed(60)[:, None] + level + noise)
 
 
-def test_several_seeds_of_both_make_it_a_comparison_of_architectures():
-    scores = {"a": of_seeds(0, 3, 1), "b": of_seeds(0.1, 4, 2), "c": of_seeds(0.2, 1, 3)}
+def test_a_pair_covers_seeds_if_both_have_several():
+    scores = {
+        "a": scores_by_seed(0, 3, 1),
+        "b": scores_by_seed(0.1, 4, 2),
+        "c": scores_by_seed(0.2, 1, 3),
+    }
     pairs = uncertainty.compare(scores).set_index(["ahead", "behind"])
     assert pairs["covers_seeds"].to_dict() == {
         ("c", "b"): False, ("c", "a"): False, ("b", "a"): True,
@@ -590,14 +593,18 @@ def test_several_seeds_of_both_make_it_a_comparison_of_architectures():
     expected = uncertainty.seed_test(differences.to_numpy(), means)
     assert tuple(row[["ci_low", "ci_high", "p"]]) == pytest.approx(expected)
     assert row["difference"] == pytest.approx(differences.mean())
-    one = pd.DataFrame({name: frame.mean(axis=1) for name, frame in scores.items()})
-    alone = uncertainty.compare(one).set_index(["ahead", "behind"])
-    assert not alone["covers_seeds"].any()
-    assert alone.loc[("c", "b"), "ci_low"] == pairs.loc[("c", "b"), "ci_low"]
+    mean_over_seeds = pd.DataFrame({name: frame.mean(axis=1) for name, frame in scores.items()})
+    without_seeds = uncertainty.compare(mean_over_seeds).set_index(["ahead", "behind"])
+    assert not without_seeds["covers_seeds"].any()
+    assert without_seeds.loc[("c", "b"), "ci_low"] == pairs.loc[("c", "b"), "ci_low"]
 
 
 def test_baselines_have_no_seeds_to_cover():
-    scores = {"a": of_seeds(0.3, 3, 1), "b": of_seeds(0, 1, 2), "c": of_seeds(0.1, 1, 3)}
+    scores = {
+        "a": scores_by_seed(0.3, 3, 1),
+        "b": scores_by_seed(0, 1, 2),
+        "c": scores_by_seed(0.1, 1, 3),
+    }
     pairs = uncertainty.compare(scores, baselines=["b", "c"]).set_index(["ahead", "behind"])
     assert pairs["covers_seeds"].all()
     differences = (scores["a"].mean(axis=1) - scores["b"][0]).to_numpy()
@@ -610,9 +617,9 @@ def test_baselines_have_no_seeds_to_cover():
 
 
 def test_searches_of_the_same_networks_are_paired_by_seed():
-    # Networks differ far more than what another search changes.
-    one = of_seeds(0, 3, 1) + [0, 0.1, 0.2]
-    scores = {"soft": one + 0.02 + 0.01 * normal(60, 3), "unrestricted": one}
+    # Networks differ far more than searches of one network.
+    unrestricted = scores_by_seed(0, 3, 1) + [0, 0.1, 0.2]
+    scores = {"soft": unrestricted + 0.02 + 0.01 * normal(60, 3), "unrestricted": unrestricted}
     paired = uncertainty.compare(scores, same_networks=True)
     assert paired["is_significant"].all()
     assert not uncertainty.compare(scores)["is_significant"].any()

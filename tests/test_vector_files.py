@@ -1,4 +1,4 @@
-"""Vectors from elsewhere: matched by name, refused with the reason, measured like all others."""
+"""Vectors of other programs: matched by name, refused with the reason, measured like others."""
 
 import json
 import re
@@ -26,13 +26,13 @@ def images(shared_project):
 
 @pytest.fixture(scope="module")
 def pixels(images):
-    """What another program might have made: the vectors of raw_pixels."""
+    """Vectors as of another program: those of raw_pixels."""
     return baselines.describe_images("raw_pixels", images.images, 0)
 
 
 @pytest.fixture(scope="module")
-def few(images):
-    """Vectors of few dimensions, with which a file is written quickly."""
+def points(images):
+    """Vectors of few dimensions, so that a file is written quickly."""
     return np.random.default_rng(0).normal(size=(len(images.names), 6)).astype(np.float32)
 
 
@@ -52,8 +52,8 @@ def write(tmp_path):
     return write
 
 
-def likely(images, share: float = 0.8) -> np.ndarray:
-    """(n, 3) probabilities: the true class gets this share."""
+def class_probabilities(images, share: float = 0.8) -> np.ndarray:
+    """(n, 3) probabilities: that of the true class is `share`."""
     rest = (1 - share) / 2
     return np.full((len(images.labels), 3), rest) + (share - rest) * np.eye(3)[images.labels]
 
@@ -99,26 +99,26 @@ def save(name: str, vectors: str, **measurement):
         "/home/me/data/shapes/{}",
     ],
 )
-def test_a_row_belongs_to_the_image_whose_name_ends_its_path(kind, name, images, few, write):
-    order = np.random.default_rng(0).permutation(len(few))
-    paths = np.array([name.format(one) for one in images.names])[order]
-    probabilities = likely(images)[order]
-    file = write(kind, path=paths, vector=few[order], probabilities=probabilities)
-    vectors, found = vector_files.read(file, images)
-    np.testing.assert_array_equal(vectors, few)
-    np.testing.assert_allclose(found, likely(images), rtol=1e-6)
-    assert (vectors.dtype, found.dtype) == (np.float32, np.float32)
+def test_rows_are_matched_to_images_by_the_end_of_their_path(kind, name, images, points, write):
+    order = np.random.default_rng(0).permutation(len(points))
+    paths = np.array([name.format(image_name) for image_name in images.names])[order]
+    probabilities = class_probabilities(images)[order]
+    file = write(kind, path=paths, vector=points[order], probabilities=probabilities)
+    vectors, probabilities_read = vector_files.read(file, images)
+    np.testing.assert_array_equal(vectors, points)
+    np.testing.assert_allclose(probabilities_read, class_probabilities(images), rtol=1e-6)
+    assert (vectors.dtype, probabilities_read.dtype) == (np.float32, np.float32)
 
 
-def test_rows_of_other_images_are_ignored_whatever_they_hold(images, few, write):
+def test_rows_of_other_images_are_ignored_even_if_invalid(images, points, write):
     paths = np.array([*images.names, "circle/other.png", "circle/other.png"])
-    broken = np.full((2, few.shape[1]), np.nan, np.float32)
-    file = write(path=paths, vector=np.concatenate([few, broken]))
-    np.testing.assert_array_equal(vector_files.read(file, images)[0], few)
+    broken = np.full((2, points.shape[1]), np.nan, np.float32)
+    file = write(path=paths, vector=np.concatenate([points, broken]))
+    np.testing.assert_array_equal(vector_files.read(file, images)[0], points)
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "int8", "uint8", "int64"])
-def test_vectors_may_be_any_numbers(kind, images, write):
+def test_vectors_may_have_any_numeric_type(kind, images, write):
     codes = np.random.default_rng(0).integers(1, 100, (len(images.names), 8)).astype(kind)
     vectors, probabilities = vector_files.read(
         write(path=np.array(images.names), vector=codes), images
@@ -127,9 +127,9 @@ def test_vectors_may_be_any_numbers(kind, images, write):
     assert probabilities is None
 
 
-def broken(images, few) -> dict[str, tuple[dict, str]]:
-    """Changes of a file that fits, and what the error says."""
-    names, likelihoods = np.array(images.names), likely(images)
+def broken(images, points) -> dict[str, tuple[dict, str]]:
+    """Changes of a valid file by name, each with the error that it causes."""
+    names, likelihoods = np.array(images.names), class_probabilities(images)
     n, first, third = len(names), re.escape(repr(images.names[0])), re.escape(repr(images.names[2]))
 
     def changed(values, row, value):
@@ -137,7 +137,7 @@ def broken(images, few) -> dict[str, tuple[dict, str]]:
         values[row] = value
         return values
 
-    rows = {"path": names[:-1], "vector": few[:-1], "probabilities": likelihoods[:-1]}
+    rows = {"path": names[:-1], "vector": points[:-1], "probabilities": likelihoods[:-1]}
     twice = np.array([*names[:-1], f"x/{names[0]}"])
     zeros = np.isin(np.arange(n), [2, 5])
     return {
@@ -147,7 +147,7 @@ def broken(images, few) -> dict[str, tuple[dict, str]]:
             f"its paths are like {first}",
         ),
         "other names": ({"path": np.char.add(names, "x")}, f"no row for {n} of {n} images, the"),
-        "no rows": ({"path": names[:0], "vector": few[:0], "probabilities": likelihoods[:0]},
+        "no rows": ({"path": names[:0], "vector": points[:0], "probabilities": likelihoods[:0]},
                     f"no row for {n} of {n} images, .*; it has no rows$"),
         "an image twice": (
             {"path": twice}, f"two rows for the image {first}: {first} and 'x/.*: keep one"
@@ -155,21 +155,21 @@ def broken(images, few) -> dict[str, tuple[dict, str]]:
         "names that are numbers": ({"path": np.arange(n)}, "'path' must be a text in each row"),
         "no vectors": ({"vector": None}, "no column 'vector', only 'path', 'probabilities'"),
         "no names": ({"path": None}, "no column 'path', only 'vector', 'probabilities'"),
-        "too few vectors": ({"vector": few[:-1]}, "'vector' must have a row for each value of"),
-        "a number each": ({"vector": few[:, 0]}, "'vector' must be a list of numbers in each"),
-        "matrices": ({"vector": few.reshape(n, -1, 3)}, "'vector' must be a list of numbers in"),
-        "no dimension": ({"vector": few[:, :0]}, "'vector' must be a list of numbers in each"),
-        "texts": ({"vector": few.astype(str)}, "'vector' must be a list of numbers in each row"),
-        "NaN": ({"vector": changed(few, 2, np.nan)},
+        "too few vectors": ({"vector": points[:-1]}, "'vector' must have a row for each value of"),
+        "a number each": ({"vector": points[:, 0]}, "'vector' must be a list of numbers in each"),
+        "matrices": ({"vector": points.reshape(n, -1, 3)}, "'vector' must be a list of numbers in"),
+        "no dimension": ({"vector": points[:, :0]}, "'vector' must be a list of numbers in each"),
+        "texts": ({"vector": points.astype(str)}, "'vector' must be a list of numbers in each row"),
+        "NaN": ({"vector": changed(points, 2, np.nan)},
                 f"'vector' is NaN, infinite or too large for 1 of {n} images, the first is "
                 f"{third}$"),
-        "infinite": ({"vector": changed(few, (2, 0), np.inf)}, "'vector' is NaN, infinite or"),
-        "beyond float32": ({"vector": changed(few, (2, 0), 1e39)}, "'vector' is NaN, infinite"),
-        "zero": ({"vector": changed(few, zeros, 0)},
+        "infinite": ({"vector": changed(points, (2, 0), np.inf)}, "'vector' is NaN, infinite or"),
+        "beyond float32": ({"vector": changed(points, (2, 0), 1e39)}, "'vector' is NaN, infinite"),
+        "zero": ({"vector": changed(points, zeros, 0)},
                  "the length of 'vector' is 0 or infinite in float32 for 2 of "
                  f"{n} images, the first is {third}$"),
-        "too small": ({"vector": changed(few, 2, 1e-30)}, "'vector' is 0 or infinite in"),
-        "too long": ({"vector": changed(few, 2, 1e30)}, "'vector' is 0 or infinite in"),
+        "too small": ({"vector": changed(points, 2, 1e-30)}, "'vector' is 0 or infinite in"),
+        "too long": ({"vector": changed(points, 2, 1e30)}, "'vector' is 0 or infinite in"),
         "too few classes": ({"probabilities": likelihoods[:, :2]},
                             "'probabilities' must have a value for each of the 3 classes, in the "
                             "order circle, cross, square, not 2"),
@@ -200,33 +200,37 @@ def refusal(file: str, images) -> str:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_file_that_does_not_fit_is_refused_with_the_reason(case, images, few, write):
-    cases = broken(images, few)
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(case, images, points, write):
+    cases = broken(images, points)
     assert list(cases) == BROKEN
     change, reason = cases[case]
-    whole = {"path": np.array(images.names), "vector": few, "probabilities": likely(images)}
+    whole = {
+        "path": np.array(images.names),
+        "vector": points,
+        "probabilities": class_probabilities(images),
+    }
     columns = {name: column for name, column in (whole | change).items() if column is not None}
     assert re.search(reason, refusal(write(**columns), images))
 
 
 @pytest.mark.parametrize("vectors", ["shorter", "missing"])
-def test_a_parquet_row_of_another_length_is_named(vectors, images, few, write):
-    rows = [*few]
+def test_a_parquet_row_of_another_length_is_refused(vectors, images, points, write):
+    rows = [*points]
     rows[2] = rows[2][:-1] if vectors == "shorter" else None
     message = refusal(write("parquet", path=images.names, vector=rows), images)
     assert "'vector' must have the same length in each row, but has the shape (6,) for" in message
     assert message.endswith(f"for {images.names[2]!r}")
 
 
-def test_an_array_of_python_objects_is_not_opened(images, few, write):
-    file = write(path=np.array(images.names, object), vector=few)
+def test_an_array_of_python_objects_is_not_opened(images, points, write):
+    file = write(path=np.array(images.names, object), vector=points)
     assert "cannot be read (ValueError: Object arrays cannot be loaded" in refusal(file, images)
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet"])
 @pytest.mark.parametrize("damage", ["empty", "text", "cut"])
-def test_a_damaged_file_is_refused_in_one_line(kind, damage, images, few, write):
-    file = write(kind, path=np.array(images.names), vector=few)
+def test_a_damaged_file_is_refused_in_one_line(kind, damage, images, points, write):
+    file = write(kind, path=np.array(images.names), vector=points)
     content = Path(file).read_bytes()
     damaged = {"empty": b"", "text": b"path,vector\n", "cut": content[: len(content) // 2]}
     Path(file).write_bytes(damaged[damage])
@@ -234,12 +238,12 @@ def test_a_damaged_file_is_refused_in_one_line(kind, damage, images, few, write)
 
 
 @pytest.mark.parametrize("file", ["gone.npz", "."])
-def test_a_file_that_is_not_there_is_named(file, images, tmp_path):
+def test_a_missing_file_is_refused(file, images, tmp_path):
     with pytest.raises(StudyError, match=f"vectors: no readable file {tmp_path}"):
         vector_files.read(str(tmp_path / file), images)
 
 
-def test_vectors_of_raw_pixels_score_as_raw_pixels_do(images, pixels, write):
+def test_vectors_of_raw_pixels_score_like_the_baseline(images, pixels, write):
     order = np.arange(len(pixels))[::-1]
     file = write("parquet", path=np.array(images.names)[order], vector=pixels[order])
     measurement = {"seeds": [0, 1], "protocols": ["closed", "held_out_gallery", "unseen_classes"]}
@@ -252,7 +256,7 @@ def test_vectors_of_raw_pixels_score_as_raw_pixels_do(images, pixels, write):
 
 
 def test_class_probabilities_allow_every_search(images, pixels, write):
-    sure = likely(images)
+    sure = class_probabilities(images)
     wrong = images.queries[0]
     sure[wrong] = np.roll(sure[wrong], 1)
     run = save("sure", write(path=np.array(images.names), vector=pixels, probabilities=sure))
@@ -272,8 +276,10 @@ def test_class_probabilities_allow_every_search(images, pixels, write):
     assert len(tables.search_pairs({"sure": run})) == 2
 
 
-def test_probabilities_are_of_no_use_for_unseen_classes(images, pixels, write):
-    file = write(path=np.array(images.names), vector=pixels, probabilities=likely(images))
+def test_probabilities_are_not_used_for_unseen_classes(images, pixels, write):
+    file = write(
+        path=np.array(images.names), vector=pixels, probabilities=class_probabilities(images)
+    )
     run = save("sure", file, protocols=["closed", "unseen_classes"])
     unseen = run.per_query[run.per_query["protocol"] == "unseen_classes"]
     assert set(unseen["search"]) == {"unrestricted"}
@@ -283,7 +289,7 @@ def test_probabilities_are_of_no_use_for_unseen_classes(images, pixels, write):
     )
 
 
-def test_costs_that_are_unknown_are_left_out(images, pixels, write):
+def test_unknown_costs_are_left_out(images, pixels, write):
     run = save("pixels", write(path=np.array(images.names), vector=pixels))
     costs = tables.costs({"pixels": run}).loc["pixels"]
     assert costs["embedding size"] == pixels.shape[1]
@@ -303,10 +309,10 @@ def test_path_and_sha256_are_recorded(images, pixels, write):
     )
 
 
-def test_another_file_or_other_names_are_another_step(images, pixels, write):
+def test_another_file_or_other_names_change_the_key(images, pixels, write):
     file = write(path=np.array(images.names), vector=pixels)
     first = embeddings.embed_baseline("vectors", images, 0, file)
-    # Seeds do not matter, names do.
+    # The key does not depend on the seed, but on the names.
     assert embeddings.embed_baseline("vectors", images, 1, file).artifact == first.artifact
     renamed = replace(images, names=[f"new/{name}" for name in images.names])
     with pytest.raises(StudyError, match="no row for 48 of 48 images"):
@@ -315,7 +321,7 @@ def test_another_file_or_other_names_are_another_step(images, pixels, write):
     assert embeddings.embed_baseline("vectors", images, 0, file).artifact.key != first.artifact.key
 
 
-def test_there_is_no_encoder_of_vectors():
+def test_vectors_have_no_encoder():
     assert embeddings.baseline_encoder("vectors", 0) is None
 
 
