@@ -1,4 +1,4 @@
-"""Baselines: vectors of the promised shape that follow from the image, or from chance alone."""
+"""Vectors of baselines: shape, values, and dependence on image or seed."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ def pictures(count=6, size=32, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def length(vectors: np.ndarray) -> np.ndarray:
+def lengths(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.norm(vectors, axis=1)
 
 
 def precision_at_5(vectors: np.ndarray, labels: np.ndarray) -> float:
-    """Of each image against all others."""
-    unit = vectors / np.maximum(length(vectors), 1e-9)[:, None]
+    """Mean precision at 5 of each image against all others."""
+    unit = vectors / np.maximum(lengths(vectors), 1e-9)[:, None]
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
     return (labels[np.argsort(-similarity, axis=1)[:, :5]] == labels[:, None]).mean()
@@ -27,13 +27,13 @@ def precision_at_5(vectors: np.ndarray, labels: np.ndarray) -> float:
 
 @pytest.mark.parametrize("baseline", baselines.BASELINES)
 @pytest.mark.parametrize("size", [8, 15, 32, 50, 96, 224])
-def test_one_finite_row_an_image(baseline, size):
+def test_each_image_has_one_finite_row(baseline, size):
     vectors = baselines.describe_images(baseline, pictures(3, size), seed=0)
     assert len(vectors) == 3
     assert vectors.ndim == 2
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
-    assert (length(vectors) > 0).all()
+    assert (lengths(vectors) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,24 @@ def test_width_at_32_pixels(baseline, width, count):
 
 
 @pytest.mark.parametrize("baseline", baselines.BASELINES)
-def test_the_same_again(baseline):
+def test_vectors_are_reproducible(baseline):
     first, second = (baselines.describe_images(baseline, pictures(), seed=3) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_random_follows_from_the_seed_and_not_from_the_image():
-    drawn = baselines.describe_images("random", pictures(seed=0), seed=3)
+def test_random_vectors_depend_on_the_seed_and_not_on_the_image():
+    vectors = baselines.describe_images("random", pictures(seed=0), seed=3)
     np.testing.assert_array_equal(
-        drawn, baselines.describe_images("random", pictures(seed=1), seed=3)
+        vectors, baselines.describe_images("random", pictures(seed=1), seed=3)
     )
-    assert not np.allclose(drawn, baselines.describe_images("random", pictures(seed=0), seed=4))
-    # A draw of its own for every image: no two point the same way.
-    cosines = np.corrcoef(drawn)[np.triu_indices(len(drawn), 1)]
+    assert not np.allclose(vectors, baselines.describe_images("random", pictures(seed=0), seed=4))
+    # The vectors of different images have different directions.
+    cosines = np.corrcoef(vectors)[np.triu_indices(len(vectors), 1)]
     assert (np.abs(cosines) < 0.5).all()
 
 
 @pytest.mark.parametrize("baseline", ["raw_pixels", "hand_crafted"])
-def test_an_image_has_its_vector_in_any_place_and_block(baseline, monkeypatch):
+def test_vectors_do_not_depend_on_position_and_block(baseline, monkeypatch):
     images = pictures(10)
     whole = baselines.describe_images(baseline, images, seed=0)
     monkeypatch.setattr(baselines, "BLOCK", 3)
@@ -73,7 +73,7 @@ def test_an_image_has_its_vector_in_any_place_and_block(baseline, monkeypatch):
 
 
 @pytest.mark.parametrize("baseline", baselines.BASELINES)
-def test_memory_mapped_images_give_the_same(baseline, tmp_path):
+def test_memory_mapped_images_have_the_same_vectors(baseline, tmp_path):
     np.save(tmp_path / "images.npy", pictures())
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     np.testing.assert_array_equal(
@@ -98,7 +98,7 @@ def test_raw_pixels_are_those_of_the_image():
 
 
 @pytest.mark.parametrize("size", [32, 50])
-def test_gradients_are_skimage_s(size):
+def test_gradients_match_scikit_image(size):
     images = pictures(3, size)
     cell = size // 4
     for row, image in zip(baselines.oriented_gradients(images), images, strict=True):
@@ -109,12 +109,12 @@ def test_gradients_are_skimage_s(size):
 def test_histogram_of_one_colour_is_one_bin():
     image = np.full((1, 32, 32, 3), [255, 64, 0], np.uint8)
     histogram = baselines.colour_histogram(image)
-    # Levels 3, 1, 0 of four each.
+    # Levels 3, 1 and 0 of four per channel.
     assert np.flatnonzero(histogram[0]).tolist() == [3 * 16 + 1 * 4 + 0]
     assert histogram.max() == 1
 
 
-def test_histogram_holds_the_roots_of_the_shares():
+def test_histogram_has_the_square_roots_of_the_shares():
     image = np.zeros((1, 2, 2, 3), np.uint8)
     image[0, 0, 0] = 255
     histogram = baselines.colour_histogram(image)[0]
@@ -122,37 +122,37 @@ def test_histogram_holds_the_roots_of_the_shares():
     assert histogram[63] ** 2 == pytest.approx(0.25)
 
 
-def test_colours_and_gradients_count_alike():
+def test_colours_and_gradients_have_equal_weight():
     vectors = baselines.describe_images("hand_crafted", pictures(), seed=0)
-    np.testing.assert_allclose(length(vectors[:, :64]), 1, rtol=1e-5)
-    np.testing.assert_allclose(length(vectors[:, 64:]), 1, rtol=1e-5)
+    np.testing.assert_allclose(lengths(vectors[:, :64]), 1, rtol=1e-5)
+    np.testing.assert_allclose(lengths(vectors[:, 64:]), 1, rtol=1e-5)
 
 
 def test_pictures_of_one_colour():
     flat = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 128, 255)])
     assert not baselines.describe_images("raw_pixels", flat, seed=0).any()
     crafted = baselines.describe_images("hand_crafted", flat, seed=0)
-    np.testing.assert_allclose(length(crafted), 1)
+    np.testing.assert_allclose(lengths(crafted), 1)
     np.testing.assert_allclose(crafted @ crafted.T, np.eye(3))
 
 
-@pytest.mark.parametrize("by", ["colour", "shape"])
-def test_hand_crafted_tells_easy_classes_apart_and_random_does_not(by):
+@pytest.mark.parametrize("feature", ["colour", "shape"])
+def test_hand_crafted_vectors_separate_easy_classes_and_random_ones_do_not(feature):
     labels = np.arange(40) % 2
     images = pictures(40) // 4
     for image, label in zip(images, labels, strict=True):
-        if by == "colour":
+        if feature == "colour":
             image[..., 2 * label] += 150
         else:
             stripes = image if label else image.transpose(1, 0, 2)
             stripes[::4] += 150
     crafted = baselines.describe_images("hand_crafted", images, seed=0)
-    chance = baselines.describe_images("random", images, seed=0)
+    random_vectors = baselines.describe_images("random", images, seed=0)
     assert precision_at_5(crafted, labels) > 0.95
-    assert precision_at_5(chance, labels) < 0.7
+    assert precision_at_5(random_vectors, labels) < 0.7
 
 
-def test_an_unknown_baseline_is_one_line_with_the_known_ones():
+def test_an_unknown_baseline_is_refused_with_the_known_ones():
     with pytest.raises(StudyError) as error:
         baselines.describe_images("sift", pictures(), seed=0)
     assert str(error.value) == "unknown baseline 'sift': use random, raw_pixels, hand_crafted"

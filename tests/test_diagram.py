@@ -1,4 +1,4 @@
-"""The diagram shows the study's own numbers, is well-formed, and keeps its text in its boxes."""
+"""The diagram of a study: its numbers, well-formed SVG and texts that fit into their boxes."""
 
 import re
 from xml.etree import ElementTree
@@ -12,20 +12,20 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def run(baseline=False, **changes):
-    made = result(rows([0.5, 0.6]), baseline=baseline, **changes)
-    made.summary["dataset"] |= {
+    invented_run = result(rows([0.5, 0.6]), baseline=baseline, **changes)
+    invented_run.summary["dataset"] |= {
         "train": 45_000, "validation": 5_000, "gallery": 50_000, "queries": 9_876,
     }  # fmt: skip
-    made.summary["measurement"] = MEASUREMENT | {"ks": [1, 1000]}
-    return made
+    invented_run.summary["measurement"] = MEASUREMENT | {"ks": [1, 1000]}
+    return invented_run
 
 
-def drawn(results: dict) -> ElementTree.Element:
+def drawing_of(results: dict) -> ElementTree.Element:
     return ElementTree.fromstring(diagram.system(results))
 
 
 def boxes(root: ElementTree.Element) -> dict[str, str]:
-    """What stands in each box, by its first line."""
+    """The texts of each box, by its first line."""
     texts = {}
     for rect in root.iter(f"{SVG}rect"):
         left, top, width, height = (float(rect.get(name)) for name in ("x", "y", "width", "height"))
@@ -39,8 +39,10 @@ def boxes(root: ElementTree.Element) -> dict[str, str]:
     return texts
 
 
-def test_each_box_says_what_was_run():
-    texts = boxes(drawn({"cnn": run(), "vgg16": run(embedding_dim=512, index_bytes=6_000_000)}))
+def test_each_box_describes_its_part_of_the_runs():
+    texts = boxes(
+        drawing_of({"cnn": run(), "vgg16": run(embedding_dim=512, index_bytes=6_000_000)})
+    )
     assert texts == {
         "Training images": "45,000 for training 5,000 for validation",
         "Backbones": "cnn, vgg16",
@@ -54,41 +56,41 @@ def test_each_box_says_what_was_run():
     }
 
 
-def test_of_one_architecture_it_speaks_in_the_singular():
-    texts = boxes(drawn({"cnn": run(), "random": run(baseline=True)}))
+def test_one_architecture_is_described_in_the_singular():
+    texts = boxes(drawing_of({"cnn": run(), "random": run(baseline=True)}))
     assert texts["Backbone"] == "cnn"
     assert {"Head", "The same network"} < texts.keys()
     assert texts["Gallery index"].startswith("50,000 × 256 numbers")
 
 
-def test_without_a_network_there_is_nothing_to_draw():
+def test_without_a_network_there_is_no_diagram():
     assert diagram.system({"random": run(baseline=True)}) == ""
 
 
 @pytest.mark.parametrize("name", ["cnn", "an_architecture_of_a_very_long_name " * 9, "a<b>&\"c'"])
 def test_text_stays_within_its_box_and_boxes_within_the_drawing(name):
-    root = drawn({name.strip(): run()})
+    root = drawing_of({name.strip(): run()})
     width, height = map(float, root.get("viewBox").split()[2:])
     for rect in root.iter(f"{SVG}rect"):
         assert float(rect.get("x")) + float(rect.get("width")) <= width
         assert float(rect.get("y")) + float(rect.get("height")) <= height
     for text in root.iter(f"{SVG}text"):
-        around = diagram.BOX if "phase" not in text.text else width
-        assert len(text.text) * diagram.LETTER * diagram.TEXT <= around
+        available = diagram.BOX if "phase" not in text.text else width
+        assert len(text.text) * diagram.LETTER * diagram.TEXT <= available
         assert float(text.get("y")) < height
     assert len(boxes(root)) == 9
 
 
-def test_a_screen_reader_hears_what_is_drawn():
-    root = drawn({"cnn": run(), "vgg16": run()})
+def test_the_diagram_has_a_title_and_description_for_screen_readers():
+    root = drawing_of({"cnn": run(), "vgg16": run()})
     assert root.get("role") == "img"
-    title, described = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
-    assert root.get("aria-labelledby").split() == [title.get("id"), described.get("id")]
+    title, description = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
+    assert root.get("aria-labelledby").split() == [title.get("id"), description.get("id")]
     assert title.text == "2 networks, as run"
     for word in ("45,000", "50,000", "9,876", "cnn, vgg16", "unrestricted"):
-        assert word in described.text
+        assert word in description.text
 
 
-def test_its_colours_have_others_in_the_dark():
+def test_all_colours_have_a_dark_variant():
     colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", diagram.system({"cnn": run()}))
     assert {*colours} == {"none", display.INK, display.NEUTRAL}

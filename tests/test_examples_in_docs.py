@@ -1,4 +1,4 @@
-"""The examples that a newcomer copies: they run as they are printed."""
+"""The examples in the documentation run as printed."""
 
 import re
 import textwrap

@@ -1,4 +1,4 @@
-"""Runs as tables for other programs: the right values, and the way back into a study."""
+"""Export of runs to tables, and their use as vectors in a study."""
 
 import io
 import json
@@ -24,7 +24,7 @@ PROTOCOLS = ["closed", "unseen_classes"]
 
 @pytest.fixture(scope="module")
 def runs(shared_project):
-    """The study `tiny`, as if its report were finished: a network of two seeds, and a baseline."""
+    """A finished report of the study `tiny`: a network with two seeds and a baseline."""
     runs = {
         "cnn": invented.save_network("cnn", 2.0, epochs=[1], seeds=[1, 0], protocols=PROTOCOLS),
         "raw_pixels": invented.save_baseline("raw_pixels", seeds=[1, 0], protocols=PROTOCOLS),
@@ -36,13 +36,13 @@ def runs(shared_project):
 
 @pytest.fixture(scope="module")
 def files(runs):
-    """The exported table of each run, as others read it."""
+    """The exported table of each run, read by pandas."""
     paths = export.export_study("tiny")
     assert [path.parent for path in paths] == [run_folder("tiny") / "export"] * 2
     return {path.stem: pd.read_parquet(path) for path in paths}
 
 
-def test_every_image_has_a_row_with_what_is_known_of_it(runs, files):
+def test_every_image_has_a_row_with_its_class_and_split(runs, files):
     images, table = runs["cnn"].dataset, files["cnn"]
     assert [*table] == [
         "path", "image", "class", "split", "average_precision", "predicted_class", "x", "y",
@@ -59,7 +59,7 @@ def test_every_image_has_a_row_with_what_is_known_of_it(runs, files):
     assert np.abs(picture - images.images[3].astype(float)).mean() < 10
 
 
-def test_values_are_those_of_the_first_seed_under_the_first_protocol(runs, files):
+def test_values_are_from_the_first_seed_and_protocol(runs, files):
     run, table = runs["cnn"], files["cnn"]
     vectors = run.embeddings.vectors
     scores = measurements.select(run.per_query, seed=1, search="unrestricted", protocol="closed")
@@ -81,31 +81,31 @@ def test_neighbours_are_the_most_similar_images_of_the_gallery(runs, files):
     np.fill_diagonal(similarity, -np.inf)
     similarity[:, images.queries] = -np.inf
     expected = np.argsort(-similarity, axis=1, kind="stable")[:, :10]
-    found = pd.DataFrame([*table["neighbours"]])
-    np.testing.assert_array_equal(np.stack(found["ids"]), expected)
+    neighbours = pd.DataFrame([*table["neighbours"]])
+    np.testing.assert_array_equal(np.stack(neighbours["ids"]), expected)
     distances = 1 - np.take_along_axis(similarity, expected, axis=1)
-    np.testing.assert_allclose(np.stack(found["distances"]), distances, atol=1e-6)
-    of_queries = np.stack(found["ids"][images.queries])
-    np.testing.assert_array_equal(of_queries, images.gallery[run.rankings["unrestricted"]])
+    np.testing.assert_allclose(np.stack(neighbours["distances"]), distances, atol=1e-6)
+    query_neighbours = np.stack(neighbours["ids"][images.queries])
+    np.testing.assert_array_equal(query_neighbours, images.gallery[run.rankings["unrestricted"]])
 
 
-def test_nothing_is_predicted_without_a_classifier(files):
+def test_runs_without_a_classifier_have_no_predictions(files):
     columns = [*files["cnn"].columns.drop(["predicted_class", "probabilities"])]
     assert [*files["raw_pixels"]] == columns
 
 
-def test_a_small_gallery_of_queries_has_few_neighbours_and_never_the_image_itself(runs):
+def test_neighbours_in_a_small_gallery_exclude_the_image_itself(runs):
     images = evaluation.first_view(load_shapes(), {"protocols": ["held_out_gallery"]})
     vectors = np.random.default_rng(0).normal(size=(len(images.labels), 4)).astype(np.float32)
     gallery = images.gallery[:5]
-    found = export.neighbours(replace(images, gallery=gallery), vectors)
-    for position, row in enumerate(found):
-        assert sorted(row["ids"]) == [one for one in gallery if one != position]
+    rows = export.neighbours(replace(images, gallery=gallery), vectors)
+    for position, row in enumerate(rows):
+        assert sorted(row["ids"]) == [image for image in gallery if image != position]
         assert row["distances"] == sorted(row["distances"])
     assert {*export.splits(images)} == {"training", "validation", "query"}
 
 
-def test_images_that_are_only_in_the_gallery_are_called_so(runs):
+def test_images_only_in_the_gallery_have_the_split_gallery(runs):
     images = load_shapes()
     split = export.splits(replace(images, train=images.train[3:]))
     assert np.flatnonzero(split == "gallery").tolist() == images.train[:3].tolist()
@@ -114,28 +114,28 @@ def test_images_that_are_only_in_the_gallery_are_called_so(runs):
 @pytest.mark.parametrize("name", ["cnn", "raw_pixels"])
 def test_an_exported_file_can_be_the_vectors_of_another_study(name, runs, files):
     path, run = f"reports/tiny/export/{name}.parquet", runs[name]
-    again = embeddings.embed_baseline("vectors", load_shapes(), 0, path)
-    np.testing.assert_allclose(again.vectors, run.embeddings.vectors, atol=1e-6)
+    reimported = embeddings.embed_baseline("vectors", load_shapes(), 0, path)
+    np.testing.assert_allclose(reimported.vectors, run.embeddings.vectors, atol=1e-6)
     searches = ["unrestricted", "label_lookup"] if name == "cnn" else ["unrestricted"]
     for search in searches:
-        scores = evaluation.evaluate(again, search, [1, 10]).per_query
+        scores = evaluation.evaluate(reimported, search, [1, 10]).per_query
         first = measurements.select(run.per_query, seed=1, search=search, protocol="closed")
         expected = first[scores.columns].reset_index(drop=True)
         pd.testing.assert_frame_equal(scores, expected, check_dtype=False)
 
 
 def test_the_command_replaces_the_files_of_earlier_exports(runs, capsys):
-    old = run_folder("tiny") / "export" / "gone.parquet"
-    old.parent.mkdir(exist_ok=True)
-    old.touch()
+    stale = run_folder("tiny") / "export" / "gone.parquet"
+    stale.parent.mkdir(exist_ok=True)
+    stale.touch()
     assert main(["export", "--study", "tiny"]) == 0
     assert "reports/tiny/export/cnn.parquet written\n" in capsys.readouterr().out
-    assert not old.exists()
-    names = [path.name for path in sorted(old.parent.iterdir())]
+    assert not stale.exists()
+    names = [path.name for path in sorted(stale.parent.iterdir())]
     assert names == ["cnn.parquet", "raw_pixels.parquet"]
 
 
-def test_a_study_without_a_report_is_answered_with_the_command(shared_project):
+def test_a_study_without_a_report_is_refused_with_the_command(shared_project):
     write_study(shared_project, "other", STUDY, {"cnn": CNN})
     with pytest.raises(StudyError, match="no results in .*: run `make report STUDY=other` first"):
         export.export_study("other")
