@@ -1,4 +1,4 @@
-"""Engines for large galleries: the same answers, whichever holds the embeddings."""
+"""Engines for large galleries: results equal those of an exact search."""
 
 import base64
 import os
@@ -48,7 +48,7 @@ def server(tmp_path_factory):
     process.wait()
 
 
-def open_named(text, folder, name="pictures", key="k" * 64):
+def open_engine(text, folder, name="pictures", key="k" * 64):
     package = {"faiss": "faiss", "milvus": "pymilvus"}.get(text.partition(":")[0])
     if package:
         pytest.importorskip(package, reason=f"{package} is not installed: `make scale` does it")
@@ -63,13 +63,13 @@ def open_named(text, folder, name="pictures", key="k" * 64):
         pytest.param("milvus:server", marks=pytest.mark.slow),
     ]
 )
-def other(request, tmp_path):
+def engine(request, tmp_path):
     text = request.param
     if text == "milvus:lite":
         text = f"milvus:{tmp_path}/lite"
     elif text == "milvus:server":
         text = "milvus:" + request.getfixturevalue("server")[0]
-    engine = open_named(text, tmp_path, name=request.node.name.replace("[", "-").replace("]", ""))
+    engine = open_engine(text, tmp_path, name=request.node.name.replace("[", "-").replace("]", ""))
     yield engine
     if hasattr(engine, "close"):
         engine.close()
@@ -81,38 +81,38 @@ def exact(data):
     return engine
 
 
-def test_engines_find_the_same_images_as_an_exact_search(other, data):
-    other.load(*data[:3])
-    rows, similarities = other.search(data[3], 10)
-    right, right_similarities = exact(data).search(data[3], 10)
-    np.testing.assert_array_equal(rows, right)
-    np.testing.assert_allclose(similarities, right_similarities, atol=1e-6)
+def test_engines_find_the_same_images_as_an_exact_search(engine, data):
+    engine.load(*data[:3])
+    rows, similarities = engine.search(data[3], 10)
+    expected, expected_similarities = exact(data).search(data[3], 10)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(similarities, expected_similarities, atol=1e-6)
 
 
-def test_engines_restrict_a_search_to_classes(other, data):
-    other.load(*data[:3])
+def test_engines_restrict_a_search_to_classes(engine, data):
+    engine.load(*data[:3])
     restrict_to = np.random.default_rng(1).random((20, CLASSES)) < 0.4
     restrict_to[0] = False
-    rows, similarities = other.search(data[3], 10, restrict_to)
-    right, _ = exact(data).search(data[3], 10, restrict_to)
-    np.testing.assert_array_equal(rows, right)
+    rows, similarities = engine.search(data[3], 10, restrict_to)
+    expected, _ = exact(data).search(data[3], 10, restrict_to)
+    np.testing.assert_array_equal(rows, expected)
     assert (rows[0] == -1).all()
     assert np.isnan(similarities[0]).all()
 
 
-def test_loading_again_adds_what_is_new_and_removes_what_is_gone(other, data):
+def test_loading_again_adds_and_removes_images(engine, data):
     embeddings, labels, ids, queries = data
     first = np.arange(0, 400)
     second = np.arange(200, N)
-    other.load(embeddings[first], labels[first], ids[first])
-    other.load(embeddings[second], labels[second], ids[second])
-    rows, _ = other.search(queries, 5)
-    right, _ = exact((embeddings[second], labels[second], ids[second])).search(queries, 5)
-    np.testing.assert_array_equal(rows, right)
+    engine.load(embeddings[first], labels[first], ids[first])
+    engine.load(embeddings[second], labels[second], ids[second])
+    rows, _ = engine.search(queries, 5)
+    expected, _ = exact((embeddings[second], labels[second], ids[second])).search(queries, 5)
+    np.testing.assert_array_equal(rows, expected)
 
 
 @pytest.mark.parametrize(
-    ("choice", "least"),
+    ("choice", "minimum"),
     [
         ("HNSW16;efSearch=64", 0.9),
         ("IVF8,Flat;nprobe=4", 0.6),
@@ -121,21 +121,22 @@ def test_loading_again_adds_what_is_new_and_removes_what_is_gone(other, data):
     ],
 )
 def test_approximate_indexes_find_most_neighbours_with_true_similarities(
-    choice, least, data, tmp_path
+    choice, minimum, data, tmp_path
 ):
-    engine = open_named(f"faiss:{choice}", tmp_path)
+    engine = open_engine(f"faiss:{choice}", tmp_path)
     engine.load(*data[:3])
     rows, similarities = engine.search(data[3], 10)
-    right, _ = exact(data).search(data[3], 10)
-    recall = np.mean([np.isin(found, true).mean() for found, true in zip(rows, right, strict=True)])
-    assert recall >= least
-    true = (data[0][rows] * data[3][:, None]).sum(axis=2)
-    np.testing.assert_allclose(similarities, true, atol=1e-5)
+    expected, _ = exact(data).search(data[3], 10)
+    pairs = zip(rows, expected, strict=True)
+    recall = np.mean([np.isin(row_ids, true_ids).mean() for row_ids, true_ids in pairs])
+    assert recall >= minimum
+    true_similarities = (data[0][rows] * data[3][:, None]).sum(axis=2)
+    np.testing.assert_allclose(similarities, true_similarities, atol=1e-5)
 
 
 @pytest.mark.parametrize("choice", ["HNSW16", "IVF8,Flat;nprobe=8"])
-def test_approximate_indexes_return_only_the_classes_asked_for(choice, data, tmp_path):
-    engine = open_named(f"faiss:{choice}", tmp_path)
+def test_approximate_indexes_return_only_the_requested_classes(choice, data, tmp_path):
+    engine = open_engine(f"faiss:{choice}", tmp_path)
     engine.load(*data[:3])
     restrict_to = np.zeros((20, CLASSES), bool)
     restrict_to[:, 2] = True
@@ -145,34 +146,34 @@ def test_approximate_indexes_return_only_the_classes_asked_for(choice, data, tmp
 
 
 @pytest.mark.parametrize("choice", ["LSH64r,RFlat", "PQ4x4fs"])
-def test_indexes_that_cannot_restrict_a_search_say_so(choice, data, tmp_path):
-    engine = open_named(f"faiss:{choice}", tmp_path)
+def test_indexes_without_restricted_search_refuse_it(choice, data, tmp_path):
+    engine = open_engine(f"faiss:{choice}", tmp_path)
     engine.load(*data[:3])
     assert (engine.search(data[3], 5)[0] >= 0).all()
     with pytest.raises(StudyError, match="cannot search within classes: use"):
         engine.search(data[3], 5, np.ones((20, CLASSES), bool))
 
 
-def test_faiss_index_is_read_again_and_a_damaged_one_is_built_again(data, tmp_path):
-    open_named("faiss:Flat", tmp_path).load(*data[:3])
+def test_a_faiss_index_is_read_again_and_rebuilt_if_damaged(data, tmp_path):
+    open_engine("faiss:Flat", tmp_path).load(*data[:3])
     (path,) = tmp_path.glob("*.faiss")
     written = path.stat().st_mtime_ns
-    open_named("faiss:Flat", tmp_path).load(*data[:3])
+    open_engine("faiss:Flat", tmp_path).load(*data[:3])
     assert path.stat().st_mtime_ns == written
     content = path.read_bytes()
     half = len(content) // 2
     without_ids = content.replace(data[2].tobytes(), bytes(data[2].nbytes))
     for damaged in (content[:1000], b"", content[:half] + bytes(half), without_ids):
         path.write_bytes(damaged)
-        engine = open_named("faiss:Flat", tmp_path)
+        engine = open_engine("faiss:Flat", tmp_path)
         engine.load(*data[:3])
-        right, _ = exact(data).search(data[3], 10)
-        np.testing.assert_array_equal(engine.search(data[3], 10)[0], right)
+        expected, _ = exact(data).search(data[3], 10)
+        np.testing.assert_array_equal(engine.search(data[3], 10)[0], expected)
 
 
-def test_another_faiss_choice_does_not_read_the_index_of_the_first(data, tmp_path):
-    open_named("faiss:Flat", tmp_path).load(*data[:3])
-    engine = open_named("faiss:SQ8", tmp_path)
+def test_each_faiss_choice_has_its_own_index(data, tmp_path):
+    open_engine("faiss:Flat", tmp_path).load(*data[:3])
+    engine = open_engine("faiss:SQ8", tmp_path)
     engine.load(*data[:3])
     exact_similarities = exact(data).search(data[3], 10)[1]
     assert not np.array_equal(engine.search(data[3], 10)[1], exact_similarities)
@@ -193,9 +194,9 @@ engine.load(data["vectors"], data["labels"], data["ids"])
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["faiss:Flat", "milvus:lite"])
-def test_killed_loading_goes_on_and_doubles_nothing(kind, data, tmp_path):
+def test_killed_loading_continues_without_duplicates(kind, data, tmp_path):
     text = f"milvus:{tmp_path}/lite" if kind == "milvus:lite" else kind
-    engine = open_named(text, tmp_path, name="warm")
+    engine = open_engine(text, tmp_path, name="warm")
     if hasattr(engine, "close"):
         engine.close()
     np.savez(tmp_path / "data.npz", vectors=data[0], labels=data[1], ids=data[2])
@@ -206,31 +207,31 @@ def test_killed_loading_goes_on_and_doubles_nothing(kind, data, tmp_path):
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    engine = open_named(text, tmp_path, name="killed")
+    engine = open_engine(text, tmp_path, name="killed")
     engine.load(*data[:3])
     rows, _ = engine.search(data[3], 10)
-    right, _ = exact(data).search(data[3], 10)
-    np.testing.assert_array_equal(rows, right)
+    expected, _ = exact(data).search(data[3], 10)
+    np.testing.assert_array_equal(rows, expected)
     if hasattr(engine, "close"):
         engine.close()
 
 
 @pytest.mark.slow
 def test_milvus_refuses_a_gallery_of_another_network(data, tmp_path):
-    engine = open_named(f"milvus:{tmp_path}/lite", tmp_path, key="a" * 64)
+    engine = open_engine(f"milvus:{tmp_path}/lite", tmp_path, key="a" * 64)
     engine.load(*data[:3])
     engine.close()
     with pytest.raises(StudyError, match="another network"):
-        open_named(f"milvus:{tmp_path}/lite", tmp_path, key="b" * 64)
-    # A name that begins like it is that of another gallery.
-    open_named(f"milvus:{tmp_path}/lite", tmp_path, name="pictures-2", key="b" * 64).close()
-    open_named(f"milvus:{tmp_path}/lite", tmp_path, key="a" * 64).close()
+        open_engine(f"milvus:{tmp_path}/lite", tmp_path, key="b" * 64)
+    # A name with the same beginning is another gallery.
+    open_engine(f"milvus:{tmp_path}/lite", tmp_path, name="pictures-2", key="b" * 64).close()
+    open_engine(f"milvus:{tmp_path}/lite", tmp_path, key="a" * 64).close()
 
 
 @pytest.mark.faults
-def test_second_process_waits_for_a_folder_of_milvus_lite_and_names_the_first(data, tmp_path):
+def test_a_second_process_waits_for_a_folder_of_milvus_lite(data, tmp_path):
     np.savez(tmp_path / "data.npz", vectors=data[0], labels=data[1], ids=data[2])
-    engine = open_named(f"milvus:{tmp_path}/lite", tmp_path)
+    engine = open_engine(f"milvus:{tmp_path}/lite", tmp_path)
     command = [sys.executable, "-c", KILLED, f"milvus:{tmp_path}/lite", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert f"process {os.getpid()}" in process.stdout.readline()
@@ -241,7 +242,7 @@ def test_second_process_waits_for_a_folder_of_milvus_lite_and_names_the_first(da
 
 @pytest.fixture
 def failing_server():
-    """A function that starts a server which fails, and the tokens that it was sent."""
+    """A function that starts a failing server, and the tokens sent to that server."""
     grpc = pytest.importorskip("grpc")
     started, tokens = [], []
 
@@ -269,7 +270,7 @@ def failing_server():
 @pytest.mark.parametrize(
     "code", ["UNAVAILABLE", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED"]
 )
-def test_milvus_server_that_fails_is_one_line_without_the_token(
+def test_a_failing_milvus_server_is_reported_without_the_token(
     code, failing_server, tmp_path, monkeypatch, capfd
 ):
     start, tokens = failing_server
@@ -277,7 +278,7 @@ def test_milvus_server_that_fails_is_one_line_without_the_token(
     monkeypatch.setenv("MILVUS_TOKEN", "root:secret-9")
     where, started = start(code), time.perf_counter()
     with pytest.raises(StudyError, match=f"{where} failed.*check its address, its ver") as error:
-        open_named(f"milvus:{where}", tmp_path)
+        open_engine(f"milvus:{where}", tmp_path)
     assert time.perf_counter() - started < 20
     sent = base64.b64encode(b"root:secret-9").decode()
     assert set(tokens) == {sent}
@@ -288,16 +289,16 @@ def test_milvus_server_that_fails_is_one_line_without_the_token(
 
 
 @pytest.mark.slow
-def test_milvus_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+def test_an_unreachable_milvus_server_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "PATIENCE", 2)
     with pytest.raises(StudyError, match="http://127.0.0.1:1 failed.*start the server"):
-        open_named("milvus:http://127.0.0.1:1", tmp_path)
+        open_engine("milvus:http://127.0.0.1:1", tmp_path)
 
 
 @pytest.mark.faults
-def test_milvus_server_that_hangs_is_left_and_found_again(server, data, tmp_path, monkeypatch):
+def test_a_search_times_out_on_a_hanging_milvus_server(server, data, tmp_path, monkeypatch):
     where, process = server
-    engine = open_named(f"milvus:{where}", tmp_path, name="hangs")
+    engine = open_engine(f"milvus:{where}", tmp_path, name="hangs")
     engine.load(*data[:3])
     monkeypatch.setattr(engines, "PATIENCE", 3)
     process.send_signal(signal.SIGSTOP)
@@ -315,7 +316,7 @@ def test_milvus_server_that_hangs_is_left_and_found_again(server, data, tmp_path
 @pytest.mark.slow
 def test_another_index_of_milvus_replaces_the_first(data, tmp_path):
     for choice in (";HNSW", ""):
-        engine = open_named(f"milvus:{tmp_path}/lite{choice}", tmp_path)
+        engine = open_engine(f"milvus:{tmp_path}/lite{choice}", tmp_path)
         engine.load(*data[:3])
         index = engine._client.describe_index(engine._collection, "vector")
         assert index["index_type"] == (choice[1:] or "FLAT")
@@ -326,7 +327,7 @@ def test_another_index_of_milvus_replaces_the_first(data, tmp_path):
 
 @pytest.mark.slow
 def test_more_results_than_a_milvus_server_returns_are_refused(data, tmp_path):
-    engine = open_named(f"milvus:{tmp_path}/lite", tmp_path)
+    engine = open_engine(f"milvus:{tmp_path}/lite", tmp_path)
     with pytest.raises(StudyError, match="16,384"):
         engine.search(data[3], 16_385)
     engine.close()
@@ -339,19 +340,19 @@ def test_unknown_engines_are_refused_with_the_known_ones(text, tmp_path):
 
 
 @pytest.mark.parametrize("choice", ["NoSuchIndex", "HNSW32;nosuch=3"])
-def test_faiss_choices_that_faiss_does_not_know_are_refused(choice, tmp_path):
+def test_unknown_faiss_choices_are_refused(choice, tmp_path):
     with pytest.raises(StudyError, match="faiss does not accept"):
-        open_named(f"faiss:{choice}", tmp_path)
+        open_engine(f"faiss:{choice}", tmp_path)
 
 
-def test_galleries_that_are_too_small_for_an_index_are_one_line(data, tmp_path):
-    engine = open_named("faiss:IVF1024,Flat", tmp_path)
+def test_a_gallery_too_small_for_an_index_is_refused_in_one_line(data, tmp_path):
+    engine = open_engine("faiss:IVF1024,Flat", tmp_path)
     with pytest.raises(StudyError, match="built from 600 embeddings .*1024.*: use faiss:HNSW32"):
         engine.load(*data[:3])
 
 
 @pytest.mark.parametrize(("text", "package"), [("faiss:Flat", "faiss"), ("milvus:x", "pymilvus")])
-def test_missing_package_is_named_with_the_command(text, package, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_the_command(text, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(StudyError, match=f"{package} is not installed: run `make"):
         engines.open_engine(text, D, name="pictures", key="k" * 64, folder=tmp_path)
