@@ -1,4 +1,4 @@
-"""Networks: their parts, what each parameter makes of them, and what a frozen part keeps."""
+"""Networks: their parts, the effect of every parameter, and weights that stay frozen."""
 
 import functools
 
@@ -15,7 +15,7 @@ from cbir.networks.choices import POOLINGS
 
 @functools.cache
 def built(backbone: str, train: str = "head"):
-    """A network that the tests only read."""
+    """A network shared by tests that do not change it."""
     return build_network(backbone, train=train)
 
 
@@ -28,28 +28,29 @@ def pooled(maps, pooling="avg") -> np.ndarray:
     return maps.reshape(len(maps), -1) if pooling == "flatten" else maps.mean(axis=(1, 2))
 
 
-def same_weights(one: keras.Model, other: keras.Model) -> bool:
-    pairs = zip(one.get_weights(), other.get_weights(), strict=True)
+def same_weights(first: keras.Model, second: keras.Model) -> bool:
+    pairs = zip(first.get_weights(), second.get_weights(), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def fit_once(network, model=None, inputs=None) -> set[str]:
-    """Train for a few steps; the paths of the backbone's and the head's weights that moved."""
+    """Train for a few steps; return the paths of the weights that changed."""
     inputs = some_images(6).astype(np.float32) if inputs is None else inputs
     weights = network.model.weights
     before = [np.array(weight) for weight in weights]
     model = model or network.model
-    # Eagerly: tracing a deep network takes longer than running it a few times.
+    # Runs eagerly, because tracing a deep network takes longer than a few steps.
     model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     model.fit(inputs, np.arange(6) % 3, epochs=2, batch_size=6, verbose=0)
     pairs = zip(weights, before, strict=True)
     return {weight.path for weight, old in pairs if not np.array_equal(weight, old)}
 
 
-def paths(model, of=keras.layers.Layer, but=()) -> set[str]:
-    """Of all weights of the layers of a kind."""
-    chosen = [each for each in model.layers if isinstance(each, of) and not isinstance(each, but)]
-    return {weight.path for layer in chosen for weight in layer.weights}
+def weight_paths(model, kind=keras.layers.Layer, excluded=()) -> set[str]:
+    """The paths of the weights of all layers of a kind."""
+    layers = [layer for layer in model.layers if isinstance(layer, kind)]
+    layers = [layer for layer in layers if not isinstance(layer, excluded)]
+    return {weight.path for layer in layers for weight in layer.weights}
 
 
 NORM = keras.layers.BatchNormalization
@@ -64,17 +65,17 @@ def test_probabilities_of_a_picture_sum_to_one(backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_blocks_of_a_backbone_are_names_of_its_layers_from_the_picture_on(backbone):
+def test_blocks_are_names_of_layers_from_input_to_output(backbone):
     blocks, network = BACKBONES[backbone].blocks, built(backbone)
     names = [layer.name for layer in network.body.layers]
-    places = [names.index(block) for block in blocks]
-    assert places == sorted(set(places))
-    # Nothing that has weights comes before the first block.
-    assert not [layer.name for layer in network.body.layers[: places[0]] if layer.weights]
+    positions = [names.index(block) for block in blocks]
+    assert positions == sorted(set(positions))
+    # No layer before the first block has weights.
+    assert not [layer.name for layer in network.body.layers[: positions[0]] if layer.weights]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_embedding_lies_directly_under_the_classifier(backbone):
+def test_the_embedding_is_the_input_of_the_classifier(backbone):
     network = build_network(backbone, embedding_dim=7) if backbone == "cnn" else built(backbone)
     width = 7 if backbone == "cnn" else 16
     names = [layer.name for layer in network.head.layers if layer.count_params()]
@@ -83,45 +84,45 @@ def test_the_embedding_lies_directly_under_the_classifier(backbone):
     assert network.head.get_layer("classifier").kernel.shape == (width, 3)
     embedding, probabilities = network.encoder(some_images(), training=False)
     layer = network.head.get_layer("classifier")
-    by_hand = keras.ops.softmax(embedding @ layer.kernel + layer.bias)
-    np.testing.assert_allclose(by_hand, probabilities, atol=1e-5)
+    expected = keras.ops.softmax(embedding @ layer.kernel + layer.bias)
+    np.testing.assert_allclose(expected, probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_encoder_is_the_head_encoder_after_the_backbone(backbone):
+def test_the_encoder_composes_backbone_and_head_encoder(backbone):
     network, images = built(backbone), some_images()
-    whole = network.encoder(images, training=False)
-    in_two_steps = network.head_encoder(network.backbone(images, training=False), training=False)
-    for one, other in zip(whole, in_two_steps, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    np.testing.assert_allclose(whole[1], network.model(images, training=False), atol=1e-5)
+    outputs = network.encoder(images, training=False)
+    composed_outputs = network.head_encoder(
+        network.backbone(images, training=False), training=False
+    )
+    for output, composed in zip(outputs, composed_outputs, strict=True):
+        np.testing.assert_allclose(output, composed, atol=1e-5)
+    np.testing.assert_allclose(outputs[1], network.model(images, training=False), atol=1e-5)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_random_backbones_scale_raw_pixels_by_themselves(backbone):
+def test_random_backbones_scale_raw_pixels(backbone):
     network, images = built(backbone), some_images()
     maps = network.body(images.astype(np.float32) / 127.5 - 1, training=False)
-    by_hand = pooled(maps, network.parameters["pooling"])
+    expected = pooled(maps, network.parameters["pooling"])
     features = network.backbone(images, training=False)
-    np.testing.assert_allclose(features, by_hand, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
     assert network.parameters["pixels"] == "scaled"
 
 
-def test_pictures_of_another_size_are_resized_inside_the_network():
+def test_networks_resize_images_to_their_input_size():
     network = build_network("cnn_strong", image_size=24, input_size=40)
     images = some_images(size=24)
     assert network.model.input_shape == (None, 24, 24, 3)
     assert network.body.input_shape == (None, 40, 40, 3)
     resized = keras.ops.image.resize(images.astype(np.float32), (40, 40), interpolation="bicubic")
-    by_hand = pooled(network.body(resized / 127.5 - 1, training=False))
-    np.testing.assert_allclose(network.backbone(images, training=False), by_hand, atol=1e-4)
+    expected = pooled(network.body(resized / 127.5 - 1, training=False))
+    np.testing.assert_allclose(network.backbone(images, training=False), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("feature_maps", [False, True])
-def test_each_pooling_lies_in_the_backbone_or_where_maps_are_kept_in_the_head(
-    pooling, feature_maps
-):
+def test_pooling_is_in_the_head_if_features_are_maps_or_else_in_the_backbone(pooling, feature_maps):
     network = build_network("cnn_strong", pooling=pooling, feature_maps=feature_maps)
     images = some_images()
     features = np.asarray(network.backbone(images, training=False))
@@ -136,17 +137,19 @@ def test_each_pooling_lies_in_the_backbone_or_where_maps_are_kept_in_the_head(
     )
 
 
-def test_where_the_head_pools_makes_no_difference_to_the_result():
-    inside = build_network("cnn_strong", pooling="max")
-    of_head = build_network("cnn_strong", pooling="max", feature_maps=True)
-    assert same_weights(inside.model, of_head.model)
+def test_pooling_in_backbone_or_head_gives_the_same_result():
+    pooled_in_backbone = build_network("cnn_strong", pooling="max")
+    pooled_in_head = build_network("cnn_strong", pooling="max", feature_maps=True)
+    assert same_weights(pooled_in_backbone.model, pooled_in_head.model)
     images = some_images()
     np.testing.assert_allclose(
-        inside.model(images, training=False), of_head.model(images, training=False), atol=1e-6
+        pooled_in_backbone.model(images, training=False),
+        pooled_in_head.model(images, training=False),
+        atol=1e-6,
     )
 
 
-def test_what_a_pooling_learns_is_trained_with_the_head():
+def test_weights_of_pooling_are_trained_with_the_head():
     for pooling, count in {"gem": 1, "attention": 256}.items():
         network = build_network("cnn_strong", train="head", pooling=pooling)
         assert network.head.get_layer("pooling").count_params() == count
@@ -154,7 +157,7 @@ def test_what_a_pooling_learns_is_trained_with_the_head():
         assert network.size["trained"] == network.size["head"] - 2 * 256  # statistics
 
 
-def test_attention_gives_a_weight_for_each_position_of_each_picture():
+def test_attention_gives_a_weight_for_every_position():
     network = build_network("cnn_strong", pooling="attention")
     network.head.get_layer("pooling").direction.assign(
         np.random.default_rng(0).normal(size=(256, 1))
@@ -165,42 +168,42 @@ def test_attention_gives_a_weight_for_each_position_of_each_picture():
     maps = np.asarray(network.backbone(some_images(), training=False))
     features = (maps * weights[..., None]).sum(axis=(1, 2))
     layer = network.head.get_layer("embedding")
-    by_hand = np.maximum(features @ np.asarray(layer.kernel) + np.asarray(layer.bias), 0)
+    expected = np.maximum(features @ np.asarray(layer.kernel) + np.asarray(layer.bias), 0)
     np.testing.assert_allclose(
-        network.encoder(some_images(), training=False)[0], by_hand, atol=1e-4
+        network.encoder(some_images(), training=False)[0], expected, atol=1e-4
     )
 
 
 def embeddings_of(**changes) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features and embeddings of some pictures."""
+    """Pooled features and embeddings of some images."""
     network = build_network("cnn_strong", **changes)
     images = some_images(8)
     embeddings = np.asarray(network.encoder(images, training=False)[0])
     return np.asarray(network.backbone(images, training=False)), embeddings
 
 
-def test_a_penultimate_embedding_is_a_dense_layer_that_is_never_negative():
+def test_a_penultimate_embedding_is_a_dense_layer_without_negative_values():
     features, embeddings = embeddings_of(embedding="penultimate", embedding_dim=16)
     assert embeddings.shape == (8, 16)
     assert embeddings.min() == 0 < embeddings.max()
 
 
-def test_a_projection_is_a_dense_layer_that_may_be_negative():
+def test_a_projection_is_a_dense_layer_with_negative_values():
     _, penultimate = embeddings_of(embedding="penultimate")
     _, projection = embeddings_of(embedding="projection")
     assert projection.min() < 0
-    # The same seed: the one is the other without what is negative.
+    # With the same seed, they differ only in the negative values.
     np.testing.assert_allclose(np.maximum(projection, 0), penultimate, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])
-def test_a_pooled_embedding_is_what_the_pooling_gives(pooling):
+def test_a_pooled_embedding_is_the_pooled_features(pooling):
     features, embeddings = embeddings_of(embedding="pooled", embedding_dim=5, pooling=pooling)
     assert embeddings.shape == (8, 256)
     np.testing.assert_allclose(embeddings, features, atol=1e-5)
 
 
-def test_dropout_drops_that_share_of_the_embedding_while_training_alone():
+def test_dropout_drops_its_share_of_the_embedding_only_in_training():
     head = build_network(embedding="pooled", pooling="avg", dropout=0.25).head
     (dropout,) = (layer for layer in head.layers if isinstance(layer, keras.layers.Dropout))
     ones = np.ones((40, 128), np.float32)
@@ -209,38 +212,38 @@ def test_dropout_drops_that_share_of_the_embedding_while_training_alone():
     assert np.array_equal(dropout(ones, training=False), ones)
 
 
-def test_the_plain_cnn_drops_half_of_that_share_after_each_pooling():
+def test_the_plain_cnn_drops_half_of_the_share_after_every_pooling():
     body = build_network("cnn", dropout=0.4).body
     assert [body.get_layer(f"stage{stage}_dropout").rate for stage in (1, 2)] == [0.2, 0.2]
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "mobilenet"])
-def test_a_frozen_backbone_is_unmoved_by_training_head_or_whole(backbone):
+def test_training_does_not_change_a_frozen_backbone(backbone):
     network = build_network(backbone, train="head")
     assert network.is_frozen
     features = np.asarray(network.backbone(some_images(6), training=False))
-    of_head, of_body = paths(network.head), paths(network.body)
+    head_weights, body_weights = weight_paths(network.head), weight_paths(network.body)
     for model, inputs in ((network.head, features), (network.model, None)):
-        moved = fit_once(network, model, inputs)
-        assert not moved & of_body
-        assert moved & of_head
+        changed = fit_once(network, model, inputs)
+        assert not changed & body_weights
+        assert changed & head_weights
     statistics = network.head.get_layer("standardise").count_params()
     assert network.size["trained"] == network.size["head"] - statistics
 
 
-def test_a_network_that_is_trained_moves_as_a_whole():
+def test_training_all_layers_changes_all_weights():
     network = build_network("cnn_strong", train="all", dropout=0.0)
     assert not network.is_frozen
-    assert fit_once(network) >= paths(network.body) | paths(network.head)
+    assert fit_once(network) >= weight_paths(network.body) | weight_paths(network.head)
     statistics = sum(2 * norm.gamma.shape[0] for norm in network.body.layers if type(norm) is NORM)
     assert network.size["trained"] == network.size["total"] - statistics
 
 
-def test_the_last_blocks_alone_move_and_batch_norm_stays_as_it_is():
+def test_training_the_last_blocks_changes_only_these_without_batch_norm():
     network = build_network("cnn_strong", train="last_blocks:2", dropout=0.0)
     assert network.parameters["first_trained"] == "stage2_conv1"
-    convolutions = [f"stage{stage}_conv{place}/kernel" for stage in (2, 3) for place in (1, 2)]
-    assert fit_once(network) - paths(network.head) == set(convolutions)
+    convolutions = [f"stage{stage}_conv{index}/kernel" for stage in (2, 3) for index in (1, 2)]
+    assert fit_once(network) - weight_paths(network.head) == set(convolutions)
     assert not network.is_frozen
 
 
@@ -254,9 +257,7 @@ def test_the_last_blocks_alone_move_and_batch_norm_stays_as_it_is():
         ("vgg16", 2, "block4_conv1", ("block4", "block5")),
     ],
 )
-def test_a_block_has_all_layers_from_its_first_to_that_of_the_next(
-    backbone, count, first, prefixes
-):
+def test_a_block_extends_to_the_first_layer_of_the_next(backbone, count, first, prefixes):
     network = build_network(backbone, train=f"last_blocks:{count}")
     body = network.body
     assert network.parameters["first_trained"] == first
@@ -266,15 +267,17 @@ def test_a_block_has_all_layers_from_its_first_to_that_of_the_next(
     assert trained[0] == first
 
 
-def test_batch_norm_of_a_backbone_that_was_frozen_stays_as_it_is():
+def test_training_does_not_change_batch_norm_of_a_previously_frozen_backbone():
     network = build_network("cnn_strong", train="all", was_frozen=True, dropout=0.0)
-    moved, norms = fit_once(network), paths(network.body, NORM)
+    changed, norms = fit_once(network), weight_paths(network.body, NORM)
     assert len(norms) == 7 * 4
-    assert not moved & norms
-    assert moved >= paths(network.body, but=NORM) | paths(network.head, but=NORM)
+    assert not changed & norms
+    assert changed >= weight_paths(network.body, excluded=NORM) | weight_paths(
+        network.head, excluded=NORM
+    )
 
 
-def test_batch_norm_of_a_backbone_that_was_frozen_uses_its_own_statistics_in_training():
+def test_batch_norm_of_a_previously_frozen_backbone_stays_in_inference_mode():
     images = some_images(4).astype(np.float32)
     norms = {}
     for was_frozen in (True, False):
@@ -284,7 +287,7 @@ def test_batch_norm_of_a_backbone_that_was_frozen_uses_its_own_statistics_in_tra
     assert norms == {True: True, False: False}
 
 
-def test_batch_norm_follows_within_a_short_study():
+def test_batch_norm_has_a_momentum_for_short_studies():
     for backbone in ("cnn_strong", "mobilenet", "resnet50"):
         norms = [layer for layer in built(backbone).body.layers if isinstance(layer, NORM)]
         assert norms
@@ -292,24 +295,24 @@ def test_batch_norm_follows_within_a_short_study():
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "mobilenet"])
-def test_the_seed_alone_decides_the_initial_weights(backbone):
-    first, other = built(backbone), build_network(backbone, train="head", seed=1)
-    assert not same_weights(first.backbone, other.backbone)
-    assert not same_weights(first.head, other.head)
-    if backbone != "resnet50":  # a third ResNet would take more time than it would tell
-        assert same_weights(first.model, build_network(backbone, train="head", seed=0).model)
+def test_initial_weights_depend_only_on_the_seed(backbone):
+    network, other_seed = built(backbone), build_network(backbone, train="head", seed=1)
+    assert not same_weights(network.backbone, other_seed.backbone)
+    assert not same_weights(network.head, other_seed.head)
+    if backbone != "resnet50":  # a third ResNet would take too long
+        assert same_weights(network.model, build_network(backbone, train="head", seed=0).model)
 
 
-def test_random_weights_of_vgg16_suit_its_relus():
+def test_random_weights_of_vgg16_have_the_variance_of_he_initialisation():
     *_, last = (layer for layer in built("vgg16").body.layers if layer.weights)
     kernel = keras.ops.convert_to_numpy(last.kernel)
-    # Each output sums 3 x 3 x 512 products; He et al. give the sum twice their variance.
+    # An output is a sum of 3 x 3 x 512 products; He et al. use 2 divided by that number.
     assert kernel.std() == pytest.approx((2 / (3 * 3 * 512)) ** 0.5, rel=0.01)
     assert same_weights(built("vgg16").body, build_network("vgg16", train="head").body)
 
 
 @pytest.mark.parametrize("backbone", ["cnn_strong", "mobilenet"])
-def test_the_table_of_layers_has_all_parameters_once(backbone):
+def test_the_table_of_layers_contains_all_parameters_once(backbone):
     network = build_network(backbone, train="last_blocks:2", pooling="gem")
     table = network.layers()
     assert table["parameters"].sum() == network.size["total"]
@@ -320,26 +323,26 @@ def test_the_table_of_layers_has_all_parameters_once(backbone):
     assert (table["layer"] == "body").sum() == (backbone == "mobilenet")
 
 
-def test_the_blocks_of_a_backbone_hold_all_of_its_parameters_once():
+def test_the_table_of_blocks_contains_all_parameters_once():
     network = build_network("mobilenet", train="last_blocks:2", dropout=0)
-    *blocks, whole = network.blocks().to_dict("records")
+    *blocks, total = network.blocks().to_dict("records")
     assert [row["block"] for row in blocks] == list(BACKBONES["mobilenet"].blocks)
-    assert whole["block"] == "all"
+    assert total["block"] == "all"
     for column in ("parameters", "trained", "convolutions", "batch_norms"):
-        assert sum(row[column] for row in blocks) == whole[column]
-    assert whole["parameters"] == network.size["backbone"]
+        assert sum(row[column] for row in blocks) == total[column]
+    assert total["parameters"] == network.size["backbone"]
     assert [row["trained"] > 0 for row in blocks] == [False] * 12 + [True] * 2
-    assert whole["output"] == "1 × 1 × 256"
+    assert total["output"] == "1 × 1 × 256"
 
 
 def test_multiplications_are_kernel_weights_times_positions():
-    first, second, third, whole = build_network("cnn").blocks()["multiplications"]
+    first, second, third, total = build_network("cnn").blocks()["multiplications"]
     assert first == 32 * 32 * (9 * 3 * 32 + 9 * 32 * 32)
     assert second == 16 * 16 * (9 * 32 * 64 + 9 * 64 * 64)
     assert third == 8 * 8 * 9 * 64 * 128
-    assert whole == pytest.approx(first + second + third)
+    assert total == pytest.approx(first + second + third)
 
 
-def test_an_unknown_backbone_is_refused_with_those_that_are_known():
+def test_an_unknown_backbone_is_rejected_with_the_known_ones():
     with pytest.raises(StudyError, match="unknown backbone 'alexnet'.*cnn, .*resnet50, vgg16"):
         build_network("alexnet")
