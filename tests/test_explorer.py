@@ -1,4 +1,4 @@
-"""The explorer: from what a person chose, it searches, shows, and writes the call that restores."""
+"""The explorer: it searches, shows results and writes the call that restores its state."""
 
 import dataclasses
 import io
@@ -33,17 +33,17 @@ def tiny(finished_study):
 
 
 def change(widget: Explorer, **values) -> None:
-    """Choose something else, as the browser does."""
+    """Change a choice as the browser does."""
     widget.choice = widget.choice | values
     assert not widget.is_busy
 
 
-def shown(widget: Explorer, panel=0) -> list[int]:
-    """Gallery positions that a panel shows, in order."""
+def result_positions(widget: Explorer, panel=0) -> list[int]:
+    """Gallery positions of the results of a panel, in order."""
     return [result["id"] for result in widget.panels[panel]["results"]]
 
 
-def lines(widget: Explorer, panel=0) -> str:
+def panel_text(widget: Explorer, panel=0) -> str:
     return " ".join(widget.panels[panel]["lines"])
 
 
@@ -55,32 +55,32 @@ def send(widget: Explorer, content: bytes, parts=1) -> None:
     """Send a file in parts, as the browser does."""
     step = -(-len(content) // parts)
     for start in range(0, len(content), step):
-        about = {"name": "mine; 1.png", "is_first": not start}
-        about["is_last"] = start + step >= len(content)
-        widget._handle_custom_msg(about, [memoryview(content[start : start + step])])
+        message = {"name": "mine; 1.png", "is_first": not start}
+        message["is_last"] = start + step >= len(content)
+        widget._handle_custom_msg(message, [memoryview(content[start : start + step])])
 
 
-def test_first_query_is_searched_at_once_with_the_best_architecture(finished_study):
+def test_the_explorer_opens_with_the_first_query_and_the_best_architecture(finished_study):
     widget, best = Explorer("tiny"), best_architecture("tiny")
     assert widget.choice["architectures"] == [best]
-    assert shown(widget) == read_run("tiny", best).rankings["unrestricted"][0].tolist()
-    assert "Predicted: " in lines(widget)
+    assert result_positions(widget) == read_run("tiny", best).rankings["unrestricted"][0].tolist()
+    assert "Predicted: " in panel_text(widget)
     assert (widget.status, widget.is_busy) == ("", False)
 
 
-def test_results_follow_k_search_and_query(tiny):
+def test_results_depend_on_k_search_and_query(tiny):
     run = read_run("tiny", "cnn")
     change(tiny, k=4)
-    assert shown(tiny) == run.rankings["unrestricted"][0, :4].tolist()
+    assert result_positions(tiny) == run.rankings["unrestricted"][0, :4].tolist()
     change(tiny, search="predicted_class")
-    assert shown(tiny) == run.rankings["predicted_class"][0, :4].tolist()
+    assert result_positions(tiny) == run.rankings["predicted_class"][0, :4].tolist()
     change(tiny, query=5)
-    assert shown(tiny) == run.rankings["predicted_class"][5, :4].tolist()
+    assert result_positions(tiny) == run.rankings["predicted_class"][5, :4].tolist()
     label = run.dataset.classes[run.dataset.query_labels[5]]
     labels = [result["label"] for result in tiny.panels[0]["results"]]
-    assert f"{labels.count(label)} of 4 results are of its class, {label}." in lines(tiny)
+    assert f"{labels.count(label)} of 4 results are of its class, {label}." in panel_text(tiny)
     assert [result["is_hit"] for result in tiny.panels[0]["results"]] == [
-        other == label for other in labels
+        result_label == label for result_label in labels
     ]
 
 
@@ -88,7 +88,8 @@ def test_architectures_are_shown_side_by_side(tiny):
     change(tiny, architectures=["cnn", "whitened"])
     assert [panel["architecture"] for panel in tiny.panels] == ["cnn", "whitened"]
     for panel, name in enumerate(("cnn", "whitened")):
-        assert shown(tiny, panel) == read_run("tiny", name).rankings["unrestricted"][0].tolist()
+        rankings = read_run("tiny", name).rankings["unrestricted"]
+        assert result_positions(tiny, panel) == rankings[0].tolist()
 
 
 def test_queries_can_be_chosen_by_class_by_score_and_by_page(tiny, monkeypatch):
@@ -110,12 +111,12 @@ def test_queries_can_be_chosen_by_class_by_score_and_by_page(tiny, monkeypatch):
     assert (tiny.queries["start"], tiny.queries["total"], choices()) == (6, 12, [5, 6, 7, 8, 9])
 
 
-def test_used_marks_move_the_query_and_are_not_returned(tiny):
+def test_used_marks_change_the_query_and_are_not_returned(tiny):
     searcher = first_searcher(tiny)
     searcher.__dict__["chosen_weights"] = Rocchio(1.0, 2.0, 0.5)
-    before = shown(tiny)
+    before = result_positions(tiny)
     change(tiny, positive=[before[3]], negative=[before[0]])
-    assert shown(tiny) == before  # until the person searches again
+    assert result_positions(tiny) == before  # until the next search
     assert [(mark["id"], mark["sign"]) for mark in tiny.marked] == [
         (before[3], "positive"), (before[0], "negative"),
     ]  # fmt: skip
@@ -126,11 +127,11 @@ def test_used_marks_move_the_query_and_are_not_returned(tiny):
         positive=vectors[[before[3]]], negative=vectors[[before[0]]],
         left_out=[{before[3], before[0]}],
     )  # fmt: skip
-    assert shown(tiny) == [result.position for result in answer.results]
-    assert "0.5 negative" in lines(tiny)
+    assert result_positions(tiny) == [result.position for result in answer.results]
+    assert "0.5 negative" in panel_text(tiny)
 
 
-def test_copies_of_a_picture_take_one_place_and_share_its_mark(tiny):
+def test_copies_of_a_picture_share_one_rank_and_its_mark(tiny):
     searcher = first_searcher(tiny)
     searcher.__dict__["chosen_weights"] = Rocchio(1.0, 0.0, 0.0)  # the ranking stays
     before, gallery = searcher.run.rankings["unrestricted"][0].tolist(), searcher.gallery
@@ -142,15 +143,15 @@ def test_copies_of_a_picture_take_one_place_and_share_its_mark(tiny):
         image=lambda position: gallery.image(copies[0] if position in copies else position),
     )
     change(tiny, k=9)
-    assert shown(tiny)[:3] == [before[0], *before[8:]]
-    assert len(shown(tiny)) == 9
+    assert result_positions(tiny)[:3] == [before[0], *before[8:]]
+    assert len(result_positions(tiny)) == 9
     assert tiny.panels[0]["results"][0]["copies"] == copies[1:]
     assert [result["rank"] for result in tiny.panels[0]["results"]] == list(range(1, 10))
     change(tiny, positive=[copies[2]], used=[[copies[2]], []])
-    assert shown(tiny)[:2] == before[8:]
+    assert result_positions(tiny)[:2] == before[8:]
 
 
-def test_groups_hold_copies_of_one_class():
+def test_copies_are_grouped_within_one_class():
     random = np.random.default_rng(0)
     pictures = random.integers(0, 200, (3, 32, 32, 3), dtype=np.uint8)
     brighter = pictures[1] + 20
@@ -164,15 +165,15 @@ def test_groups_hold_copies_of_one_class():
     assert group_copies([]) == []
 
 
-def test_uploaded_picture_is_searched(tiny, finished_study):
+def test_an_uploaded_picture_is_searched(tiny, finished_study):
     content = (finished_study / "data/shapes/cross/cross-03.png").read_bytes()
-    change(tiny, positive=shown(tiny)[:1])
+    change(tiny, positive=result_positions(tiny)[:1])
     send(tiny, content, parts=3)
     searcher = first_searcher(tiny)
     square = np.asarray(Image.open(io.BytesIO(content)).resize((32, 32), Image.BICUBIC))
     (picture,) = answers.embed_pictures(searcher, {"mine": square})
     (answer,) = answers.search_all(searcher, searcher.gallery, [picture], 10)
-    assert shown(tiny) == [result.position for result in answer.results]
+    assert result_positions(tiny) == [result.position for result in answer.results]
     assert (tiny.query["name"], tiny.query["label"], tiny.marked) == ("mine  1.png", "", [])
     assert {result["is_hit"] for result in tiny.panels[0]["results"]} == {None}
     change(tiny, query=0)
@@ -180,44 +181,45 @@ def test_uploaded_picture_is_searched(tiny, finished_study):
         tiny.query["name"] == first_searcher(tiny).run.image_names[searcher.run.dataset.queries[0]]
     )
     send(tiny, content)
-    assert shown(tiny) == [result.position for result in answer.results]
+    assert result_positions(tiny) == [result.position for result in answer.results]
     change(tiny, architectures=["whitened"])
     assert tiny.panels[0]["architecture"] == "whitened"
 
 
-def test_unreadable_upload_is_reported_and_results_stay(tiny):
+def test_an_unreadable_upload_is_reported_and_keeps_the_results(tiny):
     before = tiny.panels
     send(tiny, b"not a picture")
     assert "mine; 1.png cannot be read" in tiny.status
     assert (tiny.panels, tiny.is_busy) == (before, False)
-    # A call that somebody copied in part.
+    # An incompletely copied call.
     change(tiny, query="data:image/png;name=mine;base64,aGVsbG8=")
     assert "failed" not in tiny.status
     assert tiny.status
 
 
-def restored(widget: Explorer) -> Explorer:
-    return eval(widget.code, {"explorer": explorer})  # as a colleague runs the cell
+def restore(widget: Explorer) -> Explorer:
+    return eval(widget.code, {"explorer": explorer})  # as a notebook cell
 
 
-def test_the_call_shows_the_same_again(tiny, finished_study):
+def test_the_call_restores_the_explorer(tiny, finished_study):
     change(tiny, k=5, query=3, architectures=["whitened", "cnn"], search="soft", order=WORST)
-    positive, negative = shown(tiny)[:2]
+    positive, negative = result_positions(tiny)[:2]
     marks = {"positive": [positive], "negative": [negative]}
     change(tiny, **marks, used=[[positive], [negative]])
     assert first_searcher(tiny).gallery.names[positive] in tiny.code
-    again = restored(tiny)
-    assert again.choice == tiny.choice
-    assert again.panels == tiny.panels
+    restored_widget = restore(tiny)
+    assert restored_widget.choice == tiny.choice
+    assert restored_widget.panels == tiny.panels
     send(tiny, (finished_study / QUERY).read_bytes())
-    again = restored(tiny)
-    assert (again.panels, again.query) == (tiny.panels, tiny.query)
+    restored_widget = restore(tiny)
+    assert (restored_widget.panels, restored_widget.query) == (tiny.panels, tiny.query)
 
 
-def test_a_picture_can_be_named_by_its_path(tiny, finished_study):
+def test_a_query_can_be_given_by_its_path(tiny, finished_study):
     send(tiny, (finished_study / QUERY).read_bytes())
-    named = Explorer("tiny", architectures=["cnn"], query=QUERY)
-    assert (shown(named), named.query["name"]) == (shown(tiny), "circle-00.png")
+    opened_by_path = Explorer("tiny", architectures=["cnn"], query=QUERY)
+    assert result_positions(opened_by_path) == result_positions(tiny)
+    assert opened_by_path.query["name"] == "circle-00.png"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_a_picture_can_be_named_by_its_path(tiny, finished_study):
         ({"architectures": ["nothing"]}, "no trained architecture 'nothing'"),
     ],
 )
-def test_what_does_not_exist_is_named(finished_study, choice, reason):
+def test_missing_pictures_and_architectures_are_reported(finished_study, choice, reason):
     widget = Explorer("tiny", **choice)
     assert reason in widget.status
     assert not widget.is_busy
@@ -240,9 +242,7 @@ def test_unknown_choices_are_refused(finished_study):
         Explorer("tiny", kk=3)
 
 
-def test_a_study_that_cannot_be_opened_is_reported_and_another_can_be_chosen(
-    finished_study, monkeypatch
-):
+def test_an_unreadable_study_is_reported_and_another_can_be_chosen(finished_study, monkeypatch):
     reports = finished_study / "reports"
     shutil.copytree(reports / "tiny", reports / "another")
     dataset = Run.dataset.func
@@ -259,7 +259,7 @@ def test_a_study_that_cannot_be_opened_is_reported_and_another_can_be_chosen(
         assert (widget.panels, widget.queries, widget.is_busy) == ([], {}, False)
         widget.choice = {"study": "tiny"}
         assert widget.status == ""
-        assert len(shown(widget)) == 10
+        assert len(result_positions(widget)) == 10
         widget.choice = {"study": "another"}
         assert (widget.panels, widget.query, widget.is_busy) == ([], {}, False)
     finally:
@@ -278,14 +278,14 @@ def test_first_finished_study_replaces_an_unfinished_one(finished_study):
     assert Explorer("nothing").choice["study"] == "tiny"
 
 
-def test_without_a_finished_study_it_says_what_to_do(tmp_path, monkeypatch):
+def test_without_a_finished_study_the_status_says_what_to_run(tmp_path, monkeypatch):
     for name in ("params", "notebooks"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     assert "run `make report` first" in Explorer("digits").status
 
 
-def test_similarity_maps_cover_each_result_and_the_query_for_it(tiny):
+def test_similarity_maps_are_drawn_over_each_result_and_the_query(tiny):
     assert list(tiny.options["maps"]) == ["", "similarity"]
     change(tiny, k=3, heat_maps="similarity")
     searcher = first_searcher(tiny)
@@ -300,7 +300,7 @@ def test_similarity_maps_cover_each_result_and_the_query_for_it(tiny):
     assert not {"overlays", "note"} & tiny.panels[0].keys()
 
 
-def test_attention_maps_are_those_of_attention_pooling(tiny):
+def test_attention_maps_require_attention_pooling(tiny):
     change(tiny, architectures=["cnn", "whitened"], heat_maps="attention", k=3)
     first, second = tiny.panels
     assert "overlays" not in first
@@ -310,7 +310,7 @@ def test_attention_maps_are_those_of_attention_pooling(tiny):
     assert list(tiny.options["maps"]) == ["", "similarity"]
 
 
-def test_reliability_of_the_maps_is_shown_under_them(tiny, finished_study):
+def test_the_reliability_of_maps_is_shown_below_them(tiny, finished_study):
     rows = [
         {"test": test, "against": against, "gain": gain, "p": p, "n_queries": 40}
         for test, against, gain, p in (
@@ -327,7 +327,7 @@ def test_reliability_of_the_maps_is_shown_under_them(tiny, finished_study):
     assert text == tiny.panels[0]["note"]
 
 
-def test_the_map_places_every_query_with_its_picture(tiny):
+def test_the_map_has_a_point_for_every_query(tiny):
     assert tiny.points == {}
     change(tiny, is_map=True)
     points = np.array(tiny.points["points"])
@@ -339,7 +339,7 @@ def test_the_map_places_every_query_with_its_picture(tiny):
     assert tiny.status == ""
 
 
-def test_notebook_shows_an_example_without_widgets(finished_study):
+def test_the_notebook_shows_an_example_without_widgets(finished_study):
     notebook = nbformat.read(ROOT / "notebooks" / "explore.ipynb", as_version=4)
     shell = InteractiveShell.instance()
     for cell in notebook.cells:
