@@ -160,7 +160,7 @@ def interval_lengths(means: pd.DataFrame) -> np.ndarray:
 def pair_matrix(table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     """Who is significantly better: a win, a tie or a loss of the row against the column.
 
-    An asterisk marks what holds only for the trained networks, because the test covers no seeds.
+    An asterisk marks pairs whose test does not cover seeds: it is about these networks only.
     `table` is from `uncertainty.pair_outcomes`, `pairs` from `uncertainty.compare`.
     """
     values = table.map({"win": 1, "tie": 0, "untested": 0, "loss": -1}.get).astype(float)
@@ -272,7 +272,7 @@ def panels(n: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
 def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
     """Positions, sorted, of the `most` classes in `confusion_counts` that are confused most often.
 
-    Equals by position.
+    Ties are broken by position.
     """
     table = counts.to_numpy()
     wrong = table.sum(axis=0) + table.sum(axis=1) - 2 * table.diagonal()
@@ -282,7 +282,7 @@ def most_confused(counts: pd.DataFrame, most: int = MOST_COUNTED) -> np.ndarray:
 def engines(costs: pd.DataFrame) -> Figure:
     """Time of a query and recall by size of the gallery, narrow enough for a phone.
 
-    No two of 18 engines look alike, even without colours, which return with another dash.
+    Marker and line style together distinguish up to 18 engines, even without colour.
 
     Args:
         costs: from `scale.measure_engines`.
@@ -299,7 +299,7 @@ def engines(costs: pd.DataFrame) -> Figure:
     recalls.set(xscale="log", xlabel="images in the gallery", ylabel="recall@10")
     recalls.set_ylim(min(0.5, costs["recall"].min()) - 0.02, 1.02)
     times.set(yscale="log", ylabel="median time of a query (ms)")
-    # Those of matplotlib are formulas, which figures do not draw.
+    # By default, matplotlib formats these ticks as formulas, which figures do not render.
     recalls.xaxis.set_major_formatter("{x:,.0f}")
     times.yaxis.set_major_formatter("{x:g}")
     for axis in (times, recalls):

@@ -38,7 +38,7 @@ LOOKS = [(PALETTE[place % 6], MARKERS[place % 7]) for place in range(42)]
 KNOWN = ("cnn", "resnet50", "vgg16", "mobilenet", "cnn_strong")
 # Baselines that are fixed rules are grey.
 RULES = {"random": (FAINT, "X"), "raw_pixels": (FAINT, "P"), "hand_crafted": (FAINT, "v")}
-# The colours of texts and lines, in each of which a page has its own in the dark (colours.css).
+# The colours of texts and lines, which colours.css replaces on dark pages.
 INK, NEUTRAL, LINE = "#1c2126", "#56606a", "#d9dee3"
 PIXELS_PER_INCH = 84
 # More points of a figure are stored as pixels, at twice the size at which they are shown.
@@ -63,12 +63,12 @@ TEMPLATES = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 
-# Figures are laid out with matplotlib's own font, which is a wide one, and shown with the reader's.
+# Figures are laid out in matplotlib's own font, which is wide, and shown in the reader's font.
 FONT = "DejaVu Sans"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-# How much wider than the box in its place a letter of Chinese, Japanese or Korean is, in ems.
+# How much wider a Chinese, Japanese or Korean letter is than its placeholder in `FONT`, in ems.
 WIDER = 0.4
-# A picture within an SVG.
+# A PNG embedded in an SVG.
 _PNG = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
 
 # Figures are the same for every user, whatever their matplotlibrc says.
@@ -80,7 +80,7 @@ sns.set_theme(
     # Texts stay texts.
     | {"svg.fonttype": "none"},
 )  # fmt: skip
-# A font that lacks the usual weight is drawn in another one, which is no reason for a warning.
+# If a font lacks the usual weight, matplotlib uses another weight and warns needlessly.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 # Names may contain "$", and are never formulas.
 plt.rcParams["text.parse_math"] = False
@@ -140,7 +140,7 @@ def _draw(figure: Figure) -> str:
 
 
 def _width_of_wide_letters(text: Text) -> float:
-    """How much wider a text is than laid out, in inches, as `FONT` lacks the widest letters."""
+    """How much wider a text is than in the layout, in inches: `FONT` lacks the widest letters."""
     n_wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text.get_text())
     return WIDER * n_wide * text.get_fontsize() / 72
 

@@ -75,7 +75,7 @@ def disagreements(runs: dict[str, Run], most: int = 4) -> pd.DataFrame:
     if not scores:
         return pd.DataFrame(columns=columns)
     values = pd.DataFrame({name: frame["average_precision"] for name, frame in scores.items()})
-    # A query that some architecture has no score for cannot be compared.
+    # A query without a score for one of the architectures cannot be compared.
     values = values.dropna()
     spread = values.max(axis=1) - values.min(axis=1)
     order = (-spread[spread > 0]).sort_values(kind="stable").index
@@ -175,6 +175,6 @@ def hub_table(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def _of_different_classes(order: pd.Index, labels: np.ndarray, most: int) -> pd.Index:
-    """The first query in `order` of each class, then, if there are too few, the first others."""
+    """The first query of each class in `order`, then, if these are too few, the first others."""
     is_repeated = pd.Series(labels[order]).duplicated()
     return order[is_repeated.argsort(kind="stable")][:most]

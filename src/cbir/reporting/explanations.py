@@ -1,4 +1,4 @@
-"""Why queries match their results: heat maps over both images, and tests whether they are right."""
+"""Why queries match their results: heat maps over both images, and tests of these maps."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from cbir.retrieval import uncertainty
 
 FILE = "explanations.csv"
 TESTS = {"deletion": "removed", "insertion": "restored"}
-# The references of the tests: the name of their areas, and of the gain over them.
+# The references of the tests: the suffixes of the columns of their areas and of the gains.
 AGAINST = {"random maps": ("random", "gain"), "maps of other pairs": ("other", "gain_over_other")}
 # What the ends of the colour scale mean, by kind of map.
 SCALE = {
@@ -125,7 +125,7 @@ def verdicts(rows: pd.DataFrame) -> str:
 
 
 def trust(study: str, architecture: str) -> str:
-    """How one architecture's similarity maps did in the tests, in one sentence."""
+    """The outcomes of the tests of one architecture's similarity maps, in one sentence."""
     rows = gains.read_gains(study, FILE, [architecture])
     if rows.empty:
         return "These maps have not been tested."

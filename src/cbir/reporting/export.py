@@ -25,7 +25,7 @@ FOLDER = "export"
 
 
 def export_study(study: str) -> list[Path]:
-    """Write reports/<study>/export/<run>.parquet for every run, instead of earlier exports.
+    """Write reports/<study>/export/<run>.parquet for every run; earlier exports are removed.
 
     StudyError if there is no report, or a run's images or embeddings are missing.
     """

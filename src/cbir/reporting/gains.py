@@ -16,7 +16,7 @@ from cbir.reporting.runs import Run, run_folder
 from cbir.retrieval import uncertainty
 
 VERDICTS = ("better", "worse", "not significantly different", "untested")
-# Average precision with and without what is measured, and the columns beside it that are no costs.
+# The columns of mAP with and without a method, and those of the scores that they average.
 WITH, WITHOUT = "with", "without"
 SCORES = ["average_precision", "average_precision_without"]
 NO_ROWS = pd.DataFrame(columns=["study", "architecture", "gain", "p"])
@@ -88,7 +88,7 @@ def _cell(row: pd.Series, name: str):
 def measure_gains(
     study: str, runs: Mapping[str, Run], scores: Callable[[Embeddings], pd.DataFrame], kind: str
 ) -> pd.DataFrame:
-    """Average what changes the average precision of queries, and write it to <kind>s.csv.
+    """Mean gains in average precision by methods of a kind, such as re-ranking, in <kind>s.csv.
 
     Args:
         scores: embeddings -> a row per query and kind: query, `kind`, `SCORES`, and costs, which
@@ -128,8 +128,8 @@ def gain_sentences(rows: pd.DataFrame, kind: str) -> str:
             change = f"{verb} the mAP from {before} to {after}, by {from_row(row, 'gain'):+}"
         elif row["verdict"] == "untested":
             change = (
-                f"has too few queries for a test (less than {uncertainty.MIN_QUERIES}): the mAP is "
-                f"{before} without it, {after} with it"
+                f"has too few queries for a test (fewer than {uncertainty.MIN_QUERIES}): the mAP "
+                f"is {before} without it, {after} with it"
             )
         else:
             change = f"does not change the mAP significantly: {before} without it, {after} with it"

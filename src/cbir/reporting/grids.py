@@ -19,7 +19,7 @@ ARCHITECTURE = "architecture"
 ACCURACY, TRAINING, MAP = "accuracy", "accuracy on training images", "mAP, unrestricted"
 SPEED, SECONDS, INDEX = "embedding (images/s)", "training (s)", "index (MB)"
 LEARN_FROM = "learn_from"
-# The machine of a training, if it is another one.
+# The column of the machine of a training, if it differs from that of the run.
 PLACE = "training place"
 
 
@@ -31,7 +31,7 @@ def points_table(runs: dict[str, Run]) -> pd.DataFrame:
     """
     runs, rows = networks(runs), {}
     parsed = {name: parse_point(name, run.summary["variant"]) for name, run in runs.items()}
-    # An architecture may have its own grid, and not vary the parameters that others vary.
+    # An architecture may have a grid of its own, without parameters that others vary.
     parameters = dict.fromkeys(key for _, point in parsed.values() for key in point)
     quality, costs = tables.quality(runs), tables.costs(runs)
     for name, run in runs.items():

@@ -91,8 +91,8 @@ def _limits(
 
     The number of relevant images limits precision and recall. In a search of the true class, a
     score depends only on the class of the query, and so does the share of the gallery in searches
-    of one class or of all. The classes at hand then have the limits, and the interval of a score
-    that is constant by construction is a point.
+    of one class or of all. The limits are then the lowest and the highest score of these queries,
+    and the interval of a score that is constant by construction is a point.
     """
     lowest, highest = np.zeros(scores.shape[1]), np.ones(scores.shape[1])
     for column, name in enumerate(scores):

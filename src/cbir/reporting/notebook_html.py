@@ -23,19 +23,19 @@ from cbir.reporting.runs import read_manifest
 FIGURE = "image/svg+xml"
 # The type and the ending of the copies in the folders figures/ and tables/ of a report.
 COPIES = {"figure": (FIGURE, "svg"), "table": ("text/csv", "csv")}
-# The variables in colours.css of the colours of a figure.
+# The variables in colours.css that replace the colours of a figure.
 ALL_COLOURS = {INK: "ink", NEUTRAL: "soft", LINE: "line"}
 SHAPE_COLOURS = ALL_COLOURS | {"#ffffff": "paper"}
 TEXT_COLOURS = ALL_COLOURS | {HIT.lower(): "hit", MISS.lower(): "miss"}
 COLOURS = TEMPLATES.get_template("colours.css").render()
-# The tags of cells that say what came out, and of those that a page shows first.
+# The tags of cells with the main results of a page, and of those that it shows first.
 LEAD, FIRST = "lead", "first"
 HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
 # Search engines and shared links truncate longer descriptions.
 LONGEST_DESCRIPTION = 300
 LONGEST_NAME = 60
-# A page that is committed.
-LARGEST_COPY = 3_000_000  # bytes
+# The maximum number of bytes of a page that is committed.
+LARGEST_COPY = 3_000_000
 _LINK = re.compile(r'<a\b[^>]*\bhref="(?!#|https?://)([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
 
 
@@ -56,7 +56,7 @@ def write_page(
         # A notebook for many runs: the heading of each page is the name of its run.
         if "name-as-title" in _tags(cell):
             cell.source = re.sub(r"\A# .*", f"# {page.stem}", cell.source)
-    # What came out of a run stands below the title, although the notebook computes it last.
+    # The results of a run follow the title, although the notebook computes them last.
     heading, *cells = content.cells
     content.cells = [heading, *sorted(cells, key=lambda cell: FIRST not in _tags(cell))]
     _add_copies([output for cell in content.cells for output in cell.get("outputs", ())], page)
@@ -68,7 +68,7 @@ def write_page(
         exclude_output_prompt=True,
     )
     prose = [markdown2html(cell.source) for cell in content.cells if cell.cell_type == "markdown"]
-    # What came out, if the page says so, and otherwise what it is about.
+    # Search engines show the main results, if a page has any, and otherwise its first prose.
     leads = [
         markdown2html(output.data["text/markdown"])
         for cell in content.cells
@@ -89,7 +89,7 @@ def _tags(cell: nbformat.NotebookNode) -> list[str]:
 def write_index(reports: Path) -> None:
     """Write the page of all studies in a folder of reports, the newest first.
 
-    It shows what their own first pages say: the description, the first figure, and the date.
+    It shows the description and the first figure of their first pages, and the date.
     """
     studies = []
     for page in [*reports.glob("*/index.html"), *reports.glob("published/*/index.html")]:
@@ -145,7 +145,7 @@ def published_copy(page: Path, *, kept: Collection[str], note: str) -> str:
 
 
 def _data_url(drawing: str) -> str:
-    """A drawing of `display.show` whose ink and paper are the page's, light or dark."""
+    """A drawing of `display.show` as a data URL, in the colours of a light or dark page."""
 
     def recolour(tag: re.Match) -> str:
         names = TEXT_COLOURS if tag[0].startswith("<text") else SHAPE_COLOURS
@@ -160,7 +160,7 @@ def _data_url(drawing: str) -> str:
 
 
 def _add_copies(outputs: list, page: Path) -> None:
-    """Number figures and tables, write each to a file, and pass on what `display` says of them."""
+    """Number figures and tables, write each to a file, and pass their captions to the template."""
     # Streams and errors have neither data nor metadata.
     for output in outputs:
         metadata = output.get("metadata", {})

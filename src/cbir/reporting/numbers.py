@@ -14,8 +14,8 @@ from cbir.retrieval.uncertainty import ALPHA
 DECIMALS, WIDTH = 3, 1e-9
 # More digits would not help readers.
 MOST_DECIMALS = 4
-# A text that a spreadsheet would compute, and the apostrophe that prevents it. A text that begins
-# with apostrophes gets one more, so that the original is known.
+# A text that a spreadsheet would evaluate, and the apostrophe that prevents it. A text that begins
+# with apostrophes gets one more, so that the original can be restored.
 FORMULA, FORMULA_AS_TEXT = r"'*[=+\-@\t\r]", r"^'(?='*[=+\-@\t\r])"
 
 
@@ -84,7 +84,7 @@ def decimals(half: float) -> int:
     """Digits after the decimal point, from half of an interval's width.
 
     This is the rounding of the Particle Data Group (Review of Particle Physics, introduction, 5.3):
-    if the three first digits are 100 to 354, two are kept; if 355 to 949, one; 950 to 999 become
+    if the first three digits are 100 to 354, two are kept; if 355 to 949, one; 950 to 999 become
     1000 and keep two. At most `MOST_DECIMALS`.
     """
     if not WIDTH < half < math.inf:
@@ -117,7 +117,7 @@ def span(values: Iterable[float], digits: int = 0) -> str:
 def csv_text(frame: pd.DataFrame, index: bool = False, **options) -> str:
     """A table as CSV, in which no text is a formula; `measurements.read_csv` removes apostrophes.
 
-    Spreadsheets compute what begins with =, +, - or @, and names come from files of strangers.
+    Spreadsheets evaluate texts that begin with =, +, - or @, and names of files may be malicious.
     `index` tells whether the index is a column; options are as for `DataFrame.to_csv`.
     """
     frame = frame.copy()
@@ -139,7 +139,7 @@ def _as_text(cell):
 
 
 def split(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of plain numbers: an estimate takes its `interval_columns`."""
+    """A table of plain numbers: a column of estimates becomes its `interval_columns`."""
     columns = {}
     frame = frame.map(lambda cell: cell.value if isinstance(cell, PValue) else cell)
     for name, column in frame.items():

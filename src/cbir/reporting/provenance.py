@@ -26,12 +26,12 @@ OPTIONAL = {
     "test_time_flips": "test-time flips",
     "whitening": "whitening (dimensions)",
 }
-# The column of networks that were trained elsewhere than they were measured.
+# The column of the machines of networks that were trained elsewhere than they were measured.
 TRAINED_ON = "trained on"
 UNUSED, UNKNOWN = "none", "–"
 IMAGENET, RANDOM = "ImageNet", "random"
 _ORIGINS = {"none": "from random weights", "imagenet": f"from {IMAGENET} weights"}
-# What files of weights are, by their SHA-256, whatever their names and folders.
+# The names of known weights by the SHA-256 of their files, wherever these are.
 KNOWN_WEIGHTS = {
     # An ImageNet-trained ResNet-50 whose publishers pruned it by about 80 % and quantised it.
     "9cc9db1f5ca12982d61c890bee636cc85cde81050dd99b5882325e63d828d29a": "ImageNet (pruned, 8-bit)",
@@ -69,7 +69,7 @@ def provenance_table(study: str) -> pd.DataFrame:
 def training_table(run: Run) -> pd.DataFrame:
     """The commit, machine and versions with which the network of a run's page was trained.
 
-    They may be others than those of the study, whose cached trainings are used again.
+    They may differ from those of the study, which reuses cached trainings.
     """
     manifest = _artifact_manifest(run, "training")
     return pd.DataFrame({"value": _ran_with(manifest) if manifest else {}})

@@ -25,7 +25,7 @@ from cbir.retrieval.evaluation import N_RESULTS
 
 RESULTS = "docs/results.md"
 PAGE = "index.html"
-# What is the same for all runs on the same images.
+# The properties of a data set that runs on the same images share.
 SAME_DATA = ("fingerprint", "classes", "gallery", "train", "validation", "queries")
 # The columns of a study's table, and which rows of metrics.csv they show.
 MEASURES = {
@@ -40,8 +40,9 @@ MEASURES = {
 def publish_study(root: Path, study: str) -> Path:
     """Copy a finished report's numbers and comparison page into reports/published/<study>/.
 
-    Its figure is drawn, and paths of this machine become names of files. Published runs that the
-    report lacks are kept. StudyError for a trial, an unfinished report, or runs that do not fit.
+    It also draws their figure and replaces paths of this machine by names of files. Published runs
+    that the report lacks are kept. StudyError for a trial, an unfinished report, or runs that do
+    not fit.
     """
     source, folder = root / "reports" / study, root / "reports" / "published" / study
     finished = _finished_manifest(source)

@@ -110,7 +110,7 @@ class Run:
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
-        """Those of all images with the first seed; StudyError if they are missing or damaged."""
+        """The embeddings of all images with the first seed; StudyError if missing or damaged."""
         folder = project_root() / self.summary["artifacts"]["embeddings"]
         if read(folder) is None:
             raise self._error("the embeddings are missing or damaged")
@@ -118,7 +118,7 @@ class Run:
 
     @functools.cached_property
     def network(self) -> "Network":
-        """That of the first seed; StudyError if its weights are missing or damaged."""
+        """The network of the first seed; StudyError if its weights are missing or damaged."""
         from cbir.networks import training
 
         folder = project_root() / self.summary["artifacts"]["training"]
@@ -197,7 +197,7 @@ def save_run(
             "layout": dataset.layout,
             "fingerprint": dataset.fingerprint,
         },
-        # What computed the numbers, so that no table mixes those of different code.
+        # The code that computed the numbers, so that no table mixes results of different code.
         "code": package_digest("retrieval"),
         "mean_similarity": max(
             _mean_similarity(state.embeddings) for state in states if state.epoch is None

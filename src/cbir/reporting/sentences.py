@@ -90,14 +90,14 @@ RELATIONS = {
     "loss": "significantly behind",
     "untested": "untested against",
 }
-# Two searches, what the first is, and what the second is called.
+# Pairs of searches: how a sentence about the first begins, and what it calls the second.
 SEARCH_TEXTS = (
     ("label_lookup", "unrestricted", "Ranking by predicted class probabilities alone is",
      "ranking by embedding"),
     ("soft", "predicted_class", "Searching several probable classes is",
      "searching only the predicted class"),
 )  # fmt: skip
-# What is not found among the copies of images.
+# The kinds of copies that the search for copies misses.
 LEAKS_MISSED = (
     "The search for copies misses most crops to less than "
     f"{100 * min(leaks.CROPS):.0f} % of the side, shifts by more than "
@@ -140,7 +140,7 @@ def frozen(runs: dict[str, Run]) -> str:
 
 
 def uneven_classes(runs: dict[str, Run]) -> str:
-    """That classes are uneven, so that means over classes are shown; empty if they are not."""
+    """A note that classes are uneven and means over classes are shown; empty if they are even."""
     sizes = tables.class_sizes(tables.first_protocol_rows(runs))
     if not tables.are_uneven(sizes):
         return ""
@@ -193,7 +193,7 @@ def between_seeds(runs: dict[str, Run]) -> str:
 
 
 def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """The highest mAP, how certain it is, and its cost, from `quality_and_cost` and `pairs`."""
+    """The highest mAP, its uncertainty and its cost, from `quality_and_cost` and `pairs`."""
     trained = points[~points["is_baseline"]].sort_values("value", ascending=False, kind="stable")
     if trained.empty:
         return "No architecture has results; only baselines do."
@@ -327,7 +327,7 @@ def costliest_confusion(confusions: pd.DataFrame) -> str:
 
 
 def largest_hub(hubs: pd.DataFrame) -> str:
-    """Which architecture returns one image most often, from `examples.hub_table`."""
+    """How often the most frequently returned image is returned, from `examples.hub_table`."""
     name = hubs["most often returned"].idxmax()
     count, wrongly = hubs.loc[name, ["most often returned", "of these wrongly"]]
     return (

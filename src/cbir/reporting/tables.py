@@ -18,7 +18,7 @@ from cbir.retrieval import uncertainty
 
 # The order of columns in a table.
 SEARCH_ORDER = ("unrestricted", "label_lookup", "predicted_class", "soft", "oracle_class")
-# Whether the embedding adds to the class probabilities, and more than one class to the first.
+# Does the embedding add to the class probabilities, and do further classes add to the first one?
 COMPARED_SEARCHES = (("unrestricted", "label_lookup"), ("soft", "predicted_class"))
 # The letters of the rows of `summary`; Unicode has no superscript q.
 LETTERS = "abcdefghijklmnoprstuvwxyz"
@@ -98,7 +98,7 @@ BY_CLASS = ", mean over classes"  # The suffix of the name of such a measure.
 
 
 def files(dataset: Dataset) -> pd.DataFrame:
-    """The numbers of files that are found, used and left out, by reason; empty if all are used."""
+    """The numbers of files that are found, used and left out, by reason; empty if there is none."""
     groups = {"left out": dataset.left_out, "used, though": dataset.remarks}
     n_used, n_left_out = len(dataset.labels), sum(one.files for one in dataset.left_out)
     rows = [("found", n_used + n_left_out, ""), ("used", n_used, "")]
@@ -149,7 +149,7 @@ def class_sizes(rows: pd.DataFrame) -> pd.Series:
 
 
 def are_uneven(sizes: pd.Series) -> bool:
-    """Whether the classes have such different numbers of queries that their mean is shown, too."""
+    """Whether the numbers of queries differ so much that means over classes are shown as well."""
     return sizes.max() > UNEVEN * sizes.min()
 
 
@@ -163,8 +163,8 @@ def mean_of_classes(estimates: list[Estimate]) -> Estimate:
     """The mean over classes, in which each class counts the same, with its interval.
 
     The interval follows from those of the classes (Zou and Donner, Construction of Confidence
-    Limits about Effect Measures, 2008), whose queries are independent, and speaks of these classes
-    alone. It is missing if a class has none; a class without a value is left out.
+    Limits about Effect Measures, 2008), whose queries are independent, and covers only these
+    classes. It is missing if a class has none; a class without a value is left out.
     """
     ends = [(one.value, one.low, one.high) for one in estimates if not math.isnan(one.value)]
     if not ends:
@@ -191,7 +191,7 @@ def costs(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def costs_table(costs: pd.DataFrame, runs: dict[str, Run]) -> pd.DataFrame:
-    """The `costs` for readers: a training time elsewhere names its machine."""
+    """The `costs` for readers; the training time on another machine is followed by its name."""
     texts = {name: costs[name].map(f"{{:,.{digits}f}}".format) for name, digits in COSTS.items()}
     table = pd.DataFrame(texts).where(costs.notna(), "–")
     places = [training_place(run.summary) for run in runs.values()]
@@ -228,7 +228,7 @@ def best_networks(points: pd.DataFrame) -> list[str]:
 
 
 def is_of_networks(pair) -> bool:
-    """Whether a pair, a row of `pairs`, was tested without seeds: it is about the networks only."""
+    """Whether the test of a pair, a row of `pairs`, covers these trained networks only, not seeds."""
     return not (pair.covers_seeds or math.isnan(pair.p))
 
 
