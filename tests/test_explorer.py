@@ -295,7 +295,7 @@ def test_similarity_maps_are_drawn_over_each_result_and_the_query(tiny):
     assert tiny.panels[0]["overlays"] == [
         [image_url(image, LARGE) for image in pair] for pair in pairs
     ]
-    assert "trusted" in tiny.panels[0]["note"]
+    assert tiny.panels[0]["note"] == "These maps have not been tested."
     change(tiny, heat_maps="")
     assert not {"overlays", "note"} & tiny.panels[0].keys()
 
