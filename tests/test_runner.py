@@ -1,4 +1,4 @@
-"""Running a study with notebooks that do nothing: in which order, what again, what fails."""
+"""Running a study with notebooks that do nothing: the order, repeated runs, and failures."""
 
 import errno
 import os
@@ -28,10 +28,10 @@ RUNS = ["cnn", "resnet50", "vgg16"]
 
 @pytest.fixture
 def bring(project, monkeypatch):
-    """Brings the study `tiny` up to date; whether it succeeded, and the notebooks that ran.
+    """A function that brings `tiny` up to date and returns its success and the notebooks that ran.
 
-    The notebooks in `broken` fail. Each notebook notes whether index.html was there. `during` has
-    what happens while one runs.
+    Notebooks whose names it is given fail. `had_index` tells whether index.html existed when a
+    notebook ran; `during` has functions to call while a notebook runs.
     """
     executed, had_index, during = [], {}, {}
 
@@ -50,7 +50,7 @@ def bring(project, monkeypatch):
 
     broken: set[str] = set()
     monkeypatch.setattr(runner, "_execute", execute)
-    monkeypatch.setattr(runner.kernels, "start_ahead", lambda *place: None)
+    monkeypatch.setattr(runner.kernels, "start_ahead", lambda *arguments: None)
     monkeypatch.setattr(runner, "write_study", write_study)
     monkeypatch.setattr(runner, "is_whole", lambda study, name: True)
 
@@ -76,7 +76,7 @@ def test_the_index_is_written_before_the_deeper_pages(bring, project):
     assert pages == {"index", *RUNS, *DEEPER}
 
 
-def test_vectors_are_measured_again_when_their_file_has_changed(bring, project):
+def test_vectors_are_measured_again_after_their_file_has_changed(bring, project):
     dino = {"baseline": "vectors", "vectors": "data/dino.npz"}
     write_study_files(project, "tiny", STUDY, {"dino": dino})
     names = np.array(load_shapes().names)
@@ -94,14 +94,14 @@ def test_vectors_are_measured_again_when_their_file_has_changed(bring, project):
     assert bring() == (True, ["dino", "comparison", *DEEPER[:-1]])
 
 
-def test_what_is_up_to_date_does_not_run_again(bring, capsys):
+def test_a_study_that_is_up_to_date_is_not_run_again(bring, capsys):
     bring()
     capsys.readouterr()
     assert bring() == (True, [])
     assert "nothing to do: reports/tiny/index.html is up to date" in capsys.readouterr().out
 
 
-def test_a_page_that_fails_is_named_and_leaves_the_index(bring, project, capsys):
+def test_a_page_that_fails_is_reported_and_leaves_the_index(bring, project, capsys):
     assert bring("explanations") == (False, [*RUNS, "comparison", *DEEPER])
     output, error = capsys.readouterr()
     assert "reports/tiny/index.html written in" in output
@@ -111,16 +111,16 @@ def test_a_page_that_fails_is_named_and_leaves_the_index(bring, project, capsys)
     reports = project / "reports" / "tiny"
     assert (reports / "index.html").exists()
     assert (reports / "explanations.html").exists()
-    # It alone is tried again.
+    # Only this page is tried again.
     assert bring() == (True, ["explanations"])
 
 
 def test_two_deeper_pages_run_at_once_and_an_interruption_ends_both(bring, project, monkeypatch):
-    both, killed = threading.Barrier(2, timeout=30), threading.Event()
+    barrier, killed = threading.Barrier(2, timeout=30), threading.Event()
     monkeypatch.setattr(runner.kernels, "kill_running", killed.set)
 
     def interrupt() -> None:
-        both.wait()
+        barrier.wait()
         raise KeyboardInterrupt
 
     def run_until_killed() -> None:
@@ -128,7 +128,7 @@ def test_two_deeper_pages_run_at_once_and_an_interruption_ends_both(bring, proje
         raise KeyboardInterrupt
 
     def join_and_run_until_killed() -> None:
-        both.wait()
+        barrier.wait()
         run_until_killed()
 
     bring.during["explanations"] = interrupt
@@ -137,25 +137,25 @@ def test_two_deeper_pages_run_at_once_and_an_interruption_ends_both(bring, proje
         bring()
     assert killed.is_set()
     bring.during.clear()
-    # What had ended before is kept.
+    # Pages finished before are kept.
     assert bring() == (True, ["explanations", "feedback", "metrics"])
 
 
 def test_a_failed_architecture_is_missing_from_the_pages_and_tried_again(bring, capsys):
     assert bring("vgg16") == (False, [*RUNS, "comparison", *DEEPER])
     assert "failed: vgg16; " in capsys.readouterr().err
-    # Metrics are shown on the first run alone, which has not changed.
+    # The page of metrics shows only the first run, which has not changed.
     assert bring() == (True, ["vgg16", "comparison", *DEEPER[:-1]])
 
 
-def test_without_any_results_every_page_says_so(bring, project):
+def test_pages_of_a_study_without_results_say_so(bring, project):
     assert bring(*RUNS) == (False, RUNS)
     reports = project / "reports" / "tiny"
     for page in ("index", *DEEPER):
         assert "No results" in (reports / f"{page}.html").read_text("utf-8")
 
 
-def test_pages_come_back_once_there_are_results_again(bring, project):
+def test_pages_are_made_again_when_there_are_results(bring, project):
     bring()
     index = project / "reports" / "tiny" / "index.html"
     for name in RUNS:
@@ -166,7 +166,7 @@ def test_pages_come_back_once_there_are_results_again(bring, project):
     assert "No results" not in index.read_text("utf-8")
 
 
-def test_a_plan_names_the_runs_and_pages_that_would_run(bring, project):
+def test_a_plan_lists_the_runs_and_pages_that_would_run(bring, project):
     def planned(architectures: str = "") -> list[str]:
         text = plan.plan_text(open_study(project, "tiny", architectures=architectures))
         pattern = r"^(\w+): notebooks/\w+\.ipynb: (will run|up to date|left out)"
@@ -192,14 +192,14 @@ def test_a_plan_names_the_runs_and_pages_that_would_run(bring, project):
     assert names == []
 
 
-def test_an_architecture_that_is_left_out_has_a_page_that_says_so(bring, project):
+def test_the_page_of_an_architecture_that_is_left_out_says_so(bring, project):
     _, executed = bring(architectures="cnn")
     assert executed == ["cnn", "comparison", *DEEPER]
     assert "not run" in (project / "reports" / "tiny" / "vgg16.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["index", "metrics", "failures", "comparison"])
-def test_an_architecture_cannot_be_called_as_another_page(name, project):
+def test_an_architecture_cannot_have_the_name_of_a_page(name, project):
     folder = project / "params" / "tiny"
     (folder / "cnn.yaml").rename(folder / f"{name}.yaml")
     with pytest.raises(StudyError, match=f"params/tiny/{name}.yaml: .*rename the file"):
@@ -210,7 +210,7 @@ def test_an_architecture_cannot_be_called_as_another_page(name, project):
 
 
 @pytest.fixture
-def short(bring, project):
+def bring_small_study(bring, project):
     """The study with two runs and one page about both."""
     (project / "params" / "tiny" / "vgg16.yaml").unlink()
     for name in DEEPER:
@@ -225,8 +225,10 @@ def report_files(project, page: str) -> list:
 
 
 @pytest.mark.parametrize("damage", ["flipped", pytest.param("gone", marks=pytest.mark.faults)])
-def test_a_page_or_run_whose_files_changed_is_made_again(short, project, damage, capsys):
-    short()
+def test_a_page_or_run_whose_files_changed_is_made_again(
+    bring_small_study, project, damage, capsys
+):
+    bring_small_study()
     for page, again in (("cnn", ["cnn"]), ("index", ["comparison"])):
         for path in report_files(project, page):
             content = path.read_bytes()
@@ -234,65 +236,67 @@ def test_a_page_or_run_whose_files_changed_is_made_again(short, project, damage,
             if damage == "gone":
                 path.unlink()
             capsys.readouterr()
-            assert short() == (True, again), path
+            assert bring_small_study() == (True, again), path
             word = "missing" if damage == "gone" else "damaged"
             assert f"{path.name} is {word}: it counts as unfinished" in capsys.readouterr().out
-    assert short() == (True, [])
+    assert bring_small_study() == (True, [])
 
 
-def test_a_page_of_engines_runs_again_once_engines_or_what_galleries_are_like_change(
-    short, project, monkeypatch
+def test_the_page_of_engines_runs_again_after_changes_of_engines_template_or_rerankings(
+    bring_small_study, project, monkeypatch
 ):
     shared, installed = project / "params" / "tiny" / "study.yaml", []
     monkeypatch.setattr(engines, "versions", lambda kind: installed * (kind == "faiss"))
     shared.write_text(shared.read_text() + "\npages:\n  scale:\n    sizes: [100]\n")
-    assert short()[1][-1] == "scale"
+    assert bring_small_study()[1][-1] == "scale"
     (project / "reports" / "tiny" / "rerankings.csv").write_text("")
     for again in ([], ["faiss-cpu 1"], ["faiss-cpu 2"]):
         installed[:] = again
-        assert short() == (True, ["scale"] if again else [])
+        assert bring_small_study() == (True, ["scale"] if again else [])
     (project / "reports" / TEMPLATE_RUN).mkdir(parents=True)
     write_manifest(project / "reports" / TEMPLATE_RUN, [], key="new")
-    assert short() == (True, ["scale"])
-    assert short() == (True, [])
+    assert bring_small_study() == (True, ["scale"])
+    assert bring_small_study() == (True, [])
     (project / "reports" / "tiny" / "rerankings.csv").write_text("other")
-    assert short() == (True, ["scale"])
+    assert bring_small_study() == (True, ["scale"])
 
 
-def test_the_first_page_answers_for_the_files_of_the_study(short, project):
-    short()
+def test_the_manifest_of_the_index_covers_the_files_of_the_study(bring_small_study, project):
+    bring_small_study()
     names = {path.name for path in report_files(project, "index")}
     assert names == {"index.html", *STUDY_FILES}
 
 
-def test_numbers_never_stay_beside_the_page_of_other_parameters(short, project, monkeypatch):
-    """The process dies between the files of the study and its page, then returns to before."""
-    short()
+def test_an_interrupted_change_of_parameters_leaves_no_files_of_other_parameters(
+    bring_small_study, project, monkeypatch
+):
+    """A process dies between the files of the study and its page; the parameters change back."""
+    bring_small_study()
     metrics = project / "reports" / "tiny" / "metrics.csv"
     before = metrics.read_text()
 
-    def die(*given):
+    def die(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runner, "_run_notebook", die)
-        short(architectures="cnn")
+        bring_small_study(architectures="cnn")
         (project / "reports" / "tiny" / "resnet50" / "manifest.json").unlink()
-        short(architectures="cnn")
+        bring_small_study(architectures="cnn")
     assert metrics.read_text() != before
-    assert short() == (True, ["resnet50", "comparison"])
+    assert bring_small_study() == (True, ["resnet50", "comparison"])
     assert metrics.read_text() == before
 
 
-def test_results_after_nothing_but_failures_are_in_the_files_again(short, project):
-    short()
+def test_results_after_failures_are_written_to_the_files_of_the_study(bring_small_study, project):
+    bring_small_study()
     metrics = project / "reports" / "tiny" / "metrics.csv"
     before = metrics.read_text()
     for name in RUNS[:2]:
         (metrics.parent / name / "manifest.json").unlink()
-    assert short(*RUNS[:2]) == (False, RUNS[:2])
+    assert bring_small_study(*RUNS[:2]) == (False, RUNS[:2])
     assert metrics.read_text() != before
-    short()
+    bring_small_study()
     assert metrics.read_text() == before
 
 
@@ -306,7 +310,9 @@ def test_results_after_nothing_but_failures_are_in_the_files_again(short, projec
         ),
     ],
 )
-def test_pictures_that_change_during_a_run_stop_it(short, project, capsys, change, words):
+def test_pictures_that_change_during_a_run_make_it_fail(
+    bring_small_study, project, capsys, change, words
+):
     folder = project / "data" / "shapes" / "circle"
 
     def change_pictures() -> None:
@@ -315,18 +321,18 @@ def test_pictures_that_change_during_a_run_stop_it(short, project, capsys, chang
         if change != "removed":
             Image.new("RGB", (24, 24), "red").save(path)
 
-    short.during["resnet50"] = change_pictures
-    assert short()[0] is False
+    bring_small_study.during["resnet50"] = change_pictures
+    assert bring_small_study()[0] is False
     lines = capsys.readouterr().err.splitlines()
     failed = [line for line in lines if ": failed: pictures have changed since" in line]
     assert [line.partition(":")[0] for line in failed] == ["resnet50", "comparison"]
     assert all(words in line for line in failed)
-    # All that is kept was measured on one state of the pictures.
-    short.during.clear()
-    assert short() == (True, [*RUNS[:2], "comparison"])
+    # The results that are kept were all measured on one state of the pictures.
+    bring_small_study.during.clear()
+    assert bring_small_study() == (True, [*RUNS[:2], "comparison"])
 
 
-def test_a_second_run_waits_for_the_first_and_names_it(short, project, capsys):
+def test_a_second_run_waits_for_the_first(bring_small_study, project, capsys):
     started = threading.Event()
     folder = project / "reports" / "tiny"
 
@@ -335,16 +341,16 @@ def test_a_second_run_waits_for_the_first_and_names_it(short, project, capsys):
             started.set()
             time.sleep(0.3)
 
-    other = threading.Thread(target=hold)
-    other.start()
+    first_run = threading.Thread(target=hold)
+    first_run.start()
     started.wait(10)
-    assert short(architectures="cnn")[0]
-    other.join()
+    assert bring_small_study(architectures="cnn")[0]
+    first_run.join()
     output = capsys.readouterr().out
     assert f"waiting for {folder}, in use by process {os.getpid()} on " in output
 
 
-def test_trials_have_folders_of_their_own(project):
+def test_trials_have_separate_folders(project):
     def name(overrides: str) -> str:
         return open_study(project, "tiny", overrides=overrides).name
 
@@ -354,21 +360,23 @@ def test_trials_have_folders_of_their_own(project):
     assert name("ks=[1] epochs=3") == names[3]
 
 
-def test_a_disk_that_is_full_stops_no_other_architecture(short, project, monkeypatch, capsys):
-    def full(*given, **named):
+def test_a_full_disk_does_not_stop_other_architectures(
+    bring_small_study, project, monkeypatch, capsys
+):
+    def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "write_manifest", full)
-        assert short() == (False, RUNS[:2])
+        assert bring_small_study() == (False, RUNS[:2])
     lines = capsys.readouterr().err.splitlines()
     reason = f"failed: disk full while writing {project}/reports/tiny: free some space"
     for name, line in zip(RUNS[:2], lines, strict=False):
         assert line.startswith(f"{name}: {reason}")
-    assert short() == (True, [*RUNS[:2], "comparison"])
+    assert bring_small_study() == (True, [*RUNS[:2], "comparison"])
 
 
-def test_the_kernel_that_starts_ahead_is_that_of_the_next_notebook(tmp_path):
+def test_the_kernel_started_ahead_is_that_of_the_next_notebook(tmp_path):
     run = SimpleNamespace(architecture="cnn", notebook=Path("cnn.ipynb"))
     of_run, *pages = [Page(name, Path(f"{name}.ipynb")) for name in ("cnn", "index", "failures")]
     study = SimpleNamespace(runs=[run], chosen=["cnn"], folder=tmp_path, pages=pages)

@@ -1,4 +1,4 @@
-"""How a study is opened, and what a plan knows."""
+"""Opening a study, and its plan."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ RUNS = ["random", BASELINE]
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> SimpleNamespace:
-    """The plan of a study of two baselines, and the files that it made."""
+    """The plan of a study of two baselines, and the files that it wrote."""
     architectures = {
         BASELINE: BASELINES | {"protocols": PROTOCOLS, "draws": 1},
         "random": BASELINES | {"baseline": "random"},
@@ -51,8 +51,8 @@ def planned(tmp_path_factory) -> SimpleNamespace:
     before = snapshot(root)
     plan = cbir(root, "plan", "--study", "tiny")
     after = snapshot(root)
-    new = {path for path in after if after[path] != before.get(path)}
-    return SimpleNamespace(root=root, plan=plan, new=new)
+    changed_files = {path for path in after if after[path] != before.get(path)}
+    return SimpleNamespace(root=root, plan=plan, changed_files=changed_files)
 
 
 def test_folder_whose_name_is_not_utf8_is_an_error(project):
@@ -61,12 +61,12 @@ def test_folder_whose_name_is_not_utf8_is_an_error(project):
 
 
 @pytest.mark.parametrize("value", ["my folder", "dol$HOME", "it's", 'q"uote', "`id`", "a\\b!"])
-def test_command_of_a_study_names_its_folder_as_the_shell_reads_it(value, project):
+def test_the_command_of_a_study_quotes_its_folder_for_the_shell(value, project):
     command = open_study(project, "tiny", dataset=value, overrides="epochs=1").command
     assert shlex.split(command)[2:] == ["STUDY=tiny", f"DATA={value}", "SET=epochs=1"]
 
 
-def test_the_name_of_a_report_that_is_no_study_leads_to_its_command(project):
+def test_the_name_of_a_report_instead_of_a_study_gives_its_command(project):
     command = 'make report STUDY=tiny DATA="holiday"'
     (project / "reports" / "holiday").mkdir(parents=True)
     manifest = project / "reports" / "holiday" / "manifest.json"
@@ -76,9 +76,11 @@ def test_the_name_of_a_report_that_is_no_study_leads_to_its_command(project):
         open_study(project, "holiday")
 
 
-def test_a_plan_says_what_would_run_and_makes_nothing(planned):
+def test_a_plan_lists_what_would_run_and_writes_no_results(planned):
     assert planned.plan.returncode == 0, planned.plan.stderr
-    assert not [path for path in planned.new if "/reports/" in path or "/artifacts/" in path]
+    assert not [
+        path for path in planned.changed_files if "/reports/" in path or "/artifacts/" in path
+    ]
     for name in RUNS:
         assert f"{name}: notebooks/baseline.ipynb" in planned.plan.stdout
     counts = "48 pictures, not decoded yet, in 3 classes: circle (16), cross (16), square (16)"
@@ -88,8 +90,8 @@ def test_a_plan_says_what_would_run_and_makes_nothing(planned):
     assert re.search(r"about (\d+ h )?(\d+ min )?\d+ (s|min) in total", planned.plan.stdout)
 
 
-def test_what_needs_no_network_does_not_import_keras():
-    """It takes seconds, in every kernel that a report starts."""
+def test_notebooks_without_a_network_do_not_import_keras():
+    """The import takes seconds in every kernel that a report starts."""
     lines = []
     for name in ("baseline", "comparison", "grid", "failures", "feedback"):
         cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
@@ -98,7 +100,7 @@ def test_what_needs_no_network_does_not_import_keras():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_plan_downloads_nothing_where_the_images_are_decoded(project, monkeypatch):
+def test_a_plan_of_decoded_images_downloads_nothing(project, monkeypatch):
     frozen = CNN | FROZEN | {"backbone": "vgg16", "weights": "imagenet"}
     write_study(project, "tiny", STUDY, {"cnn": CNN, "vgg16": frozen})
     (project / "params" / "tiny" / "resnet50.yaml").unlink()
@@ -109,7 +111,7 @@ def test_a_plan_downloads_nothing_where_the_images_are_decoded(project, monkeypa
     assert "will download vgg16_weights" in text
 
 
-def test_a_plan_makes_nothing_of_cached_images(project):
+def test_a_plan_of_cached_images_writes_nothing(project):
     load_shapes()
     before = snapshot(project)
     text = plan.plan_text(open_study(project, "tiny"))
@@ -128,7 +130,7 @@ def test_a_plan_makes_nothing_of_cached_images(project):
         ({"imagenet": None}, False),
     ],
 )
-def test_a_backbone_s_row_is_part_of_the_key_of_its_own_runs(
+def test_the_row_of_a_backbone_is_part_of_the_keys_of_its_runs(
     changes, is_changed, project, monkeypatch
 ):
     mobilenet = CNN | {"backbone": "mobilenet", "pooling": "avg"}
@@ -148,30 +150,30 @@ def test_a_backbone_s_row_is_part_of_the_key_of_its_own_runs(
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("argument", "expected"),
     [
         ("pictures", "data/pictures"),
         ("../shapes", "data/shapes"),
         ("../../../elsewhere", "../elsewhere"),
         ("{root}/data/shapes", "data/shapes"),
         ("/elsewhere", "/elsewhere"),
-        # Not scikit-learn's digits, but a folder of that name.
+        # A folder with the name of scikit-learn's digits.
         ("{root}/digits", "{root}/digits"),
     ],
 )
-def test_a_folder_is_relative_to_the_working_directory(project, monkeypatch, given, kept):
+def test_a_folder_is_relative_to_the_working_directory(project, monkeypatch, argument, expected):
     (project / "data" / "below").mkdir()
     monkeypatch.chdir(project / "data" / "below")
-    given = given.format(root=project)
-    if given == "pictures":
+    argument = argument.format(root=project)
+    if argument == "pictures":
         monkeypatch.chdir(project / "data")
-    dataset = open_study(project, "tiny", dataset=given).data["dataset"]
-    assert dataset == kept.format(root=project)
+    dataset = open_study(project, "tiny", dataset=argument).data["dataset"]
+    assert dataset == expected.format(root=project)
 
 
-def test_folders_of_one_name_have_reports_of_their_own(project):
-    def report_of(dataset: str, **given) -> str:
-        return open_study(project, "tiny", dataset=dataset, **given).name
+def test_folders_of_the_same_name_have_separate_reports(project):
+    def report_of(dataset: str, **options) -> str:
+        return open_study(project, "tiny", dataset=dataset, **options).name
 
     def finish(name: str, dataset: str) -> None:
         path = project / "reports" / name / "cnn" / "summary.json"

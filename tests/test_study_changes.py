@@ -1,6 +1,6 @@
 """Reports after a change, after failures, and of a grid, through the real command.
 
-Where what runs when is the question, notebooks are shortened, so that each ends in a second.
+Notebooks are shortened where tests check only which of them run, so that each ends in a second.
 """
 
 import json
@@ -39,12 +39,12 @@ def changed(tmp_path_factory) -> SimpleNamespace:
     root = make_study(tmp_path_factory.mktemp("changed"), architectures)
     shorten_notebooks(root)
     first = report(root).done
-    made = folders(root, *STEPS)
+    artifacts = folders(root, *STEPS)
 
     change(root, "study", ks=[1, 2])
     depths = report(root, "--architectures", "cnn")
     table = pd.read_csv(depths.reports / "metrics.csv")
-    made_for_depths = folders(root, *STEPS)
+    artifacts_after_depths = folders(root, *STEPS)
 
     before = snapshot(root / "reports" / "tiny")
     trial = report(root, "--set", "epochs=1 ks=[2]", "--architectures", BASELINE).done
@@ -53,28 +53,28 @@ def changed(tmp_path_factory) -> SimpleNamespace:
     change(root, "study", ks=STUDY["ks"])
     change(root, "cnn", weights="nowhere.weights.h5", head_epochs=1)
     return SimpleNamespace(
-        root=root, first=first, made=made, depths=depths.done, table=table,
-        made_for_depths=made_for_depths, trial=trial, is_untouched=is_untouched,
+        root=root, first=first, artifacts=artifacts, depths=depths.done, table=table,
+        artifacts_after_depths=artifacts_after_depths, trial=trial, is_untouched=is_untouched,
         broken=report(root).done, reports=root / "reports" / "tiny",
     )  # fmt: skip
 
 
-def test_other_depths_train_and_embed_nothing(changed):
+def test_other_depths_neither_train_nor_embed(changed):
     assert changed.first.returncode == 0, changed.first.stderr
     assert changed.depths.returncode == 0, changed.depths.stderr
     assert ran(changed.depths) == ["cnn", "comparison"]
     assert "epoch" not in changed.depths.stdout
-    assert changed.made_for_depths == changed.made
-    # Ten are always measured, since a report shows ten.
+    assert changed.artifacts_after_depths == changed.artifacts
+    # A depth of ten is always measured, since a report shows ten results.
     assert set(changed.table["k"].dropna()) == {1, 2, 10}
 
 
-def test_what_was_left_out_is_not_mixed_with_new_results(changed):
+def test_results_of_architectures_left_out_are_not_mixed_with_new_results(changed):
     assert f"{BASELINE}: left out" in changed.depths.stdout
     assert set(changed.table["architecture"]) == {"cnn"}
 
 
-def test_a_trial_has_a_report_of_its_own(changed):
+def test_a_trial_has_its_own_report(changed):
     assert changed.trial.returncode == 0, changed.trial.stderr
     assert changed.is_untouched
     (reports,) = (changed.root / "reports").glob("tiny-trial-*")
@@ -84,12 +84,12 @@ def test_a_trial_has_a_report_of_its_own(changed):
     assert set(table["k"].dropna()) == {2, 10}
     manifest = json.loads((reports / "manifest.json").read_text())
     assert manifest["architectures"][BASELINE]["parameters"]["ks"] == [2]
-    # What is for networks alone is not for a baseline.
+    # Parameters of networks do not apply to a baseline.
     assert "epochs" not in manifest["architectures"][BASELINE]["parameters"]
     assert 'SET="epochs=1 ks=[2]"' in manifest["command"]
 
 
-def test_a_page_shows_why_an_architecture_has_no_results_any_more(changed):
+def test_a_page_shows_why_an_architecture_has_lost_its_results(changed):
     assert changed.broken.returncode == 1
     assert f"{BASELINE}: up to date" in changed.broken.stdout
     assert ran(changed.broken) == ["comparison"]
@@ -98,14 +98,14 @@ def test_a_page_shows_why_an_architecture_has_no_results_any_more(changed):
     ):  # fmt: skip
         assert set(table["architecture"]) == {BASELINE}
     assert "nowhere.weights.h5" in page(changed.reports, "cnn").text
-    # What the comparison is told; its own page is shortened here.
+    # The notebook has it as a parameter; the page of the shortened notebook does not show it.
     assert "nowhere.weights.h5" in (changed.reports / "comparison.ipynb").read_text("utf-8")
     assert "No results" not in page(changed.reports, BASELINE).text
 
 
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory) -> SimpleNamespace:
-    """A folder of pictures, one of them none; weights not learnt, out of reach, or damaged."""
+    """A folder with a file that is no picture; weights missing, out of reach, or damaged."""
     root = make_study(tmp_path_factory.mktemp("failing"), {})
     (root / "data" / "shapes" / "circle" / "broken.png").write_bytes(b"no picture")
     (root / "data" / "damaged.weights.h5").write_bytes(b"no weights")
@@ -123,11 +123,11 @@ def failing(tmp_path_factory) -> SimpleNamespace:
         },
     )
     plan = cbir(root, "plan", "--data", "data/shapes")
-    done = cbir(root, "report", "--data", "data/shapes", **NO_NETWORK)
-    return SimpleNamespace(reports=root / "reports" / "shapes", done=done, plan=plan)
+    report_run = cbir(root, "report", "--data", "data/shapes", **NO_NETWORK)
+    return SimpleNamespace(reports=root / "reports" / "shapes", done=report_run, plan=plan)
 
 
-def test_a_plan_names_what_would_be_downloaded(failing):
+def test_a_plan_lists_downloads(failing):
     plan = failing.plan
     assert plan.returncode == 0, plan.stderr
     assert "reports/shapes/index.html" in plan.stdout
@@ -135,7 +135,7 @@ def test_a_plan_names_what_would_be_downloaded(failing):
     assert "cannot run: weights: study:elsewhere: " in plan.stdout
 
 
-def test_a_folder_of_pictures_is_studied_under_its_own_name(failing):
+def test_a_study_of_a_folder_has_the_name_of_the_folder(failing):
     assert "shapes: 36 gallery images, 12 queries, 3 classes" in failing.done.stdout
     table = pd.read_csv(failing.reports / "metrics.csv")
     assert set(table["study"]) == {"shapes"}
@@ -143,7 +143,7 @@ def test_a_folder_of_pictures_is_studied_under_its_own_name(failing):
     assert manifest["architectures"][BASELINE]["parameters"]["dataset"] == "data/shapes"
 
 
-def test_definitions_of_map_are_shown_on_a_baseline_without_networks(failing):
+def test_definitions_of_map_are_shown_on_a_baseline_if_no_network_has_results(failing):
     assert "metrics: running" in failing.done.stdout
     assert "metrics: failed" not in failing.done.stderr
     assert len(page(failing.reports, "metrics").of("table")) == 3
@@ -156,7 +156,7 @@ def test_one_failure_stops_no_other_architecture(failing):
     assert set(pd.read_csv(failing.reports / "metrics.csv")["architecture"]) == {BASELINE}
 
 
-def test_each_failure_is_one_line_on_stderr(failing):
+def test_each_failure_prints_one_line_on_stderr(failing):
     lines = failing.done.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines[:-1]] == ["cnn", "resnet50", "vgg16"]
     assert "run `make report DATA=path/to/folder` first" in lines[0]
@@ -165,7 +165,7 @@ def test_each_failure_is_one_line_on_stderr(failing):
     assert lines[-1].startswith("failed: cnn, resnet50, vgg16")
 
 
-def test_terminal_and_report_name_what_could_not_be_read(failing):
+def test_terminal_and_report_list_unreadable_files(failing):
     lines = failing.done.stdout.splitlines()
     row = lines[lines.index("49 files found, 48 used, 1 left out:") + 1]
     number, reason = row.strip().removesuffix(" (circle/broken.png)").split("  ")
@@ -175,7 +175,7 @@ def test_terminal_and_report_name_what_could_not_be_read(failing):
     assert table.to_numpy().tolist() == [["circle/broken.png", "left out", reason, 1]]
 
 
-def test_the_report_names_failures_with_their_reasons(failing):
+def test_the_report_lists_failures_with_their_reasons(failing):
     reports = failing.reports
     index = page(reports, "index").text
     assert "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5" in index
@@ -202,7 +202,7 @@ POINTS = [f"mobilenet-{pooling}" for pooling in POOLINGS]
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> SimpleNamespace:
-    """Two ways of pooling on what one frozen backbone makes of the pictures; the same again."""
+    """Two poolings on the feature maps of one frozen backbone, run twice."""
     mobilenet = CNN | FROZEN | {"backbone": "mobilenet", "feature_maps": True}
     root = make_study(
         tmp_path_factory.mktemp("grid"), {"mobilenet": mobilenet}, grid={"pooling": POOLINGS}
@@ -219,7 +219,7 @@ def grid(tmp_path_factory) -> SimpleNamespace:
     )
 
 
-def test_a_grid_has_a_page_for_every_point_and_one_for_them_all(grid):
+def test_a_grid_has_a_page_per_point_and_one_about_all_points(grid):
     assert grid.done.returncode == 0, grid.done.stderr
     assert grid.done.stderr == ""
     assert ran(grid.done) == ["architecture", "architecture", "grid"]
@@ -228,7 +228,7 @@ def test_a_grid_has_a_page_for_every_point_and_one_for_them_all(grid):
     assert not (grid.reports / "comparison.ipynb").exists()
 
 
-def test_every_row_of_a_grid_says_which_point_it_is_of(grid):
+def test_every_row_of_a_grid_has_its_point(grid):
     reports = grid.reports
     expected = {f"mobilenet-{pooling}": f"pooling={pooling}" for pooling in POOLINGS}
     for rows in (pd.read_csv(reports / "metrics.csv"), pd.read_parquet(reports / QUERIES)):
@@ -237,12 +237,12 @@ def test_every_row_of_a_grid_says_which_point_it_is_of(grid):
         assert dict(pairs.to_numpy()) == expected
 
 
-def test_the_points_of_a_grid_share_the_features_that_they_pool(grid):
-    made = folders(grid.root, "features", "training")
-    assert {step: len(keys) for step, keys in made.items()} == {"features": 1, "training": 2}
+def test_the_points_of_a_grid_share_features(grid):
+    artifacts = folders(grid.root, "features", "training")
+    assert {step: len(keys) for step, keys in artifacts.items()} == {"features": 1, "training": 2}
 
 
-def test_a_grid_that_is_done_is_not_done_again(grid):
+def test_a_finished_grid_is_not_run_again(grid):
     assert grid.again.returncode == 0, grid.again.stderr
     assert "nothing to do: reports/tiny/index.html is up to date" in grid.again.stdout
     assert ran(grid.again) == []

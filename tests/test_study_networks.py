@@ -1,6 +1,6 @@
 """A whole study of networks through the real command, then the same study killed and resumed.
 
-The pictures are so small that each network trains in seconds; the tests read what one run left.
+The pictures are so small that each network trains in seconds; all tests read the files of one run.
 """
 
 import json
@@ -42,20 +42,20 @@ EPOCHS = 9
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> SimpleNamespace:
-    """The CNN under all protocols with two seeds, a baseline, and a frozen ResNet-50; again."""
-    more = {"protocols": PROTOCOLS, "draws": 1}
+    """The CNN under all protocols with two seeds, a baseline and a frozen ResNet-50, run twice."""
+    protocols = {"protocols": PROTOCOLS, "draws": 1}
     architectures = {
-        "cnn": CNN | more | {"epochs": EPOCHS, "seeds": [0, 1]},
-        BASELINE: BASELINES | more,
+        "cnn": CNN | protocols | {"epochs": EPOCHS, "seeds": [0, 1]},
+        BASELINE: BASELINES | protocols,
         "resnet50": CNN | FROZEN | {"backbone": "resnet50"},
     }
     root = make_study(tmp_path_factory.mktemp("study"), architectures)
     plan = cbir(root, "plan", "--study", "tiny")
-    done = report(root)
+    report_run = report(root)
     finished = snapshot(root / "reports", root / "artifacts")
     return SimpleNamespace(
         plan=plan,
-        **vars(done),
+        **vars(report_run),
         again=report(root).done,
         plan_again=cbir(root, "plan", "--study", "tiny"),
         is_untouched=snapshot(root / "reports", root / "artifacts") == finished,
@@ -77,7 +77,7 @@ def queries(study):
     return pd.read_parquet(study.reports / QUERIES)
 
 
-def test_a_plan_says_which_networks_would_run(study):
+def test_a_plan_lists_the_networks_that_would_run(study):
     assert study.plan.returncode == 0, study.plan.stderr
     for name in NETWORKS:
         assert f"{name}: notebooks/{name}.ipynb" in study.plan.stdout
@@ -85,7 +85,7 @@ def test_a_plan_says_which_networks_would_run(study):
     assert "download" not in study.plan.stdout
 
 
-def test_a_study_ends_well_and_says_nothing_on_stderr(study):
+def test_a_study_succeeds_and_prints_nothing_on_stderr(study):
     assert study.done.returncode == 0, study.done.stderr
     assert study.done.stderr == ""
     assert "WARNING" not in study.done.stdout
@@ -94,14 +94,14 @@ def test_a_study_ends_well_and_says_nothing_on_stderr(study):
         assert f"{name}: done in" in study.done.stdout
 
 
-def test_leaks_are_told_before_anything_runs(study):
+def test_leaks_are_reported_before_anything_runs(study):
     lines = study.done.stdout.splitlines()
-    (told,) = [place for place, line in enumerate(lines) if "in the gallery" in line]
-    assert lines[told] == "No copy of a query was found in the gallery (12 queries)."
-    assert told < next(place for place, line in enumerate(lines) if "running" in line)
+    (leak_line,) = [number for number, line in enumerate(lines) if "in the gallery" in line]
+    assert lines[leak_line] == "No copy of a query was found in the gallery (12 queries)."
+    assert leak_line < next(number for number, line in enumerate(lines) if "running" in line)
 
 
-def test_the_notebooks_of_the_project_are_left_as_they_were(study):
+def test_the_notebooks_of_the_project_are_unchanged(study):
     for path in (study.root / "notebooks").glob("*.ipynb"):
         assert path.read_bytes() == (ROOT / "notebooks" / path.name).read_bytes()
 
@@ -116,7 +116,7 @@ def test_a_second_run_has_nothing_to_do(study):
     assert study.plan_again.stdout.rstrip().endswith("nothing to run")
 
 
-def test_pages_show_figures_with_texts_and_fetch_nothing(study):
+def test_pages_have_figures_with_texts_and_load_nothing(study):
     check_pages(
         study.reports,
         RUNS,
@@ -133,20 +133,22 @@ def test_the_table_has_every_run_and_the_measured_state(table):
     check_values(table)
 
 
-def test_each_run_was_measured_under_what_it_was_asked_for(table):
-    places = table[["architecture", "seed", "protocol", "draw"]].drop_duplicates()
+def test_each_run_has_its_seeds_and_protocols(table):
+    measurements = table[["architecture", "seed", "protocol", "draw"]].drop_duplicates()
     measured = {name: set() for name in RUNS}
-    for name, *place in places.astype(object).where(places.notna(), None).to_numpy():
-        measured[name].add(tuple(place))
-    once = {(0, "closed", None), (0, "held_out_gallery", None)}
+    for name, *measurement in (
+        measurements.astype(object).where(measurements.notna(), None).to_numpy()
+    ):
+        measured[name].add(tuple(measurement))
+    first_seed = {(0, "closed", None), (0, "held_out_gallery", None)}
     draws = {(0, "unseen_classes", 0)}
-    again = {(1, "closed", None), (1, "held_out_gallery", None)}
-    assert measured["cnn"] == once | draws | again
-    assert measured[BASELINE] == once | draws
+    second_seed = {(1, "closed", None), (1, "held_out_gallery", None)}
+    assert measured["cnn"] == first_seed | draws | second_seed
+    assert measured[BASELINE] == first_seed | draws
     assert measured["resnet50"] == {(0, "closed", None)}
 
 
-def test_a_classifier_is_searched_with_in_all_ways_and_a_baseline_in_one(table):
+def test_networks_have_every_search_and_baselines_only_the_unrestricted_one(table):
     def searches(chosen: pd.Series) -> set[str]:
         return set(table.loc[chosen, "search"].dropna())
 
@@ -162,76 +164,78 @@ def test_a_classifier_is_searched_with_in_all_ways_and_a_baseline_in_one(table):
 
 
 def value(table: pd.DataFrame, **wanted) -> float:
-    """The one value over all queries; what is not asked for does not apply."""
+    """The value over all queries in the row whose further columns are empty."""
     wanted = {"seed": 0, "protocol": "closed"} | wanted
     chosen = table[table["class"].isna()]
     for column in ("seed", "draw", "epoch", "protocol", "search", "k"):
-        is_it = chosen[column].isna() if column not in wanted else chosen[column] == wanted[column]
-        chosen = chosen[is_it]
+        is_wanted = (
+            chosen[column].isna() if column not in wanted else chosen[column] == wanted[column]
+        )
+        chosen = chosen[is_wanted]
     chosen = chosen[chosen["metric"] == wanted["metric"]]
     return chosen.loc[chosen["architecture"] == wanted["architecture"], "value"].item()
 
 
 def mean_average_precision(arrays: dict, search: str, labels, gallery, queries) -> float:
-    """From the embeddings alone, a query at a time."""
+    """The mean average precision, computed from the embeddings one query at a time."""
     predicted = arrays["probabilities"].argmax(axis=1) if "probabilities" in arrays else None
     vectors, precisions = arrays["vectors"], []
     for query in queries:
-        kept = gallery[gallery != query]
-        order = kept[np.argsort(-(vectors[kept] @ vectors[query]), kind="stable")]
+        candidates = gallery[gallery != query]
+        order = candidates[np.argsort(-(vectors[candidates] @ vectors[query]), kind="stable")]
         if search == "predicted_class":
             order = order[labels[order] == predicted[query]]
         hits = labels[order] == labels[query]
         at_hits = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]
-        precisions.append(at_hits.sum() / (labels[kept] == labels[query]).sum())
+        precisions.append(at_hits.sum() / (labels[candidates] == labels[query]).sum())
     return float(np.mean(precisions))
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_accuracy_and_map_are_those_recomputed_from_the_embeddings(
-    name, study, table, queries, manifest
-):
+def test_accuracy_and_map_agree_with_the_embeddings(name, study, table, queries, manifest):
     folder = study.root / manifest["architectures"][name]["artifacts"]["embeddings"]
     arrays = {path.stem: np.load(path) for path in folder.glob("*.npy")}
     (path,) = (study.root / "artifacts" / "images").glob("*/labels.npy")
     labels = np.load(path)
-    asked = queries.loc[queries["protocol"] == "closed", "query"].unique()
-    assert len(asked) == 12
-    gallery = np.setdiff1d(np.arange(len(labels)), asked)
-    ways = [("unrestricted", "closed", gallery)]
+    query_positions = queries.loc[queries["protocol"] == "closed", "query"].unique()
+    assert len(query_positions) == 12
+    gallery = np.setdiff1d(np.arange(len(labels)), query_positions)
+    searches = [("unrestricted", "closed", gallery)]
     if name in ("cnn", BASELINE):
-        ways.append(("unrestricted", "held_out_gallery", asked))
+        searches.append(("unrestricted", "held_out_gallery", query_positions))
     if name != BASELINE:
-        ways.append(("predicted_class", "closed", gallery))
-        right = (arrays["probabilities"][asked].argmax(axis=1) == labels[asked]).mean()
+        searches.append(("predicted_class", "closed", gallery))
+        right = (
+            arrays["probabilities"][query_positions].argmax(axis=1) == labels[query_positions]
+        ).mean()
         assert value(table, architecture=name, metric="accuracy") == pytest.approx(right, rel=1e-5)
-    for search, protocol, searched in ways:
+    for search, protocol, searched in searches:
         wanted = {"metric": "mean_average_precision", "search": search, "protocol": protocol}
-        expected = mean_average_precision(arrays, search, labels, searched, asked)
+        expected = mean_average_precision(arrays, search, labels, searched, query_positions)
         # Ties of unequal last bits may swap.
         assert value(table, architecture=name, **wanted) == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_in_the_predicted_class_the_scores_are_the_accuracy(name, table):
+def test_scores_within_the_predicted_class_are_the_accuracy(name, table):
     states = table[(table["architecture"] == name) & (table["metric"] == "accuracy")]
     states = states[states["class"].isna()]
     assert len(states) == (6 if name == "cnn" else 1)
     for state in states.itertuples():
-        place = {"architecture": name, "seed": state.seed, "protocol": state.protocol}
+        state_columns = {"architecture": name, "seed": state.seed, "protocol": state.protocol}
         if not np.isnan(state.epoch):
-            place["epoch"] = state.epoch
-        for metric, more in (
+            state_columns["epoch"] = state.epoch
+        for metric, cutoff in (
             ("mean_average_precision", {}), ("precision", {"k": 1}), ("ndcg", {"k": 1}),
         ):  # fmt: skip
-            given = place | more | {"metric": metric}
-            assert value(table, search="predicted_class", **given) == state.value
-            assert value(table, search="oracle_class", **given) == 1
+            wanted = state_columns | cutoff | {"metric": metric}
+            assert value(table, search="predicted_class", **wanted) == state.value
+            assert value(table, search="oracle_class", **wanted) == 1
 
 
-def test_what_is_relevant_is_what_the_protocol_says(queries):
+def test_the_number_of_relevant_images_follows_the_protocol(queries):
     relevant = queries.groupby("protocol")["n_relevant"].unique().map(list)
-    # 12 of each class in the gallery; of 4 queries a class, those that are not the query itself.
+    # 12 of each class are in the gallery; among 4 queries per class, 3 are not the query itself.
     assert relevant.to_dict() == {"closed": [12], "held_out_gallery": [3], "unseen_classes": [12]}
     unseen = queries[queries["protocol"] == "unseen_classes"]
     per_draw = unseen.groupby(["architecture", "draw"])["label"].agg(["nunique", "count"])
@@ -239,9 +243,9 @@ def test_what_is_relevant_is_what_the_protocol_says(queries):
 
 
 def test_the_table_of_queries_agrees_with_the_table_of_metrics(queries, table):
-    place = ["architecture", "seed", "draw", "epoch", "protocol", "search"]
-    assert not queries.duplicated([*place, "query"]).any()
-    means = queries.groupby(place, dropna=False).mean(numeric_only=True).reset_index()
+    columns = ["architecture", "seed", "draw", "epoch", "protocol", "search"]
+    assert not queries.duplicated([*columns, "query"]).any()
+    means = queries.groupby(columns, dropna=False).mean(numeric_only=True).reset_index()
     whole = table[table["class"].isna()]
     for metric, k, column in (
         ("mean_average_precision", None, "average_precision"), ("recall", 5, "recall@5"),
@@ -249,14 +253,16 @@ def test_the_table_of_queries_agrees_with_the_table_of_metrics(queries, table):
     ):  # fmt: skip
         rows = whole[whole["metric"] == metric]
         rows = rows[rows["k"].isna() if k is None else rows["k"] == k]
-        both = rows.merge(means.astype(dict.fromkeys(("seed", "draw", "epoch"), "float")), on=place)
-        assert len(rows) == len(both) == len(means)
-        assert both["value"].to_numpy() == pytest.approx(both[column].to_numpy(), rel=1e-5)
+        merged = rows.merge(
+            means.astype(dict.fromkeys(("seed", "draw", "epoch"), "float")), on=columns
+        )
+        assert len(rows) == len(merged) == len(means)
+        assert merged["value"].to_numpy() == pytest.approx(merged[column].to_numpy(), rel=1e-5)
     counts = whole.groupby("protocol")["n_queries"].unique().map(list).to_dict()
     assert counts == {"closed": [12], "held_out_gallery": [12], "unseen_classes": [4]}
 
 
-def test_the_manifest_says_what_the_numbers_were_made_from(manifest, study):
+def test_the_manifest_records_data_parameters_versions_and_machine(manifest, study):
     assert manifest["study"] == "tiny"
     assert manifest["command"] == "make report STUDY=tiny"
     assert {"python", "backend", "keras", "numpy", "tensorflow"} <= set(manifest["versions"])
@@ -283,7 +289,7 @@ def test_the_manifest_says_what_the_numbers_were_made_from(manifest, study):
 
 
 def children(process: int) -> list[int]:
-    """Every process below a process: a notebook's kernel has a session of its own."""
+    """All descendants of a process: a notebook's kernel is in another session."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -300,7 +306,7 @@ def children(process: int) -> list[int]:
 
 
 def stop_at(root: Path, beginning: str, how: signal.Signals) -> SimpleNamespace:
-    """Start the command and stop it when it prints a line that begins so."""
+    """Start the command and stop it when it prints a line with this beginning."""
     process = subprocess.Popen(
         [sys.executable, "-m", "cbir", "report", "--study", "tiny"],
         cwd=root,
@@ -319,7 +325,7 @@ def stop_at(root: Path, beginning: str, how: signal.Signals) -> SimpleNamespace:
             break
     below = children(process.pid)
     os.killpg(process.pid, how)
-    if how == signal.SIGKILL:  # as a loss of power: nothing of it goes on
+    if how == signal.SIGKILL:  # like a loss of power: no process goes on
         for pid in below:
             os.kill(pid, how)
     rest, errors = process.communicate(timeout=60)
@@ -353,7 +359,7 @@ def interrupted(study, tmp_path_factory) -> SimpleNamespace:
     )
 
 
-def test_a_killed_run_goes_on_after_its_last_epoch(interrupted):
+def test_a_killed_run_resumes_after_its_last_saved_epoch(interrupted):
     assert interrupted.killed.returncode == -signal.SIGKILL
     resumed = re.search(r"resuming after epoch (\d+)", interrupted.stopped.stdout)
     assert resumed
@@ -361,7 +367,7 @@ def test_a_killed_run_goes_on_after_its_last_epoch(interrupted):
     assert "epoch 1/" not in interrupted.stopped.stdout
 
 
-def test_an_interruption_is_one_line_and_leaves_nothing_running(interrupted):
+def test_an_interruption_prints_one_line_and_leaves_no_process(interrupted):
     stopped = interrupted.stopped
     assert stopped.stderr == "interrupted: run the same command again to continue\n"
     assert stopped.returncode == 130
@@ -369,10 +375,10 @@ def test_an_interruption_is_one_line_and_leaves_nothing_running(interrupted):
     assert "resnet50" not in stopped.stdout
 
 
-def test_an_interrupted_study_ends_with_the_bytes_of_an_undisturbed_one(
+def test_an_interrupted_study_ends_with_the_bytes_of_an_uninterrupted_one(
     interrupted, study, manifest
 ):
-    """A CNN that was killed, interrupted and resumed equals one trained without a break."""
+    """A CNN that was killed, interrupted and resumed equals one that was not."""
     assert interrupted.done.returncode == 0, interrupted.done.stderr
     assert "resuming after epoch" in interrupted.done.stdout
     both = (interrupted.reports, study.reports)
