@@ -175,12 +175,12 @@ def test_too_many_whitening_dimensions_are_refused_before_training(images, monke
 
     monkeypatch.setattr(training, "train", refuse)
     monkeypatch.setattr(inference, "frozen_features", refuse)
-    few, count = replace(images, train=images.train[:7]), len(images.train)
+    few_training_images, count = replace(images, train=images.train[:7]), len(images.train)
     assert count > 8
     for embedding, dataset, width, maximum in (
         ("penultimate", images, 8, 8),
         ("pooled", images, 256, count),
-        ("projection", few, 8, 7),
+        ("projection", few_training_images, 8, 7),
     ):
         network = NETWORK | {"embedding": embedding}
         architectures = [

@@ -64,11 +64,11 @@ def test_random_vectors_depend_on_the_seed_and_not_on_the_image():
 @pytest.mark.parametrize("baseline", ["raw_pixels", "hand_crafted"])
 def test_vectors_do_not_depend_on_position_and_block(baseline, monkeypatch):
     images = pictures(10)
-    whole = baselines.describe_images(baseline, images, seed=0)
+    expected = baselines.describe_images(baseline, images, seed=0)
     monkeypatch.setattr(baselines, "BLOCK", 3)
-    np.testing.assert_array_equal(whole, baselines.describe_images(baseline, images, seed=1))
+    np.testing.assert_array_equal(expected, baselines.describe_images(baseline, images, seed=1))
     np.testing.assert_array_equal(
-        whole[::-1], baselines.describe_images(baseline, images[::-1], seed=0)
+        expected[::-1], baselines.describe_images(baseline, images[::-1], seed=0)
     )
 
 

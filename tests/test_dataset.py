@@ -300,7 +300,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
 
 
 def test_a_class_in_an_unsupported_format_is_refused_with_the_remedy(root, monkeypatch):
-    # As if pillow-heif were not installed.
+    # Simulates a missing pillow-heif.
     monkeypatch.setattr(folders, "MARKED", [name for name in folders.MARKED if name != "HEIF"])
     monkeypatch.setattr(folders, "HEIC_IS_READ", False)
     folder = root / "data" / "shapes"
@@ -729,7 +729,7 @@ def test_a_dataset_keeps_the_parameters_it_was_loaded_with(project):
 @pytest.mark.parametrize(
     ("limits", "counts"),
     [
-        # 12 training and 4 test images a class; of those that train, a fifth validates.
+        # Each class has 12 training images, a fifth of which validate, and 4 test images.
         ({"training_images": 18}, [5, 1, 6, 4]),
         ({"training_images": 27}, [7, 2, 9, 4]),
         ({"test_images": 6}, [10, 2, 12, 2]),
@@ -890,7 +890,7 @@ def test_unreadable_pictures_do_not_change_the_split_of_the_others(root):
     for name in ("red/2.png", "blue/0.png"):
         (folder / name).write_bytes(b"broken")
     broken, fewer = load(), load(training_images=6, test_images=2)
-    # Unreadable files are reported, in order, whether or not they would have been kept.
+    # Unreadable files are reported in order, also those outside the limits.
     for shapes in (broken, fewer):
         names = [file.name for file in shapes.left_out if file.name]
         assert names == ["blue/0.png", "red/2.png"]

@@ -151,8 +151,10 @@ def test_numbers_have_the_requested_digits(outputs):
     frame = pd.DataFrame({"cnn": [1.25, 3.14159]}, index=["seconds", "ratio"])
     display.table(frame, "Costs.")
     display.table(frame, "Costs.", digits=2)
-    usual, few = (re.findall(r">([\d.]+)</td>", bundle["text/html"]) for bundle, _ in outputs)
-    assert (usual, few) == (["1.250", "3.142"], ["1.25", "3.14"])
+    three_digits, two_digits = (
+        re.findall(r">([\d.]+)</td>", bundle["text/html"]) for bundle, _ in outputs
+    )
+    assert (three_digits, two_digits) == (["1.250", "3.142"], ["1.25", "3.14"])
 
 
 def test_the_csv_of_a_table_has_no_formulas(outputs):
@@ -177,17 +179,17 @@ def test_the_csv_of_a_table_has_full_values_and_separate_intervals(outputs):
     display.table(frame, "Quality.")
     bundle, _ = outputs[0]
     assert "0.912 [0.906,\u00a00.919]" in bundle["text/html"]
-    read = pd.read_csv(io.StringIO(bundle["text/csv"]))
-    assert list(read) == ["run", "mAP", "mAP_ci_low", "mAP_ci_high", "p", "epochs"]
-    assert read.loc[0, ["mAP", "mAP_ci_low", "mAP_ci_high"]].tolist() == [
+    csv_table = pd.read_csv(io.StringIO(bundle["text/csv"]))
+    assert list(csv_table) == ["run", "mAP", "mAP_ci_low", "mAP_ci_high", "p", "epochs"]
+    assert csv_table.loc[0, ["mAP", "mAP_ci_low", "mAP_ci_high"]].tolist() == [
         0.912345678,
         0.9061,
         0.9188,
     ]
-    assert read.loc[1, ["mAP", "mAP_ci_low", "mAP_ci_high"]].isna().all()
-    assert read.loc[0, "p"] == 0.0001
-    assert read.loc[[1], "p"].isna().all()
-    assert read["epochs"].tolist() == [3, 0]
+    assert csv_table.loc[1, ["mAP", "mAP_ci_low", "mAP_ci_high"]].isna().all()
+    assert csv_table.loc[0, "p"] == 0.0001
+    assert csv_table.loc[[1], "p"].isna().all()
+    assert csv_table["epochs"].tolist() == [3, 0]
 
 
 def test_a_table_is_folded_under_its_summary(outputs):
@@ -278,10 +280,10 @@ def test_matplotlib_settings_of_the_user_do_not_affect_figures(tmp_path):
     code = "from test_display import *; bars('a').savefig(sys.stdout.buffer, **AS_SVG)"
     environment = os.environ | {"MATPLOTLIBRC": str(tmp_path)}
     folder = Path(__file__).parent
-    drawn = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=folder)
+    svg = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=folder)
     expected = io.BytesIO()
     bars("a").savefig(expected, **AS_SVG)
-    assert drawn == expected.getvalue()
+    assert svg == expected.getvalue()
 
 
 def test_bars_are_sorted_and_show_their_values(outputs):

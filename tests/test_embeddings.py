@@ -123,14 +123,14 @@ def test_a_row_of_zeros_gets_a_direction_of_unit_length():
 def test_a_measured_epoch_has_the_embeddings_of_its_state(embedded, trained, images):
     network, training = trained
     final = weights_of(network.model)
-    early = architecture.embed(network, training, images, epoch=1)
+    measured = architecture.embed(network, training, images, epoch=1)
     assert are_equal(weights_of(network.model), final)
-    assert early.artifact.folder != embedded.artifact.folder
-    assert not np.allclose(early.query, embedded.query, atol=1e-3)
-    at_that_time = build_network(seed=9)
-    at_that_time.model.load_weights(training.weights_path(1))
-    expected, _ = at_that_time.encoder(np.asarray(images.images), training=False)
-    np.testing.assert_allclose(early.vectors, normalise(expected), atol=1e-5)
+    assert measured.artifact.folder != embedded.artifact.folder
+    assert not np.allclose(measured.query, embedded.query, atol=1e-3)
+    network_of_epoch = build_network(seed=9)
+    network_of_epoch.model.load_weights(training.weights_path(1))
+    expected, _ = network_of_epoch.encoder(np.asarray(images.images), training=False)
+    np.testing.assert_allclose(measured.vectors, normalise(expected), atol=1e-5)
 
 
 def test_the_last_epoch_by_number_is_the_final_state(embedded, trained, images):
@@ -330,7 +330,7 @@ def test_frozen_features_of_mirror_images_are_computed_once_for_all_heads(
         flipped = architecture.embed(network, training, images, test_time_flips=True)
         outputs = [network.encoder(batch, training=False) for batch in (pixels, pixels[:, :, ::-1])]
         vectors, probabilities = (np.mean(pair, axis=0) for pair in zip(*outputs, strict=True))
-        # Maps are kept as float16.
+        # Maps are stored as float16.
         tolerance = 1e-3 if pooling == "gem" else 1e-4
         np.testing.assert_allclose(flipped.vectors, normalise(vectors), atol=tolerance)
         np.testing.assert_allclose(flipped.probabilities, probabilities, atol=tolerance)

@@ -157,9 +157,9 @@ def test_indexes_without_restricted_search_refuse_it(choice, data, tmp_path):
 def test_a_faiss_index_is_read_again_and_rebuilt_if_damaged(data, tmp_path):
     open_engine("faiss:Flat", tmp_path).load(*data[:3])
     (path,) = tmp_path.glob("*.faiss")
-    written = path.stat().st_mtime_ns
+    modified = path.stat().st_mtime_ns
     open_engine("faiss:Flat", tmp_path).load(*data[:3])
-    assert path.stat().st_mtime_ns == written
+    assert path.stat().st_mtime_ns == modified
     content = path.read_bytes()
     half = len(content) // 2
     without_ids = content.replace(data[2].tobytes(), bytes(data[2].nbytes))

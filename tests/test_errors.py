@@ -1,4 +1,4 @@
-"""User errors: one line says what to change, and earlier results stay as they were."""
+"""User errors: one line says what to change, and earlier results remain unchanged."""
 
 import os
 import urllib.request

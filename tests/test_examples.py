@@ -171,15 +171,15 @@ def test_the_row_by_chance_matches_random_results():
     rankings = random.permuted(np.tile(np.arange(200), (4000, 1)), axis=1)[:, :2]
     images = dataset(labels)
     images.gallery, images.gallery_labels = np.arange(200), random.integers(0, 3, 200)
-    few = SimpleNamespace(**vars(images) | {"queries": images.queries[:100]})
-    few.query_labels = labels[:100]
-    whole = run([0.5] * 4000, labels, rankings, images)
+    few_images = SimpleNamespace(**vars(images) | {"queries": images.queries[:100]})
+    few_images.query_labels = labels[:100]
+    run_of_all = run([0.5] * 4000, labels, rankings, images)
     # Each image is a result with probability 2 / 200: of 4,000 queries, for 40 ± 6.3.
-    table = examples.hub_table({"random": whole})
+    table = examples.hub_table({"random": run_of_all})
     assert table.loc["by chance", "skewness"] == pytest.approx(0.98 / np.sqrt(4000 * 0.01 * 0.99))
     assert table.loc["random", "skewness"] == pytest.approx(0.156, abs=0.5)
-    part = run([0.5] * 100, labels[:100], rankings[:100], few)
-    table = examples.hub_table({"random": part})
+    run_of_few = run([0.5] * 100, labels[:100], rankings[:100], few_images)
+    table = examples.hub_table({"random": run_of_few})
     assert table.loc["by chance", "never returned"] == pytest.approx(0.99**100)
     assert table.loc["random", "never returned"] == pytest.approx(0.99**100, abs=0.1)
 

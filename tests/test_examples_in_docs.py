@@ -17,7 +17,7 @@ def test_the_metrics_example_of_the_readme_runs(capsys):
     assert "average_precision" in capsys.readouterr().out
 
 
-def test_the_grids_in_the_list_of_parameters_have_the_points_that_it_names(tmp_path):
+def test_grids_in_the_list_of_parameters_have_the_listed_points(tmp_path):
     text = (ROOT / "docs" / "parameters.md").read_text("utf-8")
     examples = [yaml.safe_load(example) for example in re.findall(r"```yaml\n(.*?)```", text, re.S)]
     (tmp_path / "params" / "documented").mkdir(parents=True)

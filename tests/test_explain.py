@@ -69,12 +69,13 @@ def test_a_map_is_compared_with_the_map_of_another_pair():
     maps = corner_maps(8)
     maps[1::2] = maps[1::2, ::-1, ::-1]  # every second map wrongly marks the opposite corner
     areas = explain.faithfulness(curves_of(maps))
-    for name in ("deletion_gain_over_other", "insertion_gain_over_other"):
+    columns = ["deletion_gain_over_other", "insertion_gain_over_other"]
+    for name in columns:
         assert (areas[name][::2] > 0.05).all()
         assert (areas[name][1::2] < -0.05).all()
     # Equal maps do not differ.
-    alike = explain.faithfulness(curves_of(corner_maps(8)))
-    assert (alike[["deletion_gain_over_other", "insertion_gain_over_other"]].abs() < 0.05).all(None)
+    equal_areas = explain.faithfulness(curves_of(corner_maps(8)))
+    assert (equal_areas[columns].abs() < 0.05).all(None)
 
 
 def test_an_empty_map_does_not_differ_from_random_maps():
@@ -87,13 +88,13 @@ def test_curves_lead_from_the_image_to_its_blur_and_back():
     assert list(curves.columns) == ["pair", "share", *explain.CURVES]
     assert curves["pair"].tolist() == np.repeat([0, 1, 2], 5).tolist()
     assert curves["share"].tolist() == [0, 0.25, 0.5, 0.75, 1] * 3
-    whole = by_corner(pictures(3))[0] @ RESULT
+    similarities = by_corner(pictures(3))[0] @ RESULT
     first, last = (curves[curves["share"] == share].reset_index() for share in (0, 1))
     for name in ("deletion", "deletion_other", "deletion_random"):
-        np.testing.assert_allclose(first[name], whole, atol=1e-6)
-        assert (last[name] < whole - 0.1).all()
+        np.testing.assert_allclose(first[name], similarities, atol=1e-6)
+        assert (last[name] < similarities - 0.1).all()
     for name in ("insertion", "insertion_other", "insertion_random"):
-        np.testing.assert_allclose(last[name], whole, atol=1e-6)
+        np.testing.assert_allclose(last[name], similarities, atol=1e-6)
         np.testing.assert_allclose(first[name], last["deletion"], atol=1e-6)
 
 

@@ -202,7 +202,7 @@ def test_explain_runs_writes_one_file_for_all_networks_of_a_study(project, monke
     pd.testing.assert_frame_equal(rows, stored, check_dtype=False, rtol=1e-5)
     np.testing.assert_allclose(rows["p_holm"], uncertainty.holm(rows["p"].to_numpy()))
     assert (rows["is_significant"] == (rows["p_holm"] < 0.05)).all()
-    # Rows that are read alone are corrected like those of the page, for all eight tests.
+    # The correction covers all eight tests of the page even if only some rows are read.
     cnn_rows = gains.read_gains("tiny", explanations.FILE, ["cnn", "old"])
     assert set(cnn_rows["architecture"]) == {"cnn"}
     np.testing.assert_allclose(cnn_rows["p_holm"], rows["p_holm"].iloc[: len(cnn_rows)])
