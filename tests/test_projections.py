@@ -115,7 +115,7 @@ def test_the_map_of_queries_is_computed_once(saved, monkeypatch):
     projection = projections.project_queries(saved.embeddings)
     assert projection.queries.tolist() == list(range(len(images.queries)))
     assert projection.points.shape == (len(images.queries), 2)
-    assert 0.5 < projection.kept <= 1
+    assert 0.5 < projection.trustworthiness <= 1
     assert 0.5 < projection.variance <= 1
     vectors = np.load(saved.summary["artifacts"]["embeddings"] + "/vectors.npy")
     assert np.array_equal(projection.points, projections.project(vectors[images.queries])[0])
@@ -128,9 +128,12 @@ def test_trustworthiness_is_lower_for_a_random_map(saved, monkeypatch):
     random_points = (
         np.random.default_rng(0).normal(size=(len(images.queries), 2)).astype(np.float32)
     )
-    trustworthiness = projections.project_queries(saved.embeddings).kept
+    trustworthiness = projections.project_queries(saved.embeddings).trustworthiness
     monkeypatch.setattr(projections, "project", lambda *_: (random_points, 0.0))
-    assert projections.project_queries(saved.embeddings, "tsne").kept < trustworthiness - 0.1
+    assert (
+        projections.project_queries(saved.embeddings, "tsne").trustworthiness
+        < trustworthiness - 0.1
+    )
 
 
 def test_every_run_has_a_map_by_pca_if_its_queries_are_too_few_for_tsne(saved, monkeypatch):
@@ -155,7 +158,12 @@ def map_of(labels, method="pca", **changes) -> projections.Projection:
     """A map whose horizontal coordinates are the labels."""
     queries = np.arange(len(labels))
     points = np.stack([labels, queries], axis=1).astype(np.float32)
-    fields = {"queries": queries, "points": points, "kept": 0.5, "variance": 0.25} | changes
+    fields = {
+        "queries": queries,
+        "points": points,
+        "trustworthiness": 0.5,
+        "variance": 0.25,
+    } | changes
     return projections.Projection(method, **fields)
 
 
@@ -213,7 +221,7 @@ def test_ten_classes_differ_in_colour_and_in_marker():
 
 def test_the_map_with_the_highest_trustworthiness_is_named():
     trustworthiness = {"cnn": 0.8, "vgg16": 0.9, "few": np.nan}
-    maps = {name: SimpleNamespace(kept=value) for name, value in trustworthiness.items()}
+    maps = {name: SimpleNamespace(trustworthiness=value) for name, value in trustworthiness.items()}
     assert sentences.describe_projections(maps).startswith(
         "The map of vgg16 has the highest trustworthiness, 0.90 (at most 1)"
     )

@@ -27,7 +27,7 @@ def test_generated_embeddings_have_the_means_and_the_spread_of_the_real_ones(
 ):
     monkeypatch.setattr(scale, "RANK", rank)
     real, labels = run.embeddings.gallery, run.embeddings.dataset.gallery_labels
-    generated = scale.generate(scale.describe(run.embeddings), 30_000)
+    generated = scale.generate(scale.describe_embeddings(run.embeddings), 30_000)
     assert generated.gallery.shape == (30_000, real.shape[1])
     np.testing.assert_allclose(np.linalg.norm(generated.gallery[:100], axis=1), 1, rtol=1e-5)
     for label in np.unique(labels):
@@ -46,14 +46,14 @@ def test_descriptions_do_not_depend_on_the_number_of_threads():
     descriptions = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            descriptions.append(scale.describe(embeddings))
+            descriptions.append(scale.describe_embeddings(embeddings))
     for name in descriptions[0]:
         np.testing.assert_array_equal(descriptions[0][name], descriptions[1][name], err_msg=name)
 
 
 def test_a_larger_gallery_begins_with_the_smaller_one(run, monkeypatch):
     monkeypatch.setattr(scale, "BLOCK", 100)
-    description = scale.describe(run.embeddings)
+    description = scale.describe_embeddings(run.embeddings)
     small, large = (scale.generate(description, size) for size in (150, 350))
     np.testing.assert_array_equal(small.gallery, large.gallery[:150])
     np.testing.assert_array_equal(small.queries, large.queries)
@@ -74,11 +74,11 @@ def test_stored_description_makes_separate_classes_with_queries_farther_than_ima
 
 
 def test_exact_has_full_recall_and_the_map_of_the_ranking(run):
-    description = scale.describe(run.embeddings)
+    description = scale.describe_embeddings(run.embeddings)
     costs, _ = scale.measure_engines(description, [400], {"exact": 1000})
     generated = scale.generate(description, 400)
     (row,) = costs.to_dict("records")
-    assert (row["recall"], row["map_change"]) == (1, 0)
+    assert (row["recall"], row["mean_average_precision_change"]) == (1, 0)
     order = np.argsort(-(generated.queries @ generated.gallery.T), axis=1, kind="stable")[:, :100]
     precisions = []
     for positions, label in zip(order, generated.query_labels, strict=True):
@@ -86,7 +86,7 @@ def test_exact_has_full_recall_and_the_map_of_the_ranking(run):
         hits = 1 + np.flatnonzero(is_hit)
         n_relevant = min(100, (generated.labels == label).sum())
         precisions.append((np.arange(1, len(hits) + 1) / hits).sum() / n_relevant)
-    assert row["map"] == pytest.approx(np.mean(precisions), abs=1e-3)
+    assert row["mean_average_precision"] == pytest.approx(np.mean(precisions), abs=1e-3)
     assert row["bytes"] == 2 * 4 * generated.gallery.shape[1]
 
 
@@ -120,13 +120,13 @@ def test_the_page_reports_the_fastest_accurate_engine_and_engines_that_could_not
     n_gallery = len(embeddings.gallery)
     largest_sizes = {"exact": 1000, "half": n_gallery, "nosuch": 1000}
     costs, missing = scale.measure_engines(
-        scale.describe(embeddings), [n_gallery + 1, n_gallery], largest_sizes, embeddings
+        scale.describe_embeddings(embeddings), [n_gallery + 1, n_gallery], largest_sizes, embeddings
     )
     assert costs[["engine", "size", "is_real"]].to_numpy().tolist() == [
         ["exact", n_gallery, True], ["half", n_gallery, True], ["exact", n_gallery + 1, False],
     ]  # fmt: skip
     assert costs["recall"].tolist() == [1, 0.5, 1]
-    assert costs["map_change_ci_high"][1] < 0
+    assert costs["mean_average_precision_change_ci_high"][1] < 0
     text = sentences.engines(costs, missing)
     assert text.startswith("The fastest engine at every size: **exact**.")
     assert "'nosuch' is unknown" in text
@@ -168,13 +168,13 @@ def test_recall_is_measured_on_the_timed_search(run, monkeypatch):
 
     opened_engines = iter([engines.Exact(), Deeper()])
     monkeypatch.setattr(scale, "open_engine", lambda *_, **__: next(opened_engines))
-    description = scale.describe(run.embeddings)
+    description = scale.describe_embeddings(run.embeddings)
     costs, _ = scale.measure_engines(description, [400], {"faiss:Flat": 400})
-    assert costs[["recall", "map_change"]].to_numpy().tolist() == [[0, 0]]
+    assert costs[["recall", "mean_average_precision_change"]].to_numpy().tolist() == [[0, 0]]
 
 
 def test_an_interrupted_measurement_starts_with_an_empty_folder(run, monkeypatch):
-    generated, folder_exists = scale.generate(scale.describe(run.embeddings), 400), []
+    generated, folder_exists = scale.generate(scale.describe_embeddings(run.embeddings), 400), []
 
     def open_one(*_, folder, **__):
         folder_exists.append(folder.exists())
@@ -191,7 +191,7 @@ def test_an_interrupted_measurement_starts_with_an_empty_folder(run, monkeypatch
 
 
 def test_another_version_of_an_engine_is_measured_again(run, monkeypatch):
-    generated, measurements = scale.generate(scale.describe(run.embeddings), 100), []
+    generated, measurements = scale.generate(scale.describe_embeddings(run.embeddings), 100), []
     monkeypatch.setattr(
         scale, "open_engine", lambda *_, **__: measurements.append(1) or engines.Exact()
     )
@@ -207,7 +207,7 @@ def test_milvus_lite_is_measured_at_every_size_and_leaves_no_files(run, project)
     pytest.importorskip("milvus_lite")
     largest_sizes = {"exact": 1000, "milvus:lite": 1000}
     costs, missing = scale.measure_engines(
-        scale.describe(run.embeddings), [200, 400], largest_sizes
+        scale.describe_embeddings(run.embeddings), [200, 400], largest_sizes
     )
     assert missing == []
     assert costs["recall"].tolist() == [1, 1, 1, 1]
@@ -238,7 +238,9 @@ def test_real_galleries_are_drawn_without_replacement(run):
 
 
 def test_costs_of_larger_galleries_are_extrapolated_in_proportion(run):
-    costs, _ = scale.measure_engines(scale.describe(run.embeddings), [400], {"exact": 1000})
+    costs, _ = scale.measure_engines(
+        scale.describe_embeddings(run.embeddings), [400], {"exact": 1000}
+    )
     (row,) = tables.larger_galleries(costs.assign(build=0.4, bytes=320)).to_dict("records")
     assert list(row.values()) == ["exact", "32", "1", "27.8", "320", "2", "277.8"]
 

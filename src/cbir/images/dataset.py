@@ -221,9 +221,9 @@ def _read_content(images: Path) -> dict:
 
 
 def _open(
-    folder: Path, parameters: dict, listed: Iterable[LeftOut], learn_from: int = 0
+    folder: Path, parameters: dict, undecoded: Iterable[LeftOut], learn_from: int = 0
 ) -> Dataset:
-    """The data set whose images are stored in a folder; `listed` was left out without decoding."""
+    """The data set whose images are stored in a folder; `undecoded` files were left out before."""
     content, labels = _read_content(folder), np.load(folder / "labels.npy")
     n_train, seed = content["n_train"], parameters["split_seed"]
     validation = np.array(content["validation"], np.int64)
@@ -246,7 +246,7 @@ def _open(
         gallery=np.arange(n_train),
         queries=np.arange(n_train, len(labels)),
         fingerprint=content["fingerprint"],
-        left_out=[LeftOut(*row) for row in [*listed, *content["left_out"]]],
+        left_out=[LeftOut(*row) for row in [*undecoded, *content["left_out"]]],
         remarks=[LeftOut(*row) for row in content["remarks"]],
         layout=content["layout"],
         stored=folder,
@@ -305,11 +305,11 @@ def _decode(
             break
         skipped = {row: str(reason) for row, reason in unreadable.items()} | skipped
     images = np.load(into / "images.npy", mmap_mode="r")
-    kept, labels = np.unique(pictures.labels[rows], return_inverse=True)
-    classes = [pictures.classes[label] for label in kept]
+    used_labels, labels = np.unique(pictures.labels[rows], return_inverse=True)
+    classes = [pictures.classes[label] for label in used_labels]
     is_validation = pictures.parts is not None and pictures.parts[rows] == VALIDATION
     validation = np.flatnonzero(is_validation).tolist()
-    # The order of images, by part and class, tells validation images apart.
+    # The order of images, by part and class, distinguishes validation images.
     fingerprint = hashlib.sha256(json.dumps([classes, n_train]).encode())
     for start in range(0, len(images), BLOCK):
         fingerprint.update(images[start : start + BLOCK].tobytes())
@@ -396,8 +396,8 @@ def _small_classes(
 
     `readable` are positions of pictures, `unreadable` reasons by position.
     """
-    given = pictures.given_parts
-    needed = np.array([1, "validation" in given, "test" in given], int)
+    given_parts = pictures.given_parts
+    needed = np.array([1, "validation" in given_parts, "test" in given_parts], int)
     # Without a part of their own, some training images serve as such.
     needed[TRAIN] += 2 - needed[1:].sum()
     parts = np.zeros_like(pictures.labels) if pictures.parts is None else pictures.parts
@@ -408,7 +408,7 @@ def _small_classes(
     for label in np.flatnonzero(is_small).tolist():
         reasons = [unreadable[row] for row in unreadable if pictures.labels[row] == label]
         part = int((counts[label] < needed).argmax())
-        count, kind = int(counts[label, part]), f"{PARTS[part]} " if given else ""
+        count, kind = int(counts[label, part]), f"{PARTS[part]} " if given_parts else ""
         text = f"{count} {kind}image{'' if count == 1 else 's'}, needs {needed[part]}"
         if (counts[label] >= needed).all():
             text = f"{counts[label].sum()} images"
@@ -447,8 +447,8 @@ def stratified_share(rows: np.ndarray, share: float, labels: np.ndarray, seed: i
     """
     if not 0 < share < 1 or not len(rows):
         return rows
-    kept = []
+    selected_rows = []
     for label in np.unique(labels[rows]):
         members = np.random.default_rng([seed, label]).permutation(rows[labels[rows] == label])
-        kept.append(members[: max(1, round(share * len(members)))])
-    return np.sort(np.concatenate(kept))
+        selected_rows.append(members[: max(1, round(share * len(members)))])
+    return np.sort(np.concatenate(selected_rows))

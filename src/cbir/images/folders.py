@@ -377,7 +377,8 @@ def _check_classes(place: Path, rows: dict, empty: Iterable[str] = ()) -> None:
         )
     in_train = {name for part, name in rows.values() if not part}
     for number, part in enumerate(PARTS[1:], start=1):
-        if unknown := {name for of, name in rows.values() if of == number} - in_train:
+        in_part = {name for part_number, name in rows.values() if part_number == number}
+        if unknown := in_part - in_train:
             names = short_list(map(repr, sorted(unknown)))
             raise StudyError(
                 f"{place}: {part} has a class that train lacks: {names}: "
@@ -490,8 +491,8 @@ def describe_files(
     the number of files.
     """
     lines, n_left_out = [], sum(one.files for one in left_out)
-    found = f"{n_used + n_left_out:,} files found, {n_used:,} {use}, {n_left_out:,} left out"
-    for title, files in ((found, left_out), ("used, though odd", remarks)):
+    summary = f"{n_used + n_left_out:,} files found, {n_used:,} {use}, {n_left_out:,} left out"
+    for title, files in ((summary, left_out), ("used, though odd", remarks)):
         rows = group_by_reason(files)
         lines += [f"{title}:"] if rows else []
         lines += [

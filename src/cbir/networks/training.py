@@ -178,8 +178,8 @@ def train(
             order = _shuffled(dataset.train, passes, [seed, epoch])
             _seed_random_layers(trained, seed, epoch)
             ticker = EpochProgress(steps, f"epoch {epoch}/{epochs}, batches")
-            given = batches(positions=order), validation, epoch, ticker
-            row = _fit_epoch(trained, *given, prefix=prefix)
+            training = batches(positions=order)
+            row = _fit_epoch(trained, training, validation, epoch, ticker, prefix=prefix)
             history.append(row | {"seconds": time.perf_counter() - started})
             if epoch in measured_epochs:
                 network.model.save_weights(folder / _weights_name(epoch))

@@ -83,8 +83,8 @@ def imagenet_path(backbone: str) -> Path:
         raise StudyError(
             f"weights: {backbone} has no ImageNet weights: use none, study:<study> or a path"
         )
-    own = sorted((project_root() / OWN_FILES).glob(f"{backbone}.*"))
-    return own[0] if own else keras_home() / "models" / imagenet.file
+    project_files = sorted((project_root() / OWN_FILES).glob(f"{backbone}.*"))
+    return project_files[0] if project_files else keras_home() / "models" / imagenet.file
 
 
 def _download(backbone: str) -> Path:

@@ -249,7 +249,7 @@ def query_maps(
         axis.set_title(f"{name}, {PROJECTIONS[projection.method]}", size=10)
         qualities = [
             (projection.variance, f"{100 * projection.variance:.0f} % of the variance"),
-            (projection.kept, f"trustworthiness {projection.kept:.2f}"),
+            (projection.trustworthiness, f"trustworthiness {projection.trustworthiness:.2f}"),
         ]
         texts = [text for value, text in qualities if not np.isnan(value)]
         axis.set_xlabel(", ".join(texts), size=8.5)

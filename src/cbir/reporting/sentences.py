@@ -531,9 +531,9 @@ def relation(pairs: pd.DataFrame, name: str, other: str) -> str:
 def describe_projections(projections: Mapping[str, Projection]) -> str:
     """Whose map of `project_all` preserves neighbourhoods best; empty without any."""
     trustworthiness = {
-        name: projection.kept
+        name: projection.trustworthiness
         for name, projection in projections.items()
-        if not math.isnan(projection.kept)
+        if not math.isnan(projection.trustworthiness)
     }
     if not trustworthiness:
         return ""

@@ -501,12 +501,13 @@ def frequent_confusions(counts: pd.DataFrame, most: int = 5) -> pd.DataFrame:
 
 def engines(costs: pd.DataFrame) -> pd.DataFrame:
     """What engines cost and find, from the rows of `scale.measure_engines`."""
+    changes = [from_row(row, "mean_average_precision_change") for _, row in costs.iterrows()]
     return pd.DataFrame({
         "engine": costs["engine"],
         "images": costs["size"].map("{:,}".format),
         "recall@10": [from_row(row, "recall") for _, row in costs.iterrows()],
-        "mAP@100": costs["map"].map("{:.3f}".format),
-        "change of mAP@100": [f"{from_row(row, 'map_change'):+}" for _, row in costs.iterrows()],
+        "mAP@100": costs["mean_average_precision"].map("{:.3f}".format),
+        "change of mAP@100": [f"{change:+}" for change in changes],
         "median (ms)": costs["p50"].map("{:.2f}".format),
         "99th percentile (ms)": costs["p99"].map("{:.2f}".format),
         "queries/s": costs["throughput"].map("{:,.0f}".format),

@@ -136,11 +136,11 @@ def check_engine(text: str) -> None:
 
 def versions(text: str) -> list[str]:
     """The packages of an engine that are installed, with their versions."""
-    found = []
+    installed = []
     for package in PACKAGES.get(text.partition(":")[0], ()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{package} {importlib.metadata.version(package)}")
-    return found
+            installed.append(f"{package} {importlib.metadata.version(package)}")
+    return installed
 
 
 class Exact:
@@ -198,12 +198,13 @@ class Faiss:
             # Another process may have written the file meanwhile.
             self._build(self._read(), embeddings, ids)
 
-    def _build(self, held: np.ndarray, embeddings: np.ndarray, ids: np.ndarray) -> None:
+    def _build(self, stored_ids: np.ndarray, embeddings: np.ndarray, ids: np.ndarray) -> None:
         """Add the embeddings that are missing to an index that holds these ids."""
         # An index only grows. If the gallery lost an image, it is built again.
-        if self._index.ntotal != len(held) or not np.array_equal(held, ids[: len(held)]):
+        n_stored = len(stored_ids)
+        if self._index.ntotal != n_stored or not np.array_equal(stored_ids, ids[:n_stored]):
             self._index.reset()
-            held = ids[:0]
+            n_stored = 0
         if not self._index.is_trained:
             rows = np.random.default_rng(SEED).permutation(len(embeddings))[:MOST_TRAINING]
             try:
@@ -214,7 +215,7 @@ class Faiss:
                     f"embeddings ({_reason(error)}): use faiss:HNSW32, faiss:Flat or exact"
                 ) from None
         ticker = Ticker(len(ids), "embeddings")
-        for block, start in enumerate(range(len(held), len(ids), BLOCK), start=1):
+        for block, start in enumerate(range(n_stored, len(ids), BLOCK), start=1):
             end = min(start + BLOCK, len(ids))
             self._index.add(np.ascontiguousarray(embeddings[start:end], np.float32))
             if block % BLOCKS_PER_FILE == 0 or end == len(ids):
@@ -234,7 +235,7 @@ class Faiss:
             vectors = np.ascontiguousarray(queries[of_group], np.float32)
             parameters = self._search_parameters(self._index, selector)
             try:
-                found = self._index.search(vectors, k, params=parameters)
+                neighbours = self._index.search(vectors, k, params=parameters)
             except RuntimeError:
                 if selector is None:
                     raise
@@ -242,7 +243,7 @@ class Faiss:
                     f"engine: faiss:{self._factory} cannot search within classes: use "
                     "faiss:HNSW32, faiss:Flat or exact"
                 ) from None
-            distances[of_group], rows[of_group] = found
+            distances[of_group], rows[of_group] = neighbours
         # Of unit vectors: the squared distance is 2 - 2 * similarity.
         return rows, np.where(rows < 0, np.float32(np.nan), 1 - distances / 2)
 
@@ -333,10 +334,10 @@ class Milvus:
             # Milvus Lite has no time stamps, and both sides log that each time.
             logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
             logging.getLogger("pymilvus").setLevel(logging.ERROR)
-        self._client = self._ask(pymilvus.MilvusClient, self._uri, token=token)
+        self._client = self._request(pymilvus.MilvusClient, self._uri, token=token)
         self._collection = f"{_identifier(name)}_{key[:12]}"
         others = [
-            other for other in self._ask(self._client.list_collections)
+            other for other in self._request(self._client.list_collections)
             if other.rpartition("_")[0] == _identifier(name) and other != self._collection
         ]  # fmt: skip
         if others:
@@ -351,12 +352,12 @@ class Milvus:
     def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
-        held = self._held()
-        removed = np.setdiff1d(held, ids)
-        for start in range(0, len(removed), BLOCK):
-            gone = removed[start : start + BLOCK].tolist()
-            self._ask(self._client.delete, self._collection, ids=gone)
-        missing = np.flatnonzero(~np.isin(ids, held))
+        stored_ids = self._stored_ids()
+        removed_ids = np.setdiff1d(stored_ids, ids)
+        for start in range(0, len(removed_ids), BLOCK):
+            block = removed_ids[start : start + BLOCK].tolist()
+            self._request(self._client.delete, self._collection, ids=block)
+        missing = np.flatnonzero(~np.isin(ids, stored_ids))
         ticker = Ticker(len(missing), "embeddings")
         for start in range(0, len(missing), self._block):
             rows = missing[start : start + self._block]
@@ -364,7 +365,7 @@ class Milvus:
                 {"id": int(ids[row]), "label": int(labels[row]), "vector": vector}
                 for row, vector in zip(rows, np.asarray(embeddings[rows], np.float32), strict=True)
             ]
-            self._ask(self._client.upsert, self._collection, data)
+            self._request(self._client.upsert, self._collection, data)
             ticker.reached(start + len(rows))
 
     def search(
@@ -376,14 +377,14 @@ class Milvus:
         similarities = np.full((len(queries), k), np.nan, np.float32)
         for of_group, classes in _groups(len(queries), restrict_to):
             condition = "" if classes is None else f"label in {classes.tolist()}"
-            answers = self._ask(
+            answers = self._request(
                 self._client.search, self._collection,
                 list(np.asarray(queries[of_group], np.float32)), filter=condition, limit=k,
                 consistency_level="Strong",
             )  # fmt: skip
             for query, hits in zip(of_group, answers, strict=True):
-                found = np.array([hit["id"] for hit in hits], np.int64)
-                places = np.searchsorted(self._ids, found)
+                result_ids = np.array([hit["id"] for hit in hits], np.int64)
+                places = np.searchsorted(self._ids, result_ids)
                 rows[query, : len(hits)] = self._order[places]
                 similarities[query, : len(hits)] = [hit["distance"] for hit in hits]
         return rows, similarities
@@ -402,23 +403,23 @@ class Milvus:
 
     def _open(self, pymilvus, dimensions: int, index) -> None:
         """Open the collection with this index; create what is missing."""
-        (wanted,) = index
-        if not self._ask(self._client.has_collection, self._collection):
+        (requested_index,) = index
+        if not self._request(self._client.has_collection, self._collection):
             schema = pymilvus.MilvusClient.create_schema(auto_id=False)
             schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
             schema.add_field("label", pymilvus.DataType.INT64)
             schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=dimensions)
             create = self._client.create_collection
-            self._ask(create, self._collection, schema=schema, index_params=index)
-        held = self._ask(self._client.describe_index, self._collection, "vector") or {}
-        if held.get("index_type") != wanted.index_type:
-            self._ask(self._client.release_collection, self._collection)
-            if held:
-                self._ask(self._client.drop_index, self._collection, "vector")
-            self._ask(self._client.create_index, self._collection, index)
-        self._ask(self._client.load_collection, self._collection)
+            self._request(create, self._collection, schema=schema, index_params=index)
+        stored_index = self._request(self._client.describe_index, self._collection, "vector") or {}
+        if stored_index.get("index_type") != requested_index.index_type:
+            self._request(self._client.release_collection, self._collection)
+            if stored_index:
+                self._request(self._client.drop_index, self._collection, "vector")
+            self._request(self._client.create_index, self._collection, index)
+        self._request(self._client.load_collection, self._collection)
 
-    def _held(self) -> np.ndarray:
+    def _stored_ids(self) -> np.ndarray:
         """The ids in the collection."""
 
         def read_all(timeout: int) -> list[int]:
@@ -432,9 +433,9 @@ class Milvus:
             pages.close()
             return ids
 
-        return np.array(self._ask(read_all), np.int64)
+        return np.array(self._request(read_all), np.int64)
 
-    def _ask(self, request, *arguments, **named):
+    def _request(self, request, *arguments, **named):
         """The answer to a request of pymilvus; StudyError if it failed or outlasted `PATIENCE`."""
         try:
             return request(*arguments, timeout=PATIENCE, **named)

@@ -34,7 +34,7 @@ class Projection:
         method: a name in `METHODS`.
         queries: (n,) int positions of the queries that are shown, sorted.
         points: (n, 2) float32.
-        kept: trustworthiness, from 0 to 1; 1 if the ten nearest points on the map are also among
+        trustworthiness: from 0 to 1; 1 if the ten nearest points on the map are also among
             the nearest in the embedding. NaN if there are too few points.
         variance: share of the embedding's variance along the two axes; NaN except for PCA.
     """
@@ -42,7 +42,7 @@ class Projection:
     method: str
     queries: np.ndarray
     points: np.ndarray
-    kept: float
+    trustworthiness: float
     variance: float
 
 
@@ -52,19 +52,23 @@ def project_queries(embeddings: Embeddings, method: str = "pca") -> Projection:
     queries = spread(dataset.query_labels)
 
     def make(folder: Path) -> None:
-        from sklearn.manifold import trustworthiness
+        from sklearn import manifold
 
         vectors = embeddings.vectors[dataset.queries[queries]]
         points, variance = project(vectors, method)
         neighbours = min(NEIGHBOURS, (len(points) - 1) // 2)
-        kept = trustworthiness(vectors, points, n_neighbors=neighbours) if neighbours else np.nan
-        np.savez(folder / "map.npz", points=points, kept=kept, variance=variance)
+        quality = {"variance": variance, "trustworthiness": np.nan}
+        if neighbours:
+            quality["trustworthiness"] = manifold.trustworthiness(
+                vectors, points, n_neighbors=neighbours
+            )
+        np.savez(folder / "map.npz", points=points, **quality)
 
     reads = [embeddings.artifact.key, dataset.search_fingerprint]
     artifact = cached("map", make, parameters={"method": method}, reads=reads, package="retrieval")
     with np.load(artifact.folder / "map.npz") as stored:
-        kept, variance = float(stored["kept"]), float(stored["variance"])
-        return Projection(method, queries, stored["points"], kept, variance)
+        qualities = (float(stored[name]) for name in ("trustworthiness", "variance"))
+        return Projection(method, queries, stored["points"], *qualities)
 
 
 def project_all(runs: Mapping) -> dict[str, Projection]:

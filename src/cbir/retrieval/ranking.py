@@ -199,14 +199,14 @@ def relevant_ranks(
     exclude = np.full(len(queries), -1) if exclude is None else exclude
     exclude = _check_ids("exclude", exclude, len(queries), least=-1, beyond=len(gallery))
     exclude = exclude.astype(np.int32)
-    wanted, n_relevant = np.full(len(queries), -1, np.int32), np.zeros(len(queries), np.int32)
+    query_codes, n_relevant = np.full(len(queries), -1, np.int32), np.zeros(len(queries), np.int32)
     if query_labels is not None:
         query_labels = _check_ids("query_labels", query_labels, len(queries))
         is_known = np.isin(query_labels, classes)
-        wanted[is_known] = np.searchsorted(classes, query_labels[is_known])
+        query_codes[is_known] = np.searchsorted(classes, query_labels[is_known])
         # The appended values are at -1: the class of a query without one, and no excluded image.
-        n_relevant = np.append(np.bincount(codes), 0)[wanted]
-        n_relevant -= np.append(codes, -2)[exclude] == wanted
+        n_relevant = np.append(np.bincount(codes), 0)[query_codes]
+        n_relevant -= np.append(codes, -2)[exclude] == query_codes
     places = np.arange(n_relevant.max(initial=0))
     ranks_type = np.float32 if len(gallery) <= MAX_FLOAT32 else np.float64
     integers = None if gallery.integers is None else _integers(queries, query_scales)
@@ -221,8 +221,8 @@ def relevant_ranks(
         ranks = np.where(is_relevant, ranks_type(np.inf), ranks_type(np.nan))
         rankings = np.full((len(ranks), min(k, len(gallery))), -1, np.int32)
         similarities = np.full(rankings.shape, np.nan, np.float32)
-        given = queries[part].astype(np.float64)
-        offsets = given @ gallery.mean
+        vectors = queries[part].astype(np.float64)
+        offsets = vectors @ gallery.mean
         n_doubtful, approximate, margin = np.zeros(len(ranks), np.int64), products, 0.0
         if products.dtype == np.float64:
             approximate = np.empty(products.shape, np.float32)
@@ -231,12 +231,12 @@ def relevant_ranks(
         if is_exact := margin > 0 or integers is not None:
             errors = np.full((len(ranks), 2), (TIE + margin, ROUNDING))
         else:
-            errors = _error_bounds(approximate, given, query_scales[part], gallery)
+            errors = _error_bounds(approximate, vectors, query_scales[part], gallery)
         _write_rankings(
             approximate, products.astype(np.float64, copy=False) if is_exact else np.empty((0, 0)),
-            margin, errors, given, query_scales[part], offsets,
+            margin, errors, vectors, query_scales[part], offsets,
             _Gallery(gallery.rows, gallery.scales, codes),
-            searchable[part], wanted[part], exclude[part], ranks, rankings, similarities,
+            searchable[part], query_codes[part], exclude[part], ranks, rankings, similarities,
             n_doubtful,
         )  # fmt: skip
         return ranks, rankings, similarities, n_doubtful
@@ -251,9 +251,9 @@ def _error_bounds(
     n, root = len(gallery), np.sqrt(queries.shape[1])
     samples = np.arange(SAMPLES) * n // SAMPLES
     sampled = gallery.rows[samples] * gallery.scales[samples, None] - gallery.mean
-    found = approximate[:, samples].astype(np.float64)
-    errors = found - queries @ sampled.T * scales[:, None]
-    errors /= gallery.radius + root * abs(found) + TIE
+    similarities = approximate[:, samples].astype(np.float64)
+    errors = similarities - queries @ sampled.T * scales[:, None]
+    errors /= gallery.radius + root * abs(similarities) + TIE
     bounds = LEAST_ERROR + DEVIATIONS * np.sqrt(np.square(errors).mean(axis=1))
     return np.column_stack([bounds * gallery.radius + TIE, bounds * root])
 
@@ -414,7 +414,7 @@ class _Query(NamedTuple):
 @njit(nogil=True, cache=True)
 def _write_rankings(  # noqa: PLR0917
     approximate, products, margin, errors, queries, query_scales, offsets, gallery, searchable,
-    wanted, exclude, ranks, rankings, similarities, n_doubtful,
+    query_codes, exclude, ranks, rankings, similarities, n_doubtful,
 ):  # fmt: skip
     """Write the ranks of each query's relevant images, its nearest images and their similarities.
 
@@ -425,7 +425,7 @@ def _write_rankings(  # noqa: PLR0917
         margin: how much the difference of two similarities may be off because of `products`.
         errors: (b, 2) float64, from `_error_bounds`.
         offsets: (b,) float64, the products of `queries` and the mean of the gallery.
-        wanted, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
+        query_codes, exclude: (b,) int32, the relevant class and the position to leave out, or -1.
         ranks, rankings, similarities: (b, R) and twice (b, k), written from the left.
         n_doubtful: (b,) int64, the number of images beyond the first k places in groups is added.
     """
@@ -443,7 +443,7 @@ def _write_rankings(  # noqa: PLR0917
         top, bottom = _extremes(approximate[row])
         scale = (LAST - 1) / max(top - bottom, TIE)
         n_ranked = _sort_approximately(
-            approximate[row], top, scale, gallery.codes, searchable[row], wanted[row],
+            approximate[row], top, scale, gallery.codes, searchable[row], query_codes[row],
             exclude[row], keys, items, moved,
         )  # fmt: skip
         error, growth = errors[row]
@@ -458,7 +458,7 @@ def _write_rankings(  # noqa: PLR0917
             error, growth = 2 * error, 2 * growth
         for start, end in groups[:n_groups]:
             _sort_group(
-                items[start:end], exact, query, gallery, wanted[row], values[start:end],
+                items[start:end], exact, query, gallery, query_codes[row], values[start:end],
                 positions[start:end], margin, k - start, again,
             )  # fmt: skip
             n_doubtful[row] += max(0, end - max(start, k))
@@ -475,17 +475,17 @@ def _write_rankings(  # noqa: PLR0917
 
 @njit(nogil=True, cache=True)
 def _sort_approximately(  # noqa: PLR0917
-    approximate, top, scale, codes, searchable, wanted, exclude, keys, items, moved
+    approximate, top, scale, codes, searchable, query_code, exclude, keys, items, moved
 ):
     """Sort the gallery by keys that count down the similarity from `top` in equal steps.
 
     Returns the number of images that are searched; they are the first of the sorted `items`.
     """
-    n, wanted = len(codes), np.int32(wanted)
+    n, query_code = len(codes), np.int32(query_code)
     one, low_bits, shift = np.uint32(1), np.uint32(DIGIT - 1), np.uint32(1 + BITS)
     for place in range(n):
         step = np.uint32((top - approximate[place]) * scale)
-        keys[place] = step << one | np.uint32(codes[place] == wanted)
+        keys[place] = step << one | np.uint32(codes[place] == query_code)
     if len(searchable):
         for place in range(n):
             if not searchable[codes[place]]:
@@ -582,7 +582,7 @@ def _write_exact(  # noqa: PLR0917
 
 @njit(nogil=True, cache=True)
 def _sort_group(  # noqa: PLR0917
-    items, exact, query, gallery, wanted, values, positions, margin, k, again
+    items, exact, query, gallery, query_code, values, positions, margin, k, again
 ):
     """Sort the items of a group by exact similarity, with ties in the order of the gallery.
 
@@ -620,9 +620,9 @@ def _sort_group(  # noqa: PLR0917
             _sort(values[first:place], positions[first:place])
         first = place
     for place in range(n):
-        is_wanted = np.uint64(gallery.codes[positions[place]] == wanted)
+        is_relevant = np.uint64(gallery.codes[positions[place]] == query_code)
         key = items[place] >> KEY << KEY
-        items[place] = key | is_wanted * RELEVANT | np.uint64(positions[place])
+        items[place] = key | is_relevant * RELEVANT | np.uint64(positions[place])
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})

@@ -1,7 +1,8 @@
 """Galleries of any size, generated like real embeddings, and what engines cost and find in them.
 
-A gallery that outgrows a machine cannot be had for a study, so it is generated. The class means and
-covariances of real embeddings describe it: those of a run, or the stored ones of CIFAR-10.
+A gallery that outgrows a machine cannot be downloaded with a study, so it is generated. The class
+means and covariances of real embeddings describe it: those of a run, or the stored ones of
+CIFAR-10.
 """
 
 import hashlib
@@ -34,8 +35,9 @@ COMPONENTS = (128, 64)
 # The number of principal components whose covariances a description keeps; of the others, it keeps
 # the variances.
 RANK = 64
-# From `describe` of ResNet-50, fine-tuned on CIFAR-10: 50,000 training and 10,000 test images in
-# 256 dimensions. docs/benchmarks.md compares galleries that it generates with the real ones.
+# From `describe_embeddings` of ResNet-50, fine-tuned on CIFAR-10: 50,000 training and 10,000 test
+# images in 256 dimensions. docs/benchmarks.md compares galleries generated from it with the real
+# ones.
 CIFAR10 = Path(__file__).with_name("cifar10.npz")
 # What describes embeddings: arrays by name.
 Description = Mapping[str, np.ndarray]
@@ -59,7 +61,7 @@ class Sample:
 
 
 @threadpool_limits.wrap(limits=1)  # sums depend on the number of threads
-def describe(embeddings: Embeddings) -> Description:
+def describe_embeddings(embeddings: Embeddings) -> Description:
     """The classes and the spread of embeddings in a few numbers.
 
     Gallery and queries are described separately, since a network embeds the images that trained it
@@ -71,7 +73,7 @@ def describe(embeddings: Embeddings) -> Description:
         <part>_deviations (c, d - r) of the others; float16 in the directions of the gallery's
         components.
     """
-    dataset, described = embeddings.dataset, {}
+    dataset, description = embeddings.dataset, {}
     gallery = embeddings.gallery.astype(float)
     # Not centred: cosine similarities depend on the origin.
     axes = np.linalg.eigh(gallery.T @ gallery)[1][:, ::-1]
@@ -81,7 +83,8 @@ def describe(embeddings: Embeddings) -> Description:
     }
     for part, (vectors, labels) in parts.items():
         classes, counts = np.unique(labels, return_counts=True)
-        described[f"{part}_classes"], described[f"{part}_shares"] = classes, counts / counts.sum()
+        description[f"{part}_classes"] = classes
+        description[f"{part}_shares"] = counts / counts.sum()
         means, roots, deviations = [], [], []
         for label in classes:
             of_class = vectors[labels == label] @ axes
@@ -93,8 +96,8 @@ def describe(embeddings: Embeddings) -> Description:
             roots.append(np.linalg.qr(root.T, mode="r").T)
             deviations.append(of_class[:, RANK:].std(axis=0))
         named = {"means": means, "roots": roots, "deviations": deviations}
-        described |= {f"{part}_{name}": np.array(x, np.float16) for name, x in named.items()}
-    return described
+        description |= {f"{part}_{name}": np.array(x, np.float16) for name, x in named.items()}
+    return description
 
 
 def stored_description() -> Description:
@@ -111,7 +114,7 @@ def generate(description: Description, size: int) -> Sample:
     gallery begins with the embeddings of a smaller one.
 
     Args:
-        description: from `describe` or `stored_description`.
+        description: from `describe_embeddings` or `stored_description`.
         size: n.
     """
     dimensions = description["gallery_means"].shape[1]
@@ -146,10 +149,10 @@ def draw_real(embeddings: Embeddings, size: int) -> Sample:
     def make(folder: Path) -> None:
         random = np.random.default_rng(SEED)
         rows = random.permutation(len(embeddings.gallery))[:size]
-        asked = random.permutation(len(embeddings.query))[:QUERIES]
+        query_rows = random.permutation(len(embeddings.query))[:QUERIES]
         _save(
             folder, gallery=embeddings.gallery[rows], labels=dataset.gallery_labels[rows],
-            queries=embeddings.query[asked], query_labels=dataset.query_labels[asked],
+            queries=embeddings.query[query_rows], query_labels=dataset.query_labels[query_rows],
         )  # fmt: skip
 
     artifact = cached(
@@ -211,8 +214,8 @@ def measure_engine(text: str, sample: Sample) -> tuple[dict[str, float], np.ndar
         # With what an interrupted measurement has built, the rest would take less time.
         shutil.rmtree(home, ignore_errors=True)
         # A server may hold galleries of other sizes.
-        about = {"name": f"scale-{key[:12]}", "key": key, "folder": home}
-        engine = open_engine(resolved(text, home), dimensions, **about)
+        name = f"scale-{key[:12]}"
+        engine = open_engine(resolved(text, home), dimensions, name=name, key=key, folder=home)
         started = time.perf_counter()
         engine.load(sample.gallery, sample.labels, np.arange(size))
         build = time.perf_counter() - started
@@ -259,9 +262,9 @@ def measure_engines(
 
     Returns:
         A row per engine and size: engine, is_real, the costs of `measure_engine`, and the means
-        over the queries of recall, map (of the first 100 results) and map_change (from `exact`, on
-        the same queries), each with <name>_ci_low and <name>_ci_high; and "engine: reason" of those
-        that could not be measured.
+        over the queries of recall, mean_average_precision (of the first 100 results) and
+        mean_average_precision_change (from `exact`, on the same queries), each with <name>_ci_low
+        and <name>_ci_high; and "engine: reason" of those that could not be measured.
     """
     rows, missing = [], {}
     for size in sorted(sizes):
@@ -273,13 +276,15 @@ def measure_engines(
             if size > largest or engine in missing:
                 continue
             try:
-                costs, found, ranked = measure_engine(engine, sample)
+                costs, returned_rows, ranked = measure_engine(engine, sample)
             except StudyError as error:
                 missing[engine] = str(error)
                 continue
             precision = _average_precision(ranked, sample)
-            scores = pd.DataFrame({"recall": recall(found, nearest), "map": precision})
-            change = pd.DataFrame({"map_change": precision - exact_precision})
+            recalls = recall(returned_rows, nearest)
+            scores = pd.DataFrame({"recall": recalls, "mean_average_precision": precision})
+            change = precision - exact_precision
+            change = pd.DataFrame({"mean_average_precision_change": change})
             means = [uncertainty.intervals(scores), uncertainty.intervals(change, limits=None)]
             row = {"engine": engine, "is_real": is_real, **costs}
             for name, mean in pd.concat(means).iterrows():
@@ -295,11 +300,11 @@ def measure_engines_like(
     """`measure_engines` in galleries like a run's embeddings; without one, the stored description.
 
     Args:
-        run: a `Run`, whose embeddings are the galleries of up to their number, or None.
+        run: a `Run`, whose embeddings form the galleries up to their number, or None.
     """
     if run is None:
         return measure_engines(stored_description(), sizes, engines)
-    return measure_engines(describe(run.embeddings), sizes, engines, run.embeddings)
+    return measure_engines(describe_embeddings(run.embeddings), sizes, engines, run.embeddings)
 
 
 def recall(rows: np.ndarray, nearest: np.ndarray) -> np.ndarray:

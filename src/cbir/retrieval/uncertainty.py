@@ -58,12 +58,12 @@ def confidence_bounds(
     if `values` is not a matrix, or contains an infinite value or one beyond a limit.
     """
     values = _matrix(values)
-    n_given = (~np.isnan(values)).sum(axis=0)
+    n_values = (~np.isnan(values)).sum(axis=0)
     if limits is None:
         reach = np.abs(np.nan_to_num(values)).max(axis=0, initial=0)
         reach[reach < ROUNDING] = 1
         limits = (-reach, reach)
-    lowest, highest = (np.broadcast_to(limit, n_given.shape).astype(float) for limit in limits)
+    lowest, highest = (np.broadcast_to(limit, n_values.shape).astype(float) for limit in limits)
     span = highest - lowest
     is_beyond = ((values < lowest - ROUNDING) | (values > highest + ROUNDING)).any(axis=0)
     if is_beyond.any():
@@ -73,16 +73,16 @@ def confidence_bounds(
 
     bounds = np.full((2, len(span)), np.nan)
     at_lowest, at_highest = values <= lowest + ROUNDING, values >= highest - ROUNDING
-    is_share = (at_lowest | at_highest | np.isnan(values)).all(axis=0) & (n_given > 1)
+    is_share = (at_lowest | at_highest | np.isnan(values)).all(axis=0) & (n_values > 1)
     tail = (1 - level) / 2
-    n, k = n_given[is_share], at_highest[:, is_share].sum(axis=0)
+    n, k = n_values[is_share], at_highest[:, is_share].sum(axis=0)
     # Quantiles of beta distributions; the share 0 has the low end 0, and 1 the high end 1.
     shares = [
         np.where(k > 0, scipy.special.betaincinv(k, n - k + 1, tail), 0),
         np.where(k < n, scipy.special.betaincinv(k + 1, n - k, 1 - tail), 1),
     ]
     bounds[:, is_share] = lowest[is_share] + span[is_share] * shares
-    others = ~is_share & (n_given > 1)
+    others = ~is_share & (n_values > 1)
     if others.any():
         sums, weights, extra = _weighted_sums(values[:, others], resamples, seed)
         for end, limit, quantile in ((0, lowest, tail), (1, highest, 1 - tail)):
@@ -125,8 +125,8 @@ def permutation_test(
     differences = np.asarray(differences, float)
     if differences.ndim != 1:
         raise ValueError(f"differences must be one-dimensional, not of shape {differences.shape}")
-    given = differences[~np.isnan(differences)]
-    return float(_permutation_tests(given[:, None], permutations, seed)[0])
+    observed = differences[~np.isnan(differences)]
+    return float(_permutation_tests(observed[:, None], permutations, seed)[0])
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -194,11 +194,11 @@ def compare(
         trained = [by_name[name] for name in (pair.ahead, pair.behind) if name not in baselines]
         covers_seeds[row] = all(scores.shape[1] >= MIN_SEEDS for scores in trained)
         if trained and covers_seeds[row] and not np.isnan(p_values[row]):
-            kept = differences[row].dropna()
-            seed_means = [scores.loc[kept.index].mean().to_numpy() for scores in trained]
+            paired = differences[row].dropna()
+            seed_means = [scores.loc[paired.index].mean().to_numpy() for scores in trained]
             if same_networks:
                 seed_means = [np.subtract(*seed_means)]
-            *bounds, p_values[row] = seed_test(kept.to_numpy(), seed_means)
+            *bounds, p_values[row] = seed_test(paired.to_numpy(), seed_means)
             table.loc[row, ["ci_low", "ci_high"]] = bounds
     return _compared(pairs, table, differences, p_values).assign(covers_seeds=covers_seeds)
 
@@ -375,9 +375,9 @@ def _permutation_tests(
     count = 0
     for rows in _batches(permutations, n):
         noise = generator.integers(256, size=(rows.stop - rows.start, n // 8 + 1), dtype="u1")
-        kept = np.unpackbits(noise, axis=1, count=n)
-        # kept - flipped = 2 kept - total
-        sums = 2 * (kept.astype(float) @ filled) - total
+        is_kept = np.unpackbits(noise, axis=1, count=n)
+        # The sum of those with a kept sign, minus that of those with a flipped one.
+        sums = 2 * (is_kept.astype(float) @ filled) - total
         count += (np.abs(sums) >= least).sum(axis=0)
     is_tested = (~np.isnan(differences)).sum(axis=0) >= MIN_QUERIES
     return np.where(is_tested, (1 + count) / (1 + permutations), np.nan)
