@@ -1,10 +1,10 @@
-"""Cached steps: folders of results, each named by a key of everything that determines the result.
+"""Cached steps: each artifact is a folder named by a key of everything that determines it.
 
-`cached` makes the result of a step once. Its key is a hash of the step's parameters, the keys of
-its inputs (data and weights have fingerprints), its code, and the versions of the packages that
-compute it. The manifest is written last: it marks the folder as finished, and records the size and
-SHA-256 of each file. A folder that does not fit its manifest counts as unfinished, and its step
-runs again. Reports have manifests, too.
+`cached` runs a step once and keeps its artifact. The key is a hash of the step's parameters, the
+keys of its inputs (data and weights have fingerprints), its code, and the versions of the packages
+that compute it. The manifest is written last: it marks the folder as finished, and records the size
+and SHA-256 of each file. A folder that does not match its manifest counts as unfinished, and its
+step runs again. Reports have manifests, too.
 """
 
 import ast
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cbir import project_root
 
-# The stages also import from here what writes files and describes the machine.
+# Other modules also import from here what writes files and describes the machine.
 from cbir.files import (  # noqa: F401
     create_array,
     disk_errors,
@@ -59,7 +59,7 @@ TABLE_OF_ROWS = "networks/backbones.py"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished step: its folder, and the manifest that records what it was made from."""
+    """The output of a finished step: its folder, and the manifest of what it was made from."""
 
     folder: Path
     manifest: dict
@@ -81,14 +81,14 @@ def cached(
     reads: Iterable[str] = (),
     package: str,
 ) -> Artifact:
-    """The result of a step: read from `artifacts/<step>/<key>/` if it is whole, else computed.
+    """The artifact of a step: read from `artifacts/<step>/<key>/` if it is intact, else made.
 
     Args:
-        make: writes the result into a given folder. After an interruption, it gets the same folder
+        make: writes the artifact into a given folder. After an interruption, it gets the same folder
             again, with the files it has already written, and may resume. At the end, its folder
             `SCRATCH` is deleted.
         parameters, reads: as for `make_key`.
-        package: the name in `WAY` of the package that makes the result.
+        package: the name in `WAY` of the package that makes the artifact.
 
     Raises:
         StudyError: the disk is full or read-only. Finished steps are kept.
@@ -121,7 +121,7 @@ def cached(
 def find(
     step: str, *, parameters: dict, reads: Iterable[str] = (), package: str
 ) -> Artifact | None:
-    """The result of a step if it is cached, else None; arguments as for `cached`."""
+    """The artifact of a step if it is cached, else None; arguments as for `cached`."""
     return read(_folder_of(step, make_key(step, parameters, reads, package_digest(package))))
 
 
@@ -133,7 +133,7 @@ def _folder_of(step: str, key: str) -> Path:
 
 
 def make_key(step: str, parameters: dict, reads: Iterable[str], code: str) -> str:
-    """The key of a step: 64 hexadecimal digits, equal only if the result must be equal.
+    """The key of a step: 64 hexadecimal digits, equal only if the artifacts must be equal.
 
     Args:
         parameters: all of its parameters, as JSON content.
@@ -174,7 +174,7 @@ def source_digest(source: str) -> str:
 
 
 def write_manifest(folder: Path, files: Iterable[Path], **content) -> None:
-    """Mark a folder as finished, with the files that belong to the result, and further content."""
+    """Mark a folder as finished, with the files that belong to it, and further content."""
     recorded = {}
     for path in sorted(set(files) - {folder / MANIFEST}):
         synchronise(path)
@@ -197,13 +197,13 @@ def read_manifest(folder: Path) -> dict:
 
 
 def read(folder: Path, *, thorough: bool = True) -> Artifact | None:
-    """The finished result in a folder, or None if it is missing, unfinished or damaged.
+    """The finished artifact in a folder, or None if it is missing, unfinished or damaged.
 
-    A message names a damaged result. Its manifest is deleted, so that its step runs again.
+    A message names a damaged artifact. Its manifest is deleted, so that its step runs again.
 
     Args:
         thorough: whether to read all files, not only those of less than `SMALL` bytes. For the
-            others, their size is compared. Results are computed only from what was read thoroughly.
+            others, their size is compared. Steps read only artifacts that were checked thoroughly.
     """
     manifest = read_manifest(folder)
     # An earlier version of the project recorded no files; it can still use its folders.
@@ -222,13 +222,13 @@ def read(folder: Path, *, thorough: bool = True) -> Artifact | None:
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """Whether a folder holds the finished result with this key."""
+    """Whether a folder holds the finished artifact with this key."""
     artifact = read(folder)
     return artifact is not None and artifact.key == key
 
 
 def _damage(folder: Path, manifest: dict, thorough: bool) -> str:
-    """In what a folder does not fit its manifest, in words; empty if it fits."""
+    """How a folder differs from its manifest, in words; empty if it matches."""
     if manifest.get("sha256") != digest({**manifest, "sha256": ""}):
         return f"{MANIFEST} is damaged"
     if manifest["folder"] != folder.name.removesuffix(PARTIAL):
