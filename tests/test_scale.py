@@ -267,7 +267,7 @@ def test_reductions_skip_all_components_and_count_the_bytes_of_bits(run, monkeyp
     assert gains.gain_sentences(saved, "reduction").count("\n") == 1
     untested = saved.assign(verdict="untested")
     for line in gains.gain_sentences(untested, "reduction").splitlines():
-        assert "too few queries for a test (less than 30)" in line
+        assert "too few queries for a test (fewer than 30)" in line
         assert "significantly" not in line
 
 

@@ -57,9 +57,11 @@ def _rivals(runs: dict[str, Run]) -> list[tuple[str, str]]:
             treatments.setdefault(provenance.treatment(run), []).append(name)
     for names in treatments.values():
         sides = [[n for n in names if runs[n].backbone == side] for side in (RESIDUAL, DEEP)]
-        both = list(itertools.product(*sides))
-        alike = [(one, other) for one, other in both if _setup(runs[one]) == _setup(runs[other])]
-        rivals += alike or both
+        all_pairs = list(itertools.product(*sides))
+        similar_pairs = [
+            (one, other) for one, other in all_pairs if _setup(runs[one]) == _setup(runs[other])
+        ]
+        rivals += similar_pairs or all_pairs
     return rivals
 
 

@@ -88,15 +88,18 @@ def compare_maps(rows: pd.DataFrame) -> str:
     is_better = rows["verdict"] == "better"
     by_reference = is_better.groupby([rows["architecture"], rows["against"]], sort=False).all()
     better = by_reference.unstack(sort=False)
-    random, others = (better[name] for name in AGAINST)
+    beats_random, beats_others = (better[name] for name in AGAINST)
     groups = [
-        (random & others, "better than random maps and than maps of other pairs in both tests"),
         (
-            random & ~others,
+            beats_random & beats_others,
+            "better than random maps and than maps of other pairs in both tests",
+        ),
+        (
+            beats_random & ~beats_others,
             "better than random maps in both tests, but not significantly better than maps of "
             "other pairs in both",
         ),
-        (~random, "not significantly better than random maps in both tests"),
+        (~beats_random, "not significantly better than random maps in both tests"),
     ]
     parts = [
         f"maps of {join(better.index[is_member])} are {text}"

@@ -85,10 +85,10 @@ def neighbours(dataset: Dataset, vectors: np.ndarray) -> list[dict[str, list]]:
     For (n, d) float32 vectors of unit length, n dictionaries: ids (positions among all images,
     nearest first) and distances (1 - cosine similarity).
     """
-    place = np.full(len(vectors), -1)
-    place[dataset.gallery] = np.arange(len(dataset.gallery))
+    gallery_places = np.full(len(vectors), -1)
+    gallery_places[dataset.gallery] = np.arange(len(dataset.gallery))
     rankings, similarities = ranking.search(
-        vectors, vectors[dataset.gallery], N_RESULTS, exclude=place
+        vectors, vectors[dataset.gallery], N_RESULTS, exclude=gallery_places
     )
     return [
         {"ids": dataset.gallery[row[row >= 0]].tolist(),

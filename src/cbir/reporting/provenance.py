@@ -261,11 +261,17 @@ def weights_label(runs: Mapping[str, Run | dict]) -> str:
 
 def pretrained_warning(runs: dict[str, Run]) -> str:
     """A warning if unseen classes may have been seen in pretraining or elsewhere; else empty."""
-    unseen = {name: run.summary for name, run in runs.items()
-              if "unseen_classes" in run.summary["measurement"]["protocols"]}  # fmt: skip
-    weights = {name: one["weights"] for name, one in unseen.items() if "weights" in one}
-    pretrained = [name for name, one in weights.items() if one["started from"] != "random"]
-    elsewhere = [name for name, one in unseen.items() if "vectors" in one]
+    summaries = {
+        name: run.summary
+        for name, run in runs.items()
+        if "unseen_classes" in run.summary["measurement"]["protocols"]
+    }
+    pretrained = [
+        name
+        for name, summary in summaries.items()
+        if summary.get("weights", {}).get("started from", "random") != "random"
+    ]
+    elsewhere = [name for name, summary in summaries.items() if "vectors" in summary]
     warnings = []
     if pretrained:
         warnings.append(

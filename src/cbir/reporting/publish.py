@@ -132,8 +132,8 @@ def _finished_manifest(source: Path) -> dict:
 def _kept_runs(folder: Path, manifest: dict) -> dict[str, dict]:
     """The runs of a published manifest that the report's lacks; StudyError if they do not fit."""
     published, runs = read_manifest(folder), manifest["architectures"]
-    others = published.get("architectures", {}).items()
-    if not (kept_runs := {name: run for name, run in others if name not in runs}):
+    published_runs = published.get("architectures", {}).items()
+    if not (kept_runs := {name: run for name, run in published_runs if name not in runs}):
         return {}
     all_runs = [*kept_runs.values(), *runs.values()]
     is_same = all(published["data"].get(key) == manifest["data"].get(key) for key in SAME_DATA)

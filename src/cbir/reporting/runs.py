@@ -180,7 +180,7 @@ def save_run(
     steps = {
         **(training.artifacts if training else {}),
         "embeddings": embeddings.artifact,
-        **{one.search: one.artifact for one in evaluations},
+        **{result.search: result.artifact for result in evaluations},
     }
     folders = {name: step.folder.relative_to(project_root()) for name, step in steps.items()}
     summary = {
@@ -207,7 +207,7 @@ def save_run(
         "speed": asdict(speed),
         "seconds": {name: step.seconds for name, step in steps.items()},
         "artifacts": {name: path.as_posix() for name, path in folders.items()},
-        "searches": [one.search for one in evaluations],
+        "searches": [result.search for result in evaluations],
         "machine": machine(),
         "peak_memory_bytes": max(step.manifest["peak_memory_bytes"] for step in steps.values()),
     }
@@ -280,8 +280,8 @@ def read_summary(study: str, architecture: str) -> dict:
     path = run_folder(study, architecture) / "summary.json"
     summary = _read_json(path) if path.exists() else {}
     if "measurement" not in summary:
-        which = "results of an earlier version" if summary else "no results"
-        raise StudyError(f"{which} in {path.parent}: run `{report_command(study)}` first")
+        fault = "results of an earlier version" if summary else "no results"
+        raise StudyError(f"{fault} in {path.parent}: run `{report_command(study)}` first")
     return summary
 
 
@@ -385,10 +385,10 @@ def _check_finite(state: "State") -> None:
     """StudyError if a class probability or a score is NaN or infinite."""
     # Embeddings were checked when they were made.
     values = {"the class probabilities": state.embeddings.probabilities}
-    for one in state.evaluations:
+    for result in state.evaluations:
         # Other queries have no scores, and some classes no classifier.
-        scores = one.per_query[one.per_query["n_relevant"] > 0].drop(columns="correct")
-        values |= {f"{name} of the search {one.search}": scores[name] for name in scores}
+        scores = result.per_query[result.per_query["n_relevant"] > 0].drop(columns="correct")
+        values |= {f"{name} of the search {result.search}": scores[name] for name in scores}
     for name, array in values.items():
         if array is not None and not np.isfinite(array).all():
             when = f"epoch {state.epoch}" if state.epoch else "the last epoch"
@@ -421,8 +421,10 @@ def _elsewhere(manifest: dict) -> dict:
     machine is None if it is the same or unknown; versions are those that differ; commit is None if
     an earlier version of the project, which did not record it, trained the network.
     """
-    place, here = manifest.get("machine"), machine()
-    is_here = not place or all(here[key] == place.get(key) for key in ("cpu", "cores", "gpus"))
+    place, this_machine = manifest.get("machine"), machine()
+    is_here = not place or all(
+        this_machine[key] == place.get(key) for key in ("cpu", "cores", "gpus")
+    )
     trained_with = manifest.get("versions", {}).items()
     differing = {name: value for name, value in trained_with if value != versions().get(name)}
     commit = manifest.get("git", {}).get("commit")

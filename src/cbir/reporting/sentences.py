@@ -514,8 +514,8 @@ def _share(count: int, total: int) -> str:
 
 def pair_of(pairs: pd.DataFrame, one: str, other: str):
     """The row of a pair, whichever of the two is ahead."""
-    both = [one, other]
-    return next(pairs[pairs["ahead"].isin(both) & pairs["behind"].isin(both)].itertuples())
+    names = [one, other]
+    return next(pairs[pairs["ahead"].isin(names) & pairs["behind"].isin(names)].itertuples())
 
 
 def relation(pairs: pd.DataFrame, name: str, other: str) -> str:
@@ -555,9 +555,9 @@ def engines(costs: pd.DataFrame, missing: list[str]) -> str:
     winners = fastest["engine"].map("**{}**".format).reindex(sorted(set(costs["size"])))
     winners = winners.fillna("none")
     winners = winners[winners != winners.shift()]
-    which = "in the smallest gallery" if len(winners) > 1 else "at every size"
+    place = "in the smallest gallery" if len(winners) > 1 else "at every size"
     changes = [f"from {size:,} images on: {name}" for size, name in winners.iloc[1:].items()]
-    paragraphs = [f"The fastest engine {which}: {'; '.join([winners.iloc[0], *changes])}."]
+    paragraphs = [f"The fastest engine {place}: {'; '.join([winners.iloc[0], *changes])}."]
     for size, best in fastest.tail(1).iterrows():
         exact = costs.loc[(costs["engine"] == EXACT) & (costs["size"] == size), "p50"]
         text = (

@@ -166,10 +166,10 @@ def mean_of_classes(estimates: list[Estimate]) -> Estimate:
     Limits about Effect Measures, 2008), whose queries are independent, and covers only these
     classes. It is missing if a class has none; a class without a value is left out.
     """
-    ends = [(one.value, one.low, one.high) for one in estimates if not math.isnan(one.value)]
-    if not ends:
+    rows = [(mean.value, mean.low, mean.high) for mean in estimates if not math.isnan(mean.value)]
+    if not rows:
         return Estimate(math.nan)
-    value, low, high = np.array(ends).T
+    value, low, high = np.array(rows).T
     mean, (below, above) = value.mean(), np.linalg.norm([value - low, high - value], axis=1)
     return Estimate(mean, mean - below / len(value), mean + above / len(value))
 
@@ -228,7 +228,7 @@ def best_networks(points: pd.DataFrame) -> list[str]:
 
 
 def is_of_networks(pair) -> bool:
-    """Whether the test of a pair, a row of `pairs`, covers these trained networks only, not seeds."""
+    """Whether the test of a pair, a row of `pairs`, covers these trained networks, but no seeds."""
     return not (pair.covers_seeds or math.isnan(pair.p))
 
 
@@ -284,7 +284,7 @@ def search_pairs(runs: dict[str, Run]) -> pd.DataFrame:
     compared = []
     for name, run in runs.items():
         for searches in COMPARED_SEARCHES if "label_lookup" in run.summary["searches"] else ():
-            by_seed = {one: average_precision_by_seed(run, one) for one in searches}
+            by_seed = {search: average_precision_by_seed(run, search) for search in searches}
             rows = uncertainty.compare(by_seed, same_networks=True)
             compared.append(rows.assign(architecture=name))
     compared = compared or [uncertainty.compare({}).assign(architecture="")]
@@ -467,8 +467,8 @@ def confusions(runs: dict[str, Run]) -> dict[str, pd.DataFrame]:
     """`confusion_counts` of each run with a classifier: first seed, first protocol."""
     counts = {}
     for name, run in runs.items():
-        place = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
-        scores = select(run.per_query, **place)
+        selection = {"search": "unrestricted", "protocol": run.protocol, "seed": run.seed}
+        scores = select(run.per_query, **selection)
         if scores["predicted"].ge(0).any():
             classes = run.summary["dataset"]["classes"]
             counts[name] = confusion_counts(scores["label"], scores["predicted"], classes)
