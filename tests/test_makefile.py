@@ -1,4 +1,4 @@
-"""make: it lists what it can do, refuses a Python that cannot work, and installs what is locked."""
+"""make lists its commands, rejects unsupported Pythons, and installs the locked packages."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ SUPPORTED = ["3.11", "3.12", "3.13"]
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
-# Answers `-c CODE` as another version would, and notes everything else instead of doing it.
+# Runs `-c CODE` as another version of Python, and only records all other calls.
 PYTHON = """#!/bin/sh
 if [ "$1" = -c ]; then
     exec "{python}" -c "import sys; sys.version_info = ({version}, 0, 'final', 0)
@@ -37,8 +37,8 @@ mkdir -p .venv
 
 
 @pytest.fixture
-def copy(tmp_path) -> Path:
-    """What an installation needs, in a folder of its own, beside a uv that only takes notes."""
+def project_copy(tmp_path) -> Path:
+    """A folder with the files of an installation and a uv that only records its calls."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()
@@ -61,13 +61,13 @@ def write_python(folder: Path, version: str) -> Path:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run make as from a fresh shell, whatever these tests were started by."""
-    ours = ("MAKE", "MFLAGS", "CONDA", "VIRTUAL_ENV", "UV_", "PIP_")
-    named = ("STUDY", "ARCHITECTURES", "DATA", "SET", "PYTHON", "BIN", "STAMP")
+    """Run make without the variables of the process that runs the tests."""
+    prefixes = ("MAKE", "MFLAGS", "CONDA", "VIRTUAL_ENV", "UV_", "PIP_")
+    variables = ("STUDY", "ARCHITECTURES", "DATA", "SET", "PYTHON", "BIN", "STAMP")
     environment = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(ours) and key not in named
+        if not key.startswith(prefixes) and key not in variables
     }
     environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
@@ -87,23 +87,23 @@ def calls(folder: Path) -> list[str]:
 
 
 @needs_make
-def test_make_alone_lists_every_target_with_what_it_does(copy):
-    done = make(copy)
-    assert done.returncode == 0
-    listed = dict(re.findall(r"^  make ([\w-]+) +(\S.*)$", done.stdout, re.MULTILINE))
-    assert sorted(listed) == sorted(TARGETS)
-    assert "report" in listed
-    assert "reports/<study>/index.html" in listed["report"]
-    assert all(len(text) > 5 for text in listed.values())
+def test_make_without_target_describes_every_target(project_copy):
+    process = make(project_copy)
+    assert process.returncode == 0
+    descriptions = dict(re.findall(r"^  make ([\w-]+) +(\S.*)$", process.stdout, re.MULTILINE))
+    assert sorted(descriptions) == sorted(TARGETS)
+    assert "report" in descriptions
+    assert "reports/<study>/index.html" in descriptions["report"]
+    assert all(len(text) > 5 for text in descriptions.values())
 
 
 @needs_make
-def test_make_alone_lists_every_variable_and_installs_nothing(copy):
-    done = make(copy)
+def test_make_without_target_lists_variables_and_installs_nothing(project_copy):
+    process = make(project_copy)
     for variable in ("STUDY", "ARCHITECTURES", "DATA", "SET"):
-        assert re.search(rf"^ +{variable}=\S+", done.stdout, re.MULTILINE)
-    assert calls(copy) == []
-    assert not (copy / ".venv").exists()
+        assert re.search(rf"^ +{variable}=\S+", process.stdout, re.MULTILINE)
+    assert calls(project_copy) == []
+    assert not (project_copy / ".venv").exists()
 
 
 COMMAND = """#!/bin/sh
@@ -112,30 +112,30 @@ printf '%s\\n' "$@"
 
 
 @pytest.fixture
-def installed(copy) -> Path:
-    """The same folder, as if everything were installed; the command prints its arguments."""
-    (copy / ".venv" / "bin").mkdir(parents=True)
-    write_script(copy / ".venv" / "bin" / "python", COMMAND)
-    (copy / ".venv" / ".cbir-installed").touch()
-    return copy
+def installed(project_copy) -> Path:
+    """The same folder with a finished installation whose command prints its arguments."""
+    (project_copy / ".venv" / "bin").mkdir(parents=True)
+    write_script(project_copy / ".venv" / "bin" / "python", COMMAND)
+    (project_copy / ".venv" / ".cbir-installed").touch()
+    return project_copy
 
 
 @needs_make
-def test_values_reach_the_command_whatever_they_contain(installed):
+def test_values_with_special_characters_reach_the_command(installed):
     for value in ("dol$HOME", 'q"uote', "it's", "a b", "`id`", "x#y", r"a\b", "-x", "猫", "%;&|(,"):
-        done = make(installed, "plan", f"DATA={value}", "SET=ks=[1,2] epochs=3", "STUDY=digits")
-        assert done.stdout.splitlines()[2:] == [
+        process = make(installed, "plan", f"DATA={value}", "SET=ks=[1,2] epochs=3", "STUDY=digits")
+        assert process.stdout.splitlines()[2:] == [
             "plan", "--study=digits", "--architectures=", f"--data={value}",
             "--set=ks=[1,2] epochs=3",
-        ], done.stderr  # fmt: skip
-    done = make(installed, "export", "STUDY=dol$HOME")
-    assert done.stdout.splitlines()[2:] == ["export", "--study=dol$HOME"]
+        ], process.stderr  # fmt: skip
+    process = make(installed, "export", "STUDY=dol$HOME")
+    assert process.stdout.splitlines()[2:] == ["export", "--study=dol$HOME"]
 
 
 @needs_make
 def test_values_never_run_commands(installed):
-    done = make(installed, "plan", "DATA=$(shell touch ran)$$(touch ran)", "SET=`touch ran`")
-    assert "--data=$(shell touch ran)$$(touch ran)" in done.stdout.splitlines()
+    process = make(installed, "plan", "DATA=$(shell touch ran)$$(touch ran)", "SET=`touch ran`")
+    assert "--data=$(shell touch ran)$$(touch ran)" in process.stdout.splitlines()
     assert not (installed / "ran").exists()
 
 
@@ -144,68 +144,72 @@ def test_values_never_run_commands(installed):
     "arguments",
     [("plan", "data=x"), ("DATA=x",), ("export", "STUDY=digits", "DATA=x"), ("test", "STUDY=x")],
 )
-def test_variable_without_effect_is_named_in_one_line(installed, arguments):
-    done = make(installed, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+def test_a_variable_without_effect_is_reported_in_one_line(installed, arguments):
+    process = make(installed, *arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    (line,) = process.stderr.splitlines()
     assert f"{arguments[-1].partition('=')[0]} has no effect here" in line
     assert "`make plan` use STUDY, ARCHITECTURES, DATA and SET" in line
 
 
 @needs_make
 @pytest.mark.parametrize("commands", [["report", "holiday"], ["holiday"]])
-def test_unknown_command_is_named_before_anything_runs(installed, commands):
-    done = make(installed, *commands)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+def test_an_unknown_command_is_reported_before_anything_runs(installed, commands):
+    process = make(installed, *commands)
+    assert (process.returncode, process.stdout) == (2, "")
+    (line,) = process.stderr.splitlines()
     assert "holiday is no command: `make` lists them" in line
 
 
 @needs_make
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.14", "3.15", "4.0"])
 @pytest.mark.parametrize("target", ["report", "test"])
-def test_unsupported_python_is_told_in_one_line_which_to_install(copy, version, target):
-    python = write_python(copy, version)
-    done = make(copy, target, f"PYTHON={python}")
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+def test_an_unsupported_python_is_rejected_with_the_supported_versions(
+    project_copy, version, target
+):
+    python = write_python(project_copy, version)
+    process = make(project_copy, target, f"PYTHON={python}")
+    assert process.returncode != 0
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     assert f"Python {version}:" in line
     assert all(supported in line for supported in SUPPORTED)
-    assert "Traceback" not in done.stderr
-    assert calls(copy) == []
-    assert not (copy / ".venv").exists()
+    assert "Traceback" not in process.stderr
+    assert calls(project_copy) == []
+    assert not (project_copy / ".venv").exists()
 
 
 @needs_make
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_supported_python_installs_what_is_locked_with_hashes(copy, version):
-    python = write_python(copy, version)
-    done = make(copy, ".venv/.cbir-installed", f"PYTHON={python}")
-    assert done.returncode == 0, done.stderr
-    created, locked, package = calls(copy)
+def test_a_supported_python_installs_locked_packages_with_hashes(project_copy, version):
+    python = write_python(project_copy, version)
+    process = make(project_copy, ".venv/.cbir-installed", f"PYTHON={python}")
+    assert process.returncode == 0, process.stderr
+    created, requirements, package = calls(project_copy)
     assert created.startswith("uv venv ")
     assert created.endswith(f"--python {python} .venv")
-    assert "--require-hashes -r requirements.lock" in locked
+    assert "--require-hashes -r requirements.lock" in requirements
     assert "--no-deps" in package
     assert package.endswith("--editable .")
-    assert (copy / ".venv" / ".cbir-installed").exists()
+    assert (project_copy / ".venv" / ".cbir-installed").exists()
 
 
 @needs_make
-def test_second_make_installs_nothing(copy):
-    python = write_python(copy, "3.12")
+def test_a_second_make_installs_nothing(project_copy):
+    python = write_python(project_copy, "3.12")
     for _ in range(2):
-        done = make(copy, ".venv/.cbir-installed", f"PYTHON={python}")
-        assert done.returncode == 0, done.stderr
-    assert len(calls(copy)) == 3
+        process = make(project_copy, ".venv/.cbir-installed", f"PYTHON={python}")
+        assert process.returncode == 0, process.stderr
+    assert len(calls(project_copy)) == 3
 
 
 @needs_make
-def test_failed_installation_is_not_taken_for_a_finished_one(copy):
-    write_script(copy / "bin" / "uv", "#!/bin/sh\nmkdir -p .venv\nexit 1\n")
-    done = make(copy, ".venv/.cbir-installed", f"PYTHON={write_python(copy, '3.12')}")
-    assert done.returncode != 0
-    assert not (copy / ".venv" / ".cbir-installed").exists()
+def test_a_failed_installation_is_not_marked_as_finished(project_copy):
+    write_script(project_copy / "bin" / "uv", "#!/bin/sh\nmkdir -p .venv\nexit 1\n")
+    process = make(
+        project_copy, ".venv/.cbir-installed", f"PYTHON={write_python(project_copy, '3.12')}"
+    )
+    assert process.returncode != 0
+    assert not (project_copy / ".venv" / ".cbir-installed").exists()
 
 
 def test_makefile_and_pyproject_agree_on_supported_versions():
@@ -214,64 +218,69 @@ def test_makefile_and_pyproject_agree_on_supported_versions():
     assert PROJECT["requires-python"] == f">={first},<{beyond}"
 
 
-def plain(name: str) -> str:
-    """A package's name in the one spelling that all indexes agree on."""
+def normalised(name: str) -> str:
+    """The normalised name of a package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def locked() -> dict[str, str]:
-    """Each requirement of the lock, by its first line, with all that follows it."""
-    found, head = {}, ""
+def locked_requirements() -> dict[str, str]:
+    """The requirements of the lock file: first lines, with the lines that follow each."""
+    requirements, head = {}, ""
     for line in LOCK.splitlines():
         if line.startswith("#") or not line.strip():
             continue
         if not line[0].isspace():
             head = line.rstrip("\\ ")
-            assert head not in found
-            found[head] = ""
+            assert head not in requirements
+            requirements[head] = ""
         else:
-            found[head] += line
-    return found
+            requirements[head] += line
+    return requirements
 
 
 def test_every_requirement_is_locked_to_one_version_with_hashes():
-    requirements = locked()
+    requirements = locked_requirements()
     assert len(requirements) > 50
     for head, rest in requirements.items():
         assert re.match(r"[A-Za-z0-9._-]+==[^\s=*]+( ;.*)?$", head), head
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", rest), head
 
 
-def test_lock_names_no_place_to_download_from():
+def test_lock_contains_no_addresses():
     assert "://" not in LOCK
     assert not re.search(r"^ *(--index|--extra-index|--find-links|-f |-i )", LOCK, re.MULTILINE)
     assert not re.search(r"@ (http|git|file)", LOCK)
 
 
-def test_every_dependency_is_locked():
-    names = {plain(re.split("==", head)[0]) for head in locked()}
-    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    wanted = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in asked}
-    assert len(wanted) > 10
-    # setuptools builds the package, from the environment: --no-build-isolation.
-    assert wanted | {"setuptools"} <= names
+def test_dependencies_are_locked():
+    names = {normalised(re.split("==", head)[0]) for head in locked_requirements()}
+    requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    dependencies = {
+        normalised(re.match(r"[A-Za-z0-9._-]+", requirement)[0]) for requirement in requirements
+    }
+    assert len(dependencies) > 10
+    # With --no-build-isolation, setuptools of the environment builds the package.
+    assert dependencies | {"setuptools"} <= names
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level packages that a module imports, wherever it does."""
+    """Top-level packages that a module imports at any place."""
     nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
-    whole = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    parts = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-    return {name.partition(".")[0] for name in whole + parts}
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    parents = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in modules + parents}
 
 
-def test_every_package_that_the_code_imports_is_asked_for():
-    found = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").rglob("*.py")))
+def test_imported_packages_are_dependencies():
+    modules = set().union(*(imported(path) for path in (ROOT / "src" / "cbir").rglob("*.py")))
     # The lock file has one of Keras' backends. The others and the extras are optional.
     extras = {"faiss", "pymilvus", "milvus_lite", "grpc", "ray", "openvino", "pillow_heif"}
-    theirs = found - {*sys.stdlib_module_names, "cbir", "torch", "jax", *extras}
+    required_modules = modules - {*sys.stdlib_module_names, "cbir", "torch", "jax", *extras}
     by_module = packages_distributions()
-    names = {plain(by_module[module][0]) for module in theirs}
+    names = {normalised(by_module[module][0]) for module in required_modules}
     assert {"keras", "numba", "pandas", "pillow", "scikit-image"} <= names
-    asked = {plain(re.match(r"[A-Za-z0-9._-]+", each)[0]) for each in PROJECT["dependencies"]}
-    assert names <= asked
+    dependencies = {
+        normalised(re.match(r"[A-Za-z0-9._-]+", requirement)[0])
+        for requirement in PROJECT["dependencies"]
+    }
+    assert names <= dependencies
