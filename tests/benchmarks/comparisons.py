@@ -1,4 +1,4 @@
-"""How often comparisons over seeds and over classes err, and what a fixed gallery hides.
+"""Errors of comparisons over seeds and over classes, and the variation a fixed gallery hides.
 
     .venv/bin/python tests/benchmarks/comparisons.py
 
@@ -50,7 +50,7 @@ def noise(random: np.random.Generator, shape: tuple[int, ...], name: str) -> np.
 
 
 def seed_errors(n_seeds, setting, difference: float, repeats: int) -> dict[str, float]:
-    """Shares of p < 0.05 of the test over seeds and queries, and of one over the queries alone."""
+    """Shares of p < 0.05 of the test over seeds and queries, and of one over only queries."""
     random, (*sds, name) = np.random.default_rng(0), setting
     p_values = {"seeds and queries": [], "queries alone": []}
     for _ in range(repeats):
@@ -81,8 +81,8 @@ def seed_table(repeats: int) -> pd.DataFrame:
         for difference in DIFFERENCES:
             errors = seed_errors(n_seeds, SEED_SETTINGS["equal sd"], difference, repeats)
             row[f"power, {difference:g}"] = errors["seeds and queries"]
-        one, other = n_seeds
-        rows[f"{one} and {other}" if other else f"{one} and a baseline"] = row
+        n_first, n_second = n_seeds
+        rows[f"{n_first} and {n_second}" if n_second else f"{n_first} and a baseline"] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seeds")
 
 
@@ -92,8 +92,10 @@ def class_error(n_draws, setting, difference: float, repeats: int) -> float:
     draws, classes = n_draws
     effects = class_sd * noise(random, (draws, classes, repeats), name)
     effects += difference + draw_sd * random.normal(size=(draws, 1, repeats))
-    places = pd.MultiIndex.from_arrays([np.repeat(range(draws), classes), range(draws * classes)])
-    values = pd.DataFrame(effects.reshape(draws * classes, repeats), places)
+    draws_and_classes = pd.MultiIndex.from_arrays(
+        [np.repeat(range(draws), classes), range(draws * classes)]
+    )
+    values = pd.DataFrame(effects.reshape(draws * classes, repeats), draws_and_classes)
     return share_below_alpha(uncertainty.class_test(values)["p"])
 
 

@@ -1,10 +1,10 @@
-"""Compare how pictures of every format, mode and depth are read, with ffmpeg as a second decoder.
+"""Compare the decoding of pictures of every format, mode and depth with that of ffmpeg.
 
     .venv/bin/python -m pip install imageio-ffmpeg
     .venv/bin/python tests/benchmarks/formats.py
 
 Pillow writes a file of each of its formats and modes, and ffmpeg one of each of its pixel formats.
-A line is printed for every file that only one of both reads, or whose pixels differ.
+A line is printed for every file that only one of them reads, or whose pixels differ.
 """
 
 import re
@@ -59,10 +59,10 @@ def scene() -> Image.Image:
 def in_mode(picture: Image.Image, mode: str) -> Image.Image:
     if mode in ("I", "I;16", "F"):
         levels = np.asarray(picture.convert("L"), np.float64) / 255
-        most, kind = {"I": (65535, np.int32), "I;16": (65535, np.uint16), "F": (1, np.float32)}[
+        maximum, dtype = {"I": (65535, np.int32), "I;16": (65535, np.uint16), "F": (1, np.float32)}[
             mode
         ]
-        return Image.fromarray((levels * most).astype(kind))
+        return Image.fromarray((levels * maximum).astype(dtype))
     if mode in ("LA", "P"):
         return picture.convert("LA") if mode == "LA" else picture.quantize(64)
     return picture if mode == "RGBA" else picture.convert("RGB").convert(mode)
@@ -84,8 +84,8 @@ def written_by_pillow(folder: Path) -> Iterator[tuple[str, Path]]:
 def written_by_ffmpeg(ffmpeg: str, folder: Path) -> Iterator[tuple[str, Path]]:
     scene().save(folder / "scene.png")
     for suffix, encoder in ENCODERS.items():
-        about = run(ffmpeg, "-h", f"encoder={encoder}").stdout.decode()
-        formats = re.search(r"Supported pixel formats: (.*)", about)
+        help_text = run(ffmpeg, "-h", f"encoder={encoder}").stdout.decode()
+        formats = re.search(r"Supported pixel formats: (.*)", help_text)
         for pixels in formats[1].split() if formats else ():
             path = folder / f"file.{suffix}"
             path.unlink(missing_ok=True)
@@ -120,32 +120,33 @@ def difference(image: np.ndarray, wanted: np.ndarray) -> float:
 def main() -> None:
     import imageio_ffmpeg
 
-    # What may have been saved: the picture on white, without its transparency, or without colours.
+    # A format may save the picture on white, without its transparency, or without colours.
     white = Image.alpha_composite(Image.new("RGBA", (SIZE, SIZE), "white"), scene())
     pictures = [white, scene(), scene().convert("L"), scene().convert("LA").convert("RGBA")]
     pictures[3] = Image.alpha_composite(Image.new("RGBA", (SIZE, SIZE), "white"), pictures[3])
-    saved = [np.asarray(picture.convert("RGB")) for picture in pictures]
+    possible_images = [np.asarray(picture.convert("RGB")) for picture in pictures]
     ffmpeg, counts = imageio_ffmpeg.get_ffmpeg_exe(), Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for files in (written_by_pillow(folder), written_by_ffmpeg(ffmpeg, folder)):
-            for what, path in files:
+            for description, path in files:
                 image, remark = read_picture(path, SIZE)
-                other = read_by_ffmpeg(ffmpeg, path)
+                image_by_ffmpeg = read_by_ffmpeg(ffmpeg, path)
                 counts["compared"] += 1
-                if image is None or other is None:
-                    readers = [name for name, read in (("cbir", image), ("ffmpeg", other))
+                if image is None or image_by_ffmpeg is None:
+                    readers = [name for name, read in (("cbir", image), ("ffmpeg", image_by_ffmpeg))
                                if read is not None]  # fmt: skip
                     text = f"read by {' and '.join(readers) or 'neither'}"
-                elif (apart := difference(image, other)) >= TOLERANCE:
+                elif (distance := difference(image, image_by_ffmpeg)) >= TOLERANCE:
                     ours, theirs = (
-                        min(difference(one, s) for s in saved) for one in (image, other)
+                        min(difference(reading, expected) for expected in possible_images)
+                        for reading in (image, image_by_ffmpeg)
                     )
-                    text = f"differ by {apart:.1f}, from the picture {ours:.1f} and {theirs:.1f}"
+                    text = f"differ by {distance:.1f}, from the picture {ours:.1f} and {theirs:.1f}"
                 else:
                     counts["equal"] += 1
                     continue
-                print(f"{what}: {text}{f' ({remark})' * bool(remark)}", flush=True)
+                print(f"{description}: {text}{f' ({remark})' * bool(remark)}", flush=True)
     print(dict(counts))
 
 

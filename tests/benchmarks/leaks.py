@@ -1,4 +1,4 @@
-"""How many planted copies `cbir.images.leaks` finds, by kind of change, and how many it invents.
+"""Share of copies that `cbir.images.leaks` finds, by kind of change, and its false alarms.
 
     python tests/benchmarks/leaks.py
     python tests/benchmarks/leaks.py --cifar10 cifar10.npz --pairs duplicates_cifar10.csv
@@ -34,7 +34,7 @@ STRUCTURE = 4.0
 CHANGED = 1000
 
 
-def saved(file_format: str, quality: int) -> Callable:
+def compressed(file_format: str, quality: int) -> Callable:
     def change(image: Image.Image) -> Image.Image:
         buffer = io.BytesIO()
         image.save(buffer, file_format, quality=quality)
@@ -50,7 +50,7 @@ def of_pixels(change: Callable) -> Callable:
 
 
 def shifted(down: int, across: int) -> Callable:
-    """The edge that opens repeats the old one."""
+    """Pixels shifted; those at the edge are repeated."""
 
     def change(pixels: np.ndarray) -> np.ndarray:
         padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="edge")
@@ -61,7 +61,7 @@ def shifted(down: int, across: int) -> Callable:
 
 
 def resized(*steps: tuple[float, Resampling]) -> Callable:
-    """Resized in steps, each to a share of the original size by a filter."""
+    """Images resized in steps, each to a share of the original size with a filter."""
 
     def change(image: Image.Image) -> Image.Image:
         size = image.width
@@ -84,9 +84,9 @@ def cropped(share: float) -> Callable:
 random = np.random.default_rng(0)
 CHANGES = {
     "identical": lambda image: image,
-    "JPEG 75": saved("JPEG", 75),
-    "JPEG 50": saved("JPEG", 50),
-    "WebP 50": saved("WEBP", 50),
+    "JPEG 75": compressed("JPEG", 75),
+    "JPEG 50": compressed("JPEG", 50),
+    "WebP 50": compressed("WEBP", 50),
     "other filter": resized((1.5, Resampling.LANCZOS), (1, Resampling.BILINEAR)),
     "nearest neighbour": resized((2, Resampling.BICUBIC), (1, Resampling.NEAREST)),
     "darker": of_pixels(lambda pixels: 0.7 * pixels),
@@ -107,7 +107,7 @@ CHANGES = {
     "crop 95 %": cropped(0.95),
     "crop 90 %": cropped(0.9),
     "crop 80 %": cropped(0.8),
-    "JPEG 10": saved("JPEG", 10),
+    "JPEG 10": compressed("JPEG", 10),
     "turned by 5°": lambda image: image.rotate(5, Resampling.BICUBIC),
     "negative": of_pixels(lambda pixels: 255 - pixels),
 }
@@ -155,23 +155,23 @@ def has_structure(images: np.ndarray) -> np.ndarray:
 
     Both are measured as by the audit, which searches for images of three quarters of this contrast.
     """
-    places = np.arange(len(images))
-    details = leaks._Maps(images, pd.DataFrame({"picture": places}), "picture", "parts")
+    positions = np.arange(len(images))
+    details = leaks._Maps(images, pd.DataFrame({"picture": positions}), "picture", "parts")
     contrast = np.sqrt((details.maps.astype(np.float32) ** 2).mean((1, 2)))
-    return np.isin(places, details.pictures[(contrast >= STRUCTURE) & ~details.is_simple])
+    return np.isin(positions, details.pictures[(contrast >= STRUCTURE) & ~details.is_simple])
 
 
-def find(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
+def find_pairs(queries: np.ndarray, gallery: np.ndarray) -> pd.DataFrame:
     zeros = [np.zeros(len(images), np.int64) for images in (queries, gallery)]
     return leaks.find_leaks(queries, zeros[0], gallery, zeros[1])
 
 
 def shares_found(originals: np.ndarray, gallery: np.ndarray) -> pd.Series:
-    """The share of originals, the first images of a gallery, that are found when changed."""
+    """The share of originals (the first images of a gallery) that are found after each change."""
     shares = {}
     for name, change in CHANGES.items():
         changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in originals])
-        pairs = find(changed, gallery)
+        pairs = find_pairs(changed, gallery)
         shares[name] = pairs.loc[pairs["query"] == pairs["gallery"], "query"].nunique()
     return pd.Series(shares) / len(originals)
 
@@ -203,14 +203,14 @@ def main() -> None:
 
     start, pictures = time.perf_counter(), digits()
     queries, gallery = pictures[::5], pictures[np.arange(len(pictures)) % 5 > 0]
-    pairs = find(queries, gallery)
+    pairs = find_pairs(queries, gallery)
     seconds = time.perf_counter() - start
     print(f"\nPairs among {len(queries)} x {len(gallery)} digits: {len(pairs)}, {seconds:.1f} s")
     print(f"Pairs among all {len(pictures)} digits: {len(without_themselves(pictures))}")
     for size in SIZES:
         print(f"Pairs among parts of {size} pixels: {len(without_themselves(photographs(size)))}")
     start, same = time.perf_counter(), np.repeat(photographs(32)[:1], 3200, axis=0)
-    pairs = find(same[:800], same)
+    pairs = find_pairs(same[:800], same)
     seconds = time.perf_counter() - start
     print(f"Rows of 800 x 3,200 identical pictures: {len(pairs)}, {seconds:.1f} s")
     if arguments.cifar10 and arguments.pairs:

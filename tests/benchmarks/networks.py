@@ -1,4 +1,4 @@
-"""How fast networks are trained and embed, against what their parts allow.
+"""Speed of training and embedding, compared with the speed of their parts.
 
 `make bench` runs it. For each backbone, side by side in every repetition:
 
@@ -32,8 +32,8 @@ from PIL import Image
 
 from cbir.studies import params
 
-# (images embedded, images trained on, batch size): seconds a measurement for each. An epoch begins
-# with about 0.2 s that do not depend on its length; shorter ones would measure that.
+# (images embedded, images trained on, batch size): each measurement takes seconds. An epoch begins
+# with about 0.2 s that do not depend on its length, and would dominate shorter ones.
 SIZES = {
     "cnn": (4096, 8192, 64),
     "cnn_strong": (4096, 3072, 64),
@@ -46,7 +46,7 @@ FIRST = 512
 SHAPE = {name: params.PARAMETERS[name].default for name in params.names_in("network")}
 del SHAPE["backbone"]
 SHAPE |= {"image_size": 32, "n_classes": 10, "seed": 0}
-# Ten heads are trained on the features of the first; of those of the others, which are wider, two.
+# Heads to train by backbone: ten on the features of the first, two on the wider ones of the others.
 HEADS, FEATURES, VALIDATION = {"mobilenet": 10, "vgg16": 2, "resnet50": 2}, 50_000, 5_000
 PARAMS = Path(__file__).parents[2] / "params"
 GOAL, HEAD_GOAL = 0.95, 120
@@ -56,7 +56,7 @@ def pictures(n: int) -> np.ndarray:
     """(n, 32, 32, 3) uint8: soft shapes with a little noise, in PNG as large as photographs."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8)
-    soft = [np.asarray(Image.fromarray(each).resize((32, 32), Image.BICUBIC)) for each in coarse]
+    soft = [np.asarray(Image.fromarray(tile).resize((32, 32), Image.BICUBIC)) for tile in coarse]
     noisy = np.stack(soft).astype(np.int16) + random.integers(-6, 7, (n, 32, 32, 3))
     return noisy.clip(0, 255).astype(np.uint8)
 
@@ -74,13 +74,13 @@ def build(backbone: str):
 
 
 def embed_folder(network, paths: list[Path]) -> None:
-    """From files to vectors, read ahead while the network works, as `cbir index` does it."""
+    """From files to vectors, read ahead while the network works, as `cbir index` does."""
     from cbir.images.pictures import read_squares
     from cbir.networks import inference
 
-    found = read_squares(paths, SHAPE["image_size"])
+    squares = read_squares(paths, SHAPE["image_size"])
     for _ in range(0, len(paths), inference.BATCH_SIZE):
-        readings = itertools.islice(found, inference.BATCH_SIZE)
+        readings = itertools.islice(squares, inference.BATCH_SIZE)
         images = np.stack([image for image, _ in readings])
         inference.predict_batch(network.encoder, images)
 
@@ -107,7 +107,7 @@ def decode_on_one_core(paths: list[Path]) -> None:
 
 
 def epochs_of(network, images: np.ndarray, batch_size: int) -> dict[str, Callable[[int], object]]:
-    """A bare epoch over the first n images, and ours, of the same model on the same batches."""
+    """A bare epoch over the first n images and ours, for the same model and batches."""
     from cbir.networks.training import Batches
 
     labels = np.arange(len(images)) % 10
@@ -127,13 +127,13 @@ def epochs_of(network, images: np.ndarray, batch_size: int) -> dict[str, Callabl
 
 
 def measure(backbone: str, repeat: int) -> dict[str, float]:
-    """Images a second, medians over the repetitions, each of which does everything in turn."""
+    """Images per second: medians over repetitions, each of which measures everything in turn."""
     n_embedded, n_trained, batch_size = SIZES[backbone]
     images, network = pictures(max(n_embedded, n_trained)), build(backbone)
     floats = images.astype(np.float32)
     training = epochs_of(network, images[:n_trained], batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, f"{place:05d}.png") for place in range(n_embedded)]
+        paths = [Path(folder, f"{number:05d}.png") for number in range(n_embedded)]
         for path, image in zip(paths, images, strict=False):
             Image.fromarray(image).save(path)
         encoder = network.encoder
@@ -157,11 +157,11 @@ def measure(backbone: str, repeat: int) -> dict[str, float]:
 def measure_torch(backbone: str, repeat: int) -> dict[str, float]:
     """The same with Keras on PyTorch, in a process of its own."""
     command = [sys.executable, __file__, "--measure", backbone, "--repeat", str(repeat)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=os.environ | {"KERAS_BACKEND": "torch"}, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def row(backbone: str, repeat: int) -> dict[str, float]:
@@ -184,28 +184,28 @@ def row(backbone: str, repeat: int) -> dict[str, float]:
 
 
 def heads(backbone: str, count: int) -> float:
-    """Seconds that so many heads take, one after the other, on the same random features."""
+    """Seconds to train `count` heads, one after the other, on the same random features."""
     from cbir.cache import Artifact
     from cbir.images.dataset import Dataset
     from cbir.networks import models, training
     from cbir.studies import params
 
-    given = {key: row.default for key, row in params.PARAMETERS.items()}
-    given |= yaml.safe_load((PARAMS / "cifar10" / "mobilenet.yaml").read_text("utf-8"))
+    parameters = {key: row.default for key, row in params.PARAMETERS.items()}
+    parameters |= yaml.safe_load((PARAMS / "cifar10" / "mobilenet.yaml").read_text("utf-8"))
     # As `Architecture` trains a head.
-    settings = {name: given[name] for name in params.names_in("training")}
+    settings = {name: parameters[name] for name in params.names_in("training")}
     head_names = [name for name in settings if name.startswith("head_")]
     settings |= {name.removeprefix("head_"): settings.pop(name) for name in head_names}
     settings |= {"measured_epochs": [], "augmentation": []}
-    shape = SHAPE | {"train": "head", "dropout": given["dropout"]}
+    shape = SHAPE | {"train": "head", "dropout": parameters["dropout"]}
 
-    random, places = np.random.default_rng(0), np.arange(FEATURES)
+    random, positions = np.random.default_rng(0), np.arange(FEATURES)
     dataset = Dataset(
         parameters={}, classes=[str(label) for label in range(shape["n_classes"])],
         images=np.zeros((FEATURES, 1, 1, 3), np.uint8), names=[],
         labels=random.integers(0, shape["n_classes"], FEATURES),
-        train=places[VALIDATION:], validation=places[:VALIDATION],
-        gallery=places, queries=places[:0], fingerprint="random",
+        train=positions[VALIDATION:], validation=positions[:VALIDATION],
+        gallery=positions, queries=positions[:0], fingerprint="random",
     )  # fmt: skip
 
     def train(seed: int, folder: Path) -> float:
@@ -219,8 +219,8 @@ def heads(backbone: str, count: int) -> float:
         )
 
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
-        for part in ("params", "notebooks"):  # what makes a folder a project
-            Path(part).mkdir()
+        for folder_name in ("params", "notebooks"):  # what makes a folder a project
+            Path(folder_name).mkdir()
         with contextlib.redirect_stdout(io.StringIO()):
             return sum(train(seed, Path(name)) for seed in range(count))
 
@@ -230,26 +230,28 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--measure", choices=list(SIZES), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        print(json.dumps(measure(asked.measure, asked.repeat)))
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.repeat)))
         return
-    table = pd.DataFrame({name: row(name, asked.repeat) for name in asked.backbones}).T
-    print(f"\nimages a second and their ratios, medians of {asked.repeat} repetitions:\n")
+    table = pd.DataFrame({name: row(name, arguments.repeat) for name in arguments.backbones}).T
+    print(f"\nimages a second and their ratios, medians of {arguments.repeat} repetitions:\n")
     print(table.round(2).to_string(), "\n\ngoals:")
     for column, goal in (
         ("embed / allowed", GOAL), ("study / allowed", GOAL), ("train / bare", GOAL),
         ("embed / torch", 1), ("train / torch", 1),
     ):  # fmt: skip
-        short = table.index[table[column] < goal]
-        reached = "reached" if short.empty else f"not reached by {', '.join(short)}"
-        print(f"  {column} at least {goal}: {reached}, lowest {table[column].min():.2f}")
-    for backbone in [name for name in HEADS if name in asked.backbones]:
+        backbones_below = table.index[table[column] < goal]
+        outcome = (
+            "reached" if backbones_below.empty else f"not reached by {', '.join(backbones_below)}"
+        )
+        print(f"  {column} at least {goal}: {outcome}, lowest {table[column].min():.2f}")
+    for backbone in [name for name in HEADS if name in arguments.backbones]:
         count = HEADS[backbone]
-        took = heads(backbone, count) * 10 / count
+        duration = heads(backbone, count) * 10 / count
         print(
-            f"  ten heads on {FEATURES:,} features of {backbone}, as {count} take: {took:.0f} s, "
-            f"under {HEAD_GOAL} s: {'reached' if took < HEAD_GOAL else 'not reached'}"
+            f"  ten heads on {FEATURES:,} features of {backbone}, as {count} take: {duration:.0f} s, "
+            f"under {HEAD_GOAL} s: {'reached' if duration < HEAD_GOAL else 'not reached'}"
         )
 
 

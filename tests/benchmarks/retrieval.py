@@ -1,8 +1,8 @@
-"""How fast full rankings are measured, side by side with the libraries that people use for it.
+"""Speed of metrics of full rankings, compared with other libraries.
 
 `make bench` runs it: 10,000 queries, a gallery of 50,000, 512 dimensions, 10 classes. Every
-repetition times each method once, one after the other, so that what else the machine does falls on
-all of them. The slow ones take some of the queries; their seconds are scaled to all of them. PML is
+repetition times each method once, one after the other, so that other load of the machine affects
+all of them. Slow methods take some of the queries, and their seconds are scaled to all. PML is
 PyTorch Metric Learning's AccuracyCalculator, once on full rankings and once at its fastest, which
 finds the first R results and ranks no others. Exact searches for the first 10 results are compared
 among themselves.
@@ -33,7 +33,7 @@ FASTER, SLOWER, MEMORY = 5, 3, 1000
 
 
 class Data(NamedTuple):
-    """What is searched: float32 embeddings of unit length, and int64 class ids."""
+    """Queries and gallery: float32 embeddings of unit length, and int64 class ids."""
 
     query: np.ndarray
     query_labels: np.ndarray
@@ -41,16 +41,16 @@ class Data(NamedTuple):
     gallery_labels: np.ndarray
 
     def first(self, n: int) -> "Data":
-        """The same gallery, searched with the first n queries alone."""
+        """The same gallery with only the first n queries."""
         return self._replace(query=self.query[:n], query_labels=self.query_labels[:n])
 
 
 def make_data(n_queries: int, n_gallery: int, dimensions: int, seed: int = 0) -> Data:
-    """Embeddings that lie as those of a trained classifier do after its last ReLU.
+    """Embeddings distributed like those of a trained classifier after its last ReLU.
 
     Each class has a direction. An image shows its class more or less clearly, and a part of
-    another class with it; noise is added, what is negative becomes 0, rows get length 1. So some
-    images lie close to their class and some between two, as in a network of middling accuracy.
+    another class with it; noise is added, negative values become 0, rows get length 1. So some
+    images are close to their class and some between two, as in a network of medium accuracy.
     """
     random = np.random.default_rng(seed)
     directions = random.normal(size=(CLASSES, dimensions)).astype(np.float32)
@@ -67,7 +67,7 @@ def make_data(n_queries: int, n_gallery: int, dimensions: int, seed: int = 0) ->
 
 
 def matrix_product(data: Data) -> None:
-    """The bare float32 product, block by block into the same memory: nothing is kept of it."""
+    """The bare float32 product, block by block into the same memory, which is discarded."""
     similarity = np.empty((BLOCK, len(data.gallery)), np.float32)
     for start in range(0, len(data.query), BLOCK):
         block = data.query[start : start + BLOCK]
@@ -101,7 +101,7 @@ def metric_learning(data: Data, name="mean_average_precision", k: int | str | No
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
 
-    # As fast as the search with FAISS that it comes with, which needs one more library.
+    # As fast as its default search with FAISS, which needs one more library.
     nearest = CustomKNN(CosineSimilarity(), batch_size=BLOCK)
     calculator = AccuracyCalculator((name,), k=k or len(data.gallery), knn_func=nearest)
     query, labels, gallery, gallery_labels = data
@@ -160,7 +160,7 @@ OTHERS = [name for name, method in METHODS.items() if method.agrees_on]
 SEARCHES = ["faiss", "usearch"]
 
 
-def share(name: str, data: Data, sample: int) -> Data:
+def timed_queries(name: str, data: Data, sample: int) -> Data:
     """The queries that a method is timed with."""
     return data.first(sample) if name in OTHERS else data
 
@@ -179,33 +179,33 @@ def assert_agreement(data: Data) -> None:
 
 
 def time_all(data: Data, sample: int, repeat: int) -> pd.DataFrame:
-    """Seconds for all queries, a row per repetition and a column per method."""
+    """Seconds for all queries, one row per repetition and one column per method."""
     rows = []
     for number in range(1, repeat + 1):
         row = {}
         for name, method in METHODS.items():
-            given = share(name, data, sample)
+            timed_data = timed_queries(name, data, sample)
             gc.collect()
             started = time.perf_counter()
-            method.run(given)
+            method.run(timed_data)
             seconds = time.perf_counter() - started
-            row[name] = seconds * len(data.query) / len(given.query)
+            row[name] = seconds * len(data.query) / len(timed_data.query)
         rows.append(row)
         print(f"  repetition {number} of {repeat}", flush=True)
     return pd.DataFrame(rows)
 
 
 def peak_megabytes(name: str, folder: Path, sample: int) -> float:
-    """What a method takes at most above libraries and inputs, in a process of its own."""
+    """Peak memory of a method in MB above libraries and inputs, in a separate process."""
     command = [sys.executable, __file__, "--peak", name, "--inputs", folder]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--sample", str(sample)], capture_output=True, text=True, check=True
     )
-    return float(done.stdout.split()[-1])
+    return float(process.stdout.split()[-1])
 
 
 def print_peak(name: str, folder: Path, sample: int) -> None:
-    """What `peak_megabytes` starts: run a method once and print its peak."""
+    """Run a method once and print its peak; `peak_megabytes` starts this."""
     data = Data(*(np.load(folder / f"{field}.npy") for field in Data._fields))
     method = METHODS[name]
     # Libraries are loaded and compiled, and the BLAS library takes its buffers.
@@ -213,16 +213,16 @@ def print_peak(name: str, folder: Path, sample: int) -> None:
         data.first(8)._replace(gallery=data.gallery[:999], gallery_labels=data.gallery_labels[:999])
     )
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # The peak starts anew.
+    Path("/proc/self/clear_refs").write_text("5")  # Reset the peak.
     before = resident("VmRSS")
-    method.run(share(name, data, sample))
+    method.run(timed_queries(name, data, sample))
     print(resident("VmHWM") - before)
 
 
-def resident(what: str) -> float:
-    """Memory of this process in MB, of those that Linux lists."""
+def resident(field: str) -> float:
+    """Memory of this process in MB, in a field of Linux's status file."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{what}:"))
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return int(kilobytes) * 1024 / 1e6
 
 
@@ -237,7 +237,7 @@ def all_peaks(data: Data, sample: int) -> pd.Series:
 
 
 def tabulate(seconds: pd.DataFrame, peaks: pd.Series, data: Data, sample: int) -> pd.DataFrame:
-    """A row per method. Ratios are medians of those within each repetition.
+    """One row per method. Ratios are medians of those within each repetition.
 
     Searches are compared with our search, all other methods with our metrics.
     """
@@ -245,7 +245,9 @@ def tabulate(seconds: pd.DataFrame, peaks: pd.Series, data: Data, sample: int) -
     return pd.DataFrame(
         {
             "computes": {name: method.computes for name, method in METHODS.items()},
-            "queries timed": {name: len(share(name, data, sample).query) for name in METHODS},
+            "queries timed": {
+                name: len(timed_queries(name, data, sample).query) for name in METHODS
+            },
             "seconds": seconds.median().round(2),
             "least": seconds.min().round(2),
             "most": seconds.max().round(2),
@@ -257,7 +259,7 @@ def tabulate(seconds: pd.DataFrame, peaks: pd.Series, data: Data, sample: int) -
 
 
 def print_goals(table: pd.DataFrame) -> None:
-    """What was aimed for, and whether it is reached, from the numbers of the table."""
+    """Print each goal, and whether the numbers of the table reach it."""
     goals = {
         f"{FASTER} times faster than {name}: {ratio:.1f} times": ratio >= FASTER
         for name, ratio in table.loc[OTHERS, "x cbir"].items()

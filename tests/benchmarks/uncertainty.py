@@ -1,4 +1,4 @@
-"""How often intervals cover the mean that they estimate, and how often the test errs.
+"""Coverage of intervals, and errors of the permutation test.
 
     .venv/bin/python tests/benchmarks/uncertainty.py --per-query reports/digits/per_query.parquet
 
@@ -9,7 +9,7 @@ precisions of a finished study's networks are added. It takes a few minutes and 
 of docs/evaluation.md.
 
 The permutation test is exact if differences are symmetric around 0. Its errors are measured for
-differences that have a mean of 0 but are skewed: all that are not 0 are shifted by the same number.
+differences that are skewed but have a mean of 0: all that are not 0 are shifted by one number.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def share(p: float) -> Distribution:
     return lambda random, shape: (random.random(shape) < p).astype(float), p
 
 
-def among(values: np.ndarray) -> Distribution:
+def resampling(values: np.ndarray) -> Distribution:
     """Draws from given values with replacement: their mean is the true one."""
     return lambda random, shape: random.choice(values, shape), values.mean()
 
@@ -78,7 +78,7 @@ def networks(path: Path) -> dict[str, np.ndarray]:
 
 @cache
 def counts(n: int) -> np.ndarray:
-    """(RESAMPLES, n) how often each value is in a bootstrap sample."""
+    """(RESAMPLES, n): the count of each value in each bootstrap sample."""
     random = np.random.default_rng(0)
     return random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 
@@ -109,7 +109,7 @@ def studentised(values: np.ndarray) -> Bounds:
     means = counts(n) @ values / n
     spreads = np.sqrt(np.maximum(counts(n) @ values**2 / n - means**2, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
-        # A resample of equal values lies infinitely far away, or nowhere.
+        # The quotient of a resample of equal values is infinite or undefined.
         quotients = np.nan_to_num((means - mean) / spreads, nan=0, posinf=1e9, neginf=-1e9)
     low, high = np.quantile(quotients, [TAIL, 1 - TAIL], axis=0)
     return np.clip(mean - high * spread, 0, 1), np.clip(mean - low * spread, 0, 1)
@@ -186,7 +186,7 @@ DIFFERENCE_METHODS = {
 def coverage(
     distributions: dict[str, Distribution], methods: dict[str, Callable], samples: int
 ) -> pd.DataFrame:
-    """A row per distribution, n and method: share of samples covered, mean half width."""
+    """One row per distribution, n and method: share of samples covered, mean half width."""
     rows = []
     for name, (draw, mean) in distributions.items():
         for n in SIZES:
@@ -211,7 +211,7 @@ def type_1_errors(differences: dict[str, np.ndarray], samples: int) -> pd.DataFr
     """Share of samples with a mean difference of 0 for which p < 0.05, by distribution and n."""
     table = {}
     for name, population in differences.items():
-        draw, _ = among(centred(population))
+        draw, _ = resampling(centred(population))
         table[f"{name} (skew {scipy.stats.skew(population):.1f})"] = errors = {}
         for n in TEST_SIZES:
             values = draw(np.random.default_rng(2), (n, samples))
@@ -223,12 +223,12 @@ def type_1_errors(differences: dict[str, np.ndarray], samples: int) -> pd.DataFr
     return pd.DataFrame.from_dict(table, orient="index")
 
 
-def wide(rows: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
+def table_of_method(rows: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
     chosen = rows[rows["method"] == method]
     return chosen.pivot_table(index="distribution", columns="n", values=column, sort=False)
 
 
-def show(title: str, table: pd.DataFrame, digits: int) -> None:
+def print_table(title: str, table: pd.DataFrame, digits: int) -> None:
     """Print a table in Markdown."""
     print(f"\n{title}:\n")
     table = table.map(lambda value: "–" if pd.isna(value) else f"{value:.{digits}f}")
@@ -250,14 +250,18 @@ def main() -> None:
     if arguments.per_query:
         measured = networks(arguments.per_query)
     scores = measured | {f"{name}, baseline": values for name, values in baseline.items()}
-    distributions |= {f"AP of {name}": among(values) for name, values in scores.items()}
+    distributions |= {f"AP of {name}": resampling(values) for name, values in scores.items()}
     rows = coverage(distributions, METHODS, arguments.samples)
-    show("Covered by the interval", wide(rows, OURS, "covered"), 3)
-    show("Covered by the percentile bootstrap", wide(rows, "percentile bootstrap", "covered"), 3)
+    print_table("Covered by the interval", table_of_method(rows, OURS, "covered"), 3)
+    print_table(
+        "Covered by the percentile bootstrap",
+        table_of_method(rows, "percentile bootstrap", "covered"),
+        3,
+    )
     lowest = rows.pivot_table(index="method", columns="n", values="covered", aggfunc="min")
-    show("The lowest coverage of each method", lowest, 3)
-    show("Half width of the interval", wide(rows, OURS, "half"), 4)
-    show("Half width by Student's t", wide(rows, "Student's t", "half"), 4)
+    print_table("The lowest coverage of each method", lowest, 3)
+    print_table("Half width of the interval", table_of_method(rows, OURS, "half"), 4)
+    print_table("Half width by Student's t", table_of_method(rows, "Student's t", "half"), 4)
 
     # Two good networks that differ on 15 % of the queries, and the baselines.
     random = np.random.default_rng(0)
@@ -273,22 +277,24 @@ def main() -> None:
         if name.endswith("unrestricted")
     }
     names = list(unrestricted)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            differences[f"{one} - {other}"] = unrestricted[one] - unrestricted[other]
-    distributions = {name: among(values) for name, values in differences.items()}
+    for number, first_name in enumerate(names):
+        for second_name in names[number + 1 :]:
+            differences[f"{first_name} - {second_name}"] = (
+                unrestricted[first_name] - unrestricted[second_name]
+            )
+    distributions = {name: resampling(values) for name, values in differences.items()}
     rows = coverage(distributions, DIFFERENCE_METHODS, arguments.samples)
     for method in DIFFERENCE_METHODS:
-        show(f"Differences covered, {method}", wide(rows, method, "covered"), 3)
-    show("Half width of the interval", wide(rows, OURS, "half"), 4)
-    show("Half width by Student's t", wide(rows, "Student's t", "half"), 4)
+        print_table(f"Differences covered, {method}", table_of_method(rows, method, "covered"), 3)
+    print_table("Half width of the interval", table_of_method(rows, OURS, "half"), 4)
+    print_table("Half width by Student's t", table_of_method(rows, "Student's t", "half"), 4)
 
     differences |= {
         "normal": random.normal(size=20_000),
         "exponential": random.exponential(size=20_000) - 1,
     }
     errors = type_1_errors(differences, arguments.samples)
-    show("Type I error of the permutation test for a mean difference of 0", errors, 3)
+    print_table("Type I error of the permutation test for a mean difference of 0", errors, 3)
 
 
 if __name__ == "__main__":
