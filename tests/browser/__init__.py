@@ -1,1 +1,1 @@
-"""What only a browser can tell: `make test-browser` runs these with Debian's Chromium."""
+"""Tests that need a browser: `make test-browser` runs them with Debian's Chromium."""

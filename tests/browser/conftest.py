@@ -37,7 +37,7 @@ def _skip(config: pytest.Config, reason: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """Say it loudly, since a run in which all is skipped passes."""
+    """Report it in a section of its own, since a run in which all tests are skipped passes."""
     if reason := config.stash.get(LACKING, ""):
         terminalreporter.section("NOTHING WAS CHECKED IN A BROWSER", sep="!", red=True)
         terminalreporter.line(reason, red=True)

@@ -1,4 +1,4 @@
-"""Pages made for the tests, with every kind of output that a notebook can have.
+"""Pages for the tests, with every kind of output that a notebook can have.
 
 One page of an architecture, one of a grid, one without results, one of a search.
 """
@@ -30,10 +30,10 @@ LINKS += [("Metrics", "metrics.html")]
 PROSE = "Each architecture was trained to tell the classes of this study apart. " * 6
 
 
-def output_of(shown, metadata: dict | None = None):
+def output_of(displayed, metadata: dict | None = None):
     """The output that a notebook stores for an object that a cell displays."""
-    data, about = DisplayFormatter().format(shown)
-    return v4.new_output("display_data", data, metadata=about | (metadata or {}))
+    data, metadata_of_format = DisplayFormatter().format(displayed)
+    return v4.new_output("display_data", data, metadata=metadata_of_format | (metadata or {}))
 
 
 def figure_of(figure: plt.Figure, text: str):
@@ -49,12 +49,12 @@ def table_of(frame: pd.DataFrame, caption: str, **changes):
 
 def _displayed(function, *arguments, **changes) -> tuple:
     """What a function of `display` displays, and its metadata."""
-    shown = []
+    displayed = []
     with pytest.MonkeyPatch.context() as patch:
-        record = lambda output, metadata, raw=False: shown.append((output, metadata))  # noqa: E731
+        record = lambda output, metadata, raw=False: displayed.append((output, metadata))  # noqa: E731
         patch.setattr(display, "display", record)
         function(*arguments, **changes)
-    return shown[0]
+    return displayed[0]
 
 
 def curve() -> plt.Figure:
@@ -91,7 +91,7 @@ def tables() -> list:
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """Write all pages and their tables into a folder; the pages by what they show."""
+    """Write all pages and their tables into a folder; return the pages by their content."""
     return {
         "architecture": write_architecture(folder),
         "grid": write_grid(folder),
@@ -125,7 +125,7 @@ def write_grid(folder: Path) -> Path:
                     training_accuracy={"value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
                 )
     points = grids.points_table(runs)
-    shown = [
+    outputs = [
         table_of(grids.readable(points), "All points of the grid."),
         figure_of(grids.heat_maps(points), "What each point reaches."),
         figure_of(grids.curves(points), "Along the size."),
@@ -136,7 +136,7 @@ def write_grid(folder: Path) -> Path:
         v4.new_markdown_cell(f"# Point by point\n\n{PROSE}\n\n## The answer"),
         v4.new_code_cell("", outputs=[text]),
         v4.new_markdown_cell("## All points"),
-        v4.new_code_cell("", outputs=shown),
+        v4.new_code_cell("", outputs=outputs),
     ]
     return _write(folder, "grid", cells)
 
@@ -147,9 +147,9 @@ def write_comparison(folder: Path) -> Path:
     names = ["resnet50_finetuned", "vgg16_finetuned", "cnn_strong", "cnn", "resnet50", "mobilenet",
              "vgg16", "resnet50_64", "hand_crafted", "raw_pixels", "random"]  # fmt: skip
     runs = {
-        name: result(rows(0.9 - 0.08 * place + random.normal(0, 0.02, 40), architecture=name),
-                     baseline=place > 7)
-        for place, name in enumerate(names)
+        name: result(rows(0.9 - 0.08 * position + random.normal(0, 0.02, 40), architecture=name),
+                     baseline=position > 7)
+        for position, name in enumerate(names)
     }  # fmt: skip
     points, pairs = report_tables.quality_and_cost(runs), report_tables.pairs(runs)
     n, side = 60, 224
@@ -165,8 +165,8 @@ def write_comparison(folder: Path) -> Path:
     }
     queries = {"easy": 0, "typical": 1, "hard": 2}
     text = v4.new_output("display_data", {"text/markdown": sentences.answer(points, pairs)})
-    data, about = _displayed(display.bars, points, "Quality and cost; baselines are grey.")
-    bars = v4.new_output("display_data", data, metadata=about)
+    data, metadata = _displayed(display.bars, points, "Quality and cost; baselines are grey.")
+    bars = v4.new_output("display_data", data, metadata=metadata)
     pictures = figure_of(
         montages.side_by_side(images, queries, neighbours),
         "An easy, a typical and a hard query (average precision at the 90th, 50th and 10th "
@@ -217,7 +217,7 @@ def write_architecture(folder: Path) -> Path:
         evalue="too small",
         traceback=["\x1b[31mValueError\x1b[39m: " + "too small, " * 30],
     )
-    shown = tables()
+    table_outputs = tables()
     figures = [figure_of(curve(), "Accuracy of <cnn> by epoch."), figure_of(noise(), "Noise.")]
     settings = (
         'data = {"dataset": "' + "a/very/long/path/" * 12 + '"}\nnetwork = {"backbone": "cnn"}'
@@ -227,7 +227,7 @@ def write_architecture(folder: Path) -> Path:
         v4.new_markdown_cell(f"## Parameters\n\n{PROSE}"),
         v4.new_code_cell(settings, metadata={"tags": ["injected-parameters"]}),
         v4.new_markdown_cell(f"## Is it retrieval, or *just* classification?\n\n{PROSE}"),
-        v4.new_code_cell("", outputs=[text, *shown]),
+        v4.new_code_cell("", outputs=[text, *table_outputs]),
         v4.new_markdown_cell(f"## Training\n\n{PROSE}\n\n### By epoch\n\n{PROSE}"),
         v4.new_code_cell("", outputs=[printed, *figures]),
         v4.new_markdown_cell("## Summary\n\n- " + "\n- ".join([PROSE] * 3)),

@@ -1,4 +1,4 @@
-"""The explorer in a real JupyterLab, used as a person does: run all cells, choose, drop, mark."""
+"""The explorer in a real JupyterLab: running all cells, choosing, dropping and marking pictures."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ def lab(finished_study):
     shutil.copy(ROOT / "notebooks" / "explore.ipynb", folder)
     notebook = folder / "explore.ipynb"
     content = json.loads(notebook.read_text("utf-8"))
-    # As a person edits the parameters cell.
+    # Edit the parameters cell as a person would.
     (cell,) = [
         cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", ())
     ]
@@ -73,7 +73,7 @@ def _wait_for(address: str) -> None:
 
 @pytest.fixture(scope="module")
 def page(browser, lab):
-    """The notebook, open and with all its cells run."""
+    """The notebook, opened in JupyterLab, with all its cells run."""
     # JupyterLab renders only the cells in sight: this window is high enough for all.
     window = browser.new_context(viewport={"width": 1400, "height": 5000})
     window.set_default_timeout(SLOW)
@@ -111,7 +111,7 @@ def search(picture=None, k=10, **feedback):
 
 
 def wait_until(page, lines: list[str]) -> None:
-    """Wait until the page shows these results; fail with what it shows instead."""
+    """Wait until the page shows these results; otherwise fail with the results that it shows."""
     until = time.monotonic() + SLOW / 1000
     while results(page) != lines and time.monotonic() < until:
         page.wait_for_timeout(100)
@@ -119,7 +119,7 @@ def wait_until(page, lines: list[str]) -> None:
 
 
 def picture_file(path: Path, side=32) -> tuple[Path, list[str]]:
-    """A file with a picture of noise, and what a search for it shows."""
+    """A file with a picture of noise, and the lines of the results of a search for it."""
     pixels = np.random.default_rng(side).integers(0, 255, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     searcher = open_searcher("tiny")
@@ -171,7 +171,7 @@ def draw(browser):
         ({"queries": {"start": 1, "total": 0, "pictures": []}}, "no queries", True),
     ],
 )
-def test_what_happens_and_what_is_lacking_is_said_in_words(draw, state, text, is_problem):
+def test_the_state_of_the_explorer_is_shown_as_text(draw, state, text, is_problem):
     page = draw(**state)
     assert page.get_by_text(text).is_visible()
     busy = page.locator("div").first.get_attribute("aria-busy")
@@ -179,7 +179,7 @@ def test_what_happens_and_what_is_lacking_is_said_in_words(draw, state, text, is
     assert page.locator(".cbir-problem").count() == is_problem
 
 
-def test_the_query_stays_in_sight_while_results_scroll(draw):
+def test_the_query_stays_visible_while_results_scroll(draw):
     result = {"rank": 1, "name": "a", "similarity": "0.9", "label": "cat", "is_hit": True,
               "copies": [], "image": "data:,"}  # fmt: skip
     results = [result | {"id": number} for number in range(60)]
@@ -201,7 +201,7 @@ def test_notebook_runs_and_shows_results(page):
     assert page.locator(".cbir-grid button").count() == 12
 
 
-def test_axe_finds_nothing_wrong_in_the_explorer(page):
+def test_axe_finds_no_violations_in_the_explorer(page):
     from axe_playwright_python.sync_playwright import Axe
 
     report = Axe().run(page, context=".cbir")
@@ -223,7 +223,11 @@ def test_marks_by_key_and_by_click_move_the_query_and_can_be_removed(page):
     # The last keys are commands of JupyterLab, which would cut and add cells.
     for key in ("-", "ArrowRight", "ArrowRight", "x", "a", "b"):
         page.keyboard.press(key)
-    assert page.locator(".cbir-picture").nth(2).evaluate("one => one === document.activeElement")
+    assert (
+        page.locator(".cbir-picture")
+        .nth(2)
+        .evaluate("picture => picture === document.activeElement")
+    )
     assert page.locator(".jp-Cell").count() == cells
     page.locator(".cbir-picture").nth(1).click()
     page.get_by_role("button", name="Search again with 2 marks").click()
@@ -237,14 +241,14 @@ def test_marks_by_key_and_by_click_move_the_query_and_can_be_removed(page):
     wait_until(page, result_lines(before))
 
 
-@pytest.mark.parametrize("way", ["choose", "paste", "drop"])
-def test_uploaded_picture_is_searched(page, tmp_path, way):
-    path, lines = picture_file(tmp_path / f"{way}.png", 32 + len(way))
-    if way == "choose":
+@pytest.mark.parametrize("action", ["choose", "paste", "drop"])
+def test_uploaded_picture_is_searched(page, tmp_path, action):
+    path, lines = picture_file(tmp_path / f"{action}.png", 32 + len(action))
+    if action == "choose":
         page.get_by_label("Your own picture").set_input_files(path)
     else:
         kind, data = {"paste": ("ClipboardEvent", "clipboardData"),
-                      "drop": ("DragEvent", "dataTransfer")}[way]  # fmt: skip
+                      "drop": ("DragEvent", "dataTransfer")}[action]  # fmt: skip
         page.locator(".cbir-card").click()
         page.evaluate(
             """async ([bytes, name, way, kind, data]) => {
@@ -253,7 +257,7 @@ def test_uploaded_picture_is_searched(page, tmp_path, way):
                 const options = {[data]: files, bubbles: true, cancelable: true};
                 document.activeElement.dispatchEvent(new window[kind](way, options));
             }""",
-            [list(path.read_bytes()), path.name, way, kind, data],
+            [list(path.read_bytes()), path.name, action, kind, data],
         )
     page.locator(".cbir-card").get_by_text(path.name).wait_for()
     wait_until(page, lines)
@@ -267,7 +271,7 @@ def test_picture_above_the_size_of_a_message_is_searched(page, tmp_path):
     wait_until(page, lines)
 
 
-def test_files_that_are_no_pictures_or_too_large_are_refused(page, tmp_path):
+def test_files_that_are_not_pictures_or_too_large_are_refused(page, tmp_path):
     before, path = results(page), tmp_path / "huge.tif"
     with path.open("wb") as file:
         file.truncate(201 * 1024**2)
@@ -290,10 +294,10 @@ def test_a_point_on_the_map_is_searched(page):
     wait_until(page, result_lines(search(k=4)))
 
 
-def test_architectures_stand_side_by_side_and_heat_maps_cover_their_results(page):
-    best = best_architecture("tiny")
-    (other,) = {"cnn", "whitened"} - {best}
-    page.get_by_role("button", name=other, exact=True).click()
+def test_architectures_are_side_by_side_and_their_results_have_heat_maps(page):
+    first_architecture = best_architecture("tiny")
+    (other_architecture,) = {"cnn", "whitened"} - {first_architecture}
+    page.get_by_role("button", name=other_architecture, exact=True).click()
     page.locator(".cbir-panel").nth(1).wait_for()
     left, right = (panel.bounding_box() for panel in page.locator(".cbir-panel").all())
     assert left["y"] == right["y"]
@@ -301,20 +305,20 @@ def test_architectures_stand_side_by_side_and_heat_maps_cover_their_results(page
     page.get_by_role("button", name="similarity", exact=True).click()
     page.locator("figure[data-query^='data:']").nth(7).wait_for()
     query = page.locator(".cbir-card img")
-    plain = query.get_attribute("src")
+    image_alone = query.get_attribute("src")
     page.locator(".cbir-tiles figure").nth(5).hover()
-    pointed = page.locator(".cbir-tiles figure").nth(5).get_attribute("data-query")
-    assert query.get_attribute("src") == pointed != plain
+    heat_map = page.locator(".cbir-tiles figure").nth(5).get_attribute("data-query")
+    assert query.get_attribute("src") == heat_map != image_alone
     page.mouse.move(0, 0)
-    assert query.get_attribute("src") == plain
+    assert query.get_attribute("src") == image_alone
 
 
-def test_a_narrow_explorer_has_one_column_and_never_scrolls_sideways(page):
+def test_a_narrow_explorer_has_one_column_and_does_not_scroll_sideways(page):
     page.set_viewport_size({"width": 700, "height": 5000})
     page.wait_for_timeout(500)
     query, panel = (
-        page.locator(one).first.bounding_box() for one in (".cbir-query", ".cbir-panel")
+        page.locator(selector).first.bounding_box() for selector in (".cbir-query", ".cbir-panel")
     )
     assert query["y"] + query["height"] <= panel["y"]
-    wide = page.locator(".cbir-app").evaluate("one => [one.scrollWidth, one.clientWidth]")
-    assert wide[0] <= wide[1]
+    widths = page.locator(".cbir-app").evaluate("app => [app.scrollWidth, app.clientWidth]")
+    assert widths[0] <= widths[1]

@@ -1,6 +1,6 @@
-"""Pages of a report in a browser: for all readers, on a phone, in the dark, on paper.
+"""Pages of a report in a browser: accessibility, narrow screens, the dark scheme, and print.
 
-The tests check pages made for them and, where `make report` has written it, the whole report of the
+The tests check pages made for them and, if `make report` has written it, the whole report of the
 digits.
 """
 
@@ -24,11 +24,11 @@ PAGES = [*MADE, *(path.name for path in sorted(REPORT.glob("*.html")))]
 A4 = 672  # CSS pixels between the margins of a sheet
 PHONE, DESK = 400, 1400
 LOOKS = [("light", DESK), ("dark", PHONE), ("dark", DESK), ("light", PHONE)]
-# All pages have the same style sheet: the report's are opened in two looks, which have each scheme
-# and each width.
+# All pages have the same style sheet: pages of the report are opened in two looks, which have both
+# schemes and both widths.
 OPENED = [(name, *look) for name in PAGES for look in (LOOKS if name in MADE else LOOKS[:2])]
 MOST_BYTES = 4_000_000
-# The window in which the answer is seen without scrolling.
+# The window in which the answer is visible without scrolling.
 FIRST_SCREEN = {"width": 1280, "height": 800}
 
 
@@ -43,7 +43,7 @@ def made_page(made_pages) -> Path:
 
 
 def open_page(browser, path: Path, **settings) -> SimpleNamespace:
-    """A page in a window of its own; requests to other hosts are recorded and refused."""
+    """A page in a new window; requests are recorded, and refused if not to a file."""
     window = browser.new_context(**settings)
     requests, errors = [], []
 
@@ -83,21 +83,21 @@ def violations(page) -> str:
 
     page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
     report = Axe().run(page)
-    # A page on which no rule applies would pass, too.
+    # A page to which no rule applies would pass, too.
     assert len(report.response["passes"]) > 10
     return report.generate_report() if report.violations_count else ""
 
 
-def test_axe_finds_nothing_wrong(opened):
+def test_axe_finds_no_violations(opened):
     assert violations(opened.page) == ""
 
 
-def test_the_page_itself_never_scrolls_sideways(opened):
-    across = opened.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
-    assert across[0] <= across[1]
+def test_the_page_does_not_scroll_sideways(opened):
+    widths = opened.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert widths[0] <= widths[1]
 
 
-def test_a_page_fetches_nothing_and_reports_no_errors(opened):
+def test_a_page_loads_no_other_file_and_reports_no_errors(opened):
     assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data"}
     assert [url for url in opened.requests if url.startswith("file")] == [opened.path.as_uri()]
     assert opened.errors == []
@@ -130,7 +130,7 @@ def test_contents_lead_to_every_section(opened):
         assert opened.page.locator(f'h2[id="{target}"]').count() == 1
 
 
-def test_contents_stay_beside_the_text_at_a_desk_and_are_folded_on_a_phone(browser, made_page):
+def test_contents_are_beside_the_text_on_a_desk_and_folded_on_a_phone(browser, made_page):
     at_desk = open_page(browser, made_page, viewport={"width": DESK, "height": 900}).page
     at_desk.evaluate("scrollTo(0, 1500)")
     box = at_desk.locator(".contents > ol").bounding_box()
@@ -142,19 +142,19 @@ def test_contents_stay_beside_the_text_at_a_desk_and_are_folded_on_a_phone(brows
     assert not at_phone.locator(".contents a").first.is_visible()
 
 
-def test_wide_tables_and_figures_scroll_by_keyboard_in_a_box_of_their_own(browser, made_page):
+def test_wide_tables_and_figures_scroll_by_keyboard_in_their_box(browser, made_page):
     page = open_page(browser, made_page, viewport={"width": PHONE, "height": 900}).page
     boxes = page.locator(".scroll").all()
-    wide = [box for box in boxes if box.evaluate("box => box.scrollWidth > box.clientWidth")]
-    names = [box.get_attribute("aria-label") for box in wide]
+    wide_boxes = [box for box in boxes if box.evaluate("box => box.scrollWidth > box.clientWidth")]
+    names = [box.get_attribute("aria-label") for box in wide_boxes]
     assert names == ["Table 1: Quality, with 95 % intervals.", "Figure 1"]
-    for box in wide:
+    for box in wide_boxes:
         box.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle())
 
 
-def test_every_figure_has_its_text_and_every_table_its_caption_and_csv(opened):
+def test_every_figure_has_a_text_and_every_table_a_csv(opened):
     opened.page.evaluate(
         "Promise.all([...document.images].map(image => (image.loading = 'eager', image.decode())))"
     )
@@ -172,7 +172,7 @@ def test_every_figure_has_its_text_and_every_table_its_caption_and_csv(opened):
     assert all((opened.path.parent / target).stat().st_size for target in targets)
 
 
-def test_links_within_a_page_lead_somewhere(opened):
+def test_links_within_a_page_have_targets(opened):
     ids = opened.page.evaluate("[...document.querySelectorAll('[id]')].map(part => part.id)")
     links = opened.page.locator("a[href^='#']").all()
     targets = {unquote(link.get_attribute("href")[1:]) for link in links}
@@ -186,7 +186,7 @@ def bottom(element) -> float:
 
 
 @pytest.mark.parametrize("name", ["comparison", *(["index.html"] if REPORT.exists() else [])])
-def test_the_first_screen_answers_and_holds_nothing_else(name, browser, made_pages):
+def test_the_first_screen_shows_only_the_answer(name, browser, made_pages):
     path = made_pages.get(name, REPORT / name)
     page = open_page(browser, path, viewport=FIRST_SCREEN).page
     first = page.locator(".celltag_answer")
@@ -211,7 +211,7 @@ def test_tables_with_all_digits_are_folded_and_open_by_keyboard(browser, made_pa
     assert table.is_visible()
 
 
-def test_figures_below_the_first_screen_are_loaded_late(browser, made_pages):
+def test_figures_below_the_first_screen_are_loaded_lazily(browser, made_pages):
     page = open_page(browser, made_pages["comparison"], viewport=FIRST_SCREEN).page
     loading = [image.get_attribute("loading") for image in page.locator("main img").all()]
     assert loading == [None, "lazy"]
@@ -221,7 +221,7 @@ def test_a_page_is_small_enough_to_send(path):
     assert path.stat().st_size <= MOST_BYTES
 
 
-def test_on_paper_there_is_no_navigation_and_all_is_black_on_white(browser, made_page):
+def test_print_has_no_navigation_and_is_black_on_white(browser, made_page):
     page = open_page(browser, made_page, color_scheme="dark").page
     page.emulate_media(media="print", color_scheme="dark")
     for hidden in (".pages", ".contents", ".skip", ".log", ".copies"):
@@ -233,21 +233,21 @@ def test_on_paper_there_is_no_navigation_and_all_is_black_on_white(browser, made
     assert (brightness(ink), brightness(paper)) == (0, 3 * 255)
 
 
-def test_what_is_folded_on_a_screen_is_printed(browser, made_pages):
+def test_folded_tables_are_printed(browser, made_pages):
     page = open_page(browser, made_pages["comparison"]).page
-    is_shown = "one => one.checkVisibility()"
-    assert not page.locator("main details table").evaluate(is_shown)
+    is_visible = "table => table.checkVisibility()"
+    assert not page.locator("main details table").evaluate(is_visible)
     page.emulate_media(media="print")
-    assert page.locator("main details table").evaluate(is_shown)
+    assert page.locator("main details table").evaluate(is_visible)
 
 
 def lightness(image) -> float:
-    """The mean of the channels of what is on the screen, from 0 to 255."""
+    """The mean of the channels of an image on the screen, from 0 to 255."""
     return np.asarray(Image.open(io.BytesIO(image.screenshot()))).mean()
 
 
 @pytest.mark.parametrize("name", ["architecture", "grid"])
-def test_charts_are_dark_in_the_dark_and_light_on_paper(name, browser, made_pages):
+def test_charts_are_dark_in_the_dark_scheme_and_light_in_print(name, browser, made_pages):
     page = open_page(browser, made_pages[name], color_scheme="dark").page
     chart = page.locator("main figure img").first
     in_the_dark = lightness(chart)
@@ -256,12 +256,12 @@ def test_charts_are_dark_in_the_dark_and_light_on_paper(name, browser, made_page
     assert lightness(chart) > 200
 
 
-def test_on_a_sheet_of_paper_nothing_is_cut_off(browser, path):
+def test_print_fits_the_width_of_a_sheet(browser, path):
     opened = open_page(browser, path, viewport={"width": A4, "height": 1000})
     opened.page.emulate_media(media="print")
-    across = opened.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    widths = opened.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
     opened.close()
-    assert across[0] <= across[1]
+    assert widths[0] <= widths[1]
 
 
 def test_the_keyboard_reaches_the_content_first(browser, made_page):
