@@ -1,4 +1,4 @@
-"""Marking in a report: the rows of its file, and sentences that claim no more than they do."""
+"""Relevance feedback in a report: the rows of its file, its sentence, table and figure."""
 
 import json
 import re
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("few_queries")
 
 MEANS = (feedback.WITH, feedback.WITHOUT)
 WEIGHTS = {"weight_query": 1.0, "weight_positive": 0.5, "weight_negative": 0.1}
-# These words say more than a test does.
-TOO_MUCH = re.compile(r"\b(better|best|worse|worst|superior|proves?|always)\b")
+# Words that claim more than a test shows.
+OVERCLAIMS = re.compile(r"\b(better|best|worse|worst|superior|proves?|always)\b")
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def project(tmp_path, monkeypatch):
     return root
 
 
-def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
-    """Rows as of `feedback.measure_feedback`: a gain a round from 1 on, and noise.
+def feedback_rows(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
+    """Rows as of `feedback.measure_feedback`: one gain per round from round 1 on, and noise.
 
     Args:
         left_out: queries that have no relevant image left in the last round.
@@ -61,8 +61,8 @@ def measured(*gains, n=40, spread=0.02, left_out=0) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def saved(**runs) -> pd.DataFrame:
-    """What was measured of a study's runs, written and read again."""
+def saved_gains(**runs) -> pd.DataFrame:
+    """The gains of a study's runs, written to its file and read from it."""
     run_folder("tiny").mkdir(parents=True, exist_ok=True)
     gains.save_gains(feedback.summarise("tiny", runs), "tiny", feedback.FILE)
     return gains.read_gains("tiny", feedback.FILE, list(runs))
@@ -85,7 +85,7 @@ def test_a_row_by_hand():
 
 
 def test_rows_have_the_intervals_and_tests_of_the_differences():
-    frame = measured(0.1, 0.0)
+    frame = feedback_rows(0.1, 0.0)
     rows = pd.DataFrame(feedback.summarise("tiny", {"cnn": frame}))
     assert rows["round"].to_list() == [0, 1, 2]
     for row in rows.itertuples():
@@ -107,25 +107,25 @@ def test_rows_have_the_intervals_and_tests_of_the_differences():
 
 
 def test_measure_runs_writes_one_file_for_all_runs_of_a_study(project, monkeypatch):
-    frames = {"vgg16": measured(0.0, 0.0), "cnn": measured(0.1, 0.2)}
+    frames = {"vgg16": feedback_rows(0.0, 0.0), "cnn": feedback_rows(0.1, 0.2)}
     monkeypatch.setattr(feedback, "measure_feedback", frames.get)
     run_folder("tiny").mkdir(parents=True)
     runs = {name: SimpleNamespace(embeddings=name) for name in frames}
-    both = feedback.measure_runs("tiny", runs)
+    rows = feedback.measure_runs("tiny", runs)
     assert (run_folder("tiny") / feedback.FILE).is_file()
     read = gains.read_gains("tiny", feedback.FILE, list(frames))
-    pd.testing.assert_frame_equal(both, read, check_dtype=False, rtol=1e-5)
-    # Round 0 is no test. The four others are corrected together, whichever are read.
-    tested = both[both["round"] > 0]
+    pd.testing.assert_frame_equal(rows, read, check_dtype=False, rtol=1e-5)
+    # Round 0 has no test. The four others are corrected together, whichever rows are read.
+    tested = rows[rows["round"] > 0]
     np.testing.assert_allclose(tested["p_holm"], uncertainty.holm(tested["p"].to_numpy()))
-    assert both.loc[both["round"] == 0, "p_holm"].isna().all()
-    assert (both["is_significant"] == (both["p_holm"] < 0.05)).all()
+    assert rows.loc[rows["round"] == 0, "p_holm"].isna().all()
+    assert (rows["is_significant"] == (rows["p_holm"] < 0.05)).all()
     alone = gains.read_gains("tiny", feedback.FILE, ["cnn", "old"])
     assert set(alone["architecture"]) == {"cnn"}
     np.testing.assert_allclose(alone["p_holm"].iloc[1:], tested["p_holm"].iloc[2:])
 
 
-def test_where_nobody_has_measured_there_is_nothing_to_say(project):
+def test_a_study_without_feedback_gives_no_text_table_or_figure(project):
     rows = gains.read_gains("tiny", feedback.FILE, ["cnn", "vgg16"])
     assert rows.empty
     assert feedback.feedback_sentence(rows) == ""
@@ -133,7 +133,7 @@ def test_where_nobody_has_measured_there_is_nothing_to_say(project):
     assert feedback.feedback_chart(rows) is None
     assert feedback.read_weights("tiny", "cnn") is None
     # Without a round of feedback there is nothing to describe.
-    assert feedback.feedback_sentence(saved(cnn=measured())) == ""
+    assert feedback.feedback_sentence(saved_gains(cnn=feedback_rows())) == ""
 
 
 def test_description_of_weights():
@@ -141,13 +141,13 @@ def test_description_of_weights():
     assert text == "1 query + 0.5 positive − 0.25 negative"
 
 
-def test_weights_are_read_as_they_were_chosen(project):
-    saved(cnn=measured(0.1))
+def test_weights_are_read_as_they_were_saved(project):
+    saved_gains(cnn=feedback_rows(0.1))
     assert feedback.read_weights("tiny", "cnn") == Rocchio(1, 0.5, 0.1)
 
 
-def test_gains_losses_and_ties_are_told_as_such(project):
-    rows = saved(cnn=measured(0.1, 0.0, -0.1), vgg16=measured(0.001))
+def test_the_sentence_reports_gains_losses_and_ties(project):
+    rows = saved_gains(cnn=feedback_rows(0.1, 0.0, -0.1), vgg16=feedback_rows(0.001))
     assert rows["is_significant"].to_list() == [False, True, False, True, False, False]
     text = feedback.feedback_sentence(rows)
     row = rows.iloc[1]
@@ -156,13 +156,13 @@ def test_gains_losses_and_ties_are_told_as_such(project):
         "images once raises the mAP of cnn; does not significantly change the mAP of vgg16. With "
         f"cnn, it rises from {from_row(row, feedback.WITHOUT)} to {from_row(row, feedback.WITH)}."
     )
-    assert not TOO_MUCH.search(text)
-    (loss,) = feedback.feedback_sentence(saved(cnn=measured(-0.1))).splitlines()
+    assert not OVERCLAIMS.search(text)
+    (loss,) = feedback.feedback_sentence(saved_gains(cnn=feedback_rows(-0.1))).splitlines()
     assert loss.endswith("once lowers the mAP of cnn.")
 
 
-def test_a_round_without_any_score_is_a_dash(project):
-    rows = saved(cnn=measured(0.1, 0.1, left_out=40))
+def test_a_round_without_a_score_is_shown_as_a_dash(project):
+    rows = saved_gains(cnn=feedback_rows(0.1, 0.1, left_out=40))
     assert rows["n_queries"].to_list() == [40, 40, 0]
     table = feedback.feedback_table(rows)
     assert str(table[feedback.WITH].iloc[2]) == str(table["gain"].iloc[2]) == "–"
@@ -170,8 +170,8 @@ def test_a_round_without_any_score_is_a_dash(project):
     plt.close(feedback.feedback_chart(rows))
 
 
-def test_the_table_has_a_row_a_round(project):
-    rows = saved(cnn=measured(0.1, 0.0), vgg16=measured(0.2, 0.2))
+def test_the_table_has_one_row_per_round(project):
+    rows = saved_gains(cnn=feedback_rows(0.1, 0.0), vgg16=feedback_rows(0.2, 0.2))
     table = feedback.feedback_table(rows)
     assert table[["architecture", "round"]].to_numpy().tolist() == [
         [name, number] for name in ("cnn", "vgg16") for number in range(3)
@@ -185,7 +185,7 @@ def test_the_table_has_a_row_a_round(project):
 
 
 def test_the_figure_draws_both_lines_of_each_architecture(project):
-    rows = saved(cnn=measured(0.1, 0.2), vgg16=measured(0.0, 0.1))
+    rows = saved_gains(cnn=feedback_rows(0.1, 0.2), vgg16=feedback_rows(0.0, 0.1))
     figure = feedback.feedback_chart(rows)
     (axis,) = figure.axes
     drawn = [bar.lines[0] for bar in axis.containers]
@@ -216,6 +216,6 @@ def test_from_embeddings_to_the_page(project):
     assert (rows["n_queries"] == len(dataset.queries)).all()
     assert feedback.read_weights("tiny", "cnn") == choose_weights(embeddings)
     assert "raises the mAP of cnn" in feedback.feedback_sentence(rows)
-    # Plain numbers, that any reader of the file can use.
+    # The file has plain numbers.
     plain = pd.read_csv(run_folder("tiny") / feedback.FILE)
     assert json.loads(plain.to_json(orient="records"))[0]["round"] == 0
