@@ -1,4 +1,4 @@
-"""Pictures of every format become RGB squares; what cannot be read says why."""
+"""Pictures of every format become RGB squares, and unreadable pictures have a reason."""
 
 import io
 import json
@@ -39,15 +39,15 @@ def read_square(picture, size: int) -> np.ndarray:
     return read_picture(picture, size).image
 
 
-def read(folder: Path, picture: Image.Image, name="picture.png", size=16, **saved) -> np.ndarray:
-    """A picture, saved and read again, as signed integers that can be subtracted."""
+def read(folder: Path, picture: Image.Image, name="picture.png", size=16, **options) -> np.ndarray:
+    """A picture, saved with `options` and read again, as signed integers."""
     path = folder / name
-    picture.save(path, **saved)
+    picture.save(path, **options)
     return read_square(path, size).astype(int)
 
 
-# EXIF's orientation: what was done to the upright picture before it was saved.
-TURNED = {
+# The transformation of an upright picture before saving, by EXIF's orientation.
+TRANSFORMATIONS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,14 +59,14 @@ TURNED = {
 }
 
 
-@pytest.mark.parametrize(("orientation", "turned"), TURNED.items())
-def test_jpeg_is_turned_upright_as_its_exif_says(tmp_path, orientation, turned):
+@pytest.mark.parametrize(("orientation", "transformation"), TRANSFORMATIONS.items())
+def test_jpeg_is_turned_upright_by_its_exif_orientation(tmp_path, orientation, transformation):
     upright = Image.new("RGB", (32, 32), RED)
     upright.paste(BLUE, (0, 0, 16, 16))
     upright.paste(GREEN, (16, 0, 32, 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = upright if turned is None else upright.transpose(turned)
+    stored = upright if transformation is None else upright.transpose(transformation)
     square = read(tmp_path, stored, "picture.jpg", size=32, exif=exif, quality=95, subsampling=0)
     assert np.abs(square - np.asarray(upright).astype(int)).mean() < 6
 
@@ -103,12 +103,12 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("picture", TRANSPARENT.values(), ids=TRANSPARENT)
-def test_what_is_transparent_shows_white(tmp_path, picture):
+def test_transparent_pixels_are_white(tmp_path, picture):
     assert (read(tmp_path, picture()) == WHITE).all()
     assert (read(tmp_path, picture(), "picture.ico", sizes=[(20, 20)]) == WHITE).all()
 
 
-def test_what_is_half_transparent_shows_half(tmp_path):
+def test_half_transparent_pixels_are_blended_with_white(tmp_path):
     square = read(tmp_path, Image.new("RGBA", (20, 20), (0, 0, 0, 128)))
     assert np.abs(square - 127).max() <= 1
 
@@ -125,7 +125,7 @@ def test_tiff_of_floating_point_numbers_keeps_its_levels(tmp_path):
     assert np.abs(square[0, :, 0] - levels[0] * 255).max() <= 1
 
 
-def test_tiff_of_large_integers_is_scaled_to_its_brightest(tmp_path):
+def test_tiff_of_large_integers_is_scaled_to_its_maximum(tmp_path):
     levels = np.tile(np.linspace(0, 1_000_000, 16).astype(np.int32), (16, 1))
     square = read(tmp_path, Image.fromarray(levels), "picture.tif")
     assert np.abs(square[0, :, 0] - np.linspace(0, 255, 16)).max() <= 1
@@ -142,16 +142,16 @@ LOSSLESS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("suffix", "saved"), LOSSLESS.items())
-def test_formats_that_lose_nothing_are_read_as_they_were_written(tmp_path, suffix, saved):
+@pytest.mark.parametrize(("suffix", "options"), LOSSLESS.items())
+def test_lossless_formats_are_read_exactly(tmp_path, suffix, options):
     picture = Image.new("RGB", (20, 12), GREEN)
     picture.paste(BLUE, (0, 0, 10, 12))
-    wanted = read_square(np.asarray(picture), 12)
-    assert (read(tmp_path, picture, f"picture.{suffix}", 12, **saved) == wanted).all()
+    expected = read_square(np.asarray(picture), 12)
+    assert (read(tmp_path, picture, f"picture.{suffix}", 12, **options) == expected).all()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "avif"])
-def test_formats_that_lose_a_little_are_read(tmp_path, suffix):
+def test_lossy_formats_are_read_approximately(tmp_path, suffix):
     if suffix == "avif" and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     square = read(tmp_path, Image.new("RGB", (20, 20), GREEN), f"picture.{suffix}", quality=95)
@@ -161,24 +161,24 @@ def test_formats_that_lose_a_little_are_read(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_animation_gives_its_first_frame(tmp_path, suffix):
     frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, GREEN, BLUE)]
-    saved = {"save_all": True, "append_images": frames[1:], "duration": 50}
-    saved |= {"lossless": True} if suffix == "webp" else {}
-    assert np.abs(read(tmp_path, frames[0], f"picture.{suffix}", **saved) - RED).max() <= 2
+    options = {"save_all": True, "append_images": frames[1:], "duration": 50}
+    options |= {"lossless": True} if suffix == "webp" else {}
+    assert np.abs(read(tmp_path, frames[0], f"picture.{suffix}", **options) - RED).max() <= 2
 
 
-def test_format_is_told_by_the_content_not_by_the_name(tmp_path):
+def test_the_format_is_detected_from_the_content(tmp_path):
     Image.new("RGB", (20, 20), RED).save(tmp_path / "picture", "PNG")
     assert (read_square(tmp_path / "picture", 8) == RED).all()
 
 
-def test_picture_is_read_from_a_stream_too():
+def test_pictures_are_also_read_from_streams():
     stream = io.BytesIO()
     Image.new("RGB", (20, 20), RED).save(stream, "PNG")
     assert (read_square(io.BytesIO(stream.getvalue()), 8) == RED).all()
 
 
 @pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
-def test_centre_of_a_picture_is_kept(tmp_path, shape):
+def test_pictures_are_cropped_to_their_centre(tmp_path, shape):
     picture = Image.new("RGB", shape, RED)
     centre = (10, 0, 20, 10) if shape[0] > shape[1] else (0, 10, 10, 20)
     picture.paste(GREEN, centre)
@@ -190,13 +190,13 @@ def test_small_picture_is_enlarged(tmp_path, shape):
     assert (read(tmp_path, Image.new("RGB", shape, BLUE)) == BLUE).all()
 
 
-def test_every_mode_of_array_is_a_picture():
+def test_arrays_of_every_mode_are_pictures():
     grey = np.full((5, 5), 9, np.uint8)
     assert (read_square(grey, 4) == 9).all()
     assert (read_square(np.dstack([grey] * 3), 4) == 9).all()
 
 
-# What cannot be read
+# Unreadable pictures
 
 
 def content(suffix: str) -> bytes:
@@ -207,26 +207,26 @@ def content(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tif"])
-def test_picture_cut_anywhere_is_read_or_says_in_one_line_why_not(suffix):
-    whole, broken = content(suffix), 0
-    for length in range(0, len(whole), 7):
-        image, remark = read_picture(io.BytesIO(whole[:length]), 8)
+def test_truncated_pictures_are_read_or_have_a_reason_of_one_line(suffix):
+    complete, unreadable = content(suffix), 0
+    for length in range(0, len(complete), 7):
+        image, remark = read_picture(io.BytesIO(complete[:length]), 8)
         if image is None:
-            broken += 1
+            unreadable += 1
             assert remark
             assert "\n" not in remark
         else:
             assert image.shape == (8, 8, 3)
-    assert broken > 10
+    assert unreadable > 10
 
 
-def test_picture_that_would_fill_the_memory_is_refused_in_one_line_with_its_limit(capsys, recwarn):
+def test_pictures_beyond_max_megapixels_are_rejected_with_the_limit(capsys, recwarn):
     picture = saved(Image.new("L", (1500, 1000)), "PNG")
     assert read_picture(io.BytesIO(picture), 8, max_megapixels=2).image is not None
     image, reason = read_picture(io.BytesIO(picture), 8, max_megapixels=1)
     assert image is None
     assert reason == "more than 1 million pixels, the limit set by max_megapixels"
-    # Pillow itself refuses pictures of more than twice the limit.
+    # Pillow itself rejects pictures of more than twice the limit.
     larger = io.BytesIO(saved(Image.new("L", (2500, 1000)), "PNG"))
     assert read_picture(larger, 8, max_megapixels=1).remark == reason
     assert [str(warning.message) for warning in recwarn] == []
@@ -237,7 +237,7 @@ def test_picture_that_would_fill_the_memory_is_refused_in_one_line_with_its_limi
 
 
 def scene(width=400, height=300) -> Image.Image:
-    """A picture of blurred noise, which compresses as a photograph does."""
+    """A picture of blurred noise, which compresses like a photograph."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -249,10 +249,10 @@ def saved(picture: Image.Image, image_format: str, **options) -> bytes:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
-def test_jpeg_without_its_last_two_bytes_is_read_whole(options):
-    whole = saved(scene(), "JPEG", quality=90, **options)
-    image, remark = read_picture(io.BytesIO(whole[:-2]), 32)
-    assert (image == read_square(io.BytesIO(whole), 32)).all()
+def test_jpeg_without_its_last_two_bytes_is_read_completely(options):
+    complete = saved(scene(), "JPEG", quality=90, **options)
+    image, remark = read_picture(io.BytesIO(complete[:-2]), 32)
+    assert (image == read_square(io.BytesIO(complete), 32)).all()
     assert remark == DAMAGED
 
 
@@ -263,33 +263,35 @@ def test_jpeg_without_its_last_two_bytes_is_read_whole(options):
         ("TIFF", {}), ("TGA", {}),
     ],
 )  # fmt: skip
-def test_cut_file_is_read_as_far_as_it_goes_and_named_or_skipped(image_format, options):
-    whole = saved(scene(), image_format, **options)
-    cut = whole[: int(len(whole) * 0.9)]
-    image, remark = read_picture(io.BytesIO(cut), 32)
+def test_truncated_files_are_read_in_part_or_skipped(image_format, options):
+    complete = saved(scene(), image_format, **options)
+    truncated = complete[: int(len(complete) * 0.9)]
+    image, remark = read_picture(io.BytesIO(truncated), 32)
     assert remark == DAMAGED
-    wanted = read_square(io.BytesIO(whole), 32)
-    if image_format in ("BMP", "TGA"):  # written from below
-        image, wanted = image[::-1], wanted[::-1]
-    assert np.abs(image[:20].astype(int) - wanted[:20]).max() <= 1
-    assert read_picture(io.BytesIO(cut), 32, damaged="skip") == (None, DAMAGED)
-    assert read_picture(io.BytesIO(whole), 32, damaged="skip").remark == ""
+    expected = read_square(io.BytesIO(complete), 32)
+    if image_format in ("BMP", "TGA"):  # stored from bottom to top
+        image, expected = image[::-1], expected[::-1]
+    assert np.abs(image[:20].astype(int) - expected[:20]).max() <= 1
+    assert read_picture(io.BytesIO(truncated), 32, damaged="skip") == (None, DAMAGED)
+    assert read_picture(io.BytesIO(complete), 32, damaged="skip").remark == ""
 
 
 def test_file_without_any_pixels_is_unreadable():
-    whole = saved(scene(), "PNG")
-    image, reason = read_picture(io.BytesIO(whole[: whole.index(b"IDAT") + 6]), 32)
+    complete = saved(scene(), "PNG")
+    image, reason = read_picture(io.BytesIO(complete[: complete.index(b"IDAT") + 6]), 32)
     assert image is None
     assert "truncated" in reason
 
 
-def test_warnings_of_pillow_become_remarks_of_their_picture(recwarn):
-    whole = saved(scene(), "PNG")
+def test_warnings_of_pillow_become_remarks_on_their_picture(recwarn):
+    valid = saved(scene(), "PNG")
     frames = b"acTL" + bytes(8)  # an animation of no frames
     chunk = struct.pack(">I", 8) + frames + struct.pack(">I", zlib.crc32(frames))
-    place = whole.index(b"IDAT") - 4
-    odd = whole[:place] + chunk + whole[place:]
-    remarks = [read_picture(io.BytesIO(content), 16).remark for content in (odd, whole, odd)]
+    position = valid.index(b"IDAT") - 4
+    invalid = valid[:position] + chunk + valid[position:]
+    remarks = [
+        read_picture(io.BytesIO(content), 16).remark for content in (invalid, valid, invalid)
+    ]
     warning = "Pillow warns: Invalid APNG, will use default PNG image if possible"
     assert remarks == [warning, "", warning]
     assert [str(warning.message) for warning in recwarn] == []
@@ -297,10 +299,10 @@ def test_warnings_of_pillow_become_remarks_of_their_picture(recwarn):
     assert len(recwarn.list) == 1
 
 
-def test_messages_of_libtiff_become_remarks_of_their_picture(capfd):
-    whole = bytearray(saved(scene().convert("1"), "TIFF", compression="group4"))
+def test_messages_of_libtiff_become_remarks_on_their_picture(capfd):
+    valid = bytearray(saved(scene().convert("1"), "TIFF", compression="group4"))
     remarks = []
-    for content in (whole, whole[:100] + bytes(9) + whole[109:], whole):
+    for content in (valid, valid[:100] + bytes(9) + valid[109:], valid):
         remarks.append(read_picture(io.BytesIO(content), 16).remark)
     assert remarks[0] == remarks[2] == ""
     assert remarks[1].startswith("libtiff warns: Fax4Decode: Bad code word")
@@ -308,7 +310,7 @@ def test_messages_of_libtiff_become_remarks_of_their_picture(capfd):
     assert capfd.readouterr().err == "of somebody else"
 
 
-def test_nearly_black_or_uniform_pictures_are_named():
+def test_nearly_black_or_uniform_pictures_have_a_remark():
     grey = np.full((40, 40), 128, np.uint8)
     shaded = np.tile(np.arange(40, dtype=np.uint8) * 4, (40, 1))
     remarks = {}
@@ -325,9 +327,9 @@ def p3_profile() -> bytes:
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for tag, colorant in zip((b"rXYZ", b"gXYZ", b"bXYZ"), P3, strict=True):
         entry = profile.index(tag)
-        (place,) = struct.unpack(">I", profile[entry + 4 : entry + 8])
+        (offset,) = struct.unpack(">I", profile[entry + 4 : entry + 8])
         values = [round(value * 65536) for value in colorant]
-        profile[place + 8 : place + 20] = struct.pack(">3i", *values)
+        profile[offset + 8 : offset + 20] = struct.pack(">3i", *values)
     return bytes(profile)
 
 
@@ -341,7 +343,7 @@ SRGB = np.array(
 
 
 def in_p3(picture: Image.Image) -> Image.Image:
-    """The same colours as Display P3 has them, which shares the curve of sRGB."""
+    """The same colours in Display P3, which has the transfer curve of sRGB."""
     values = np.asarray(picture) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     linear = (linear @ SRGB @ np.linalg.inv(P3)).clip(0, 1)
@@ -354,17 +356,17 @@ def test_colours_are_those_of_the_icc_profile(image_format):
     options = {"lossless": True} if image_format == "WEBP" else {}
     options |= {"quality": 95, "subsampling": 0} if image_format == "JPEG" else {}
     vivid = scene()
-    wanted = read_square(io.BytesIO(saved(vivid, image_format, **options)), 32).astype(int)
+    expected = read_square(io.BytesIO(saved(vivid, image_format, **options)), 32).astype(int)
     stored = saved(in_p3(vivid), image_format, icc_profile=p3_profile(), **options)
     square = read_square(io.BytesIO(stored), 32).astype(int)
-    assert np.abs(square - wanted).mean() < 1
-    # Similarities as those of embeddings that are raw pixels.
-    assert np.corrcoef(square.ravel(), wanted.ravel())[0, 1] > 0.999
-    without = saved(in_p3(vivid), image_format, **options)
-    assert np.abs(read_square(io.BytesIO(without), 32) - wanted).mean() > 3
+    assert np.abs(square - expected).mean() < 1
+    # The similarity of embeddings of raw pixels.
+    assert np.corrcoef(square.ravel(), expected.ravel())[0, 1] > 0.999
+    without_profile = saved(in_p3(vivid), image_format, **options)
+    assert np.abs(read_square(io.BytesIO(without_profile), 32) - expected).mean() > 3
 
 
-def test_broken_icc_profile_is_named_and_the_picture_used():
+def test_a_broken_icc_profile_is_ignored_with_a_remark():
     image, remark = read_picture(io.BytesIO(saved(scene(), "PNG", icc_profile=b"no profile")), 32)
     assert (image == read_square(io.BytesIO(saved(scene(), "PNG")), 32)).all()
     assert remark == "its colour profile cannot be used"
@@ -374,15 +376,15 @@ def test_lab_and_grey_profiles_become_srgb():
     lab = ImageCms.profileToProfile(
         scene(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
-    wanted = read_square(io.BytesIO(saved(scene(), "TIFF")), 32).astype(int)
-    assert np.abs(read_square(io.BytesIO(saved(lab, "TIFF")), 32) - wanted).mean() < 3
-    # Many greyscale files carry a profile of RGB.
+    expected = read_square(io.BytesIO(saved(scene(), "TIFF")), 32).astype(int)
+    assert np.abs(read_square(io.BytesIO(saved(lab, "TIFF")), 32) - expected).mean() < 3
+    # Many greyscale files have an RGB profile.
     grey = saved(scene().convert("L"), "PNG", icc_profile=p3_profile())
     assert read_picture(io.BytesIO(grey), 32).remark == ""
 
 
 def png(depth: int, colours: int, rows: np.ndarray, **chunks: bytes) -> bytes:
-    """A PNG file, written by hand: Pillow writes neither 16-bit colours nor all transparencies.
+    """A PNG file, for 16-bit colours and transparencies that Pillow cannot write.
 
     Args:
         depth: bits of a channel; rows of fewer than 8 bits are packed.
@@ -407,24 +409,24 @@ def png(depth: int, colours: int, rows: np.ndarray, **chunks: bytes) -> bytes:
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 def test_transparent_grey_of_every_depth_is_white(depth):
-    most = 2**depth - 1
-    grey = np.tile([most // 3, 0], (8, 4))
-    wanted = read_square(io.BytesIO(png(depth, 0, grey)), 8).astype(int)
-    seen = read_square(io.BytesIO(png(depth, 0, grey, tRNS=struct.pack(">H", most // 3))), 8)
-    assert (seen[:, ::2] == 255).all()
-    assert (seen[:, 1::2] == (255 if depth == 1 else wanted[:, 1::2])).all()
+    maximum = 2**depth - 1
+    grey = np.tile([maximum // 3, 0], (8, 4))
+    expected = read_square(io.BytesIO(png(depth, 0, grey)), 8).astype(int)
+    square = read_square(io.BytesIO(png(depth, 0, grey, tRNS=struct.pack(">H", maximum // 3))), 8)
+    assert (square[:, ::2] == 255).all()
+    assert (square[:, 1::2] == (255 if depth == 1 else expected[:, 1::2])).all()
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_transparent_colour_of_every_depth_is_white(depth):
-    most = 2**depth - 1
-    # Its two bytes differ.
-    shown = [int(most * share) for share in (0.3, 0.7, 0.45)]
-    colours = np.tile([*shown, 0, most // 2, most // 4], (8, 4))
+    maximum = 2**depth - 1
+    # The two bytes of every value differ.
+    transparent_colour = [int(maximum * share) for share in (0.3, 0.7, 0.45)]
+    colours = np.tile([*transparent_colour, 0, maximum // 2, maximum // 4], (8, 4))
     transparent = struct.pack(">HHH", *colours[0, :3])
-    seen = read_square(io.BytesIO(png(depth, 2, colours, tRNS=transparent)), 8)
-    assert (seen[:, ::2] == 255).all()
-    assert np.abs(seen[:, 1].astype(int) - [0, 127, 64]).max() <= 1
+    square = read_square(io.BytesIO(png(depth, 2, colours, tRNS=transparent)), 8)
+    assert (square[:, ::2] == 255).all()
+    assert np.abs(square[:, 1].astype(int) - [0, 127, 64]).max() <= 1
 
 
 SHADES = np.tile(np.linspace(0, 1, 16), (16, 1))
@@ -440,13 +442,13 @@ DEEP = {
 
 
 @pytest.mark.parametrize("values", DEEP.values(), ids=DEEP)
-def test_deep_values_are_scaled_by_the_range_that_a_file_uses(values):
+def test_deep_values_are_scaled_by_the_range_used_in_a_file(values):
     image, remark = read_picture(io.BytesIO(saved(Image.fromarray(values), "TIFF")), 16)
     assert np.abs(image[..., 0] - SHADES * 255).max() <= 1
     assert remark == ""
 
 
-def test_missing_values_of_a_tiff_are_those_that_its_tag_names():
+def test_the_tag_of_a_tiff_names_its_missing_values():
     values = np.where(SHADES == 0, 9999, SHADES).astype(np.float32)
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[42113] = "9999"
@@ -456,7 +458,7 @@ def test_missing_values_of_a_tiff_are_those_that_its_tag_names():
 
 
 def tiff(values: np.ndarray, **tags: int) -> bytes:
-    """A TIFF file of one strip, written by hand, most significant byte first.
+    """A TIFF file of one strip, with the most significant byte first.
 
     Args:
         values: (height, width) or, in planes, (channels, height, width).
@@ -482,14 +484,14 @@ def tiff(values: np.ndarray, **tags: int) -> bytes:
     return b"MM\0*" + struct.pack(">I", int(starts[-1])) + b"".join(planes) + directory + more
 
 
-def test_tiff_in_which_white_is_zero_is_inverted():
+def test_tiff_with_white_as_zero_is_inverted():
     values = (SHADES * 65535).astype(">u2")
-    little = saved(Image.fromarray(values.astype(np.uint16)), "TIFF", tiffinfo={262: 0})
-    wanted = 255 - SHADES * 255
-    assert np.abs(read_square(io.BytesIO(little), 16)[..., 0] - wanted).max() <= 1
+    content = saved(Image.fromarray(values.astype(np.uint16)), "TIFF", tiffinfo={262: 0})
+    expected = 255 - SHADES * 255
+    assert np.abs(read_square(io.BytesIO(content), 16)[..., 0] - expected).max() <= 1
 
 
-def test_tiffs_that_pillow_misreads_are_refused():
+def test_tiffs_that_pillow_misreads_are_rejected():
     values = (SHADES * 65535).astype(">u2")
     planes = tiff(np.stack([values, values.T, values]), t284=2)
     swapped = tiff(SHADES.astype(">f4"), t259=8, t339=3)
@@ -504,17 +506,17 @@ def test_tiffs_that_pillow_misreads_are_refused():
 def test_canvas_around_a_smaller_first_frame_is_white():
     content = bytearray(saved(Image.new("RGB", (20, 20), RED), "GIF"))
     content[6:10] = struct.pack("<HH", 40, 40)  # the canvas
-    seen = read_square(io.BytesIO(content), 40)
-    assert (seen[:20, :20] == RED).all()
-    assert (seen[20:] == 255).all()
-    assert (seen[:, 20:] == 255).all()
+    square = read_square(io.BytesIO(content), 40)
+    assert (square[:20, :20] == RED).all()
+    assert (square[20:] == 255).all()
+    assert (square[:, 20:] == 255).all()
 
 
 # Metadata
 
 
-# EXIF data of two tags: the orientation, and a resolution (a number) that is a text.
-ODD_EXIF = b"Exif\0\0MM\0*" + struct.pack(
+# EXIF data of two tags: the orientation, and a resolution with a text instead of a number.
+INVALID_EXIF = b"Exif\0\0MM\0*" + struct.pack(
     ">IHHHIHHHHI4sI", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 4, b"odd\0", 0
 )
 
@@ -522,25 +524,26 @@ ODD_EXIF = b"Exif\0\0MM\0*" + struct.pack(
 @pytest.mark.parametrize(
     ("image_format", "exif"),
     [
-        ("JPEG", ODD_EXIF), ("PNG", ODD_EXIF), ("WEBP", ODD_EXIF), ("AVIF", None), ("TIFF", None),
+        ("JPEG", INVALID_EXIF), ("PNG", INVALID_EXIF), ("WEBP", INVALID_EXIF), ("AVIF", None),
+        ("TIFF", None),
     ],
 )  # fmt: skip
-def test_orientation_holds_in_every_format_beside_odd_tags(image_format, exif):
+def test_orientation_is_read_in_every_format_despite_invalid_tags(image_format, exif):
     if image_format == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     upright = scene(160, 160)
-    if exif is None:  # Pillow cannot write the odd tag there.
+    if exif is None:  # Pillow cannot write the invalid tag there.
         exif = Image.Exif()
         exif[0x0112] = 6
     stored = saved(upright.transpose(Image.Transpose.ROTATE_90), image_format, exif=exif)
-    wanted = np.asarray(upright.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    expected = np.asarray(upright.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
     image, remark = read_picture(io.BytesIO(stored), 32)
-    assert np.abs(image - wanted).mean() < 4
+    assert np.abs(image - expected).mean() < 4
     assert remark == ""
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
-def test_unknown_orientation_leaves_a_picture_as_it_is(orientation):
+def test_an_unknown_orientation_is_ignored(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = saved(scene(), "PNG", exif=exif)
@@ -558,28 +561,28 @@ def test_png_with_a_long_text_is_read():
 # Formats
 
 
-def test_heic_is_read_where_its_package_is_installed():
+def test_heic_is_read_if_its_package_is_installed():
     pytest.importorskip("pillow_heif", reason="`make heic` installs it")
     upright, exif = scene(64, 64), Image.Exif()
     exif[0x0112] = 6
     stored = saved(
         upright.transpose(Image.Transpose.ROTATE_90), "HEIF", quality=95, exif=exif.tobytes()
     )
-    wanted = np.asarray(upright.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    expected = np.asarray(upright.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
     image, remark = read_picture(io.BytesIO(stored), 32)
-    assert np.abs(image - wanted).mean() < 4
+    assert np.abs(image - expected).mean() < 4
     assert remark == ""
-    clear = saved(Image.new("RGBA", (64, 64), (*BLUE, 0)), "HEIF", quality=-1)
-    assert (read_square(io.BytesIO(clear), 8) >= 254).all()
+    transparent = saved(Image.new("RGBA", (64, 64), (*BLUE, 0)), "HEIF", quality=-1)
+    assert (read_square(io.BytesIO(transparent), 8) >= 254).all()
     image, reason = read_picture(io.BytesIO(stored[: len(stored) // 2]), 32)
     assert image is None or reason == DAMAGED
     assert reason
     assert "\n" not in reason
-    # What is read needs no advice.
+    # An installed package needs no advice.
     assert "make heic" not in read_picture(io.BytesIO(stored[:40]), 32).remark
 
 
-def test_postscript_named_as_a_picture_starts_no_program(tmp_path, monkeypatch):
+def test_postscript_files_start_no_program(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("started a program"))
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
@@ -589,7 +592,7 @@ def test_postscript_named_as_a_picture_starts_no_program(tmp_path, monkeypatch):
     assert reason.startswith("not a picture")
 
 
-def test_documentation_names_every_format_that_is_read():
+def test_documentation_lists_every_supported_format():
     text = Path(__file__).parent.parent.joinpath("docs", "search.md").read_text("utf-8")
     section = text.partition("## Picture formats")[2].partition("\n\n")[2].partition("\n\n")[0]
     assert {name for name in FORMATS if not re.search(rf"\b{name}\b", section, re.I)} == set()
@@ -600,42 +603,42 @@ def test_documentation_names_every_format_that_is_read():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
-def test_draft_of_a_large_jpeg_resembles_the_whole(mode, options):
+def test_draft_of_a_large_jpeg_resembles_the_full_picture(mode, options):
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved(scene(1003, 757).convert(mode), "JPEG", exif=exif, quality=90, **options)
     draft = read_square(io.BytesIO(content), 32).astype(float)
-    with Image.open(io.BytesIO(content)) as whole:
-        turned = whole.convert("RGB").transpose(Image.Transpose.ROTATE_270)
-    wanted = ImageOps.fit(turned, (32, 32), Image.Resampling.BICUBIC)
-    wanted = np.asarray(wanted).astype(float)
-    assert np.corrcoef(draft.ravel(), wanted.ravel())[0, 1] > 0.9995
-    assert np.abs(draft - wanted).mean() < 1
+    with Image.open(io.BytesIO(content)) as full:
+        upright = full.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    expected = ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(expected).astype(float)
+    assert np.corrcoef(draft.ravel(), expected.ravel())[0, 1] > 0.9995
+    assert np.abs(draft - expected).mean() < 1
 
 
 @pytest.mark.parametrize("picture", [scene, lambda *size: scene(*size).convert("P")])
-def test_reducing_a_large_picture_resembles_the_whole(picture):
+def test_a_reduced_large_picture_resembles_the_full_picture(picture):
     large = picture(1003, 757)
-    wanted = ImageOps.fit(large.convert("RGB"), (32, 32), Image.Resampling.BICUBIC)
-    seen = read_square(io.BytesIO(saved(large, "PNG")), 32).astype(float)
-    assert np.corrcoef(seen.ravel(), np.asarray(wanted).ravel())[0, 1] > 0.9995
+    expected = ImageOps.fit(large.convert("RGB"), (32, 32), Image.Resampling.BICUBIC)
+    square = read_square(io.BytesIO(saved(large, "PNG")), 32).astype(float)
+    assert np.corrcoef(square.ravel(), np.asarray(expected).ravel())[0, 1] > 0.9995
 
 
-def test_bands_of_a_picture_fit_together(monkeypatch):
+def test_bands_of_a_picture_are_seamless(monkeypatch):
     content = saved(scene(1003, 757), "PNG")
-    wanted = read_square(io.BytesIO(content), 32)
+    expected = read_square(io.BytesIO(content), 32)
     monkeypatch.setattr(pictures, "BAND", 10_000)
-    assert (read_square(io.BytesIO(content), 32) == wanted).all()
+    assert (read_square(io.BytesIO(content), 32) == expected).all()
 
 
 def test_large_pictures_are_read_one_at_a_time(tmp_path, monkeypatch):
     for number in range(8):
         scene(200, 200).save(tmp_path / f"{number}.png")
-    reading, most, load = [], [], pictures._load
+    reading, counts, load = [], [], pictures._load
 
     def slow_load(*arguments):
         reading.append(1)
-        most.append(len(reading))
+        counts.append(len(reading))
         time.sleep(0.005)
         reading.pop()
         return load(*arguments)
@@ -645,11 +648,11 @@ def test_large_pictures_are_read_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_are_small", lambda _: False)
     monkeypatch.setattr(pictures.os, "cpu_count", lambda: 4)
     list(read_squares(sorted(tmp_path.iterdir()), 16))
-    assert max(most) > 1
-    most.clear()
+    assert max(counts) > 1
+    counts.clear()
     monkeypatch.setattr(pictures, "MEMORY", 100_000)
     list(read_squares(sorted(tmp_path.iterdir()), 16))
-    assert max(most) == 1
+    assert max(counts) == 1
 
 
 PEAK = """
@@ -680,7 +683,7 @@ print(peak() - before)
     ],
     ids=["cut JPEGs", "RGBA", "palette"],
 )
-def test_memory_of_reading_stays_within_its_bound(tmp_path, picture, copies, megabytes):
+def test_memory_of_reading_is_bounded(tmp_path, picture, copies, megabytes):
     (tmp_path / "0").write_bytes(saved(scene(100, 100), "PNG"))
     content = picture()
     for number in range(copies):
@@ -692,10 +695,10 @@ def test_memory_of_reading_stays_within_its_bound(tmp_path, picture, copies, meg
 
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
-def test_mutated_pictures_do_no_harm():
+def test_mutated_pictures_are_read_or_rejected():
     script = Path(__file__).parent / "mutated_pictures.py"
     command = [sys.executable, script, "4000"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    outcomes = json.loads(done.stdout)
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    outcomes = json.loads(process.stdout)
     assert min(outcomes["image"], outcomes["remark"], outcomes["reason"]) > 200
