@@ -1,4 +1,4 @@
-"""What drives a training: one step of each optimizer, rates, the loss, changes of images."""
+"""Training steps of every optimizer, learning rates, the loss, and augmentation."""
 
 import keras
 import numpy as np
@@ -12,8 +12,8 @@ STEPS, EPOCHS, RATE = 10, 8, 0.2
 
 
 def driver(name="sgd", steps=STEPS, **changes):
-    given = {"optimizer": name, "schedule": "constant", "learning_rate": 0.1, "epochs": EPOCHS}
-    return training.make_optimizer(DEFAULTS | given | changes, steps)
+    parameters = {"optimizer": name, "schedule": "constant", "learning_rate": 0.1, "epochs": EPOCHS}
+    return training.make_optimizer(DEFAULTS | parameters | changes, steps)
 
 
 def after_steps(optimizer, count=1, weight=2.0, gradient=4.0) -> float:
@@ -26,7 +26,7 @@ def after_steps(optimizer, count=1, weight=2.0, gradient=4.0) -> float:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # Whatever the gradient, Adam's first step is as long as the rate.
+        # The length of Adam's first step is the rate, for any gradient.
         ("adam", 2 - 0.1),
         ("adamw", 2 - 0.1),
         # The rate times the gradient, and again times Nesterov's momentum.
@@ -34,25 +34,27 @@ def after_steps(optimizer, count=1, weight=2.0, gradient=4.0) -> float:
     ],
 )
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_the_first_step_of_each_optimizer_and_its_decay_are_as_by_hand(name, expected, decay):
-    # Decoupled: the weight shrinks by rate * decay, and the step is what it is without.
+def test_the_first_step_of_every_optimizer_equals_values_by_hand(name, expected, decay):
+    # The decay is decoupled: the weight shrinks by rate * decay, and the step is unchanged.
     shrunk = 2 * 0.1 * decay
     after = after_steps(driver(name, weight_decay=decay))
     assert after == pytest.approx(expected - shrunk, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_decay_alone_shrinks_a_weight_by_the_same_share_each_step(name):
+def test_decay_without_gradient_shrinks_a_weight_by_a_constant_share(name):
     after = after_steps(driver(name, weight_decay=0.5), count=3, gradient=0.0)
     assert after == pytest.approx(2 * (1 - 0.1 * 0.5) ** 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_follows_the_schedule(name):
-    given = {"schedule": "cosine", "learning_rate": RATE, "weight_decay": 0.5}
+    parameters = {"schedule": "cosine", "learning_rate": RATE, "weight_decay": 0.5}
     # The rates of the first three steps are 0, 0.02 and 0.04.
     expected = 2 * (1 - 0.02 * 0.5) * (1 - 0.04 * 0.5)
-    assert after_steps(driver(name, **given), 3, gradient=0.0) == pytest.approx(expected, rel=1e-5)
+    assert after_steps(driver(name, **parameters), 3, gradient=0.0) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def falling(share: float) -> float:
@@ -79,7 +81,7 @@ def falling(share: float) -> float:
         ("one_cycle", 79, falling(59 / 60)),
     ],
 )
-def test_the_rate_at_a_step_is_as_by_hand(schedule, step, expected):
+def test_the_rate_at_a_step_equals_values_by_hand(schedule, step, expected):
     optimizer = driver(schedule=schedule, learning_rate=RATE)
     optimizer.iterations.assign(step)
     assert float(optimizer.learning_rate) == pytest.approx(expected, abs=1e-6)
@@ -99,8 +101,8 @@ PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1]], np
 
 
 def smoothed_by_hand(share: float) -> np.ndarray:
-    wanted = (1 - share) * np.eye(3)[LABELS] + share / 3
-    return -(wanted * np.log(PROBABILITIES)).sum(axis=1)
+    targets = (1 - share) * np.eye(3)[LABELS] + share / 3
+    return -(targets * np.log(PROBABILITIES)).sum(axis=1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -110,7 +112,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(share):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
-def test_loss_and_accuracy_of_a_model_are_those_by_hand(share):
+def test_loss_and_accuracy_of_a_model_equal_values_by_hand(share):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
     loss = training.make_loss(DEFAULTS | {"label_smoothing": share})
@@ -131,7 +133,7 @@ def one_image_many_times(count=32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_each_augmentation_changes_each_image_anew_and_only_in_training(name):
+def test_augmentations_change_every_image_differently_and_only_in_training(name):
     keras.utils.set_random_seed(0)
     images = one_image_many_times()
     model = training.augmented(unchanging(), [name])
@@ -155,7 +157,7 @@ def test_all_augmentations_together_keep_pixels_within_their_range(extreme):
     assert 0 <= changed.min() < changed.max() <= 255
 
 
-def test_a_flip_leaves_an_image_or_mirrors_it():
+def test_a_flip_mirrors_about_half_of_the_images():
     keras.utils.set_random_seed(0)
     images = one_image_many_times()
     changed = np.asarray(training.augmented(unchanging(), ["flip"])(images, training=True))
@@ -173,12 +175,12 @@ def test_a_shift_moves_an_image_by_an_eighth_at_most():
     assert set(rows) == set(columns) == {6, 7, 8, 9, 10}
 
 
-def test_no_augmentation_is_the_model_itself():
+def test_without_augmentation_the_model_is_returned():
     model = unchanging()
     assert training.augmented(model, []) is model
 
 
-def test_a_model_learns_through_its_augmented_self_and_stays_without_changes():
+def test_training_with_augmentation_trains_the_original_model():
     inputs = keras.Input((16, 16, 3))
     outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(inputs))
     model = keras.Model(inputs, outputs)
@@ -188,8 +190,10 @@ def test_a_model_learns_through_its_augmented_self_and_stays_without_changes():
     augmented.compile(driver("adam"), loss=loss, run_eagerly=True)
     augmented.train_on_batch(images, np.arange(32) % 2)
     assert all(
-        one is other
-        for one, other in zip(model.trainable_weights, augmented.trainable_weights, strict=True)
+        weight is augmented_weight
+        for weight, augmented_weight in zip(
+            model.trainable_weights, augmented.trainable_weights, strict=True
+        )
     )
     assert not np.array_equal(model.get_weights()[0], before)
     assert len(np.unique(np.asarray(model(images, training=True)), axis=0)) == 1

@@ -14,7 +14,7 @@ from cbir.networks.vector_files import VECTORS
 from cbir.studies import configs, params
 
 BASELINE = {"notebook": "baseline", "baseline": "random"}
-# As somebody would type them in YAML: the least and the most that fits, or every name.
+# YAML texts of the smallest and the largest allowed value, or of every name.
 ALLOWED = {
     "backbone": [*BACKBONES],
     "baseline": [*BASELINES, VECTORS],
@@ -62,7 +62,7 @@ ALLOWED = {
     "label_smoothing": ["0", "0.1", "0.999"],
     "early_stopping": ["0", "1", "100000"],
 }
-REFUSED = {
+REJECTED = {
     "backbone": ["alexnet", "CNN", "''"],
     "baseline": ["chance", "Random", "''"],
     "vectors": ["''", "data/dino.csv", "data/dino.npz.gz"],
@@ -105,19 +105,19 @@ REFUSED = {
     "label_smoothing": ["1", "-0.1", ".nan"],
     "early_stopping": ["-1", "100001"],
 }  # fmt: skip
-# What else a value needs, so that nothing contradicts it.
-# A backbone from a file, its head trained first.
-TAKEN = {"weights": "backbone.h5", "head_epochs": 1}
+# Other parameters that a value needs to avoid contradictions.
+# A backbone from a file, whose head is trained first.
+FROM_FILE = {"weights": "backbone.h5", "head_epochs": 1}
 HEAD = {"train": "head", "head_epochs": 2, "epochs": 0, "measured_epochs": []}
 NEEDS = {
     ("train", "head"): HEAD,
-    **{("train", value): TAKEN for value in ALLOWED["train"][2:]},
+    **{("train", value): FROM_FILE for value in ALLOWED["train"][2:]},
     **{("weights", value): {"head_epochs": 1} for value in ALLOWED["weights"][2:]},
     ("weights", "imagenet"): {"backbone": "vgg16", "head_epochs": 1},
     **{("head_epochs", value): HEAD for value in ALLOWED["head_epochs"]},
     **{("early_stopping", value): {"measured_epochs": []} for value in ("1", "100000")},
     ("baseline", VECTORS): {"vectors": "dino.npz"},
-    **{("protocols", ALLOWED["protocols"][place]): {"dataset": "cifar10"} for place in (2, 3)},
+    **{("protocols", ALLOWED["protocols"][index]): {"dataset": "cifar10"} for index in (2, 3)},
 }
 
 
@@ -126,13 +126,13 @@ def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 
 def load(root, key: str, value: str) -> tuple[str, dict]:
-    """The file that a parameter was typed into, and the parameters of its run."""
-    own = {"baseline": BASELINE, "vectors": {"baseline": VECTORS}}.get(key, CNN)
+    """The file with a parameter, and the parameters of its run."""
+    architecture = {"baseline": BASELINE, "vectors": {"baseline": VECTORS}}.get(key, CNN)
     needs = NEEDS.get((key, value), {})
-    own = {name: None for name in needs if name == "vectors"} | own
+    architecture = {name: None for name in needs if name == "vectors"} | architecture
     layers = {
-        "study": {name: needs.get(name, each) for name, each in STUDY.items()},
-        "cnn": {name: needs.get(name, each) for name, each in own.items()},
+        "study": {name: needs.get(name, default) for name, default in STUDY.items()},
+        "cnn": {name: needs.get(name, default) for name, default in architecture.items()},
     }
     file = "study" if key in STUDY else "cnn"
     layers[file].pop(key, None)
@@ -151,23 +151,23 @@ def root(tmp_path_factory):
     return folder
 
 
-def test_every_bounded_parameter_is_tried():
+def test_every_bounded_parameter_has_values_to_try():
     bounded = {key for key, row in params.PARAMETERS.items() if row.bound}
-    assert ALLOWED.keys() == REFUSED.keys() == bounded
+    assert ALLOWED.keys() == REJECTED.keys() == bounded
     kinds = {key: row.type for key, row in params.PARAMETERS.items() if key not in bounded}
     assert {kinds[key] for key in kinds.keys() - {"dataset"}} == {"bool"}
 
 
 @pytest.mark.parametrize(("key", "value"), pairs(ALLOWED))
-def test_what_a_parameter_may_be_is_taken(root, key, value):
-    _, found = load(root, key, value)
-    # YAML 1.1 takes 1e-9 for a text, and texts of digits for octal numbers, times and dates.
+def test_allowed_values_are_accepted(root, key, value):
+    _, parameters = load(root, key, value)
+    # YAML 1.1 reads 1e-9 as text, and texts of digits as octal numbers, times and dates.
     expected = value if key == "dataset" else 1e-9 if value == "1e-9" else yaml.safe_load(value)
-    assert found[key] == expected
+    assert parameters[key] == expected
 
 
-@pytest.mark.parametrize(("key", "value"), pairs(REFUSED))
-def test_what_a_parameter_may_not_be_is_refused_with_its_file_and_its_name(root, key, value):
+@pytest.mark.parametrize(("key", "value"), pairs(REJECTED))
+def test_invalid_values_are_rejected_with_their_file_and_name(root, key, value):
     file = "study" if key in STUDY else "cnn"
     with pytest.raises(StudyError) as caught:
         load(root, key, value)
@@ -183,7 +183,7 @@ def test_a_default_is_within_the_bounds(row):
     assert row.default is None or row.error(row.default) == ""
 
 
-# A plain CNN from random weights, of which all is trained: three epochs, the first measured.
+# Changes to a plain CNN that is trained from random weights for three epochs.
 CONFLICTS = {
     "a head that is not trained": (
         HEAD | {"head_epochs": 0},
@@ -196,7 +196,7 @@ CONFLICTS = {
         "epochs: must be greater than 0 if train is all",
     ),
     "blocks that are not trained": (
-        TAKEN | {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
+        FROM_FILE | {"train": "last_blocks:2", "epochs": 0, "measured_epochs": []},
         {"epochs": 1},
         "epochs: must be greater than 0 if train is last_blocks:2",
     ),
@@ -222,18 +222,18 @@ CONFLICTS = {
         "head_epochs: must be greater than 0 if weights is imagenet and train is last_blocks:1",
     ),
     "more blocks than there are": (
-        TAKEN | {"train": "last_blocks:4"},
+        FROM_FILE | {"train": "last_blocks:4"},
         {"train": "last_blocks:3"},
         "train: last_blocks:4: cnn has only 3 blocks",
     ),
     "more blocks than another backbone has": (
-        TAKEN | {"train": "last_blocks:6", "backbone": "vgg16"},
+        FROM_FILE | {"train": "last_blocks:6", "backbone": "vgg16"},
         {"train": "last_blocks:5"},
         "train: last_blocks:6: vgg16 has only 5 blocks",
     ),
     "blocks of random weights that are trained alone": (
         {"train": "last_blocks:1"},
-        TAKEN,
+        FROM_FILE,
         "train: last_blocks:1: must be all if weights is none, because the other blocks would keep "
         "random weights",
     ),
@@ -270,16 +270,16 @@ CONFLICTS = {
 }
 
 
-@pytest.mark.parametrize(("broken", "mended", "message"), CONFLICTS.values(), ids=CONFLICTS)
-def test_what_contradicts_something_else_is_refused_until_it_is_mended(broken, mended, message):
+@pytest.mark.parametrize(("broken", "fixed", "message"), CONFLICTS.values(), ids=CONFLICTS)
+def test_contradictions_are_rejected_until_they_are_fixed(broken, fixed, message):
     assert params.conflict(CNN) == ""
-    found = params.conflict(CNN | broken)
-    assert found.startswith(message)
-    assert "\n" not in found
-    assert params.conflict(CNN | broken | mended) == ""
+    error = params.conflict(CNN | broken)
+    assert error.startswith(message)
+    assert "\n" not in error
+    assert params.conflict(CNN | broken | fixed) == ""
 
 
-def test_epochs_are_ignored_where_the_backbone_is_frozen():
+def test_epochs_are_ignored_if_the_backbone_is_frozen():
     assert params.conflict(CNN | HEAD) == params.conflict(CNN | HEAD | {"epochs": 5}) == ""
 
 
@@ -312,7 +312,7 @@ def test_groups_are_completed_with_defaults():
         ("measurement", {"seeds": [-1]}, "measurement: seeds must contain 1 to 100 seeds"),
     ],
 )
-def test_groups_are_checked_as_files_are(group, values, message):
+def test_groups_are_checked_like_files(group, values, message):
     groups = {
         "data": {"dataset": "digits"},
         "network": {"backbone": "cnn"},
