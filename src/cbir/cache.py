@@ -84,9 +84,9 @@ def cached(
     """The artifact of a step: read from `artifacts/<step>/<key>/` if it is intact, else made.
 
     Args:
-        make: writes the artifact into a given folder. After an interruption, it gets the same folder
-            again, with the files it has already written, and may resume. At the end, its folder
-            `SCRATCH` is deleted.
+        make: writes the artifact into a given folder. After an interruption, it gets the same
+            folder again, with the files it has already written, and may resume. At the end, its
+            folder `SCRATCH` is deleted.
         parameters, reads: as for `make_key`.
         package: the name in `WAY` of the package that makes the artifact.
 
