@@ -1,4 +1,4 @@
-"""Kills, damage and a full disk on the way from pictures to a report: no number ever changes."""
+"""Kills, damaged files and a full disk never change a number of a report."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def tiny(tmp_path) -> Path:
     return root
 
 
-# Each run is a fork of this process, which has imported everything, and needs no kernel.
+# Every run is a fork of a process that has imported all packages, and needs no kernel.
 FORKED_RUNS = """
 import os, random, signal, sys, time
 import nbformat
@@ -63,7 +63,7 @@ def start(root):
 def ends(processes):
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
 
-runner._execute, kernels.start_ahead = execute, lambda *place: None
+runner._execute, kernels.start_ahead = execute, lambda *arguments: None
 roots = [runner.Path(root) for root in sys.argv[1:]]
 study = open_study(roots[0], "tiny")
 for notebook in [study.runs[0].notebook, study.pages[0].notebook]:
@@ -81,22 +81,22 @@ print(ends([start(roots[1]) for _ in range(2)]))
 """
 
 
-def test_runs_that_are_killed_or_start_at_once_end_with_the_same_bytes(tiny):
-    again = tiny.parent / "again"
-    shutil.copytree(tiny, again)
+def test_killed_and_concurrent_runs_produce_the_same_bytes(tiny):
+    second_root = tiny.parent / "again"
+    shutil.copytree(tiny, second_root)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED_RUNS, tiny, again], cwd=tiny, env=environment,
+    process = subprocess.run(
+        [sys.executable, "-c", FORKED_RUNS, tiny, second_root], cwd=tiny, env=environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    print(done.stdout)
-    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
+    print(process.stdout)
+    assert process.stdout.splitlines()[-1] == "[0, 0]", process.stderr
     for name in STUDY_FILES:
-        before, after = (root / "reports" / "tiny" / name for root in (tiny, again))
+        before, after = (root / "reports" / "tiny" / name for root in (tiny, second_root))
         assert before.read_bytes() == after.read_bytes()
 
 
-def test_a_command_that_is_killed_with_its_kernels_goes_on(tiny):
+def test_a_command_continues_after_it_is_killed_with_its_kernels(tiny):
     process = subprocess.Popen(
         [sys.executable, "-m", "cbir", "report", "--study", "tiny"], cwd=tiny,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
@@ -111,12 +111,12 @@ def test_a_command_that_is_killed_with_its_kernels_goes_on(tiny):
     assert "reports/tiny/index.html written in" in done.stdout
 
 
-def test_an_interruption_ends_both_pages_that_run(tiny):
+def test_an_interruption_ends_both_running_pages(tiny):
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
-    given = nbformat.v4.new_code_cell('study = ""\narchitectures = []\nmissing = []')
-    given.metadata["tags"] = ["parameters"]
-    asleep = nbformat.v4.new_code_cell('import time\nprint("asleep", flush=True)\ntime.sleep(60)')
-    notebook = nbformat.v4.new_notebook(cells=[given, asleep], metadata=kernel)
+    parameters = nbformat.v4.new_code_cell('study = ""\narchitectures = []\nmissing = []')
+    parameters.metadata["tags"] = ["parameters"]
+    sleep = nbformat.v4.new_code_cell('import time\nprint("asleep", flush=True)\ntime.sleep(60)')
+    notebook = nbformat.v4.new_notebook(cells=[parameters, sleep], metadata=kernel)
     for name in DEEPER[:3]:
         nbformat.write(notebook, tiny / "notebooks" / f"{name}.ipynb")
     stopped = stop_at(tiny, "asleep", signal.SIGINT)
@@ -129,23 +129,23 @@ def test_an_interruption_ends_both_pages_that_run(tiny):
     assert not any((reports / name / "manifest.json").exists() for name in DEEPER[:3])
 
 
-def test_a_full_disk_under_reports_is_one_line_for_each_architecture(tiny):
+def test_a_full_disk_is_reported_in_one_line_per_architecture(tiny):
     (tiny / "reports").mkdir()
     mount = 'mount -t tmpfs -o size=100k tmpfs reports || exit 77; exec "$0" "$@"'
     command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, "-m", "cbir", "report"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--study", "tiny"], cwd=tiny, capture_output=True, text=True, check=False
     )
-    if done.returncode == 77 or "unshare" in done.stderr:
+    if process.returncode == 77 or "unshare" in process.stderr:
         pytest.skip("no file system can be mounted here")
-    assert done.returncode == 1
-    assert done.stderr.startswith(
+    assert process.returncode == 1
+    assert process.stderr.startswith(
         ("raw_pixels: failed: disk full while writing", "error: disk full")
     )
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in process.stdout + process.stderr
 
 
-# Damage to each file between two runs of the same steps
+# Damage to every file between two runs of the same steps
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_no_damaged_file_changes_a_number(measured, damage, capsys):
+def test_damaged_files_do_not_change_numbers(measured, damage, capsys):
     before = measure()
     files = [path for path in (measured / "artifacts").rglob("*") if path.stat().st_size]
     files = [path for path in files if path.is_file() and "backbones" not in path.parts]
@@ -186,26 +186,26 @@ def test_no_damaged_file_changes_a_number(measured, damage, capsys):
     for path in files:
         damage(path)
     after = measure()
-    for one, other in zip(before, after, strict=True):
-        pd.testing.assert_frame_equal(one, other)
+    for metrics_before, metrics_after in zip(before, after, strict=True):
+        pd.testing.assert_frame_equal(metrics_before, metrics_after)
     # Without a manifest, a folder is unfinished anyway.
     if damage is not Path.unlink:
         assert capsys.readouterr().out.count("it counts as unfinished") >= 8
 
 
-def test_exchanged_rankings_change_no_number(measured):
+def test_exchanged_rankings_do_not_change_numbers(measured):
     before = measure()
     folders = sorted((measured / "artifacts" / "rankings").iterdir())
     names = [folder.name for folder in folders]
     for folder in folders:
         folder.rename(folder.with_name(f"{folder.name}-aside"))
-    for name, other in zip(names, [*names[1:], names[0]], strict=True):
-        folders[0].with_name(f"{name}-aside").rename(folders[0].with_name(other))
-    for one, other in zip(before, measure(), strict=True):
-        pd.testing.assert_frame_equal(one, other)
+    for name, new_name in zip(names, [*names[1:], names[0]], strict=True):
+        folders[0].with_name(f"{name}-aside").rename(folders[0].with_name(new_name))
+    for metrics_before, metrics_after in zip(before, measure(), strict=True):
+        pd.testing.assert_frame_equal(metrics_before, metrics_after)
 
 
-def test_search_refuses_embeddings_with_a_flipped_bit(measured):
+def test_search_rejects_embeddings_with_a_flipped_bit(measured):
     measure()
     run = read_run("tiny", "cnn")
     flip(measured / run.summary["artifacts"]["embeddings"] / "vectors.npy")
@@ -239,7 +239,7 @@ def searcher() -> SimpleNamespace:
     return SimpleNamespace(run=run, key="key", reading={"size": 8}, encode=encode)
 
 
-def test_a_folder_indexed_twice_at_once_is_embedded_once(measured, searcher, capsys):
+def test_a_folder_indexed_twice_concurrently_is_embedded_once(measured, searcher, capsys):
     changes, folder = [], measured / "data" / "shapes"
 
     def index() -> None:
@@ -280,14 +280,14 @@ print(network.model.dtype, hashlib.sha256(weights).hexdigest())
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="macOS binds no process to a core")
 def test_neither_cores_nor_keras_json_change_a_training(measured):
     def train(home: str, cores: set[int]) -> str:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False,
             env={**os.environ, "KERAS_HOME": home,
                  "PYTHONPATH": os.pathsep.join(sys.path)},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[-1]
+        assert process.returncode == 0, process.stderr
+        return process.stdout.splitlines()[-1]
 
     settings = {"floatx": "float16", "epsilon": 1e-3, "image_data_format": "channels_first"}
     for name, content in (("usual", {}), ("other", settings)):

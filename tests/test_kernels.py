@@ -1,4 +1,4 @@
-"""Kernels that start ahead: the one that is wanted is there, and no other is left."""
+"""Kernels that start ahead run the requested notebook, and are stopped when not needed."""
 
 import signal
 
@@ -23,13 +23,13 @@ def notebooks(tmp_path):
 
 
 def test_a_waiting_kernel_has_run_the_imports_and_runs_the_notebook(notebooks, tmp_path):
-    place = (notebooks[0], tmp_path / "kernel.log", tmp_path)
-    kernels.start_ahead(*place)
+    arguments = (notebooks[0], tmp_path / "kernel.log", tmp_path)
+    kernels.start_ahead(*arguments)
     (waiting,) = kernels._waiting.values()
-    kernel = kernels.take(*place)
+    kernel = kernels.take(*arguments)
     assert kernel is waiting
     executed = papermill.execute_notebook(
-        place[0], None, kernel_name="python3", km=kernel.manager, progress_bar=False
+        arguments[0], None, kernel_name="python3", km=kernel.manager, progress_bar=False
     )
     assert [cell.execution_count for cell in executed.cells] == [1, 2]
     assert executed.cells[1].outputs[0].text == "True __main__\n"
@@ -37,9 +37,7 @@ def test_a_waiting_kernel_has_run_the_imports_and_runs_the_notebook(notebooks, t
     assert not kernel.manager.has_kernel
 
 
-def test_a_kernel_that_waits_for_another_notebook_goes_on_until_all_are_stopped(
-    notebooks, tmp_path
-):
+def test_a_kernel_for_another_notebook_waits_until_all_are_stopped(notebooks, tmp_path):
     log = tmp_path / "kernel.log"
     kernels.start_ahead(notebooks[1], log, tmp_path)
     kernels.start_ahead(notebooks[1], log, tmp_path)
@@ -56,7 +54,7 @@ def test_a_kernel_that_waits_for_another_notebook_goes_on_until_all_are_stopped(
 
 
 @pytest.mark.slow
-def test_an_interrupted_notebook_s_kernel_ends_without_complaints(notebooks, tmp_path, capfd):
+def test_the_kernel_of_an_interrupted_notebook_ends_silently(notebooks, tmp_path, capfd):
     cells = [nbformat.v4.new_code_cell("import time\ntime.sleep(60)")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), notebooks[0])
     kernel = kernels.Kernel(notebooks[1], tmp_path / "kernel.log", tmp_path)

@@ -1,4 +1,4 @@
-"""Planted copies are found, pictures that differ are not, and each copy costs about the same."""
+"""Planted copies are found, different pictures are not, and the cost per copy is constant."""
 
 import io
 import tracemalloc
@@ -24,14 +24,14 @@ TYPES = {
 
 
 def scenes(count: int, size: int, seed: int) -> np.ndarray:
-    """Pictures with coarse and fine details, each of its own."""
+    """Different pictures with coarse and fine details."""
     random = np.random.default_rng(seed)
     pictures = np.zeros((count, size, size, 3))
     for cells in (4, 8, 16, 32):
         coarse = random.integers(0, 256, (count, cells, cells, 3), dtype=np.uint8)
-        for place, layer in enumerate(coarse):
+        for index, layer in enumerate(coarse):
             enlarged = Image.fromarray(layer).resize((size, size), Image.Resampling.BICUBIC)
-            pictures[place] += np.asarray(enlarged, float) / 4
+            pictures[index] += np.asarray(enlarged, float) / 4
     return pictures.round().astype(np.uint8)
 
 
@@ -52,7 +52,7 @@ def noisy(picture: np.ndarray, deviation: float = 4) -> np.ndarray:
 
 
 def shifted(picture: np.ndarray, down: int, across: int) -> np.ndarray:
-    """The edge that opens repeats the old one."""
+    """Shifts a picture and fills the gap with copies of its edge."""
     size = len(picture)
     padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), mode="edge")
     return padded[2 - down : 2 - down + size, 2 - across : 2 - across + size]
@@ -129,8 +129,8 @@ def test_mirrored_rotated_and_grey_photographs_are_all_found(change, photographs
 
 
 def test_different_parts_of_a_photograph_are_no_copies(photographs):
-    itself = np.arange(len(photographs))
-    assert find(photographs, photographs, itself=itself).empty
+    own_positions = np.arange(len(photographs))
+    assert find(photographs, photographs, itself=own_positions).empty
 
 
 @pytest.mark.parametrize("size", [8, 32, 50, 96])
@@ -151,7 +151,7 @@ def test_planted_pairs_are_found_and_nothing_else(size):
     assert pairs["correlation"].between(leaks.MIN_CORRELATION, 1).all()
 
 
-def test_pairs_stand_by_query_then_correlation_and_identical_images_in_one_row():
+def test_pairs_are_ordered_by_query_and_correlation_with_identical_images_in_one_row():
     gallery, queries = scenes(60, 32, seed=7), scenes(3, 32, seed=8)
     queries[1] = queries[2] = gallery[50]
     gallery[20] = noisy(gallery[50])
@@ -195,18 +195,18 @@ def test_a_query_in_the_gallery_is_no_copy_of_itself():
     assert (pairs["copies"] == 1).all()
 
 
-def test_positions_hold_in_every_block(monkeypatch):
+def test_positions_are_correct_in_every_block(monkeypatch):
     for name, size in (("QUERIES", 64), ("GALLERY", 100), ("PAIRS", 3)):
         monkeypatch.setattr(leaks, name, size)
     gallery, queries = scenes(350, 32, seed=9), scenes(150, 32, seed=10)
-    places = [(0, 349), (63, 0), (64, 99), (65, 100), (127, 101), (128, 199), (149, 200)]
-    for query, image in places:
+    planted_pairs = [(0, 349), (63, 0), (64, 99), (65, 100), (127, 101), (128, 199), (149, 200)]
+    for query, image in planted_pairs:
         queries[query] = brightened(gallery[image])
     pairs = find(queries, gallery)
-    assert list(zip(pairs["query"], pairs["gallery"], strict=True)) == places
+    assert list(zip(pairs["query"], pairs["gallery"], strict=True)) == planted_pairs
 
 
-def test_many_identical_pictures_cost_one_row_a_query():
+def test_many_identical_pictures_need_one_row_per_query():
     images = np.repeat(scenes(1, 32, seed=24), 3200, axis=0)
     tracemalloc.start()
     pairs = find(images[:800], images)
@@ -218,7 +218,7 @@ def test_many_identical_pictures_cost_one_row_a_query():
     assert peak < 40e6
 
 
-def test_memory_mapped_images_give_the_same(tmp_path):
+def test_memory_mapped_images_give_the_same_pairs(tmp_path):
     gallery, queries = scenes(50, 32, seed=12), scenes(10, 32, seed=13)
     queries[4] = noisy(gallery[30])
     for name, images in (("gallery", gallery), ("queries", queries)):
@@ -230,7 +230,7 @@ def test_memory_mapped_images_give_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_no_pairs_have_the_same_columns(count):
+def test_tables_without_pairs_have_the_same_columns(count):
     none = find(scenes(count, 32, seed=14), scenes(20, 32, seed=15))
     some = find(scenes(20, 32, seed=15), scenes(20, 32, seed=15))
     assert none.empty
@@ -239,7 +239,7 @@ def test_no_pairs_have_the_same_columns(count):
         assert dict(pairs.dtypes) == TYPES
 
 
-def test_pictures_of_one_colour_leak_only_where_all_pixels_are_equal():
+def test_pictures_of_one_colour_leak_only_if_all_pixels_are_equal():
     gallery = np.full((4, 32, 32, 3), 100, np.uint8)
     gallery[1] = 0
     gallery[2, 0, 0] = 101
@@ -249,26 +249,26 @@ def test_pictures_of_one_colour_leak_only_where_all_pixels_are_equal():
     assert positions(find(queries, gallery)) == [(0, 0, "identical")]
 
 
-def test_faint_pictures_leak_only_where_all_pixels_are_equal():
-    # The same three grey levels on two skies: nothing says that it is one shot.
+def test_faint_pictures_leak_only_if_all_pixels_are_equal():
+    # The same three grey levels on two skies may come from different photographs.
     gradient = (np.arange(32) // 11).astype(np.uint8)[:, None]
     gallery = np.stack([np.full((32, 32, 3), value, np.uint8) + gradient for value in (20, 200)])
     assert find(gallery[:1] + 1, gallery).empty
 
 
-def test_pictures_of_one_colour_do_not_move_the_others():
+def test_pictures_of_one_colour_do_not_affect_other_pictures():
     gallery, queries = scenes(40, 32, seed=19), scenes(12, 32, seed=20)
     gallery[::3], queries[::2] = 7, 9
     queries[11] = noisy(gallery[38])
     assert positions(find(queries, gallery)) == [(11, 38, "near-duplicate")]
 
 
-def test_negatives_are_other_pictures(photographs):
+def test_negatives_are_no_copies(photographs):
     assert find(255 - photographs, photographs).empty
 
 
 @pytest.mark.parametrize("has_two_tones", [False, True])
-def test_digits_that_look_alike_are_no_copies_but_brighter_ones_are(has_two_tones, tmp_path):
+def test_similar_digits_are_no_copies_but_brighter_ones_are(has_two_tones, tmp_path):
     digits = digits_pictures()
     decode_pictures(digits, range(len(digits.items)), 32, tmp_path / "digits.npy")
     images = np.load(tmp_path / "digits.npy")

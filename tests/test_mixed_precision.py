@@ -1,4 +1,4 @@
-"""Half precision: where it is chosen, that it is put back, and that results stay fine."""
+"""Half precision: when it is chosen and restored, and the precision of results."""
 
 import os
 import subprocess
@@ -17,10 +17,10 @@ HALF = ["mixed_bfloat16", "mixed_float16"]
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Sets how many GPUs Keras sees, and what they can."""
+    """Sets the number of GPUs and their compute capability."""
 
     def have(count: int, capability: float) -> None:
-        devices = [f"gpu:{place}" for place in range(count)]
+        devices = [f"gpu:{index}" for index in range(count)]
         monkeypatch.setattr(
             keras.distribution,
             "list_devices",
@@ -44,13 +44,13 @@ def gpus(monkeypatch):
         (1, 0, "float32"),
     ],
 )
-def test_half_precision_is_used_where_the_gpu_is_made_for_it(gpus, count, capability, policy):
+def test_half_precision_is_used_on_suitable_gpus(gpus, count, capability, policy):
     gpus(count, capability)
     assert best_precision() == policy
 
 
 @pytest.mark.parametrize(("capability", "policy"), [(8.0, "mixed_bfloat16"), (0, "float32")])
-def test_a_backend_that_lists_no_devices_is_known_by_the_driver(monkeypatch, capability, policy):
+def test_the_driver_decides_for_backends_that_list_no_devices(monkeypatch, capability, policy):
     def list_devices(kind=None):
         raise AttributeError("no distribution_lib")
 
@@ -59,14 +59,14 @@ def test_a_backend_that_lists_no_devices_is_known_by_the_driver(monkeypatch, cap
     assert best_precision() == policy
 
 
-def test_full_precision_is_kept_where_half_is_not_wanted(gpus):
+def test_full_precision_is_used_if_half_is_not_requested(gpus):
     gpus(1, 9.0)
     with use_precision(False) as policy:
         assert policy == "float32"
         assert keras.layers.Dense(1).compute_dtype == "float32"
 
 
-def test_the_policy_holds_within_and_is_put_back_afterwards(gpus):
+def test_the_policy_is_restored_after_its_context(gpus):
     gpus(1, 9.0)
     before = keras.config.dtype_policy().name
     with use_precision(True) as policy:
@@ -76,7 +76,7 @@ def test_the_policy_holds_within_and_is_put_back_afterwards(gpus):
     assert keras.config.dtype_policy().name == before == "float32"
 
 
-def test_the_policy_is_put_back_after_an_error(gpus):
+def test_the_policy_is_restored_after_an_error(gpus):
     gpus(1, 7.0)
     with pytest.raises(RuntimeError, match="within"), use_precision(True):
         raise RuntimeError("within")
@@ -87,9 +87,7 @@ def test_the_policy_is_put_back_after_an_error(gpus):
     ("output", "capability"),
     [("9.0\n", 9.0), ("8.6\n7.5\n", 7.5), ("", 0), ("no devices were found", 0)],
 )
-def test_the_weakest_gpu_counts_and_none_where_the_driver_reports_none(
-    monkeypatch, output, capability
-):
+def test_the_weakest_gpu_decides_the_capability(monkeypatch, output, capability):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=output))
     assert _compute_capability() == capability
 
@@ -97,7 +95,7 @@ def test_the_weakest_gpu_counts_and_none_where_the_driver_reports_none(
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 20)]
 )
-def test_no_driver_or_one_that_fails_counts_as_none(monkeypatch, error):
+def test_a_missing_or_failing_driver_counts_as_no_gpu(monkeypatch, error):
     def run(*_, **__):
         raise error
 
@@ -110,18 +108,18 @@ def test_no_driver_or_one_that_fails_counts_as_none(monkeypatch, error):
     [
         (True, False, [], True),
         (True, False, ["flip"], True),
-        (True, False, ["zoom"], False),  # XLA has no way to compile it
+        (True, False, ["zoom"], False),  # XLA cannot compile it
         (True, True, [], False),
         (False, False, [], False),
     ],
 )
-def test_xla_compiles_on_a_gpu_where_neither_a_layer_nor_determinism_excludes_it(
+def test_xla_compiles_on_gpus_unless_a_layer_or_determinism_excludes_it(
     monkeypatch, has_gpu, is_deterministic, augmentation, compiles
 ):
     import tensorflow as tf
     from tensorflow.python.framework import config
 
-    # The setting of `cbir/__init__.py` is the one that is read.
+    # TensorFlow reads the setting of `cbir/__init__.py`.
     assert config.is_op_determinism_enabled() == (os.environ["TF_DETERMINISTIC_OPS"] == "1")
     monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: is_deterministic)
     devices = [SimpleNamespace(device_type="GPU" if has_gpu else "CPU")]
@@ -131,7 +129,7 @@ def test_xla_compiles_on_a_gpu_where_neither_a_layer_nor_determinism_excludes_it
     assert model.jit_compile == compiles
 
 
-def test_xla_is_refused_by_keras_with_determinism_even_where_it_is_requested(monkeypatch):
+def test_keras_rejects_xla_with_determinism_even_if_requested(monkeypatch):
     from tensorflow.python.framework import config
 
     monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: True)
@@ -187,7 +185,7 @@ def test_a_network_learns_in_half_precision(monkeypatch, policy):
 
 
 @pytest.mark.parametrize("augmentation", [[], ["flip"]])
-def test_the_loss_is_scaled_in_float16_behind_augmentation_too(monkeypatch, augmentation):
+def test_the_loss_is_scaled_in_float16_also_with_augmentation(monkeypatch, augmentation):
     monkeypatch.setattr(models, "best_precision", lambda: "mixed_float16")
     network = build_network("cnn_strong", mixed_precision=True)
     trained = training.augmented(network.model, augmentation)

@@ -1,4 +1,4 @@
-"""Numbers with their intervals: as many digits as the interval supports, and no more."""
+"""Numbers have as many digits as their intervals support."""
 
 import math
 
@@ -11,7 +11,7 @@ from cbir.reporting import measurements, numbers
 from cbir.reporting.numbers import Estimate, PValue
 
 
-# Worked out by hand from the rule of the Particle Data Group.
+# Computed by hand with the rule of the Particle Data Group.
 @pytest.mark.parametrize(
     ("half", "expected"),
     [
@@ -24,12 +24,12 @@ def test_digits_follow_half_of_the_interval(half, expected):
 
 
 @pytest.mark.parametrize("half", [0.0, 1e-16, math.nan, math.inf, -1.0])
-def test_without_a_width_there_are_three_digits(half):
+def test_numbers_without_a_width_have_three_digits(half):
     assert numbers.decimals(half) == 3
 
 
 @given(st.floats(1e-3, 0.5))
-def test_what_rounding_takes_away_is_small_beside_the_interval(half):
+def test_rounding_errors_are_small_compared_with_the_interval(half):
     step = 10.0 ** -numbers.decimals(half)
     # From a 35.5th of half the interval to a 3.5th of it.
     assert half / 36 < step < half / 3.5
@@ -44,7 +44,7 @@ def test_an_estimate_is_written_with_its_interval_on_one_line():
     assert str(Estimate(math.nan, math.nan, math.nan)) == "–"
 
 
-def test_the_one_number_of_rows_is_an_estimate():
+def test_the_number_of_a_row_is_an_estimate():
     row = pd.DataFrame([{"value": 0.5, "ci_low": 0.25, "ci_high": 0.75}])
     assert measurements.number(row) == Estimate(0.5, 0.25, 0.75)
     assert str(measurements.number(row.iloc[:0])) == "–"

@@ -1,4 +1,4 @@
-"""Files of parameters that a stranger wrote: read, or refused in one line, whatever they hold."""
+"""Parameter files with any content are read, or rejected in one line."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cbir import StudyError
 from cbir.studies import configs, params
 
-# The number of documents; the variable sets another one.
+# The number of documents, which the variable overrides.
 DOCUMENTS = int(os.environ.get("CBIR_DOCUMENTS", "1500"))
 NAMES = st.sampled_from(
     [*params.PARAMETERS, "grid", "notebook", "<<", "seed", "'epochs'", "? epochs"]
@@ -54,12 +54,12 @@ VALID = {"cnn.yaml": yaml.safe_dump(CNN), "study.yaml": yaml.safe_dump(STUDY)}
 
 @st.composite
 def documents(draw) -> bytes:
-    """A valid file with lines added, lines taken away or bytes changed; or bytes at random."""
+    """A valid file with added, removed or changed parts, or random bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=60))
     valid = draw(st.sampled_from([*VALID.values()])).splitlines()
-    kept = draw(st.lists(st.sampled_from(valid), unique=True))
-    text = "\n".join(kept + draw(LINES)).encode("utf-8", "surrogatepass")
+    remaining = draw(st.lists(st.sampled_from(valid), unique=True))
+    text = "\n".join(remaining + draw(LINES)).encode("utf-8", "surrogatepass")
     if draw(st.booleans()):
         return text
     start = draw(st.integers(0, len(text)))
@@ -74,7 +74,7 @@ def project(tmp_path):
 
 
 def is_sensible(value) -> bool:
-    """Whether a value is one that a person could mean."""
+    """Whether a person could mean this value."""
     if isinstance(value, list):
         return len(value) <= 100 and all(map(is_sensible, value))
     if isinstance(value, str):
@@ -83,7 +83,7 @@ def is_sensible(value) -> bool:
 
 
 def check(project, file: str, **arguments) -> None:
-    """A study is read with sensible values, or refused in one line that names the file."""
+    """Check that a study is read with sensible values, or rejected with a line naming the file."""
     start = time.process_time()
     try:
         runs = configs.load(project, "tiny", **arguments)
@@ -93,8 +93,8 @@ def check(project, file: str, **arguments) -> None:
         assert len(message) < 1000
         assert file in message or message.startswith("cnn: ")
     else:
-        written = [yaml.safe_dump(run.parameters) for run in runs]
-        assert all(yaml.safe_load(text) for text in written)
+        documents_of_runs = [yaml.safe_dump(run.parameters) for run in runs]
+        assert all(yaml.safe_load(text) for text in documents_of_runs)
         values = [value for run in runs for key, value in run.parameters.items()
                   if key not in ("variant", "study", "architecture")]  # fmt: skip
         assert all(map(is_sensible, values))
@@ -105,7 +105,7 @@ def check(project, file: str, **arguments) -> None:
         assert time.process_time() - start < 1
 
 
-SLOWLY = settings(
+SLOW = settings(
     max_examples=DOCUMENTS // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -113,18 +113,18 @@ SLOWLY = settings(
 
 
 @pytest.mark.faults
-@SLOWLY
+@SLOW
 @given(content=documents(), file=st.sampled_from([*VALID]))
 @example(content=b"a: &a [*a]", file="cnn.yaml")
 @example(content=b"grid: {learn_from: [" + b"1, " * 20_000 + b"1]}", file="study.yaml")
-def test_any_file_is_read_or_refused(project, content, file):
+def test_any_file_is_read_or_rejected(project, content, file):
     for name, text in VALID.items():
         (project / "params" / "tiny" / name).write_bytes(content if name == file else text.encode())
     check(project, "params/tiny/")
 
 
 @pytest.mark.faults
-@SLOWLY
+@SLOW
 @given(pairs=st.lists(st.tuples(NAMES, VALUES).map("=".join), max_size=3))
-def test_any_override_is_read_or_refused(project, pairs):
+def test_any_override_is_read_or_rejected(project, pairs):
     check(project, "SET", overrides=" ".join(pairs))

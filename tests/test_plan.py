@@ -1,4 +1,4 @@
-"""The estimates of `make plan`; what it finds cached is tested with the studies that cache it."""
+"""The estimates of `make plan`; tests of studies also cover the steps that it finds cached."""
 
 import dataclasses
 import re
@@ -45,16 +45,16 @@ def test_a_frozen_backbone_embeds_the_images_once_for_all_seeds(minutes):
     assert minutes({"pooling": ["avg", "max", "gem"]}) == 3 * 17
 
 
-def test_a_trained_backbone_embeds_anew_after_each_training(minutes):
+def test_a_trained_backbone_embeds_again_after_every_training(minutes):
     training = {"train": "all", "epochs": 2, "head_epochs": 0, "weights": "none"}
     assert minutes(**training) == 2 * (2 * 10 + 17)
-    # Of a head that is trained first, both seeds share the features.
+    # Both seeds share the features for a head that is trained first.
     assert minutes(**training | {"weights": "imagenet", "head_epochs": 1}) == 2 * 37 + 17
 
 
-def test_each_split_is_a_training_of_its_own(minutes):
+def test_every_split_needs_a_training(minutes):
     training = {"train": "all", "epochs": 1, "head_epochs": 0, "weights": "none", "seeds": [0]}
-    # Another gallery moves no training image; the two draws do.
+    # Another gallery has the same training images, but both draws have other ones.
     protocols = ["closed", "held_out_gallery", "unseen_classes"]
     assert minutes(**training, protocols=protocols) == 3 * 27
 

@@ -1,4 +1,4 @@
-"""Pooling: what each way makes of small maps, and what the learnt ones learn."""
+"""Pooling: results on small maps, and the weights that poolings learn."""
 
 import keras
 import numpy as np
@@ -24,13 +24,13 @@ def gem(power: float, maps, dtype="float32") -> np.ndarray:
     return np.asarray(layer(maps))
 
 
-def trained(layer, maps, wanted, rate, steps):
-    """The layer after so many steps towards what is wanted of it."""
+def trained(layer, maps, targets, rate, steps):
+    """The layer after a number of training steps towards the targets."""
     inputs = keras.Input(maps.shape[1:])
     model = keras.Model(inputs, layer(inputs))
     model.compile(keras.optimizers.Adam(rate), "mse")
     for _ in range(steps):
-        model.train_on_batch(maps, wanted)
+        model.train_on_batch(maps, targets)
     return layer
 
 
@@ -45,24 +45,24 @@ def trained(layer, maps, wanted, rate, steps):
         ("flatten", [[1, 0, 2, 0, 3, 0, 6, 8]]),
     ],
 )
-def test_each_pooling_of_a_small_map_is_as_by_hand(pooling, expected):
+def test_poolings_of_a_small_map_equal_values_by_hand(pooling, expected):
     layer = make_pooling(pooling)
     np.testing.assert_allclose(layer(MAPS), expected, rtol=1e-4)
     assert layer.compute_output_shape((None, 2, 2, 2)) == (None, len(expected[0]))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_poolings_that_learn_are_those_that_have_weights(pooling):
+def test_only_learnt_poolings_have_weights(pooling):
     layer = make_pooling(pooling)
     layer(MAPS)
     assert bool(layer.trainable_weights) == (pooling in LEARNT_POOLINGS)
 
 
 @pytest.mark.parametrize("pooling", LEARNT_POOLINGS)
-def test_what_learns_is_made_again_from_its_description(pooling):
+def test_learnt_poolings_can_be_serialised(pooling):
     layer = make_pooling(pooling)
-    again = keras.layers.deserialize(keras.layers.serialize(layer))
-    assert type(again) is type(layer)
+    restored = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert type(restored) is type(layer)
 
 
 def test_a_generalised_mean_of_power_one_is_the_mean():
@@ -74,7 +74,7 @@ def test_a_generalised_mean_never_falls_below_the_mean():
     np.testing.assert_allclose(gem(-2, MAPS), AVERAGES, rtol=1e-5)
 
 
-def test_a_generalised_mean_nears_the_maximum_as_its_power_grows():
+def test_a_generalised_mean_approaches_the_maximum_with_growing_power():
     maps = random_maps()
     largest = maps.max(axis=(1, 2))
     gaps = [np.abs(gem(power, maps) - largest).max() for power in (1, 3, 10, 100, 1000)]
@@ -83,7 +83,7 @@ def test_a_generalised_mean_nears_the_maximum_as_its_power_grows():
 
 
 @pytest.mark.parametrize(("reduce", "sign"), [(np.max, 1), (np.mean, -1)])
-def test_the_power_learns_whether_the_maximum_or_the_mean_tells(reduce, sign):
+def test_the_power_grows_for_maxima_and_falls_for_means(reduce, sign):
     maps = random_maps()
     layer = trained(GeneralisedMean(), maps, reduce(maps, axis=(1, 2)), rate=0.05, steps=20)
     assert sign * (float(layer.power) - 3) > 0.5
@@ -112,7 +112,7 @@ def test_a_generalised_mean_does_not_overflow_in_half_precision():
     np.testing.assert_allclose(outputs, 8_000 * gem(3, MAPS), rtol=1e-3)
 
 
-def test_attention_starts_as_the_plain_mean_with_equal_weights():
+def test_attention_starts_as_the_mean_with_equal_weights():
     maps, layer = random_maps(), AttentionPooling()
     np.testing.assert_allclose(layer(maps), maps.mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(layer.attention(maps), np.full((64, 3, 3), 1 / 9), rtol=1e-5)
@@ -129,7 +129,7 @@ def test_attention_is_the_softmax_of_a_linear_function_of_the_channels():
     np.testing.assert_allclose(layer(MAPS), expected, rtol=1e-5)
 
 
-def test_the_weights_of_attention_sum_to_one_however_large_the_maps():
+def test_weights_of_attention_sum_to_one_for_maps_of_any_size():
     layer = AttentionPooling()
     layer.build((None, 3, 3, 4))
     layer.direction.assign(np.ones((4, 1)))
@@ -138,14 +138,14 @@ def test_the_weights_of_attention_sum_to_one_however_large_the_maps():
         np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5)
 
 
-def test_attention_learns_to_look_at_the_one_position_that_tells():
+def test_attention_learns_the_informative_position():
     random = np.random.default_rng(0)
     maps = random.normal(size=(128, 2, 2, 2)).astype(np.float32)
-    place = random.integers(0, 4, 128)
-    row, column = np.unravel_index(place, (2, 2))
+    position = random.integers(0, 4, 128)
+    row, column = np.unravel_index(position, (2, 2))
     maps[..., 0] = 0
-    maps[np.arange(128), row, column, 0] = 1  # marks the position whose channel 1 is wanted
-    wanted = maps[np.arange(128), row, column]
-    layer = trained(AttentionPooling(), maps, wanted, rate=0.3, steps=40)
+    maps[np.arange(128), row, column, 0] = 1  # marks the position whose channel 1 is the target
+    targets = maps[np.arange(128), row, column]
+    layer = trained(AttentionPooling(), maps, targets, rate=0.3, steps=40)
     weights = np.asarray(layer.attention(maps))
     assert weights[np.arange(128), row, column].min() > 0.9

@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar in a terminal, lines elsewhere."""
+"""Progress of long work: a bar in a terminal, lines elsewhere."""
 
 import io
 
@@ -12,26 +12,26 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_in_a_terminal_there_is_a_bar_that_goes_when_all_is_done(monkeypatch):
+def test_a_terminal_shows_a_bar_that_disappears_at_the_end(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     ticker = progress.Ticker(10, "embeddings")
     for done in (4, 10):
         ticker.reached(done)
-    shown = terminal.getvalue()
-    assert "embeddings:   0%" in shown
-    assert shown.endswith("\r")
-    assert "\n" not in shown
+    output = terminal.getvalue()
+    assert "embeddings:   0%" in output
+    assert output.endswith("\r")
+    assert "\n" not in output
     assert ticker.bar.n == 10
 
 
-def test_elsewhere_there_are_lines_that_say_the_speed_and_what_is_left(monkeypatch, capsys):
+def test_other_outputs_have_lines_with_speed_and_remaining_time(monkeypatch, capsys):
     now = iter([0.0, 4.0, 6.0, 9.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
     ticker = progress.Ticker(4000, "embeddings")
     for done in (500, 1000, 4000):
         ticker.reached(done)
-    # After 6 seconds, a quarter done; before and soon after it nothing is printed.
+    # A line is printed after 6 seconds, with a quarter done, and none shortly before or after.
     assert capsys.readouterr().out == "embeddings: 1,000 of 4,000, 166.7/s, 18 s left\n"
 
 
