@@ -262,7 +262,7 @@ def test_backend_is_the_one_keras_would_use(tmp_path, monkeypatch):
     (tmp_path / "keras.json").write_text('{"backend": "jax"}')
     assert machine.backend() == "jax"
     (tmp_path / "keras.json").write_text('{"backend')
-    with pytest.raises(StudyError, match="keras.json is not the settings of Keras"):
+    with pytest.raises(StudyError, match="keras.json is not a valid configuration of Keras"):
         machine.backend()
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert machine.backend() == "torch"
@@ -393,7 +393,7 @@ def test_a_full_disk_while_writing_the_manifest_is_reported(root, monkeypatch):
 
 @pytest.mark.parametrize("error", READ_ONLY.values(), ids=READ_ONLY)
 def test_a_read_only_disk_is_reported_in_one_line(root, error):
-    with pytest.raises(StudyError, match="^cannot write .*make it writable") as caught:
+    with pytest.raises(StudyError, match="^no access to .*make it readable and writable") as caught:
         make_once(raising(error))
     assert "\n" not in str(caught.value)
 

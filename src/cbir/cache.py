@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 SCRATCH = "scratch"
 # A folder's name before its step is finished.
 PARTIAL = ".partial"
-# The size in bytes of the files that a quick check still reads.
+# A quick check reads only files smaller than this, in bytes.
 SMALL = 1_000_000
 # The data passes through these in turn, so what one computes depends on the code of those before.
 WAY = ("images", "networks", "retrieval", "explain", "reporting")

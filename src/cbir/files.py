@@ -107,7 +107,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def as_study_error(error: OSError, folder: Path) -> Exception:
-    """A StudyError for an error of writing that the user can mend; any other error unchanged."""
+    """A StudyError for a file error that the user can fix; any other error unchanged."""
     # h5py and NumPy report a full disk without a number.
     if error.errno in FULL or re.search("No space left|requested and .* written", str(error)):
         return StudyError(
@@ -115,7 +115,10 @@ def as_study_error(error: OSError, folder: Path) -> Exception:
             "finished steps are kept"
         )
     if error.errno in READ_ONLY:
-        return StudyError(f"cannot write {folder}: make it writable and run again")
+        return StudyError(
+            f"no access to {folder} ({error.strerror}): make it readable and writable, and run "
+            "again"
+        )
     if error.errno in IN_THE_WAY:
         path = error.filename2 or error.filename
         return StudyError(f"cannot write {folder}: {path} is in the way: move it and run again")

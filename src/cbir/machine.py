@@ -46,7 +46,7 @@ def backend() -> str:
         return stored.get("backend", "tensorflow")
     except (ValueError, AttributeError) as error:
         raise StudyError(
-            f"{settings} is not the settings of Keras: correct or delete it"
+            f"{settings} is not a valid configuration of Keras: correct or delete it"
         ) from error
 
 

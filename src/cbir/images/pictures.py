@@ -156,9 +156,9 @@ def _download_cifar10(folder: Path) -> None:
         return
     folder.mkdir(exist_ok=True)
     print(
-        "downloading CIFAR-10 (170 MB): its host is slow at times, and 80 kB/s take 35 minutes; an "
-        "interrupted download continues, and pictures in data/cifar10/{train,test}/<class>/ need "
-        "none",
+        "downloading CIFAR-10 (170 MB); its host can be slow (35 minutes at 80 kB/s). An "
+        "interrupted download continues where it stopped. With the pictures in "
+        "data/cifar10/{train,test}/<class>/, there is no download.",
         flush=True,
     )
     faults = []

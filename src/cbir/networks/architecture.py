@@ -137,7 +137,10 @@ def embed(
         state = f"after epoch {epoch or training.best_epoch}"
         if not np.isfinite(np.min(raw) + np.max(raw)):
             layer = broken_layer(network.model) or "embedding"
-            raise StudyError(f"{state}, the layer {layer} has NaN or infinite values")
+            raise StudyError(
+                f"{state}, the layer {layer} has NaN or infinite values: lower learning_rate "
+                "(head_learning_rate if train is head)"
+            )
         shape = len(raw), whitening or raw.shape[1]
         vectors = create_array(folder / VECTORS, np.float32, shape)
         # The number of threads changes the last digits of PCA and of products with its axes.

@@ -90,7 +90,8 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     vectors = np.asarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
         raise StudyError(
-            "an embedding contains NaN or infinite values: the network's weights are broken"
+            "an embedding contains NaN or infinite values: train the network again with a lower "
+            "learning_rate, or use other weights"
         )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     diagonal = np.float32(1 / np.sqrt(vectors.shape[1]))

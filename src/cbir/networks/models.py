@@ -401,7 +401,8 @@ def load_weights(body: keras.Model, weights: Weights, backbone: str) -> None:
                 body.load_weights(path, by_name=True)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
         raise StudyError(
-            f"weights: {path} does not fit {backbone}: {' '.join(str(error).split())[:200]}"
+            f"weights: {path} does not fit {backbone} ({' '.join(str(error).split())[:200]}): use "
+            "a file of this backbone, imagenet or none"
         ) from error
     if broken := broken_layer(body):
         raise StudyError(

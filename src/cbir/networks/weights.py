@@ -107,8 +107,8 @@ def _download(backbone: str) -> Path:
         raise StudyError(
             f"ImageNet weights of {backbone} could not be downloaded "
             f"({' '.join(str(error).split())[:400]}): put {path.name} into "
-            f"{path.parent}; or name, as ARCHITECTURES, those that need no weights; or set "
-            "`weights: <path of a file>` in params/, or `weights: none`, `train: all`, "
+            f"{path.parent}; or run only architectures that need no download (ARCHITECTURES=...); "
+            "or set `weights: <path of a file>` in params/, or `weights: none`, `train: all`, "
             "`head_epochs: 0` and `epochs`"
         ) from error
     return path

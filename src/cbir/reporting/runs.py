@@ -395,7 +395,7 @@ def _check_finite(state: "State") -> None:
             protocol = state.embeddings.dataset.protocol
             raise StudyError(
                 f"NaN or infinite values in {name} after {when} (protocol {protocol}, "
-                f"seed {state.seed})"
+                f"seed {state.seed}): lower learning_rate (head_learning_rate if train is head)"
             )
 
 

@@ -187,7 +187,8 @@ class Faiss:
             self._set_parameters()
         except RuntimeError as error:
             raise StudyError(
-                f"engine: faiss does not accept {choice!r}: {_reason(error)}"
+                f"engine: faiss does not accept {choice!r} ({_reason(error)}): use faiss:HNSW32 or "
+                "another factory string"
             ) from None
 
     def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
@@ -371,8 +372,11 @@ class Milvus:
     def search(
         self, queries: np.ndarray, k: int, restrict_to: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        if k > MOST_RESULTS:
-            raise StudyError(f"engine: Milvus returns at most {MOST_RESULTS:,} results, not {k:,}")
+        if self._is_server and k > MOST_RESULTS:
+            raise StudyError(
+                f"engine: a Milvus server returns at most {MOST_RESULTS:,} results, not {k:,}: "
+                "lower k, or use exact"
+            )
         rows = np.full((len(queries), k), -1)
         similarities = np.full((len(queries), k), np.nan, np.float32)
         for of_group, classes in _groups(len(queries), restrict_to):

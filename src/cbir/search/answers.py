@@ -100,9 +100,10 @@ class Answer:
         if self.is_near in (True, None):
             return ""
         return (
-            f"Nothing here is as near as usual: the nearest image has a similarity of "
-            f"{self.nearest:.3f}, and 95 % of the study's validation images have one of at least "
-            f"{self.usual_similarity:.3f}. The picture may be of none of the classes."
+            "The nearest image is less similar than usual: its similarity is "
+            f"{self.nearest:.3f}, while 95 % of the study's validation images have a training "
+            f"image of at least {self.usual_similarity:.3f}. The picture may belong to none of the "
+            "classes."
         )
 
     @property

@@ -61,7 +61,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="negative examples: the query moves away from them")
     search.add_argument("--min-similarity", type=_similarity, default=-1.0, metavar="S",
         help="leave out results with a lower similarity: a number from -1 to 1, or `usual` for "
-        "the usual similarity in the study")
+        "the similarity to the nearest training image that 95 %% of the study's validation images "
+        "reach")
     search.add_argument("--html", metavar="FILE", type=Path, help="also write an HTML page")
     search.add_argument("--json", action="store_true", help="print JSON instead of tables")
     search.set_defaults(run=run_search, usage_error=search.error)

@@ -170,7 +170,7 @@ function render({ model, el }) {
       ? "Waiting for the notebook’s kernel. If it has stopped, run the cell again." : "");
   }
 
-  /** Mark a picture and its copies; the same mark again removes it. */
+  /** Mark a picture; the same mark again removes it. */
   function mark(sign, id) {
     const { positive, negative } = get("choice");
     const without = (ids) => ids.filter((one) => one !== id);
@@ -273,10 +273,10 @@ function render({ model, el }) {
   // Pictures come from a file, a drop or the clipboard, and go to the kernel in parts.
   async function send(files) {
     const file = files.find(({ size }) => size);
-    if (!file) return say("That was not a picture file.");
+    if (!file) return say("No picture found: drop or choose an image file.");
     const megabytes = Math.ceil(file.size / 2 ** 20);
     if (file.size > MOST_BYTES)
-      return say(`${file.name} has ${megabytes} MB, more than the ${MOST_BYTES >> 20} MB that the explorer takes.`);
+      return say(`${file.name} has ${megabytes} MB, but the explorer takes at most ${MOST_BYTES >> 20} MB: choose a smaller file.`);
     say("");
     model.set({ is_busy: true, status: `Sending ${file.name}, ${megabytes} MB …` });
     for (let start = 0; start < file.size; start += PART) {

@@ -388,7 +388,7 @@ def _data_url(name: str, image: np.ndarray) -> str:
 
 def _read(path: Path, searcher: Searcher) -> str:
     if not path.is_file():
-        raise StudyError(f"neither a query of the study nor a file: {path}")
+        raise StudyError(f"{path} is neither a query of the study nor a file: correct the name")
     image, remark = read_picture(path, **searcher.reading)
     if image is None:
         raise StudyError(f"{path} cannot be read: {remark}")

@@ -106,7 +106,7 @@ def gallery_name(folder: Path, name: str = "") -> str:
 def check_folder(folder: Path) -> None:
     """StudyError if there is no such folder."""
     if not (folder := folder.expanduser().resolve()).is_dir():
-        raise StudyError(f"no folder {folder}")
+        raise StudyError(f"no folder {folder}: give the path of a folder of pictures")
 
 
 def index_command(folder: str | Path, name: str, study: str, architecture: str = "") -> str:
@@ -186,7 +186,9 @@ def open_gallery(name: str, held_by: str = "") -> tuple[Searcher, Gallery]:
         reason = f"{path} is damaged" if is_there else f"no gallery {name!r}"
         names = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{path.name}"))
         if names and not is_there:
-            raise StudyError(f"{reason}: existing: {', '.join(names)}")
+            raise StudyError(
+                f"{reason}: choose from {', '.join(names)}, or make one with `cbir index`"
+            )
         try:
             command = index_command("FOLDER", name, first_finished(DEFAULT_STUDY))
         except StudyError as error:
@@ -302,7 +304,10 @@ def _update(
     changes.table = path.with_name("files.csv")
     measurements.write_csv(tables.named_files(changes), changes.table)
     if not rows:
-        raise StudyError(f"none of the {len(states):,} files in {folder} is a picture")
+        raise StudyError(
+            f"none of the {len(states):,} files in {folder} can be read as a picture: "
+            f"{changes.table} lists the reasons"
+        )
     return changes
 
 

@@ -399,6 +399,6 @@ def _write_page(study: Study, page: Page) -> None:
     if (size := path.stat().st_size) > LARGEST_PAGE:
         print(
             f"warning: {path.relative_to(study.root)} has {size / 1e6:.1f} MB, more than "
-            f"{LARGEST_PAGE / 1e6:.0f} MB: browsers and mail servers may reject it",
+            f"{LARGEST_PAGE / 1e6:.0f} MB: it may load slowly, and be too large for e-mail",
             flush=True,
         )
