@@ -7,8 +7,8 @@ Data flows in one direction, and each package is one stage:
 `images` decodes pictures and splits them, `networks` trains networks and turns images into
 embeddings, `retrieval` ranks the gallery and computes metrics per query, `reporting` turns them
 into tables, figures and pages. `studies` runs whole studies, `search` searches a finished one,
-and `explain` shows why two images match. All of them use `cache`, with `files`
-and `machine`, and `progress`.
+and `explain` shows why two images match. All of them use `cache`, `files`,
+`machine` and `progress`.
 
 From images to metrics, with defaults for all parameters that are not set here:
 

@@ -33,8 +33,8 @@ def main(words: list[str] | None = None) -> int:
     """Run a command; return 0 on success, 1 on failure, 2 for invalid arguments."""
     _replace_closed_streams()
     arguments = _parser().parse_args(words)
-    # Lines appear as soon as they are printed, even if the output is not a terminal; letters that
-    # it cannot show are escaped.
+    # Lines appear as soon as they are printed, even if the output is not a terminal; characters
+    # that it cannot show are escaped.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     with own_stderr(Path(os.devnull)):
         return _run(arguments)
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Who reads the output has seen enough, as `head` does; the rest goes nowhere.
+        # The reader of the output, such as `head`, has closed it: discard the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:

@@ -81,7 +81,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        with contextlib.suppress(OSError):  # released in this moment
+        with contextlib.suppress(OSError):  # released at this moment
             # The other process writes its name after it has locked the file.
             until = time.monotonic() + NAME_SECONDS
             while not (holder := path.read_text("utf-8", "replace")) and time.monotonic() < until:
@@ -124,6 +124,6 @@ def as_study_error(error: OSError, folder: Path) -> Exception:
         return StudyError(f"cannot write {folder}: {path} is in the way: move it and run again")
     if error.errno in WITHOUT_LOCKS:
         return StudyError(
-            f"{folder} is on a file system without locks: move the project to another"
+            f"{folder} is on a file system without locks: move the project to another file system"
         )
     return error

@@ -128,7 +128,7 @@ def read_pictures(
         option: an option whose pictures must all be readable, such as "--like".
 
     Returns:
-        The pictures, the files that cannot be read, and those used though something is odd.
+        The pictures, the files that cannot be read, and those used with a remark.
 
     Raises:
         StudyError: a picture of `option` cannot be read.

@@ -34,11 +34,11 @@ function render({ model, el }) {
     </section></div>`;
   const [bar, card, chooser, tools, status, panels] = ["bar", "card", "chooser", "tools", "status",
     "panels"].map((name) => el.querySelector(`.cbir-${name}`));
-  let refused = ""; // what only the browser knows
+  let refused = ""; // a message that only the browser can give
 
   const say = (text) => { refused = text; drawStatus(); };
   function change(values, choice = get("choice")) {
-    // The kernel does not answer to what it knows already.
+    // The kernel sends no answer if the choice is the same.
     if (Object.entries(values).every(([key, value]) => JSON.stringify(choice[key]) === JSON.stringify(value))) return;
     refused = "";
     model.set({ choice: { ...choice, ...values }, is_busy: true, status: "" });
@@ -99,7 +99,7 @@ function render({ model, el }) {
 
   function drawMap(wanted, count) {
     const { ids, points, labels, caption } = get("points");
-    if (!ids) return html`<p class="cbir-empty">The map is not there yet.</p>`;
+    if (!ids) return html`<p class="cbir-empty">The map has not been drawn yet.</p>`;
     const chosen = get("choice").query;
     // The chosen one comes last, above all others. No more than ten colours can be distinguished.
     const order = ids.map((_, i) => i).sort((a, b) => (ids[a] === chosen) - (ids[b] === chosen));
@@ -120,7 +120,7 @@ function render({ model, el }) {
         Search again with ${n} ${n === 1 ? "mark" : "marks"}</button>`
         : html`<span>Mark good results with +, bad ones with −, then search again.</span>`}
       <details class="cbir-keep" ${tools.querySelector("[open]") ? "open" : ""}><summary data-key="keep">Keep or share</summary>
-        <p>Put this into the cell above. It then shows the same, also to a colleague with this study.</p>
+        <p>Put this call into the cell above to show the same again, also for a colleague who has this study.</p>
         <textarea readonly rows="6" aria-label="The call that shows the same">${escape(get("code"))}</textarea>
         <button data-do="copy" data-key="copy">Copy</button></details>`);
   }

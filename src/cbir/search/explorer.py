@@ -104,7 +104,7 @@ class Explorer(anywidget.AnyWidget):
         self.choice = {"study": study} | choice
 
     def _report(self, action: Callable, *arguments) -> None:
-        """Do something, and say that it runs and how it failed."""
+        """Call a function; show that it runs, and the error if it fails."""
         self.is_busy = True
         try:
             action(*arguments)
@@ -399,7 +399,7 @@ def _position(picture: int | str, names: list[str]) -> int:
     if isinstance(picture, int):
         return picture
     if picture not in names:
-        raise StudyError(f"no picture {picture!r} in the gallery")
+        raise StudyError(f"no picture {picture!r} in the gallery: use the name of a result")
     return names.index(picture)
 
 

@@ -66,8 +66,8 @@ class Gallery:
         """This gallery in an engine, which then finds the nearest images; it is loaded if needed.
 
         Args:
-            choice, key: as for `engines.open_engine`; an empty choice is that of `EXACT`.
-            name: that the engine gives to this gallery and to no other.
+            choice, key: as for `engines.open_engine`; empty for `EXACT`.
+            name: a unique name of this gallery in the engine.
 
         Raises:
             StudyError: as for `engines.open_engine` and `engines.GalleryEngine.load`.
@@ -153,7 +153,7 @@ class _LateVectors:
 
 
 def numbers_of(texts: Iterable[str]) -> np.ndarray:
-    """(n,) int64 from texts, of which equal ones have equal numbers."""
+    """(n,) int64 hashes of texts; equal texts have equal hashes."""
     digests = (hashlib.sha256(text.encode()).digest()[:8] for text in texts)
     return np.frombuffer(b"".join(digests), np.int64)
 
@@ -210,7 +210,7 @@ class Searcher:
 
     @property
     def usual_similarity(self) -> float | None:
-        """Of a validation image and its nearest training image: 95 % have at least this one.
+        """The similarity to the nearest training image that 95 % of validation images reach.
 
         None if the study has not measured it, or on fewer than `MIN_VALIDATION` images.
         """

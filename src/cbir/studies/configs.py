@@ -121,7 +121,7 @@ def studies(root: Path) -> list[str]:
 def further_pages(root: Path, study: str) -> dict[str, dict]:
     """The key `pages` of study.yaml: notebooks that run after the others, and their parameters.
 
-    StudyError if a notebook does not exist, or its parameters are no mapping.
+    StudyError if a notebook does not exist, or its parameters are not a mapping.
     """
     path = root / "params" / study / SHARED
     source, content = _read_yaml(path, root)

@@ -54,7 +54,7 @@ class Kernel:
 
 
 def start_ahead(notebook: Path, log: Path, root: Path) -> None:
-    """Start a kernel that waits for its notebook, unless one does."""
+    """Start a kernel for a notebook, unless one already waits for it."""
     if (notebook, log, root) not in _waiting:
         _waiting[notebook, log, root] = Kernel(notebook, log, root)
 

@@ -153,7 +153,7 @@ def _estimate(run: RunConfig, n_train: int, n_images: int) -> float:
         rate / (settings["input_size"] / 32) ** 2 for rate in BACKBONES[settings["backbone"]].rates
     )
     n_train = min(n_train, settings["learn_from"] or n_train)
-    # Both use the same network.
+    # These two protocols use the same network.
     splits = {protocol.replace("held_out_gallery", "closed") for protocol in settings["protocols"]}
     n_trainings = sum(
         settings["draws"] if split == "unseen_classes" else len(settings["seeds"])

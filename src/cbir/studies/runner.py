@@ -42,7 +42,7 @@ PAGE_FILES = {
     "scale": ["engines.csv", "reductions.csv", "rerankings.csv"],
 }
 LARGEST_PAGE = 4_000_000  # bytes
-# A kernel may take as long to start, since other programs may keep the machine busy.
+# Seconds that a kernel may take to start, since other programs may keep the machine busy.
 KERNEL_SECONDS = 600
 
 
@@ -59,7 +59,7 @@ def bring_up_to_date(study: Study, check: bool = False) -> bool:
     with locked(study.folder):
         if check and (fingerprint := forget(study.data)):
             is_same = study.dataset.fingerprint == fingerprint
-            print("all pictures are as before" if is_same else "some pictures were replaced")
+            print("no picture has changed" if is_same else "some pictures have changed")
         try:
             return _run_all(study)
         finally:

@@ -197,7 +197,7 @@ def _report_name(root: Path, dataset: str, ending: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as the shell reads it."""
+    """A value quoted for the shell."""
     return shlex.quote(value) if set(value) & set('"$`\\!') else f'"{value}"'
 
 
