@@ -225,7 +225,10 @@ def test_a_query_can_be_given_by_its_path(tiny, finished_study):
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [
-        ({"query": "nothing.png"}, "nothing.png is neither a query of the study nor a file: correct"),
+        (
+            {"query": "nothing.png"},
+            "nothing.png is neither a query of the study nor a file: correct",
+        ),
         ({"query": "reports/tiny/cnn/summary.json"}, "summary.json cannot be read: not a picture"),
         ({"positive": ["nothing.png"]}, "no picture 'nothing.png' in the gallery"),
         ({"architectures": ["nothing"]}, "no trained architecture 'nothing'"),

@@ -276,7 +276,7 @@ def test_files_that_are_not_pictures_or_too_large_are_refused(page, tmp_path):
     with path.open("wb") as file:
         file.truncate(201 * 1024**2)
     page.get_by_label("Your own picture").set_input_files(path)
-    page.get_by_text("huge.tif has 201 MB, more than the 200 MB").wait_for()
+    page.get_by_text("huge.tif has 201 MB, but the explorer takes at most 200 MB").wait_for()
     path = tmp_path / "text.png"
     path.write_text("no picture")
     page.get_by_label("Your own picture").set_input_files(path)
