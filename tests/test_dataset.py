@@ -490,8 +490,8 @@ def test_links_are_followed_once_and_loops_are_skipped(root, tmp_path_factory):
         "again/": "link to a folder that is read elsewhere",
         "red/deep/up/": "link to a folder that is read elsewhere",
         "red/root/": "link to a folder that is read elsewhere",
-        "red/gone.png": "link that leads nowhere",
-        "red/self.png": "link that leads nowhere",
+        "red/gone.png": "broken link",
+        "red/self.png": "broken link",
         "red/deep/": "folder without pictures",
         "blue/pipe.png": "pipe, socket or device",
     }
@@ -630,7 +630,7 @@ def test_a_csv_file_without_splits_is_split(root):
         ("file,label\na.png,cat", "it has: file, label"),
         ("path,class,split\na.png,cat,holdout", "split of a.png is 'holdout'"),
         ("path,class\na.png,cat\nb.png,cat", "only one class"),
-        ("path,class\nnowhere,cat\n,\nb,dog", "none of the 2 listed pictures is there"),
+        ("path,class\nnowhere,cat\n,\nb,dog", "none of the 2 listed pictures exists"),
         ('path,class\n"a.png,cat\nb.png,dog', "a.png,cat\\nb.png,dog"),
     ],
 )

@@ -39,7 +39,7 @@ PAIRS = 16
 # The standard deviation of the blur that replaces removed pixels, as a share of the image's side.
 BLUR = 0.25
 # The similarities under the pair's own map, another pair's map, and random maps.
-CURVES = [one + whose for one in ("deletion", "insertion") for whose in ("", "_other", "_random")]
+CURVES = [name + order for name in ("deletion", "insertion") for order in ("", "_other", "_random")]
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,10 @@ def is_cached(**parameters) -> bool:
 
 
 def forget(parameters: dict) -> str:
-    """Let the images be decoded again, and return the fingerprint of those forgotten, if any.
+    """Discard the decoded images, and return their fingerprint; empty if there were none.
 
-    Sizes and modification times of files do not show every change. Parameters as for `is_cached`.
+    The next `load_dataset` decodes them again, since sizes and modification times of files do not
+    show every change. Parameters as for `is_cached`.
     """
     if (images := find(**_images_step(parameters)[0])) is None:
         return ""
@@ -251,8 +252,8 @@ def _open(
         layout=content["layout"],
         stored=folder,
     )
-    assert len(set(loaded.names)) == len(loaded.names), "an image is query and gallery"
-    assert not np.intersect1d(train, validation).size, "train meets validation"
+    assert len(set(loaded.names)) == len(loaded.names), "two images have the same name"
+    assert not np.intersect1d(train, validation).size, "an image is in training and validation"
     assert np.isin([*train, *validation], loaded.gallery).all()
     return loaded
 
@@ -344,7 +345,7 @@ def select(
     test_images: int,
     min_images: int,
 ) -> tuple[np.ndarray, int, list[LeftOut]]:
-    """Positions of the images to keep, training images first, their number, and what is left out.
+    """Positions of the images to keep, test images last; the number before these; and the rest.
 
     StudyError if classes have too few readable pictures to be split.
     """
@@ -398,7 +399,7 @@ def _small_classes(
     """
     given_parts = pictures.given_parts
     needed = np.array([1, "validation" in given_parts, "test" in given_parts], int)
-    # Without a part of their own, some training images serve as such.
+    # The parts that the data lacks are taken from the training images.
     needed[TRAIN] += 2 - needed[1:].sum()
     parts = np.zeros_like(pictures.labels) if pictures.parts is None else pictures.parts
     counts = np.zeros((len(pictures.classes), len(PARTS)), int)

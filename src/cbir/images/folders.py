@@ -1,8 +1,8 @@
 """Folders of pictures: which files are used, in which class and part, and which are left out.
 
-Every file is accounted for. A file counts as a picture if its name has the ending of a picture
-format, or if its content is a picture whatever its name. Whether a picture can be decoded is found
-out later, in `images.pictures`.
+Every file is accounted for. A file counts as a picture if its name has the extension of a picture
+format, or if its content is a picture, whatever its name. `images.pictures` finds out later whether
+a picture can be decoded.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ SUFFIXES = {
     for suffix, image_format in Image.registered_extensions().items()
     if image_format in Image.OPEN and image_format not in NO_DECODER
 }
-# The formats that are recognised by content; Pillow takes other files for those without a mark.
+# The formats that are recognised by content; Pillow mistakes other files for those without a mark.
 MARKED = [name for name, (_, mark) in Image.OPEN.items() if mark and name not in NO_DECODER]
 # The first bytes of the usual formats: JPEG, PNG, TIFF.
 USUAL = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
-# The number of bytes that tell formats apart.
+# The number of first bytes that identify a format.
 HEAD = 32
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Pillow would read the small preview in the files of cameras.
@@ -56,7 +56,7 @@ SYSTEM = {
     "@eaDir", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
     "lost+found", "Thumbs.db", "desktop.ini",
 }  # fmt: skip
-# Files that are often found under the name of a picture, by the bytes that they begin with.
+# Files that are often named like a picture, by their first bytes.
 OTHERS = {
     b"version https://git-lfs": "placeholder of Git LFS: run `git lfs pull`",
     b"<!doctype html": "web page, such as that of a failed download",
@@ -68,11 +68,11 @@ ROLES = ("training", "validation", "test")
 PART_OF = {
     "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2,
 }  # fmt: skip
-# What may stand around such a name, as in training_set, test-images and seg_train.
+# What may surround such a name, as in training_set, test-images and seg_train.
 AROUND_PART = r"(?:set|data|images?|pictures?|photos?|seg|split|\d|[\W_])*"
-# The data sets that need not be folders.
+# The data sets that are available without a folder.
 PACKAGED = ("digits", "cifar10")
-# The endings of a file that lists pictures with their classes.
+# The extensions of a file that lists pictures with their classes.
 TABLES = (".csv", ".tsv")
 LAYOUTS = (
     "<class>/*.png, {train,test}/<class>/*.png, {train,val,test}/<class>/*.png, or a CSV file "
@@ -159,7 +159,7 @@ def list_pictures(place: Path) -> Pictures:
 
 def find_files(folder: Path) -> tuple[list[str], list[str], list[LeftOut]]:
     """The files and folders below a folder, relative to it and sorted, and what is left out: hidden
-    and system files, links that lead nowhere or to a folder that is read elsewhere, pipes.
+    and system files, broken links, links to a folder that is read elsewhere, and pipes.
 
     Links to folders are followed, but no folder is read twice, nor one that contains `folder`.
     OSError if the folder itself cannot be read.
@@ -249,7 +249,7 @@ def _kind(entry: os.DirEntry) -> str:
     except OSError:  # a link to itself
         pass
     # Reading a pipe, for example, would never end.
-    return "link that leads nowhere" if entry.is_symlink() else "pipe, socket or device"
+    return "broken link" if entry.is_symlink() else "pipe, socket or device"
 
 
 def _read_heads(place: Path, names: Iterable[str]) -> tuple[dict[str, str], list[LeftOut]]:
@@ -268,7 +268,7 @@ def _read_heads(place: Path, names: Iterable[str]) -> tuple[dict[str, str], list
 
 
 def _reason(path: str, suffix: str) -> str:
-    """Why a file is no picture that can be read, from its first bytes; empty if it may be one."""
+    """Why a file cannot be read as a picture, from its first bytes; empty if it may be one."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -448,8 +448,8 @@ def _read_table(table: Path) -> Pictures:
             rows[name] = row
     if left_out and not rows:
         raise StudyError(
-            f"{table}: none of the {len(left_out):,} listed pictures is there: paths are relative "
-            "to the CSV file, and names have their endings; the first is "
+            f"{table}: none of the {len(left_out):,} listed pictures exists: paths must be "
+            "relative to the CSV file and include the file extension; the first is "
             + short_list([str(table.parent / left_out[0].name)])
         )
     reasons, others = _read_heads(table.parent, rows)
@@ -492,7 +492,7 @@ def describe_files(
     """
     lines, n_left_out = [], sum(one.files for one in left_out)
     summary = f"{n_used + n_left_out:,} files found, {n_used:,} {use}, {n_left_out:,} left out"
-    for title, files in ((summary, left_out), ("used, though odd", remarks)):
+    for title, files in ((summary, left_out), ("used, with a remark", remarks)):
         rows = group_by_reason(files)
         lines += [f"{title}:"] if rows else []
         lines += [

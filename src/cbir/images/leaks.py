@@ -162,7 +162,7 @@ def audit(dataset: Dataset) -> Audit:
 
 
 class _Rows:
-    """The images at some positions; only those that are asked for are read."""
+    """The images at some positions; they are read only when indexed."""
 
     def __init__(self, images: np.ndarray, positions: np.ndarray):
         self.images, self.positions = images, positions

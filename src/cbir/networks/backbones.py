@@ -106,8 +106,8 @@ BACKBONES = {
             "vgg16",
             "6d6bbae143d832006294945121d1f1fc",
         ),
-        # With Keras' Glorot weights, each ReLU halves the variance, and training can stay at the
-        # level of guessing for hundreds of steps (He et al., "Delving deep into rectifiers",
+        # With Keras' Glorot weights, each ReLU halves the variance, and training can stay at
+        # chance level for hundreds of steps (He et al., "Delving deep into rectifiers",
         # 2015).
         initializer="he_normal",
     ),

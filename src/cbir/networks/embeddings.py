@@ -108,7 +108,7 @@ def fit_whitening(vectors: np.ndarray, dimensions: int) -> dict[str, np.ndarray]
 
     check_whitening(dimensions, *vectors.shape)
     pca = PCA(dimensions, random_state=0).fit(normalise(vectors))
-    # A dimension without variance carries no information and must not be blown up.
+    # A dimension without variance carries no information and must not be amplified.
     scale = 1 / np.sqrt(np.maximum(pca.explained_variance_, 1e-8))
     return {"mean": pca.mean_, "axes": pca.components_.T * scale}
 

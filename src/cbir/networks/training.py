@@ -141,7 +141,7 @@ def train(
 
     Raises:
         StudyError: a loss or a weight is NaN or infinite, or a batch does not fit in memory. The
-            message names the parameter, with the prefix `head_` for a training on features.
+            message names the parameter, with the prefix `head_` if the head is trained on features.
     """
     epochs, measured_epochs = settings["epochs"], settings["measured_epochs"]
     batch_size, early_stopping = settings["batch_size"], settings["early_stopping"]
@@ -206,7 +206,7 @@ def train(
 
 
 def make_optimizer(settings: dict, steps: int) -> keras.optimizers.Optimizer:
-    """An optimizer whose learning rate follows a schedule, for so many steps per epoch.
+    """An optimizer whose learning rate follows a schedule; `steps` is their number per epoch.
 
     Weight decay is decoupled from the gradient.
     """
@@ -270,7 +270,7 @@ def _standardise(head: keras.Model, inputs: np.ndarray, positions: np.ndarray) -
         squares += np.square(pooled, dtype=np.float64).sum(axis=0)
     mean = sums / len(positions)
     variance = squares / len(positions) - mean**2
-    # A channel that hardly varies carries no information and must not be blown up.
+    # A channel that hardly varies carries no information and must not be amplified.
     least = max(1e-3 * variance.mean(), np.finfo(np.float32).tiny)
     layer.set_weights([mean, np.maximum(variance, least)])
 

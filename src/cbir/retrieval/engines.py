@@ -1,6 +1,6 @@
 """Engines that hold a gallery's embeddings and find the nearest ones: exact, faiss and Milvus.
 
-An engine is chosen by one text, and all engines are asked in the same way:
+An engine is chosen by one text, and all engines have the same interface:
 
     exact                           computes every similarity; ties keep the gallery's order
     faiss:HNSW32;efSearch=128       a faiss factory string, and faiss' own search parameters
@@ -9,7 +9,7 @@ An engine is chosen by one text, and all engines are asked in the same way:
     milvus:http://host:19530;HNSW   the same with a type of index of Milvus, instead of FLAT
 
 Loading can be repeated. An engine keeps what it already holds, adds what is new and removes what
-the gallery no longer has, so an interruption loses at most one block and doubles nothing.
+the gallery no longer has, so an interruption loses at most one block and stores nothing twice.
 
 faiss and Milvus are optional extras, imported only if they are chosen.
 """
@@ -30,7 +30,7 @@ from cbir.progress import Ticker
 from cbir.retrieval import ranking
 
 EXACT = "exact"
-# Of each kind of engine: the name of its module, and further packages that may bring it.
+# For each kind of engine, the module to import, and another package that may provide it.
 PACKAGES = {"faiss": ("faiss", "faiss-cpu"), "milvus": ("pymilvus", "milvus-lite")}
 # The number of embeddings that are added at a time, and between two versions of a faiss index on
 # disk, each of which takes a second or more to write.
@@ -48,12 +48,12 @@ class GalleryEngine(Protocol):
     """A gallery's embeddings, which can be searched."""
 
     def load(self, embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
-        """Make the engine hold these embeddings and no others, with progress.
+        """Make the engine hold exactly these embeddings, with progress output.
 
         Args:
             embeddings: (n, d) float32 of unit length; may be memory-mapped.
             labels: (n,) int, the classes.
-            ids: (n,) int64, unique; an id stands for the same embedding for ever.
+            ids: (n,) int64, unique; an id always stands for the same embedding.
 
         Raises:
             StudyError: the disk is full, or a server fails.
@@ -79,16 +79,16 @@ class GalleryEngine(Protocol):
         """
 
     def n_bytes(self) -> int:
-        """The bytes of what it holds, in memory or on disk."""
+        """The size of its gallery in bytes, in memory or on disk."""
 
     def close(self) -> None:
         """Release files and connections."""
 
 
 def resolved(text: str, base: Path = Path()) -> str:
-    """The text of an engine with an absolute path, so that it means the same anywhere.
+    """The text of an engine with an absolute path, valid in any working folder.
 
-    `base` is the folder that relative paths begin at.
+    Relative paths start in the folder `base`.
     """
     kind, _, place = text.partition(":")
     is_folder = kind == "milvus" and place and "://" not in place
@@ -165,7 +165,7 @@ class Exact:
 
 
 class Faiss:
-    """An index of faiss in a file. Distances are squared and Euclidean: some indexes have no other.
+    """An index of faiss in a file. Distances are squared and Euclidean, as some have no others.
 
     Args:
         choice: a factory string; after a semicolon, parameters for faiss' `ParameterSpace`.
@@ -450,12 +450,12 @@ class Milvus:
         if self._is_server:
             remedy = "start the server, or check its address, its version and MILVUS_TOKEN"
         raise StudyError(
-            f"Milvus at {self._where} failed: {reason}: {remedy}; what it holds is kept"
+            f"Milvus at {self._where} failed: {reason}: {remedy}; its contents are kept"
         )
 
 
 def _reason(error: RuntimeError) -> str:
-    """What an error of faiss says, without the place in its code."""
+    """The message of an error of faiss, without the location in its code."""
     return str(error).rpartition("Error: ")[2]
 
 

@@ -34,8 +34,8 @@ class Projection:
         method: a name in `METHODS`.
         queries: (n,) int positions of the queries that are shown, sorted.
         points: (n, 2) float32.
-        trustworthiness: from 0 to 1; 1 if the ten nearest points on the map are also among
-            the nearest in the embedding. NaN if there are too few points.
+        trustworthiness: from 0 to 1; 1 if the ten nearest points on the map are also among the
+            nearest in the embedding. NaN if there are too few points.
         variance: share of the embedding's variance along the two axes; NaN except for PCA.
     """
 

@@ -285,7 +285,7 @@ def _rows(name: str, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _integers(rows: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
     """The rows in float32 if they are integers whose products are exact in it (`MAX_LENGTH`)."""
-    # The first row rules out most embeddings in no time.
+    # The first row alone rules out most embeddings.
     for part in (rows[:1], rows):
         if scales.min() * MAX_LENGTH < 1 or not (part == np.rint(part)).all():
             return None
@@ -342,7 +342,7 @@ def _searchable(restrict_to: np.ndarray | None, n: int, classes: np.ndarray) -> 
 
 
 def check_count(name: str, count: int, least: int) -> int:
-    """A count as int; ValueError if it is none, or too small."""
+    """A count as int; ValueError if it is not an integer of at least `least`."""
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
         raise ValueError(f"{name}: expected an integer of {least} or more, got {count!r}")
     return int(count)

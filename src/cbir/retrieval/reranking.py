@@ -1,4 +1,4 @@
-"""Re-ranking: better results from the neighbours of a query, without a label or a training.
+"""Re-ranking: better results from the neighbours of a query, without labels or training.
 
 Three methods of the literature, each on top of a search by cosine similarity:
 
@@ -95,7 +95,7 @@ class Neighbourhoods:
 
     @property
     def n_bytes(self) -> int:
-        """Their memory, without that of the embeddings."""
+        """Their size in memory, without the embeddings."""
         matrices = (self.codes, self.half)
         parts = [part for x in matrices for part in (x.data, x.indices, x.indptr)]
         return self.reach.nbytes + sum(part.nbytes for part in parts)

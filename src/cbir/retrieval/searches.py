@@ -20,7 +20,7 @@ SEARCHES = ("unrestricted", "predicted_class", "soft", "label_lookup", "oracle_c
 MASSES = (0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)
 LOOKUP_SEED = 0
 # The share of validation images whose nearest image counts as near. The others show how often a
-# picture of the study's kind is taken for one of another kind.
+# picture of the study's kind is mistaken for one of another kind.
 USUAL = 0.95
 # The standard deviation of the prior of log(temperature), which keeps a few errors from moving the
 # temperature far from 1.

@@ -176,7 +176,7 @@ def compare(
         interval, only for this pair), p (NaN for too few queries), p_holm (`holm` over these rows),
         effect_size (Cohen's d_z of scores averaged over seeds: mean / standard deviation of the
         differences; 0 if all are 0, NaN if they are equal otherwise), n_queries, covers_seeds
-        (whether the row speaks of architectures), is_significant (p_holm < 0.05). Source of d_z:
+        (whether the row applies to architectures), is_significant (p_holm < 0.05). Source of d_z:
         Lakens, Calculating and Reporting Effect Sizes to Facilitate Cumulative Science (2013).
 
     Raises:
@@ -264,7 +264,7 @@ def seed_test(
 
 
 def class_test(values: pd.DataFrame, limits: tuple[float, float] = (-1, 1)) -> pd.DataFrame:
-    """Intervals and two-sided tests of means over classes, which speak of other classes, too.
+    """Intervals and two-sided tests of means over classes, which apply to other classes, too.
 
     Classes differ, and so do the networks of different draws. Therefore each column is tested twice
     with Student's t, over the means of the classes and over those of the draws. The interval
