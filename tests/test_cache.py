@@ -404,7 +404,7 @@ def test_a_read_only_project_is_reported_before_computing(root, monkeypatch, err
         raise error
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(StudyError, match="^cannot write "):
+    with pytest.raises(StudyError, match="^no access to "):
         make_once(no_make)
 
 

@@ -503,7 +503,7 @@ def test_query_farther_from_the_gallery_than_usual_gets_a_warning(searcher, capf
     queries = [answers.Picture("x", image, vector, probabilities) for vector in vectors]
     far, near = answers.search_all(searcher, searcher.gallery, queries, 3)
     assert far.nearest == far.results[0].similarity < usual
-    assert f"similarity of {far.nearest:.3f}, and 95 %" in far.warning
+    assert f"similarity is {far.nearest:.3f}, while 95 %" in far.warning
     assert f"at least {usual:.3f}" in far.warning
     assert (near.nearest, near.warning) == (pytest.approx(1), "")
     assert cli.text_table(far).endswith(far.warning)
