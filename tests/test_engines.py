@@ -329,6 +329,7 @@ def test_another_index_of_milvus_replaces_the_first(data, tmp_path):
 def test_only_a_milvus_server_limits_the_number_of_results(data, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "MOST_RESULTS", 3)
     engine = open_engine(f"milvus:{tmp_path}/lite", tmp_path)
+    engine.load(*data[:3])
     try:
         rankings, _ = engine.search(data[3], 4)
         assert rankings.shape[1] == 4
