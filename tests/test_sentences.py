@@ -109,7 +109,7 @@ def test_with_one_seed_the_verdict_is_about_trained_networks_and_gives_the_sprea
     runs = {"cnn": seeded("cnn", 0.5, 3), "vgg16": seeded("vgg16", 0.9, 1)}
     answer, cost, verdict, *scope = verdict_texts(runs).replace("\n\n", "\n").split("\n")
     assert answer.endswith("significantly ahead of cnn. With other seeds, the order may differ.")
-    assert verdict.endswith("1 differ significantly (these trained networks only).")
+    assert verdict.endswith("1 differ significantly in mAP (these trained networks only).")
     assert scope[-1].endswith("may differ: the 3 seeds of cnn alone differ by up to 0.020 in mAP.")
     assert any("about these trained networks" in line for line in scope)
     assert not any("about the architectures" in line for line in scope)
@@ -443,19 +443,28 @@ def test_the_answer_reports_a_baseline_that_is_ahead():
     assert ": not significantly different from raw_pixels (baseline)." in tied
 
 
+def test_the_answer_is_about_networks_if_a_baseline_has_a_higher_map():
+    low, high, lowest = shifted_scores(0.4, 0.8, 0.1)
+    text = answer({"cnn": low, "vgg": lowest, "raw_pixels": high}, baselines=1)
+    assert text.startswith("**cnn** has the highest mean average precision (mAP) of the networks, ")
+    text = answer({"cnn": high, "vgg": lowest, "raw_pixels": low}, baselines=1)
+    assert text.startswith("**cnn** has the highest mean average precision (mAP), 0.8")
+
+
 def test_the_answer_gives_the_fastest_of_the_tied_leaders():
     noise = shifted_scores(0.5)[0]
     runs = make_runs({"cnn": noise, "vgg": noise[::-1]})
     runs["vgg"].summary["speed"] = {"images_per_second": 50.0, "query_milliseconds": 1.0}
     text = sentences.answer(tables.quality_and_cost(runs), tables.pairs(runs))
     assert "]: not significantly different from" in text
-    assert "Among the statistically tied leaders, cnn is the fastest. " in text
+    assert "Among the statistically tied leaders, cnn embeds fastest. " in text
     assert "20 ms with vgg" in text
 
 
 def test_the_answer_reports_a_single_architecture_or_none():
     high, low = shifted_scores(0.8, 0.1)
     alone = answer({"cnn": high, "random": low}, baselines=1)
+    assert alone.startswith("**cnn** reaches a mean average precision (mAP) of 0.8")
     assert "]. No other architecture has results." in alone
     assert alone.endswith("takes 1 ms with cnn.")
     assert "nan" not in answer({"cnn": [0.5]})

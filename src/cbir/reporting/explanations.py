@@ -99,7 +99,7 @@ def compare_maps(rows: pd.DataFrame) -> str:
             "better than random maps in both tests, but not significantly better than maps of "
             "other pairs in both",
         ),
-        (~beats_random, "not significantly better than random maps in both tests"),
+        (~beats_random, "not significantly better than random maps in one of the tests or both"),
     ]
     parts = [
         f"maps of {join(better.index[is_member])} are {text}"

@@ -27,7 +27,7 @@ LEAST_RECALL = 0.95
 # What the numbers of a protocol mean, for readers of a report.
 PROTOCOL_TEXTS = {
     "closed": "The protocol is `closed`, as in the paper: the gallery contains training images, "
-    "and the queries are test images of the same classes. It shows how well the network retrieves "
+    "and the queries are test images of the same classes. It shows how well a network retrieves "
     "images that it was trained on.",
     "held_out_gallery": "The protocol is `held_out_gallery`: gallery and queries are test images, "
     "none of which the network was trained on. A query is never among its own results.",
@@ -103,7 +103,8 @@ LEAKS_MISSED = (
     f"{100 * min(leaks.CROPS):.0f} % of the side, shifts by more than "
     f"{100 * leaks.SHIFT / leaks.WIDTH:.0f} % of it, rotations by other angles than multiples of "
     "90°, strong filters, edited content and, among faint, blurred or two-tone pictures, all "
-    "copies that are not almost identical."
+    "copies that are not almost identical. It may take different drawings of one simple shape for "
+    "copies."
 )
 # Said of a comparison that does not cover seeds.
 NETWORKS_ONLY = "these trained networks only"
@@ -174,7 +175,7 @@ def collapsed(runs: dict[str, Run]) -> str:
     reasons = "; ".join(f"{name} {reason}" for name, reason in reason_by_name.items())
     return (
         f"**Collapsed:** {reasons}. The scores of such a network say nothing about its "
-        "architecture; a lower learning rate may help."
+        "architecture; more epochs or another learning rate may help."
     )
 
 
@@ -203,7 +204,11 @@ def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     relations = _relations(outcomes[others], "all other architectures")
     relations += [f"{part} (baseline)" for part in _relations(outcomes[unbeaten])]
     highest = numbers.from_row(trained.iloc[0])
-    text = f"**{first}** has the highest mean average precision (mAP), {highest}"
+    is_behind = points.loc[points["is_baseline"], "value"].max() > highest.value
+    text = f"**{first}** reaches a mean average precision (mAP) of {highest}"
+    if others:
+        which = " of the networks" if is_behind else ""
+        text = f"**{first}** has the highest mean average precision (mAP){which}, {highest}"
     text += f": {'; '.join(relations)}." if relations else "."
     text += "" if others else " No other architecture has results."
     pairs_of_first = pairs[pairs["ahead"].eq(first) | pairs["behind"].eq(first)]
@@ -214,7 +219,7 @@ def answer(points: pd.DataFrame, pairs: pd.DataFrame) -> str:
     fastest = milliseconds[[first, *tied]].idxmin()
     two_names = list(dict.fromkeys([first, fastest, *others]))[:2]
     costs = " and ".join(f"{milliseconds[name]:.3g} ms with {name}" for name in two_names)
-    leader = f"Among the statistically tied leaders, {fastest} is the fastest. " if tied else ""
+    leader = f"Among the statistically tied leaders, {fastest} embeds fastest. " if tied else ""
     return f"{text}\n\n{leader}Embedding an image takes {costs}."
 
 
@@ -247,7 +252,8 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
     is_pair = pairs["ahead"].isin(architectures) & pairs["behind"].isin(architectures)
     of_architectures = pairs[is_pair]
     n_different = of_architectures["is_significant"].sum()
-    text = f"Of {len(of_architectures)} pairs of architectures, {n_different} differ significantly"
+    n_pairs = len(of_architectures)
+    text = f"Of {n_pairs} pairs of architectures, {n_different} differ significantly in mAP"
     outcomes = uncertainty.pair_outcomes(pairs, list(runs)).loc[[*architectures]]
     parts = [
         f"{name} is not significantly ahead of {join(unbeaten)}"
@@ -255,7 +261,7 @@ def verdict(pairs: pd.DataFrame, runs: dict[str, Run]) -> str:
         if (unbeaten := [*row.index[row != "win"]])
     ]
     if not parts and len(runs) > len(architectures):
-        parts = ["every architecture is significantly ahead of every baseline"]
+        parts = ["every architecture is significantly ahead of every baseline in mAP"]
     is_trained = pairs["ahead"].isin(architectures) | pairs["behind"].isin(architectures)
     is_limited = any(map(tables.is_of_networks, pairs[is_trained].itertuples()))
     return f"{'; '.join([text, *parts])}{f' ({NETWORKS_ONLY})' if is_limited else ''}."
@@ -321,8 +327,8 @@ def costliest_confusion(confusions: pd.DataFrame) -> str:
         return ""
     worst = confusions.loc[confusions["mAP lost"].idxmax()]
     return (
-        f"The confusion with the largest share of the mAP lost is that of {worst['architecture']}, "
-        f"which returns {worst['returned']} for {worst['class']}: {worst['mAP lost']:.4f}."
+        f"The largest loss attributed to a confusion is that of {worst['architecture']}, which "
+        f"returns {worst['returned']} for {worst['class']}: {worst['mAP lost']:.4f} of the mAP."
     )
 
 

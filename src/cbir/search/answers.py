@@ -102,8 +102,8 @@ class Answer:
         return (
             "The nearest image is less similar than usual: its similarity is "
             f"{self.nearest:.3f}, while 95 % of the study's validation images have a training "
-            f"image of at least {self.usual_similarity:.3f}. The picture may belong to none of the "
-            "classes."
+            f"image with one of at least {self.usual_similarity:.3f}. The picture may belong to "
+            "none of the classes."
         )
 
     @property
