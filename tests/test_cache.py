@@ -314,8 +314,8 @@ def test_a_result_interrupted_before_its_last_move_is_not_found(root, monkeypatc
 def test_a_folder_without_a_manifest_is_computed_again(root):
     (make_once().folder / "manifest.json").unlink()
     assert find() is None
-    artifact = make_once(functools.partial(write, text="anew"))
-    assert (artifact.folder / "result.txt").read_text() == "anew"
+    artifact = make_once(functools.partial(write, text="again"))
+    assert (artifact.folder / "result.txt").read_text() == "again"
 
 
 def test_find_computes_nothing(root):
@@ -582,8 +582,8 @@ def test_a_damaged_result_is_reported_and_computed_again(root, capsys, name, dam
     damage(first.folder / name)
     assert find(size=3) is None
     assert f"{first.folder}: {name} is damaged" in capsys.readouterr().out
-    second = make_once(functools.partial(write, text="anew"), size=3)
-    assert (second.folder / "result.txt").read_text() == "anew"
+    second = make_once(functools.partial(write, text="again"), size=3)
+    assert (second.folder / "result.txt").read_text() == "again"
     assert make_once(no_make, size=3) == second
     assert capsys.readouterr().out == ""
 
@@ -630,7 +630,7 @@ def test_exchanged_folders_are_computed_again(root):
     (root / "aside").rename(second)
     for size, folder in ((1, first), (2, second)):
         assert find(size=size) is None
-        assert make_once(functools.partial(write, text="anew"), size=size).folder == folder
+        assert make_once(functools.partial(write, text="again"), size=size).folder == folder
 
 
 def test_a_quick_check_reads_small_files_and_sizes_of_large_files(root):
